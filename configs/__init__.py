@@ -1,0 +1,1 @@
+"""The YAML recipes, installed as package data so that a dependent project finds them too."""

@@ -1,0 +1,1 @@
+"""Dense rewards recovered from demonstrations, and the reinforcement learning that uses them."""

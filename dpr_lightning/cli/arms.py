@@ -1,0 +1,102 @@
+"""The arms of a comparison: policies and controls, asked the same prompts, paired by prompt."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from dpr_lightning.cli.loading import progress_bar
+from dpr_lightning.data import PromptSet
+from dpr_lightning.evaluation.answers import Answers, Verifier, collect_answers
+from dpr_lightning.evaluation.statistics import paired_comparison
+from dpr_lightning.rollouts import Combine, SamplingOptions, only
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A policy, or several that ``combine`` makes one, and the temperature its samples are drawn at."""
+
+    models: tuple[nn.Module, ...]
+    temperature: float = 1.0
+    combine: Combine = only
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """Greedy and sampled answers of one arm to the same prompts."""
+
+    greedy: Answers
+    sampled: Answers
+    samples: int
+
+    def by_prompt(self, measure: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Mean score of each prompt, [N]."""
+        answers = self.greedy if measure == "greedy" else self.sampled
+        scores = np.asarray(answers.scores, dtype=np.float64)
+        return scores.reshape(-1, 1 if measure == "greedy" else self.samples).mean(axis=1)
+
+    def summary(self) -> dict[str, float]:
+        """Accuracy greedy and sampled, mean length of samples in tokens, reverse KL to π_SFT in nats a response."""
+        drift = self.sampled.reverse_kl or [float("nan")]
+        return {
+            "greedy": float(self.by_prompt("greedy").mean()),
+            "sampled": float(self.by_prompt("sampled").mean()),
+            "length": self.sampled.length,
+            "reverse_kl": float(np.mean(drift)),
+        }
+
+
+def evaluate_arms(
+    arms: Mapping[str, Arm],
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: PromptSet,
+    verifier: Verifier,
+    *,
+    sft: nn.Module,
+    max_new_tokens: int,
+    samples: int,
+    seed: int,
+) -> dict[str, ArmResult]:
+    """Ask every arm the same prompts, greedily once and sampled ``samples`` times with the same random numbers."""
+    results: dict[str, ArmResult] = {}
+    with progress_bar("evaluation", len(arms) * len(prompts) * (1 + samples)) as advance:
+        for name, arm in arms.items():
+
+            def ask(temperature: float, count: int, arm: Arm = arm) -> Answers:
+                return collect_answers(
+                    arm.models,
+                    tokenizer,
+                    prompts,
+                    SamplingOptions(max_new_tokens, temperature),
+                    verifier=verifier,
+                    num_samples=count,
+                    seed=seed,
+                    combine=arm.combine,
+                    sft=sft,
+                    progress=advance,
+                )
+
+            results[name] = ArmResult(ask(0.0, 1), ask(arm.temperature, samples), samples)
+    return results
+
+
+def paired_table(results: Mapping[str, ArmResult], base: str, focus: str) -> dict[str, dict[str, dict[str, float]]]:
+    """Differences paired by prompt with 95% intervals: every arm against ``base``, ``focus`` against every arm."""
+    pairs = [(name, base) for name in results if name != base]
+    pairs += [(focus, name) for name in results if name not in (base, focus)]
+    table: dict[str, dict[str, dict[str, float]]] = {}
+    for first, second in pairs:
+        entry = {}
+        for measure in ("sampled", "greedy"):
+            compared = paired_comparison(results[first].by_prompt(measure), results[second].by_prompt(measure))
+            entry[measure] = {
+                "difference": compared.difference,
+                "low": compared.low,
+                "high": compared.high,
+                "p_value": compared.p_value,
+            }
+        table[f"{first} - {second}"] = entry
+    return table

@@ -1,0 +1,78 @@
+"""The command ``dpr``."""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from dpr_lightning.errors import InputError
+
+HELP = """usage: dpr COMMAND [options]
+
+From demonstrations to a dense reward to a better policy.
+
+  fit         train: a config's class_path picks SupervisedIRL or DensePathReinforce   (LightningCLI)
+  validate    metrics of a policy on held-out demonstrations                           (LightningCLI)
+  test        the same on a test set                                                   (LightningCLI)
+  predict     LightningCLI's predict                                                   (LightningCLI)
+
+  toy         a tiny policy and demonstrations with a verifier, to try the configs on
+  quickstart  the whole path on a toy, in minutes on a CPU
+  preview     before any reinforcement learning: where would this reward lead?
+  rewards     token rewards for a file of prompt/response pairs, with a heat-map
+  generate    answers to prompts, plain or with decode-time contrast
+  evaluate    verifier score, length and reverse KL of a policy
+  report      the HTML report of a run folder
+  export      a policy as a plain Hugging Face folder
+
+`dpr COMMAND --help` tells more. --debug, anywhere, shows the traceback of an error."""
+
+
+def _commands() -> dict[str, Callable[..., Any]]:
+    """Imported when asked for: `dpr --help` should not wait for torch."""
+    from dpr_lightning.cli.export import export
+    from dpr_lightning.cli.generate import evaluate, generate
+    from dpr_lightning.cli.preview import preview
+    from dpr_lightning.cli.quickstart import quickstart
+    from dpr_lightning.cli.report import report
+    from dpr_lightning.cli.rewards import rewards
+    from dpr_lightning.cli.toy import toy
+
+    functions = (toy, quickstart, preview, rewards, generate, evaluate, report, export)
+    return {function.__name__: function for function in functions}
+
+
+def run(arguments: Sequence[str]) -> Any:
+    """Run one command; errors come as exceptions."""
+    from dpr_lightning.cli.lightning import LIGHTNING_COMMANDS, run_lightning
+
+    command, rest = arguments[0], list(arguments[1:])
+    if command in LIGHTNING_COMMANDS:
+        return run_lightning([command, *rest])
+    commands = _commands()
+    if command not in commands:
+        known = ", ".join([*LIGHTNING_COMMANDS, *commands])
+        raise InputError(f"There is no command {command!r}. Commands are: {known}.")
+    from jsonargparse import auto_cli
+
+    return auto_cli(commands[command], args=rest, prog=f"dpr {command}", as_positional=False)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``dpr``; returns 0, or 2 with one message on standard error when the input is at fault."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(HELP)
+        return 0
+    try:
+        run(arguments)
+    except InputError as error:
+        if debug:
+            raise
+        print(f"dpr {arguments[0]}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"dpr {arguments[0]}: stopped.", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,76 @@
+"""``dpr preview``: where would this reward lead? Asked before any reinforcement learning."""
+
+import json
+from pathlib import Path
+
+from dpr_lightning.cli.loading import best_device, console, progress_bar, verifier_named
+from dpr_lightning.data import PromptSet
+from dpr_lightning.evaluation.preview import BETAS, describe
+from dpr_lightning.evaluation.reward_preview import form_name, preview_reward
+from dpr_lightning.policies import load_tokenizer
+from dpr_lightning.reports import preview_table
+from dpr_lightning.rewards import DenseReward, RewardSpec
+from dpr_lightning.rollouts import SamplingOptions
+
+
+def preview(
+    sft: str,
+    references: list[str],
+    prompts: str,
+    reward: RewardSpec | None = None,
+    beta: float = 1.0,
+    betas: list[float] | None = None,
+    verifier: str | None = None,
+    samples: int = 32,
+    limit: int = 200,
+    max_new_tokens: int = 256,
+    batch_size: int = 512,
+    columns: dict[str, str] | None = None,
+    dtype: str = "float32",
+    seed: int = 0,
+    output: str | None = None,
+) -> None:
+    """Estimate the policy that each form of the reward is heading for at each β, from samples of π_SFT alone.
+
+    Args:
+        sft: folder of π_SFT.
+        references: folders of earlier checkpoints of the same run.
+        prompts: file of prompts that were not trained on, with what the verifier needs.
+        reward: the reward you have in mind; all forms are shown beside it.
+        beta: the β you have in mind, nats of reward per nat of KL.
+        betas: all β shown.
+        verifier: name of a verifier or module:function; without one, length and effective sample size are shown.
+        samples: n answers a prompt.
+        limit: prompts used.
+        max_new_tokens: length limit of an answer.
+        batch_size: sequences decoded at once.
+        columns: names of columns in the prompt file.
+        dtype: of the models' parameters.
+        seed: of the samples.
+        output: JSON file to write.
+    """
+    spec = reward if reward is not None else RewardSpec()
+    tokenizer = load_tokenizer(sft)
+    questions = PromptSet.load(prompts, tokenizer, columns=columns, limit=limit)
+    dense = DenseReward.from_folders(sft, references, spec, dtype=dtype)
+    dense.frozen.to(best_device())
+    with progress_bar("samples of π_SFT", len(questions) * samples) as advance:
+        run = preview_reward(
+            dense,
+            tokenizer,
+            questions,
+            SamplingOptions(max_new_tokens, batch_size=batch_size),
+            verifier=verifier_named(verifier),
+            num_samples=samples,
+            betas=sorted({*(betas or BETAS), beta}),
+            seed=seed,
+            progress=advance,
+        )
+    result = run.preview.to_dict()
+    console.print(preview_table(result))
+    words = describe(run.preview, form_name(spec), beta)
+    console.print(words)
+    if output is not None:
+        Path(output).parent.mkdir(parents=True, exist_ok=True)
+        Path(output).write_text(json.dumps(result | {"verdict": words}, indent=2) + "\n")
+        console.print(f"Written to {output}")

@@ -1,0 +1,180 @@
+"""``dpr report``, and what the quickstart puts on its page."""
+
+import dataclasses
+import json
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from dpr_lightning.cli.arms import ArmResult
+from dpr_lightning.cli.curves import DPR_PANELS, SFT_PANELS, panels
+from dpr_lightning.cli.loading import console
+from dpr_lightning.cli.rewards import token_responses
+from dpr_lightning.errors import InputError
+from dpr_lightning.evaluation.preview import describe
+from dpr_lightning.evaluation.reward_preview import RewardPreviewRun, form_name
+from dpr_lightning.reports import Pair, Panel, Report, Response, Series, write_report
+from dpr_lightning.rewards import RewardSpec
+from dpr_lightning.types import TokenScores
+
+MOST_PAIRS = 12
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that a run of the whole path found."""
+
+    folder: Path
+    metrics: dict[str, Any]
+    preview: RewardPreviewRun
+    results: dict[str, ArmResult]
+    reward: RewardSpec
+    beta: float
+    prompt_texts: list[str]
+    commands: list[str]
+    sft: str
+    reference: str
+    tokenizer: Any
+
+
+def report(run: str, output: str | None = None) -> None:
+    """Write the HTML report of a run folder: of a quickstart, or the curves of any training run.
+
+    Args:
+        run: folder of the run.
+        output: HTML file; report.html in the run folder by default.
+    """
+    folder = Path(run)
+    if not folder.is_dir():
+        raise InputError(f"There is no run folder {run!r}.")
+    target = Path(output) if output is not None else folder / "report.html"
+    held = folder / "report.json"
+    content = _recalled(json.loads(held.read_text())) if held.is_file() else _from_curves(folder)
+    console.print(f"Report: {write_report(target, content)}")
+
+
+def write_run_report(findings: Findings) -> Path:
+    """The page of a quickstart; its content is kept beside it as report.json."""
+    preview = findings.preview
+    content = Report(
+        title="Dense-Path REINFORCE: quickstart",
+        verdict=verdict(findings.metrics),
+        arms=findings.metrics["arms"],
+        paired=findings.metrics["paired"],
+        preview=preview.preview.to_dict(),
+        preview_words=describe(preview.preview, form_name(findings.reward), findings.beta)
+        + "\n"
+        + describe(preview.preview, "log_ratio", 1.0),
+        panels={
+            "Supervised fine-tuning": panels(findings.folder / "sft" / "metrics.csv", SFT_PANELS),
+            "Dense-Path REINFORCE": panels(findings.folder / "dpr" / "metrics.csv", DPR_PANELS),
+        },
+        pairs=_pairs(findings),
+        commands=findings.commands,
+        settings=_settings(findings.folder),
+        machine=machine(),
+        notes=[
+            f"Seed {findings.metrics['seed']}. Intervals: 95%, paired by prompt, bootstrap.",
+            f"Continued SFT ran {findings.metrics['continued_sft_steps']} steps, at least the FLOPs of the DPR phase.",
+            "Reverse KL is Σ log π − log π_SFT over a sampled response, in nats; of greedy answers it is not measured.",
+        ],
+    )
+    (findings.folder / "report.json").write_text(json.dumps(dataclasses.asdict(content), ensure_ascii=False) + "\n")
+    return write_report(findings.folder / "report.html", content)
+
+
+def verdict(metrics: dict[str, Any]) -> str:
+    """What the numbers say of DPR against each control, a line each."""
+    lines = []
+    for pair, measures in metrics["paired"].items():
+        first, second = pair.split(" - ")
+        if first != "dpr":
+            continue
+        words = []
+        for measure in ("sampled", "greedy"):
+            found = measures[measure]
+            says = "better" if found["low"] > 0 else "worse" if found["high"] < 0 else "no detectable difference"
+            interval = f"95% interval {found['low']:+.3f} to {found['high']:+.3f}"
+            words.append(f"{measure}: {says} ({found['difference']:+.3f}, {interval})")
+        lines.append(f"DPR against {second.replace('_', ' ')} — " + "; ".join(words) + ".")
+    return "\n".join(lines)
+
+
+def machine() -> dict[str, Any]:
+    """What a run ran on."""
+    information = Path("/proc/cpuinfo")
+    names = information.read_text().splitlines() if information.is_file() else []
+    model = next((line.split(":", 1)[1].strip() for line in names if line.startswith("model name")), "")
+    return {
+        "processor": model or platform.processor(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def _pairs(findings: Findings) -> list[Pair]:
+    """Right and wrong samples of π_SFT to one prompt, coloured by the published reward."""
+    answers, scores = findings.preview.answers, findings.preview.scores
+    assert answers.scores is not None
+    log_ratio = scores.policy_logprob - scores.reference_logprobs.mean(0)
+    by_prompt: dict[int, dict[bool, int]] = {}
+    for row, (place, score) in enumerate(zip(answers.rollouts.prompt.tolist(), answers.scores, strict=True)):
+        by_prompt.setdefault(place, {}).setdefault(score == 1.0, row)
+    pairs = []
+    for place, rows in by_prompt.items():
+        if len(rows) == 2 and len(pairs) < MOST_PAIRS:
+            chosen = torch.tensor([rows[True], rows[False]])
+            right, wrong = token_responses(
+                answers.rollouts.tokens[chosen],
+                answers.rollouts.mask[chosen],
+                TokenScores(
+                    scores.policy_logprob[chosen],
+                    scores.reference_logprobs[:, chosen],
+                    scores.divergence[chosen],
+                    log_ratio[chosen],
+                    scores.mask[chosen],
+                ),
+                findings.tokenizer,
+                prompts=[findings.prompt_texts[place]] * 2,
+                correct=[True, False],
+                label="sample of π_SFT",
+            )
+            pairs.append(Pair(findings.prompt_texts[place], right, wrong))
+    return pairs
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """The stages' configs, as they were run."""
+    return {path.stem: yaml.safe_load(path.read_text()) for path in sorted((folder / "configs").glob("*.yaml"))}
+
+
+def _from_curves(folder: Path) -> Report:
+    drawn: dict[str, list[Panel]] = {}
+    for path in sorted(folder.rglob("metrics.csv")):
+        found = panels(path, (*SFT_PANELS, *DPR_PANELS))
+        if found:
+            drawn[str(path.parent.relative_to(folder)) if path.parent != folder else folder.name] = found
+    if not drawn:
+        raise InputError(
+            f"{folder} holds neither report.json nor a metrics.csv with curves. Add Lightning's CSVLogger to the "
+            "config's trainer.logger."
+        )
+    return Report(title=f"Run {folder.name}", verdict="Curves of a training run.", panels=drawn, machine=machine())
+
+
+def _recalled(held: dict[str, Any]) -> Report:
+    """A Report from its own JSON."""
+    held["panels"] = {
+        stage: [Panel(**(panel | {"series": [Series(**series) for series in panel["series"]]})) for panel in shown]
+        for stage, shown in held["panels"].items()
+    }
+    held["pairs"] = [
+        Pair(pair["prompt"], Response(**pair["correct"]), Response(**pair["wrong"])) for pair in held["pairs"]
+    ]
+    return Report(**held)

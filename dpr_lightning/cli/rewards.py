@@ -1,0 +1,102 @@
+"""``dpr rewards``: the token rewards of given responses, as Parquet and as a heat-map."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from dpr_lightning.cli.loading import best_device, console, progress_bar
+from dpr_lightning.data import choose_format, open_rows, tokenize_rows
+from dpr_lightning.policies import load_tokenizer
+from dpr_lightning.reports import Response, write_heatmap
+from dpr_lightning.rewards import DenseReward, RewardSpec
+from dpr_lightning.types import TokenScores
+
+
+def rewards(
+    sft: str,
+    references: list[str],
+    responses: str,
+    output: str,
+    reward: RewardSpec | None = None,
+    columns: dict[str, str] | None = None,
+    limit: int | None = None,
+    heatmap_rows: int = 200,
+    dtype: str = "float32",
+    token_budget: int = 16384,
+) -> None:
+    """Score every token of prompt/response pairs with the reward that an SFT run left behind.
+
+    Args:
+        sft: folder of π_SFT.
+        references: folders of earlier checkpoints of the same run.
+        responses: file of prompt/completion or messages rows (JSONL, Parquet) or a dataset name.
+        output: folder for rewards.parquet and heatmap.html.
+        reward: form of the reward.
+        columns: names of columns.
+        limit: score the first so many rows.
+        heatmap_rows: rows shown in the heat-map.
+        dtype: of the models' parameters.
+        token_budget: tokens read at once.
+    """
+    tokenizer = load_tokenizer(sft)
+    data = tokenize_rows(open_rows(responses), tokenizer, choose_format(tokenizer), columns=columns, limit=limit)
+    tokens, mask, *_ = data.batch(np.arange(len(data)), 1.0, int(tokenizer.pad_token_id))
+    prompts = tokenizer.batch_decode(
+        [row[: int(held.nonzero()[0])].tolist() for row, held in zip(tokens, mask, strict=True)]
+    )
+    dense = DenseReward.from_folders(sft, references, reward, dtype=dtype)
+    dense.frozen.to(best_device())
+    with progress_bar("responses scored", len(data)) as advance:
+        scores = dense.score(tokens, mask, token_budget=token_budget, divergence=True, progress=advance)
+    shown = token_responses(tokens, mask, scores, tokenizer, prompts=prompts)
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    table = [
+        {
+            "row": int(data.numbers[place]),
+            "prompt": response.prompt,
+            "tokens": list(response.tokens),
+            "token_ids": tokens[place][mask[place]].tolist(),
+            "reward": list(response.reward),
+            "policy_logprob": list(response.policy_logprob),
+            "reference_logprob": list(response.reference_logprob),
+            "divergence": scores.divergence[place][scores.mask[place]].tolist(),
+            "total_reward": float(sum(response.reward)),
+        }
+        for place, response in enumerate(shown)
+    ]
+    Dataset.from_list(table).to_parquet(str(folder / "rewards.parquet"))
+    write_heatmap(folder / "heatmap.html", shown[:heatmap_rows], note=f"π_SFT: {sft}; references: {references}")
+    console.print(f"{len(data)} responses, {int(mask.sum())} tokens: {folder}/rewards.parquet, {folder}/heatmap.html")
+
+
+def token_responses(
+    tokens: torch.Tensor,
+    mask: torch.Tensor,
+    scores: TokenScores,
+    tokenizer: Any,
+    *,
+    prompts: list[str],
+    correct: list[bool] | None = None,
+    label: str = "",
+) -> list[Response]:
+    """Scored sequences as responses a report can draw."""
+    reference = scores.reference_logprobs.mean(0)
+    drawn = []
+    for row, prompt in enumerate(prompts):
+        held = scores.mask[row]
+        drawn.append(
+            Response(
+                tokens=[tokenizer.decode([token]) for token in tokens[row][mask[row]].tolist()],
+                reward=scores.reward[row][held].tolist(),
+                policy_logprob=scores.policy_logprob[row][held].tolist(),
+                reference_logprob=reference[row][held].tolist(),
+                prompt=prompt,
+                correct=None if correct is None else correct[row],
+                label=label,
+            )
+        )
+    return drawn

@@ -1,0 +1,49 @@
+"""Data: rows become demonstrations and prompts, as tokens with the mask of what the policy says."""
+
+from dpr_lightning.data.batching import PlannedBatch, TokenBudgetBatchSampler
+from dpr_lightning.data.conversations import Example, Message, to_demonstration, to_prompt
+from dpr_lightning.data.demonstrations import DemonstrationDataModule
+from dpr_lightning.data.loader import DemonstrationLoader
+from dpr_lightning.data.over_length import OverLength, TokenizationReport
+from dpr_lightning.data.overlap import OverlapReport, check_disjoint
+from dpr_lightning.data.prompts import PromptSet
+from dpr_lightning.data.reward_datamodule import RewardDataModule
+from dpr_lightning.data.rollout_loader import RolloutLoader
+from dpr_lightning.data.rows import Row, open_rows
+from dpr_lightning.data.tokenization import (
+    TokenizedExample,
+    choose_format,
+    tokenize_example,
+    tokenize_examples,
+    tokenize_prompt,
+    tokenize_prompts,
+)
+from dpr_lightning.data.tokenized import TokenizedDataset, tokenize_rows
+
+__all__ = [
+    "DemonstrationDataModule",
+    "DemonstrationLoader",
+    "Example",
+    "Message",
+    "OverLength",
+    "OverlapReport",
+    "PlannedBatch",
+    "PromptSet",
+    "RewardDataModule",
+    "RolloutLoader",
+    "Row",
+    "TokenBudgetBatchSampler",
+    "TokenizationReport",
+    "TokenizedDataset",
+    "TokenizedExample",
+    "check_disjoint",
+    "choose_format",
+    "open_rows",
+    "to_demonstration",
+    "to_prompt",
+    "tokenize_example",
+    "tokenize_examples",
+    "tokenize_prompt",
+    "tokenize_prompts",
+    "tokenize_rows",
+]

@@ -1,0 +1,294 @@
+"""Demonstrations as a LightningDataModule."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning import LightningDataModule
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.utilities import rank_zero_info
+from transformers import PreTrainedTokenizerBase
+
+from dpr_lightning.data.batching import TokenBudgetBatchSampler
+from dpr_lightning.data.conversations import check_columns
+from dpr_lightning.data.loader import DemonstrationLoader
+from dpr_lightning.data.over_length import OverLength
+from dpr_lightning.data.overlap import check_disjoint
+from dpr_lightning.data.prompt_identity import hold_out_prompts
+from dpr_lightning.data.prompts import PromptSet
+from dpr_lightning.data.rows import open_rows
+from dpr_lightning.data.token_cache import cache_key, load_or_tokenize
+from dpr_lightning.data.tokenization import choose_format
+from dpr_lightning.data.tokenized import TokenizedDataset, tokenize_rows
+from dpr_lightning.errors import InputError
+from dpr_lightning.policies import load_tokenizer
+
+DEFAULT_TOKEN_BUDGET = 8192
+
+
+class DemonstrationDataModule(LightningDataModule):
+    """Demonstrations to imitate, tokenised once and batched by length.
+
+    Args:
+        train: rows with ``messages``, or with ``prompt`` and ``completion``: a ``.jsonl``, ``.json`` or ``.parquet``
+            file, or a ``datasets`` name (``owner/name:split``).
+        validation: another such file; or a share in (0, 1) of the prompts of ``train`` to hold out; or None.
+        test: another such file; None: the validation rows.
+        tokenizer: hub id or folder; None: that of the policy in training.
+        columns: the files' own names of our columns, such as ``{prompt: question, completion: answer}``.
+        chat_template: a Jinja template or a file with one, instead of the tokenizer's own; ``none``: plain text.
+        end_of_turn: the token, if it is not EOS, with which the template closes the assistant's turn.
+        max_length: tokens of the longest demonstration allowed, prompt included; None: no limit.
+        over_length: ``error``, ``drop``, or ``truncate`` (the end is cut, and the answer counts as not terminated).
+        token_budget: tokens a micro-batch on each device, padding included. Default 8192.
+        batch_size: demonstrations a micro-batch, instead of a budget.
+        validation_batch_size: demonstrations a batch in validation and test; None: as in training.
+        length_ratio: longest over shortest demonstration among those that are batched together, about.
+        seed: of the order, and of the prompts held out.
+        cache_dir: where tokens are kept; None: nowhere.
+        limit: read only so many rows of each file.
+        allow_overlap: report prompts that training and validation share without refusing them.
+
+    Attributes:
+        train_data: the tokenised demonstrations, after ``setup``.
+        validation_data: those of validation; None without.
+        test_data: those of test; None without.
+
+    Raises:
+        InputError: names the file, the row or the option, and the reason.
+    """
+
+    def __init__(
+        self,
+        train: str,
+        validation: float | str | None = None,
+        test: str | None = None,
+        tokenizer: str | None = None,
+        columns: dict[str, str] | None = None,
+        chat_template: str | None = None,
+        end_of_turn: str | None = None,
+        max_length: int | None = 1024,
+        over_length: OverLength = "error",
+        token_budget: int | None = None,
+        batch_size: int | None = None,
+        validation_batch_size: int | None = None,
+        length_ratio: float = 1.1,
+        seed: int = 0,
+        cache_dir: str | None = "~/.cache/dpr_lightning",
+        limit: int | None = None,
+        allow_overlap: bool = False,
+    ) -> None:
+        super().__init__()
+        check_columns(columns)
+        if limit is not None and limit < 1:
+            raise InputError(f"`limit` must be at least 1 row; found {limit}.")
+        if isinstance(validation, float) and not 0 < validation < 1:
+            raise InputError(f"`validation` is a file, or a share between 0 and 1; found {validation}.")
+        self.train, self.validation, self.test = train, validation, test
+        self.tokenizer_source = tokenizer
+        self.columns = columns
+        self.chat_template = chat_template
+        self.end_of_turn = end_of_turn
+        self.max_length = max_length
+        self.over_length: OverLength = over_length
+        default_budget = DEFAULT_TOKEN_BUDGET if batch_size is None else None
+        self.token_budget = token_budget if token_budget is not None else default_budget
+        self.batch_size = batch_size
+        self.validation_batch_size = validation_batch_size
+        self.length_ratio = length_ratio
+        self.seed = seed
+        self.cache_dir = cache_dir
+        self.limit = limit
+        self.allow_overlap = allow_overlap
+        self.train_data: TokenizedDataset | None = None
+        self.validation_data: TokenizedDataset | None = None
+        self.test_data: TokenizedDataset | None = None
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._train_loader: DemonstrationLoader | None = None
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, loaded when first needed.
+
+        Raises:
+            InputError: none was named and there is no policy to take it from, or it cannot be loaded.
+        """
+        if self._tokenizer is None:
+            options: dict[str, Any] = {}
+            source = self.tokenizer_source
+            if source is None:
+                spec = getattr(getattr(self.trainer, "lightning_module", None), "policy_spec", None)
+                if spec is None:
+                    raise InputError("No tokenizer: set `tokenizer` to a hub id or a folder.")
+                source = spec.tokenizer_source
+                if spec.tokenizer is None:
+                    options["gguf_file"] = spec.gguf_file
+                options["trust_remote_code"] = spec.trust_remote_code
+            self._tokenizer = load_tokenizer(source, **options)
+        return self._tokenizer
+
+    def prepare_data(self) -> None:
+        """Tokenise what is not in the cache yet; one process a machine does this, the others wait."""
+        if self.cache_dir is not None:
+            for file in self._files():
+                self._tokenized(file, progress=True)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the tokens, split, and check that no prompt is in two sets."""
+        if self.train_data is not None:
+            return
+        data = {file: self._tokenized(file, progress=self._global_rank == 0) for file in self._files()}
+        self.train_data = data[self.train]
+        if isinstance(self.validation, float):
+            whole = self.train_data
+            held_out = hold_out_prompts(whole.prompt_hashes, self.validation, self.seed, whole.file)
+            self.train_data = whole.select(np.flatnonzero(~held_out))
+            self.validation_data = whole.select(np.flatnonzero(held_out))
+        elif self.validation is not None:
+            self.validation_data = data[self.validation]
+        self.test_data = data[self.test] if self.test is not None else self.validation_data
+        for tokenized in data.values():
+            rank_zero_info(str(tokenized.report))
+        sets = {"training": self.train_data, "validation": self.validation_data}
+        if self.test is not None:
+            sets["test"] = self.test_data
+        overlap = check_disjoint({name: held for name, held in sets.items() if held is not None}, self.allow_overlap)
+        rank_zero_info(str(overlap))
+        self._log_counts()
+
+    def train_dataloader(self) -> DemonstrationLoader:
+        """Batches in random order; the same loader again when asked again, so that its position is kept.
+
+        Raises:
+            InputError: accumulation changes during training, which one token count a step cannot follow.
+        """
+        if self.train_data is None:
+            self.setup("fit")
+        assert self.train_data is not None
+        trainer = self.trainer
+        accumulate = 1 if trainer is None else int(trainer.accumulate_grad_batches)
+        if trainer is not None and any(
+            isinstance(callback, GradientAccumulationScheduler) and len(callback.scheduling) > 1
+            for callback in trainer.callbacks  # type: ignore[attr-defined]
+        ):
+            raise InputError(
+                "GradientAccumulationScheduler changes accumulation during training, but each batch already carries "
+                "the token count of its whole optimizer step. Set trainer.accumulate_grad_batches instead."
+            )
+        sampler = self._sampler(self.train_data, accumulate=accumulate, shuffle=True)
+        loader = self._train_loader
+        if loader is not None and _same_plan(loader.batches, sampler):
+            return loader
+        limit = None if trainer is None else trainer.limit_train_batches
+        if isinstance(limit, float):
+            limit = int(limit * len(sampler))
+        self._train_loader = self._loader(self.train_data, sampler, batches_per_epoch=limit)
+        return self._train_loader
+
+    def val_dataloader(self) -> DemonstrationLoader | list[Any]:
+        """Every validation example once, longest first; no loader when there is no validation set."""
+        return self._evaluation_loader(self.validation_data)
+
+    def test_dataloader(self) -> DemonstrationLoader | list[Any]:
+        """Every test example once."""
+        return self._evaluation_loader(self.test_data)
+
+    def validation_prompts(self) -> PromptSet:
+        """The prompts of the validation rows, with their metadata, for answers that are generated and verified.
+
+        Raises:
+            InputError: there is no validation set.
+        """
+        self.setup()
+        held = self.validation_data
+        if held is None:
+            raise InputError("There is no validation set: set `validation` to a file, or to a share such as 0.1.")
+        source = self.train if isinstance(self.validation, float) else str(self.validation)
+        prompts = PromptSet.load(
+            source, self.tokenizer, columns=self.columns, chat_template=self.chat_template, limit=self.limit
+        )
+        return prompts.select(np.flatnonzero(np.isin(prompts.numbers, held.numbers)))
+
+    def _files(self) -> list[str]:
+        named = [self.train, self.validation if isinstance(self.validation, str) else None, self.test]
+        return list(dict.fromkeys(file for file in named if file is not None))
+
+    def _tokenized(self, file: str, progress: bool) -> TokenizedDataset:
+        rows = open_rows(file)
+        form = choose_format(self.tokenizer, self.chat_template, self.end_of_turn)
+        options: dict[str, Any] = {
+            "columns": self.columns,
+            "max_length": self.max_length,
+            "over_length": self.over_length,
+            "limit": self.limit,
+        }
+
+        def tokenize() -> TokenizedDataset:
+            return tokenize_rows(rows, self.tokenizer, form, progress=progress, **options)
+
+        if self.cache_dir is None:
+            return tokenize()
+        key = cache_key(rows.fingerprint(), self.tokenizer, form, options)
+        return load_or_tokenize(Path(self.cache_dir), key, rows.name, tokenize)
+
+    @property
+    def _ranks(self) -> tuple[int, int]:
+        """This process and the number of those that see different data."""
+        if self.trainer is None:
+            return 0, 1
+        shared = self.trainer.distributed_sampler_kwargs or {}
+        return shared.get("rank", self.trainer.global_rank), shared.get("num_replicas", self.trainer.world_size)
+
+    @property
+    def _global_rank(self) -> int:
+        return 0 if self.trainer is None else self.trainer.global_rank
+
+    def _sampler(
+        self, data: TokenizedDataset, *, accumulate: int, shuffle: bool, batch_size: int | None = None
+    ) -> TokenBudgetBatchSampler:
+        rank, world_size = self._ranks
+        return TokenBudgetBatchSampler(
+            data.lengths,
+            data.acted_tokens,
+            token_budget=self.token_budget if batch_size is None else None,
+            batch_size=self.batch_size if batch_size is None else batch_size,
+            seed=self.seed,
+            rank=rank,
+            world_size=world_size,
+            accumulate=accumulate,
+            shuffle=shuffle,
+            length_ratio=self.length_ratio,
+        )
+
+    def _loader(
+        self, data: TokenizedDataset, sampler: TokenBudgetBatchSampler, batches_per_epoch: int | None = None
+    ) -> DemonstrationLoader:
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        pad = int(self.tokenizer.pad_token_id)
+        return DemonstrationLoader(data, sampler, pad, pin_memory=on_gpu, batches_per_epoch=batches_per_epoch)
+
+    def _evaluation_loader(self, data: TokenizedDataset | None) -> DemonstrationLoader | list[Any]:
+        if data is None:
+            return []
+        return self._loader(
+            data, self._sampler(data, accumulate=1, shuffle=False, batch_size=self.validation_batch_size)
+        )
+
+    def _log_counts(self) -> None:
+        if self.trainer is None:
+            return
+        named = {"train": self.train_data, "validation": self.validation_data}
+        counts = {
+            f"data/{name}/{key}": value
+            for name, held in named.items()
+            if held is not None
+            for key, value in {**held.report.counts(), "examples": float(len(held))}.items()
+        }
+        for logger in self.trainer.loggers:
+            logger.log_metrics(counts, step=self.trainer.global_step)
+
+
+def _same_plan(first: TokenBudgetBatchSampler, second: TokenBudgetBatchSampler) -> bool:
+    places = ("epoch", "position")
+    own, other = first.state_dict(), second.state_dict()
+    return first.rank == second.rank and all(own[name] == other[name] for name in own if name not in places)

@@ -1,0 +1,24 @@
+"""A progress bar for work that takes more than a moment."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+@contextmanager
+def progress_bar(title: str, total: int, shown: bool = True) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal, gone when the work is done, and nothing elsewhere; yields a function that advances it.
+
+    Args:
+        title: what is being done.
+        total: units of work; 0 when unknown.
+        shown: False for ranks that keep quiet.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    hidden = not (shown and sys.stderr.isatty())
+    with Progress(*columns, transient=True, disable=hidden, console=Console(stderr=True)) as bar:
+        task = bar.add_task(title, total=total or None)
+        yield lambda count: bar.advance(task, count)

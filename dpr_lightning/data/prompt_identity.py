@@ -1,0 +1,53 @@
+"""When two prompts are the same, and which of them are held out."""
+
+import hashlib
+import unicodedata
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpr_lightning.errors import InputError
+
+
+def prompt_hash(text: str) -> int:
+    """64 bits of a prompt's text; prompts that differ only in white space or in Unicode composition are the same."""
+    normal = " ".join(unicodedata.normalize("NFC", text).split()).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(normal, digest_size=8).digest(), "big", signed=True)
+
+
+def hold_out_prompts(prompt_hashes: NDArray[np.int64], fraction: float, seed: int, source: str) -> NDArray[np.bool_]:
+    """Which rows to hold out: those of a share of the *prompts*, so that rows with the same prompt stay together.
+
+    Which prompts they are depends on their texts and on ``seed``, not on the order of the rows.
+
+    Args:
+        prompt_hashes: [N] from :func:`prompt_hash`.
+        fraction: share of the different prompts.
+        seed: chooses among them.
+        source: name of the file, for messages.
+
+    Raises:
+        InputError: the share is not in (0, 1), or one side would be empty.
+    """
+    if not 0 < fraction < 1:
+        raise InputError(f"A share held out for validation must lie between 0 and 1; found {fraction}.")
+    unique, inverse = np.unique(prompt_hashes, return_inverse=True)
+    held_out = max(1, round(fraction * len(unique)))
+    if held_out >= len(unique):
+        raise InputError(
+            f"{source} has only {len(unique)} different prompts: too few to hold out {fraction:.0%} of them. Give "
+            "`validation` a file of its own."
+        )
+    chosen = np.zeros(len(unique), dtype=np.bool_)
+    chosen[np.argsort(_scrambled(unique, seed), kind="stable")[:held_out]] = True
+    held: NDArray[np.bool_] = chosen[inverse]
+    return held
+
+
+def _scrambled(values: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
+    """A pseudo-random number for each value and seed (the finaliser of SplitMix64, Steele et al. 2014)."""
+    mixed = values.astype(np.uint64) + np.uint64((0x9E3779B97F4A7C15 * (2 * seed + 1)) % 2**64)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    result: NDArray[np.uint64] = mixed ^ (mixed >> np.uint64(31))
+    return result

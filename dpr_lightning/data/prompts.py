@@ -1,0 +1,130 @@
+"""Prompts alone: what a policy is asked in reinforcement learning and in evaluation."""
+
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from dpr_lightning.data.conversations import to_prompt
+from dpr_lightning.data.over_length import over_length_message
+from dpr_lightning.data.progress import progress_bar
+from dpr_lightning.data.prompt_identity import prompt_hash
+from dpr_lightning.data.rows import open_rows
+from dpr_lightning.data.tokenization import choose_format, tokenize_prompts
+from dpr_lightning.data.tokenized import CHUNK
+from dpr_lightning.errors import InputError
+
+
+class PromptSet:
+    """Prompts as tokens, with their text and what verifiers read.
+
+    Args:
+        tokens: token ids of each prompt.
+        texts: what was asked, in words.
+        metadata: the row's other columns.
+        numbers: row in the file, from 1.
+        file: where the rows came from.
+        dropped: rows left out because they are too long.
+    """
+
+    def __init__(
+        self,
+        tokens: Sequence[list[int]],
+        texts: Sequence[str],
+        metadata: Sequence[Mapping[str, Any]],
+        numbers: Sequence[int],
+        file: str,
+        dropped: int = 0,
+    ) -> None:
+        self.tokens = list(tokens)
+        self.texts = list(texts)
+        self.metadata = list(metadata)
+        self.numbers = list(numbers)
+        self.file = file
+        self.dropped = dropped
+        self.prompt_hashes: NDArray[np.int64] = np.array([prompt_hash(text) for text in self.texts], dtype=np.int64)
+
+    def __len__(self) -> int:
+        """Number of prompts."""
+        return len(self.tokens)
+
+    def __str__(self) -> str:
+        """One line."""
+        longest = max(map(len, self.tokens), default=0)
+        return f"{self.file}: {len(self):,} prompts, longest {longest:,} tokens, {self.dropped:,} dropped as too long"
+
+    def where(self, place: int) -> str:
+        """``file:number`` of a prompt."""
+        return f"{self.file}:{self.numbers[place]}"
+
+    def select(self, places: Sequence[int] | NDArray[np.int64]) -> "PromptSet":
+        """Some of the prompts."""
+        chosen = [int(place) for place in places]
+        return PromptSet(
+            [self.tokens[place] for place in chosen],
+            [self.texts[place] for place in chosen],
+            [self.metadata[place] for place in chosen],
+            [self.numbers[place] for place in chosen],
+            self.file,
+        )
+
+    @classmethod
+    def load(
+        cls,
+        source: str,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        columns: Mapping[str, str] | None = None,
+        chat_template: str | None = None,
+        max_length: int | None = None,
+        over_length: str = "error",
+        limit: int | None = None,
+        progress: bool = False,
+    ) -> "PromptSet":
+        """Read prompts from rows with ``prompt``, or with ``messages`` without the assistant's closing turns.
+
+        Args:
+            source: file or data set; see :func:`~dpr_lightning.data.rows.open_rows`.
+            tokenizer: of the policy.
+            columns: the file's names of our columns.
+            chat_template: instead of the tokenizer's own; ``none``: plain text.
+            max_length: tokens of the longest prompt allowed; None: no limit.
+            over_length: ``error`` refuses the file, ``drop`` leaves longer prompts out.
+            limit: read only so many rows.
+            progress: show a bar.
+
+        Raises:
+            InputError: names the row and the reason.
+        """
+        if over_length not in ("error", "drop"):
+            raise InputError(
+                f"`over_length` of prompts is `error` or `drop`; found {over_length!r}. A prompt that is cut asks "
+                "something else."
+            )
+        form = choose_format(tokenizer, chat_template)
+        rows_source = open_rows(source)
+        rows = islice(rows_source, limit)
+        tokens: list[list[int]] = []
+        texts: list[str] = []
+        metadata: list[Mapping[str, Any]] = []
+        numbers: list[int] = []
+        too_long: list[tuple[str, int]] = []
+        total = rows_source.count() if limit is None else limit
+        with progress_bar(f"Reading prompts of {rows_source.name}", total, progress) as advance:
+            while examples := [to_prompt(row, columns) for row in islice(rows, CHUNK)]:
+                for example, ids in zip(examples, tokenize_prompts(examples, tokenizer, form), strict=True):
+                    if max_length is not None and len(ids) > max_length:
+                        too_long.append((example.place, len(ids)))
+                        continue
+                    tokens.append(ids)
+                    texts.append(example.prompt_text)
+                    metadata.append(example.metadata)
+                    numbers.append(example.number)
+                advance(len(examples))
+        if too_long and (over_length == "error" or not tokens):
+            rows_read = len(tokens) + len(too_long)
+            raise InputError(over_length_message(too_long, rows_read, "max_prompt_length", max_length or 0))
+        return cls(tokens, texts, metadata, numbers, rows_source.name, len(too_long))

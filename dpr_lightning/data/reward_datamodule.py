@@ -1,0 +1,284 @@
+"""Prompts become rollouts with rewards before the policy-gradient step sees them."""
+
+import logging
+from typing import Any, Literal, Protocol, cast
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from torch import nn
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from dpr_lightning.data.overlap import check_overlap
+from dpr_lightning.data.prompts import PromptSet
+from dpr_lightning.data.rollout_loader import RolloutLoader
+from dpr_lightning.distributed import sum_over_ranks
+from dpr_lightning.errors import InputError
+from dpr_lightning.policies import PolicySpec, load_tokenizer, stop_token_ids
+from dpr_lightning.policies.tokenizers import same_vocabulary
+from dpr_lightning.rewards import SFT, DenseReward, RewardSpec
+from dpr_lightning.rewards.cache import content_hash, load_cached, store_cached
+from dpr_lightning.rollouts import SamplingOptions, sample
+from dpr_lightning.types import RolloutBatch, Rollouts
+
+log = logging.getLogger(__name__)
+
+
+class Learner(Protocol):
+    """What this DataModule asks of the module that learns from it."""
+
+    policy: nn.Module
+    needs_action_rewards: bool
+
+    def prepare_rollout(self, rollout: RolloutBatch, group_size: int) -> RolloutBatch:
+        """Fill in advantages."""
+        ...
+
+
+class RewardDataModule(LightningDataModule):
+    """Samples from the current policy, scores with frozen models, and yields token ids, masks and rewards.
+
+    Token ids travel from the sampler to the loss; text is never encoded again.
+
+    Args:
+        prompts: file (JSONL, Parquet) or dataset name with the prompts to learn on; completions in it are ignored.
+        sft: folder of π_SFT.
+        references: folders of weaker checkpoints of the same run.
+        reward: form of the reward.
+        sampling: how the policy answers.
+        samples_per_prompt: K.
+        prompts_per_rollout: prompts of one rollout, over all ranks.
+        refresh_every: optimizer steps that use a rollout; 1 is on-policy.
+        precomputed: folder that keeps one rollout of π_SFT over all prompts; made once, used instead of sampling from
+            the current policy. Refused when it was made from anything else.
+        held_out: demonstrations the reward is monitored on, and that must not share prompts with ``prompts``.
+        evaluation: prompts kept for evaluation, that must not share any with ``prompts``.
+        allow_overlap: only report shared prompts.
+        columns: names of the columns when they are not ``prompt`` or ``messages``.
+        max_prompt_length: tokens.
+        over_length: what happens to longer prompts: ``error`` or ``drop``.
+        dtype: of the frozen models' parameters.
+        attention: their attention implementation.
+        token_budget: tokens the frozen models read at once.
+        seed: of prompt order and samples.
+    """
+
+    def __init__(
+        self,
+        prompts: str,
+        sft: str,
+        references: list[str],
+        reward: RewardSpec | None = None,
+        sampling: SamplingOptions | None = None,
+        samples_per_prompt: int = 4,
+        prompts_per_rollout: int = 64,
+        refresh_every: int = 1,
+        precomputed: str | None = None,
+        held_out: str | None = None,
+        evaluation: str | None = None,
+        allow_overlap: bool = False,
+        columns: dict[str, str] | None = None,
+        max_prompt_length: int = 1024,
+        over_length: Literal["error", "drop"] = "error",
+        dtype: str = "float32",
+        attention: str = "sdpa",
+        token_budget: int = 16384,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if refresh_every < 1 or samples_per_prompt < 1 or prompts_per_rollout < 1:
+            raise InputError("`refresh_every`, `samples_per_prompt` and `prompts_per_rollout` must be at least 1.")
+        self.prompts_path, self.held_out_path, self.evaluation_path = prompts, held_out, evaluation
+        self.sft, self.references = sft, list(references)
+        self.reward_spec = reward if reward is not None else RewardSpec()
+        self.sampling = sampling if sampling is not None else SamplingOptions()
+        self.samples_per_prompt = samples_per_prompt
+        self.prompts_per_rollout = prompts_per_rollout
+        self.refresh_every = refresh_every
+        self.precomputed = precomputed
+        self.allow_overlap = allow_overlap
+        self.columns = columns
+        self.max_prompt_length, self.over_length = max_prompt_length, over_length
+        self.dtype, self.attention = dtype, attention
+        self.token_budget = token_budget
+        self.seed = seed
+        self.prompts: PromptSet | None = None
+        self.reward: DenseReward | None = None
+        self._kept: Rollouts | None = None
+
+    def setup(self, stage: str) -> None:
+        """Read the prompts and refuse those that evaluation or held-out demonstrations also have."""
+        if self.prompts is not None:
+            return
+        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(self.sft)
+        self.prompts = self._read_prompts(self.prompts_path)
+        others = {"held-out demonstrations": self.held_out_path, "evaluation prompts": self.evaluation_path}
+        sets = {"prompts": self.prompts}
+        sets |= {name: self._read_prompts(path) for name, path in others.items() if path is not None}
+        report = check_overlap(sets, self.allow_overlap)
+        log.info("%s", report)
+        if len(self.prompts) < self.prompts_per_rollout:
+            raise InputError(
+                f"{self.prompts_path} has {len(self.prompts)} prompts and a rollout takes {self.prompts_per_rollout}. "
+                "Lower `data.prompts_per_rollout`, or bring more prompts."
+            )
+
+    def _read_prompts(self, path: str) -> PromptSet:
+        return PromptSet.load(
+            path,
+            self.tokenizer,
+            columns=self.columns,
+            max_prompt_length=self.max_prompt_length,
+            over_length=self.over_length,
+        )
+
+    def attach_policy(self, policy: nn.Module, spec: PolicySpec, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Load the frozen models; adapters go on the base of ``policy`` when it has the same one.
+
+        Raises:
+            InputError: the policy and π_SFT do not share a vocabulary, or a folder cannot be loaded.
+        """
+        difference = same_vocabulary(load_tokenizer(self.sft), tokenizer)
+        if difference is not None:
+            raise InputError(
+                f"The policy's tokenizer and that of π_SFT ({self.sft}) differ: {difference}. Start the policy from "
+                "the same checkpoint."
+            )
+        self.reward = DenseReward.from_folders(
+            self.sft,
+            self.references,
+            self.reward_spec,
+            dtype=self.dtype,
+            attention=self.attention,
+            policy=policy,
+            policy_spec=spec,
+        )
+        shared = "adapters on the policy's base" if self.reward.frozen.is_shared else "full models"
+        log.info("π_SFT and %d reference(s) are held as %s.", len(self.references), shared)
+
+    def train_dataloader(self) -> RolloutLoader:
+        """The loader; an epoch is one pass over the prompts."""
+        trainer = self.trainer
+        assert trainer is not None
+        assert self.prompts is not None
+        if self.prompts_per_rollout % trainer.world_size:
+            raise InputError(
+                f"`prompts_per_rollout` is {self.prompts_per_rollout} and there are {trainer.world_size} ranks; make "
+                "it a multiple."
+            )
+        if self.reward is None:
+            learner = cast(Any, trainer.lightning_module)
+            self.attach_policy(learner.policy, learner.policy_spec, learner.tokenizer)
+        return RolloutLoader(
+            self,
+            rollouts_per_epoch=len(self.prompts) // self.prompts_per_rollout,
+            refresh_every=self.refresh_every,
+            accumulate=trainer.accumulate_grad_batches,
+            sum_over_ranks=sum_over_ranks,
+        )
+
+    def rollout(self, epoch: int, place: int) -> RolloutBatch:
+        """Rollout number ``place`` of an epoch: sampled, scored and with advantages; this rank's share of it."""
+        assert self.trainer is not None
+        assert self.prompts is not None
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.prompts))
+        share = self.prompts_per_rollout // self.trainer.world_size
+        start = place * self.prompts_per_rollout + self.trainer.global_rank * share
+        chosen = [int(prompt) for prompt in order[start : start + share]]
+        rollouts = self._recall(chosen) if self.precomputed is not None else self._sample(chosen, epoch)
+        return self._learner.prepare_rollout(self.score(rollouts), self.samples_per_prompt)
+
+    def score(self, rollouts: Rollouts) -> RolloutBatch:
+        """Rollouts with their rewards; advantages are still 0."""
+        assert self.reward is not None
+        self.reward.frozen.to(self._device)
+        scores = self.reward.score(rollouts.tokens, rollouts.mask, token_budget=self.token_budget)
+        return RolloutBatch(
+            tokens=rollouts.tokens,
+            mask=rollouts.mask,
+            terminated=rollouts.terminated,
+            prompt=rollouts.prompt,
+            behaviour_logprob=rollouts.logprob,
+            sft_logprob=scores.policy_logprob,
+            reference_logprob=scores.reference_logprobs.mean(0),
+            reward=scores.reward,
+            advantage=torch.zeros_like(scores.reward),
+            num_tokens=rollouts.mask.sum().float(),
+        )
+
+    def with_action_rewards(self, batch: RolloutBatch) -> RolloutBatch:
+        """Add the reward of every token when the estimator asks for it; only ever for one micro-batch."""
+        if not self._learner.needs_action_rewards:
+            return batch
+        assert self.reward is not None
+        scores = self.reward.score_actions(batch.tokens, batch.mask)
+        return batch._replace(
+            action_reward=scores.reward,
+            action_sft_logprob=scores.sft_logprob,
+            action_reference_logprob=scores.reference_logprob,
+        )
+
+    def _sample(self, chosen: list[int], epoch: int) -> Rollouts:
+        return self._answers(self._learner.policy, chosen, seed=self.seed + 1_000_003 * (epoch + 1))
+
+    def _answers(self, policy: nn.Module, chosen: list[int], seed: int, progress: Any = None) -> Rollouts:
+        assert self.prompts is not None
+        pad = self.tokenizer.pad_token_id
+        return sample(
+            policy,
+            [self.prompts.tokens[place] for place in chosen],
+            self.sampling,
+            stop_tokens=stop_token_ids(self.tokenizer, policy),
+            pad_token=int(pad),
+            num_samples=self.samples_per_prompt,
+            seed=seed,
+            prompt_ids=chosen,
+            progress=progress,
+        )
+
+    def _recall(self, chosen: list[int]) -> Rollouts:
+        """Rows of the precomputed rollouts, which are made on first use."""
+        if self._kept is None:
+            self._kept = self._precompute()
+        group = torch.arange(self.samples_per_prompt)
+        rows = (torch.tensor(chosen).unsqueeze(1) * self.samples_per_prompt + group).flatten()
+        return Rollouts(*(part[rows] for part in self._kept))
+
+    def _precompute(self) -> Rollouts:
+        assert self.prompts is not None
+        assert self.precomputed is not None
+        assert self.reward is not None
+        key = {
+            "sft": content_hash(self.sft),
+            "prompts": [list(map(int, prompt)) for prompt in self.prompts.tokens],
+            "sampling": {
+                "max_new_tokens": self.sampling.max_new_tokens,
+                "temperature": self.sampling.temperature,
+                "top_p": self.sampling.top_p,
+            },
+            "samples_per_prompt": self.samples_per_prompt,
+            "seed": self.seed,
+            "dtype": self.dtype,
+        }
+        kept = load_cached(self.precomputed, key)
+        if kept is None:
+            self.reward.frozen.to(self._device)
+            total = len(self.prompts) * self.samples_per_prompt
+            with self.reward.frozen.use(SFT) as policy, tqdm(total=total, desc="rollouts of π_SFT") as bar:
+                rollouts = self._answers(policy, list(range(len(self.prompts))), self.seed, bar.update)
+            kept = rollouts._asdict()
+            if self.trainer is None or self.trainer.is_global_zero:
+                store_cached(self.precomputed, key, kept)
+        else:
+            log.info("Using the rollouts kept in %s.", self.precomputed)
+        return Rollouts(**{name: kept[name] for name in Rollouts._fields})
+
+    @property
+    def _learner(self) -> Learner:
+        assert self.trainer is not None
+        return cast(Learner, self.trainer.lightning_module)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self._learner.policy.parameters()).device

@@ -1,0 +1,105 @@
+"""A loader that samples, scores and cuts: what the policy-gradient step reads."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from dpr_lightning.types import RolloutBatch
+
+
+class RolloutSource(Protocol):
+    """Where rollouts come from."""
+
+    def rollout(self, epoch: int, place: int) -> RolloutBatch:
+        """This rank's share of rollout number ``place`` of an epoch, with rewards and advantages."""
+        ...
+
+    def with_action_rewards(self, batch: RolloutBatch) -> RolloutBatch:
+        """A micro-batch with the reward of every token, when the estimator needs it."""
+        ...
+
+
+class RolloutLoader:
+    """Yields micro-batches; makes a new rollout every ``refresh_every`` optimizer steps.
+
+    Each optimizer step goes over the whole rollout in ``accumulate`` micro-batches of like length, whose losses add
+    up to that of one big batch. It has a length, so that Lightning does not fetch ahead: a rollout is always drawn
+    from the policy as it is *after* the step before.
+    """
+
+    def __init__(
+        self,
+        source: RolloutSource,
+        *,
+        rollouts_per_epoch: int,
+        refresh_every: int,
+        accumulate: int,
+        sum_over_ranks: Callable[[Tensor], Tensor],
+    ) -> None:
+        """Read ``rollouts_per_epoch`` rollouts an epoch from ``source``."""
+        self.source = source
+        self.rollouts_per_epoch = rollouts_per_epoch
+        self.refresh_every = refresh_every
+        self.accumulate = accumulate
+        self.sum_over_ranks = sum_over_ranks
+        self.epoch = -1
+        self.next_rollout = 0
+
+    def __len__(self) -> int:
+        """Micro-batches in an epoch."""
+        return self.rollouts_per_epoch * self.refresh_every * self.accumulate
+
+    def __iter__(self) -> Iterator[RolloutBatch]:
+        """One epoch, or the rest of the one that was interrupted."""
+        if self.next_rollout == 0:
+            self.epoch += 1
+        while self.next_rollout < self.rollouts_per_epoch:
+            rollout = self.source.rollout(self.epoch, self.next_rollout)
+            self.next_rollout += 1
+            num_tokens = self.sum_over_ranks(rollout.mask.sum().float()).clamp_min(1.0)
+            rollout = rollout._replace(num_tokens=num_tokens)
+            for _ in range(self.refresh_every):
+                for rows in split_by_length(rollout.mask, self.accumulate):
+                    yield self.source.with_action_rewards(take_rows(rollout, rows))
+        self.next_rollout = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position, for a run that goes on at the next rollout."""
+        return {"epoch": self.epoch, "next_rollout": self.next_rollout}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on after the rollouts that were already used."""
+        self.epoch = int(state["epoch"])
+        self.next_rollout = int(state["next_rollout"])
+
+
+def split_by_length(mask: Tensor, parts: int) -> list[Tensor]:
+    """Row numbers in exactly ``parts`` groups of like length; the sum over groups does not depend on the grouping."""
+    columns = torch.arange(mask.shape[1], device=mask.device)
+    order = (mask * columns).amax(1).argsort()
+    return list(order.tensor_split(parts))
+
+
+def take_rows(rollout: RolloutBatch, rows: Tensor) -> RolloutBatch:
+    """A micro-batch of a rollout, cut to the longest of its rows."""
+    mask = rollout.mask[rows]
+    actions = int(mask.sum(1).amax()) if len(rows) else 0
+    columns = torch.arange(mask.shape[1], device=mask.device)
+    length = int((mask * columns).amax()) + 1 if len(rows) else 1
+
+    def action(value: Tensor) -> Tensor:
+        return value[rows, :actions]
+
+    return rollout._replace(
+        tokens=rollout.tokens[rows, :length],
+        mask=mask[:, :length],
+        terminated=rollout.terminated[rows],
+        prompt=rollout.prompt[rows],
+        behaviour_logprob=action(rollout.behaviour_logprob),
+        sft_logprob=action(rollout.sft_logprob),
+        reference_logprob=action(rollout.reference_logprob),
+        reward=action(rollout.reward),
+        advantage=action(rollout.advantage),
+    )

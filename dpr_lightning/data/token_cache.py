@@ -1,0 +1,146 @@
+"""Tokenised data sets on disk, found again by everything that determines them."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import torch
+import transformers
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from dpr_lightning.data.over_length import TokenizationReport
+from dpr_lightning.data.tokenization import TOKENIZATION_VERSION, Format
+from dpr_lightning.data.tokenized import TokenizedDataset
+from dpr_lightning.errors import InputError
+from dpr_lightning.policies import whole_folder
+
+log = logging.getLogger(__name__)
+TOKENS, MANIFEST = "tokens.safetensors", "manifest.json"
+TYPES = {
+    "tokens": torch.int32,
+    "mask": torch.bool,
+    "offsets": torch.int64,
+    "terminated": torch.bool,
+    "number": torch.int64,
+    "prompt_hash": torch.int64,
+}
+
+
+def cache_key(rows: str, tokenizer: PreTrainedTokenizerBase, form: Format, options: Mapping[str, Any]) -> str:
+    """Hash of all that determines the tokens.
+
+    Args:
+        rows: fingerprint of the rows.
+        tokenizer: its content counts, not its name.
+        form: chat template and stop tokens.
+        options: how rows are read and limited.
+    """
+    held = {
+        "version": TOKENIZATION_VERSION,
+        "libraries": [transformers.__version__, tokenizers.__version__],
+        "rows": rows,
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "chat_template": form.chat_template,
+        "stops": sorted(form.stops),
+        "options": dict(options),
+    }
+    return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash of what a tokenizer does: vocabulary, merges, normalisation, special tokens."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        content = json.loads(backend.to_str())
+        # Padding and truncation change with the last call and are not used here.
+        content.pop("padding", None)
+        content.pop("truncation", None)
+    else:
+        content = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
+    special = {name: str(value) for name, value in tokenizer.special_tokens_map.items()}
+    text = json.dumps([content, special], sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def load_or_tokenize(folder: Path, key: str, file: str, tokenize: Callable[[], TokenizedDataset]) -> TokenizedDataset:
+    """The data set kept under ``key`` in ``folder``, or else tokenised now and kept.
+
+    A damaged entry is made again. The arrays are memory-mapped: a data set larger than memory can be read.
+
+    Args:
+        folder: of all caches.
+        key: from :func:`cache_key`.
+        file: name of the rows' file, for messages.
+        tokenize: makes the data set.
+
+    Raises:
+        InputError: the cache cannot be written (a full disk, no permission); nothing half-written is left.
+    """
+    entry = folder.expanduser() / key[:32]
+    held = _load(entry, key, file)
+    if held is not None:
+        return held
+    dataset = tokenize()
+    try:
+        with whole_folder(entry) as unfinished:
+            _write(unfinished, key, dataset)
+    except InputError as error:
+        # Another process may have written the same entry in the meantime.
+        held = _load(entry, key, file)
+        if held is None:
+            raise InputError(f"{error} (`cache_dir` moves the cache; `cache_dir: null` goes without.)") from error
+    return held or _load(entry, key, file) or dataset
+
+
+def _write(folder: Path, key: str, dataset: TokenizedDataset) -> None:
+    try:
+        save_file(dataset.arrays, folder / TOKENS)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+    manifest = {
+        "key": key,
+        "sha256": _file_hash(folder / TOKENS),
+        "report": json.loads(dataset.report.to_json()),
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def _load(entry: Path, key: str, file: str) -> TokenizedDataset | None:
+    if not entry.is_dir():
+        return None
+    try:
+        manifest = json.loads((entry / MANIFEST).read_text(encoding="utf-8"))
+        if manifest["key"] != key or manifest["sha256"] != _file_hash(entry / TOKENS):
+            raise ValueError("its checksum does not match")
+        arrays = load_file(entry / TOKENS)
+        _check(arrays)
+        report = TokenizationReport(**manifest["report"])
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        log.warning("The cached tokens in %s are damaged (%s); tokenising again.", entry, error)
+        return None
+    report.source = file
+    return TokenizedDataset(arrays, file, report)
+
+
+def _check(arrays: Mapping[str, Tensor]) -> None:
+    """The arrays must be what :class:`TokenizedDataset` reads."""
+    for name, kind in TYPES.items():
+        if arrays[name].dtype != kind or arrays[name].ndim != 1:
+            raise ValueError(f"{name} is {arrays[name].dtype} with {arrays[name].ndim} axes")
+    examples, end = len(arrays["offsets"]) - 1, int(arrays["offsets"][-1])
+    if any(len(arrays[name]) != examples for name in ("terminated", "number", "prompt_hash")):
+        raise ValueError("its arrays differ in length")
+    if not end == len(arrays["tokens"]) == len(arrays["mask"]):
+        raise ValueError("its offsets do not fit its tokens")
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

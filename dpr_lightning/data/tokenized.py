@@ -1,0 +1,167 @@
+"""A tokenised data set as a few flat arrays: a million demonstrations without a million Python objects."""
+
+from collections.abc import Mapping
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from dpr_lightning.data.conversations import to_demonstration
+from dpr_lightning.data.over_length import LengthLimit, OverLength, TokenizationReport
+from dpr_lightning.data.progress import progress_bar
+from dpr_lightning.data.prompt_identity import prompt_hash
+from dpr_lightning.data.rows import RowSource
+from dpr_lightning.data.tokenization import Format, TokenizedExample, tokenize_examples
+from dpr_lightning.errors import InputError
+from dpr_lightning.types import DemonstrationBatch
+
+CHUNK = 512
+"""Rows tokenised at once."""
+
+
+class TokenizedDataset:
+    """Demonstrations as tokens, in the order of their file, or a selection of them.
+
+    Args:
+        arrays: ``tokens`` int32 and ``mask`` bool of all examples one after the other; ``offsets`` int64 [N + 1];
+            ``terminated`` bool, ``number`` int64 (row in the file, from 1) and ``prompt_hash`` int64, each [N].
+        file: where the rows came from.
+        report: what was kept and what was not.
+        index: places of the examples selected; None: all.
+    """
+
+    def __init__(
+        self,
+        arrays: Mapping[str, Tensor],
+        file: str,
+        report: TokenizationReport,
+        index: NDArray[np.int64] | None = None,
+    ) -> None:
+        self.arrays = dict(arrays)
+        self.file = file
+        self.report = report
+        held: dict[str, NDArray[Any]] = {name: value.numpy() for name, value in arrays.items()}
+        self._tokens, self._mask, self._offsets = held["tokens"], held["mask"], held["offsets"]
+        self.index = np.arange(len(self._offsets) - 1, dtype=np.int64) if index is None else index
+        self.starts: NDArray[np.int64] = self._offsets[self.index]
+        self.lengths: NDArray[np.int64] = self._offsets[self.index + 1] - self.starts
+        self.terminated: NDArray[np.bool_] = held["terminated"][self.index]
+        self.numbers: NDArray[np.int64] = held["number"][self.index]
+        self.prompt_hashes: NDArray[np.int64] = held["prompt_hash"][self.index]
+        acted = (
+            np.add.reduceat(self._mask, self._offsets[:-1], dtype=np.int64) if len(self._mask) else self._offsets[:0]
+        )
+        self.acted_tokens: NDArray[np.int64] = acted[self.index]
+
+    def __len__(self) -> int:
+        """Number of demonstrations."""
+        return len(self.index)
+
+    def where(self, place: int) -> str:
+        """``file:number`` of an example."""
+        return f"{self.file}:{self.numbers[place]}"
+
+    def select(self, places: NDArray[np.int64]) -> "TokenizedDataset":
+        """Some of the examples; the tokens are shared, not copied."""
+        return TokenizedDataset(self.arrays, self.file, self.report, self.index[places])
+
+    def example(self, place: int) -> TokenizedExample:
+        """One example, as lists."""
+        span = slice(int(self.starts[place]), int(self.starts[place] + self.lengths[place]))
+        return TokenizedExample(self._tokens[span].tolist(), self._mask[span].tolist(), bool(self.terminated[place]))
+
+    def batch(
+        self, places: NDArray[np.int64], num_tokens: float, pad: int, *, blank: bool = False
+    ) -> DemonstrationBatch:
+        """Some examples, padded on the right with ``pad`` to the longest of them.
+
+        Args:
+            places: [B] places in this data set.
+            num_tokens: acted tokens of the whole optimizer step.
+            pad: token id of the padding.
+            blank: the mask is False throughout: the batch only keeps a rank company that has no example left.
+
+        Raises:
+            InputError: an example has no prompt, so that its first token would be one to learn.
+        """
+        lengths = self.lengths[places]
+        column = np.arange(int(lengths.max()), dtype=np.int64)
+        present = column < lengths[:, None]
+        source = np.where(present, self.starts[places][:, None] + column, 0)
+        mask = self._mask[source] & present & (not blank)
+        if mask[:, 0].any():
+            place = int(places[int(mask[:, 0].argmax())])
+            raise InputError(
+                f"{self.where(place)}: the prompt has no tokens; nothing conditions the first one to learn."
+            )
+        return DemonstrationBatch(
+            tokens=torch.from_numpy(np.where(present, self._tokens[source], pad).astype(np.int64)),
+            mask=torch.from_numpy(mask),
+            terminated=torch.from_numpy(self.terminated[places] & (not blank)),
+            num_tokens=torch.tensor(num_tokens, dtype=torch.float32),
+            row=torch.from_numpy(places.astype(np.int64)),
+        )
+
+
+def tokenize_rows(
+    source: RowSource,
+    tokenizer: PreTrainedTokenizerBase,
+    form: Format,
+    *,
+    columns: Mapping[str, str] | None = None,
+    max_length: int | None = None,
+    over_length: OverLength = "error",
+    limit: int | None = None,
+    progress: bool = False,
+) -> TokenizedDataset:
+    """Tokenise the demonstrations of a file.
+
+    Args:
+        source: the rows.
+        tokenizer: makes the tokens.
+        form: chat template and stop tokens.
+        columns: the file's names of our columns.
+        max_length: tokens of the longest example allowed; None: no limit.
+        over_length: what to do with longer ones.
+        limit: read only so many rows.
+        progress: show a bar.
+
+    Raises:
+        InputError: names the row and the reason.
+    """
+    bound = LengthLimit(max_length, over_length, source.name)
+    tokens: list[NDArray[np.int32]] = []
+    mask: list[NDArray[np.bool_]] = []
+    lengths: list[int] = []
+    terminated: list[bool] = []
+    numbers: list[int] = []
+    hashes: list[int] = []
+    rows = islice(source, limit)
+    with progress_bar(f"Tokenising {source.name}", source.count() if limit is None else limit, progress) as advance:
+        while examples := [to_demonstration(row, columns) for row in islice(rows, CHUNK)]:
+            chunk = []
+            for example, tokenized in zip(examples, tokenize_examples(examples, tokenizer, form), strict=True):
+                kept = bound.apply(tokenized, example.place, form.stop_ids)
+                if kept is not None:
+                    chunk.append(kept)
+                    lengths.append(len(kept.tokens))
+                    terminated.append(kept.terminated)
+                    numbers.append(example.number)
+                    hashes.append(prompt_hash(example.prompt_text))
+            tokens.append(np.fromiter((token for kept in chunk for token in kept.tokens), dtype=np.int32))
+            mask.append(np.fromiter((acted for kept in chunk for acted in kept.mask), dtype=np.bool_))
+            advance(len(examples))
+    report = bound.finish()
+    arrays = {
+        "tokens": torch.from_numpy(np.concatenate(tokens)),
+        "mask": torch.from_numpy(np.concatenate(mask)),
+        "offsets": torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)),
+        "terminated": torch.tensor(terminated, dtype=torch.bool),
+        "number": torch.tensor(numbers, dtype=torch.int64),
+        "prompt_hash": torch.tensor(hashes, dtype=torch.int64),
+    }
+    return TokenizedDataset(arrays, source.name, report)

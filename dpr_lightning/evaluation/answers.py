@@ -1,0 +1,116 @@
+"""Answers of a policy, scored by a verifier and measured against π_SFT."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from dpr_lightning.data.prompts import PromptSet
+from dpr_lightning.functional import token_logprobs
+from dpr_lightning.policies import action_logits, model_device, stop_token_ids
+from dpr_lightning.rollouts import Combine, SamplingOptions, only, sample
+from dpr_lightning.types import Rollouts
+
+Verifier = Callable[[str, str, Mapping[str, Any]], float]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a policy answered: one row a sample, the samples of a prompt next to each other.
+
+    ``texts`` without special tokens; ``scores`` by the verifier, None without one; ``lengths`` in tokens;
+    ``reverse_kl`` nats a response, one a row: Σ_t log π − log π_SFT, None when not measured.
+    """
+
+    rollouts: Rollouts
+    texts: list[str]
+    scores: list[float] | None
+    lengths: list[int]
+    reverse_kl: list[float] | None = None
+
+    @property
+    def score(self) -> float:
+        """Mean verifier score; NaN without a verifier."""
+        return sum(self.scores) / len(self.scores) if self.scores else float("nan")
+
+    @property
+    def length(self) -> float:
+        """Mean length, tokens."""
+        return sum(self.lengths) / max(1, len(self.lengths))
+
+
+def collect_answers(
+    models: nn.Module | Sequence[nn.Module],
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: PromptSet,
+    options: SamplingOptions,
+    *,
+    verifier: Verifier | None = None,
+    num_samples: int = 1,
+    seed: int = 0,
+    combine: Combine = only,
+    sft: nn.Module | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Answers:
+    """Sample answers, score them, and measure how far they are from π_SFT.
+
+    Args:
+        models: the policy, or several for a decode-time combination.
+        tokenizer: decodes answers for the verifier.
+        prompts: what is asked.
+        options: temperature 0 is greedy.
+        verifier: (prompt text, answer text, metadata) -> score in [0, 1].
+        num_samples: answers a prompt.
+        seed: the same seed pairs samples of two policies.
+        combine: turns several models into one distribution.
+        sft: π_SFT, for the reverse KL of what was sampled; not meaningful for greedy answers.
+        progress: called with the number of sequences finished.
+    """
+    sources = [models] if isinstance(models, nn.Module) else list(models)
+    pad = tokenizer.pad_token_id
+    rollouts = sample(
+        sources,
+        prompts.tokens,
+        options,
+        stop_tokens=stop_token_ids(tokenizer, sources[0]),
+        pad_token=int(pad),
+        num_samples=num_samples,
+        seed=seed,
+        combine=combine,
+        progress=progress,
+    )
+    texts = decode_answers(rollouts, tokenizer)
+    scores = None
+    if verifier is not None:
+        places = rollouts.prompt.tolist()
+        scores = [
+            float(verifier(prompts.texts[place], text, prompts.metadata[place]))
+            for place, text in zip(places, texts, strict=True)
+        ]
+    kept = rollouts.mask.sum(1).tolist()
+    reverse_kl = _reverse_kl(rollouts, sft) if sft is not None and options.temperature > 0 else None
+    return Answers(rollouts, texts, scores, kept, reverse_kl)
+
+
+def decode_answers(rollouts: Rollouts, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The text of each answer, special tokens left out."""
+    acted = [tokens[mask].tolist() for tokens, mask in zip(rollouts.tokens, rollouts.mask, strict=True)]
+    return [str(text) for text in tokenizer.batch_decode(acted, skip_special_tokens=True)]
+
+
+@torch.no_grad()
+def _reverse_kl(rollouts: Rollouts, sft: nn.Module, batch_size: int = 64) -> list[float]:
+    """Σ_t log π(a_t|s_t) − log π_SFT(a_t|s_t) of each sample; its mean estimates KL(π‖π_SFT)."""
+    drift: list[float] = []
+    device = model_device(sft)
+    for start in range(0, len(rollouts.tokens), batch_size):
+        rows = slice(start, start + batch_size)
+        scored = action_logits(sft, rollouts.tokens[rows].to(device), rollouts.mask[rows].to(device))
+        logprob = token_logprobs(scored.logits, scored.tokens).cpu()
+        mask = scored.mask.cpu()
+        behaviour = rollouts.logprob[rows, : mask.shape[1]]
+        drift += ((behaviour - logprob) * mask).sum(1).tolist()
+    return drift

@@ -1,0 +1,119 @@
+"""What a preview holds: the optimum of each reward at each β, next to π_SFT's own samples."""
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from dpr_lightning.errors import InputError
+from dpr_lightning.evaluation.statistics import MeanInterval, PairedComparison, Verdict, verdict
+
+# Below this many samples per prompt the weighted mean hangs on one or two responses.
+LEAST_EFFECTIVE_SAMPLES = 4.0
+
+
+@dataclass(frozen=True)
+class Point:
+    """The optimum of one reward at one β, as far as the samples reach.
+
+    ``score`` and ``length`` (tokens) are expectations under π*; ``effective_samples`` is the mean of 1/Σw² over
+    prompts, ``effective_share`` the same over n. ``difference`` is score − π_SFT's own mean score, paired by prompt.
+    Without a verifier ``score`` and ``difference`` are None.
+    """
+
+    beta: float
+    score: float | None
+    length: float
+    effective_samples: float
+    effective_share: float
+    difference: PairedComparison | None
+
+    @property
+    def reliable(self) -> bool:
+        """Whether enough samples carry the weight for the estimate to speak of the optimum itself."""
+        return self.effective_samples >= LEAST_EFFECTIVE_SAMPLES
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """Against π_SFT's own samples; None without a verifier."""
+        return None if self.difference is None else verdict(self.difference)
+
+
+@dataclass(frozen=True)
+class RewardPreview:
+    """One reward: how it ranks responses, and the optimum at each β.
+
+    ``auc``: chance that it ranks a right response above a wrong one to the same prompt; ``best_of_n``: score of the
+    response it likes most (None without a verifier); ``control``: a reward that needs no reference, to be beaten.
+    """
+
+    name: str
+    control: bool
+    auc: float | None
+    best_of_n: float | None
+    best_of_n_length: float
+    points: tuple[Point, ...]
+
+    def at(self, beta: float) -> Point:
+        """The point at a β of the preview.
+
+        Raises:
+            InputError: the preview was not made for this β.
+        """
+        for point in self.points:
+            if math.isclose(point.beta, beta, rel_tol=1e-9):
+                return point
+        raise InputError(f"The preview has no β={beta:g}; it was made for {numbers(p.beta for p in self.points)}.")
+
+
+@dataclass(frozen=True)
+class Preview:
+    """All rewards and β, next to π_SFT's own samples.
+
+    ``prompts`` N, ``samples`` n per prompt; ``score`` (None without a verifier) and ``length`` of the samples as they
+    are; ``best`` and ``best_control``: (name, β) whose gain is surest; ``best_against_control``: the score of the one
+    minus that of the other, paired by prompt.
+    """
+
+    prompts: int
+    samples: int
+    score: MeanInterval | None
+    length: float
+    rewards: tuple[RewardPreview, ...]
+    best: tuple[str, float] | None
+    best_control: tuple[str, float] | None
+    best_against_control: PairedComparison | None
+
+    def reward(self, name: str) -> RewardPreview:
+        """The preview of one reward.
+
+        Raises:
+            InputError: there is none of this name.
+        """
+        for reward in self.rewards:
+            if reward.name == name:
+                return reward
+        raise InputError(f"The preview has no reward {name!r}; it has {', '.join(r.name for r in self.rewards)}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON and for the report; what is not defined (an AUC of no pairs) is None."""
+        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
+        for written, reward in zip(plain["rewards"], self.rewards, strict=True):
+            for point, source in zip(written["points"], reward.points, strict=True):
+                point |= {"reliable": source.reliable, "verdict": source.verdict}
+        return plain
+
+
+def _plain(value: Any) -> Any:
+    """The same with tuples as lists and NaN as None: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def numbers(values: Iterable[float]) -> str:
+    """Numbers for a sentence: 4, 2, 0.5."""
+    return ", ".join(f"{value:g}" for value in values) or "none"

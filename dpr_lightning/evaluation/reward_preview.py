@@ -1,0 +1,96 @@
+"""The preview of an objective, from a policy folder and prompts to numbers."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from dpr_lightning.data.prompts import PromptSet
+from dpr_lightning.evaluation.answers import Answers, Verifier, collect_answers
+from dpr_lightning.evaluation.preview import BETAS, Preview, preview
+from dpr_lightning.functional import mixed_dense_reward, reference_baseline
+from dpr_lightning.rewards import FORMS, SFT, DenseReward, RewardSpec
+from dpr_lightning.rollouts import SamplingOptions
+from dpr_lightning.types import TokenScores
+
+
+@dataclass(frozen=True)
+class RewardPreviewRun:
+    """A preview with what it was made from: the samples of π_SFT and what the frozen models say of them."""
+
+    preview: Preview
+    answers: Answers
+    scores: TokenScores
+
+
+def default_forms(spec: RewardSpec) -> dict[str, RewardSpec]:
+    """Every form on its own, the mixture of one_sided with ½ log π_SFT, and the one asked for."""
+    forms: dict[str, RewardSpec] = {name: replace(spec, form=name) for name in FORMS if name != "log_policy"}
+    forms["one_sided + ½ log π_SFT"] = replace(spec, form={"one_sided": 1.0, "log_policy": 0.5})
+    if not isinstance(spec.form, str):
+        forms[form_name(spec)] = spec
+    return forms
+
+
+def form_name(spec: RewardSpec) -> str:
+    """A form in words: its name, or the weighted sum."""
+    if isinstance(spec.form, str):
+        return spec.form
+    return " + ".join(f"{weight:g}·{name}" for name, weight in spec.form.items())
+
+
+def preview_reward(
+    reward: DenseReward,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: PromptSet,
+    options: SamplingOptions,
+    *,
+    verifier: Verifier | None = None,
+    num_samples: int = 32,
+    betas: Sequence[float] = BETAS,
+    forms: dict[str, RewardSpec] | None = None,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> RewardPreviewRun:
+    """Sample π_SFT, score the samples once, and estimate the optimum of every form at every β.
+
+    Args:
+        reward: holds π_SFT and the references; its own form is always among those previewed.
+        tokenizer: decodes the samples for the verifier.
+        prompts: prompts that were not trained on.
+        options: temperature and top-p must be 1: the weights assume samples of π_SFT itself.
+        verifier: scores the samples.
+        num_samples: n samples a prompt.
+        betas: nats of reward per nat of KL.
+        forms: by name; None takes :func:`default_forms`.
+        seed: of the samples and of the bootstrap.
+        progress: called with the number of sequences sampled.
+    """
+    plain = replace(options, temperature=1.0, top_p=1.0)
+    with reward.frozen.use(SFT) as policy:
+        answers = collect_answers(
+            policy, tokenizer, prompts, plain, verifier=verifier, num_samples=num_samples, seed=seed, progress=progress
+        )
+    scores = reward.score(answers.rollouts.tokens, answers.rollouts.mask, divergence=True)
+    shape = (len(prompts), num_samples)
+    chosen = forms if forms is not None else default_forms(reward.spec)
+    result = preview(
+        {name: _total(scores, spec).reshape(shape).numpy() for name, spec in chosen.items()},
+        torch.tensor(answers.lengths).reshape(shape).numpy(),
+        score=None if answers.scores is None else torch.tensor(answers.scores).reshape(shape).numpy(),
+        sft_logprob=(scores.policy_logprob * scores.mask).sum(1).reshape(shape).numpy(),
+        betas=sorted(betas, reverse=True),
+        seed=seed,
+    )
+    return RewardPreviewRun(result, answers, scores)
+
+
+def _total(scores: TokenScores, spec: RewardSpec) -> Tensor:
+    """Σ_t r_t of each sample, nats."""
+    options: dict[str, Any] = {"limit": spec.clip_limit, "interpolation": spec.interpolation}
+    baseline = reference_baseline(scores.reference_logprobs, spec.reduction, spec.coefficient)
+    reward = mixed_dense_reward(spec.terms, scores.policy_logprob, baseline, scores.divergence, **options)
+    return reward.masked_fill(~scores.mask, 0.0).sum(1)

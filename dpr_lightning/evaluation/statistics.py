@@ -1,0 +1,338 @@
+"""Is one policy better than another? Scores paired by prompt, with intervals and p-values that can be trusted.
+
+A score is any number per prompt: 0 or 1 for a verifier's verdict on one response, or the share of right ones among
+several. Two policies are compared on the same prompts, because prompts differ far more than policies do.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+from scipy.special import ndtr, ndtri
+
+Verdict = Literal["better", "no detectable difference", "worse"]
+
+# Numbers drawn at a time: the memory of a bootstrap, 64 MiB, whatever the number of prompts and resamples.
+_BLOCK = 1 << 23
+
+
+@dataclass(frozen=True)
+class MeanInterval:
+    """A mean of ``n`` scores, its ``standard_error``, and its confidence interval [``low``, ``high``]."""
+
+    mean: float
+    standard_error: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class PairedComparison:
+    """The mean of a − b over ``n`` pairs, with its uncertainty.
+
+    ``difference``, ``standard_error`` and the confidence interval [``low``, ``high``] are in the unit of the scores;
+    ``p_value`` is two-sided, for the hypothesis of no difference.
+    """
+
+    difference: float
+    standard_error: float
+    low: float
+    high: float
+    p_value: float
+    n: int
+
+
+def mean_interval(
+    scores: ArrayLike, *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> MeanInterval:
+    """Mean of independent scores with a BCa bootstrap interval; Wilson's interval where all scores are 0 or 1.
+
+    Wilson's holds near 0 and 1, where resampling a hundred right answers would claim certainty.
+
+    Args:
+        scores: [N], one per prompt, N ≥ 2.
+        confidence: coverage of the interval, in (0, 1).
+        resamples: bootstrap samples.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: fewer than 2 scores, scores that are not finite, or an option out of range.
+    Source: Wilson 1927; Efron 1987.
+    """
+    values = _scores("scores", scores)
+    _expect_options(confidence, resamples)
+    if np.isin(values, (0.0, 1.0)).all():
+        interval = stats.binomtest(int(values.sum()), len(values)).proportion_ci(confidence, method="wilson")
+        low, high = float(interval.low), float(interval.high)
+    else:
+        low, high = _bca(values, confidence, resamples, np.random.default_rng(seed))
+    return MeanInterval(float(values.mean()), _standard_error(values), low, high, len(values))
+
+
+def paired_comparison(
+    scores_a: ArrayLike, scores_b: ArrayLike, *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> PairedComparison:
+    """Mean of a − b over prompts: BCa bootstrap interval, and the p-value of a sign-flip permutation test.
+
+    The hypothesis of the test is that a and b could be exchanged on every prompt. With scores of 0 and 1 it is
+    McNemar's exact test.
+
+    Args:
+        scores_a: [N], the score of policy a on each prompt, N ≥ 2.
+        scores_b: [N], that of policy b on the same prompts in the same order.
+        confidence: coverage of the interval, in (0, 1).
+        resamples: bootstrap samples; also the random sign flips, where enumerating all of them would take more.
+        seed: of both.
+
+    Raises:
+        ValueError: scores that differ in number, fewer than 2, not finite, or an option out of range.
+    Source: Efron 1987; Fisher 1935. Among random flips the observed signs count as one (Phipson & Smyth 2010): p > 0.
+    """
+    differences = _differences(scores_a, scores_b)
+    _expect_options(confidence, resamples)
+    generator = np.random.default_rng(seed)
+    low, high = _bca(differences, confidence, resamples, generator)
+    return PairedComparison(
+        difference=float(differences.mean()),
+        standard_error=_standard_error(differences),
+        low=low,
+        high=high,
+        p_value=_sign_flip_p_value(differences, resamples, generator),
+        n=len(differences),
+    )
+
+
+def hierarchical_comparison(
+    pairs: Sequence[tuple[ArrayLike, ArrayLike]], *, confidence: float = 0.95
+) -> PairedComparison:
+    """Mean of a − b over training seeds and prompts, both drawn at random:  d_sp = μ + seed_s + prompt_p + rest_sp.
+
+        difference = mean_s mean_p d_sp
+        variance   = σ²_seed/S + σ²_prompt/P + σ²_rest/(S·P)
+
+    The variances come from the means over prompts, the means over seeds and what is left (two-way analysis of
+    variance), the interval from Student's t with Satterthwaite's degrees of freedom. A bootstrap over a handful of
+    seeds would be too narrow: it cannot see more spread than S draws show. If seeds differ in their number of prompts
+    these cannot be the same ones, and the prompts count as drawn anew for each seed.
+
+    Args:
+        pairs: for each seed (scores of a, scores of b), each [P]; S ≥ 2 seeds. Prompts that all seeds share come in
+            the same order; prompts drawn anew for each seed are as good.
+        confidence: coverage of the interval, in (0, 1).
+
+    Returns:
+        ``n`` counts all pairs, over seeds and prompts.
+
+    Raises:
+        ValueError: fewer than 2 seeds, scores that do not pair up or are not finite, or a confidence out of range.
+    Source: Satterthwaite 1946; Searle, Casella & McCulloch 1992, ch. 4.
+    """
+    _expect_options(confidence, 1)
+    if len(pairs) < 2:
+        raise ValueError(f"{len(pairs)} seed: their spread needs at least 2. Use paired_comparison for one.")
+    rows = [_differences(a, b) for a, b in pairs]
+    seeds = len(rows)
+    means = np.array([row.mean() for row in rows])
+    by_seed = float(means.var(ddof=1)) / seeds
+    if len({len(row) for row in rows}) == 1:
+        table = np.stack(rows)
+        prompts = table.shape[1]
+        by_prompt = float(table.mean(axis=0).var(ddof=1)) / prompts
+        rest = table - table.mean(axis=0) - table.mean(axis=1, keepdims=True) + table.mean()
+        prompt_freedom, rest_freedom = prompts - 1, (seeds - 1) * (prompts - 1)
+        shared = float(np.square(rest).sum()) / rest_freedom / (seeds * prompts)
+    else:
+        by_prompt = sum(float(row.var(ddof=1)) / len(row) for row in rows) / seeds**2
+        prompt_freedom = rest_freedom = sum(len(row) for row in rows) - seeds
+        shared = by_prompt
+    # both by_seed and by_prompt hold σ²_rest/(S·P); an estimate may not fall below either of them
+    variance = max(by_seed + by_prompt - shared, by_seed, by_prompt)
+    difference = float(means.mean())
+    n = sum(len(row) for row in rows)
+    if variance <= (1e-12 * max(float(np.abs(row).max()) for row in rows)) ** 2:
+        return PairedComparison(difference, 0.0, difference, difference, 1.0 if difference == 0.0 else 0.0, n)
+    freedom = variance**2 / (by_seed**2 / (seeds - 1) + by_prompt**2 / prompt_freedom + shared**2 / rest_freedom)
+    freedom = max(freedom, float(seeds - 1))
+    error = variance**0.5
+    reach = float(stats.t.ppf(0.5 + confidence / 2, freedom)) * error
+    p_value = 2.0 * float(stats.t.sf(abs(difference) / error, freedom))
+    return PairedComparison(difference, error, difference - reach, difference + reach, p_value, n)
+
+
+def auc(positive: ArrayLike, negative: ArrayLike) -> float:
+    """Area under the ROC curve:  P(positive > negative) + ½·P(positive = negative), over all pairs.
+
+    Args:
+        positive: scores of what should rank higher; infinite ones are fine.
+        negative: scores of what should rank lower.
+
+    Returns:
+        In [0, 1], .5 for chance; NaN when either side is empty.
+
+    Raises:
+        ValueError: a score is NaN.
+    Source: Mann & Whitney 1947; Hanley & McNeil 1982.
+    """
+    above, below = _ranked("positive", positive), _ranked("negative", negative)
+    pairs = len(above) * len(below)
+    return _pairs_won(above, below) / pairs if pairs else float("nan")
+
+
+def auc_within_groups(score: ArrayLike, correct: ArrayLike, group: ArrayLike) -> float:
+    """AUC over the pairs (right, wrong) within each prompt, pooled:  Σ_g pairs won in g / Σ_g pairs of g.
+
+    What a reward is for: telling right from wrong among responses to the same prompt. Prompts whose responses are all
+    right or all wrong have no pairs and do not count.
+
+    Args:
+        score: [N].
+        correct: [N], true or false.
+        group: [N], the prompt of each response.
+
+    Returns:
+        In [0, 1]; NaN when no prompt has both.
+
+    Raises:
+        ValueError: lengths that differ, or a NaN score.
+    """
+    scores, right, groups = _ranked("score", score), np.asarray(correct).astype(bool), np.asarray(group)
+    if not scores.shape == right.shape == groups.shape:
+        raise ValueError(f"score, correct and group have shapes {scores.shape}, {right.shape} and {groups.shape}.")
+    order = np.argsort(groups, kind="stable")
+    cuts = np.flatnonzero(groups[order][1:] != groups[order][:-1]) + 1
+    won, pairs = 0.0, 0
+    for member in np.split(order, cuts):
+        above, below = scores[member][right[member]], scores[member][~right[member]]
+        won += _pairs_won(above, below)
+        pairs += len(above) * len(below)
+    return won / pairs if pairs else float("nan")
+
+
+def holm(p_values: ArrayLike) -> NDArray[np.float64]:
+    """p-values adjusted for having asked several questions:  p̃_(i) = max_{j≤i} min(1, (m − j + 1)·p_(j)).
+
+    Rejecting where p̃ < α keeps the chance of any false rejection below α, whatever the dependence.
+
+    Args:
+        p_values: [m], each in [0, 1].
+
+    Returns:
+        [m], in the order given.
+
+    Raises:
+        ValueError: a value outside [0, 1].
+    Source: Holm 1979.
+    """
+    values = np.asarray(p_values, dtype=np.float64)
+    if values.ndim != 1 or not ((values >= 0) & (values <= 1)).all():
+        raise ValueError(f"p_values is {values.tolist()}, expected a list of numbers in [0, 1].")
+    order = np.argsort(values, kind="stable")
+    adjusted = np.maximum.accumulate(np.minimum(1.0, values[order] * np.arange(len(values), 0, -1)))
+    result = np.empty_like(values)
+    result[order] = adjusted
+    return result
+
+
+def verdict(comparison: PairedComparison, significance: float = 0.05) -> Verdict:
+    """The comparison in words: better or worse only if the interval excludes 0 *and* p < ``significance``.
+
+    Both are asked for because each can be fooled alone: a bootstrap of three equal differences has no width.
+    """
+    if comparison.p_value < significance:
+        if comparison.low > 0:
+            return "better"
+        if comparison.high < 0:
+            return "worse"
+    return "no detectable difference"
+
+
+def _scores(name: str, scores: ArrayLike) -> NDArray[np.float64]:
+    values = np.asarray(scores, dtype=np.float64)
+    if values.ndim != 1 or len(values) < 2:
+        raise ValueError(f"{name} has shape {values.shape}, expected [N] with at least 2 scores, one per prompt.")
+    if not np.isfinite(values).all():
+        place = int(np.flatnonzero(~np.isfinite(values))[0])
+        raise ValueError(f"{name}[{place}] is {values[place]}: every prompt needs a finite score.")
+    return values
+
+
+def _differences(scores_a: ArrayLike, scores_b: ArrayLike) -> NDArray[np.float64]:
+    a, b = _scores("scores_a", scores_a), _scores("scores_b", scores_b)
+    if len(a) != len(b):
+        raise ValueError(f"scores_a has {len(a)} scores and scores_b {len(b)}: a pair is one prompt scored for both.")
+    return a - b
+
+
+def _ranked(name: str, scores: ArrayLike) -> NDArray[np.float64]:
+    values = np.asarray(scores, dtype=np.float64).reshape(-1)
+    if np.isnan(values).any():
+        raise ValueError(f"{name}[{int(np.flatnonzero(np.isnan(values))[0])}] is NaN, which has no rank.")
+    return values
+
+
+def _pairs_won(above: NDArray[np.float64], below: NDArray[np.float64]) -> float:
+    if not len(above) or not len(below):
+        return 0.0
+    ranks = stats.rankdata(np.concatenate([above, below]))
+    return float(ranks[: len(above)].sum()) - len(above) * (len(above) + 1) / 2
+
+
+def _expect_options(confidence: float, resamples: int) -> None:
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(f"confidence is {confidence}, expected a number in (0, 1), such as 0.95.")
+    if resamples < 1:
+        raise ValueError(f"resamples is {resamples}, expected at least 1.")
+
+
+def _standard_error(values: NDArray[np.float64]) -> float:
+    return float(values.std(ddof=1) / np.sqrt(len(values)))
+
+
+def _blocks(total: int, width: int) -> Iterator[int]:
+    step = max(1, _BLOCK // max(1, width))
+    for start in range(0, total, step):
+        yield min(step, total - start)
+
+
+def _bca(
+    values: NDArray[np.float64], confidence: float, resamples: int, generator: np.random.Generator
+) -> tuple[float, float]:
+    """Bias-corrected and accelerated bootstrap interval of a mean (Efron 1987)."""
+    n, mean = len(values), float(values.mean())
+    deviations = values - mean
+    square = float(np.square(deviations).sum())
+    if square <= n * (1e-12 * float(np.abs(values).max())) ** 2:
+        return mean, mean
+    draws = np.concatenate(
+        [values[generator.integers(n, size=(count, n))].mean(axis=1) for count in _blocks(resamples, n)]
+    )
+    # binary scores make many draws equal to the mean: half of those count as below it
+    rounding = 1e-12 * float(np.abs(values).max())
+    below = ((draws < mean - rounding).sum() + 0.5 * (np.abs(draws - mean) <= rounding).sum()) / resamples
+    bias = float(ndtri(np.clip(below, 0.5 / resamples, 1 - 0.5 / resamples)))
+    acceleration = float((deviations**3).sum()) / (6.0 * square**1.5)
+    edges = bias + ndtri([0.5 - confidence / 2, 0.5 + confidence / 2])
+    low, high = np.quantile(draws, ndtr(bias + edges / (1.0 - acceleration * edges)))
+    return float(low), float(high)
+
+
+def _sign_flip_p_value(differences: NDArray[np.float64], resamples: int, generator: np.random.Generator) -> float:
+    """Share of sign assignments whose sum is as far from 0 as the one observed."""
+    size = np.abs(differences[differences != 0.0])
+    if not len(size):
+        return 1.0
+    if np.ptp(size) <= 1e-12 * size.max():
+        return float(stats.binomtest(int((differences > 0).sum()), len(size)).pvalue)
+    bar = abs(float(differences.sum())) - 1e-12 * float(size.sum())
+    if len(size) < 63 and 2 ** len(size) <= resamples:
+        signs = 1.0 - 2.0 * ((np.arange(2 ** len(size))[:, None] >> np.arange(len(size))) & 1)
+        return float((np.abs(signs @ size) >= bar).mean())
+    extreme = 0
+    for count in _blocks(resamples, len(size)):
+        signs = 1.0 - 2.0 * generator.integers(2, size=(count, len(size)), dtype=np.int8)
+        extreme += int((np.abs(signs @ size) >= bar).sum())
+    return (extreme + 1) / (resamples + 1)

@@ -1,0 +1,217 @@
+"""Procedural tasks with a verifier: demonstrations with rationales, made from reasoning-gym's generators.
+
+Every rationale ends in ``Answer: X`` and is checked against the task's own scorer before it is handed out. Prompts are
+distinct by text, within a split and across splits.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from dpr_lightning.errors import InputError
+from dpr_lightning.evaluation import rationales
+from dpr_lightning.evaluation.verifiers import ANSWER_MARKER, import_reasoning_gym, reasoning_gym, unknown_name
+
+Row = dict[str, Any]
+
+# Draws allowed for each wanted prompt before a task counts as exhausted.
+DRAWS_PER_ROW = 200
+
+
+@dataclass(frozen=True)
+class Task:
+    """A generator of reasoning-gym with our way to solve it.
+
+    ``rationale`` and ``short_prompt`` take the metadata of an item; ``defaults`` are settings of the generator.
+    """
+
+    rationale: Callable[[Mapping[str, Any], rationales.Detail], str]
+    short_prompt: Callable[[Mapping[str, Any]], str]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+# Short prompts end in a sign, so that byte-pair tokenizers split there and the prompt stays a token prefix.
+TASKS: dict[str, Task] = {
+    "chain_sum": Task(
+        rationales.chain_sum_rationale,
+        lambda metadata: f"{metadata['expression']} =",
+        {"min_terms": 3, "max_terms": 5, "min_digits": 2, "max_digits": 2},
+    ),
+    "products": Task(
+        rationales.products_rationale,
+        lambda metadata: f"{metadata['expression']} =",
+        {"min_digits": 2, "max_digits": 2},
+    ),
+    "spell_backward": Task(
+        rationales.spell_backward_rationale,
+        lambda metadata: f"{metadata['word']}:",
+        {"min_word_len": 5, "max_word_len": 9},
+    ),
+    "letter_counting": Task(
+        rationales.letter_counting_rationale,
+        lambda metadata: f"{metadata['target_letter']} in {' '.join(metadata['span'])}:",
+        {"min_words": 4, "max_words": 8},
+    ),
+}
+
+
+def make_task(
+    name: str,
+    size: int,
+    seed: int = 0,
+    *,
+    short_prompt: bool = False,
+    rationale: str = "digits",
+    operators: str = "+-",
+    non_negative: bool = False,
+    exclude: Iterable[str] = (),
+    **config: Any,
+) -> list[Row]:
+    """Make ``size`` demonstrations with distinct prompts.
+
+    Args:
+        name: one of ``TASKS``.
+        size: rows to make.
+        seed: rows of different seeds are unrelated (the generators alone would repeat them, shifted by one).
+        short_prompt: the bare problem, ``12 + 34 =``, instead of the question in English and a line break.
+        rationale: ``digits`` spells out every column and carry, ``running`` gives intermediate results only.
+        operators: chain_sum only: keep problems that use no other operator; ``"+"`` makes it easier.
+        non_negative: chain_sum only: keep problems whose running totals stay ≥ 0.
+        exclude: prompts that must not appear.
+        config: settings of the generator, over the task's defaults: ``min_terms``, ``max_digits``, ``max_word_len``, …
+
+    Returns:
+        Rows ``{"prompt", "completion", "answer", "metadata"}``. The metadata holds what the ``answer`` and
+        ``reasoning_gym`` verifiers need.
+
+    Raises:
+        InputError: unknown task or setting, reasoning-gym missing, or fewer than ``size`` distinct problems.
+    """
+    _check_options(name, size, rationale, operators)
+    task = TASKS[name]
+    seen, rows = set(exclude), []
+    wanted = (entry for entry in _entries(name, size, seed, config) if _kept(name, entry, operators, non_negative))
+    for entry in wanted:
+        prompt = task.short_prompt(entry["metadata"]) if short_prompt else f"{entry['question']}\n"
+        if prompt in seen:
+            continue
+        seen.add(prompt)
+        rows.append(_row(name, prompt, entry, rationale))
+        if len(rows) == size:
+            return rows
+    settings = {**task.defaults, **config}
+    raise InputError(
+        f"Only {len(rows)} of {size} distinct {name} problems turned up in {DRAWS_PER_ROW * size} draws with the "
+        f"settings {settings}. Ask for fewer rows, or widen the settings: more terms, digits or words."
+    )
+
+
+def make_splits(name: str, sizes: Mapping[str, int], seed: int = 0, **config: Any) -> dict[str, list[Row]]:
+    """Make several splits whose prompts are disjoint by text.
+
+    Each split has a stream of its own and gives way to those named before it. List the test split first and it stays
+    the same whatever the sizes of the others; a larger split begins with the rows of a smaller one.
+
+    Args:
+        name: one of ``TASKS``.
+        sizes: rows of each split, by name.
+        seed: of all splits.
+        config: as for :func:`make_task`.
+
+    Raises:
+        InputError: as :func:`make_task`.
+    """
+    splits: dict[str, list[Row]] = {}
+    taken: set[str] = set(config.pop("exclude", ()))
+    for split, size in sizes.items():
+        splits[split] = make_task(name, size, _mixed(seed, split), exclude=taken, **config)
+        taken.update(row["prompt"] for row in splits[split])
+    return splits
+
+
+def write_jsonl(rows: Iterable[Mapping[str, Any]], path: str | Path) -> Path:
+    """Write rows as JSON lines, all or nothing: an interrupted call leaves the old file, or none."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+            for row in rows:
+                stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(temporary).chmod(0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def _check_options(name: str, size: int, rationale: str, operators: str) -> None:
+    """Refuse options that cannot be meant."""
+    if name not in TASKS:
+        raise InputError(unknown_name("task", name, TASKS))
+    if size < 1:
+        raise InputError(f"{size} rows of {name} were asked for. Ask for one or more.")
+    if rationale not in rationales.DETAILS:
+        raise InputError(unknown_name("rationale", rationale, rationales.DETAILS))
+    if not operators or set(operators) - set("+-"):
+        raise InputError(f"operators={operators!r} is not one of '+', '-' and '+-'.")
+    if operators not in ("+-", "-+") and name != "chain_sum":
+        raise InputError(f"operators={operators!r} is a setting of chain_sum; {name} does not have it.")
+
+
+def _entries(name: str, size: int, seed: int, config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Problems of the generator, without end within the draws allowed."""
+    gym = import_reasoning_gym()
+    settings = {**TASKS[name].defaults, **config}
+    # The generators seed problem i with seed + i, so neighbouring seeds would share all problems but one.
+    start = _mixed(seed, name)
+    try:
+        dataset = gym.create_dataset(name, seed=start, size=DRAWS_PER_ROW * size, **settings)
+    except TypeError as error:
+        known = [option.name for option in fields(gym.create_dataset(name).config)]
+        odd = [option for option in settings if option not in known]
+        named = unknown_name(f"setting of {name}", odd[0], known) if odd else str(error)
+        raise InputError(named) from error
+    except AssertionError as error:
+        raise InputError(f"{name} refuses the settings {settings}: {error}.") from error
+    for index in range(DRAWS_PER_ROW * size):
+        yield dataset[index]
+
+
+def _kept(name: str, entry: Mapping[str, Any], operators: str, non_negative: bool) -> bool:
+    """Whether a problem passes the filters that the generator itself does not offer."""
+    if name != "chain_sum":
+        return True
+    expression = entry["metadata"]["expression"]
+    if set(expression.split(" ")[1::2]) - set(operators):
+        return False
+    terms = rationales.signed_terms(expression)
+    return not non_negative or all(sum(terms[: count + 1]) >= 0 for count in range(len(terms)))
+
+
+def _row(name: str, prompt: str, entry: Mapping[str, Any], detail: Any) -> Row:
+    """A demonstration, checked against the task's scorer."""
+    steps = TASKS[name].rationale(entry["metadata"], detail)
+    completion = f"{steps}\n{ANSWER_MARKER} {entry['answer']}" if steps else f"{ANSWER_MARKER} {entry['answer']}"
+    metadata = {
+        "source_dataset": name,
+        "question": entry["question"],
+        "answer": entry["answer"],
+        **{key: value for key, value in entry["metadata"].items() if key not in ("source_dataset", "difficulty")},
+    }
+    if reasoning_gym(prompt, completion, metadata) != 1.0:
+        raise RuntimeError(f"The {name} rationale fails its own task's scorer: {completion!r} for {prompt!r}.")
+    return {"prompt": prompt, "completion": completion, "answer": entry["answer"], "metadata": metadata}
+
+
+def _mixed(seed: int, label: str) -> int:
+    """A seed of 48 bits, far from that of any other seed or label."""
+    return int.from_bytes(hashlib.sha256(f"{label}/{seed}".encode()).digest()[:6], "big")

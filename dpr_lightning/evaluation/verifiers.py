@@ -1,0 +1,164 @@
+"""Verifiers: programs that tell right answers from wrong ones. They score policies; they are not the reward.
+
+A verifier takes the text of a prompt, the text of a completion and the metadata of the prompt, and returns a score in
+[0, 1], 1 for right.
+"""
+
+import difflib
+import functools
+import importlib
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from dpr_lightning.errors import InputError
+
+Verifier = Callable[[str, str, Mapping[str, Any]], float]
+
+ANSWER_MARKER = "Answer:"
+# A number with optional sign and thousands separators: 1,234.50; the sign must not be the minus of 5-3.
+_NUMBER = re.compile(r"(?<![\d.])-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<!\d)-?\.\d+")
+
+
+def exact_match(prompt: str, completion: str, metadata: Mapping[str, Any]) -> float:
+    """1 when the completion equals ``metadata["completion"]`` (or, without it, ``["answer"]``), outer space aside."""
+    key = "completion" if "completion" in metadata else "answer"
+    return float(completion.strip() == str(_required(metadata, key, "exact_match")).strip())
+
+
+def answer(prompt: str, completion: str, metadata: Mapping[str, Any]) -> float:
+    """1 when the text after the last ``Answer:`` equals ``metadata["answer"]``, outer space aside."""
+    given = answer_text(completion)
+    return float(given is not None and given == str(_required(metadata, "answer", "answer")).strip())
+
+
+def numeric(prompt: str, completion: str, metadata: Mapping[str, Any]) -> float:
+    """1 when the last number of the completion equals that of ``metadata["answer"]``.
+
+    After ``####`` (GSM8K) or ``Answer:`` only what follows the last marker counts. ``1,234.0``, ``$1234`` and ``1234``
+    are equal.
+    """
+    given = last_number(completion)
+    expected = last_number(str(_required(metadata, "answer", "numeric")))
+    if expected is None:
+        raise InputError(
+            f"The answer {metadata['answer']!r} holds no number, so `numeric` cannot compare with it. Use the `answer` "
+            "verifier for answers in words."
+        )
+    return float(given is not None and math.isclose(given, expected, rel_tol=1e-9, abs_tol=1e-9))
+
+
+def reasoning_gym(prompt: str, completion: str, metadata: Mapping[str, Any]) -> float:
+    """1 when the task's own scorer gives full marks to the text after the last ``Answer:``.
+
+    The scorers give partial credit to answers that are merely well formed; anything below 1 counts as wrong.
+
+    Args:
+        prompt: not used.
+        completion: what the policy wrote.
+        metadata: of a row of :func:`dpr_lightning.evaluation.tasks.make_task`.
+    """
+    given = answer_text(completion)
+    if given is None:
+        return 0.0
+    entry = {
+        "question": metadata.get("question", prompt),
+        "answer": _required(metadata, "answer", "reasoning_gym"),
+        "metadata": dict(metadata),
+    }
+    scorer = _scorer(str(_required(metadata, "source_dataset", "reasoning_gym")))
+    return float(scorer(given, entry) == 1.0)
+
+
+VERIFIERS: dict[str, Verifier] = {
+    "exact_match": exact_match,
+    "answer": answer,
+    "numeric": numeric,
+    "reasoning_gym": reasoning_gym,
+}
+
+
+def load_verifier(name: str) -> Verifier:
+    """A verifier by its name, or by ``module:function``.
+
+    Raises:
+        InputError: the name is unknown, the module does not import, or what it names cannot be called.
+    """
+    if name in VERIFIERS:
+        return VERIFIERS[name]
+    if ":" not in name:
+        raise InputError(f"{unknown_name('verifier', name, VERIFIERS)} A function of your own is `module:function`.")
+    module_name, _, function_name = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise InputError(
+            f"The verifier {name!r} needs the module {module_name!r}, which does not import: {error}. Install it, or "
+            "put its folder on PYTHONPATH."
+        ) from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        callables = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise InputError(unknown_name(f"function of the module {module_name}", function_name, callables))
+    verifier: Verifier = function
+    return verifier
+
+
+def answer_text(completion: str) -> str | None:
+    """What follows the last ``Answer:``, outer space aside; None without the marker."""
+    _, marker, given = completion.rpartition(ANSWER_MARKER)
+    return given.strip() if marker else None
+
+
+def last_number(text: str) -> float | None:
+    """The last number of a text, or of what follows its last ``####`` or ``Answer:``; None without one."""
+    for marker in ("####", ANSWER_MARKER):
+        if marker in text:
+            text = text.rpartition(marker)[2]
+            break
+    numbers = _NUMBER.findall(text)
+    return float(numbers[-1].replace(",", "")) if numbers else None
+
+
+def import_reasoning_gym() -> Any:
+    """The module ``reasoning_gym``, imported when first needed: it is an optional dependency and slow to load.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        return importlib.import_module("reasoning_gym")
+    except ImportError as error:
+        raise InputError(
+            "reasoning-gym is not installed; the procedural tasks and the `reasoning_gym` verifier need it. "
+            "Install the extra: pip install 'dpr-lightning[demo]'."
+        ) from error
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
+    """The sentences for a name that is not among those known, with the nearest ones first."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    meant = f" Did you mean {' or '.join(repr(candidate) for candidate in near)}?" if near else ""
+    return f"There is no {kind} {name!r}.{meant} Known: {', '.join(sorted(known)) or 'none'}."
+
+
+@functools.cache
+def _scorer(task: str) -> Callable[[str, dict[str, Any]], float]:
+    """``score_answer`` of a task of reasoning-gym; loading some tasks reads a word list, so it is kept."""
+    gym = import_reasoning_gym()
+    if task not in gym.factory.DATASETS:
+        raise InputError(unknown_name("reasoning-gym task", task, gym.factory.DATASETS))
+    scorer: Callable[[str, dict[str, Any]], float] = gym.create_dataset(task, size=1, seed=0).score_answer
+    return scorer
+
+
+def _required(metadata: Mapping[str, Any], key: str, verifier: str) -> Any:
+    """A field that the verifier cannot do without."""
+    if key not in metadata:
+        raise InputError(
+            f"The verifier `{verifier}` needs the field {key!r} with every prompt; this one has "
+            f"{', '.join(sorted(map(str, metadata))) or 'no fields'}. Add the column, or choose another verifier."
+        )
+    return metadata[key]

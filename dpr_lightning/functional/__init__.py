@@ -1,0 +1,85 @@
+"""The mathematics: pure batched functions of tensors, each with its equation and where that comes from.
+
+float64 in, float64 out; half precision is raised to float32. ``mask`` is True where the policy acted, EOS included, and
+nothing outside it, NaN included, reaches a value or a gradient. ``logits[b, t]`` predicts ``tokens[b, t]``.
+"""
+
+from dpr_lightning.functional.baselines import (
+    SumOverRanks,
+    batch_baseline,
+    leave_one_out_baseline,
+    position_baseline,
+    response_baseline,
+    whiten,
+)
+from dpr_lightning.functional.imitation import ValueForm, dft_loss, iq_learn_loss, sft_loss
+from dpr_lightning.functional.logprobs import (
+    KLEstimator,
+    entropy,
+    kl_divergence,
+    kl_estimate,
+    token_logprobs,
+    token_logprobs_and_normaliser,
+)
+from dpr_lightning.functional.masking import action_positions, gather_actions, masked_mean, masked_sum, next_action
+from dpr_lightning.functional.policy_gradient import (
+    all_actions_loss,
+    bound_unlikelihood,
+    clipped_surrogate_loss,
+    reinforce_loss,
+)
+from dpr_lightning.functional.returns import returns_to_go, shape_reward
+from dpr_lightning.functional.rewards import (
+    CENTRED_FORMS,
+    ReferenceReduction,
+    RewardForm,
+    baseline_relative_reward,
+    check_finite_rewards,
+    clip_reward,
+    dense_reward_form,
+    length_normalise,
+    mixed_dense_reward,
+    reference_baseline,
+    zscore_by_position,
+)
+
+__all__ = [
+    "CENTRED_FORMS",
+    "KLEstimator",
+    "ReferenceReduction",
+    "RewardForm",
+    "SumOverRanks",
+    "ValueForm",
+    "action_positions",
+    "all_actions_loss",
+    "baseline_relative_reward",
+    "batch_baseline",
+    "bound_unlikelihood",
+    "check_finite_rewards",
+    "clip_reward",
+    "clipped_surrogate_loss",
+    "dense_reward_form",
+    "dft_loss",
+    "entropy",
+    "gather_actions",
+    "iq_learn_loss",
+    "kl_divergence",
+    "kl_estimate",
+    "leave_one_out_baseline",
+    "length_normalise",
+    "masked_mean",
+    "masked_sum",
+    "mixed_dense_reward",
+    "next_action",
+    "position_baseline",
+    "reference_baseline",
+    "reinforce_loss",
+    "response_baseline",
+    "returns_to_go",
+    "sft_loss",
+    "shape_reward",
+    "token_logprobs",
+    "token_logprobs_and_normaliser",
+    "whiten",
+    "zscore_by_position",
+]

@@ -1,0 +1,147 @@
+"""Losses that learn from demonstrations: SFT, its weighted form DFT, and inverse soft-Q learning."""
+
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from dpr_lightning.functional._checks import (
+    expect_choice,
+    expect_dimensions,
+    expect_discount,
+    expect_mask,
+    expect_positive,
+    expect_shape,
+    expect_terminated,
+)
+from dpr_lightning.functional.logprobs import token_logprobs_and_normaliser
+from dpr_lightning.functional.masking import masked_sum
+from dpr_lightning.functional.returns import following_value
+
+ValueForm = Literal["value_expert", "v0"]
+
+
+def sft_loss(
+    logprob: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], num_tokens: float | Float[Tensor, ""]
+) -> Float[Tensor, ""]:
+    """Negative log-likelihood per token:  L = −Σ m·log π(a|s) / N, nats.
+
+    Args:
+        logprob: log π of the demonstrated tokens.
+        mask: True where the demonstrator acted, EOS included.
+        num_tokens: N, tokens of the whole optimizer step over accumulation and ranks, so that the parts add up.
+
+    Raises:
+        ValueError: shapes that differ, or N ≤ 0.
+    """
+    expect_positive("num_tokens", num_tokens)
+    return -masked_sum(logprob, mask) / num_tokens
+
+
+def dft_loss(
+    logprob: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], num_tokens: float | Float[Tensor, ""]
+) -> Float[Tensor, ""]:
+    """Dynamic fine-tuning, each token weighted by its own probability:  L = −Σ m·sg[π(a|s)]·log π(a|s) / N.
+
+    Its gradient is that of −Σ m·π / N: the 1/π by which SFT stresses improbable tokens is gone.
+
+    Args:
+        logprob: log π of the demonstrated tokens, nats.
+        mask: True where the demonstrator acted, EOS included.
+        num_tokens: N, tokens of the whole optimizer step over accumulation and ranks.
+
+    Raises:
+        ValueError: shapes that differ, or N ≤ 0.
+    Source: Wu et al. 2025, arXiv:2508.05629.
+    """
+    expect_positive("num_tokens", num_tokens)
+    mask = expect_mask(mask, logprob.shape, "that of logprob")
+    inside = logprob.masked_fill(~mask, 0.0)
+    return -masked_sum(inside.detach().exp() * inside, mask) / num_tokens
+
+
+def iq_learn_loss(
+    logits: Float[Tensor, "B S V"],
+    tokens: Int[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    terminated: Bool[Tensor, " B"],
+    discount: float = 1.0,
+    value_form: ValueForm = "value_expert",
+    chi2_alpha: float | None = None,
+    temperature: float = 1.0,
+    *,
+    normaliser: float | Float[Tensor, ""] | None = None,
+) -> Float[Tensor, ""]:
+    """Inverse soft-Q learning with logits as Q-values:  Q_t = logits_t[a_t], V_t = τ·logsumexp(logits_t/τ).
+
+        r_t = Q_t − γV_{t+1}
+        value_expert   L = −E[r_t] + E[V_t − γV_{t+1}]                       mean over tokens
+        v0             L = −E[Σ_t γ^t r_t + γ^n V_n·(row was cut)] + E[V_0]   mean over sequences
+        with χ²        L + (1/4α)·E[r_t²]
+
+    t counts a row's actions: the state after an action is that of the row's next action, whatever other speakers said
+    in between. After the last action V is 0 if the row ``terminated``; if it was cut by a length limit V is that of the
+    state it stopped in, and the return of ``v0`` is bootstrapped with the same V_n.
+
+    Written this way V' drops out of both forms, and so it is not computed for them:
+
+        value_expert   = mean_t (V_t − Q_t)            the NLL, for every γ
+        v0             = mean_b Σ_t γ^t (V_t − Q_t)    the NLL, summed over a row's tokens, at γ = 1 only
+
+    For τ ≠ 1, V − Q = −τ·log softmax(Q/τ)[a]: the identities are with τ times the NLL of softmax(Q/τ).
+    The χ² term is not a function of π alone: it also sees the offset that logits carry per state. Warm 1/α up.
+
+    Args:
+        logits: ``logits[b, t]`` predicts ``tokens[b, t]``. S is T, or T+1 to hold the state after the last token.
+        tokens: the demonstrated tokens.
+        mask: True where the demonstrator acted, EOS included; gaps and empty rows are allowed.
+        terminated: the row's last action is a real EOS.
+        discount: γ in [0, 1].
+        value_form: how E[V(s_0)] is estimated.
+        chi2_alpha: α > 0 of the χ² term; None leaves it out. The last action of a cut row has no r_t when S = T and
+            its next state lies beyond; it then adds nothing, while the mean still counts it.
+        temperature: τ > 0.
+        normaliser: what the sums are divided by instead of the masked tokens (``value_expert``) or the rows (``v0``)
+            of this batch: those of the whole optimizer step, so that accumulated parts add up.
+
+    Returns:
+        Scalar, nats; 0 when the mask is empty.
+
+    Raises:
+        ValueError: shapes that do not fit, an unknown form, or a number out of range.
+    Source: Garg et al. 2021, arXiv:2106.12142; γ = 1 and SFT: Li et al. 2025, arXiv:2510.02493.
+    """
+    expect_choice("value_form", value_form, get_args(ValueForm))
+    expect_discount(discount)
+    expect_dimensions("logits", logits, "B S V")
+    expect_dimensions("tokens", tokens, "B T")
+    batch, width = tokens.shape
+    states = logits.shape[1]
+    if states not in (width, width + 1):
+        raise ValueError(f"logits cover {states} positions, expected T = {width}, or T + 1 for the state after.")
+    expect_shape("logits", logits, (batch, states, logits.shape[2]), "the rows of tokens")
+    mask = expect_mask(mask, tokens.shape, "that of tokens")
+    terminated = expect_terminated(terminated, batch)
+    if chi2_alpha is not None:
+        expect_positive("chi2_alpha", chi2_alpha)
+    if normaliser is None:
+        normaliser = float(max(batch, 1)) if value_form == "v0" else mask.sum().clamp(min=1)
+    else:
+        expect_positive("normaliser", normaliser)
+
+    # the state after the last token has no action; token 0 stands in and its log-probability is not used
+    padded = torch.nn.functional.pad(tokens, (0, states - width))
+    logprob, log_normaliser = token_logprobs_and_normaliser(logits, padded, temperature)
+    logprob = logprob[:, :width].masked_fill(~mask, 0.0)
+    linear = -temperature * logprob
+    if value_form == "v0" and discount != 1.0:
+        action = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        linear = linear * torch.pow(torch.tensor(discount, dtype=linear.dtype, device=linear.device), action)
+    total = masked_sum(linear, mask)
+    if chi2_alpha is not None:
+        value = temperature * log_normaliser
+        following, known = following_value(value, mask, terminated)
+        quality = temperature * logprob + value[:, :width].masked_fill(~mask, 0.0)
+        total = total + masked_sum((quality - discount * following).square(), known) / (4.0 * chi2_alpha)
+    return total / normaliser

@@ -1,0 +1,110 @@
+"""Masks: which positions the policy acted at, and sums that see nothing else.
+
+A mask is True where the policy chose the token, EOS included. Values outside it are replaced before they are used, so
+NaN and Inf there reach neither a value nor a gradient.
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
+
+from dpr_lightning.functional._checks import expect_dimensions, expect_mask, expect_shape
+
+
+def action_positions(mask: Bool[Tensor, "B L"]) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]:
+    """Where each row's actions lie in its sequence, packed to the left:  mask[b, position[b, t]] is True.
+
+    Args:
+        mask: sequence-aligned; True where the policy chose the token. Its first column is False: nothing predicts it.
+
+    Returns:
+        ``position`` [B, T], indices into L, in order; 1 where there is no action, so that both ``position`` and
+        ``position - 1`` (the logits that predict it) are indices of the row. ``action_mask`` [B, T], True for the
+        first n_b entries of row b. T is the largest n_b of the batch and may be 0.
+
+    Raises:
+        ValueError: the mask is not two-dimensional, or says that a first token was chosen by the policy.
+    """
+    expect_dimensions("mask", mask, "B L")
+    mask = expect_mask(mask, mask.shape, "sequence-aligned")
+    batch, length = mask.shape
+    if length > 0 and bool(mask[:, 0].any()):
+        row = int(mask[:, 0].nonzero()[0])
+        raise ValueError(
+            f"mask[{row}, 0] is True, but no logits predict the first token of a sequence. "
+            "Put at least one token (a BOS or the prompt) before the first action."
+        )
+    count = mask.sum(dim=1)
+    width = int(count.max()) if batch else 0
+    rows, columns = mask.nonzero(as_tuple=True)
+    position = torch.ones(batch, width, dtype=torch.int64, device=mask.device)
+    position[rows, mask.cumsum(dim=1)[rows, columns] - 1] = columns
+    return position, torch.arange(width, device=mask.device) < count[:, None]
+
+
+def gather_actions(
+    values: Shaped[Tensor, "B L *rest"],
+    position: Int[Tensor, "B T"],
+    action_mask: Bool[Tensor, "B T"],
+    fill: float = 0.0,
+) -> Shaped[Tensor, "B T *rest"]:
+    """Sequence-aligned values at the actions:  out[b, t] = values[b, position[b, t]], ``fill`` where there is none.
+
+    Args:
+        values: any tensor whose first two axes are B and L; further axes (a vocabulary) travel along.
+        position: from :func:`action_positions`; subtract 1 to fetch the logits that predict each action.
+        action_mask: from :func:`action_positions`.
+        fill: what stands where a row has no t-th action.
+
+    Raises:
+        ValueError: the shapes do not fit each other.
+    """
+    if values.dim() < 2:
+        raise ValueError(f"values has {values.dim()} dimensions, expected at least 2: [B, L, ...].")
+    expect_dimensions("position", position, "B T")
+    expect_shape("position", position, (values.shape[0], position.shape[1]), "the rows of values")
+    action_mask = expect_mask(action_mask, position.shape, "that of position")
+    rows = torch.arange(values.shape[0], device=values.device)[:, None]
+    taken = values[rows, position]
+    return taken.masked_fill(~action_mask.reshape(action_mask.shape + (1,) * (values.dim() - 2)), fill)
+
+
+def masked_sum(
+    value: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"], dim: int | None = None
+) -> Float[Tensor, "*reduced"]:
+    """Sum of what the mask covers:  Σ m·x, over everything or along ``dim``. Nothing covered gives 0.
+
+    Raises:
+        ValueError: mask and value differ in shape.
+    """
+    mask = expect_mask(mask, value.shape, "that of value")
+    kept = value.masked_fill(~mask, 0.0)
+    return kept.sum() if dim is None else kept.sum(dim=dim)
+
+
+def masked_mean(
+    value: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"], dim: int | None = None
+) -> Float[Tensor, "*reduced"]:
+    """Mean of what the mask covers:  Σ m·x / Σ m, over everything or along ``dim``. Nothing covered gives 0.
+
+    Raises:
+        ValueError: mask and value differ in shape.
+    """
+    mask = expect_mask(mask, value.shape, "that of value")
+    count = mask.sum() if dim is None else mask.sum(dim=dim)
+    return masked_sum(value, mask, dim) / count.clamp(min=1)
+
+
+def next_action(mask: Bool[Tensor, "B T"]) -> Int[Tensor, "B T"]:
+    """The next acted position after each position:  n(t) = min{k > t : m_k}, and T where none follows.
+
+    Turns of other speakers leave gaps in a mask; the state that follows an action is the one of the next action.
+    """
+    expect_dimensions("mask", mask, "B T")
+    mask = expect_mask(mask, mask.shape, "[B, T]")
+    batch, width = mask.shape
+    if width == 0:
+        return torch.zeros(batch, 0, dtype=torch.int64, device=mask.device)
+    position = torch.arange(width, device=mask.device).expand(batch, width).masked_fill(~mask, width)
+    nearest = position.flip(1).cummin(dim=1).values.flip(1)
+    return torch.cat([nearest[:, 1:], nearest.new_full((batch, 1), width)], dim=1)

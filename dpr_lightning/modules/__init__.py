@@ -1,0 +1,16 @@
+"""The two LightningModules. They wire; the mathematics is in ``functional``."""
+
+from dpr_lightning.modules.advantages import CreditSpec, estimate_advantages
+from dpr_lightning.modules.dpr import DensePathReinforce, KLSpec
+from dpr_lightning.modules.schedule import ScheduleSpec
+from dpr_lightning.modules.sft import IQLearnSpec, SupervisedIRL
+
+__all__ = [
+    "CreditSpec",
+    "DensePathReinforce",
+    "IQLearnSpec",
+    "KLSpec",
+    "ScheduleSpec",
+    "SupervisedIRL",
+    "estimate_advantages",
+]

@@ -1,0 +1,99 @@
+"""From token rewards to advantages, over a whole rollout."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dpr_lightning.distributed import sum_over_ranks
+from dpr_lightning.errors import InputError
+from dpr_lightning.functional import (
+    batch_baseline,
+    leave_one_out_baseline,
+    position_baseline,
+    response_baseline,
+    returns_to_go,
+    whiten,
+)
+from dpr_lightning.types import RolloutBatch
+
+
+@dataclass
+class CreditSpec:
+    """How rewards become the weight of each token.
+
+    Args:
+        discount: γ; at 1 the telescoping that recovers the reward is exact.
+        baseline: what is subtracted from the return to lower its variance.
+        level: ``token`` gives each token its reward-to-go; ``sentence`` gives all of them the response's whole reward
+            (the paper's ablation).
+        whiten: standardise the advantages over the rollout; the scale of the reward then no longer matters.
+    """
+
+    discount: float = 1.0
+    baseline: Literal["none", "batch", "position", "leave_one_out", "response"] = "leave_one_out"
+    level: Literal["token", "sentence"] = "token"
+    whiten: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the range of γ."""
+        if not 0.0 <= self.discount <= 1.0:
+            raise InputError(f"`discount` is γ and lies in [0, 1]; found {self.discount}.")
+
+
+def estimate_advantages(
+    rollout: RolloutBatch,
+    mask: Tensor,
+    credit: CreditSpec,
+    *,
+    kl_coefficient: float,
+    reference_coefficient: float = 0.0,
+    group_size: int = 1,
+    future_only: bool = False,
+) -> Tensor:
+    """A_t = G_t − b_t with  G_t = Σ_{k≥t} γ^{k−t}·[r_k − β·(log π_θ − log π_SFT)_k − β_ref·(log π_θ − log π_ref)_k].
+
+    π_θ is the behaviour policy: the one that drew the rollout.
+
+    Args:
+        rollout: rewards and log-probabilities [B, T]; the samples of one prompt next to each other.
+        mask: [B, T] True for real actions.
+        credit: see there.
+        kl_coefficient: β.
+        reference_coefficient: β_ref.
+        group_size: K samples a prompt.
+        future_only: leave the immediate term out, for the all-actions estimator: γ·G_{t+1}.
+
+    Returns:
+        [B, T], 0 outside the mask, on the rollout's device.
+    """
+    reward = rollout.reward - kl_coefficient * (rollout.behaviour_logprob - rollout.sft_logprob)
+    if reference_coefficient:
+        reward = reward - reference_coefficient * (rollout.behaviour_logprob - rollout.reference_logprob)
+    reward = reward.masked_fill(~mask, 0.0)
+    if credit.level == "sentence":
+        returns = reward.sum(1, keepdim=True).expand_as(reward)
+    else:
+        returns = returns_to_go(reward, mask, credit.discount)
+    if future_only:
+        if credit.discount == 0.0:
+            return torch.zeros_like(reward)
+        returns = returns - reward
+    advantage = (returns - _baseline(returns, mask, credit, group_size)).masked_fill(~mask, 0.0)
+    return whiten(advantage, mask, sum_over_ranks) if credit.whiten else advantage
+
+
+def _baseline(returns: Tensor, mask: Tensor, credit: CreditSpec, group_size: int) -> Tensor:
+    if credit.baseline == "batch":
+        return batch_baseline(returns, mask, sum_over_ranks)
+    if credit.baseline == "position":
+        return position_baseline(returns, mask)
+    if credit.baseline == "leave_one_out":
+        if group_size < 2:
+            raise InputError(
+                "The leave-one-out baseline compares samples of one prompt; set `data.samples_per_prompt` to 2 or "
+                "more, or choose `baseline: position`."
+            )
+        return leave_one_out_baseline(returns, mask, group_size)
+    return response_baseline(returns, mask) if credit.baseline == "response" else torch.zeros_like(returns)

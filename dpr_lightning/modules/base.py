@@ -1,0 +1,71 @@
+"""What both modules share: a policy built in place, one token count a step, an optimizer named in YAML."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from dpr_lightning.modules.schedule import ScheduleSpec
+from dpr_lightning.policies import PolicySpec, build_policy
+
+
+def default_optimizer(parameters: Iterable[Any]) -> torch.optim.Optimizer:
+    """AdamW at 1e-4 without weight decay; configs spell out their own."""
+    return torch.optim.AdamW(parameters, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.0)
+
+
+class PolicyModule(LightningModule):
+    """A LightningModule around one policy in training.
+
+    Args:
+        policy: what to build; the model itself is built in ``configure_model``, under the strategy's context.
+        optimizer: called with the trainable parameters.
+        schedule: of the learning rate.
+        seed: of weights initialised at random.
+    """
+
+    policy: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+
+    def __init__(
+        self,
+        policy: PolicySpec,
+        optimizer: OptimizerCallable = default_optimizer,
+        schedule: ScheduleSpec | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.policy_spec = policy
+        self.optimizer_callable = optimizer
+        self.schedule = schedule if schedule is not None else ScheduleSpec()
+        self.seed = seed
+
+    def configure_model(self) -> None:
+        """Build the policy once."""
+        if not hasattr(self, "policy"):
+            policy, tokenizer = build_policy(self.policy_spec, seed=self.seed)
+            self.policy, self.tokenizer = policy, tokenizer
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer over trainable parameters, and its schedule."""
+        optimizer = self.optimizer_callable([weight for weight in self.parameters() if weight.requires_grad])
+        scheduler = self.schedule.build(optimizer, self.trainer)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def to_step_loss(self, loss: Tensor) -> Tensor:
+        """Undo the averages that the trainer takes over accumulated micro-batches and over ranks.
+
+        A loss that was divided by the token count of the *whole* optimizer step must be summed, not averaged; then one
+        accumulated step equals one big batch.
+        """
+        return loss * self.trainer.accumulate_grad_batches * self.trainer.world_size
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log the gradient norm before clipping."""
+        gradients = [weight.grad.norm() for weight in self.parameters() if weight.grad is not None]
+        if gradients:
+            self.log("train/gradient_norm", torch.stack(gradients).norm())

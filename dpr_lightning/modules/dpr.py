@@ -1,0 +1,224 @@
+"""Dense-Path REINFORCE: a short, critic-free policy-gradient phase on the recovered token reward."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+
+from dpr_lightning.errors import InputError
+from dpr_lightning.functional import (
+    all_actions_loss,
+    bound_unlikelihood,
+    clipped_surrogate_loss,
+    entropy,
+    masked_mean,
+    token_logprobs,
+)
+from dpr_lightning.modules.advantages import CreditSpec, estimate_advantages
+from dpr_lightning.modules.base import PolicyModule, default_optimizer
+from dpr_lightning.modules.schedule import ScheduleSpec
+from dpr_lightning.policies import PolicySpec, action_logits, disable_dropout
+from dpr_lightning.types import RolloutBatch
+
+
+@dataclass
+class KLSpec:
+    """How the policy is held near π_SFT.
+
+    Args:
+        coefficient: β, nats of reward per nat of KL(π_θ‖π_SFT). 1/β is the extrapolation strength of the optimum
+            π* ∝ π_SFT·(π_SFT/π_ref)^{1/β} of the published reward; β well below 1 destroys policies under it.
+        target: nats a token at which an adaptive β aims; None keeps β fixed.
+        horizon: optimizer steps over which a fully missed target doubles (or undoes) β. Ziegler et al. 2019.
+        reference_coefficient: nats of reward per nat of KL(π_θ‖π_ref), a second, small hold; 0 is none.
+    """
+
+    coefficient: float = 1.0
+    target: float | None = None
+    horizon: int = 50
+    reference_coefficient: float = 0.0
+
+
+class DensePathReinforce(PolicyModule):
+    """Improves a policy on its token reward:  ∇J = E Σ_t ∇log π_θ(a_t|s_t)·(G_t − b_t).
+
+    Args:
+        policy: what to train; it starts as π_SFT.
+        estimator: ``reinforce`` samples everything; ``all_actions`` differentiates the immediate term exactly over the
+            vocabulary and samples only the future (none at discount 0).
+        credit: discount, baseline, whitening, tokens or sentences.
+        kl: the hold on π_SFT.
+        clip_range: ε of the ratio clip for rollouts used more than once; at ratio 1 it changes nothing.
+        improbable_floor: probability below which a negative advantage is scaled by π/floor, so that pushing down a
+            token the policy already finds improbable fades instead of blowing up.
+        check_start: at the first step, refuse to go on when the policy is not π_SFT or the training pass disagrees
+            with the sampler.
+        optimizer: called with the trainable parameters.
+        schedule: of the learning rate.
+        seed: of an adapter initialised at random.
+
+    Source: Li et al. 2025, arXiv:2510.02493 (undiscounted, critic-free, token rewards, KL to π_SFT); ``all_actions``,
+    ``improbable_floor`` are ours.
+    """
+
+    def __init__(
+        self,
+        policy: PolicySpec,
+        estimator: Literal["reinforce", "all_actions"] = "reinforce",
+        credit: CreditSpec | None = None,
+        kl: KLSpec | None = None,
+        clip_range: float = 0.2,
+        improbable_floor: float = 1e-4,
+        check_start: bool = True,
+        optimizer: OptimizerCallable = default_optimizer,
+        schedule: ScheduleSpec | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(policy, optimizer, schedule, seed)
+        self.estimator = estimator
+        self.credit = credit if credit is not None else CreditSpec()
+        self.kl = kl if kl is not None else KLSpec()
+        self.clip_range = clip_range
+        self.improbable_floor = improbable_floor
+        self.check_start = check_start
+        if estimator not in ("reinforce", "all_actions"):
+            raise InputError(f"There is no estimator {estimator!r}; they are reinforce and all_actions.")
+        if estimator == "all_actions" and self.credit.level != "token":
+            raise InputError("The all-actions estimator needs token rewards; `credit.level: sentence` has none.")
+        self.register_buffer("kl_coefficient", torch.tensor(self.kl.coefficient))
+        self.last_rollout: RolloutBatch | None = None
+        self.rollout_count = 0
+
+    @property
+    def needs_action_rewards(self) -> bool:
+        """Whether batches must carry the reward of every token of the vocabulary."""
+        return self.estimator == "all_actions"
+
+    def configure_model(self) -> None:
+        """Build the policy, without dropout, and let the rewards share its base when they can."""
+        fresh = not hasattr(self, "policy")
+        super().configure_model()
+        if fresh:
+            disable_dropout(self.policy)
+            attach = getattr(getattr(self.trainer, "datamodule", None), "attach_policy", None)
+            if attach is not None:
+                attach(self.policy, self.policy_spec, self.tokenizer)
+
+    def prepare_rollout(self, rollout: RolloutBatch, group_size: int) -> RolloutBatch:
+        """Fill in the advantages of a whole rollout, before it is cut into micro-batches."""
+        mask = _action_mask(rollout)
+        kept = rollout._replace(
+            advantage=estimate_advantages(
+                rollout,
+                mask,
+                self.credit,
+                kl_coefficient=float(self.kl_coefficient),
+                reference_coefficient=self.kl.reference_coefficient,
+                group_size=group_size,
+                future_only=self.needs_action_rewards,
+            )
+        )
+        self.last_rollout = kept
+        self.rollout_count += 1
+        return kept
+
+    def training_step(self, batch: RolloutBatch, batch_idx: int) -> Tensor:
+        """One micro-batch's share of the optimizer step's loss."""
+        scored = action_logits(self.policy, batch.tokens, batch.mask)
+        mask = scored.mask
+        if self.needs_action_rewards:
+            logprobs = scored.logits.float().log_softmax(-1)
+            logprob = logprobs.gather(-1, scored.tokens.unsqueeze(-1)).squeeze(-1)
+            uncertainty = entropy(logprobs.detach())
+        else:
+            logprob = token_logprobs(scored.logits, scored.tokens)
+            uncertainty = entropy(scored.logits.detach().float().log_softmax(-1))
+        if self.check_start and self.global_step == 0 and batch_idx == 0:
+            self._check_start(batch, logprob.detach(), mask)
+        advantage = bound_unlikelihood(batch.advantage, logprob, self.improbable_floor)
+        loss, clipped = clipped_surrogate_loss(
+            logprob, batch.behaviour_logprob, advantage, mask, batch.num_tokens, self.clip_range
+        )
+        if self.needs_action_rewards:
+            loss = loss + self._immediate_loss(logprobs, batch, mask)
+        drift = logprob.detach() - batch.sft_logprob
+        count = mask.sum().clamp_min(1)
+        self.log_dict(
+            {
+                "train/loss": loss.detach() * self.trainer.accumulate_grad_batches,
+                "train/entropy": masked_mean(uncertainty, mask),
+                "train/clip_share": clipped,
+                "train/ratio": ((logprob.detach() - batch.behaviour_logprob).exp() * mask).sum() / count,
+                "train/kl_to_sft": (drift * mask).sum() / count,
+                "train/kl_coefficient": self.kl_coefficient,
+            }
+        )
+        self._log_rollout(batch, batch_idx)
+        return self.to_step_loss(loss)
+
+    def _immediate_loss(self, logprobs: Tensor, batch: RolloutBatch, mask: Tensor) -> Tensor:
+        """−Σ_a π_θ(a|s)·[r(s,a) − β·log(π_θ/π_SFT)(a|s)], exact."""
+        assert batch.action_reward is not None
+        assert batch.action_sft_logprob is not None
+        assert batch.action_reference_logprob is not None
+        reward = batch.action_reward - self.kl_coefficient * (logprobs - batch.action_sft_logprob)
+        if self.kl.reference_coefficient:
+            reward = reward - self.kl.reference_coefficient * (logprobs - batch.action_reference_logprob)
+        return all_actions_loss(logprobs, reward, mask, batch.num_tokens)
+
+    def _log_rollout(self, batch: RolloutBatch, batch_idx: int) -> None:
+        """Averages over a whole rollout, logged once when it is new."""
+        rollout = self.last_rollout
+        if rollout is None or self.rollout_count == getattr(self, "_logged_rollouts", 0):
+            return
+        self._logged_rollouts = self.rollout_count
+        mask = _action_mask(rollout)
+        sequences = len(mask)
+        drift = (rollout.behaviour_logprob - rollout.sft_logprob).masked_fill(~mask, 0.0)
+        reverse_kl = drift.sum() / sequences
+        self.log_dict(
+            {
+                "rollout/reward": rollout.reward.masked_fill(~mask, 0.0).sum() / sequences,
+                "rollout/reward_per_token": masked_mean(rollout.reward, mask),
+                "rollout/length": mask.sum() / sequences,
+                "rollout/terminated": rollout.terminated.float().mean(),
+                "rollout/reverse_kl": reverse_kl,
+            },
+            sync_dist=True,
+        )
+        self.log("reward", rollout.reward.masked_fill(~mask, 0.0).sum() / sequences, prog_bar=True, logger=False)
+        self.log("kl", reverse_kl, prog_bar=True, logger=False)
+        if self.kl.target is not None:
+            error = (drift.sum() / mask.sum().clamp_min(1) / self.kl.target - 1.0).clamp(-1.0, 1.0)
+            assert isinstance(self.kl_coefficient, Tensor)
+            self.kl_coefficient.mul_(1.0 + error.to(self.kl_coefficient) / self.kl.horizon)
+
+    def _check_start(self, batch: RolloutBatch, logprob: Tensor, mask: Tensor) -> None:
+        """At the first step the policy is π_SFT and the rollout is its own: KL ≈ 0 and ratio ≈ 1.
+
+        Raises:
+            InputError: they are not; says which and what usually causes it.
+        """
+        tolerance = 1e-3 if self.policy_spec.dtype == "float32" and not torch.is_autocast_enabled() else 0.05
+        to_sft = float(masked_mean((logprob - batch.sft_logprob).abs(), mask))
+        to_behaviour = float(masked_mean((logprob - batch.behaviour_logprob).abs(), mask))
+        if to_sft > tolerance:
+            raise InputError(
+                f"The policy does not start as π_SFT: their log-probabilities differ by {to_sft:.3g} nats a token "
+                f"(allowed: {tolerance}). Point `model.policy` and `data.sft` at the same checkpoint, with the same "
+                "dtype; or set `check_start: false` if this is meant."
+            )
+        if to_behaviour > tolerance:
+            raise InputError(
+                f"The training pass and the sampler disagree by {to_behaviour:.3g} nats a token (allowed: "
+                f"{tolerance}), so the importance ratio is not 1 at the first step. Likely causes: a sampling "
+                "temperature or top_p other than 1, dropout left on, or rollouts kept from another policy. "
+                "`check_start: false` goes on with the ratio as correction."
+            )
+
+
+def _action_mask(rollout: RolloutBatch) -> Tensor:
+    width = rollout.reward.shape[1]
+    return torch.arange(width, device=rollout.mask.device) < rollout.mask.sum(1, keepdim=True)

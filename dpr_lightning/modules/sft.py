@@ -1,0 +1,138 @@
+"""Imitation: supervised fine-tuning, IQ-Learn and DFT are one module with three losses."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+from torchmetrics import MeanMetric
+from torchmetrics.aggregation import BaseAggregator
+
+from dpr_lightning.errors import InputError
+from dpr_lightning.functional import ValueForm, dft_loss, iq_learn_loss, sft_loss, token_logprobs
+from dpr_lightning.modules.base import PolicyModule, default_optimizer
+from dpr_lightning.modules.schedule import ScheduleSpec
+from dpr_lightning.policies import ActionLogits, PolicySpec, action_logits, state_logits
+from dpr_lightning.types import DemonstrationBatch
+
+
+@dataclass
+class IQLearnSpec:
+    """Options of the IQ-Learn loss.
+
+    Args:
+        value_form: ``value_expert`` (equals SFT for every discount without χ²) or ``v0`` (only at discount 1).
+        discount: γ.
+        chi2_alpha: α of the χ² regulariser (1/4α)·(Q − γV')²; None leaves it out.
+        chi2_warmup_steps: optimizer steps over which 1/α rises from 0: logits carry an arbitrary offset per state that
+            the policy ignores and χ² does not.
+    """
+
+    value_form: ValueForm = "value_expert"
+    discount: float = 1.0
+    chi2_alpha: float | None = None
+    chi2_warmup_steps: int = 100
+
+
+class SupervisedIRL(PolicyModule):
+    """Learns a policy from demonstrations, and with it the reward that explains them.
+
+    Args:
+        policy: what to train.
+        loss: ``sft`` (negative log-likelihood), ``iq_learn``, or ``dft`` (−sg[π]·log π).
+        iq_learn: options of that loss.
+        optimizer: called with the trainable parameters.
+        schedule: of the learning rate.
+        seed: of weights initialised at random.
+    """
+
+    def __init__(
+        self,
+        policy: PolicySpec,
+        loss: Literal["sft", "iq_learn", "dft"] = "sft",
+        iq_learn: IQLearnSpec | None = None,
+        optimizer: OptimizerCallable = default_optimizer,
+        schedule: ScheduleSpec | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(policy, optimizer, schedule, seed)
+        if loss not in ("sft", "iq_learn", "dft"):
+            raise InputError(f"There is no imitation loss {loss!r}; losses are sft, iq_learn and dft.")
+        self.loss = loss
+        self.iq_learn = iq_learn if iq_learn is not None else IQLearnSpec()
+        self.metrics = torch.nn.ModuleDict({"nll": MeanMetric(), "token_accuracy": MeanMetric()})
+
+    def forward_actions(self, batch: DemonstrationBatch) -> ActionLogits:
+        """Logits at the demonstrated actions; for IQ-Learn with the state after the last one."""
+        forward = state_logits if self.loss == "iq_learn" else action_logits
+        return forward(self.policy, batch.tokens, batch.mask)
+
+    def training_step(self, batch: DemonstrationBatch, batch_idx: int) -> Tensor:
+        """One micro-batch's share of the optimizer step's loss."""
+        scored = self.forward_actions(batch)
+        width = scored.tokens.shape[1]
+        logprob = token_logprobs(scored.logits[:, :width], scored.tokens)
+        if self.loss == "iq_learn":
+            loss = self._iq_learn_loss(scored, batch)
+        elif self.loss == "dft":
+            loss = dft_loss(logprob, scored.mask, batch.num_tokens)
+        else:
+            loss = sft_loss(logprob, scored.mask, batch.num_tokens)
+        nll = -(logprob.detach() * scored.mask).sum() / scored.mask.sum().clamp_min(1)
+        self.log("train/nll", nll, prog_bar=True)
+        self.log("train/loss", loss.detach() * self.trainer.accumulate_grad_batches)
+        self.log("train/tokens", batch.num_tokens)
+        return self.to_step_loss(loss)
+
+    def _iq_learn_loss(self, scored: ActionLogits, batch: DemonstrationBatch) -> Tensor:
+        options = self.iq_learn
+        alpha = options.chi2_alpha
+        if alpha is not None:
+            share = min(1.0, self.global_step / max(1, options.chi2_warmup_steps))
+            alpha = alpha / share if share > 0 else None
+        loss = iq_learn_loss(
+            scored.logits,
+            scored.tokens,
+            scored.mask,
+            batch.terminated,
+            discount=options.discount,
+            value_form=options.value_form,
+            chi2_alpha=alpha,
+        )
+        # The function averages over the tokens (value_expert) or sequences (v0) of this micro-batch; the step's loss
+        # is a sum over all of its tokens, divided by their number.
+        count = scored.mask.sum() if options.value_form == "value_expert" else len(scored.tokens)
+        return loss * count / batch.num_tokens
+
+    def validation_step(self, batch: DemonstrationBatch, batch_idx: int) -> None:
+        """Accumulate token-weighted metrics over the whole validation set and all ranks."""
+        scored = action_logits(self.policy, batch.tokens, batch.mask)
+        count = scored.mask.sum()
+        logprob = token_logprobs(scored.logits, scored.tokens)
+        hits = (scored.logits.argmax(-1) == scored.tokens) & scored.mask
+        self._metric("nll").update(-(logprob * scored.mask).sum() / count.clamp_min(1), count)
+        self._metric("token_accuracy").update(hits.sum() / count.clamp_min(1), count)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log negative log-likelihood (nats a token), perplexity and token accuracy."""
+        nll = self._metric("nll").compute()
+        self.log_dict(
+            {
+                "validation/nll": nll,
+                "validation/perplexity": nll.exp(),
+                "validation/token_accuracy": self._metric("token_accuracy").compute(),
+            },
+            prog_bar=True,
+            sync_dist=False,
+        )
+        for metric in self.metrics.values():
+            metric.reset()
+
+    test_step = validation_step
+    on_test_epoch_end = on_validation_epoch_end
+
+    def _metric(self, name: str) -> BaseAggregator:
+        metric = self.metrics[name]
+        assert isinstance(metric, BaseAggregator)
+        return metric

@@ -1,0 +1,27 @@
+"""A policy: its description as data, and how it becomes a model, a frozen copy or a folder."""
+
+from dpr_lightning.policies.build import build_policy
+from dpr_lightning.policies.export import save_policy, whole_folder
+from dpr_lightning.policies.forward import ActionLogits, action_logits, disable_dropout, model_device, state_logits
+from dpr_lightning.policies.frozen import FrozenPolicies
+from dpr_lightning.policies.spec import LoraSpec, PolicySpec
+from dpr_lightning.policies.tokenizers import load_tokenizer, stop_token_ids
+from dpr_lightning.policies.toy import character_tokenizer, create_toy_policy
+
+__all__ = [
+    "ActionLogits",
+    "FrozenPolicies",
+    "LoraSpec",
+    "PolicySpec",
+    "action_logits",
+    "build_policy",
+    "character_tokenizer",
+    "create_toy_policy",
+    "disable_dropout",
+    "load_tokenizer",
+    "model_device",
+    "save_policy",
+    "state_logits",
+    "stop_token_ids",
+    "whole_folder",
+]

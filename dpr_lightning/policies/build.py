@@ -1,0 +1,178 @@
+"""From a description of a policy to a model in memory."""
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from dpr_lightning.errors import InputError
+from dpr_lightning.policies.spec import LoraSpec, PolicySpec
+from dpr_lightning.policies.tokenizers import load_tokenizer
+
+log = logging.getLogger(__name__)
+DESCRIPTION = "dpr_policy.json"
+
+
+def build_policy(
+    spec: PolicySpec, *, seed: int = 0, trainable: bool = True
+) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    """Build the model and tokenizer that ``spec`` names.
+
+    Args:
+        spec: the description.
+        seed: of the weights when they are initialised at random (the adapter's included).
+        trainable: False merges adapters into the base and freezes everything.
+
+    Raises:
+        InputError: the folder, the weights or the tokenizer are not there or do not fit together.
+    """
+    base_spec, adapter = resolve_adapter(spec)
+    tokenizer = load_tokenizer(spec.tokenizer_source, spec.gguf_file, spec.trust_remote_code)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model: nn.Module = _load_base(base_spec, tokenizer)
+        if adapter is not None:
+            model = load_adapter(model, adapter, trainable=trainable and spec.lora is not None)
+            if spec.lora is None or not trainable:
+                model = model.merge_and_unload()  # type: ignore[operator]
+        elif spec.lora is not None and trainable:
+            model = _add_adapter(model, spec.lora)
+    if spec.checkpoint is not None and spec.checkpoint.endswith(".ckpt"):
+        _load_lightning_weights(model, spec.checkpoint)
+    if spec.gradient_checkpointing and trainable:
+        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        if spec.lora is not None:
+            model.enable_input_require_grads()  # type: ignore[operator]
+    if not trainable:
+        model.requires_grad_(False)
+        model.eval()
+    return model, tokenizer
+
+
+def resolve_adapter(spec: PolicySpec) -> tuple[PolicySpec, str | None]:
+    """Split a description into that of its full base and the folder of an adapter on it, if there is one."""
+    start = spec.checkpoint if spec.checkpoint and not spec.checkpoint.endswith(".ckpt") else None
+    if start is not None and not Path(start).exists() and start.startswith((".", "/", "runs/")):
+        raise InputError(f"The checkpoint {start!r} does not exist. Run the stage that writes it, or mend the path.")
+    for folder in (start, spec.source):
+        if folder is not None and is_adapter(folder):
+            base = base_of(folder) if folder == spec.source else replace(spec, checkpoint=None)
+            return replace(base, dtype=spec.dtype, attention=spec.attention, lora=None), folder
+    if start is not None:
+        return replace(spec, source=start, architecture=None, gguf_file=None, checkpoint=None), None
+    return spec, None
+
+
+def is_adapter(folder: str | Path) -> bool:
+    """Whether a folder holds a peft adapter instead of a full model."""
+    return (Path(folder) / "adapter_config.json").is_file()
+
+
+def base_of(folder: str | Path) -> PolicySpec:
+    """The description of the full model that the adapter in ``folder`` was trained on."""
+    description = Path(folder) / DESCRIPTION
+    if description.is_file():
+        held = json.loads(description.read_text())
+        return PolicySpec(**{name: held.get(name) for name in ("source", "tokenizer", "gguf_file")})
+    held = json.loads((Path(folder) / "adapter_config.json").read_text())
+    base = held.get("base_model_name_or_path")
+    if not base:
+        raise InputError(f"The adapter in {str(folder)!r} does not say which model it belongs to.")
+    return PolicySpec(source=base)
+
+
+def _load_base(spec: PolicySpec, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    dtype = getattr(torch, spec.dtype)
+    options: dict[str, Any] = {"attn_implementation": spec.attention, "trust_remote_code": spec.trust_remote_code}
+    if spec.architecture is not None:
+        fields = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+        fields |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+        config = AutoConfig.for_model(**(fields | spec.architecture))
+        built: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, **options)
+        return built
+    assert spec.source is not None
+    if spec.gguf_file is not None:
+        options["gguf_file"] = spec.gguf_file
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(spec.source, dtype=dtype, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"No causal language model could be loaded from {spec.source!r}: {str(error).splitlines()[0][:300]} "
+            "Point `source` at a hub id or at a folder with config.json and model.safetensors."
+        ) from error
+    rows = model.get_input_embeddings().weight.shape[0]
+    if rows < len(tokenizer):
+        raise InputError(
+            f"The tokenizer has {len(tokenizer)} tokens and the model in {spec.source!r} embeds {rows}. They do not "
+            "belong together; set `tokenizer` to the one that the model was trained with."
+        )
+    if spec.gguf_file is not None:
+        _forget_quantisation(model)
+    return model
+
+
+def _forget_quantisation(model: PreTrainedModel) -> None:
+    """A GGUF base arrives dequantised but flagged as quantised, which transformers refuses to save."""
+    for owner, name in ((model.config, "quantization_config"), (model, "hf_quantizer"), (model, "quantization_method")):
+        if hasattr(owner, name):
+            delattr(owner, name)
+    for flag in ("is_quantized", "_is_quantized", "_is_hf_quantized"):
+        if getattr(model, flag, False):
+            setattr(model, flag, False)
+
+
+def _require_peft() -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise InputError("LoRA needs the package peft: pip install 'dpr-lightning[lora]'.") from error
+    return peft
+
+
+def _add_adapter(model: PreTrainedModel, spec: LoraSpec) -> nn.Module:
+    peft = _require_peft()
+    config = peft.LoraConfig(
+        r=spec.rank,
+        lora_alpha=spec.alpha,
+        lora_dropout=spec.dropout,
+        target_modules=spec.target_modules,
+        task_type="CAUSAL_LM",
+    )
+    adapted: nn.Module = peft.get_peft_model(model, config)
+    return adapted
+
+
+def load_adapter(model: nn.Module, folder: str | Path, *, trainable: bool, name: str = "default") -> nn.Module:
+    """Put the adapter saved in ``folder`` on ``model``, beside those that are there already."""
+    peft = _require_peft()
+    try:
+        if isinstance(model, peft.PeftModel):
+            active = model.active_adapter
+            model.load_adapter(str(folder), name, is_trainable=trainable)
+            model.set_adapter(active)
+            return model
+        adapted: nn.Module = peft.PeftModel.from_pretrained(model, str(folder), name, is_trainable=trainable)
+        return adapted
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            f"The adapter in {str(folder)!r} does not fit this base: {str(error).splitlines()[0][:300]}"
+        ) from error
+
+
+def _load_lightning_weights(model: nn.Module, checkpoint: str) -> None:
+    if not Path(checkpoint).is_file():
+        raise InputError(f"The Lightning checkpoint {checkpoint!r} does not exist.")
+    held = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    weights = {name.removeprefix("policy."): value for name, value in held.items() if name.startswith("policy.")}
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    trained = [name for name in missing if "lora_" in name or not weights]
+    if unexpected or trained or not weights:
+        raise InputError(
+            f"The checkpoint {checkpoint!r} holds another architecture: {len(missing)} weights are missing and "
+            f"{len(unexpected)} are unknown (first: {(unexpected or missing or ['none'])[0]})."
+        )

@@ -1,0 +1,115 @@
+"""Policies as ordinary Hugging Face folders, written whole or not at all."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from dpr_lightning.errors import InputError
+from dpr_lightning.policies.build import DESCRIPTION, is_adapter, resolve_adapter
+from dpr_lightning.policies.spec import PolicySpec
+
+
+def save_policy(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | Path,
+    spec: PolicySpec,
+    *,
+    merge: bool = False,
+    state_dict: dict[str, Tensor] | None = None,
+) -> Path:
+    """Write ``model`` and ``tokenizer`` to ``folder``: a full model, or the active adapter when ``model`` has one.
+
+    Args:
+        model: from :func:`build_policy`.
+        tokenizer: saved beside it.
+        folder: replaced only once the new one stands.
+        spec: the description that ``model`` was built from; kept beside the weights so that an adapter finds its base.
+        merge: write an adapter's policy as a full model (a copy is merged; ``model`` stays as it is).
+        state_dict: these weights instead of the model's own, for averages of weights.
+    """
+    folder = Path(folder)
+    with whole_folder(folder) as unfinished:
+        if merge and hasattr(model, "merge_and_unload"):
+            model.merge_adapter()  # type: ignore[operator]
+            try:
+                _save_merged(model, unfinished)
+            finally:
+                model.unmerge_adapter()  # type: ignore[operator]
+        elif hasattr(model, "peft_config"):
+            selected = [model.active_adapter]
+            model.save_pretrained(unfinished, selected_adapters=selected, state_dict=state_dict)  # type: ignore[operator]
+            nested = unfinished / str(model.active_adapter)
+            if nested.is_dir():
+                for path in nested.iterdir():
+                    path.rename(unfinished / path.name)
+                nested.rmdir()
+        else:
+            model.save_pretrained(unfinished, state_dict=state_dict)  # type: ignore[operator]
+        (unfinished / "README.md").unlink(missing_ok=True)
+        tokenizer.save_pretrained(unfinished)
+        if is_adapter(unfinished):
+            base, _ = resolve_adapter(spec)
+            held = {"source": _lasting(base.source), "tokenizer": None, "gguf_file": base.gguf_file}
+            held["tokenizer"] = _lasting(base.tokenizer)
+            (unfinished / DESCRIPTION).write_text(json.dumps(held, indent=2) + "\n")
+    return folder
+
+
+def _save_merged(model: nn.Module, folder: Path) -> None:
+    base = model.get_base_model()  # type: ignore[operator]
+    weights = {
+        name.replace(".base_layer.", "."): value
+        for name, value in base.state_dict().items()
+        if "lora_" not in name and ".modules_to_save." not in name
+    }
+    base.save_pretrained(folder, state_dict=weights)
+
+
+def _lasting(source: str | None) -> str | None:
+    return str(Path(source).resolve()) if source is not None and Path(source).exists() else source
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder that becomes ``folder`` when the block ends well, and vanishes when it does not.
+
+    Raises:
+        InputError: the disk is full or the place may not be written.
+    """
+    unfinished: Path | None = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        yield unfinished
+        unfinished.chmod(0o755)
+        for path in unfinished.rglob("*"):
+            if path.is_file():
+                _flush(path)
+        if folder.exists():
+            previous = unfinished.with_name(unfinished.name + ".previous")
+            folder.rename(previous)
+            unfinished.rename(folder)
+            shutil.rmtree(previous)
+        else:
+            unfinished.rename(folder)
+    except OSError as error:
+        raise InputError(
+            f"Could not write {folder}: {error.strerror or error}. Nothing is left half-written there; free some space "
+            "or choose another folder."
+        ) from error
+    finally:
+        if unfinished is not None and unfinished.exists():
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as handle:
+        os.fsync(handle.fileno())

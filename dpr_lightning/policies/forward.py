@@ -1,0 +1,91 @@
+"""The forward pass that trains and scores: logits only where the policy acted."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dpr_lightning.functional import action_positions
+
+
+class ActionLogits(NamedTuple):
+    """``logits`` [B, T, V] that chose ``tokens`` [B, T]; ``mask`` [B, T] is True for real actions."""
+
+    logits: Tensor
+    tokens: Tensor
+    mask: Tensor
+
+
+@contextmanager
+def _head_sees(model: nn.Module, position: Tensor) -> Iterator[None]:
+    """Let the output head see only the hidden states at ``position`` [B, T].
+
+    A hook on the head, and not a call around it, so that whatever an architecture does to its logits afterwards
+    (soft caps, scaling) still happens.
+    """
+    head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
+
+    def select(_module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden = arguments[0]
+        index = position.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
+        return (hidden.gather(1, index), *arguments[1:])
+
+    handle = head.register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def action_logits(model: nn.Module, tokens: Tensor, mask: Tensor) -> ActionLogits:
+    """Logits of every acted position, action-aligned, without computing those of any other position.
+
+    Args:
+        model: a causal language model of transformers, possibly wrapped by peft.
+        tokens: [B, L], right-padded; with a causal model, padding on the right cannot reach what is before it, so no
+            attention mask is passed and attention takes its fastest path.
+        mask: [B, L] True where the policy acted; the first position never is.
+
+    Returns:
+        logits [B, T, V] in the model's dtype: ``logits[b, t]`` chose ``tokens[b, t]``.
+    """
+    position, action_mask = action_positions(mask)
+    with _head_sees(model, (position - 1).clamp_min(0)):
+        logits = model(input_ids=tokens, use_cache=False).logits
+    return ActionLogits(logits, tokens.gather(1, position), action_mask)
+
+
+def state_logits(model: nn.Module, tokens: Tensor, mask: Tensor) -> ActionLogits:
+    """As :func:`action_logits`, with the state after the last action appended.
+
+    Returns:
+        logits [B, T+1, V]: row b holds its n acted states s_0 … s_{n−1} and, at n, the state that followed the last
+        action: what a truncated sequence bootstraps from.
+    """
+    position, action_mask = action_positions(mask)
+    position = torch.cat([position, torch.zeros_like(position[:, :1])], 1)
+    last = mask.long().mul(torch.arange(mask.shape[1], device=mask.device)).amax(1, keepdim=True)
+    held = torch.nn.functional.pad(action_mask, (0, 1))
+    with _head_sees(model, torch.where(held, (position - 1).clamp_min(0), last)):
+        logits = model(input_ids=tokens, use_cache=False).logits
+    return ActionLogits(logits, tokens.gather(1, position[:, :-1]), action_mask)
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Turn every kind of dropout off, whatever mode the model is put in.
+
+    Dropout during policy-gradient training makes the ratio to the behaviour policy noise at the first step.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "dropout_p", "attn_dropout_p"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+def model_device(model: nn.Module) -> torch.device:
+    """The device of a model's parameters."""
+    return next(model.parameters()).device

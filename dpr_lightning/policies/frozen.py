@@ -1,0 +1,117 @@
+"""Frozen copies: π_SFT and the references, as full models or as adapters over one shared base."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import nn
+
+from dpr_lightning.errors import InputError
+from dpr_lightning.policies.build import base_of, build_policy, is_adapter, load_adapter, resolve_adapter
+from dpr_lightning.policies.spec import PolicySpec
+from dpr_lightning.policies.tokenizers import load_tokenizer, same_vocabulary
+
+
+class FrozenPolicies:
+    """Models that are asked for log-probabilities and never trained.
+
+    Not an ``nn.Module``: it stays out of checkpoints, optimizers and gradient synchronisation.
+    """
+
+    def __init__(self, models: Mapping[str, nn.Module], shared: nn.Module | None = None) -> None:
+        """Hold full ``models`` by name, or, with ``shared``, adapters of that name on a peft model."""
+        self._models = dict(models)
+        self._shared = shared
+        for model in self._models.values():
+            model.requires_grad_(False)
+            model.eval()
+
+    @classmethod
+    def load(
+        cls,
+        folders: Mapping[str, str],
+        *,
+        dtype: str = "float32",
+        attention: str = "sdpa",
+        policy: nn.Module | None = None,
+        policy_spec: PolicySpec | None = None,
+    ) -> "FrozenPolicies":
+        """Load the policies in ``folders``; all must share one vocabulary.
+
+        When ``policy`` is being trained with LoRA and every folder holds an adapter of its base, they become adapters
+        beside the trained one and cost no further copy of the base.
+
+        Raises:
+            InputError: a folder cannot be loaded, or two tokenizers differ.
+        """
+        check_one_vocabulary(folders)
+        if policy is not None and policy_spec is not None and hasattr(policy, "peft_config"):
+            base, _ = resolve_adapter(policy_spec)
+            if all(is_adapter(folder) and _same_base(base_of(folder), base) for folder in folders.values()):
+                for name, folder in folders.items():
+                    load_adapter(policy, folder, trainable=False, name=name)
+                return cls({name: policy for name in folders}, shared=policy)
+        specs = {
+            name: PolicySpec(source=folder, dtype=dtype, attention=attention)  # type: ignore[arg-type]
+            for name, folder in folders.items()
+        }
+        return cls({name: build_policy(spec, trainable=False)[0] for name, spec in specs.items()})
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether the copies are adapters on the base of the policy in training."""
+        return self._shared is not None
+
+    @property
+    def names(self) -> list[str]:
+        """Names, in the order given."""
+        return list(self._models)
+
+    def to(self, device: object) -> "FrozenPolicies":
+        """Move full copies to ``device``; adapters are where their base is."""
+        if self._shared is None:
+            for model in self._models.values():
+                model.to(device)  # type: ignore[call-overload]
+        return self
+
+    @contextmanager
+    def use(self, name: str) -> Iterator[nn.Module]:
+        """The named model, in evaluation mode; with adapters the trained one is put back afterwards."""
+        model = self._models[name]
+        if self._shared is None:
+            yield model
+            return
+        active, training = model.active_adapter, model.training
+        # No weight is switched to requires_grad here: only which adapter the forward pass adds.
+        model.set_adapter(name, inference_mode=True)  # type: ignore[operator]
+        model.eval()
+        try:
+            yield model
+        finally:
+            model.set_adapter(active)  # type: ignore[operator]
+            model.train(training)
+
+
+def _same_base(first: PolicySpec, second: PolicySpec) -> bool:
+    def place(spec: PolicySpec) -> tuple[str | None, str | None]:
+        source = spec.source
+        return (str(Path(source).resolve()) if source and Path(source).exists() else source, spec.gguf_file)
+
+    return place(first) == place(second)
+
+
+def check_one_vocabulary(folders: Mapping[str, str]) -> None:
+    """Refuse policies whose tokenizers differ: token ids would mean different words to each.
+
+    Raises:
+        InputError: names the two folders and the first difference.
+    """
+    tokenizers = {name: load_tokenizer(folder) for name, folder in folders.items()}
+    first = next(iter(folders))
+    for name, tokenizer in tokenizers.items():
+        difference = same_vocabulary(tokenizers[first], tokenizer)
+        if difference is not None:
+            raise InputError(
+                f"The tokenizers of {folders[first]!r} and {folders[name]!r} differ: {difference}. π_SFT and its "
+                "references must be checkpoints of one run."
+            )

@@ -1,0 +1,79 @@
+"""What a policy is, as data: the few lines of YAML that name it."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from dpr_lightning.errors import InputError
+
+
+@dataclass
+class LoraSpec:
+    """Low-rank adapters on a frozen base (Hu et al. 2021).
+
+    Args:
+        rank: width of the low-rank update.
+        alpha: the update is scaled by alpha / rank.
+        dropout: share of adapter inputs dropped while imitating; policy-gradient training always runs without.
+        target_modules: names of the linear layers that get an adapter, or ``all-linear``.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    target_modules: str | list[str] = "all-linear"
+
+
+@dataclass
+class PolicySpec:
+    """Names a policy: where its architecture, weights and tokenizer come from, and how it is held in memory.
+
+    Args:
+        source: hub id or local folder with the weights; a folder written by this package may hold only an adapter.
+        architecture: instead of ``source``: a transformers configuration (``model_type`` and its fields) whose weights
+            are initialised at random. ``vocab_size`` and the special tokens follow the tokenizer.
+        tokenizer: hub id or folder of the tokenizer; None: that of ``source``.
+        gguf_file: name of the GGUF file inside ``source``; it is dequantised and trains like any other base.
+        checkpoint: weights to start from instead of the source's: a folder written by this package (a full model, or
+            an adapter of this base) or a Lightning ``.ckpt`` file.
+        dtype: of the parameters.
+        attention: transformers' attention implementation.
+        lora: train adapters instead of every parameter.
+        gradient_checkpointing: recompute activations in the backward pass: 4 forward passes' work instead of 3.
+        trust_remote_code: run model code that comes with ``source``. Off unless asked for.
+    """
+
+    source: str | None = None
+    architecture: dict[str, Any] | None = None
+    tokenizer: str | None = None
+    gguf_file: str | None = None
+    checkpoint: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    attention: str = "sdpa"
+    lora: LoraSpec | None = None
+    gradient_checkpointing: bool = False
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without touching a disk."""
+        if (self.source is None) == (self.architecture is None):
+            raise InputError(
+                "A policy needs exactly one of `source` (hub id or folder) and `architecture` (random weights); "
+                f"found source={self.source!r}, architecture={self.architecture!r}."
+            )
+        if self.architecture is not None and self.tokenizer is None:
+            raise InputError("A policy with random weights has no tokenizer of its own: set `tokenizer` to a folder.")
+        if self.architecture is not None and "model_type" not in self.architecture:
+            raise InputError("`architecture` must say its `model_type`, for example `llama`.")
+        if self.gguf_file is not None and self.source is None:
+            raise InputError("`gguf_file` names a file inside `source`; set `source` to its folder.")
+
+    @property
+    def tokenizer_source(self) -> str:
+        """Where the tokenizer is read from."""
+        source = self.tokenizer or self.source
+        assert source is not None
+        return source
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for a file beside the weights."""
+        return asdict(self)

@@ -1,0 +1,53 @@
+"""A policy of about a million parameters, written as an ordinary Hugging Face folder.
+
+Everything after it, loading included, is the path that a large model takes.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+
+def character_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """One token a character of ``texts``, after pad, EOS and unknown."""
+    alphabet = sorted(set("".join(texts)))
+    vocabulary = {token: place for place, token in enumerate(["<pad>", "<eos>", "<unk>", *alphabet])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", model_max_length=1024
+    )
+
+
+def create_toy_policy(
+    folder: str | Path, texts: Iterable[str], *, hidden_size: int = 128, layers: int = 4, heads: int = 4, seed: int = 0
+) -> Path:
+    """Write a randomly initialised Llama and a character tokenizer for ``texts`` into ``folder``.
+
+    With the default sizes the model has about 0.9 million parameters.
+    """
+    folder = Path(folder)
+    tokenizer = character_tokenizer(texts)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        intermediate_size=8 * hidden_size // 3 // 8 * 8,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

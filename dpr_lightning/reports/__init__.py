@@ -1,0 +1,18 @@
+"""Pages and tables of results: self-contained HTML, and tables for the console. They take plain data."""
+
+from dpr_lightning.reports.content import Pair, Panel, Report, Response, Series
+from dpr_lightning.reports.page import write_heatmap, write_report
+from dpr_lightning.reports.tables import arms_table, paired_table, preview_table
+
+__all__ = [
+    "Pair",
+    "Panel",
+    "Report",
+    "Response",
+    "Series",
+    "arms_table",
+    "paired_table",
+    "preview_table",
+    "write_heatmap",
+    "write_report",
+]

@@ -1,0 +1,83 @@
+"""What a report says, as plain data: numbers, lists and text. Nothing here knows how it is drawn."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Series:
+    """One curve: ``values`` over ``steps``; None and NaN leave a gap."""
+
+    name: str
+    steps: Sequence[float]
+    values: Sequence[float | None]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Curves that share an axis. ``levels``: horizontal lines by name, such as the score of SFT."""
+
+    title: str
+    series: Sequence[Series]
+    unit: str = ""
+    levels: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Response:
+    """A response with its token rewards; the four lists have one entry a token.
+
+    ``reward`` is r̂ in nats, ``policy_logprob`` log π_SFT, ``reference_logprob`` log π_ref (of several references the
+    one number the reward was made from). ``correct`` is None where no verifier spoke. ``label`` names the source.
+    """
+
+    tokens: Sequence[str]
+    reward: Sequence[float]
+    policy_logprob: Sequence[float]
+    reference_logprob: Sequence[float]
+    prompt: str = ""
+    correct: bool | None = None
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A right and a wrong response to one prompt, to be read side by side."""
+
+    prompt: str
+    correct: Response
+    wrong: Response
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything on the page; empty parts are left out.
+
+    Attributes:
+        title: heading of the page.
+        verdict: what was found, in plain words; a line each.
+        arms: by name of the arm ``{"greedy", "sampled", "length", "reverse_kl"}``, as in metrics.json.
+        paired: by ``"a - b"`` and measure ``{"difference", "low", "high"}``, as in metrics.json.
+        preview: the preview before any RL, from ``Preview.to_dict()``.
+        preview_words: its verdict, a line each.
+        panels: curves, grouped under the name of a stage: ``{"SFT": [...], "Dense-Path REINFORCE": [...]}``.
+        pairs: right and wrong responses side by side.
+        commands: command lines that make the same again.
+        settings: options of the run; nested mappings are written with dots.
+        machine: what it ran on.
+        notes: remarks under the results, such as seeds, prompts and how the intervals were made.
+    """
+
+    title: str
+    verdict: str
+    arms: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    paired: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+    preview: Mapping[str, Any] | None = None
+    preview_words: str = ""
+    panels: Mapping[str, Sequence[Panel]] = field(default_factory=dict)
+    pairs: Sequence[Pair] = ()
+    commands: Sequence[str] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    machine: Mapping[str, Any] = field(default_factory=dict)
+    notes: Sequence[str] = ()

@@ -1,0 +1,105 @@
+"""Token rewards as colours: a diverging scale around 0, the same for all responses of a page."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from dpr_lightning.errors import InputError
+from dpr_lightning.reports.content import Response
+
+# A token that training moved away from by this much, in nats, is counted under its response.
+FLAGGED = -0.2
+# The colour saturates at this quantile of |r̂|, so that one extreme token does not bleach all others.
+SATURATION_QUANTILE = 0.97
+
+
+@dataclass(frozen=True)
+class Token:
+    """A coloured token.
+
+    ``text`` as shown, with signs for what would be invisible; ``breaks`` when a new line follows; ``strength`` in
+    [0, 100], per cent of full colour; ``sign`` "more", "less" or "" for what cannot be coloured.
+    """
+
+    text: str
+    raw: str
+    breaks: bool
+    sign: str
+    strength: int
+    policy_logprob: float
+    reference_logprob: float
+    reward: float
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """A response ready for its template. ``total`` is Σ r̂ in nats, ``flagged`` the tokens below −0.2 nats."""
+
+    prompt: str
+    label: str
+    correct: bool | None
+    tokens: list[Token]
+    total: float
+    flagged: int
+
+
+def colour_limit(responses: Iterable[Response]) -> float:
+    """|r̂| in nats at which the colour is full, rounded to 1, 2 or 5 times a power of ten; 1 when all are 0."""
+    sizes = sorted(
+        abs(value) for response in responses for value in response.reward if math.isfinite(value) and value != 0
+    )
+    if not sizes:
+        return 1.0
+    size = sizes[min(len(sizes) - 1, int(SATURATION_QUANTILE * len(sizes)))]
+    power = 10.0 ** math.floor(math.log10(size))
+    return next(factor * power for factor in (1.0, 2.0, 5.0, 10.0) if factor * power >= size * 0.999)
+
+
+def heat_map(response: Response, limit: float) -> HeatMap:
+    """Colour a response.
+
+    Raises:
+        InputError: its lists differ in length.
+    """
+    lengths = {
+        "tokens": len(response.tokens),
+        "reward": len(response.reward),
+        "policy_logprob": len(response.policy_logprob),
+        "reference_logprob": len(response.reference_logprob),
+    }
+    if len(set(lengths.values())) > 1:
+        raise InputError(
+            f"A response has {', '.join(f'{count} {name}' for name, count in lengths.items())}: one entry a token is "
+            "needed. Padding must be cut off before a report is made."
+        )
+    return HeatMap(
+        prompt=response.prompt,
+        label=response.label,
+        correct=response.correct,
+        tokens=_tokens(response, limit),
+        total=sum(response.reward),
+        flagged=sum(value < FLAGGED for value in response.reward),
+    )
+
+
+def visible(text: str) -> str:
+    """A token as it can be seen: a sign for line breaks and tabs, an open box for nothing at all."""
+    return text.replace("\r", "␍").replace("\n", "↵").replace("\t", "⇥") or "␣"
+
+
+def _tokens(response: Response, limit: float) -> list[Token]:
+    def token(text: str, reward: float, policy: float, reference: float) -> Token:
+        finite = math.isfinite(reward)
+        return Token(
+            text=visible(text),
+            raw=text,
+            breaks="\n" in text,
+            sign=("more" if reward > 0 else "less") if finite and reward else "",
+            strength=min(100, round(100 * abs(reward) / limit)) if finite else 0,
+            policy_logprob=policy,
+            reference_logprob=reference,
+            reward=reward,
+        )
+
+    columns: tuple[Sequence[float], ...] = (response.reward, response.policy_logprob, response.reference_logprob)
+    return [token(text, *numbers) for text, *numbers in zip(response.tokens, *columns, strict=True)]

@@ -1,0 +1,135 @@
+"""Pages that stand alone: one HTML file, no request to anywhere, readable on a phone, in light and dark.
+
+Text of models and data reaches the page only through templates with autoescape on; a content security policy that
+knows the hash of the one script of the page is the second wall.
+"""
+
+import base64
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from dpr_lightning.reports import results
+from dpr_lightning.reports.content import Report, Response
+from dpr_lightning.reports.curves import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, draw
+from dpr_lightning.reports.heatmap import FLAGGED, colour_limit, heat_map
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def write_report(path: str | Path, report: Report) -> Path:
+    """Write the report of a run, whole or not at all, and return its path.
+
+    Raises:
+        InputError: a response whose lists differ in length.
+    """
+    limit = colour_limit(response for pair in report.pairs for response in (pair.correct, pair.wrong))
+    betas, rewards = results.preview_rows(report.preview) if report.preview else ([], [])
+    html = (
+        _environment()
+        .get_template("report.html.jinja")
+        .render(
+            report=report,
+            verdict=_lines(report.verdict),
+            preview_words=_lines(report.preview_words),
+            measures=results.MEASURES,
+            forests=results.forests(report.paired),
+            betas=betas,
+            rewards=rewards,
+            groups={name: [draw(panel) for panel in panels] for name, panels in report.panels.items()},
+            pairs=[(pair.prompt, heat_map(pair.correct, limit), heat_map(pair.wrong, limit)) for pair in report.pairs],
+            limit=limit,
+            settings=flattened(report.settings),
+            machine=flattened(report.machine),
+        )
+    )
+    return _write(Path(path), html)
+
+
+def write_heatmap(
+    path: str | Path, rows: Iterable[Response], *, title: str = "Token rewards", note: str = "", limit: int = 500
+) -> Path:
+    """Write a page of responses coloured by token reward, whole or not at all, and return its path.
+
+    Args:
+        path: of the HTML file.
+        rows: responses with their prompts; only as many as ``limit`` are read into the page.
+        title: heading of the page.
+        note: a remark under the heading, such as which models gave the reward.
+        limit: most responses on the page. A few hundred keep it quick on a phone.
+
+    Raises:
+        InputError: a response whose lists differ in length.
+    """
+    shown = list(islice(iter(rows), limit))
+    full = colour_limit(shown)
+    html = (
+        _environment()
+        .get_template("heatmap.html.jinja")
+        .render(
+            title=title,
+            note=note,
+            total=len(rows) if isinstance(rows, Sequence) else None,
+            maps=[heat_map(response, full) for response in shown],
+            limit=full,
+        )
+    )
+    return _write(Path(path), html)
+
+
+def flattened(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested options as rows of a table: ``optimizer.lr``, ``0.001``."""
+    rows: list[tuple[str, str]] = []
+    for key, value in settings.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            rows += flattened(value, f"{name}.")
+        else:
+            rows.append((name, ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)))
+    return rows
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
+    environment.filters |= {"number": results.number, "arm": results.arm_name}
+    environment.globals |= {
+        # our own files, the only text that is not escaped
+        "style": Markup((TEMPLATES / "page.css").read_text(encoding="utf-8")),
+        "script": Markup(script),
+        "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        "box": {"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM},
+        "flagged": FLAGGED,
+    }
+    return environment
+
+
+def _lines(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def _write(path: Path, html: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+            stream.write(html)
+        Path(temporary).chmod(0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path

@@ -1,0 +1,84 @@
+"""Tables for the console."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from dpr_lightning.reports.results import HEADINGS, MEASURES, arm_name, number, preview_rows, verdict_of
+
+TONES = {"better": "blue", "worse": "yellow", "": ""}
+
+
+def arms_table(
+    arms: Mapping[str, Mapping[str, float | None]], title: str = "Held-out prompts", highlight: str = "dpr"
+) -> Table:
+    """The arms of an evaluation: greedy and sampled score, length, reverse KL."""
+    table = Table(title=title, title_justify="left", header_style="bold")
+    table.add_column("arm")
+    for _, heading, _, _ in MEASURES:
+        table.add_column(heading, justify="right")
+    for name, arm in arms.items():
+        cells = [number(arm.get(key), decimals) for key, _, decimals, _ in MEASURES]
+        table.add_row(Text(arm_name(name)), *cells, style="bold" if name == highlight else "")
+    return table
+
+
+def paired_table(
+    paired: Mapping[str, Mapping[str, Mapping[str, float]]], title: str = "Paired differences, 95% intervals"
+) -> Table:
+    """The differences between arms on the same prompts, in words too."""
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for heading in ("comparison", "measure", "difference", "interval", ""):
+        table.add_column(heading, justify="right" if heading in ("difference", "interval") else "left")
+    for name, by_measure in paired.items():
+        for measure, entry in by_measure.items():
+            words, sign = verdict_of(entry["low"], entry["high"])
+            table.add_row(
+                Text(" − ".join(arm_name(part) for part in name.split(" - "))),
+                HEADINGS.get(measure, measure),
+                number(entry["difference"], 3, signed=True),
+                f"{number(entry['low'], 3, signed=True)} … {number(entry['high'], 3, signed=True)}",
+                f"{sign} {words}",
+            )
+    return table
+
+
+def preview_table(preview: Mapping[str, Any]) -> Table:
+    """The preview before any RL, from ``Preview.to_dict()``: rewards down, β across.
+
+    ▲ and ▼ mark what is better or worse than SFT's own samples beyond the interval, ``?`` an optimum out of the
+    samples' reach, ``*`` the reward and β that look best. Without a verifier the cells hold expected lengths.
+    """
+    betas, rows = preview_rows(preview)
+    scored = preview.get("score") is not None
+    own = f"SFT's own samples score {number(preview['score']['mean'])}" if scored else "expected length, no verifier"
+    table = Table(
+        title=f"Optimum of each reward ({own}; length {number(preview['length'], 1)})",
+        title_justify="left",
+        header_style="bold",
+        caption="▲ better  ▼ worse  ? out of the samples' reach  * looks best",
+        caption_justify="left",
+    )
+    table.add_column("reward")
+    for beta in betas:
+        table.add_column(f"β={beta:g}", justify="right")
+    if scored:
+        table.add_column(f"best of {preview['samples']}", justify="right")
+        table.add_column("AUC", justify="right")
+    for row in rows:
+        cells = []
+        for cell in row.cells:
+            mark = {"better": "▲", "worse": "▼"}.get(cell.tone, " ")
+            shown = number(cell.score) if scored else number(cell.length, 1)
+            styles = (TONES[cell.tone], "bold" if cell.best else "", "" if cell.reliable else "dim")
+            cells.append(
+                Text(
+                    f"{shown}{mark}{'' if cell.reliable else '?'}{'*' if cell.best else ''}",
+                    style=" ".join(filter(None, styles)),
+                )
+            )
+        ranked = [number(row.best_of_n), number(row.auc)] if scored else []
+        table.add_row(Text(row.name), *cells, *ranked)
+    return table

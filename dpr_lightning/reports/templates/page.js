@@ -1,0 +1,98 @@
+"use strict";
+// One tooltip for tokens, cells and curves. Text enters it as text, never as markup.
+const tooltip = document.getElementById("tooltip");
+const signed = (text) => (text[0] === "-" ? "−" + text.slice(1) : "+" + text);
+const minus = (text) => text.replace("-", "−");
+
+function show(text, x, y) {
+  tooltip.textContent = text;
+  tooltip.classList.add("shown");
+  const box = tooltip.getBoundingClientRect();
+  const left = Math.min(Math.max(8, x - box.width / 2), document.documentElement.clientWidth - box.width - 8);
+  const top = y - box.height - 10 < 8 ? y + 22 : y - box.height - 10;
+  tooltip.style.transform = `translate(${Math.max(8, left)}px, ${top}px)`;
+}
+function hide() { tooltip.classList.remove("shown"); }
+
+function describe(element) {
+  if (!element.classList.contains("token")) return element.dataset.tip;
+  const chance = (logprob) => {
+    const p = Math.exp(Number(logprob));
+    return Number.isFinite(p) ? ` (p = ${p < 0.001 ? p.toExponential(1) : p.toFixed(3)})` : "";
+  };
+  const { sft, reference, reward } = element.dataset;
+  return `“${element.textContent}”\nr̂ ${signed(reward)} nats\nlog π_SFT ${minus(sft)}${chance(sft)}\nlog π_ref ${minus(reference)}${chance(reference)}`;
+}
+const target = (event) => (event.target instanceof Element ? event.target.closest(".token, [data-tip]") : null);
+function point(element) {
+  const box = element.getBoundingClientRect();
+  show(describe(element), box.left + box.width / 2, box.top);
+}
+document.addEventListener("pointerover", (event) => { const element = target(event); if (element) point(element); });
+document.addEventListener("pointerout", (event) => { if (target(event)) hide(); });
+document.addEventListener("focusin", (event) => { const element = target(event); if (element) point(element); });
+document.addEventListener("focusout", hide);
+document.addEventListener("scroll", hide, { passive: true });
+
+// Arrow keys walk through the tokens of a response: one stop of the tab key each.
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape") return hide();
+  const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+  if (!step || !(event.target instanceof Element) || !event.target.classList.contains("token")) return;
+  const all = [...event.target.parentElement.querySelectorAll(".token")];
+  const next = all[all.indexOf(event.target) + step];
+  if (!next) return;
+  event.preventDefault();
+  event.target.tabIndex = -1;
+  next.tabIndex = 0;
+  next.focus();
+});
+
+// The values of all curves of a panel at the step under the pointer.
+for (const plot of document.querySelectorAll(".plot")) {
+  const { x: [low, high], series } = JSON.parse(plot.dataset.hover);
+  const names = JSON.parse(plot.dataset.names);
+  const { left, right } = plot.dataset;
+  const cursor = plot.querySelector(".cursor");
+  plot.addEventListener("pointermove", (event) => {
+    const box = plot.getBoundingClientRect();
+    const width = plot.viewBox.baseVal.width;
+    const place = ((event.clientX - box.left) / box.width) * width;
+    const wanted = low + ((place - left) / (width - left - right)) * (high - low);
+    const near = series.map((points) => points.reduce(
+      (best, item) => (!best || Math.abs(item[0] - wanted) < Math.abs(best[0] - wanted) ? item : best), null));
+    const first = near.filter(Boolean).sort((a, b) => Math.abs(a[0] - wanted) - Math.abs(b[0] - wanted))[0];
+    if (!first) return;
+    const x = Number(left) + ((first[0] - low) / (high - low)) * (width - left - right);
+    cursor.setAttribute("x1", x);
+    cursor.setAttribute("x2", x);
+    cursor.style.visibility = "visible";
+    const lines = near.map((item, index) => (item ? `${names[index]} ${minus(String(item[1]))}` : "")).filter(Boolean);
+    show(`step ${Math.round(first[0])}\n${lines.join("\n")}`, box.left + (x / width) * box.width, box.top + 12);
+  });
+  plot.addEventListener("pointerleave", () => { cursor.style.visibility = "hidden"; hide(); });
+}
+
+// The filter reads prompts and responses, not headings.
+const filter = document.getElementById("filter");
+if (filter) {
+  const which = document.getElementById("which");
+  const count = document.getElementById("count");
+  const samples = [...document.querySelectorAll(".sample")].map((element) => ({
+    element,
+    text: [...element.querySelectorAll(".prompt, .tokens")].map((part) => part.textContent).join("\n").replaceAll("↵", " ").toLowerCase(),
+  }));
+  const update = () => {
+    const wanted = filter.value.trim().toLowerCase();
+    let shown = 0;
+    for (const { element, text } of samples) {
+      const kept = text.includes(wanted) && (!which || which.value === "all" || element.dataset.correct === which.value);
+      element.hidden = !kept;
+      shown += kept;
+    }
+    count.textContent = `${shown} of ${samples.length}`;
+  };
+  filter.addEventListener("input", update);
+  if (which) which.addEventListener("change", update);
+  update();
+}

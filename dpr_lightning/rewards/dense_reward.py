@@ -1,0 +1,238 @@
+"""The token reward that an SFT run leaves behind: π_SFT against its weaker self."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dpr_lightning.errors import InputError
+from dpr_lightning.functional import (
+    action_positions,
+    baseline_relative_reward,
+    check_finite_rewards,
+    gather_actions,
+    length_normalise,
+    mixed_dense_reward,
+    reference_baseline,
+    token_logprobs,
+    zscore_by_position,
+)
+from dpr_lightning.policies import FrozenPolicies, PolicySpec, action_logits, model_device
+from dpr_lightning.rewards.spec import RewardSpec
+from dpr_lightning.types import TokenScores
+
+log = logging.getLogger(__name__)
+SFT = "sft"
+
+
+class ActionScores(NamedTuple):
+    """The reward and what the frozen models say of *every* token, [B, T, V] float32, nats.
+
+    ``sft_logprob`` is log π_SFT; ``reference_logprob`` the mean log-probability over references.
+    """
+
+    reward: Tensor
+    sft_logprob: Tensor
+    reference_logprob: Tensor
+
+
+class DenseReward:
+    """r̂_t = log π_SFT(a_t|s_t) − log π_ref(a_t|s_t), in nats per token, and the forms derived from it.
+
+    Source: Li et al. 2025, arXiv:2510.02493, for one reference and ``log_ratio``; the other forms are ours.
+    """
+
+    def __init__(self, frozen: FrozenPolicies, spec: RewardSpec | None = None) -> None:
+        """Score with ``frozen``: a policy named ``sft`` and at least one reference of any other name."""
+        self.frozen = frozen
+        self.spec = spec if spec is not None else RewardSpec()
+        self.references = [name for name in frozen.names if name != SFT]
+        if SFT not in frozen.names or not self.references:
+            raise InputError(f"A dense reward needs π_SFT and at least one reference; found {frozen.names}.")
+
+    @classmethod
+    def from_folders(
+        cls,
+        sft: str,
+        references: Sequence[str],
+        spec: RewardSpec | None = None,
+        *,
+        dtype: str = "float32",
+        attention: str = "sdpa",
+        policy: nn.Module | None = None,
+        policy_spec: PolicySpec | None = None,
+    ) -> "DenseReward":
+        """Load π_SFT and the references from folders (full models, or adapters of one base).
+
+        Args:
+            sft: folder of π_SFT.
+            references: folders of weaker checkpoints of the same run.
+            spec: form of the reward.
+            dtype: parameters of the frozen copies; log-probabilities are subtracted in float32 whatever it is.
+            attention: transformers' attention implementation.
+            policy: a policy in training whose base the adapters may share.
+            policy_spec: what ``policy`` was built from.
+
+        Raises:
+            InputError: a folder cannot be loaded, tokenizers differ, or a reference *is* π_SFT.
+        """
+        for reference in references:
+            if _same_folder(reference, sft):
+                raise InputError(
+                    f"The reference {reference!r} is π_SFT itself, so every reward would be 0. Use an earlier "
+                    "checkpoint of the same run, such as the one halfway through."
+                )
+        folders = {SFT: sft} | {f"reference_{place}": folder for place, folder in enumerate(references)}
+        frozen = FrozenPolicies.load(folders, dtype=dtype, attention=attention, policy=policy, policy_spec=policy_spec)
+        return cls(frozen, spec)
+
+    def score(
+        self,
+        tokens: Tensor,
+        mask: Tensor,
+        *,
+        token_budget: int = 16384,
+        divergence: bool = False,
+        progress: Callable[[int], None] | None = None,
+    ) -> TokenScores:
+        """Score given tokens.
+
+        Args:
+            tokens: [B, L] right-padded token ids.
+            mask: [B, L] True where the policy acted.
+            token_budget: tokens forwarded at once, padding included; a limit on memory that changes no score.
+            divergence: compute KL(π_SFT‖π_ref)(s) even when the form of the reward does not need it.
+            progress: called with the number of sequences scored.
+
+        Returns:
+            float32, on the device of ``tokens``, action-aligned [B, T].
+
+        Raises:
+            InputError: rewards that are not finite, or π_SFT and the references agree on every token.
+        """
+        width = int(mask.sum(1).amax()) if mask.numel() else 0
+        shape = (tokens.shape[0], width)
+        policy_logprob = torch.zeros(shape)
+        references = torch.zeros(len(self.references), *shape)
+        wants_divergence = divergence or self.spec.needs_divergence
+        divergences = torch.zeros(shape) if wants_divergence else torch.full(shape, float("nan"))
+        action_mask = torch.arange(width) < mask.sum(1, keepdim=True).cpu()
+        for rows, part_tokens, part_mask in _by_length(tokens, mask, token_budget):
+            part = self._score_part(part_tokens, part_mask, wants_divergence)
+            columns = part[0].shape[1]
+            policy_logprob[rows, :columns] = part[0].cpu()
+            references[:, rows, :columns] = part[1].cpu()
+            if part[2] is not None:
+                divergences[rows, :columns] = part[2].cpu()
+            if progress is not None:
+                progress(len(rows))
+        reward = self._reward(policy_logprob, references, divergences if wants_divergence else None)
+        check_finite_rewards(reward, action_mask)
+        self._check_different(policy_logprob, references, action_mask)
+        if self.spec.position_zscore:
+            reward = zscore_by_position(reward, action_mask)
+        if self.spec.length_normalise:
+            reward = length_normalise(reward, action_mask)
+        reward = reward.masked_fill(~action_mask, 0.0)
+        parts = (policy_logprob, references, divergences, reward, action_mask)
+        return TokenScores(*(part.to(tokens.device) for part in parts))
+
+    @torch.no_grad()
+    def score_actions(self, tokens: Tensor, mask: Tensor) -> ActionScores:
+        """The reward of every token of the vocabulary at each acted state, [B, T, V].
+
+        One micro-batch at a time: this holds R + 2 tensors of that size.
+
+        Raises:
+            InputError: the reward is standardised by position or length, which only sampled tokens define.
+        """
+        if self.spec.position_zscore or self.spec.length_normalise:
+            raise InputError(
+                "The all-actions estimator scores tokens that were not sampled, for which position_zscore and "
+                "length_normalise are not defined. Turn them off, or use `estimator: reinforce`."
+            )
+        policy = self._distribution(SFT, tokens, mask)
+        references = torch.stack([self._distribution(name, tokens, mask) for name in self.references])
+        divergence = self._divergence(policy, references).unsqueeze(-1) if self.spec.needs_divergence else None
+        return ActionScores(self._reward(policy, references, divergence), policy, references.mean(0))
+
+    @torch.no_grad()
+    def _score_part(self, tokens: Tensor, mask: Tensor, divergence: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        if not divergence:
+            scores = torch.stack([self._logprobs(name, tokens, mask) for name in (SFT, *self.references)])
+            return scores[0], scores[1:], None
+        policy = self._distribution(SFT, tokens, mask)
+        references = torch.stack([self._distribution(name, tokens, mask) for name in self.references])
+        position, action_mask = action_positions(mask)
+        index = gather_actions(tokens, position, action_mask).unsqueeze(-1).to(policy.device)
+        held = references.gather(-1, index.expand(len(self.references), *index.shape)).squeeze(-1)
+        return policy.gather(-1, index).squeeze(-1), held, self._divergence(policy, references)
+
+    def _logprobs(self, name: str, tokens: Tensor, mask: Tensor) -> Tensor:
+        with self.frozen.use(name) as model:
+            device = model_device(model)
+            scored = action_logits(model, tokens.to(device), mask.to(device))
+        return token_logprobs(scored.logits, scored.tokens)
+
+    def _distribution(self, name: str, tokens: Tensor, mask: Tensor) -> Tensor:
+        with self.frozen.use(name) as model:
+            device = model_device(model)
+            return action_logits(model, tokens.to(device), mask.to(device)).logits.float().log_softmax(-1)
+
+    def _divergence(self, policy: Tensor, references: Tensor) -> Tensor:
+        """E_{a~π_SFT}[r̂(s, a)]: with one reference, KL(π_SFT‖π_ref)(s); [B, T] from [B, T, V]."""
+        log_ratio = baseline_relative_reward(policy, references, self.spec.reduction, self.spec.coefficient)
+        probability = policy.exp()
+        return torch.where(probability > 0, probability * log_ratio, 0.0).sum(-1)
+
+    def _reward(self, policy: Tensor, references: Tensor, divergence: Tensor | None) -> Tensor:
+        return mixed_dense_reward(
+            self.spec.terms,
+            policy,
+            reference_baseline(references, self.spec.reduction, self.spec.coefficient),
+            divergence,
+            limit=self.spec.clip_limit,
+            interpolation=self.spec.interpolation,
+        )
+
+    def _check_different(self, policy: Tensor, references: Tensor, mask: Tensor) -> None:
+        if mask.any() and not ((policy - references).abs() * mask).any():
+            raise InputError(
+                "π_SFT and its references give every token the same probability, so every reward is 0. The reference "
+                "folder holds the same weights; use an earlier checkpoint of the run."
+            )
+
+
+def _same_folder(first: str, second: str) -> bool:
+    return first == second or (Path(first).exists() and Path(first).resolve() == Path(second).resolve())
+
+
+def _by_length(tokens: Tensor, mask: Tensor, token_budget: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Rows of like length together, cut to the longest of their part, with at most ``token_budget`` tokens a part."""
+    columns = torch.arange(1, tokens.shape[1] + 1, device=mask.device)
+    length = (mask * columns).amax(1).clamp_min(2)
+    order = length.argsort().cpu()
+    start = 0
+    while start < len(order):
+        end = start + 1
+        while end < len(order) and int(length[order[end]]) * (end + 1 - start) <= token_budget:
+            end += 1
+        rows = order[start:end]
+        longest = int(length[rows].max())
+        yield rows, tokens[rows.to(tokens.device), :longest], mask[rows.to(mask.device), :longest]
+        start = end
+
+
+def describe_scores(scores: TokenScores) -> Mapping[str, float]:
+    """Averages worth a line in a log: reward and length per response, share of tokens that r̂ flags (< −0.2 nats)."""
+    log_ratio = scores.policy_logprob - scores.reference_logprobs.mean(0)
+    tokens = scores.mask.sum().clamp_min(1)
+    return {
+        "reward": float((scores.reward * scores.mask).sum() / max(1, len(scores.mask))),
+        "reward_per_token": float((scores.reward * scores.mask).sum() / tokens),
+        "length": float(scores.mask.sum(1).float().mean()),
+        "flagged_share": float(((log_ratio < -0.2) & scores.mask).sum() / tokens),
+    }

@@ -1,0 +1,296 @@
+"""Prompts in, sampled token ids and the log-probabilities they were drawn with out."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache
+
+from dpr_lightning.errors import InputError
+from dpr_lightning.policies import model_device
+from dpr_lightning.rollouts.random import counter_uniform, sample_keys
+from dpr_lightning.types import Rollouts
+
+Combine = Callable[[list[Tensor]], Tensor]
+"""Turns the log-probabilities [B, V] of several models into the logits to sample from."""
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How tokens are drawn.
+
+    Args:
+        max_new_tokens: length limit of an answer, in tokens; one that reaches it is truncated, not terminated.
+        temperature: divides the logits; 0 takes the most probable token.
+        top_p: draw from the smallest set of tokens with this probability. 1 leaves the distribution whole, which
+            on-policy training needs.
+        batch_size: sequences decoded at once; a limit on memory that changes no sample.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 1.0
+    top_p: float = 1.0
+    batch_size: int = 512
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if self.max_new_tokens < 1 or self.batch_size < 1:
+            raise InputError("`max_new_tokens` and `batch_size` must be at least 1.")
+        if self.temperature < 0 or not 0 < self.top_p <= 1:
+            raise InputError(
+                f"`temperature` must be ≥ 0 and `top_p` in (0, 1]; found {self.temperature} and {self.top_p}."
+            )
+
+
+def only(logprobs: list[Tensor]) -> Tensor:
+    """One model, as it is."""
+    return logprobs[0]
+
+
+def contrast(strength: float) -> Combine:
+    """Decode-time twin of Dense-Path REINFORCE: (1+w)·log π_SFT − w·log π_ref, w = 1/β, token by token."""
+
+    def combine(logprobs: list[Tensor]) -> Tensor:
+        return (1.0 + strength) * logprobs[0] - strength * logprobs[1]
+
+    return combine
+
+
+def sample(
+    models: nn.Module | Sequence[nn.Module],
+    prompts: Sequence[Sequence[int]],
+    options: SamplingOptions,
+    *,
+    stop_tokens: Sequence[int],
+    pad_token: int,
+    num_samples: int = 1,
+    seed: int = 0,
+    prompt_ids: Sequence[int] | None = None,
+    combine: Combine = only,
+    progress: Callable[[int], None] | None = None,
+) -> Rollouts:
+    """Let a policy answer every prompt ``num_samples`` times.
+
+    The prompt is read once for all its samples; finished rows leave the batch; each sample has a random stream of its
+    own, set by (seed, prompt id, sample), so it does not depend on the batch it is drawn in.
+
+    Args:
+        models: the policy, or several whose log-probabilities ``combine`` turns into one distribution.
+        prompts: token ids.
+        options: temperature, length limit and the like.
+        stop_tokens: ids that end an answer; they belong to it.
+        pad_token: fills the right of shorter rows.
+        num_samples: K answers a prompt; they lie next to each other in the result.
+        seed: of the random streams.
+        prompt_ids: identity of each prompt for the random streams and the result; its place by default.
+        combine: see ``models``.
+        progress: called with the number of sequences finished.
+
+    Returns:
+        rollouts on the CPU; ``logprob`` is under the distribution really drawn from, temperature and top-p included
+        (0 everywhere when greedy).
+
+    Raises:
+        InputError: a prompt is empty.
+    """
+    sources = [models] if isinstance(models, nn.Module) else list(models)
+    empty = [place for place, prompt in enumerate(prompts) if len(prompt) == 0]
+    if empty:
+        raise InputError(f"Prompt number {empty[0] + 1} of {len(prompts)} is empty; a policy needs a token to start.")
+    identities = list(range(len(prompts))) if prompt_ids is None else list(prompt_ids)
+    # Prompts of like length share a batch, so that little padding is read.
+    order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
+    at_once = max(1, options.batch_size // num_samples)
+    finished: dict[int, _Answers] = {}
+    with torch.no_grad(), _evaluating(sources):
+        for start in range(0, len(order), at_once):
+            places = order[start : start + at_once]
+            decoding = _Decoding(sources, combine, options, stop_tokens, pad_token)
+            answers = decoding.run(
+                [prompts[place] for place in places], [identities[place] for place in places], num_samples, seed
+            )
+            finished.update(zip(places, answers, strict=True))
+            if progress is not None:
+                progress(len(places) * num_samples)
+    return _assemble(prompts, [finished[place] for place in range(len(prompts))], identities, pad_token)
+
+
+@dataclass
+class _Answers:
+    """The K answers to one prompt: tokens and log-probs [K, T], lengths and terminated [K]."""
+
+    tokens: Tensor
+    logprob: Tensor
+    length: Tensor
+    terminated: Tensor
+
+
+@contextmanager
+def _evaluating(models: Sequence[nn.Module]) -> Iterator[None]:
+    """Dropout off while sampling; gradient checkpointing only acts in training mode, so it is off too."""
+    training = [model.training for model in models]
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for model, was in zip(models, training, strict=True):
+            model.train(was)
+
+
+class _Decoding:
+    """One batch being decoded; rows that end are dropped from every tensor and every cache."""
+
+    def __init__(
+        self,
+        models: Sequence[nn.Module],
+        combine: Combine,
+        options: SamplingOptions,
+        stop_tokens: Sequence[int],
+        pad_token: int,
+    ) -> None:
+        self.models = models
+        self.combine = combine
+        self.options = options
+        self.pad_token = pad_token
+        self.device = model_device(models[0])
+        self.stop = torch.tensor(list(stop_tokens), device=self.device)
+        self.caches = [DynamicCache(config=model.config) for model in models]
+
+    def run(
+        self, prompts: Sequence[Sequence[int]], identities: Sequence[int], num_samples: int, seed: int
+    ) -> list[_Answers]:
+        limit, count = self.options.max_new_tokens, len(prompts) * num_samples
+        logits = self._read(prompts, num_samples)
+        identity = torch.tensor(identities, device=self.device).repeat_interleave(num_samples)
+        key = sample_keys(seed, identity, torch.arange(num_samples, device=self.device).repeat(len(prompts)))
+        tokens = torch.full((count, limit), self.pad_token, device=self.device)
+        logprob = torch.zeros(count, limit, device=self.device)
+        length = torch.full((count,), limit, device=self.device)
+        terminated = torch.zeros(count, dtype=torch.bool, device=self.device)
+        row = torch.arange(count, device=self.device)
+        for step in range(limit):
+            chosen, chosen_logprob = draw(logits, self.options, counter_uniform(key, step))
+            tokens[row, step] = chosen
+            logprob[row, step] = chosen_logprob
+            ended = torch.isin(chosen, self.stop)
+            terminated[row[ended]] = True
+            length[row[ended]] = step + 1
+            if step + 1 == limit or bool(ended.all()):
+                break
+            if bool(ended.any()):
+                keep = (~ended).nonzero().squeeze(1)
+                row, key, chosen = row[keep], key[keep], chosen[keep]
+                self._keep(keep)
+            logits = self._step(chosen)
+        shape = (len(prompts), num_samples)
+        parts = (tokens.cpu(), logprob.cpu(), length.cpu(), terminated.cpu())
+        split = [part.reshape(*shape, *part.shape[1:]) for part in parts]
+        return [_Answers(*(part[place] for part in split)) for place in range(len(prompts))]
+
+    def _read(self, prompts: Sequence[Sequence[int]], num_samples: int) -> Tensor:
+        """Read every prompt once, then give each of its samples a copy of what was read."""
+        longest = max(len(prompt) for prompt in prompts)
+        tokens = torch.full((len(prompts), longest), self.pad_token)
+        attention = torch.zeros(len(prompts), longest, dtype=torch.int64)
+        for place, prompt in enumerate(prompts):
+            tokens[place, longest - len(prompt) :] = torch.tensor(list(prompt))
+            attention[place, longest - len(prompt) :] = 1
+        # Without padding no mask is needed, and attention takes its fastest path.
+        padded = bool((attention == 0).any())
+        self.attention = attention.to(self.device) if padded else None
+        self.position = attention.sum(1).to(self.device)
+        read_position = (attention.cumsum(1) - 1).clamp_min(0).to(self.device) if padded else None
+        logits = self._forward(tokens.to(self.device), read_position)
+        for cache in self.caches:
+            cache.batch_repeat_interleave(num_samples)
+        if self.attention is not None:
+            self.attention = self.attention.repeat_interleave(num_samples, 0)
+        self.position = self.position.repeat_interleave(num_samples, 0)
+        return logits.repeat_interleave(num_samples, 0)
+
+    def _step(self, chosen: Tensor) -> Tensor:
+        if self.attention is not None:
+            self.attention = torch.cat([self.attention, self.attention.new_ones(len(chosen), 1)], 1)
+        logits = self._forward(chosen.unsqueeze(1), self.position.unsqueeze(1))
+        self.position = self.position + 1
+        return logits
+
+    def _forward(self, tokens: Tensor, position: Tensor | None) -> Tensor:
+        logprobs = []
+        for model, cache in zip(self.models, self.caches, strict=True):
+            output = model(
+                input_ids=tokens,
+                attention_mask=self.attention,
+                position_ids=position,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            logprobs.append(output.logits[:, -1].float().log_softmax(-1))
+        return self.combine(logprobs)
+
+    def _keep(self, rows: Tensor) -> None:
+        for cache in self.caches:
+            cache.batch_select_indices(rows)
+        self.position = self.position[rows]
+        if self.attention is not None:
+            self.attention = self.attention[rows]
+
+
+def draw(logits: Tensor, options: SamplingOptions, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw one token a row by inverting the cumulative distribution.
+
+    Args:
+        logits: [B, V].
+        options: temperature and top-p.
+        uniform: [B] in [0, 1), float64.
+
+    Returns:
+        tokens [B] and their log-probabilities [B] under the distribution drawn from (0 when greedy).
+    """
+    if options.temperature == 0:
+        chosen = logits.argmax(-1)
+        return chosen, torch.zeros_like(chosen, dtype=torch.float32)
+    logprobs = (logits.float() / options.temperature).log_softmax(-1)
+    if options.top_p < 1:
+        logprobs = _nucleus(logprobs, options.top_p)
+    cumulative = logprobs.double().exp().cumsum(-1)
+    # Scaling by the last entry makes rounding harmless; `right` never lands on a token of probability zero.
+    target = (uniform * cumulative[:, -1]).unsqueeze(1)
+    chosen = torch.searchsorted(cumulative, target, right=True).squeeze(1).clamp_max(logits.shape[-1] - 1)
+    return chosen, logprobs.gather(1, chosen.unsqueeze(1)).squeeze(1)
+
+
+def _nucleus(logprobs: Tensor, top_p: float) -> Tensor:
+    """The smallest set of tokens whose probability reaches ``top_p``, renormalised (Holtzman et al. 2020)."""
+    ordered, place = logprobs.sort(-1, descending=True)
+    before = ordered.exp().cumsum(-1) - ordered.exp()
+    kept = torch.zeros_like(logprobs, dtype=torch.bool).scatter(-1, place, before < top_p)
+    return logprobs.masked_fill(~kept, float("-inf")).log_softmax(-1)
+
+
+def _assemble(
+    prompts: Sequence[Sequence[int]], answers: Sequence[_Answers], identities: Sequence[int], pad_token: int
+) -> Rollouts:
+    """Prompt and answer of each row side by side, padded on the right."""
+    num_samples = len(answers[0].length)
+    longest_answer = max(int(answer.length.max()) for answer in answers)
+    longest = max(len(prompt) + int(answer.length.max()) for prompt, answer in zip(prompts, answers, strict=True))
+    count = len(prompts) * num_samples
+    tokens = torch.full((count, longest), pad_token)
+    mask = torch.zeros(count, longest, dtype=torch.bool)
+    logprob = torch.zeros(count, longest_answer)
+    for place, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        rows = slice(place * num_samples, (place + 1) * num_samples)
+        start, end = len(prompt), min(longest, len(prompt) + longest_answer)
+        written = torch.arange(longest_answer).unsqueeze(0) < answer.length.unsqueeze(1)
+        tokens[rows, :start] = torch.tensor(list(prompt))
+        padded = torch.where(written, answer.tokens[:, :longest_answer], pad_token)
+        tokens[rows, start:end] = padded[:, : end - start]
+        mask[rows, start:end] = written[:, : end - start]
+        logprob[rows] = torch.where(written, answer.logprob[:, :longest_answer], 0.0)
+    prompt_ids = torch.tensor(list(identities)).repeat_interleave(num_samples)
+    return Rollouts(tokens, mask, torch.cat([answer.terminated for answer in answers]), logprob, prompt_ids)

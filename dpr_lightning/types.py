@@ -1,0 +1,88 @@
+"""The batches that travel between the parts, and the legend of axes.
+
+Axes:
+    B  sequences of a batch; the K samples of one prompt lie next to each other
+    L  tokens of the longest sequence, prompt included
+    T  actions (tokens the policy chose) of the sequence that has most of them
+    V  vocabulary
+    R  reference models
+
+Two alignments, never mixed:
+    *sequence-aligned* ``[B, L]``: ``tokens`` right-padded, ``mask`` True where the policy acted (EOS included).
+    *action-aligned* ``[B, T]``: the acted positions of each row, packed to the left; log-probabilities, rewards and
+    advantages live here. :func:`dpr_lightning.functional.action_positions` maps one to the other.
+
+NamedTuples, because Lightning moves them between devices and would not move frozen dataclasses.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class DemonstrationBatch(NamedTuple):
+    """Demonstrations to imitate.
+
+    ``tokens`` [B, L] int64; ``mask`` [B, L] bool; ``terminated`` [B] bool: the last acted token is a real EOS;
+    ``num_tokens`` [] float: acted tokens of the whole optimizer step, over accumulation and ranks;
+    ``row`` [B] int64: place of each example in its dataset.
+    """
+
+    tokens: Tensor
+    mask: Tensor
+    terminated: Tensor
+    num_tokens: Tensor
+    row: Tensor
+
+
+class Rollouts(NamedTuple):
+    """What a policy wrote.
+
+    ``tokens`` [B, L] int64; ``mask`` [B, L] bool; ``terminated`` [B] bool: ended with EOS instead of the length limit;
+    ``logprob`` [B, T] float32: log-probability, in nats, of each token under the distribution it was drawn from;
+    ``prompt`` [B] int64: place of the prompt in its list.
+    """
+
+    tokens: Tensor
+    mask: Tensor
+    terminated: Tensor
+    logprob: Tensor
+    prompt: Tensor
+
+
+class TokenScores(NamedTuple):
+    """What the frozen models say of given tokens, in nats, action-aligned.
+
+    ``policy_logprob`` [B, T] under π_SFT; ``reference_logprobs`` [R, B, T]; ``divergence`` [B, T]: KL(π_SFT‖π_ref)
+    of each state, NaN where nothing asked for it; ``reward`` [B, T]; ``mask`` [B, T] bool.
+    """
+
+    policy_logprob: Tensor
+    reference_logprobs: Tensor
+    divergence: Tensor
+    reward: Tensor
+    mask: Tensor
+
+
+class RolloutBatch(NamedTuple):
+    """Rollouts with their rewards, as the policy-gradient step takes them.
+
+    Sequence-aligned: ``tokens``, ``mask`` [B, L]. Per row: ``terminated``, ``prompt`` [B]. Action-aligned [B, T], nats:
+    ``behaviour_logprob``, ``sft_logprob``, ``reference_logprob`` (mean over references), ``reward``, ``advantage``.
+    ``num_tokens`` []: acted tokens of the whole optimizer step. ``action_reward``, ``action_sft_logprob``,
+    ``action_reference_logprob`` [B, T, V]: the same of *every* token, for the all-actions estimator; None otherwise.
+    """
+
+    tokens: Tensor
+    mask: Tensor
+    terminated: Tensor
+    prompt: Tensor
+    behaviour_logprob: Tensor
+    sft_logprob: Tensor
+    reference_logprob: Tensor
+    reward: Tensor
+    advantage: Tensor
+    num_tokens: Tensor
+    action_reward: Tensor | None = None
+    action_sft_logprob: Tensor | None = None
+    action_reference_logprob: Tensor | None = None

@@ -1,0 +1,1 @@
+"""Tests that compare against truth; the layout mirrors the package."""

@@ -1,0 +1,86 @@
+"""What every test runs under: two threads, no network, nothing written outside a temporary folder, one seed."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+# Before torch, transformers or wandb are imported: they read these once.
+_SCRATCH = Path(tempfile.mkdtemp(prefix="dpr-lightning-tests-"))
+_THREADS = "1" if "PYTEST_XDIST_WORKER" in os.environ else "2"
+_ENVIRONMENT = {
+    "OMP_NUM_THREADS": _THREADS,
+    "MKL_NUM_THREADS": _THREADS,
+    "TOKENIZERS_PARALLELISM": "false",
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "HF_HOME": str(_SCRATCH / "huggingface"),
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "WANDB_MODE": "offline",
+    "WANDB_SILENT": "true",
+    "WANDB_DIR": str(_SCRATCH / "wandb"),
+    "WANDB_DATA_DIR": str(_SCRATCH / "wandb-data"),
+    "WANDB_CACHE_DIR": str(_SCRATCH / "wandb-cache"),
+    "WANDB_CONFIG_DIR": str(_SCRATCH / "wandb-config"),
+    "WANDB_ARTIFACT_DIR": str(_SCRATCH / "wandb-artifacts"),
+    "XDG_CACHE_HOME": str(_SCRATCH / "cache"),
+    "XDG_CONFIG_HOME": str(_SCRATCH / "config"),
+    "XDG_DATA_HOME": str(_SCRATCH / "data"),
+    "TORCH_EXTENSIONS_DIR": str(_SCRATCH / "torch-extensions"),
+    "TRITON_CACHE_DIR": str(_SCRATCH / "triton"),
+    "MPLCONFIGDIR": str(_SCRATCH / "matplotlib"),
+}
+os.environ.update(_ENVIRONMENT)
+for _name, _value in _ENVIRONMENT.items():
+    if _name.startswith(("WANDB_", "XDG_")) and _value.startswith(str(_SCRATCH)):
+        Path(_value).mkdir(parents=True, exist_ok=True)
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from tests.tiny import write_tiny_policy  # noqa: E402
+
+torch.set_num_threads(int(_THREADS))
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove what the run wrote."""
+    shutil.rmtree(_SCRATCH, ignore_errors=True)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Say why a GPU test cannot run where somebody asks for it without a GPU."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    """Every test starts from the same random state and gives back the default dtype it found."""
+    dtype = torch.get_default_dtype()
+    torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(dtype)
+
+
+@pytest.fixture(scope="session")
+def tiny_policy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-layer Llama with a character tokenizer, as an ordinary Hugging Face folder. Do not write into it."""
+    return write_tiny_policy(tmp_path_factory.mktemp("tiny") / "policy")
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Path of a Chromium to look at pages with; without one a test is skipped, but fails under CI."""
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        if found := shutil.which(name):
+            return found
+    reason = "no chromium found; on Debian: apt-get install chromium"
+    if os.environ.get("CI", "").lower() in ("1", "true", "yes"):
+        pytest.fail(reason)
+    pytest.skip(reason)

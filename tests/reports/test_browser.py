@@ -1,0 +1,169 @@
+"""The report in a real browser: what a reader sees, and that nothing leaves the page."""
+
+import os
+import shutil
+
+import pytest
+
+from dpr_lightning.reports import write_heatmap, write_report
+from tests.reports.example import example_pair, example_report
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Debian's chromium; its absence is a failure where CI promises it, and elsewhere a reason to skip."""
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        sync_playwright = None
+    missing = "playwright is not installed" if sync_playwright is None else "no chromium: apt-get install chromium"
+    if sync_playwright is None or CHROMIUM is None:
+        if os.environ.get("CI"):
+            pytest.fail(missing)
+        pytest.skip(missing)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def report_path(tmp_path_factory):
+    return write_report(tmp_path_factory.mktemp("browser") / "report.html", example_report())
+
+
+@pytest.fixture
+def open_page(browser):
+    """Opens a file; when the test is over the console must hold no error and no request may have left the page."""
+    contexts, complaints = [], []
+
+    def opened(path, **options):
+        context = browser.new_context(viewport={"width": 1280, "height": 900}, reduced_motion="reduce", **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: complaints.append(message.text) if message.type != "log" else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on(
+            "request", lambda sent: complaints.append(sent.url) if not sent.url.startswith(("file:", "data:")) else None
+        )
+        page.goto(path.as_uri())
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+def test_tokens_show_their_rewards_on_hover_and_focus(open_page, report_path):
+    page = open_page(report_path)
+    pairs = example_report().pairs
+    expected = sum(len(side.tokens) for pair in pairs for side in (pair.correct, pair.wrong))
+    assert page.locator(".token").count() == expected
+    tooltip = page.locator("#tooltip")
+    assert not tooltip.is_visible()
+
+    first = page.locator(".token").first
+    first.hover()
+    assert tooltip.is_visible()
+    sft = f"{pairs[0].correct.policy_logprob[0]:.3f}".replace("-", "−")
+    text = tooltip.inner_text()
+    for part in (f"“{pairs[0].correct.tokens[0]}”", f"log π_SFT {sft}", "log π_ref", "r̂", "nats"):
+        assert part in text
+
+    page.mouse.move(0, 0)
+    assert not tooltip.is_visible()
+    first.focus()
+    assert tooltip.is_visible()
+    page.keyboard.press("ArrowRight")
+    assert f"“{pairs[0].correct.tokens[1]}”" in tooltip.inner_text()
+    assert page.evaluate("document.querySelectorAll('.token[tabindex=\"0\"]').length") == 2 * len(pairs)
+
+
+def test_colours_follow_the_rewards(open_page, report_path):
+    page = open_page(report_path)
+    wrong = example_report().pairs[1].wrong
+    slip = min(range(len(wrong.reward)), key=lambda place: wrong.reward[place])
+    token = page.locator(".sample").nth(1).locator(".side").nth(1).locator(".token").nth(slip)
+    assert "less" in token.get_attribute("class").split()
+    assert token.get_attribute("style") == "--s:100"
+    assert token.evaluate("element => getComputedStyle(element).backgroundColor") != "rgba(0, 0, 0, 0)"
+
+
+def test_markup_in_a_completion_does_not_run(open_page, report_path):
+    page = open_page(report_path)
+    assert page.evaluate("window.harmed") is None
+    assert page.locator("img").count() == 0
+    assert "window.harmed" in page.locator("#tokens").inner_text()
+
+
+def test_a_script_that_did_get_in_would_not_run(browser, tmp_path, report_path):
+    """The second wall: even unescaped, the content security policy refuses a script that is not the page's own."""
+    broken = tmp_path / "broken.html"
+    text = report_path.read_text("utf-8")
+    broken.write_text(text.replace("</main>", "<script>window.harmed = true</script></main>"), "utf-8")
+    page, complaints = browser.new_page(), []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.goto(broken.as_uri())
+    assert page.evaluate("window.harmed") is None
+    assert any("Content Security Policy" in complaint for complaint in complaints)
+    page.close()
+
+
+def test_filter(open_page, report_path):
+    page = open_page(report_path)
+    samples = page.locator(".sample:visible")
+    assert samples.count() == 8
+    page.locator("#filter").fill(example_report().pairs[3].prompt)
+    assert samples.count() == 1
+    assert page.locator("#count").inner_text() == "1 of 8"
+    page.locator("#filter").fill("no such text")
+    assert samples.count() == 0
+    page.locator("#filter").fill("")
+    assert samples.count() == 8
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_does_not_scroll_sideways(open_page, report_path, scheme):
+    page = open_page(report_path, color_scheme=scheme)
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (int(paper.removeprefix("rgb(").split(",")[0]) > 127) == (scheme == "light")
+
+
+def test_curves_name_their_values(open_page, report_path):
+    page = open_page(report_path)
+    assert page.locator(".plot").count() == 8
+    page.locator(".plot").first.hover()
+    text = page.locator("#tooltip").inner_text()
+    assert "step" in text
+    assert "training" in text
+    assert "validation" in text
+
+
+def test_cells_of_the_preview_explain_themselves(open_page, report_path):
+    page = open_page(report_path)
+    page.locator(".preview td[data-tip]").first.focus()
+    assert "samples carry the weight" in page.locator("#tooltip").inner_text()
+
+
+def test_heatmap_of_responses(open_page, tmp_path):
+    rows = [side for seed in range(30) for side in (example_pair(seed).correct, example_pair(seed).wrong)]
+    page = open_page(write_heatmap(tmp_path / "heat.html", rows, title="Token rewards of a file"))
+    assert page.locator(".sample").count() == 60
+    page.locator("#which").select_option("wrong")
+    assert page.locator("#count").inner_text() == "30 of 60"
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390

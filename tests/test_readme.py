@@ -1,0 +1,85 @@
+"""The README's commands are run as they stand, in order, on a smaller toy; what it names is there."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+# Added to a command to make it cheap. Nothing else is changed, so a wrong path or option in the README fails.
+LESS = {
+    "toy": "--demonstrations 64 --prompts 64 --development 16 --test 16 --hidden_size 32 --layers 2",
+    "fit": "--trainer.enable_progress_bar=false",
+    "fit configs/toy/dpr.yaml": "--trainer.max_steps=2",
+    "preview": "--samples 4 --limit 8 --max_new_tokens 32",
+    "generate": "--limit 4 --max_new_tokens 32",
+    "evaluate": "--limit 8 --max_new_tokens 32",
+}
+
+
+def test_commands_run_one_after_the_other(tmp_path: Path) -> None:
+    commands = runnable_commands()
+    assert len(commands) >= 5
+    assert {command[0] for command in commands} >= {"toy", "fit", "preview", "evaluate", "report"}
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    for command in commands:
+        done = subprocess.run(
+            [str(Path(sys.executable).with_name("dpr")), *command, *less(command)],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+        assert done.returncode == 0, f"dpr {shlex.join(command)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    assert list(tmp_path.glob("runs/**/report.html"))
+
+
+def test_opens_with_the_two_commands() -> None:
+    first = bash_blocks(README)[0]
+    assert [line.partition("#")[0].strip() for line in first] == ["make quickstart", "make test"]
+
+
+def test_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    named = set(re.findall(r"make ([a-z][a-z0-9-]*)", "\n".join(f"{line}" for b in bash_blocks(README) for line in b)))
+    assert named
+    assert named <= targets
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))], ids=lambda page: page.name
+)
+def test_files_and_links_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    links = [target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text)]
+    missing = [target for target in links if target and "://" not in target and not (page.parent / target).exists()]
+    missing += [config for config in re.findall(r"\bconfigs/[\w/.-]+\.yaml", text) if not (ROOT / config).exists()]
+    assert not missing
+
+
+def bash_blocks(text: str) -> list[list[str]]:
+    """Lines of each ```bash block; a line that ends in a backslash goes on in the next one."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return [[line for line in block.replace("\\\n", " ").splitlines() if line.strip()] for block in blocks]
+
+
+def runnable_commands() -> list[list[str]]:
+    """Arguments of `dpr` in the blocks that hold nothing else and read no config but the toy's."""
+    commands = []
+    for block in bash_blocks(README):
+        words = [shlex.split(line, comments=True) for line in block]
+        reads = [word for line in words for word in line if word.startswith("configs/")]
+        if all(line[:1] == ["dpr"] for line in words) and all(path.startswith("configs/toy/") for path in reads):
+            commands += [line[1:] for line in words]
+    return commands
+
+
+def less(command: list[str]) -> list[str]:
+    """What makes this command cheap."""
+    keys = [command[0], *(f"{command[0]} {word}" for word in command[1:] if word.startswith("configs/"))]
+    return [word for key in keys for word in shlex.split(LESS.get(key, ""))]
