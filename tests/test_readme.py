@@ -14,6 +14,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 LESS = {
     "toy": "--demonstrations 64 --prompts 64 --development 16 --test 16 --hidden_size 32 --layers 2",
     "fit": "--trainer.enable_progress_bar=false",
+    "fit configs/toy/sft.yaml": "--data.init_args.batch_size=16",
     "fit configs/toy/dpr.yaml": "--trainer.max_steps=2",
     "preview": "--samples 4 --limit 8 --max_new_tokens 32",
     "generate": "--limit 4 --max_new_tokens 32",
@@ -46,7 +47,7 @@ def test_opens_with_the_two_commands() -> None:
 
 def test_make_targets_exist() -> None:
     targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    named = set(re.findall(r"make ([a-z][a-z0-9-]*)", "\n".join(f"{line}" for b in bash_blocks(README) for line in b)))
+    named = set(re.findall(r"(?:^|`)make ([a-z][a-z0-9-]*)", README, re.MULTILINE))
     assert named
     assert named <= targets
 
@@ -72,9 +73,9 @@ def runnable_commands() -> list[list[str]]:
     """Arguments of `dpr` in the blocks that hold nothing else and read no config but the toy's."""
     commands = []
     for block in bash_blocks(README):
-        words = [shlex.split(line, comments=True) for line in block]
+        words = [split for line in block if (split := shlex.split(line, comments=True))]
         reads = [word for line in words for word in line if word.startswith("configs/")]
-        if all(line[:1] == ["dpr"] for line in words) and all(path.startswith("configs/toy/") for path in reads):
+        if words and all(line[0] == "dpr" for line in words) and all(path.startswith("configs/toy/") for path in reads):
             commands += [line[1:] for line in words]
     return commands
 

@@ -36,7 +36,8 @@ class ArmResult:
         """Mean score of each prompt, [N]."""
         answers = self.greedy if measure == "greedy" else self.sampled
         scores = np.asarray(answers.scores, dtype=np.float64)
-        return scores.reshape(-1, 1 if measure == "greedy" else self.samples).mean(axis=1)
+        grouped = scores.reshape(-1, 1 if measure == "greedy" else self.samples)
+        return np.asarray(grouped.mean(axis=1), dtype=np.float64)
 
     def summary(self) -> dict[str, float]:
         """Accuracy greedy and sampled, mean length of samples in tokens, reverse KL to π_SFT in nats a response."""

@@ -34,6 +34,6 @@ def export(
     )
     model, words = build_policy(spec)
     if hasattr(model, "merge_and_unload"):
-        model = model.merge_and_unload()
+        model = model.merge_and_unload()  # type: ignore[operator]
     save_policy(model, words, output, spec)
     console.print(f"Written: {output}")

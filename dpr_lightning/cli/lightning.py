@@ -1,5 +1,6 @@
 """``dpr fit|validate|test|predict``: LightningCLI, with its traps taken out."""
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,16 @@ class DprCLI(LightningCLI):
 
 def run_lightning(arguments: Sequence[str]) -> Any:
     """Run one LightningCLI command."""
+    # LightningCLI wants its arguments in sys.argv and warns about any other way.
+    before, sys.argv = sys.argv, ["dpr", *arguments]
+    try:
+        return _cli()
+    finally:
+        sys.argv = before
+
+
+def _cli() -> DprCLI:
+    quiet = {"exit_on_error": False}
     return DprCLI(
         LightningModule,
         LightningDataModule,
@@ -28,6 +39,6 @@ def run_lightning(arguments: Sequence[str]) -> Any:
         save_config_kwargs={"overwrite": True},
         auto_configure_optimizers=False,
         seed_everything_default=0,
-        args=list(arguments),
-        parser_kwargs={"prog": "dpr"},
+        # Errors of parsing come as exceptions, so that one line is printed and not the whole usage.
+        parser_kwargs={"prog": "dpr", **quiet, **{command: quiet for command in LIGHTNING_COMMANDS}},
     )

@@ -1,5 +1,6 @@
 """What several commands load in the same way."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +15,8 @@ from dpr_lightning.evaluation.answers import Verifier
 from dpr_lightning.evaluation.verifiers import load_verifier
 from dpr_lightning.policies import PolicySpec, build_policy
 
-console = Console()
+# A pipe or a log file has no width of its own; tables need some.
+console = Console() if sys.stdout.isatty() else Console(width=120)
 
 
 def best_device() -> torch.device:

@@ -41,8 +41,21 @@ def _commands() -> dict[str, Callable[..., Any]]:
     return {function.__name__: function for function in functions}
 
 
+def _settle_libraries() -> None:
+    """Say nothing that is not about the run: no bars for reading a file, no warning that a CPU is a CPU."""
+    import os
+
+    import torch
+    from transformers.utils import logging as transformers_logging
+
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    transformers_logging.disable_progress_bar()
+
+
 def run(arguments: Sequence[str]) -> Any:
     """Run one command; errors come as exceptions."""
+    _settle_libraries()
     from dpr_lightning.cli.lightning import LIGHTNING_COMMANDS, run_lightning
 
     command, rest = arguments[0], list(arguments[1:])
@@ -54,7 +67,7 @@ def run(arguments: Sequence[str]) -> Any:
         raise InputError(f"There is no command {command!r}. Commands are: {known}.")
     from jsonargparse import auto_cli
 
-    return auto_cli(commands[command], args=rest, prog=f"dpr {command}", as_positional=False)
+    return auto_cli(commands[command], args=rest, prog=f"dpr {command}", as_positional=False, exit_on_error=False)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,9 +78,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(HELP)
         return 0
+    from jsonargparse import ArgumentError
+
     try:
         run(arguments)
-    except InputError as error:
+    except (InputError, ArgumentError) as error:
         if debug:
             raise
         print(f"dpr {arguments[0]}: {error}", file=sys.stderr)
@@ -76,3 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"dpr {arguments[0]}: stopped.", file=sys.stderr)
         return 130
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

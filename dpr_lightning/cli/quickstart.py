@@ -1,6 +1,7 @@
 """``dpr quickstart``: the whole path on a toy, with every control, in minutes on a CPU."""
 
 import json
+import math
 import os
 import shutil
 import time
@@ -69,7 +70,7 @@ def quickstart(
 
     _stage("2/6  Supervised fine-tuning, keeping earlier checkpoints as references")
     sft_config = _stage_config("sft", folder, seed, {"trainer.max_steps": sft_steps})
-    run_lightning(["fit", "--config", str(sft_config)])
+    _fit(sft_config)
     sft = folder / "sft" / "policies" / "final"
     dpr_config = _stage_config("dpr", folder, seed, {"trainer.max_steps": dpr_steps})
     reference = _reference(folder, dpr_config)
@@ -81,16 +82,16 @@ def quickstart(
     preview = _preview(folder, dpr_config, sft, reference, preview_questions, preview_samples, seed)
 
     _stage("4/6  Dense-Path REINFORCE")
-    run_lightning(["fit", "--config", str(dpr_config)])
+    _fit(dpr_config)
 
     _stage("5/6  Control: continued SFT at equal compute")
-    steps = _equal_compute_steps(folder, dpr_config, sft_config)
+    steps = _equal_compute_steps(dpr_config, sft_config)
     continued = _continued_config(folder, seed, sft_config, sft, steps)
-    run_lightning(["fit", "--config", str(continued)])
+    _fit(continued)
 
     _stage(f"6/6  Evaluation on {test} prompts that nothing was trained on")
     results, tokenizer = _evaluate(folder, sft, reference, contrast_strength, low_temperature, samples, seed)
-    metrics = {
+    metrics: dict[str, Any] = {
         "arms": {name: result.summary() for name, result in results.items()},
         "paired": paired_table(results, "sft", "dpr"),
         "seed": seed,
@@ -130,6 +131,14 @@ def quickstart(
 
 def _stage(title: str) -> None:
     console.rule(f"[bold]{title}", align="left")
+
+
+def _fit(config: Path) -> None:
+    """`dpr fit`, and the end of its W&B run: the next stage has a run of its own."""
+    import wandb
+
+    run_lightning(["fit", "--config", str(config)])
+    wandb.finish(quiet=True)
 
 
 def _fresh_folder(folder: Path) -> Path:
@@ -227,15 +236,16 @@ def _preview(
     return run
 
 
-def _equal_compute_steps(folder: Path, dpr_config: Path, sft_config: Path) -> int:
-    """Optimizer steps of SFT that cost at least the FLOPs of the DPR phase, counted in tokens forwarded."""
+def _equal_compute_steps(dpr_config: Path, sft_config: Path) -> int:
+    """Optimizer steps of SFT that cost at least the FLOPs of the DPR phase.
+
+    Counted in forward passes over sequences: those of both phases are answers to prompts of one distribution.
+    """
     dpr, sft = (yaml.safe_load(path.read_text()) for path in (dpr_config, sft_config))
     data = dpr["data"]["init_args"]
-    rows = [json.loads(line) for line in (folder / "data" / "demonstrations.jsonl").read_text().splitlines()]
-    length = sum(len(row["prompt"]) + len(row["completion"]) + 1 for row in rows) / len(rows)
-    sequences = data["prompts_per_rollout"] * data["samples_per_prompt"] * dpr["trainer"]["max_steps"]
-    cost = sequences * length * DPR_PASSES
-    return max(1, round(cost / (sft["data"]["init_args"]["batch_size"] * length * SFT_PASSES) + 0.5))
+    sequences = int(data["prompts_per_rollout"] * data["samples_per_prompt"] * dpr["trainer"]["max_steps"])
+    one_step = int(sft["data"]["init_args"]["batch_size"]) * SFT_PASSES
+    return max(1, math.ceil(sequences * DPR_PASSES / one_step))
 
 
 def _continued_config(folder: Path, seed: int, sft_config: Path, sft: Path, steps: int) -> Path:

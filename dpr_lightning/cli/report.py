@@ -18,6 +18,7 @@ from dpr_lightning.errors import InputError
 from dpr_lightning.evaluation.preview import describe
 from dpr_lightning.evaluation.reward_preview import RewardPreviewRun, form_name
 from dpr_lightning.reports import Pair, Panel, Report, Response, Series, write_report
+from dpr_lightning.reports.results import arm_name
 from dpr_lightning.rewards import RewardSpec
 from dpr_lightning.types import TokenScores
 
@@ -100,7 +101,7 @@ def verdict(metrics: dict[str, Any]) -> str:
             says = "better" if found["low"] > 0 else "worse" if found["high"] < 0 else "no detectable difference"
             interval = f"95% interval {found['low']:+.3f} to {found['high']:+.3f}"
             words.append(f"{measure}: {says} ({found['difference']:+.3f}, {interval})")
-        lines.append(f"DPR against {second.replace('_', ' ')} — " + "; ".join(words) + ".")
+        lines.append(f"DPR against {arm_name(second)} — " + "; ".join(words) + ".")
     return "\n".join(lines)
 
 
@@ -126,7 +127,7 @@ def _pairs(findings: Findings) -> list[Pair]:
     by_prompt: dict[int, dict[bool, int]] = {}
     for row, (place, score) in enumerate(zip(answers.rollouts.prompt.tolist(), answers.scores, strict=True)):
         by_prompt.setdefault(place, {}).setdefault(score == 1.0, row)
-    pairs = []
+    pairs: list[Pair] = []
     for place, rows in by_prompt.items():
         if len(rows) == 2 and len(pairs) < MOST_PAIRS:
             chosen = torch.tensor([rows[True], rows[False]])

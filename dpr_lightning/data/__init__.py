@@ -5,7 +5,7 @@ from dpr_lightning.data.conversations import Example, Message, to_demonstration,
 from dpr_lightning.data.demonstrations import DemonstrationDataModule
 from dpr_lightning.data.loader import DemonstrationLoader
 from dpr_lightning.data.over_length import OverLength, TokenizationReport
-from dpr_lightning.data.overlap import OverlapReport, check_disjoint
+from dpr_lightning.data.overlap import OverlapReport, check_overlap
 from dpr_lightning.data.prompts import PromptSet
 from dpr_lightning.data.reward_datamodule import RewardDataModule
 from dpr_lightning.data.rollout_loader import RolloutLoader
@@ -36,7 +36,7 @@ __all__ = [
     "TokenizationReport",
     "TokenizedDataset",
     "TokenizedExample",
-    "check_disjoint",
+    "check_overlap",
     "choose_format",
     "open_rows",
     "to_demonstration",

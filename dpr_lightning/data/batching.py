@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 
 from dpr_lightning.errors import InputError
 
+MIXED = 2
+"""Batches of a window, at least, so that an example meets others in the next epoch."""
+
 
 class PlannedBatch(NamedTuple):
     """A micro-batch of one rank: ``places`` [B] in the data set; ``num_tokens``: acted tokens of its optimizer step.
@@ -187,7 +190,8 @@ def _windows(
     """Batch sizes, and the window of each example, for lengths sorted from the longest down.
 
     A window takes the longest examples left; its batches have the size that the longest of them allows. It ends where
-    examples are shorter than that by ``length_ratio``, but always on a whole batch: only the last batch is partial.
+    examples are shorter than that by ``length_ratio``, but not before two batches and always on a whole one: only the
+    last batch of all is partial.
     """
     total = len(lengths)
     sizes: list[NDArray[np.int64]] = []
@@ -201,7 +205,10 @@ def _windows(
             end = total
         else:
             end = int(np.searchsorted(-lengths, -longest / length_ratio, side="right"))
-        end = min(total, start + -(-max(1, end - start) // size) * size)
+        batches = max(MIXED, -(-(end - start) // size))
+        end = start + batches * size
+        if total - end < MIXED * size:
+            end = total
         full, rest = divmod(end - start, size)
         sizes.append(np.full(full, size, dtype=np.int64))
         if rest:

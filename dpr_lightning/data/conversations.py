@@ -178,7 +178,12 @@ def _value(row: Row, names: ColumnNames, key: str) -> Any:
             key, candidates = ("messages", chats) if chats else (key, candidates)
         candidates = candidates or difflib.get_close_matches(key, found, n=1, cutoff=0.6)
         if candidates:
-            hint = f"Probably {candidates[0]!r} is meant: set columns: {{{key}: {candidates[0]}}}."
+            meant = {key: candidates[0]}
+            if key == "prompt" and names["completion"] not in found:
+                answers = [name for name in found if name.lower() in SYNONYMS["completion"]]
+                meant |= {"completion": answers[0]} if answers else {}
+            listed = ", ".join(f"{ours}: {theirs}" for ours, theirs in meant.items())
+            hint = f"Probably {' and '.join(map(repr, meant.values()))} is meant: set columns: {{{listed}}}."
     else:
         near = difflib.get_close_matches(names[key], found, n=1, cutoff=0.5)
         hint = f"`columns` says {key}: {names[key]}" + (f"; did you mean {near[0]!r}?" if near else ".")

@@ -1,5 +1,6 @@
 """Demonstrations as a LightningDataModule."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from dpr_lightning.data.batching import TokenBudgetBatchSampler
 from dpr_lightning.data.conversations import check_columns
 from dpr_lightning.data.loader import DemonstrationLoader
 from dpr_lightning.data.over_length import OverLength
-from dpr_lightning.data.overlap import check_disjoint
+from dpr_lightning.data.overlap import check_overlap
 from dpr_lightning.data.prompt_identity import hold_out_prompts
 from dpr_lightning.data.prompts import PromptSet
 from dpr_lightning.data.rows import open_rows
@@ -152,7 +153,7 @@ class DemonstrationDataModule(LightningDataModule):
         sets = {"training": self.train_data, "validation": self.validation_data}
         if self.test is not None:
             sets["test"] = self.test_data
-        overlap = check_disjoint({name: held for name, held in sets.items() if held is not None}, self.allow_overlap)
+        overlap = check_overlap({name: held for name, held in sets.items() if held is not None}, self.allow_overlap)
         rank_zero_info(str(overlap))
         self._log_counts()
 
@@ -269,6 +270,8 @@ class DemonstrationDataModule(LightningDataModule):
 
     def _evaluation_loader(self, data: TokenizedDataset | None) -> DemonstrationLoader | list[Any]:
         if data is None:
+            # No validation was asked for, so Lightning need not wonder about it.
+            warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")
             return []
         return self._loader(
             data, self._sampler(data, accumulate=1, shuffle=False, batch_size=self.validation_batch_size)

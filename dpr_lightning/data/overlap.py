@@ -53,7 +53,7 @@ class OverlapReport:
         return "\n".join(lines)
 
 
-def check_disjoint(sets: Mapping[str, Prompts], allow_overlap: bool = False) -> OverlapReport:
+def check_overlap(sets: Mapping[str, Prompts], allow_overlap: bool = False) -> OverlapReport:
     """Compare named sets of prompts, pair by pair.
 
     Args:

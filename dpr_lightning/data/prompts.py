@@ -79,7 +79,7 @@ class PromptSet:
         *,
         columns: Mapping[str, str] | None = None,
         chat_template: str | None = None,
-        max_length: int | None = None,
+        max_prompt_length: int | None = None,
         over_length: str = "error",
         limit: int | None = None,
         progress: bool = False,
@@ -91,7 +91,7 @@ class PromptSet:
             tokenizer: of the policy.
             columns: the file's names of our columns.
             chat_template: instead of the tokenizer's own; ``none``: plain text.
-            max_length: tokens of the longest prompt allowed; None: no limit.
+            max_prompt_length: tokens of the longest prompt allowed; None: no limit.
             over_length: ``error`` refuses the file, ``drop`` leaves longer prompts out.
             limit: read only so many rows.
             progress: show a bar.
@@ -116,7 +116,7 @@ class PromptSet:
         with progress_bar(f"Reading prompts of {rows_source.name}", total, progress) as advance:
             while examples := [to_prompt(row, columns) for row in islice(rows, CHUNK)]:
                 for example, ids in zip(examples, tokenize_prompts(examples, tokenizer, form), strict=True):
-                    if max_length is not None and len(ids) > max_length:
+                    if max_prompt_length is not None and len(ids) > max_prompt_length:
                         too_long.append((example.place, len(ids)))
                         continue
                     tokens.append(ids)
@@ -126,5 +126,5 @@ class PromptSet:
                 advance(len(examples))
         if too_long and (over_length == "error" or not tokens):
             rows_read = len(tokens) + len(too_long)
-            raise InputError(over_length_message(too_long, rows_read, "max_prompt_length", max_length or 0))
+            raise InputError(over_length_message(too_long, rows_read, "max_prompt_length", max_prompt_length or 0))
         return cls(tokens, texts, metadata, numbers, rows_source.name, len(too_long))

@@ -48,9 +48,10 @@ def build_policy(
         model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
         if spec.lora is not None:
             model.enable_input_require_grads()  # type: ignore[operator]
+    # transformers loads in evaluation mode, in which gradient checkpointing and LoRA's dropout do nothing.
+    model.train(trainable)
     if not trainable:
         model.requires_grad_(False)
-        model.eval()
     return model, tokenizer
 
 

@@ -101,7 +101,7 @@ def example_pair(seed: int) -> Pair:
 
 def _response(tokens: list[str], generator: random.Random, slip: int | None, correct: bool) -> Response:
     policy = [-generator.expovariate(14.0) for _ in tokens]
-    reference = [value - generator.expovariate(4.0) + 0.08 for value in policy]
+    reference = [min(-0.001, value - generator.expovariate(4.0) + 0.08) for value in policy]
     if slip is not None:
         policy[slip], reference[slip] = -4.3, -2.1
         policy[slip + 4], reference[slip + 4] = -1.9, -1.2

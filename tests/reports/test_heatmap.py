@@ -13,7 +13,7 @@ def _response(reward):
 
 
 def test_strength_is_linear_in_the_reward_and_saturates():
-    shown = heat_map(_response([0.5, -0.25, 0.0, 3.0, -9.0]), limit=1.0)
+    shown = heat_map(_response([1.0, -0.5, 0.0, 6.0, -9.0]), limit=2.0)
     assert [(token.sign, token.strength) for token in shown.tokens] == [
         ("more", 50),
         ("less", 25),
@@ -21,7 +21,7 @@ def test_strength_is_linear_in_the_reward_and_saturates():
         ("more", 100),
         ("less", 100),
     ]
-    assert shown.total == pytest.approx(-5.75)
+    assert shown.total == pytest.approx(-2.5)
     assert shown.flagged == 2
 
 

@@ -12,7 +12,11 @@ function show(text, x, y) {
   const top = y - box.height - 10 < 8 ? y + 22 : y - box.height - 10;
   tooltip.style.transform = `translate(${Math.max(8, left)}px, ${top}px)`;
 }
-function hide() { tooltip.classList.remove("shown"); }
+// What is pointed at may move under a scroll, the one that brings a focused token into view included.
+let refresh = null;
+function hold(place) { refresh = place; place(); }
+function hide() { refresh = null; tooltip.classList.remove("shown"); }
+document.addEventListener("scroll", () => { if (refresh) refresh(); }, { passive: true, capture: true });
 
 function describe(element) {
   if (!element.classList.contains("token")) return element.dataset.tip;
@@ -25,14 +29,16 @@ function describe(element) {
 }
 const target = (event) => (event.target instanceof Element ? event.target.closest(".token, [data-tip]") : null);
 function point(element) {
-  const box = element.getBoundingClientRect();
-  show(describe(element), box.left + box.width / 2, box.top);
+  hold(() => {
+    const box = element.getBoundingClientRect();
+    if (box.bottom < 0 || box.top > window.innerHeight) hide();
+    else show(describe(element), box.left + box.width / 2, box.top);
+  });
 }
 document.addEventListener("pointerover", (event) => { const element = target(event); if (element) point(element); });
 document.addEventListener("pointerout", (event) => { if (target(event)) hide(); });
 document.addEventListener("focusin", (event) => { const element = target(event); if (element) point(element); });
 document.addEventListener("focusout", hide);
-document.addEventListener("scroll", hide, { passive: true });
 
 // Arrow keys walk through the tokens of a response: one stop of the tab key each.
 document.addEventListener("keydown", (event) => {
@@ -67,8 +73,11 @@ for (const plot of document.querySelectorAll(".plot")) {
     cursor.setAttribute("x1", x);
     cursor.setAttribute("x2", x);
     cursor.style.visibility = "visible";
-    const lines = near.map((item, index) => (item ? `${names[index]} ${minus(String(item[1]))}` : "")).filter(Boolean);
-    show(`step ${Math.round(first[0])}\n${lines.join("\n")}`, box.left + (x / width) * box.width, box.top + 12);
+    const lines = near.map((item, index) => (item ? `${names[index]} ${minus(String(Number(item[1].toPrecision(4))))}` : "")).filter(Boolean);
+    hold(() => {
+      const now = plot.getBoundingClientRect();
+      show(`step ${Math.round(first[0])}\n${lines.join("\n")}`, now.left + (x / width) * now.width, now.top + 12);
+    });
   });
   plot.addEventListener("pointerleave", () => { cursor.style.visibility = "hidden"; hide(); });
 }
