@@ -28,6 +28,7 @@ from dpr_lightning.rollouts import SamplingOptions, contrast
 
 VERIFIER = "answer"
 MARKER = "quickstart.json"
+REFERENCE_FRACTION = 0.25
 # Training FLOPs a token in units of one forward pass. All-actions DPR: sampling 1, scoring 2, the same two models
 # over all actions 2, forward and backward 3. SFT: forward and backward 3.
 DPR_PASSES, SFT_PASSES = 8, 3
@@ -138,7 +139,7 @@ def _fit(config: Path) -> None:
     import wandb
 
     run_lightning(["fit", "--config", str(config)])
-    wandb.finish(quiet=True)
+    wandb.finish()
 
 
 def _fresh_folder(folder: Path) -> Path:
@@ -187,12 +188,12 @@ def _write_config(config: dict[str, Any], folder: Path, name: str) -> Path:
 
 
 def _nearest_reference(folder: Path, wanted: str) -> str:
-    """The kept checkpoint at 40% of the run, whatever number of steps the run had."""
+    """The kept checkpoint nearest to ``REFERENCE_FRACTION``, whatever number of steps the run had."""
     if Path(wanted).exists():
         return wanted
     kept = json.loads((folder / "sft" / "policies" / "references.json").read_text())
     earlier = {name: fraction for name, fraction in kept.items() if fraction < 1.0}
-    nearest = min(earlier, key=lambda name: abs(earlier[name] - 0.4))
+    nearest = min(earlier, key=lambda name: abs(earlier[name] - REFERENCE_FRACTION))
     return str(folder / "sft" / "policies" / nearest)
 
 

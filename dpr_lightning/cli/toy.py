@@ -11,7 +11,7 @@ ADDITION = {"operators": "+", "min_terms": 2, "max_terms": 2, "min_digits": 3, "
 
 def toy(
     output: str = "runs/toy",
-    demonstrations: int = 400,
+    demonstrations: int = 1000,
     prompts: int = 4000,
     development: int = 200,
     test: int = 400,

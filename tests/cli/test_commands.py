@@ -1,0 +1,135 @@
+"""Every command, on a policy small enough to wait for."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM
+
+from dpr_lightning.cli.main import main
+from dpr_lightning.policies import load_tokenizer
+from dpr_lightning.rewards import DenseReward
+from tests.cli.conftest import Workspace
+
+
+def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    said = capsys.readouterr().out
+    for command in ("fit", "quickstart", "preview", "rewards", "generate", "evaluate", "report", "export", "toy"):
+        assert f"\n  {command} " in said
+
+
+def test_generate_writes_answers_that_a_seed_repeats(workspace: Workspace, tmp_path: Path) -> None:
+    def answers(name: str, *more: str) -> list[dict[str, object]]:
+        path = tmp_path / name
+        arguments = ["--policy", workspace.sft, "--prompts", workspace.prompts, "--output", str(path)]
+        assert main(["generate", *arguments, "--max_new_tokens", "5", "--samples", "2", *more]) == 0
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
+    first, again = answers("a.jsonl", "--seed", "3"), answers("b.jsonl", "--seed", "3")
+    assert len(first) == 32
+    assert first == again
+    assert first != answers("c.jsonl", "--seed", "4")
+    assert all(row["length"] <= 5 for row in first)
+    contrasted = answers("d.jsonl", "--seed", "3", "--reference", workspace.reference, "--contrast_strength", "2")
+    assert contrasted != first
+    plain = answers("e.jsonl", "--seed", "3", "--reference", workspace.reference, "--contrast_strength", "0")
+    assert plain == first
+
+
+def test_evaluate_reports_score_interval_length_and_kl(workspace: Workspace, tmp_path: Path) -> None:
+    path = tmp_path / "evaluation.json"
+    arguments = ["--policy", workspace.reference, "--prompts", workspace.prompts, "--sft", workspace.sft]
+    options = ["--max_new_tokens", "5", "--samples", "2", "--verifier", "answer", "--output", str(path)]
+    assert main(["evaluate", *arguments, *options]) == 0
+    found = json.loads(path.read_text())
+    assert 0 <= found["low"] <= found["score"] <= found["high"] <= 1
+    assert found["prompts"] == 16
+    assert 0 < found["length"] <= 5
+    assert abs(found["reverse_kl"]) > 1e-4
+
+
+def test_rewards_are_those_of_the_library(workspace: Workspace, tmp_path: Path) -> None:
+    arguments = ["--sft", workspace.sft, "--references", f"[{workspace.reference}]"]
+    output = tmp_path / "rewards"
+    assert main(["rewards", *arguments, "--responses", workspace.demonstrations, "--output", str(output)]) == 0
+    rows = Dataset.from_parquet(str(output / "rewards.parquet")).to_list()
+    assert len(rows) == 16
+    dense = DenseReward.from_folders(workspace.sft, [workspace.reference])
+    tokenizer = load_tokenizer(workspace.sft)
+    for row in rows[:4]:
+        prompt = tokenizer(row["prompt"])["input_ids"]
+        tokens = torch.tensor([prompt + row["token_ids"]])
+        mask = torch.tensor([[False] * len(prompt) + [True] * len(row["token_ids"])])
+        expected = dense.score(tokens, mask).reward[0]
+        torch.testing.assert_close(torch.tensor(row["reward"]), expected, atol=1e-5, rtol=0)
+        assert row["token_ids"][-1] == tokenizer.eos_token_id
+        assert "".join(row["tokens"][:-1]) == tokenizer.decode(row["token_ids"][:-1])
+    page = (output / "heatmap.html").read_text()
+    assert page.count('class="token') >= sum(len(row["tokens"]) for row in rows)
+
+
+def test_preview_writes_every_form_and_a_verdict(
+    workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "preview.json"
+    arguments = ["--sft", workspace.sft, "--references", f"[{workspace.reference}]", "--prompts", workspace.prompts]
+    options = ["--samples", "4", "--max_new_tokens", "5", "--verifier", "answer", "--beta", "3", "--output", str(path)]
+    assert main(["preview", *arguments, *options]) == 0
+    found = json.loads(path.read_text())
+    names = [reward["name"] for reward in found["rewards"]]
+    assert {"log_ratio", "clipped", "interpolated", "centred", "one_sided", "one_sided_centred"} <= set(names)
+    assert found["verdict"].startswith("The optimum of log_ratio at β=3")
+    assert "log_ratio" in capsys.readouterr().out
+
+
+def test_dpr_trains_from_a_config_and_exports(
+    workspace: Workspace, dpr_config: Callable[..., str], tmp_path: Path
+) -> None:
+    assert main(["fit", "--config", dpr_config(model={"estimator": "all_actions", "credit": {"discount": 0.5}})]) == 0
+    assert main(["export", "--source", workspace.sft, "--output", str(tmp_path / "exported")]) == 0
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "exported")
+    original = AutoModelForCausalLM.from_pretrained(workspace.sft)
+    tokens = torch.tensor([[5, 6, 7]])
+    torch.testing.assert_close(exported(tokens).logits, original(tokens).logits, atol=0, rtol=0)
+
+
+@pytest.fixture(scope="session")
+def quickstart_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("quickstart") / "run"
+    sizes = ["--demonstrations", "64", "--test", "12", "--samples", "2", "--preview_prompts", "4"]
+    steps = ["--preview_samples", "4", "--sft_steps", "8", "--dpr_steps", "2"]
+    assert main(["quickstart", "--output", str(folder), *sizes, *steps]) == 0
+    return folder
+
+
+def test_quickstart_leaves_what_it_promises(quickstart_folder: Path) -> None:
+    metrics = json.loads((quickstart_folder / "metrics.json").read_text())
+    arms = {"sft", "reference", "continued_sft", "sft_low_temperature", "contrast", "dpr"}
+    assert set(metrics["arms"]) == arms
+    for arm in metrics["arms"].values():
+        assert {"greedy", "sampled", "length", "reverse_kl"} <= set(arm)
+    assert {f"{arm} - sft" for arm in arms - {"sft"}} <= set(metrics["paired"])
+    assert {"difference", "low", "high"} <= set(metrics["paired"]["dpr - sft"]["sampled"])
+    assert {"difference", "low", "high"} <= set(metrics["paired"]["dpr - sft"]["greedy"])
+    assert abs(metrics["arms"]["sft"]["reverse_kl"]) < 1e-3
+    assert (quickstart_folder / "report.html").stat().st_size > 20_000
+    assert list((quickstart_folder / "wandb").rglob("*.wandb"))
+    AutoModelForCausalLM.from_pretrained(quickstart_folder / "dpr" / "policies" / "final")
+    assert (quickstart_folder / "dpr" / "rollout_samples.jsonl").read_text()
+
+
+def test_report_is_made_again_from_its_folder(quickstart_folder: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again.html"
+    assert main(["report", "--run", str(quickstart_folder), "--output", str(again)]) == 0
+    assert again.read_text() == (quickstart_folder / "report.html").read_text()
+    assert main(["report", "--run", str(quickstart_folder / "sft"), "--output", str(tmp_path / "curves.html")]) == 0
+    assert "Negative log-likelihood" in (tmp_path / "curves.html").read_text()
+
+
+def test_quickstart_runs_again_over_its_own_folder(quickstart_folder: Path) -> None:
+    """The stages' configs are files that `dpr fit` takes."""
+    assert main(["fit", "--config", str(quickstart_folder / "configs" / "dpr.yaml"), "--trainer.max_steps", "1"]) == 0
