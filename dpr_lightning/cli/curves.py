@@ -10,6 +10,7 @@ Curves = dict[str, list[tuple[float, float]]]
 SFT_PANELS = (
     ("Negative log-likelihood", "nats per token", ("train/nll", "validation/nll")),
     ("Token accuracy", "", ("validation/token_accuracy",)),
+    ("Answers that a verifier calls right", "", ("evaluation/greedy", "evaluation/sampled_T1")),
     ("Gradient norm", "", ("train/gradient_norm",)),
 )
 DPR_PANELS = (

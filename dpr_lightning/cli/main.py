@@ -1,5 +1,6 @@
 """The command ``dpr``."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -42,9 +43,10 @@ def _commands() -> dict[str, Callable[..., Any]]:
 
 
 def _settle_libraries() -> None:
-    """Say nothing that is not about the run: no bars for reading a file, no warning that a CPU is a CPU."""
-    import os
-
+    """Threads that wait sleep; and nothing is said that is not about the run."""
+    # Threads that spin while they wait cost ten times the step where another process wants the core (measured, see
+    # docs/results.md). Has to be set before torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
     from transformers.utils import logging as transformers_logging
 

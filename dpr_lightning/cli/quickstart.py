@@ -258,9 +258,10 @@ def _continued_config(folder: Path, seed: int, sft_config: Path, sft: Path, step
     config["trainer"]["max_steps"] = steps
     config["trainer"]["val_check_interval"] = None
     config["trainer"]["limit_val_batches"] = 0
-    for callback in config["trainer"]["callbacks"]:
-        if callback["class_path"].endswith("ReferenceCheckpoints"):
-            callback["init_args"]["fractions"] = []
+    kept = [entry for entry in config["trainer"]["callbacks"] if entry["class_path"].endswith("ReferenceCheckpoints")]
+    for callback in kept:
+        callback["init_args"]["fractions"] = []
+    config["trainer"]["callbacks"] = kept
     for logger in config["trainer"]["logger"]:
         if logger["class_path"].endswith("WandbLogger"):
             logger["init_args"]["name"] = "continued_sft"

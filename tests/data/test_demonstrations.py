@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler, ModelCheckpoint
@@ -18,6 +19,7 @@ from dpr_lightning.errors import InputError
 from dpr_lightning.types import DemonstrationBatch
 
 Writer = Callable[..., str]
+pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 Seen = list[tuple[list[int], float]]
 
 
@@ -250,6 +252,17 @@ def test_an_example_without_a_prompt_is_refused() -> None:
     dataset = TokenizedDataset(arrays, "f.jsonl", TokenizationReport())
     with pytest.raises(InputError, match=r"f\.jsonl:4: the prompt has no tokens"):
         dataset.batch(dataset.index, 1.0, pad=0)
+
+
+def test_a_selection_of_a_selection_holds_the_same_examples(make: Callable[..., DemonstrationDataModule]) -> None:
+    data = make()
+    data.setup()
+    whole = data.train_data
+    assert whole is not None
+    part = whole.select(np.array([9, 5, 7])).select(np.array([2, 0]))
+    assert [part.example(place) for place in (0, 1)] == [whole.example(7), whole.example(9)]
+    assert part.where(0) == whole.where(7)
+    assert part.acted_tokens.tolist() == [sum(whole.example(7).mask), sum(whole.example(9).mask)]
 
 
 def test_a_blank_batch_counts_nothing(make: Callable[..., DemonstrationDataModule]) -> None:

@@ -220,6 +220,12 @@ def test_truncation_forges_no_eos() -> None:
     assert "1 truncated" in str(report)
 
 
+def test_a_row_as_long_as_the_limit_is_kept_whole() -> None:
+    limit = LengthLimit(5, "drop", "f")
+    assert limit.apply(EXAMPLE, "f:1", frozenset({EOS})) == EXAMPLE
+    assert limit.finish().dropped == 0
+
+
 def test_truncation_between_two_turns_keeps_the_end_of_the_first() -> None:
     two = TokenizedExample([1, 2, EOS, 5, 6, 7, EOS], [False, True, True, False, False, True, True], True)
     cut = LengthLimit(5, "truncate", "f").apply(two, "f:1", frozenset({EOS}))
