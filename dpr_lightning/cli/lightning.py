@@ -1,6 +1,8 @@
 """``dpr fit|validate|test|predict``: LightningCLI, with its traps taken out."""
 
+import logging
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,9 +19,19 @@ class DprCLI(LightningCLI):
         """Leave hyper-parameters alone: what the command line says wins over what a checkpoint remembers."""
 
 
+def _quieten() -> None:
+    """Drop an advertisement and a deprecation inside Lightning: nobody who runs `dpr` can act on either."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "Tip:" not in record.getMessage()
+    )
+    warnings.filterwarnings("ignore", message=r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+
+
 def run_lightning(arguments: Sequence[str]) -> Any:
     """Run one LightningCLI command."""
     # LightningCLI wants its arguments in sys.argv and warns about any other way.
+    _quieten()
     before, sys.argv = sys.argv, ["dpr", *arguments]
     try:
         return _cli()

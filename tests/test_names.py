@@ -1,0 +1,57 @@
+"""Names that other programs call, with the arguments they call them by."""
+
+import inspect
+
+import pytest
+import torch
+
+from dpr_lightning import data, functional, modules, rewards
+
+SIGNATURES = {
+    "token_logprobs": ["logits", "tokens"],
+    "returns_to_go": ["reward", "mask", "discount"],
+    "baseline_relative_reward": ["policy_logprob", "reference_logprobs", "reduction", "coefficient"],
+    "iq_learn_loss": [
+        *("logits", "tokens", "mask", "terminated"),
+        *("discount", "value_form", "chi2_alpha", "temperature"),
+    ],
+    "reinforce_loss": ["logprob", "advantage", "mask", "num_tokens"],
+    "all_actions_loss": ["logprobs", "reward", "mask", "num_tokens"],
+    "leave_one_out_baseline": ["returns", "mask", "group_size"],
+    "shape_reward": ["reward", "potential", "mask", "terminated", "discount"],
+}
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_functional_names_and_the_order_of_their_arguments(name: str) -> None:
+    parameters = list(inspect.signature(getattr(functional, name)).parameters)
+    assert parameters[: len(SIGNATURES[name])] == SIGNATURES[name]
+
+
+def test_float64_stays_float64() -> None:
+    logits = torch.randn(2, 3, 5, dtype=torch.float64)
+    tokens, mask = torch.randint(5, (2, 3)), torch.ones(2, 3, dtype=torch.bool)
+    logprob = functional.token_logprobs(logits, tokens)
+    found = {
+        "token_logprobs": logprob,
+        "returns_to_go": functional.returns_to_go(logprob, mask),
+        "baseline_relative_reward": functional.baseline_relative_reward(logprob, logprob.unsqueeze(0) - 1),
+        "iq_learn_loss": functional.iq_learn_loss(logits, tokens, mask, torch.tensor([True, False])),
+        "reinforce_loss": functional.reinforce_loss(logprob, logprob, mask, 6),
+        "all_actions_loss": functional.all_actions_loss(logits.log_softmax(-1), logits, mask, 6),
+        "leave_one_out_baseline": functional.leave_one_out_baseline(logprob, mask, 2),
+        "shape_reward": functional.shape_reward(
+            logprob, torch.zeros(2, 4, dtype=torch.float64), mask, torch.tensor([True, False]), 1.0
+        ),
+    }
+    assert set(found) == set(SIGNATURES)
+    assert all(value.dtype == torch.float64 for value in found.values())
+
+
+def test_classes_are_where_they_are_looked_for() -> None:
+    for module, names in (
+        (modules, ("SupervisedIRL", "DensePathReinforce")),
+        (data, ("DemonstrationDataModule", "RewardDataModule")),
+        (rewards, ("DenseReward",)),
+    ):
+        assert all(inspect.isclass(getattr(module, name)) for name in names)
