@@ -71,9 +71,9 @@ class GenerationEvaluation(Callback):
         if self._prompts is None:
             self._prompts = PromptSet.load(
                 self.prompts_path,
-                module.tokenizer,
+                module.tokenizer,  # type: ignore[arg-type]
                 columns=self.columns,
-                limit=self.limit,  # type: ignore[arg-type]
+                limit=self.limit,
             )
         scores: dict[str, float] = {}
         for temperature in self.temperatures:

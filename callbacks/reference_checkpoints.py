@@ -83,7 +83,7 @@ class ReferenceCheckpoints(Callback):
 
     @torch.no_grad()
     def _update_average(self, module: LightningModule, decay: float) -> None:
-        weights = module.policy.state_dict()  # type: ignore[union-attr,operator]
+        weights = module.policy.state_dict()  # type: ignore[union-attr]
         if not self._average:
             self._average = {name: value.detach().float().clone() for name, value in weights.items()}
         for name, value in weights.items():

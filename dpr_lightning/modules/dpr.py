@@ -87,9 +87,12 @@ class DensePathReinforce(PolicyModule):
             raise InputError(f"There is no estimator {estimator!r}; they are reinforce and all_actions.")
         if estimator == "all_actions" and self.credit.level != "token":
             raise InputError("The all-actions estimator needs token rewards; `credit.level: sentence` has none.")
+        # A buffer: an adaptive β is part of a checkpoint.
         self.register_buffer("kl_coefficient", torch.tensor(self.kl.coefficient))
         self.last_rollout: RolloutBatch | None = None
         self.rollout_count = 0
+
+    kl_coefficient: Tensor
 
     @property
     def needs_action_rewards(self) -> bool:
@@ -192,7 +195,6 @@ class DensePathReinforce(PolicyModule):
         self.log("kl", reverse_kl, prog_bar=True, logger=False)
         if self.kl.target is not None:
             error = (drift.sum() / mask.sum().clamp_min(1) / self.kl.target - 1.0).clamp(-1.0, 1.0)
-            assert isinstance(self.kl_coefficient, Tensor)
             self.kl_coefficient.mul_(1.0 + error.to(self.kl_coefficient) / self.kl.horizon)
 
     def _check_start(self, batch: RolloutBatch, logprob: Tensor, mask: Tensor) -> None:

@@ -7,7 +7,6 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torchmetrics import MeanMetric
-from torchmetrics.aggregation import BaseAggregator
 
 from dpr_lightning.errors import InputError
 from dpr_lightning.functional import ValueForm, dft_loss, iq_learn_loss, sft_loss, token_logprobs
@@ -126,13 +125,13 @@ class SupervisedIRL(PolicyModule):
             prog_bar=True,
             sync_dist=False,
         )
-        for metric in self.metrics.values():
-            metric.reset()
+        for name in self.metrics:
+            self._metric(name).reset()
 
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end
 
-    def _metric(self, name: str) -> BaseAggregator:
+    def _metric(self, name: str) -> MeanMetric:
         metric = self.metrics[name]
-        assert isinstance(metric, BaseAggregator)
+        assert isinstance(metric, MeanMetric)
         return metric

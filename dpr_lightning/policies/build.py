@@ -94,7 +94,8 @@ def _load_base(spec: PolicySpec, tokenizer: PreTrainedTokenizerBase) -> PreTrain
         fields = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
         fields |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
         config = AutoConfig.for_model(**(fields | spec.architecture))
-        built: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, **options)
+        make: Any = AutoModelForCausalLM.from_config
+        built: PreTrainedModel = make(config, dtype=dtype, **options)
         return built
     assert spec.source is not None
     if spec.gguf_file is not None:
@@ -106,7 +107,7 @@ def _load_base(spec: PolicySpec, tokenizer: PreTrainedTokenizerBase) -> PreTrain
             f"No causal language model could be loaded from {spec.source!r}: {str(error).splitlines()[0][:300]} "
             "Point `source` at a hub id or at a folder with config.json and model.safetensors."
         ) from error
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = int(model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
     if rows < len(tokenizer):
         raise InputError(
             f"The tokenizer has {len(tokenizer)} tokens and the model in {spec.source!r} embeds {rows}. They do not "
@@ -135,7 +136,7 @@ def _require_peft() -> Any:
     return peft
 
 
-def _add_adapter(model: PreTrainedModel, spec: LoraSpec) -> nn.Module:
+def _add_adapter(model: nn.Module, spec: LoraSpec) -> nn.Module:
     peft = _require_peft()
     config = peft.LoraConfig(
         r=spec.rank,
@@ -156,7 +157,8 @@ def load_adapter(model: nn.Module, folder: str | Path, *, trainable: bool, name:
             active = model.active_adapter
             model.load_adapter(str(folder), name, is_trainable=trainable)
             model.set_adapter(active)
-            return model
+            kept: nn.Module = model
+            return kept
         adapted: nn.Module = peft.PeftModel.from_pretrained(model, str(folder), name, is_trainable=trainable)
         return adapted
     except (RuntimeError, ValueError) as error:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -157,7 +158,7 @@ class _Decoding:
         self.pad_token = pad_token
         self.device = model_device(models[0])
         self.stop = torch.tensor(list(stop_tokens), device=self.device)
-        self.caches = [DynamicCache(config=model.config) for model in models]
+        self.caches = [DynamicCache(config=cast(Any, model.config)) for model in models]
 
     def run(
         self, prompts: Sequence[Sequence[int]], identities: Sequence[int], num_samples: int, seed: int
