@@ -1,0 +1,95 @@
+"""Logits of acted positions against the whole forward pass."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
+
+from dpr_lightning.policies import action_logits, disable_dropout, state_logits
+
+# A reply, two turns with a gap, a row cut at the end, and a single action.
+MASK = torch.tensor(
+    [
+        [0, 0, 0, 1, 1, 1, 0, 0],
+        [0, 1, 1, 0, 0, 1, 1, 0],
+        [0, 0, 1, 1, 1, 1, 1, 1],
+        [0, 0, 0, 0, 0, 0, 1, 0],
+    ]
+).bool()
+
+
+@pytest.fixture(scope="module")
+def policy(tiny_policy_folder: Path) -> torch.nn.Module:
+    return AutoModelForCausalLM.from_pretrained(tiny_policy_folder, dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def soft_capped() -> torch.nn.Module:
+    """An architecture that changes its logits after the head."""
+    config = Gemma2Config(
+        vocab_size=40,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        final_logit_softcapping=0.5,
+        attn_implementation="eager",
+    )
+    return Gemma2ForCausalLM(config).double().eval()
+
+
+@pytest.mark.parametrize("name", ["policy", "soft_capped"])
+def test_action_logits_are_rows_of_the_whole_forward_pass(name: str, request: pytest.FixtureRequest) -> None:
+    model = request.getfixturevalue(name)
+    tokens = torch.randint(3, 40, MASK.shape)
+    whole = model(input_ids=tokens).logits
+    scored = action_logits(model, tokens, MASK)
+    assert scored.mask.sum(1).tolist() == MASK.sum(1).tolist()
+    for row in range(len(MASK)):
+        places = MASK[row].nonzero().squeeze(1)
+        count = len(places)
+        torch.testing.assert_close(scored.logits[row, :count], whole[row, places - 1], atol=1e-12, rtol=0)
+        assert scored.tokens[row, :count].tolist() == tokens[row, places].tolist()
+
+
+def test_state_logits_add_the_state_after_the_last_action(policy: torch.nn.Module) -> None:
+    tokens = torch.randint(3, 40, MASK.shape)
+    whole = policy(input_ids=tokens).logits
+    scored = state_logits(policy, tokens, MASK)
+    assert scored.logits.shape[1] == scored.tokens.shape[1] + 1
+    for row in range(len(MASK)):
+        places = MASK[row].nonzero().squeeze(1)
+        count = len(places)
+        torch.testing.assert_close(scored.logits[row, :count], whole[row, places - 1], atol=1e-12, rtol=0)
+        torch.testing.assert_close(scored.logits[row, count], whole[row, places[-1]], atol=1e-12, rtol=0)
+
+
+def test_padding_on_the_right_reaches_nothing(policy: torch.nn.Module) -> None:
+    tokens = torch.randint(3, 40, MASK.shape)
+    last = (MASK * torch.arange(MASK.shape[1])).amax(1, keepdim=True)
+    other = torch.where(torch.arange(MASK.shape[1]) > last, 0, tokens)
+    ours, theirs = (action_logits(policy, held, MASK) for held in (tokens, other))
+    assert not torch.equal(tokens, other)
+    torch.testing.assert_close(ours.logits[ours.mask], theirs.logits[theirs.mask], atol=0, rtol=0)
+
+
+def test_the_head_is_given_back_after_an_error(policy: torch.nn.Module) -> None:
+    tokens = torch.randint(3, 40, MASK.shape)
+    with pytest.raises(IndexError):
+        action_logits(policy, tokens + 10_000, MASK)
+    assert policy(input_ids=tokens).logits.shape[1] == tokens.shape[1]
+
+
+def test_dropout_is_off_in_every_mode() -> None:
+    config = Gemma2Config(
+        vocab_size=20, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8, attention_dropout=0.5, attn_implementation="eager",
+    )  # fmt: skip
+    model = Gemma2ForCausalLM(config).train()
+    tokens = torch.randint(3, 20, (2, 6))
+    assert not torch.equal(model(tokens).logits, model(tokens).logits)
+    disable_dropout(model)
+    assert torch.equal(model(tokens).logits, model(tokens).logits)

@@ -1,0 +1,164 @@
+"""The dense reward against two plain forward passes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from dpr_lightning.errors import InputError
+from dpr_lightning.policies import FrozenPolicies, PolicySpec, build_policy, save_policy
+from dpr_lightning.rewards import FORMS, DenseReward, RewardSpec
+from dpr_lightning.rewards.cache import load_cached, store_cached
+
+TOKENS = torch.randint(3, 60, (5, 9), generator=torch.Generator().manual_seed(5))
+MASK = torch.tensor([[0, 0, 1, 1, 1, 0, 0, 0, 0], [0, 1, 1, 1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0, 0, 1, 0],
+                     [0, 1, 1, 0, 0, 1, 0, 0, 0], [0, 0, 1, 1, 1, 1, 0, 0, 0]]).bool()  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory, tiny_policy_folder: Path) -> list[str]:
+    """π_SFT and two weaker policies."""
+    held = [str(tiny_policy_folder)]
+    for seed in (1, 2):
+        model, tokenizer = build_policy(PolicySpec(source=str(tiny_policy_folder)))
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.add_(0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed)))
+        folder = tmp_path_factory.mktemp("reference") / "policy"
+        held.append(str(save_policy(model, tokenizer, folder, PolicySpec(source=held[0]))))
+    return held
+
+
+@pytest.fixture(scope="module")
+def distributions(folders: list[str]) -> torch.Tensor:
+    """log π of every model over every token after every prefix: [3, B, L - 1, V]."""
+    with torch.no_grad():
+        models = [AutoModelForCausalLM.from_pretrained(folder) for folder in folders]
+        return torch.stack([model(TOKENS).logits.log_softmax(-1)[:, :-1] for model in models])
+
+
+def plain(distributions: torch.Tensor, row: int) -> torch.Tensor:
+    """log π of a row's acted tokens under every model: [3, n]."""
+    places = MASK[row].nonzero().squeeze(1)
+    return distributions[:, row, places - 1, TOKENS[row, places]]
+
+
+@pytest.mark.parametrize("reduction", ["mean_logprob", "mean_prob", "min", "mean_minus_std"])
+@pytest.mark.parametrize("references", [1, 2])
+def test_score_is_that_of_plain_forward_passes(
+    reduction: str, references: int, folders: list[str], distributions: torch.Tensor
+) -> None:
+    spec = RewardSpec(reduction=reduction, coefficient=0.5)  # type: ignore[arg-type]
+    scores = DenseReward.from_folders(folders[0], folders[1 : 1 + references], spec).score(
+        TOKENS, MASK, token_budget=20
+    )
+    for row in range(len(TOKENS)):
+        policy, *others = plain(distributions, row)[: 1 + references]
+        ratio = policy - torch.stack(others)
+        expected = {
+            "mean_logprob": ratio.mean(0),
+            "mean_prob": policy - torch.stack(others).exp().mean(0).log(),
+            "min": ratio.amin(0),
+            "mean_minus_std": ratio.mean(0) - 0.5 * ratio.std(0, correction=0),
+        }[reduction]
+        count = len(policy)
+        assert scores.mask[row].tolist() == [True] * count + [False] * (scores.mask.shape[1] - count)
+        torch.testing.assert_close(scores.reward[row, :count], expected, atol=2e-6, rtol=0)
+        assert (scores.reward[row, count:] == 0).all()
+
+
+def test_divergence_and_centred_forms(folders: list[str], distributions: torch.Tensor) -> None:
+    spec = RewardSpec(form="one_sided_centred")
+    scores = DenseReward.from_folders(folders[0], folders[1:2], spec).score(TOKENS, MASK)
+    policy, reference, _ = distributions
+    divergence = (policy.exp() * (policy - reference)).sum(-1)
+    for row in range(len(TOKENS)):
+        places = MASK[row].nonzero().squeeze(1)
+        expected = divergence[row, places - 1]
+        torch.testing.assert_close(scores.divergence[row, : len(places)], expected, atol=2e-6, rtol=0)
+        ratio = plain(distributions, row)[0] - plain(distributions, row)[1]
+        torch.testing.assert_close(
+            scores.reward[row, : len(places)], (ratio - expected).clamp(max=0), atol=2e-6, rtol=0
+        )
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_rewards_of_all_actions_hold_those_of_the_sampled_ones(form: str, folders: list[str]) -> None:
+    dense = DenseReward.from_folders(folders[0], folders[1:], RewardSpec(form=form))  # type: ignore[arg-type]
+    scores, actions = dense.score(TOKENS, MASK), dense.score_actions(TOKENS, MASK)
+    for row in range(len(TOKENS)):
+        chosen = TOKENS[row, MASK[row]]
+        column = torch.arange(len(chosen))
+        torch.testing.assert_close(actions.reward[row, column, chosen], scores.reward[row, column], atol=2e-6, rtol=0)
+        torch.testing.assert_close(
+            actions.sft_logprob[row, column, chosen], scores.policy_logprob[row, column], atol=2e-6, rtol=0
+        )
+
+
+def test_score_does_not_depend_on_the_token_budget(folders: list[str]) -> None:
+    dense = DenseReward.from_folders(folders[0], folders[1:2])
+    ours, theirs = dense.score(TOKENS, MASK, token_budget=1), dense.score(TOKENS, MASK, token_budget=10_000)
+    torch.testing.assert_close(ours.reward, theirs.reward, atol=2e-6, rtol=0)
+
+
+def test_a_mixture_of_forms_is_their_weighted_sum(folders: list[str]) -> None:
+    def score(form: object) -> torch.Tensor:
+        return DenseReward.from_folders(folders[0], folders[1:2], RewardSpec(form=form)).score(TOKENS, MASK).reward  # type: ignore[arg-type]
+
+    mixed = score({"one_sided": 1.0, "log_policy": 0.5})
+    torch.testing.assert_close(mixed, score("one_sided") + 0.5 * score("log_policy"))
+
+
+def test_a_reference_with_the_same_weights_is_refused(folders: list[str], tmp_path: Path) -> None:
+    model, tokenizer = build_policy(PolicySpec(source=folders[0]))
+    copy = save_policy(model, tokenizer, tmp_path / "copy", PolicySpec(source=folders[0]))
+    with pytest.raises(InputError, match="every reward is 0"):
+        DenseReward.from_folders(folders[0], [str(copy)]).score(TOKENS, MASK)
+    with pytest.raises(InputError, match="is π_SFT itself"):
+        DenseReward.from_folders(folders[0], [folders[0] + "/."])
+
+
+def test_damaged_weights_are_not_a_reward(folders: list[str]) -> None:
+    models = {name: AutoModelForCausalLM.from_pretrained(folders[0]) for name in ("sft", "reference")}
+    with torch.no_grad():
+        next(models["reference"].parameters()).fill_(float("nan"))
+    with pytest.raises(InputError, match="not finite"):
+        DenseReward(FrozenPolicies(models)).score(TOKENS, MASK)
+
+
+def test_a_cache_is_refused_when_anything_it_depends_on_differs(tmp_path: Path) -> None:
+    folder, tensors = tmp_path / "cache", {"reward": torch.arange(4.0)}
+    key = {"sft": "abc", "sampling": {"temperature": 1.0}, "seed": 0}
+    assert load_cached(folder, key) is None
+    store_cached(folder, key, tensors)
+    kept = load_cached(folder, key)
+    assert kept is not None
+    assert torch.equal(kept["reward"], tensors["reward"])
+    with pytest.raises(InputError, match=r"(?s)sampling: .*1\.0.*0\.5"):
+        load_cached(folder, key | {"sampling": {"temperature": 0.5}})
+
+
+def test_a_damaged_cache_is_noticed(tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    store_cached(folder, {"seed": 0}, {"reward": torch.arange(4.0)})
+    path = folder / "tensors.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(InputError, match="checksum"):
+        load_cached(folder, {"seed": 0})
+
+
+def test_a_full_disk_leaves_nothing_and_keeps_the_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "cache"
+    store_cached(folder, {"seed": 0}, {"reward": torch.arange(4.0)})
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("dpr_lightning.rewards.cache.save_file", full)
+    with pytest.raises(InputError, match="No space left"):
+        store_cached(folder, {"seed": 1}, {"reward": torch.zeros(4)})
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+    assert load_cached(folder, {"seed": 0}) is not None
