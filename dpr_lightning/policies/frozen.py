@@ -22,9 +22,10 @@ class FrozenPolicies:
         """Hold full ``models`` by name, or, with ``shared``, adapters of that name on a peft model."""
         self._models = dict(models)
         self._shared = shared
-        for model in self._models.values():
-            model.requires_grad_(False)
-            model.eval()
+        if shared is None:
+            for model in self._models.values():
+                model.requires_grad_(False)
+                model.eval()
 
     @classmethod
     def load(
