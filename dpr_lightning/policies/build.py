@@ -154,9 +154,11 @@ def load_adapter(model: nn.Module, folder: str | Path, *, trainable: bool, name:
     peft = _require_peft()
     try:
         if isinstance(model, peft.PeftModel):
-            active = model.active_adapter
+            # peft puts the whole model in evaluation mode when it loads an adapter that is not trained.
+            active, training = model.active_adapter, model.training
             model.load_adapter(str(folder), name, is_trainable=trainable)
             model.set_adapter(active)
+            model.train(training)
             kept: nn.Module = model
             return kept
         adapted: nn.Module = peft.PeftModel.from_pretrained(model, str(folder), name, is_trainable=trainable)

@@ -129,6 +129,8 @@ class DenseReward:
                 divergences[rows, :columns] = part[2].cpu()
             if progress is not None:
                 progress(len(rows))
+        policy_logprob = policy_logprob.masked_fill(~action_mask, 0.0)
+        references = references.masked_fill(~action_mask, 0.0)
         reward = self._reward(policy_logprob, references, divergences if wants_divergence else None)
         check_finite_rewards(reward, action_mask)
         self._check_different(policy_logprob, references, action_mask)
