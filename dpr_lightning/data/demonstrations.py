@@ -194,6 +194,10 @@ class DemonstrationDataModule(LightningDataModule):
         """Every test example once."""
         return self._evaluation_loader(self.test_data)
 
+    def predict_dataloader(self) -> DemonstrationLoader | list[Any]:
+        """Every test example once: what ``dpr predict`` scores."""
+        return self._evaluation_loader(self.test_data)
+
     def validation_prompts(self) -> PromptSet:
         """The prompts of the validation rows, with their metadata, for answers that are generated and verified.
 

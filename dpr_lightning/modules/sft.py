@@ -128,6 +128,16 @@ class SupervisedIRL(PolicyModule):
         for name in self.metrics:
             self._metric(name).reset()
 
+    def predict_step(self, batch: DemonstrationBatch, batch_idx: int) -> dict[str, Tensor]:
+        """How likely the policy finds each demonstrated token.
+
+        Returns:
+            ``row`` [B], place of the example in its data set; ``logprob`` [B, T], nats; ``mask`` [B, T].
+        """
+        scored = action_logits(self.policy, batch.tokens, batch.mask)
+        logprob = token_logprobs(scored.logits, scored.tokens).masked_fill(~scored.mask, 0.0)
+        return {"row": batch.row, "logprob": logprob, "mask": scored.mask}
+
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end
 
