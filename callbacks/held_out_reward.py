@@ -3,12 +3,11 @@
 from typing import Any
 
 import numpy as np
-import torch
 from lightning import Callback, LightningModule, Trainer
 
 from dpr_lightning.data import choose_format, open_rows, tokenize_rows
-from dpr_lightning.functional import masked_mean, token_logprobs
-from dpr_lightning.policies import action_logits, model_device
+from dpr_lightning.functional import masked_mean
+from dpr_lightning.policies import sequence_logprobs
 from dpr_lightning.types import DemonstrationBatch
 
 
@@ -52,8 +51,7 @@ class HeldOutReward(Callback):
         if held is None or trainer.fit_loop._should_accumulate() or trainer.global_step % self.every_n_steps:
             return
         policy: Any = pl_module.policy
-        device = model_device(policy)
-        with torch.no_grad():
-            scored = action_logits(policy, held.tokens.to(device), held.mask.to(device))
-            nll = -masked_mean(token_logprobs(scored.logits, scored.tokens), scored.mask)
-        pl_module.log_dict({"held_out/reward_per_token": self._reward, "held_out/nll": nll})
+        budget = trainer.datamodule.token_budget  # type: ignore[attr-defined]
+        logprob = sequence_logprobs(policy, held.tokens, held.mask, token_budget=budget)
+        nll = -logprob.sum() / held.mask.sum().clamp_min(1)
+        pl_module.log_dict({"held_out/reward_per_token": self._reward, "held_out/nll": nll.to(pl_module.device)})

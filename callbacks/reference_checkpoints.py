@@ -1,6 +1,7 @@
 """Keeps the checkpoints that a dense reward is measured against, as ordinary Hugging Face folders."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from dpr_lightning.errors import InputError
 from dpr_lightning.policies import save_policy
+
+log = logging.getLogger(__name__)
 
 
 class ReferenceCheckpoints(Callback):
@@ -21,7 +24,7 @@ class ReferenceCheckpoints(Callback):
     Args:
         folder: receives one folder a fraction, such as ``step_0000160``, ``final``, and ``references.json``, which
             lists them.
-        fractions: of the run's optimizer steps, in (0, 1).
+        fractions: of the run's optimizer steps, in (0, 1). None of them falls on the last step, whose policy is π_SFT.
         ema_decay: also keep an exponential moving average of the trained weights, written as ``ema`` at the end; None
             keeps none.
     """
@@ -38,9 +41,24 @@ class ReferenceCheckpoints(Callback):
             raise InputError(f"`fractions` lie strictly between 0 and 1; found {self.fractions}.")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Work out at which steps checkpoints are due."""
-        total = int(trainer.estimated_stepping_batches)
-        self._due = {max(1, round(fraction * total)): fraction for fraction in self.fractions}
+        """Work out at which steps checkpoints are due.
+
+        Raises:
+            InputError: the run has no end that fractions could be taken of, or is too short for a reference.
+        """
+        estimated = trainer.estimated_stepping_batches
+        if estimated == float("inf") or estimated < 2:
+            raise InputError(
+                f"Reference checkpoints lie at fractions of the run, which has {estimated} optimizer steps. Set "
+                "`trainer.max_steps` or `trainer.max_epochs` so that it has an end, and 2 steps at least."
+            )
+        total = int(estimated)
+        self._due = {}
+        for fraction in self.fractions:
+            step = min(max(1, round(fraction * total)), total - 1)
+            if step in self._due:
+                log.warning("Fractions %g and %g of %d steps are one checkpoint.", self._due[step], fraction, total)
+            self._due.setdefault(step, fraction)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -59,7 +77,7 @@ class ReferenceCheckpoints(Callback):
         """Write the end of the run, and its average."""
         self._write(trainer, pl_module, "final", 1.0)
         if self._average:
-            self._write(trainer, pl_module, "ema", 1.0, self._average)
+            self._write(trainer, pl_module, "ema", 1.0, self._averaged(pl_module))
 
     def _write(
         self,
@@ -78,16 +96,32 @@ class ReferenceCheckpoints(Callback):
                 module.policy_spec,  # type: ignore[arg-type]
                 state_dict=weights,
             )
-            (self.folder / "references.json").write_text(json.dumps(self.written, indent=2) + "\n")
+            listed = self.folder / ".references.json"
+            listed.write_text(json.dumps(self.written, indent=2) + "\n")
+            listed.replace(self.folder / "references.json")
         trainer.strategy.barrier(f"reference {name}")
 
     @torch.no_grad()
     def _update_average(self, module: LightningModule, decay: float) -> None:
-        weights = module.policy.state_dict()  # type: ignore[union-attr]
+        # Frozen weights, the base of an adapter among them, are their own average.
+        policy: Any = module.policy
+        weights = {name: value for name, value in policy.named_parameters() if value.requires_grad}
         if not self._average:
             self._average = {name: value.detach().float().clone() for name, value in weights.items()}
         for name, value in weights.items():
-            self._average[name].lerp_(value.detach().float(), 1.0 - decay)
+            average = self._average[name] = self._average[name].to(value.device)
+            average.lerp_(value.detach().float(), 1.0 - decay)
+
+    @torch.no_grad()
+    def _averaged(self, module: LightningModule) -> dict[str, Tensor]:
+        """The policy's state with the averages in place of what was trained, tied weights included."""
+        policy: Any = module.policy
+        average = {
+            value.data_ptr(): self._average[name].to(value)
+            for name, value in policy.named_parameters()
+            if name in self._average
+        }
+        return {name: average.get(value.data_ptr(), value) for name, value in policy.state_dict().items()}
 
     def state_dict(self) -> dict[str, Any]:
         """What was written so far, and the average."""

@@ -18,6 +18,7 @@ From demonstrations to a dense reward to a better policy.
 
   toy         a tiny policy and demonstrations with a verifier, to try the configs on
   quickstart  the whole path on a toy, in minutes on a CPU
+  smollm2     the whole path with SmolLM2-135M and LoRA: 40 minutes on a CPU
   preview     before any reinforcement learning: where would this reward lead?
   rewards     token rewards for a file of prompt/response pairs, with a heat-map
   generate    answers to prompts, plain or with decode-time contrast
@@ -36,9 +37,10 @@ def _commands() -> dict[str, Callable[..., Any]]:
     from dpr_lightning.cli.quickstart import quickstart
     from dpr_lightning.cli.report import report
     from dpr_lightning.cli.rewards import rewards
+    from dpr_lightning.cli.smollm2 import smollm2
     from dpr_lightning.cli.toy import toy
 
-    functions = (toy, quickstart, preview, rewards, generate, evaluate, report, export)
+    functions = (toy, quickstart, smollm2, preview, rewards, generate, evaluate, report, export)
     return {function.__name__: function for function in functions}
 
 

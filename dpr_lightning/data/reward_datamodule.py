@@ -1,12 +1,16 @@
 """Prompts become rollouts with rewards before the policy-gradient step sees them."""
 
+import hashlib
+import json
 import logging
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import torch
 from lightning import LightningDataModule
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
@@ -15,14 +19,19 @@ from dpr_lightning.data.prompts import PromptSet
 from dpr_lightning.data.rollout_loader import RolloutLoader
 from dpr_lightning.distributed import sum_over_ranks
 from dpr_lightning.errors import InputError
-from dpr_lightning.policies import PolicySpec, load_tokenizer, stop_token_ids
+from dpr_lightning.policies import PolicySpec, load_tokenizer, sequence_logprobs, stop_token_ids
 from dpr_lightning.policies.tokenizers import same_vocabulary
 from dpr_lightning.rewards import SFT, DenseReward, RewardSpec
-from dpr_lightning.rewards.cache import content_hash, load_cached, store_cached
+from dpr_lightning.rewards.cache import load_cached, policy_hash, store_cached
 from dpr_lightning.rollouts import SamplingOptions, sample
 from dpr_lightning.types import RolloutBatch, Rollouts
 
 log = logging.getLogger(__name__)
+KEPT = (
+    "tokens", "mask", "terminated", "prompt", "behaviour_logprob", "sft_logprob", "reference_logprob", "reward",
+    "advantage",
+)  # fmt: skip
+"""What a precomputed rollout keeps."""
 
 
 class Learner(Protocol):
@@ -31,8 +40,10 @@ class Learner(Protocol):
     policy: nn.Module
     needs_action_rewards: bool
 
-    def prepare_rollout(self, rollout: RolloutBatch, group_size: int) -> RolloutBatch:
-        """Fill in advantages."""
+    def prepare_rollout(
+        self, rollout: RolloutBatch, group_size: int, policy_logprob: Tensor | None = None
+    ) -> RolloutBatch:
+        """Fill in advantages; ``policy_logprob`` where others than the policy drew the rollout."""
         ...
 
 
@@ -50,8 +61,8 @@ class RewardDataModule(LightningDataModule):
         samples_per_prompt: K.
         prompts_per_rollout: prompts of one rollout, over all ranks.
         refresh_every: optimizer steps that use a rollout; 1 is on-policy.
-        precomputed: folder that keeps one rollout of π_SFT over all prompts; made once, used instead of sampling from
-            the current policy. Refused when it was made from anything else.
+        precomputed: folder that keeps one rollout of π_SFT over all prompts, with its rewards; made once, used instead
+            of sampling from the current policy. Refused when it was made from anything else.
         held_out: demonstrations the reward is monitored on, and that must not share prompts with ``prompts``.
         evaluation: prompts kept for evaluation, that must not share any with ``prompts``.
         allow_overlap: only report shared prompts.
@@ -89,6 +100,11 @@ class RewardDataModule(LightningDataModule):
         super().__init__()
         if refresh_every < 1 or samples_per_prompt < 1 or prompts_per_rollout < 1:
             raise InputError("`refresh_every`, `samples_per_prompt` and `prompts_per_rollout` must be at least 1.")
+        if sampling is not None and sampling.temperature == 0:
+            raise InputError(
+                "Rollouts at temperature 0 hold no alternatives to compare, and no log-probabilities. Set "
+                "`sampling.temperature` to 1."
+            )
         self.prompts_path, self.held_out_path, self.evaluation_path = prompts, held_out, evaluation
         self.sft, self.references = sft, list(references)
         self.reward_spec = reward if reward is not None else RewardSpec()
@@ -105,7 +121,7 @@ class RewardDataModule(LightningDataModule):
         self.seed = seed
         self.prompts: PromptSet | None = None
         self.reward: DenseReward | None = None
-        self._kept: Rollouts | None = None
+        self._kept: RolloutBatch | None = None
 
     def setup(self, stage: str) -> None:
         """Read the prompts and refuse those that evaluation or held-out demonstrations also have."""
@@ -167,6 +183,12 @@ class RewardDataModule(LightningDataModule):
                 f"`prompts_per_rollout` is {self.prompts_per_rollout} and there are {trainer.world_size} ranks; make "
                 "it a multiple."
             )
+        rows = self.prompts_per_rollout // trainer.world_size * self.samples_per_prompt
+        if rows < trainer.accumulate_grad_batches:
+            raise InputError(
+                f"A rollout has {rows} responses a rank, too few for {trainer.accumulate_grad_batches} micro-batches. "
+                "Lower `trainer.accumulate_grad_batches`."
+            )
         if self.reward is None:
             learner = cast(Any, trainer.lightning_module)
             self.attach_policy(learner.policy, learner.policy_spec, learner.tokenizer)
@@ -186,14 +208,19 @@ class RewardDataModule(LightningDataModule):
         share = self.prompts_per_rollout // self.trainer.world_size
         start = place * self.prompts_per_rollout + self.trainer.global_rank * share
         chosen = [int(prompt) for prompt in order[start : start + share]]
-        rollouts = self._recall(chosen) if self.precomputed is not None else self._sample(chosen, epoch)
-        return self._learner.prepare_rollout(self.score(rollouts), self.samples_per_prompt)
+        batch = self._recall(chosen) if self.precomputed is not None else self.score(self._sample(chosen, epoch))
+        policy_logprob = None
+        if self.precomputed is not None or self.sampling.temperature != 1.0 or self.sampling.top_p < 1.0:
+            policy_logprob = sequence_logprobs(
+                self._learner.policy, batch.tokens, batch.mask, token_budget=self.token_budget
+            )
+        return self._learner.prepare_rollout(batch, self.samples_per_prompt, policy_logprob)
 
-    def score(self, rollouts: Rollouts) -> RolloutBatch:
+    def score(self, rollouts: Rollouts, progress: Callable[[int], None] | None = None) -> RolloutBatch:
         """Rollouts with their rewards; advantages are still 0."""
         assert self.reward is not None
         self.reward.frozen.to(self._device)
-        scores = self.reward.score(rollouts.tokens, rollouts.mask, token_budget=self.token_budget)
+        scores = self.reward.score(rollouts.tokens, rollouts.mask, token_budget=self.token_budget, progress=progress)
         return RolloutBatch(
             tokens=rollouts.tokens,
             mask=rollouts.mask,
@@ -237,21 +264,25 @@ class RewardDataModule(LightningDataModule):
             progress=progress,
         )
 
-    def _recall(self, chosen: list[int]) -> Rollouts:
+    def _recall(self, chosen: list[int]) -> RolloutBatch:
         """Rows of the precomputed rollouts, which are made on first use."""
         if self._kept is None:
             self._kept = self._precompute()
         group = torch.arange(self.samples_per_prompt)
         rows = (torch.tensor(chosen).unsqueeze(1) * self.samples_per_prompt + group).flatten()
-        return Rollouts(*(part[rows] for part in self._kept))
+        return self._kept._replace(**{name: getattr(self._kept, name)[rows] for name in KEPT})
 
-    def _precompute(self) -> Rollouts:
+    def _precompute(self) -> RolloutBatch:
+        """Read the kept rollouts, or make them. Several ranks each make the same ones; the first writes them."""
         assert self.prompts is not None
         assert self.precomputed is not None
         assert self.reward is not None
+        prompts = json.dumps([list(map(int, prompt)) for prompt in self.prompts.tokens])
         key = {
-            "sft": content_hash(self.sft),
-            "prompts": [list(map(int, prompt)) for prompt in self.prompts.tokens],
+            "sft": policy_hash(self.sft),
+            "references": [policy_hash(reference) for reference in self.references],
+            "reward": asdict(self.reward_spec),
+            "prompts": hashlib.sha256(prompts.encode()).hexdigest(),
             "sampling": {
                 "max_new_tokens": self.sampling.max_new_tokens,
                 "temperature": self.sampling.temperature,
@@ -267,12 +298,14 @@ class RewardDataModule(LightningDataModule):
             total = len(self.prompts) * self.samples_per_prompt
             with self.reward.frozen.use(SFT) as policy, tqdm(total=total, desc="rollouts of π_SFT") as bar:
                 rollouts = self._answers(policy, list(range(len(self.prompts))), self.seed, bar.update)
-            kept = rollouts._asdict()
+            with tqdm(total=total, desc="rewards") as bar:
+                scored = self.score(rollouts, bar.update)
+            kept = {name: getattr(scored, name) for name in KEPT}
             if self.trainer is None or self.trainer.is_global_zero:
                 store_cached(self.precomputed, key, kept)
         else:
             log.info("Using the rollouts kept in %s.", self.precomputed)
-        return Rollouts(**{name: kept[name] for name in Rollouts._fields})
+        return RolloutBatch(**{name: kept[name] for name in KEPT}, num_tokens=kept["mask"].sum().float())
 
     @property
     def _learner(self) -> Learner:

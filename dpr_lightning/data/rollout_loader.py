@@ -46,15 +46,23 @@ class RolloutLoader:
         self.sum_over_ranks = sum_over_ranks
         self.epoch = -1
         self.next_rollout = 0
+        self._resuming = False
 
     def __len__(self) -> int:
         """Micro-batches in an epoch."""
         return self.rollouts_per_epoch * self.refresh_every * self.accumulate
 
     def __iter__(self) -> Iterator[RolloutBatch]:
-        """One epoch, or the rest of the one that was interrupted."""
-        if self.next_rollout == 0:
+        """The next epoch, or what is left of the one that was interrupted.
+
+        The epoch changes when its first rollout is asked for: the trainer stops at the last micro-batch and never runs
+        an iterator to its end.
+        """
+        interrupted = self._resuming and self.next_rollout < self.rollouts_per_epoch
+        self._resuming = False
+        if not interrupted:
             self.epoch += 1
+            self.next_rollout = 0
         while self.next_rollout < self.rollouts_per_epoch:
             rollout = self.source.rollout(self.epoch, self.next_rollout)
             self.next_rollout += 1
@@ -63,16 +71,19 @@ class RolloutLoader:
             for _ in range(self.refresh_every):
                 for rows in split_by_length(rollout.mask, self.accumulate):
                     yield self.source.with_action_rewards(take_rows(rollout, rows))
-        self.next_rollout = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Position, for a run that goes on at the next rollout."""
+        """Position, for a run that goes on at the next rollout.
+
+        A rollout in use is not kept: when it serves several steps, a checkpoint between them goes on with the next one.
+        """
         return {"epoch": self.epoch, "next_rollout": self.next_rollout}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on after the rollouts that were already used."""
         self.epoch = int(state["epoch"])
         self.next_rollout = int(state["next_rollout"])
+        self._resuming = True
 
 
 def split_by_length(mask: Tensor, parts: int) -> list[Tensor]:

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dpr_lightning.distributed import sum_over_ranks
+from dpr_lightning.distributed import max_over_ranks, sum_over_ranks
 from dpr_lightning.errors import InputError
 from dpr_lightning.functional import (
     batch_baseline,
@@ -37,9 +37,14 @@ class CreditSpec:
     whiten: bool = False
 
     def __post_init__(self) -> None:
-        """Check the range of γ."""
+        """Check the range of γ, and that something is left to learn from."""
         if not 0.0 <= self.discount <= 1.0:
             raise InputError(f"`discount` is γ and lies in [0, 1]; found {self.discount}.")
+        if self.level == "sentence" and self.baseline == "response":
+            raise InputError(
+                "With `level: sentence` every token has the response's whole return, which is its own mean: the "
+                "`response` baseline would leave nothing. Choose `leave_one_out`, `batch` or `none`."
+            )
 
 
 def estimate_advantages(
@@ -51,10 +56,11 @@ def estimate_advantages(
     reference_coefficient: float = 0.0,
     group_size: int = 1,
     future_only: bool = False,
+    policy_logprob: Tensor | None = None,
 ) -> Tensor:
     """A_t = G_t − b_t with  G_t = Σ_{k≥t} γ^{k−t}·[r_k − β·(log π_θ − log π_SFT)_k − β_ref·(log π_θ − log π_ref)_k].
 
-    π_θ is the behaviour policy: the one that drew the rollout.
+    π_θ is the policy at the start of the rollout's use: the one that drew it, unless ``policy_logprob`` says otherwise.
 
     Args:
         rollout: rewards and log-probabilities [B, T]; the samples of one prompt next to each other.
@@ -64,13 +70,16 @@ def estimate_advantages(
         reference_coefficient: β_ref.
         group_size: K samples a prompt.
         future_only: leave the immediate term out, for the all-actions estimator: γ·G_{t+1}.
+        policy_logprob: log π_θ [B, T] of rollouts that another distribution drew (precomputed, or at a temperature):
+            their behaviour log-probabilities say nothing about how far π_θ is from π_SFT.
 
     Returns:
         [B, T], 0 outside the mask, on the rollout's device.
     """
-    reward = rollout.reward - kl_coefficient * (rollout.behaviour_logprob - rollout.sft_logprob)
+    logprob = rollout.behaviour_logprob if policy_logprob is None else policy_logprob
+    reward = rollout.reward - kl_coefficient * (logprob - rollout.sft_logprob)
     if reference_coefficient:
-        reward = reward - reference_coefficient * (rollout.behaviour_logprob - rollout.reference_logprob)
+        reward = reward - reference_coefficient * (logprob - rollout.reference_logprob)
     reward = reward.masked_fill(~mask, 0.0)
     if credit.level == "sentence":
         returns = reward.sum(1, keepdim=True).expand_as(reward)
@@ -80,7 +89,9 @@ def estimate_advantages(
         if credit.discount == 0.0:
             return torch.zeros_like(reward)
         returns = returns - reward
-    advantage = (returns - _baseline(returns, mask, credit, group_size)).masked_fill(~mask, 0.0)
+    # A sentence's return is known whatever its length is, so that ended samples count in its baseline too.
+    known = torch.ones_like(mask) if credit.level == "sentence" else mask
+    advantage = (returns - _baseline(returns, known, credit, group_size)).masked_fill(~mask, 0.0)
     return whiten(advantage, mask, sum_over_ranks) if credit.whiten else advantage
 
 
@@ -88,7 +99,11 @@ def _baseline(returns: Tensor, mask: Tensor, credit: CreditSpec, group_size: int
     if credit.baseline == "batch":
         return batch_baseline(returns, mask, sum_over_ranks)
     if credit.baseline == "position":
-        return position_baseline(returns, mask)
+        # Ranks add up position by position, so they need one T.
+        missing = max_over_ranks(returns.shape[1]) - returns.shape[1]
+        wide = torch.nn.functional.pad(returns, (0, missing))
+        acting = torch.nn.functional.pad(mask, (0, missing))
+        return position_baseline(wide, acting, sum_over_ranks)[:, : returns.shape[1]]
     if credit.baseline == "leave_one_out":
         if group_size < 2:
             raise InputError(

@@ -1,6 +1,6 @@
 """What both modules share: a policy built in place, one token count a step, an optimizer named in YAML."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -43,6 +43,7 @@ class PolicyModule(LightningModule):
         self.optimizer_callable = optimizer
         self.schedule = schedule if schedule is not None else ScheduleSpec()
         self.seed = seed
+        self._step_sums: dict[str, Tensor] = {}
 
     def configure_model(self) -> None:
         """Build the policy once."""
@@ -63,6 +64,30 @@ class PolicyModule(LightningModule):
         accumulated step equals one big batch.
         """
         return loss * self.trainer.accumulate_grad_batches * self.trainer.world_size
+
+    def log_step(
+        self, sums: Mapping[str, Tensor], tokens: Tensor, loss: Tensor, *, prog_bar: Sequence[str] = ()
+    ) -> None:
+        """Log averages per token over all micro-batches of an optimizer step, once it is complete.
+
+        Micro-batches hold rows of like length, so that the last one alone would speak for the longest rows only.
+
+        Args:
+            sums: for each name, the sum over the tokens of this micro-batch (this rank's).
+            tokens: their number.
+            loss: this micro-batch's share of the step's loss.
+            prog_bar: names that the progress bar shows.
+        """
+        share = loss.detach() * self.trainer.world_size
+        for name, value in {**sums, "_tokens": tokens, "loss": share}.items():
+            self._step_sums[name] = self._step_sums.get(name, torch.zeros_like(value)) + value.detach()
+        if self.trainer.fit_loop._should_accumulate():
+            return
+        total, self._step_sums = self._step_sums, {}
+        count = total.pop("_tokens").clamp_min(1)
+        self.log("train/loss", total.pop("loss"))
+        for name, value in total.items():
+            self.log(f"train/{name}", value / count, prog_bar=name in prog_bar)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the gradient norm before clipping."""

@@ -1,5 +1,6 @@
 """Dense-Path REINFORCE: a short, critic-free policy-gradient phase on the recovered token reward."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -7,6 +8,7 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
+from dpr_lightning.distributed import sum_over_ranks
 from dpr_lightning.errors import InputError
 from dpr_lightning.functional import (
     all_actions_loss,
@@ -14,6 +16,7 @@ from dpr_lightning.functional import (
     clipped_surrogate_loss,
     entropy,
     masked_mean,
+    masked_sum,
     token_logprobs,
 )
 from dpr_lightning.modules.advantages import CreditSpec, estimate_advantages
@@ -31,7 +34,7 @@ class KLSpec:
         coefficient: β, nats of reward per nat of KL(π_θ‖π_SFT). 1/β is the extrapolation strength of the optimum
             π* ∝ π_SFT·(π_SFT/π_ref)^{1/β} of the published reward; β well below 1 destroys policies under it.
         target: nats a token at which an adaptive β aims; None keeps β fixed.
-        horizon: optimizer steps over which a fully missed target doubles (or undoes) β. Ziegler et al. 2019.
+        horizon: rollouts over which a fully missed target multiplies or divides β by e. After Ziegler et al. 2019.
         reference_coefficient: nats of reward per nat of KL(π_θ‖π_ref), a second, small hold; 0 is none.
     """
 
@@ -39,6 +42,15 @@ class KLSpec:
     target: float | None = None
     horizon: int = 50
     reference_coefficient: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if self.coefficient < 0 or self.reference_coefficient < 0:
+            raise InputError("`kl.coefficient` (β) and `kl.reference_coefficient` must not be negative.")
+        if (self.target is not None and self.target <= 0) or self.horizon < 1:
+            raise InputError(
+                f"`kl.target` must be above 0 and `kl.horizon` at least 1; found {self.target} and {self.horizon}."
+            )
 
 
 class DensePathReinforce(PolicyModule):
@@ -87,10 +99,17 @@ class DensePathReinforce(PolicyModule):
             raise InputError(f"There is no estimator {estimator!r}; they are reinforce and all_actions.")
         if estimator == "all_actions" and self.credit.level != "token":
             raise InputError("The all-actions estimator needs token rewards; `credit.level: sentence` has none.")
+        if estimator == "all_actions" and self.credit.whiten and self.credit.discount > 0:
+            raise InputError(
+                "`credit.whiten` would change the scale of the sampled future alone, and so its weight against the "
+                "exact immediate term. Turn it off, or use `estimator: reinforce` or `discount: 0`."
+            )
         # A buffer: an adaptive β is part of a checkpoint.
         self.register_buffer("kl_coefficient", torch.tensor(self.kl.coefficient))
         self.last_rollout: RolloutBatch | None = None
         self.rollout_count = 0
+        self._logged_rollouts = 0
+        self._on_policy = True
 
     kl_coefficient: Tensor
 
@@ -109,9 +128,20 @@ class DensePathReinforce(PolicyModule):
             if attach is not None:
                 attach(self.policy, self.policy_spec, self.tokenizer)
 
-    def prepare_rollout(self, rollout: RolloutBatch, group_size: int) -> RolloutBatch:
-        """Fill in the advantages of a whole rollout, before it is cut into micro-batches."""
+    def prepare_rollout(
+        self, rollout: RolloutBatch, group_size: int, policy_logprob: Tensor | None = None
+    ) -> RolloutBatch:
+        """Fill in the advantages of a whole rollout, before it is cut into micro-batches.
+
+        Args:
+            rollout: this rank's share.
+            group_size: K samples a prompt, next to each other.
+            policy_logprob: log π_θ of its tokens where another distribution than π_θ drew them.
+        """
         mask = _action_mask(rollout)
+        self._on_policy = policy_logprob is None
+        # Before anything uses β, so that one β holds for the advantages and for every micro-batch.
+        self._adapt_kl_coefficient(rollout, mask)
         kept = rollout._replace(
             advantage=estimate_advantages(
                 rollout,
@@ -121,6 +151,7 @@ class DensePathReinforce(PolicyModule):
                 reference_coefficient=self.kl.reference_coefficient,
                 group_size=group_size,
                 future_only=self.needs_action_rewards,
+                policy_logprob=policy_logprob,
             )
         )
         self.last_rollout = kept
@@ -131,13 +162,14 @@ class DensePathReinforce(PolicyModule):
         """One micro-batch's share of the optimizer step's loss."""
         scored = action_logits(self.policy, batch.tokens, batch.mask)
         mask = scored.mask
+        logits = scored.logits.to(torch.promote_types(scored.logits.dtype, torch.float32))
         if self.needs_action_rewards:
-            logprobs = scored.logits.float().log_softmax(-1)
+            logprobs = logits.log_softmax(-1)
             logprob = logprobs.gather(-1, scored.tokens.unsqueeze(-1)).squeeze(-1)
             uncertainty = entropy(logprobs.detach())
         else:
-            logprob = token_logprobs(scored.logits, scored.tokens)
-            uncertainty = entropy(scored.logits.detach().float().log_softmax(-1))
+            logprob = token_logprobs(logits, scored.tokens)
+            uncertainty = entropy(logits.detach().log_softmax(-1))
         if self.check_start and self.global_step == 0 and batch_idx == 0:
             self._check_start(batch, logprob.detach(), mask)
         advantage = bound_unlikelihood(batch.advantage, logprob, self.improbable_floor)
@@ -146,19 +178,19 @@ class DensePathReinforce(PolicyModule):
         )
         if self.needs_action_rewards:
             loss = loss + self._immediate_loss(logprobs, batch, mask)
-        drift = logprob.detach() - batch.sft_logprob
-        count = mask.sum().clamp_min(1)
-        self.log_dict(
+        count, current = mask.sum(), logprob.detach()
+        self.log_step(
             {
-                "train/loss": loss.detach() * self.trainer.accumulate_grad_batches,
-                "train/entropy": masked_mean(uncertainty, mask),
-                "train/clip_share": clipped,
-                "train/ratio": ((logprob.detach() - batch.behaviour_logprob).exp() * mask).sum() / count,
-                "train/kl_to_sft": (drift * mask).sum() / count,
-                "train/kl_coefficient": self.kl_coefficient,
-            }
+                "entropy": masked_sum(uncertainty, mask),
+                "clip_share": clipped * count,
+                "ratio": masked_sum((current - batch.behaviour_logprob).exp(), mask),
+                "kl_to_sft": masked_sum(current - batch.sft_logprob, mask),
+            },
+            count,
+            loss,
         )
-        self._log_rollout(batch, batch_idx)
+        self.log("train/kl_coefficient", self.kl_coefficient)
+        self._log_rollout()
         return self.to_step_loss(loss)
 
     def _immediate_loss(self, logprobs: Tensor, batch: RolloutBatch, mask: Tensor) -> Tensor:
@@ -171,31 +203,42 @@ class DensePathReinforce(PolicyModule):
             reward = reward - self.kl.reference_coefficient * (logprobs - batch.action_reference_logprob)
         return all_actions_loss(logprobs, reward, mask, batch.num_tokens)
 
-    def _log_rollout(self, batch: RolloutBatch, batch_idx: int) -> None:
+    def _adapt_kl_coefficient(self, rollout: RolloutBatch, mask: Tensor) -> None:
+        """Raise β when the rollout is further from π_SFT than the target, lower it when it is nearer."""
+        if self.kl.target is None:
+            return
+        if not self._on_policy:
+            raise InputError(
+                "An adaptive β measures KL(π_θ‖π_SFT) on samples of π_θ itself. Precomputed rollouts, or a sampling "
+                "temperature or top_p other than 1, give none: leave `kl.target` out."
+            )
+        drift = masked_sum(rollout.behaviour_logprob - rollout.sft_logprob, mask)
+        total, tokens = sum_over_ranks(torch.stack([drift, mask.sum().to(drift)]))
+        error = float((total / tokens.clamp_min(1.0) / self.kl.target - 1.0).clamp(-1.0, 1.0))
+        self.kl_coefficient.mul_(math.exp(error / self.kl.horizon))
+
+    def _log_rollout(self) -> None:
         """Averages over a whole rollout, logged once when it is new."""
         rollout = self.last_rollout
-        if rollout is None or self.rollout_count == getattr(self, "_logged_rollouts", 0):
+        if rollout is None or self.rollout_count == self._logged_rollouts:
             return
         self._logged_rollouts = self.rollout_count
         mask = _action_mask(rollout)
         sequences = len(mask)
-        drift = (rollout.behaviour_logprob - rollout.sft_logprob).masked_fill(~mask, 0.0)
-        reverse_kl = drift.sum() / sequences
-        self.log_dict(
-            {
-                "rollout/reward": rollout.reward.masked_fill(~mask, 0.0).sum() / sequences,
-                "rollout/reward_per_token": masked_mean(rollout.reward, mask),
-                "rollout/length": mask.sum() / sequences,
-                "rollout/terminated": rollout.terminated.float().mean(),
-                "rollout/reverse_kl": reverse_kl,
-            },
-            sync_dist=True,
-        )
-        self.log("reward", rollout.reward.masked_fill(~mask, 0.0).sum() / sequences, prog_bar=True, logger=False)
-        self.log("kl", reverse_kl, prog_bar=True, logger=False)
-        if self.kl.target is not None:
-            error = (drift.sum() / mask.sum().clamp_min(1) / self.kl.target - 1.0).clamp(-1.0, 1.0)
-            self.kl_coefficient.mul_(1.0 + error.to(self.kl_coefficient) / self.kl.horizon)
+        reward = masked_sum(rollout.reward, mask) / sequences
+        averages = {
+            "rollout/reward": reward,
+            "rollout/reward_per_token": masked_mean(rollout.reward, mask),
+            "rollout/length": mask.sum() / sequences,
+            "rollout/terminated": rollout.terminated.float().mean(),
+        }
+        if self._on_policy:
+            # Only samples of π_θ estimate KL(π_θ‖π_SFT), in nats a response.
+            reverse_kl = masked_sum(rollout.behaviour_logprob - rollout.sft_logprob, mask) / sequences
+            averages["rollout/reverse_kl"] = reverse_kl
+            self.log("kl", reverse_kl, prog_bar=True, logger=False)
+        self.log_dict({name: value.to(self.device) for name, value in averages.items()}, sync_dist=True)
+        self.log("reward", reward, prog_bar=True, logger=False)
 
     def _check_start(self, batch: RolloutBatch, logprob: Tensor, mask: Tensor) -> None:
         """At the first step the policy is π_SFT and the rollout is its own: KL ≈ 0 and ratio ≈ 1.
@@ -203,7 +246,9 @@ class DensePathReinforce(PolicyModule):
         Raises:
             InputError: they are not; says which and what usually causes it.
         """
-        tolerance = 1e-3 if self.policy_spec.dtype == "float32" and not torch.is_autocast_enabled() else 0.05
+        weight = next(self.policy.parameters())
+        exact = weight.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(weight.device.type)
+        tolerance = 1e-3 if exact else 0.05
         to_sft = float(masked_mean((logprob - batch.sft_logprob).abs(), mask))
         to_behaviour = float(masked_mean((logprob - batch.behaviour_logprob).abs(), mask))
         if to_sft > tolerance:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from dpr_lightning.errors import InputError
-from dpr_lightning.functional import ValueForm, dft_loss, iq_learn_loss, sft_loss, token_logprobs
+from dpr_lightning.functional import ValueForm, dft_loss, iq_learn_loss, masked_sum, sft_loss, token_logprobs
 from dpr_lightning.modules.base import PolicyModule, default_optimizer
 from dpr_lightning.modules.schedule import ScheduleSpec
 from dpr_lightning.policies import ActionLogits, PolicySpec, action_logits, state_logits
@@ -24,8 +24,8 @@ class IQLearnSpec:
         value_form: ``value_expert`` (equals SFT for every discount without χ²) or ``v0`` (only at discount 1).
         discount: γ.
         chi2_alpha: α of the χ² regulariser (1/4α)·(Q − γV')²; None leaves it out.
-        chi2_warmup_steps: optimizer steps over which 1/α rises from 0: logits carry an arbitrary offset per state that
-            the policy ignores and χ² does not.
+        chi2_warmup_steps: optimizer steps over which 1/α rises from 0; 0: it starts whole. Logits carry an arbitrary
+            offset per state that the policy ignores and χ² does not.
     """
 
     value_form: ValueForm = "value_expert"
@@ -78,9 +78,7 @@ class SupervisedIRL(PolicyModule):
             loss = dft_loss(logprob, scored.mask, batch.num_tokens)
         else:
             loss = sft_loss(logprob, scored.mask, batch.num_tokens)
-        nll = -(logprob.detach() * scored.mask).sum() / scored.mask.sum().clamp_min(1)
-        self.log("train/nll", nll, prog_bar=True)
-        self.log("train/loss", loss.detach() * self.trainer.accumulate_grad_batches)
+        self.log_step({"nll": -masked_sum(logprob.detach(), scored.mask)}, scored.mask.sum(), loss, prog_bar=("nll",))
         self.log("train/tokens", batch.num_tokens)
         return self.to_step_loss(loss)
 
@@ -88,9 +86,11 @@ class SupervisedIRL(PolicyModule):
         options = self.iq_learn
         alpha = options.chi2_alpha
         if alpha is not None:
-            share = min(1.0, self.global_step / max(1, options.chi2_warmup_steps))
+            warmup = options.chi2_warmup_steps
+            share = min(1.0, self.global_step / warmup) if warmup > 0 else 1.0
             alpha = alpha / share if share > 0 else None
-        loss = iq_learn_loss(
+        # Both forms are divided by the tokens of the whole optimizer step, so that a learning rate suits all losses.
+        return iq_learn_loss(
             scored.logits,
             scored.tokens,
             scored.mask,
@@ -98,11 +98,8 @@ class SupervisedIRL(PolicyModule):
             discount=options.discount,
             value_form=options.value_form,
             chi2_alpha=alpha,
+            normaliser=batch.num_tokens,
         )
-        # The function averages over the tokens (value_expert) or sequences (v0) of this micro-batch; the step's loss
-        # is a sum over all of its tokens, divided by their number.
-        count = scored.mask.sum() if options.value_form == "value_expert" else len(scored.tokens)
-        return loss * count / batch.num_tokens
 
     def validation_step(self, batch: DemonstrationBatch, batch_idx: int) -> None:
         """Accumulate token-weighted metrics over the whole validation set and all ranks."""

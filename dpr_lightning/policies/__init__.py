@@ -2,7 +2,15 @@
 
 from dpr_lightning.policies.build import build_policy
 from dpr_lightning.policies.export import save_policy, whole_folder
-from dpr_lightning.policies.forward import ActionLogits, action_logits, disable_dropout, model_device, state_logits
+from dpr_lightning.policies.forward import (
+    ActionLogits,
+    action_logits,
+    disable_dropout,
+    model_device,
+    parts_by_length,
+    sequence_logprobs,
+    state_logits,
+)
 from dpr_lightning.policies.frozen import FrozenPolicies
 from dpr_lightning.policies.spec import LoraSpec, PolicySpec
 from dpr_lightning.policies.tokenizers import load_tokenizer, stop_token_ids
@@ -20,7 +28,9 @@ __all__ = [
     "disable_dropout",
     "load_tokenizer",
     "model_device",
+    "parts_by_length",
     "save_policy",
+    "sequence_logprobs",
     "state_logits",
     "stop_token_ids",
     "whole_folder",

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from dpr_lightning.policies.tokenizers import load_tokenizer
 
 log = logging.getLogger(__name__)
 DESCRIPTION = "dpr_policy.json"
+_FROZEN_ADAPTER = re.compile(r"\.lora_\w+\.(?!default\b)")
 
 
 def build_policy(
@@ -32,11 +34,15 @@ def build_policy(
         InputError: the folder, the weights or the tokenizer are not there or do not fit together.
     """
     base_spec, adapter = resolve_adapter(spec)
-    tokenizer = load_tokenizer(spec.tokenizer_source, spec.gguf_file, spec.trust_remote_code)
+    # A tokenizer of its own folder is an ordinary one; only without it the GGUF file has to hold the tokenizer too.
+    in_gguf = spec.gguf_file if spec.tokenizer is None else None
+    tokenizer = load_tokenizer(spec.tokenizer_source, in_gguf, spec.trust_remote_code)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model: nn.Module = _load_base(base_spec, tokenizer)
+        _separate_padding(model, tokenizer)
         if adapter is not None:
+            _report_other_rank(adapter, spec.lora)
             model = load_adapter(model, adapter, trainable=trainable and spec.lora is not None)
             if spec.lora is None or not trainable:
                 model = model.merge_and_unload()  # type: ignore[operator]
@@ -128,6 +134,28 @@ def _forget_quantisation(model: PreTrainedModel) -> None:
             setattr(model, flag, False)
 
 
+def _separate_padding(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
+    """A saved configuration whose pad token is its EOS makes other programs mask the end of every answer."""
+    for owner in (getattr(model, "config", None), getattr(model, "generation_config", None)):
+        if owner is None:
+            continue
+        stops = owner.eos_token_id if isinstance(owner.eos_token_id, list) else [owner.eos_token_id]
+        if owner.pad_token_id is None or owner.pad_token_id in stops:
+            owner.pad_token_id = tokenizer.pad_token_id
+
+
+def _report_other_rank(folder: str, spec: LoraSpec | None) -> None:
+    """An adapter keeps the shape it was trained with; say so where another one was asked for."""
+    if spec is None:
+        return
+    held = json.loads((Path(folder) / "adapter_config.json").read_text())
+    if (held.get("r"), held.get("lora_alpha")) != (spec.rank, spec.alpha):
+        log.warning(
+            "The adapter in %s has rank %s and alpha %s, and keeps them; `lora` asks for %s and %s.",
+            folder, held.get("r"), held.get("lora_alpha"), spec.rank, spec.alpha,
+        )  # fmt: skip
+
+
 def _require_peft() -> Any:
     try:
         import peft
@@ -174,6 +202,9 @@ def _load_lightning_weights(model: nn.Module, checkpoint: str) -> None:
         raise InputError(f"The Lightning checkpoint {checkpoint!r} does not exist.")
     held = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
     weights = {name.removeprefix("policy."): value for name, value in held.items() if name.startswith("policy.")}
+    # Frozen adapters that shared the trained one's base are part of such a checkpoint, and no part of this policy.
+    own = {name for name, _ in model.named_parameters()}
+    weights = {name: value for name, value in weights.items() if name in own or not _FROZEN_ADAPTER.search(name)}
     missing, unexpected = model.load_state_dict(weights, strict=False)
     trained = [name for name in missing if "lora_" in name or not weights]
     if unexpected or trained or not weights:

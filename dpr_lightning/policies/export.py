@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -32,17 +34,13 @@ def save_policy(
         tokenizer: saved beside it.
         folder: replaced only once the new one stands.
         spec: the description that ``model`` was built from; kept beside the weights so that an adapter finds its base.
-        merge: write an adapter's policy as a full model (a copy is merged; ``model`` stays as it is).
+        merge: write an adapter's policy as a full model; ``model`` stays as it is, to the bit.
         state_dict: these weights instead of the model's own, for averages of weights.
     """
     folder = Path(folder)
     with whole_folder(folder) as unfinished:
         if merge and hasattr(model, "merge_and_unload"):
-            model.merge_adapter()  # type: ignore[operator]
-            try:
-                _save_merged(model, unfinished)
-            finally:
-                model.unmerge_adapter()  # type: ignore[operator]
+            _save_merged(model, unfinished)
         elif hasattr(model, "peft_config"):
             selected = [model.active_adapter]
             model.save_pretrained(unfinished, selected_adapters=selected, state_dict=state_dict)  # type: ignore[operator]
@@ -64,13 +62,26 @@ def save_policy(
 
 
 def _save_merged(model: nn.Module, folder: Path) -> None:
-    base = model.get_base_model()  # type: ignore[operator]
+    """Merge in place, save, and put back: subtracting what was added would leave rounding behind, a lot in bf16."""
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters() if ".base_layer." in name}
+    model.merge_adapter()  # type: ignore[operator]
+    try:
+        _save_base(model.get_base_model(), folder)  # type: ignore[operator]
+    finally:
+        model.unmerge_adapter()  # type: ignore[operator]
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if name in before:
+                    weight.copy_(before[name])
+
+
+def _save_base(base: nn.Module, folder: Path) -> None:
     weights = {
         name.replace(".base_layer.", "."): value
         for name, value in base.state_dict().items()
         if "lora_" not in name and ".modules_to_save." not in name
     }
-    base.save_pretrained(folder, state_dict=weights)
+    base.save_pretrained(folder, state_dict=weights)  # type: ignore[operator]
 
 
 def _lasting(source: str | None) -> str | None:
@@ -100,9 +111,13 @@ def whole_folder(folder: Path) -> Iterator[Path]:
             shutil.rmtree(previous)
         else:
             unfinished.rename(folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        # safetensors reports a full disk as an error of its own.
+        if isinstance(error, SafetensorError) and "IoError" not in str(error) and "os error" not in str(error):
+            raise
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise InputError(
-            f"Could not write {folder}: {error.strerror or error}. Nothing is left half-written there; free some space "
+            f"Could not write {folder}: {reason}. Nothing is left half-written there; free some space "
             "or choose another folder."
         ) from error
     finally:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dpr_lightning.functional import action_positions
+from dpr_lightning.functional import action_positions, token_logprobs
 
 
 class ActionLogits(NamedTuple):
@@ -73,16 +73,58 @@ def state_logits(model: nn.Module, tokens: Tensor, mask: Tensor) -> ActionLogits
     return ActionLogits(logits, tokens.gather(1, position[:, :-1]), action_mask)
 
 
+@torch.no_grad()
+def sequence_logprobs(model: nn.Module, tokens: Tensor, mask: Tensor, *, token_budget: int = 16384) -> Tensor:
+    """Log-probabilities of the acted tokens under ``model``, without gradients.
+
+    Args:
+        model: a causal language model; it keeps its mode.
+        tokens: [B, L] right-padded.
+        mask: [B, L] True where the policy acted.
+        token_budget: tokens forwarded at once, padding included.
+
+    Returns:
+        [B, T] float32, nats, on the device of ``tokens``; 0 where a row has no action.
+    """
+    logprob = torch.zeros(len(tokens), int(mask.sum(1).amax()) if mask.numel() else 0, device=tokens.device)
+    device = model_device(model)
+    for rows, part_tokens, part_mask in parts_by_length(tokens, mask, token_budget):
+        scored = action_logits(model, part_tokens.to(device), part_mask.to(device))
+        part = token_logprobs(scored.logits, scored.tokens).float().masked_fill(~scored.mask, 0.0)
+        logprob[rows.to(logprob.device), : part.shape[1]] = part.to(logprob.device)
+    return logprob
+
+
+def parts_by_length(tokens: Tensor, mask: Tensor, token_budget: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Rows of like length together, cut to the longest of their part, with at most ``token_budget`` tokens a part.
+
+    Yields row numbers (on the CPU), and ``tokens`` and ``mask`` of these rows.
+    """
+    columns = torch.arange(1, tokens.shape[1] + 1, device=mask.device)
+    length = (mask * columns).amax(1).clamp_min(2).cpu()
+    order = length.argsort()
+    start = 0
+    while start < len(order):
+        end = start + 1
+        while end < len(order) and int(length[order[end]]) * (end + 1 - start) <= token_budget:
+            end += 1
+        rows = order[start:end]
+        longest = int(length[rows].max())
+        yield rows, tokens[rows.to(tokens.device), :longest], mask[rows.to(mask.device), :longest]
+        start = end
+
+
 def disable_dropout(model: nn.Module) -> None:
     """Turn every kind of dropout off, whatever mode the model is put in.
 
     Dropout during policy-gradient training makes the ratio to the behaviour policy noise at the first step.
     """
     for module in model.modules():
-        if isinstance(module, nn.Dropout):
+        if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
-        for name in ("attention_dropout", "dropout_p", "attn_dropout_p"):
-            if isinstance(getattr(module, name, None), float):
+        # Many architectures keep a rate as a number and call the functional form.
+        for name, value in list(vars(module).items()):
+            if "dropout" in name and isinstance(value, float):
                 setattr(module, name, 0.0)
 
 

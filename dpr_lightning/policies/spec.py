@@ -64,6 +64,11 @@ class PolicySpec:
             raise InputError("A policy with random weights has no tokenizer of its own: set `tokenizer` to a folder.")
         if self.architecture is not None and "model_type" not in self.architecture:
             raise InputError("`architecture` must say its `model_type`, for example `llama`.")
+        if self.architecture is not None and self.lora is not None:
+            raise InputError(
+                "An adapter on random weights would be of no use later: its base is saved nowhere. Train every "
+                "parameter (without `lora`), or save a base first and name it as `source`."
+            )
         if self.gguf_file is not None and self.source is None:
             raise InputError("`gguf_file` names a file inside `source`; set `source` to its folder.")
 

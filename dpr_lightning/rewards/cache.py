@@ -11,12 +11,13 @@ from torch import Tensor
 
 from dpr_lightning.errors import InputError
 from dpr_lightning.policies import whole_folder
+from dpr_lightning.policies.build import base_of, is_adapter
 
 KEY_FILE, TENSOR_FILE = "key.json", "tensors.safetensors"
 
 
 def content_hash(path: str | Path) -> str:
-    """SHA-256 over names and contents of a file, or of the weight, configuration and tokenizer files of a folder."""
+    """SHA-256 over names and contents of a file, or of all files of a folder; of the name where it is neither."""
     path = Path(path)
     digest = hashlib.sha256()
     files = [path] if path.is_file() else sorted(part for part in path.rglob("*") if part.is_file())
@@ -28,6 +29,15 @@ def content_hash(path: str | Path) -> str:
             while block := handle.read(1 << 22):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def policy_hash(folder: str | Path) -> str:
+    """Hash of everything that a policy's folder makes: of an adapter, its base too."""
+    digest = content_hash(folder)
+    if not is_adapter(folder):
+        return digest
+    base = base_of(folder)
+    return hashlib.sha256(f"{digest} {content_hash(base.source or '')} {base.gguf_file}".encode()).hexdigest()
 
 
 def load_cached(folder: str | Path, key: Mapping[str, Any]) -> dict[str, Tensor] | None:

@@ -1,7 +1,7 @@
 """The token reward that an SFT run leaves behind: π_SFT against its weaker self."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from dpr_lightning.functional import (
     token_logprobs,
     zscore_by_position,
 )
-from dpr_lightning.policies import FrozenPolicies, PolicySpec, action_logits, model_device
+from dpr_lightning.policies import FrozenPolicies, PolicySpec, action_logits, model_device, parts_by_length
 from dpr_lightning.rewards.spec import RewardSpec
 from dpr_lightning.types import TokenScores
 
@@ -111,7 +111,7 @@ class DenseReward:
             float32, on the device of ``tokens``, action-aligned [B, T].
 
         Raises:
-            InputError: rewards that are not finite, or π_SFT and the references agree on every token.
+            InputError: rewards that are not finite, or π_SFT and a reference agree on every token.
         """
         width = int(mask.sum(1).amax()) if mask.numel() else 0
         shape = (tokens.shape[0], width)
@@ -120,7 +120,7 @@ class DenseReward:
         wants_divergence = divergence or self.spec.needs_divergence
         divergences = torch.zeros(shape) if wants_divergence else torch.full(shape, float("nan"))
         action_mask = torch.arange(width) < mask.sum(1, keepdim=True).cpu()
-        for rows, part_tokens, part_mask in _by_length(tokens, mask, token_budget):
+        for rows, part_tokens, part_mask in parts_by_length(tokens, mask, token_budget):
             part = self._score_part(part_tokens, part_mask, wants_divergence)
             columns = part[0].shape[1]
             policy_logprob[rows, :columns] = part[0].cpu()
@@ -149,7 +149,8 @@ class DenseReward:
         One micro-batch at a time: this holds R + 2 tensors of that size.
 
         Raises:
-            InputError: the reward is standardised by position or length, which only sampled tokens define.
+            InputError: the reward is standardised by position or length, which only sampled tokens define; or it is not
+                finite for a token that π_SFT may choose.
         """
         if self.spec.position_zscore or self.spec.length_normalise:
             raise InputError(
@@ -159,7 +160,10 @@ class DenseReward:
         policy = self._distribution(SFT, tokens, mask)
         references = torch.stack([self._distribution(name, tokens, mask) for name in self.references])
         divergence = self._divergence(policy, references).unsqueeze(-1) if self.spec.needs_divergence else None
-        return ActionScores(self._reward(policy, references, divergence), policy, references.mean(0))
+        reward = self._reward(policy, references, divergence)
+        acted = torch.arange(policy.shape[1], device=policy.device) < mask.sum(1, keepdim=True).to(policy.device)
+        check_finite_rewards(reward, acted.unsqueeze(-1) & (policy > -torch.inf))
+        return ActionScores(reward, policy, references.mean(0))
 
     @torch.no_grad()
     def _score_part(self, tokens: Tensor, mask: Tensor, divergence: bool) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -201,31 +205,19 @@ class DenseReward:
         )
 
     def _check_different(self, policy: Tensor, references: Tensor, mask: Tensor) -> None:
-        if mask.any() and not ((policy - references).abs() * mask).any():
-            raise InputError(
-                "π_SFT and its references give every token the same probability, so every reward is 0. The reference "
-                "folder holds the same weights; use an earlier checkpoint of the run."
-            )
+        if not mask.any():
+            return
+        for place, reference in enumerate(references):
+            if torch.equal(policy, reference):
+                raise InputError(
+                    f"π_SFT and reference number {place + 1} of {len(references)} give every token the same "
+                    "probability, so every reward is 0. The reference's folder holds the same weights; use an earlier "
+                    "checkpoint of the run."
+                )
 
 
 def _same_folder(first: str, second: str) -> bool:
     return first == second or (Path(first).exists() and Path(first).resolve() == Path(second).resolve())
-
-
-def _by_length(tokens: Tensor, mask: Tensor, token_budget: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Rows of like length together, cut to the longest of their part, with at most ``token_budget`` tokens a part."""
-    columns = torch.arange(1, tokens.shape[1] + 1, device=mask.device)
-    length = (mask * columns).amax(1).clamp_min(2)
-    order = length.argsort().cpu()
-    start = 0
-    while start < len(order):
-        end = start + 1
-        while end < len(order) and int(length[order[end]]) * (end + 1 - start) <= token_budget:
-            end += 1
-        rows = order[start:end]
-        longest = int(length[rows].max())
-        yield rows, tokens[rows.to(tokens.device), :longest], mask[rows.to(mask.device), :longest]
-        start = end
 
 
 def describe_scores(scores: TokenScores) -> Mapping[str, float]:

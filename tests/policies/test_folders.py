@@ -1,0 +1,163 @@
+"""What a folder must hold, what is said when it does not, and what exported folders never do."""
+
+import json
+from pathlib import Path
+from shutil import copytree
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+
+from dpr_lightning.errors import InputError
+from dpr_lightning.policies import (
+    FrozenPolicies,
+    LoraSpec,
+    PolicySpec,
+    build_policy,
+    disable_dropout,
+    load_tokenizer,
+    parts_by_length,
+    save_policy,
+    sequence_logprobs,
+    whole_folder,
+)
+from tests.training import write_adapter
+
+TOKENS = torch.randint(3, 60, (5, 9), generator=torch.Generator().manual_seed(0))
+MASK = torch.tensor([[0, 0, 1, 1, 1, 0, 0, 0, 0], [0, 1, 1, 1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0, 0, 1, 0],
+                     [0, 1, 1, 0, 0, 1, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0, 0, 0]]).bool()  # fmt: skip
+
+
+def without(folder: Path, target: Path, *patterns: str) -> str:
+    """A copy of a folder that lacks some files."""
+    copytree(folder, target)
+    for pattern in patterns:
+        for path in target.glob(pattern):
+            path.unlink()
+    return str(target)
+
+
+def test_a_folder_without_a_tokenizer(tiny_policy_folder: Path, tmp_path: Path) -> None:
+    folder = without(tiny_policy_folder, tmp_path / "policy", "tokenizer*", "special*")
+    with pytest.raises(InputError, match=r"No tokenizer could be loaded from .*config\.json, .*model\.safetensors"):
+        build_policy(PolicySpec(source=folder))
+    with pytest.raises(InputError, match="No tokenizer"):
+        FrozenPolicies.load({"sft": str(tiny_policy_folder), "reference_0": folder})
+
+
+def test_a_folder_without_weights(tiny_policy_folder: Path, tmp_path: Path) -> None:
+    folder = without(tiny_policy_folder, tmp_path / "policy", "*.safetensors")
+    with pytest.raises(InputError, match=r"No causal language model could be loaded.*model\.safetensors"):
+        build_policy(PolicySpec(source=folder))
+
+
+def test_a_checkpoint_that_does_not_exist(tiny_policy_folder: Path, tmp_path: Path) -> None:
+    spec = PolicySpec(source=str(tiny_policy_folder), checkpoint=str(tmp_path / "step_0000160"))
+    with pytest.raises(InputError, match=r"checkpoint .*step_0000160' does not exist"):
+        build_policy(spec)
+
+
+def test_a_tokenizer_of_another_model(tiny_policy_folder: Path, tmp_path: Path) -> None:
+    folder = without(tiny_policy_folder, tmp_path / "policy")
+    tokenizer = load_tokenizer(folder)
+    tokenizer.add_tokens(["one more"])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(InputError, match=r"has 66 tokens and the model .* embeds 65"):
+        build_policy(PolicySpec(source=folder))
+
+
+def test_an_adapter_on_random_weights_is_refused(tiny_policy_folder: Path) -> None:
+    with pytest.raises(InputError, match="saved nowhere"):
+        PolicySpec(architecture={"model_type": "llama"}, tokenizer=str(tiny_policy_folder), lora=LoraSpec())
+
+
+def test_an_exported_configuration_pads_with_something_else_than_eos(tiny_policy_folder: Path, tmp_path: Path) -> None:
+    folder = Path(without(tiny_policy_folder, tmp_path / "base"))
+    for name in ("config.json", "generation_config.json"):
+        held = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(held | {"pad_token_id": 1, "eos_token_id": [1, 7]}))
+    spec = PolicySpec(source=str(folder))
+    saved = save_policy(*build_policy(spec), tmp_path / "policy", spec)
+    for name in ("config.json", "generation_config.json"):
+        held = json.loads((saved / name).read_text())
+        assert held["pad_token_id"] == 0
+        assert held["eos_token_id"] == [1, 7]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_merged_export_leaves_the_policy_as_it_was_to_the_bit(
+    dtype: str, tiny_policy_folder: Path, tmp_path: Path
+) -> None:
+    adapter = write_adapter(tiny_policy_folder, tmp_path / "adapter", noise=0.3)
+    spec = PolicySpec(source=adapter, dtype=dtype, lora=LoraSpec(rank=2, alpha=4.0))  # type: ignore[arg-type]
+    model, tokenizer = build_policy(spec)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    save_policy(model, tokenizer, tmp_path / "merged", spec, merge=True)
+    assert {name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])} == set()
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=getattr(torch, dtype))
+    tolerance = 1e-5 if dtype == "float32" else 0.05
+    torch.testing.assert_close(merged(TOKENS).logits, model.eval()(TOKENS).logits, atol=tolerance, rtol=0)
+
+
+def test_an_adapter_keeps_its_rank_and_says_so(
+    tiny_policy_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    adapter = write_adapter(tiny_policy_folder, tmp_path / "adapter", rank=2)
+    build_policy(PolicySpec(source=adapter, lora=LoraSpec(rank=2, alpha=4.0)))
+    assert "has rank" not in caplog.text
+    build_policy(PolicySpec(source=adapter, lora=LoraSpec(rank=8, alpha=4.0)))
+    assert "has rank 2" in caplog.text
+
+
+def test_a_lightning_checkpoint_with_frozen_adapters_beside_the_trained_one(
+    tiny_policy_folder: Path, tmp_path: Path
+) -> None:
+    folders = {name: write_adapter(tiny_policy_folder, tmp_path / name, seed=seed)
+               for seed, name in enumerate(("sft", "reference_0"))}  # fmt: skip
+    spec = PolicySpec(source=folders["sft"], lora=LoraSpec(rank=2, alpha=4.0))
+    policy, _ = build_policy(spec)
+    FrozenPolicies.load(folders, policy=policy, policy_spec=spec)
+    with torch.no_grad():
+        for name, weight in policy.named_parameters():
+            if ".default." in name:
+                weight.mul_(2.0)
+    path = tmp_path / "run.ckpt"
+    torch.save({"state_dict": {f"policy.{name}": value for name, value in policy.state_dict().items()}}, path)
+    again, _ = build_policy(PolicySpec(source=folders["sft"], checkpoint=str(path), lora=spec.lora))
+    torch.testing.assert_close(again.eval()(TOKENS).logits, policy.eval()(TOKENS).logits, atol=1e-6, rtol=0)
+
+
+def test_safetensors_own_error_for_a_full_disk(tmp_path: Path) -> None:
+    folder = tmp_path / "policy"
+    with pytest.raises(InputError, match=r"No space left on device.*free some space"), whole_folder(folder):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    with pytest.raises(SafetensorError, match="shape"), whole_folder(folder):
+        raise SafetensorError("invalid shape")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("budget", [1, 20, 10_000])
+def test_sequence_logprobs_are_those_of_the_whole_forward_pass(budget: int, tiny_policy_folder: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_policy_folder)
+    found = sequence_logprobs(model, TOKENS, MASK, token_budget=budget)
+    logprobs = model(TOKENS).logits.log_softmax(-1)
+    assert found.shape == (5, 8)
+    for row in range(5):
+        places = MASK[row].nonzero().squeeze(1)
+        expected = torch.zeros(8)
+        expected[: len(places)] = logprobs[row, places - 1, TOKENS[row, places]]
+        torch.testing.assert_close(found[row], expected.detach(), atol=2e-6, rtol=0)
+    rows = [part[0].tolist() for part in parts_by_length(TOKENS, MASK, budget)]
+    assert sorted(row for part in rows for row in part) == list(range(5))
+    assert all(len(part[0]) == 1 or part[1].numel() <= budget for part in parts_by_length(TOKENS, MASK, budget))
+
+
+def test_dropout_modules_are_off_too() -> None:
+    config = GPT2Config(
+        vocab_size=60, n_embd=16, n_layer=1, n_head=2, n_positions=16, resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5
+    )
+    model = GPT2LMHeadModel(config).train()
+    assert not torch.equal(model(TOKENS).logits, model(TOKENS).logits)
+    disable_dropout(model)
+    assert torch.equal(model(TOKENS).logits, model(TOKENS).logits)
