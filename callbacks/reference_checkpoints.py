@@ -44,16 +44,19 @@ class ReferenceCheckpoints(Callback):
         """Work out at which steps checkpoints are due.
 
         Raises:
-            InputError: the run has no end that fractions could be taken of, or is too short for a reference.
+            InputError: the run has no end that fractions could be taken of.
         """
         estimated = trainer.estimated_stepping_batches
-        if estimated == float("inf") or estimated < 2:
+        if estimated == float("inf"):
             raise InputError(
-                f"Reference checkpoints lie at fractions of the run, which has {estimated} optimizer steps. Set "
-                "`trainer.max_steps` or `trainer.max_epochs` so that it has an end, and 2 steps at least."
+                "Reference checkpoints lie at fractions of the run, and this one has no end. Set `trainer.max_steps` "
+                "or `trainer.max_epochs`."
             )
         total = int(estimated)
         self._due = {}
+        if total < 2:
+            log.warning("A run of %d steps has no earlier checkpoint to serve as reference.", total)
+            return
         for fraction in self.fractions:
             step = min(max(1, round(fraction * total)), total - 1)
             if step in self._due:

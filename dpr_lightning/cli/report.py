@@ -29,6 +29,7 @@ MOST_PAIRS = 12
 class Findings:
     """All that a run of the whole path found."""
 
+    title: str
     folder: Path
     metrics: dict[str, Any]
     preview: RewardPreviewRun
@@ -59,10 +60,10 @@ def report(run: str, output: str | None = None) -> None:
 
 
 def write_run_report(findings: Findings) -> Path:
-    """The page of a quickstart; its content is kept beside it as report.json."""
+    """The page of a whole run; its content is kept beside it as report.json."""
     preview = findings.preview
     content = Report(
-        title="Dense-Path REINFORCE: quickstart",
+        title=findings.title,
         verdict=verdict(findings.metrics),
         arms=findings.metrics["arms"],
         paired=findings.metrics["paired"],

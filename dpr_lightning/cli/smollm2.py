@@ -122,6 +122,7 @@ def smollm2(
     )
     conclude(
         folder,
+        title="Dense-Path REINFORCE: SmolLM2-135M",
         started=started,
         seed=seed,
         results=results,

@@ -248,6 +248,7 @@ def evaluate_policies(
 def conclude(
     folder: Path,
     *,
+    title: str,
     started: float,
     seed: int,
     results: Mapping[str, ArmResult],
@@ -264,6 +265,7 @@ def conclude(
 
     Args:
         folder: of the run.
+        title: of the report.
         started: ``time.monotonic()`` at its start.
         seed: of the run.
         results: of every arm; ``sft`` and ``dpr`` among them.
@@ -288,6 +290,7 @@ def conclude(
     console.print(arms_table(metrics["arms"]))
     console.print(paired_rows(metrics["paired"]))
     findings = Findings(
+        title=title,
         folder=folder,
         metrics=metrics,
         preview=preview_run,

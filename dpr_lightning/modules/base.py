@@ -18,6 +18,10 @@ def default_optimizer(parameters: Iterable[Any]) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.0)
 
 
+def _unchanged(data: Any) -> Any:
+    return data
+
+
 class PolicyModule(LightningModule):
     """A LightningModule around one policy in training.
 
@@ -44,6 +48,14 @@ class PolicyModule(LightningModule):
         self.schedule = schedule if schedule is not None else ScheduleSpec()
         self.seed = seed
         self._step_sums: dict[str, Tensor] = {}
+
+    def setup(self, stage: str) -> None:
+        """Let batches keep their precision, whatever the trainer's is.
+
+        A policy is given token ids alone. The numbers beside them (token counts, rewards, log-probabilities) are no
+        inputs of a model, and in bfloat16 a count of 1,001 tokens is 1,000 and a log-probability of −8.03 is −8.
+        """
+        self.trainer.precision_plugin.convert_input = _unchanged  # type: ignore[method-assign]
 
     def configure_model(self) -> None:
         """Build the policy once."""

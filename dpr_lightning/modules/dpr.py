@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
@@ -104,14 +104,12 @@ class DensePathReinforce(PolicyModule):
                 "`credit.whiten` would change the scale of the sampled future alone, and so its weight against the "
                 "exact immediate term. Turn it off, or use `estimator: reinforce` or `discount: 0`."
             )
-        # A buffer: an adaptive β is part of a checkpoint.
-        self.register_buffer("kl_coefficient", torch.tensor(self.kl.coefficient))
+        # A number and not a buffer: small changes of β would be lost in a module that is held in bfloat16.
+        self.kl_coefficient = self.kl.coefficient
         self.last_rollout: RolloutBatch | None = None
         self.rollout_count = 0
         self._logged_rollouts = 0
         self._on_policy = True
-
-    kl_coefficient: Tensor
 
     @property
     def needs_action_rewards(self) -> bool:
@@ -147,7 +145,7 @@ class DensePathReinforce(PolicyModule):
                 rollout,
                 mask,
                 self.credit,
-                kl_coefficient=float(self.kl_coefficient),
+                kl_coefficient=self.kl_coefficient,
                 reference_coefficient=self.kl.reference_coefficient,
                 group_size=group_size,
                 future_only=self.needs_action_rewards,
@@ -215,7 +213,15 @@ class DensePathReinforce(PolicyModule):
         drift = masked_sum(rollout.behaviour_logprob - rollout.sft_logprob, mask)
         total, tokens = sum_over_ranks(torch.stack([drift, mask.sum().to(drift)]))
         error = float((total / tokens.clamp_min(1.0) / self.kl.target - 1.0).clamp(-1.0, 1.0))
-        self.kl_coefficient.mul_(math.exp(error / self.kl.horizon))
+        self.kl_coefficient *= math.exp(error / self.kl.horizon)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """An adaptive β is part of a checkpoint."""
+        checkpoint["kl_coefficient"] = self.kl_coefficient
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the β of the interrupted run."""
+        self.kl_coefficient = float(checkpoint.get("kl_coefficient", self.kl_coefficient))
 
     def _log_rollout(self) -> None:
         """Averages over a whole rollout, logged once when it is new."""

@@ -125,10 +125,16 @@ def test_an_interrupted_run_goes_on_with_its_average(train: Any, tmp_path: Path)
         assert torch.equal(second.state_dict()["average"][name], value)
 
 
-@pytest.mark.parametrize("options", [{"max_epochs": -1}, {"max_steps": 1}])
-def test_runs_that_have_no_fractions(options: dict[str, int], train: Any, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"fractions of the run.*max_steps"):
-        train(ReferenceCheckpoints(str(tmp_path / "references")), **options)
+def test_a_run_without_an_end_has_no_fractions(train: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no end.*max_steps"):
+        train(ReferenceCheckpoints(str(tmp_path / "references")), max_epochs=-1)
+
+
+def test_a_run_of_one_step_has_no_reference(train: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    callback = ReferenceCheckpoints(str(tmp_path / "references"))
+    train(callback, max_steps=1)
+    assert callback.written == {"final": 1.0}
+    assert "no earlier checkpoint" in caplog.text
 
 
 def test_fractions_lie_inside_the_run(tmp_path: Path) -> None:

@@ -133,7 +133,11 @@ def test_adaptive_kl_coefficient_follows_its_target(
     data = data_on(prompts, tiny_policy_folder, reference)
     trainer(max_steps=6, max_epochs=-1).fit(module, datamodule=data)
     assert moves * (float(module.kl_coefficient) - 1.0) > 0.05
-    assert "kl_coefficient" in module.state_dict()
+    checkpoint: dict[str, Any] = {}
+    module.on_save_checkpoint(checkpoint)
+    resumed = module_on(tiny_policy_folder)
+    resumed.on_load_checkpoint(checkpoint)
+    assert resumed.kl_coefficient == module.kl_coefficient
 
 
 def test_precomputed_rollouts_are_made_once(

@@ -184,6 +184,22 @@ def test_dropout_left_on_is_caught_and_is_off_by_itself(
         trainer(max_steps=1).fit(learner(), datamodule=data())
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
+def test_numbers_of_a_batch_keep_their_precision(precision: Any, trainer: Trainers, learner: Any, data: Any) -> None:
+    batches: list[RolloutBatch] = []
+
+    class Keep(lightning.Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            batches.append(batch)
+
+    trainer(max_steps=2, precision=precision, callbacks=[Keep()]).fit(learner(), datamodule=data())
+    assert len(batches) == 2
+    for batch in batches:
+        numbers = [part for part in batch if part is not None and part.is_floating_point()]
+        assert len(numbers) == 6
+        assert {part.dtype for part in numbers} == {torch.float32}
+
+
 @pytest.mark.parametrize(
     ("make", "expected"),
     [

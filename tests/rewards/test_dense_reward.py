@@ -162,3 +162,41 @@ def test_a_full_disk_leaves_nothing_and_keeps_the_old(tmp_path: Path, monkeypatc
         store_cached(folder, {"seed": 1}, {"reward": torch.zeros(4)})
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
     assert load_cached(folder, {"seed": 0}) is not None
+
+
+def test_one_of_several_references_may_not_be_sft(folders: list[str], tmp_path: Path) -> None:
+    model, tokenizer = build_policy(PolicySpec(source=folders[0]))
+    copy = save_policy(model, tokenizer, tmp_path / "copy", PolicySpec(source=folders[0]))
+    with pytest.raises(InputError, match="reference number 2 of 2"):
+        DenseReward.from_folders(folders[0], [folders[1], str(copy)]).score(TOKENS, MASK)
+
+
+@pytest.mark.parametrize("excluded_by_sft", [True, False])
+def test_a_token_that_only_the_reference_excludes(excluded_by_sft: bool, folders: list[str]) -> None:
+    """An infinite reward of a token that π_SFT may choose is an error; of one that it never chooses it is nothing."""
+
+    class Excluding(torch.nn.Module):
+        """A head that gives token 5 no probability."""
+
+        def __init__(self, head: torch.nn.Module) -> None:
+            super().__init__()
+            self.head = head
+
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.head(hidden)
+            return logits.index_fill(-1, torch.tensor([5]), float("-inf"))
+
+    models = {
+        name: AutoModelForCausalLM.from_pretrained(folder) for name, folder in zip(("sft", "r"), folders, strict=False)
+    }
+    for name, model in models.items():
+        if name == "r" or excluded_by_sft:
+            model.set_output_embeddings(Excluding(model.get_output_embeddings()))
+    dense, tokens = DenseReward(FrozenPolicies(models)), TOKENS.masked_fill(TOKENS == 5, 6)
+    dense.score(tokens, MASK)
+    if excluded_by_sft:
+        reward = dense.score_actions(tokens, MASK).reward
+        assert reward[..., 6].isfinite().all()
+    else:
+        with pytest.raises(InputError, match="not finite"):
+            dense.score_actions(tokens, MASK)

@@ -152,3 +152,13 @@ def test_an_empty_prompt_is_named() -> None:
 def test_options_out_of_range_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(InputError):
         SamplingOptions(**options)  # type: ignore[arg-type]
+
+
+def test_a_policy_that_diverged_is_not_sampled(tiny_policy_folder: Path) -> None:
+    broken, _ = build_policy(PolicySpec(source=str(tiny_policy_folder)))
+    with torch.no_grad():
+        broken.get_output_embeddings().weight[7] = float("nan")
+    with pytest.raises(InputError, match=r"not numbers.*lower the learning rate"):
+        sample(broken, PROMPTS, SamplingOptions(3), stop_tokens=STOP, pad_token=PAD)
+    with pytest.raises(InputError, match="no prompts"):
+        sample(broken, [], SamplingOptions(3), stop_tokens=STOP, pad_token=PAD)
