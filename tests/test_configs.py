@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import wandb
 import yaml
 from transformers import AutoModelForCausalLM
 
@@ -57,13 +56,6 @@ def test_toy_config_takes_steps(path: Path, toy_folder: Path, monkeypatch: pytes
     losses = [float(row["train/loss"]) for row in trained]
     assert len(losses) == 2
     assert all(map(math.isfinite, losses))
-
-
-@pytest.fixture(autouse=True)
-def _no_open_run() -> Iterator[None]:
-    """A W&B run that stays open would be taken up by the next config's logger."""
-    yield
-    wandb.finish()
 
 
 @pytest.fixture(scope="module")
