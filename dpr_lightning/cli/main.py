@@ -18,7 +18,7 @@ From demonstrations to a dense reward to a better policy.
 
   toy         a tiny policy and demonstrations with a verifier, to try the configs on
   quickstart  the whole path on a toy, in minutes on a CPU
-  smollm2     the whole path with SmolLM2-135M and LoRA: 40 minutes on a CPU
+  smollm2     the whole path with SmolLM2-135M and LoRA; an estimated 40 minutes on a CPU
   preview     before any reinforcement learning: where would this reward lead?
   rewards     token rewards for a file of prompt/response pairs, with a heat-map
   generate    answers to prompts, plain or with decode-time contrast

@@ -1,6 +1,6 @@
 """Dense token rewards recovered from the checkpoints of an SFT run."""
 
-from dpr_lightning.rewards.dense_reward import SFT, ActionScores, DenseReward, describe_scores
+from dpr_lightning.rewards.dense_reward import SFT, ActionScores, DenseReward
 from dpr_lightning.rewards.spec import FORMS, RewardSpec
 
-__all__ = ["FORMS", "SFT", "ActionScores", "DenseReward", "RewardSpec", "describe_scores"]
+__all__ = ["FORMS", "SFT", "ActionScores", "DenseReward", "RewardSpec"]

@@ -1,7 +1,7 @@
 """The token reward that an SFT run leaves behind: π_SFT against its weaker self."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -218,15 +218,3 @@ class DenseReward:
 
 def _same_folder(first: str, second: str) -> bool:
     return first == second or (Path(first).exists() and Path(first).resolve() == Path(second).resolve())
-
-
-def describe_scores(scores: TokenScores) -> Mapping[str, float]:
-    """Averages worth a line in a log: reward and length per response, share of tokens that r̂ flags (< −0.2 nats)."""
-    log_ratio = scores.policy_logprob - scores.reference_logprobs.mean(0)
-    tokens = scores.mask.sum().clamp_min(1)
-    return {
-        "reward": float((scores.reward * scores.mask).sum() / max(1, len(scores.mask))),
-        "reward_per_token": float((scores.reward * scores.mask).sum() / tokens),
-        "length": float(scores.mask.sum(1).float().mean()),
-        "flagged_share": float(((log_ratio < -0.2) & scores.mask).sum() / tokens),
-    }
