@@ -3,19 +3,8 @@
 import time
 from pathlib import Path
 
-from dpr_lightning.cli.stages import (
-    DprSettings,
-    announce,
-    conclude,
-    continued_config,
-    equal_compute_steps,
-    evaluate_policies,
-    fit,
-    fresh_folder,
-    keep_wandb_inside,
-    preview,
-    stage_config,
-)
+from dpr_lightning.cli.pipeline import run_path
+from dpr_lightning.cli.stages import announce, fresh_folder, keep_wandb_inside, stage_config
 from dpr_lightning.cli.toy import toy
 
 MARKER = "quickstart.json"
@@ -57,56 +46,14 @@ def quickstart(
     announce("1/6  Demonstrations and a base policy")
     toy(str(folder), demonstrations=demonstrations, test=test, seed=seed)
 
-    announce("2/6  Supervised fine-tuning, keeping earlier checkpoints as references")
     sft_config = stage_config("toy/sft.yaml", HOME, folder, seed, {"trainer.max_steps": sft_steps})
-    fit(sft_config)
-    sft = folder / "sft" / "policies" / "final"
-    dpr_config = stage_config("toy/dpr.yaml", HOME, folder, seed, {"trainer.max_steps": dpr_steps})
-    settings = DprSettings.read(dpr_config)
-
-    announce("3/6  The reward those checkpoints hold, and where it would lead: before any reinforcement learning")
-    preview_run, questions = preview(
-        settings,
-        sft,
-        folder / "data" / "development.jsonl",
-        limit=preview_prompts,
-        samples=preview_samples,
-        seed=seed,
-    )
-
-    announce("4/6  Dense-Path REINFORCE")
-    fit(dpr_config)
-
-    announce("5/6  Control: continued SFT at equal compute")
-    steps = equal_compute_steps(dpr_config, sft_config)
-    continued = continued_config(folder, seed, sft_config, sft, steps)
-    fit(continued)
-
-    announce(f"6/6  Evaluation on {test} prompts that nothing was trained on")
-    results, tokenizer = evaluate_policies(
+    run_path(
         folder,
-        sft,
-        settings,
-        strength=contrast_strength,
-        low_temperature=low_temperature,
-        samples=samples,
-        seed=seed,
-    )
-    conclude(
-        folder,
+        sft_config,
+        "toy/dpr.yaml",
+        HOME,
         title="Dense-Path REINFORCE: quickstart",
+        command=f"dpr quickstart --output {output} --seed {seed}",
         started=started,
-        seed=seed,
-        results=results,
-        settings=settings,
-        preview_run=preview_run,
-        questions=questions,
-        sft=sft,
-        tokenizer=tokenizer,
-        continued_steps=steps,
-        commands=[
-            f"dpr quickstart --output {output} --seed {seed}",
-            *(f"dpr fit --config {config}" for config in (sft_config, dpr_config, continued)),
-        ],
         options=options,
     )

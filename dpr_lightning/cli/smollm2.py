@@ -7,19 +7,8 @@ from pathlib import Path
 
 from dpr_lightning.cli.export import export
 from dpr_lightning.cli.loading import console
-from dpr_lightning.cli.stages import (
-    DprSettings,
-    announce,
-    conclude,
-    continued_config,
-    equal_compute_steps,
-    evaluate_policies,
-    fit,
-    fresh_folder,
-    keep_wandb_inside,
-    preview,
-    stage_config,
-)
+from dpr_lightning.cli.pipeline import run_path
+from dpr_lightning.cli.stages import announce, fresh_folder, keep_wandb_inside, stage_config
 from dpr_lightning.errors import InputError
 from dpr_lightning.evaluation.tasks import make_splits, write_jsonl
 
@@ -85,59 +74,16 @@ def smollm2(
         console.print(f"Go on with:\n  dpr fit --config {sft_config}", highlight=False)
         return
 
-    announce("2/6  Supervised fine-tuning of adapters, keeping earlier ones as references")
-    fit(sft_config)
-    sft = folder / "sft" / "policies" / "final"
-    dpr_config = stage_config(
-        "smollm2/dpr_lora.yaml", HOME, folder, seed, {"trainer.max_steps": dpr_steps}, online=online
-    )
-    settings = DprSettings.read(dpr_config)
-
-    announce("3/6  The reward those checkpoints hold, and where it would lead: before any reinforcement learning")
-    preview_run, questions = preview(
-        settings,
-        sft,
-        folder / "data" / "development.jsonl",
-        limit=preview_prompts,
-        samples=preview_samples,
-        seed=seed,
-    )
-
-    announce("4/6  Dense-Path REINFORCE")
-    fit(dpr_config)
-
-    announce("5/6  Control: continued SFT at equal compute")
-    steps = equal_compute_steps(dpr_config, sft_config)
-    continued = continued_config(folder, seed, sft_config, sft, steps)
-    fit(continued)
-
-    announce(f"6/6  Evaluation on {test} prompts that nothing was trained on")
-    results, tokenizer = evaluate_policies(
+    run_path(
         folder,
-        sft,
-        settings,
-        strength=contrast_strength,
-        low_temperature=low_temperature,
-        samples=samples,
-        seed=seed,
-    )
-    conclude(
-        folder,
+        sft_config,
+        "smollm2/dpr_lora.yaml",
+        HOME,
         title="Dense-Path REINFORCE: SmolLM2-135M",
+        command=f"dpr smollm2 --output {output} --seed {seed}",
         started=started,
-        seed=seed,
-        results=results,
-        settings=settings,
-        preview_run=preview_run,
-        questions=questions,
-        sft=sft,
-        tokenizer=tokenizer,
-        continued_steps=steps,
-        commands=[
-            f"dpr smollm2 --output {output} --seed {seed}",
-            *(f"dpr fit --config {config}" for config in (sft_config, dpr_config, continued)),
-        ],
         options=options,
+        online=online,
     )
 
 
