@@ -29,9 +29,7 @@ from dpr_lightning.rewards import DenseReward, RewardSpec
 from dpr_lightning.rollouts import SamplingOptions, contrast
 
 VERIFIER = "answer"
-# Training FLOPs a token in units of one forward pass. All-actions DPR: sampling 1, scoring 2, the same two models
-# over all actions 2, forward and backward 3. SFT: forward and backward 3.
-DPR_PASSES, SFT_PASSES = 8, 3
+TRAINING_PASSES = 3  # forward and backward, in forward passes over a token
 
 
 @dataclass(frozen=True)
@@ -179,7 +177,23 @@ def equal_compute_steps(dpr_config: Path, sft_config: Path) -> int:
     data = dpr["data"]["init_args"]
     sequences = int(data["prompts_per_rollout"] * data["samples_per_prompt"] * dpr["trainer"]["max_steps"])
     batch_size = int(sft["data"]["init_args"]["batch_size"]) * int(sft["trainer"].get("accumulate_grad_batches", 1))
-    return max(1, math.ceil(sequences * DPR_PASSES / (batch_size * SFT_PASSES)))
+    return max(1, math.ceil(sequences * _dpr_passes(dpr) / (batch_size * TRAINING_PASSES)))
+
+
+def _dpr_passes(config: Mapping[str, Any]) -> float:
+    """Forward passes over a token for one optimizer step: training, and a rollout's sampling and scoring by its uses.
+
+    The all-actions estimator scores micro-batches again when a rollout has several.
+    """
+    data = config["data"]["init_args"]
+    models = 1 + len(data["references"])
+    again = models if _scores_twice(config) else 0
+    return TRAINING_PASSES + again + (1 + models) / int(data.get("refresh_every", 1))
+
+
+def _scores_twice(config: Mapping[str, Any]) -> bool:
+    several = int(config["trainer"].get("accumulate_grad_batches", 1)) > 1
+    return several and config["model"]["init_args"].get("estimator") == "all_actions"
 
 
 def continued_config(folder: Path, seed: int, sft_config: Path, sft: Path, steps: int) -> Path:

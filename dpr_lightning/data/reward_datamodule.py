@@ -19,9 +19,10 @@ from dpr_lightning.data.prompts import PromptSet
 from dpr_lightning.data.rollout_loader import RolloutLoader
 from dpr_lightning.distributed import sum_over_ranks
 from dpr_lightning.errors import InputError
+from dpr_lightning.functional import action_positions, gather_actions
 from dpr_lightning.policies import PolicySpec, load_tokenizer, sequence_logprobs, stop_token_ids
 from dpr_lightning.policies.tokenizers import same_vocabulary
-from dpr_lightning.rewards import SFT, DenseReward, RewardSpec
+from dpr_lightning.rewards import SFT, ActionScores, DenseReward, RewardSpec
 from dpr_lightning.rewards.cache import load_cached, policy_hash, store_cached
 from dpr_lightning.rollouts import SamplingOptions, sample
 from dpr_lightning.types import RolloutBatch, Rollouts
@@ -208,7 +209,10 @@ class RewardDataModule(LightningDataModule):
         share = self.prompts_per_rollout // self.trainer.world_size
         start = place * self.prompts_per_rollout + self.trainer.global_rank * share
         chosen = [int(prompt) for prompt in order[start : start + share]]
-        batch = self._recall(chosen) if self.precomputed is not None else self.score(self._sample(chosen, epoch))
+        if self.precomputed is not None:
+            batch = self._recall(chosen)
+        else:
+            batch = self._score_for_learner(self._sample(chosen, epoch))
         policy_logprob = None
         if self.precomputed is not None or self.sampling.temperature != 1.0 or self.sampling.top_p < 1.0:
             policy_logprob = sequence_logprobs(
@@ -216,35 +220,36 @@ class RewardDataModule(LightningDataModule):
             )
         return self._learner.prepare_rollout(batch, self.samples_per_prompt, policy_logprob)
 
+    def _score_for_learner(self, rollouts: Rollouts) -> RolloutBatch:
+        """Rewards in the frozen models' only pass where every token's can be kept: when micro-batch and rollout are one.
+
+        With several micro-batches a rollout's [B, T, V] would be too much to hold, and each is scored again in its turn.
+        """
+        assert self.trainer is not None
+        assert self.reward is not None
+        if not self._learner.needs_action_rewards or self.trainer.accumulate_grad_batches > 1:
+            return self.score(rollouts)
+        self.reward.frozen.to(self._device)
+        actions = self.reward.score_actions(rollouts.tokens, rollouts.mask)
+        position, acted = action_positions(rollouts.mask)
+        index = gather_actions(rollouts.tokens, position, acted).unsqueeze(-1)
+        sampled = [part.gather(-1, index).squeeze(-1).masked_fill(~acted, 0.0) for part in actions]
+        return _with_actions(_unweighted(rollouts, ActionScores(*sampled)), actions)
+
     def score(self, rollouts: Rollouts, progress: Callable[[int], None] | None = None) -> RolloutBatch:
         """Rollouts with their rewards; advantages are still 0."""
         assert self.reward is not None
         self.reward.frozen.to(self._device)
         scores = self.reward.score(rollouts.tokens, rollouts.mask, token_budget=self.token_budget, progress=progress)
-        return RolloutBatch(
-            tokens=rollouts.tokens,
-            mask=rollouts.mask,
-            terminated=rollouts.terminated,
-            prompt=rollouts.prompt,
-            behaviour_logprob=rollouts.logprob,
-            sft_logprob=scores.policy_logprob,
-            reference_logprob=scores.reference_logprobs.mean(0),
-            reward=scores.reward,
-            advantage=torch.zeros_like(scores.reward),
-            num_tokens=rollouts.mask.sum().float(),
-        )
+        sampled = ActionScores(scores.reward, scores.policy_logprob, scores.reference_logprobs.mean(0))
+        return _unweighted(rollouts, sampled)
 
     def with_action_rewards(self, batch: RolloutBatch) -> RolloutBatch:
         """Add the reward of every token when the estimator asks for it; only ever for one micro-batch."""
-        if not self._learner.needs_action_rewards:
+        if batch.action_reward is not None or not self._learner.needs_action_rewards:
             return batch
         assert self.reward is not None
-        scores = self.reward.score_actions(batch.tokens, batch.mask)
-        return batch._replace(
-            action_reward=scores.reward,
-            action_sft_logprob=scores.sft_logprob,
-            action_reference_logprob=scores.reference_logprob,
-        )
+        return _with_actions(batch, self.reward.score_actions(batch.tokens, batch.mask))
 
     def _sample(self, chosen: list[int], epoch: int) -> Rollouts:
         return self._answers(self._learner.policy, chosen, seed=self.seed + 1_000_003 * (epoch + 1))
@@ -315,3 +320,28 @@ class RewardDataModule(LightningDataModule):
     @property
     def _device(self) -> torch.device:
         return next(self._learner.policy.parameters()).device
+
+
+def _unweighted(rollouts: Rollouts, sampled: ActionScores) -> RolloutBatch:
+    """Rollouts with the scores [B, T] of their own tokens, and advantages of 0."""
+    return RolloutBatch(
+        tokens=rollouts.tokens,
+        mask=rollouts.mask,
+        terminated=rollouts.terminated,
+        prompt=rollouts.prompt,
+        behaviour_logprob=rollouts.logprob,
+        sft_logprob=sampled.sft_logprob,
+        reference_logprob=sampled.reference_logprob,
+        reward=sampled.reward,
+        advantage=torch.zeros_like(sampled.reward),
+        num_tokens=rollouts.mask.sum().float(),
+    )
+
+
+def _with_actions(batch: RolloutBatch, actions: ActionScores) -> RolloutBatch:
+    """The scores [B, T, V] of every token added."""
+    return batch._replace(
+        action_reward=actions.reward,
+        action_sft_logprob=actions.sft_logprob,
+        action_reference_logprob=actions.reference_logprob,
+    )

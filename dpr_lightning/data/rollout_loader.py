@@ -17,7 +17,7 @@ class RolloutSource(Protocol):
         ...
 
     def with_action_rewards(self, batch: RolloutBatch) -> RolloutBatch:
-        """A micro-batch with the reward of every token, when the estimator needs it."""
+        """A micro-batch with the reward of every token, when the estimator needs it and the batch lacks it."""
         ...
 
 
@@ -94,7 +94,9 @@ def split_by_length(mask: Tensor, parts: int) -> list[Tensor]:
 
 
 def take_rows(rollout: RolloutBatch, rows: Tensor) -> RolloutBatch:
-    """A micro-batch of a rollout, cut to the longest of its rows."""
+    """A micro-batch of a rollout, cut to the longest of its rows; the rollout itself when it has no others."""
+    if len(rows) == len(rollout.mask):
+        return rollout
     mask = rollout.mask[rows]
     actions = int(mask.sum(1).amax()) if len(rows) else 0
     columns = torch.arange(mask.shape[1], device=mask.device)

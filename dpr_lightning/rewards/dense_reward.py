@@ -149,8 +149,8 @@ class DenseReward:
         One micro-batch at a time: this holds R + 2 tensors of that size.
 
         Raises:
-            InputError: the reward is standardised by position or length, which only sampled tokens define; or it is not
-                finite for a token that π_SFT may choose.
+            InputError: the reward is standardised by position or length, which only sampled tokens define; it is not
+                finite for a token that π_SFT may choose; or π_SFT and a reference agree on every token.
         """
         if self.spec.position_zscore or self.spec.length_normalise:
             raise InputError(
@@ -163,6 +163,7 @@ class DenseReward:
         reward = self._reward(policy, references, divergence)
         acted = torch.arange(policy.shape[1], device=policy.device) < mask.sum(1, keepdim=True).to(policy.device)
         check_finite_rewards(reward, acted.unsqueeze(-1) & (policy > -torch.inf))
+        self._check_different(policy, references, acted)
         return ActionScores(reward, policy, references.mean(0))
 
     @torch.no_grad()

@@ -11,6 +11,7 @@ import torch
 from dpr_lightning.data import RewardDataModule
 from dpr_lightning.data.rollout_loader import RolloutLoader, split_by_length, take_rows
 from dpr_lightning.errors import InputError
+from dpr_lightning.functional import action_positions
 from dpr_lightning.modules import CreditSpec, DensePathReinforce
 from dpr_lightning.policies import PolicySpec
 from dpr_lightning.rewards import DenseReward, RewardSpec
@@ -148,7 +149,7 @@ def make(prompts: str, tiny_policy_folder: Path, references: list[str]) -> Calla
 
 
 def rollouts_of(
-    data: RewardDataModule, policy: str, folder: Path, steps: int = 1, **options: Any
+    data: RewardDataModule, policy: str, folder: Path, steps: int = 1, estimator: Any = "reinforce", **options: Any
 ) -> list[RolloutBatch]:
     """The batches of a run."""
     kept: list[RolloutBatch] = []
@@ -157,7 +158,7 @@ def rollouts_of(
         def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
             kept.append(batch)
 
-    module = DensePathReinforce(PolicySpec(source=policy), credit=CreditSpec(baseline="position"))
+    module = DensePathReinforce(PolicySpec(source=policy), estimator, credit=CreditSpec(baseline="position"))
     quiet_trainer(folder, max_steps=steps, max_epochs=-1, callbacks=[Keep()], **options).fit(module, datamodule=data)
     return kept
 
@@ -172,6 +173,39 @@ def test_rewards_are_those_of_the_dense_reward(
     torch.testing.assert_close(batch.sft_logprob, scores.policy_logprob, atol=2e-6, rtol=0)
     torch.testing.assert_close(batch.reference_logprob, scores.reference_logprobs[0], atol=2e-6, rtol=0)
     assert float(batch.num_tokens) == int(batch.mask.sum())
+
+
+@pytest.mark.parametrize(("accumulate", "passes"), [(1, 1), (2, 3)])
+def test_the_reward_of_every_token_holds_that_of_the_sampled_ones(
+    accumulate: int, passes: int, make: Any, tiny_policy_folder: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """In one pass of the frozen models where micro-batch and rollout are one, else one more for each micro-batch."""
+    counted: list[int] = []
+    for name in ("score", "score_actions"):
+        inner = getattr(DenseReward, name)
+
+        def count(self: Any, tokens: Any, mask: Any, _inner: Any = inner, **options: Any) -> Any:
+            counted.append(len(tokens))
+            return _inner(self, tokens, mask, **options)
+
+        monkeypatch.setattr(DenseReward, name, count)
+    data = make(reward=RewardSpec("one_sided_centred"))
+    kept = rollouts_of(
+        data, str(tiny_policy_folder), tmp_path, estimator="all_actions", accumulate_grad_batches=accumulate
+    )
+    assert len(kept) == accumulate
+    assert len(counted) == passes
+    for batch in kept:
+        position, acted = action_positions(batch.mask)
+        index = batch.tokens.gather(1, position).unsqueeze(-1)
+        for every, sampled in (
+            (batch.action_reward, batch.reward),
+            (batch.action_sft_logprob, batch.sft_logprob),
+            (batch.action_reference_logprob, batch.reference_logprob),
+        ):
+            held = every.gather(-1, index).squeeze(-1).masked_fill(~acted, 0.0)
+            torch.testing.assert_close(held, sampled, atol=2e-6, rtol=0)
+            assert bool((sampled[acted] != 0).any())
 
 
 def test_kept_rollouts_are_refused_when_anything_behind_them_differs(
