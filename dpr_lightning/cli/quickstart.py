@@ -14,7 +14,7 @@ HOME = "runs/toy"
 def quickstart(
     output: str = "runs/quickstart",
     seed: int = 0,
-    demonstrations: int = 1000,
+    demonstrations: int = 400,
     test: int = 400,
     samples: int = 4,
     preview_prompts: int = 50,

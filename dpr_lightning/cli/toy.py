@@ -6,12 +6,12 @@ from dpr_lightning.cli.loading import console
 from dpr_lightning.evaluation.tasks import make_splits, write_jsonl
 from dpr_lightning.policies import create_toy_policy
 
-ADDITION = {"operators": "+", "min_terms": 2, "max_terms": 2, "min_digits": 3, "max_digits": 3}
+ADDITION = {"operators": "+", "min_terms": 2, "max_terms": 2, "min_digits": 2, "max_digits": 2}
 
 
 def toy(
     output: str = "runs/toy",
-    demonstrations: int = 1000,
+    demonstrations: int = 400,
     prompts: int = 4000,
     development: int = 200,
     test: int = 400,
@@ -21,7 +21,7 @@ def toy(
 ) -> None:
     """Write ``base/`` (a tiny Llama and a character tokenizer) and ``data/`` (JSONL splits with disjoint prompts).
 
-    The task is three-digit addition, carry by carry, from reasoning-gym's chain_sum generator.
+    The task is two-digit addition, carry by carry, from reasoning-gym's chain_sum generator.
 
     Args:
         output: folder to write.

@@ -8,6 +8,7 @@ import numpy as np
 from lightning import LightningDataModule
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.data.batching import TokenBudgetBatchSampler
@@ -19,10 +20,10 @@ from dpr_lightning.data.prompt_identity import hold_out_prompts
 from dpr_lightning.data.prompts import PromptSet
 from dpr_lightning.data.rows import open_rows
 from dpr_lightning.data.token_cache import cache_key, load_or_tokenize
-from dpr_lightning.data.tokenization import choose_format
+from dpr_lightning.data.tokenization import carry_format, choose_format
 from dpr_lightning.data.tokenized import TokenizedDataset, tokenize_rows
 from dpr_lightning.errors import InputError
-from dpr_lightning.policies import load_tokenizer
+from dpr_lightning.policies import PolicySpec, load_tokenizer
 
 DEFAULT_TOKEN_BUDGET = 8192
 
@@ -37,8 +38,10 @@ class DemonstrationDataModule(LightningDataModule):
         test: another such file; None: the validation rows.
         tokenizer: hub id or folder; None: that of the policy in training.
         columns: the files' own names of our columns, such as ``{prompt: question, completion: answer}``.
-        chat_template: a Jinja template or a file with one, instead of the tokenizer's own; ``none``: plain text.
-        end_of_turn: the token, if it is not EOS, with which the template closes the assistant's turn.
+        chat_template: a Jinja template or a file with one, instead of the tokenizer's own; ``none``: plain text. The
+            policy is saved with it, so that later stages ask with the same one.
+        end_of_turn: the token, if it is not EOS, with which the template closes the assistant's turn; the policy is
+            saved with it as one more token to stop at.
         max_length: tokens of the longest demonstration allowed, prompt included; None: no limit.
         over_length: ``error``, ``drop``, or ``truncate`` (the end is cut, and the answer counts as not terminated).
         token_budget: tokens a micro-batch on each device, padding included. Default 8192.
@@ -127,6 +130,16 @@ class DemonstrationDataModule(LightningDataModule):
                 options["trust_remote_code"] = spec.trust_remote_code
             self._tokenizer = load_tokenizer(source, **options)
         return self._tokenizer
+
+    def attach_policy(self, policy: nn.Module, spec: PolicySpec, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Let the policy carry the format it learns: whoever loads it asks with the same template and stops alike.
+
+        Args:
+            policy: its generation configuration takes ``end_of_turn`` as one more token to stop at.
+            spec: unused.
+            tokenizer: saved with the policy; takes the ``chat_template``.
+        """
+        carry_format(choose_format(self.tokenizer, self.chat_template, self.end_of_turn), policy, tokenizer)
 
     def prepare_data(self) -> None:
         """Tokenise what is not in the cache yet; one process a machine does this, the others wait."""

@@ -221,9 +221,9 @@ class RewardDataModule(LightningDataModule):
         return self._learner.prepare_rollout(batch, self.samples_per_prompt, policy_logprob)
 
     def _score_for_learner(self, rollouts: Rollouts) -> RolloutBatch:
-        """Rewards in the frozen models' only pass where every token's can be kept: when micro-batch and rollout are one.
+        """Rewards in one pass of the frozen models where micro-batch and rollout are one.
 
-        With several micro-batches a rollout's [B, T, V] would be too much to hold, and each is scored again in its turn.
+        With several micro-batches, a rollout's [B, T, V] would be too much to hold: each is scored again in its turn.
         """
         assert self.trainer is not None
         assert self.reward is not None

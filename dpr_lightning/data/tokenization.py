@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.data.conversations import Example, Message
@@ -62,6 +63,15 @@ def choose_format(
         stops.append(end_of_turn)
         stop_ids.append(int(identifier))
     return Format(_template(tokenizer, chat_template), tuple(stops), frozenset(stop_ids))
+
+
+def carry_format(form: Format, policy: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write ``form`` into what is saved with a policy: its tokenizer's template, the tokens it stops at."""
+    tokenizer.chat_template = form.chat_template
+    generation: Any = policy.generation_config
+    held = generation.eos_token_id
+    stops = {*form.stop_ids, *(held if isinstance(held, list) else [held] if held is not None else [])}
+    generation.eos_token_id = sorted(stops) if len(stops) > 1 else stops.pop()
 
 
 def tokenize_example(

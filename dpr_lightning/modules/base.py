@@ -58,10 +58,18 @@ class PolicyModule(LightningModule):
         self.trainer.precision_plugin.convert_input = _unchanged  # type: ignore[method-assign]
 
     def configure_model(self) -> None:
-        """Build the policy once."""
-        if not hasattr(self, "policy"):
-            policy, tokenizer = build_policy(self.policy_spec, seed=self.seed)
-            self.policy, self.tokenizer = policy, tokenizer
+        """Build the policy once, and show it to the data, which may have something to do with it."""
+        if hasattr(self, "policy"):
+            return
+        policy, tokenizer = build_policy(self.policy_spec, seed=self.seed)
+        self.policy, self.tokenizer = policy, tokenizer
+        self.prepare_policy()
+        attach = getattr(getattr(self._trainer, "datamodule", None), "attach_policy", None)
+        if attach is not None:
+            attach(self.policy, self.policy_spec, self.tokenizer)
+
+    def prepare_policy(self) -> None:
+        """Change the policy before anything uses it; by default nothing."""
 
     def configure_optimizers(self) -> Any:
         """The optimizer over trainable parameters, and its schedule."""

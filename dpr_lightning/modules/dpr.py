@@ -116,15 +116,9 @@ class DensePathReinforce(PolicyModule):
         """Whether batches must carry the reward of every token of the vocabulary."""
         return self.estimator == "all_actions"
 
-    def configure_model(self) -> None:
-        """Build the policy, without dropout, and let the rewards share its base when they can."""
-        fresh = not hasattr(self, "policy")
-        super().configure_model()
-        if fresh:
-            disable_dropout(self.policy)
-            attach = getattr(getattr(self.trainer, "datamodule", None), "attach_policy", None)
-            if attach is not None:
-                attach(self.policy, self.policy_spec, self.tokenizer)
+    def prepare_policy(self) -> None:
+        """Turn dropout off, which would be noise in the ratio to the policy that sampled."""
+        disable_dropout(self.policy)
 
     def prepare_rollout(
         self, rollout: RolloutBatch, group_size: int, policy_logprob: Tensor | None = None

@@ -9,7 +9,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from dpr_lightning.errors import InputError
 from dpr_lightning.policies.spec import LoraSpec, PolicySpec
@@ -43,6 +50,8 @@ def build_policy(
         _separate_padding(model, tokenizer)
         if adapter is not None:
             _report_other_rank(adapter, spec.lora)
+            if (Path(adapter) / GENERATION_CONFIG_NAME).is_file():
+                model.generation_config = GenerationConfig.from_pretrained(adapter)  # type: ignore[assignment]
             model = load_adapter(model, adapter, trainable=trainable and spec.lora is not None)
             if spec.lora is None or not trainable:
                 model = model.merge_and_unload()  # type: ignore[operator]

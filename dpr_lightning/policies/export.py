@@ -58,6 +58,7 @@ def save_policy(
             held = {"source": _lasting(base.source), "tokenizer": None, "gguf_file": base.gguf_file}
             held["tokenizer"] = _lasting(base.tokenizer)
             (unfinished / DESCRIPTION).write_text(json.dumps(held, indent=2) + "\n")
+            model.generation_config.save_pretrained(unfinished)  # type: ignore[operator, union-attr]
     return folder
 
 
@@ -100,8 +101,11 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         yield unfinished
-        unfinished.chmod(0o755)
-        for path in unfinished.rglob("*"):
+        hidden = os.umask(0)
+        os.umask(hidden)
+        for path in (unfinished, *unfinished.rglob("*")):
+            # Temporary folders, and what some writers put in them, are closed to everybody else.
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~hidden)
             if path.is_file():
                 _flush(path)
         if folder.exists():

@@ -13,10 +13,13 @@ import torch
 from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler, ModelCheckpoint
 from transformers import PreTrainedTokenizerFast
 
-from dpr_lightning.data import DemonstrationDataModule, TokenizedDataset
+from dpr_lightning.data import DemonstrationDataModule, PromptSet, TokenizedDataset
 from dpr_lightning.data.over_length import TokenizationReport
 from dpr_lightning.errors import InputError
+from dpr_lightning.modules import SupervisedIRL
+from dpr_lightning.policies import LoraSpec, PolicySpec, build_policy, save_policy, stop_token_ids
 from dpr_lightning.types import DemonstrationBatch
+from tests.training import quiet_trainer
 
 Writer = Callable[..., str]
 pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
@@ -294,3 +297,25 @@ def test_two_processes_share_every_row_and_count_tokens_together(
         step = [batch for rank in ranks for batch in rank["seen"][start : start + 2]]
         acted = sum(int(alone.train_data.acted_tokens[batch].sum()) for batch, _ in step)
         assert {tokens for _, tokens in step} == {float(acted)}
+
+
+@pytest.mark.parametrize("lora", [None, LoraSpec(rank=2)])
+def test_a_policy_is_saved_with_the_format_it_learnt(
+    lora: LoraSpec | None, write_rows: Writer, tiny_policy_folder: Path, tmp_path: Path
+) -> None:
+    """Reinforcement learning, the preview and evaluation ask as the demonstrations did, and stop where they did."""
+    template = "{% for turn in messages %}{{ turn['content'] + ('=' if turn['role'] == 'user' else ':') }}{% endfor %}"
+    data = DemonstrationDataModule(
+        write_rows([{"prompt": "1+1", "completion": "2"}] * 4),
+        chat_template=template,
+        end_of_turn=":",
+        batch_size=4,
+        cache_dir=None,
+    )
+    module = SupervisedIRL(PolicySpec(source=str(tiny_policy_folder), lora=lora))
+    quiet_trainer(tmp_path, max_steps=1).fit(module, datamodule=data)
+    folder = str(save_policy(module.policy, module.tokenizer, tmp_path / "policy", module.policy_spec))
+    policy, tokenizer = build_policy(PolicySpec(source=folder), trainable=False)
+    assert tokenizer.convert_ids_to_tokens(stop_token_ids(tokenizer, policy)) == [tokenizer.eos_token, ":"]
+    prompts = PromptSet.load(write_rows([{"prompt": "2+2"}], "prompts.jsonl"), tokenizer)
+    assert tokenizer.decode(prompts.tokens[0]) == "2+2="
