@@ -25,7 +25,7 @@ def rewards(
     limit: int | None = None,
     heatmap_rows: int = 200,
     dtype: str = "float32",
-    token_budget: int = 16384,
+    token_budget: int | None = None,
 ) -> None:
     """Score every token of prompt/response pairs with the reward that an SFT run left behind.
 
@@ -39,7 +39,7 @@ def rewards(
         limit: score the first so many rows.
         heatmap_rows: rows shown in the heat-map.
         dtype: of the models' parameters.
-        token_budget: tokens read at once.
+        token_budget: tokens read at once; None: as many as have a GiB of logits.
     """
     tokenizer = load_tokenizer(sft)
     data = tokenize_rows(open_rows(responses), tokenizer, choose_format(tokenizer), columns=columns, limit=limit)

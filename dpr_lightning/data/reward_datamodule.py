@@ -72,7 +72,7 @@ class RewardDataModule(LightningDataModule):
         over_length: what happens to longer prompts: ``error`` or ``drop``.
         dtype: of the frozen models' parameters.
         attention: their attention implementation.
-        token_budget: tokens the frozen models read at once.
+        token_budget: tokens the frozen models read at once; None: as many as have a GiB of logits.
         seed: of prompt order and samples.
     """
 
@@ -95,7 +95,7 @@ class RewardDataModule(LightningDataModule):
         over_length: Literal["error", "drop"] = "error",
         dtype: str = "float32",
         attention: str = "sdpa",
-        token_budget: int = 16384,
+        token_budget: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()

@@ -4,13 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.data.prompts import PromptSet
-from dpr_lightning.functional import token_logprobs
-from dpr_lightning.policies import action_logits, model_device, stop_token_ids
+from dpr_lightning.policies import sequence_logprobs, stop_token_ids
 from dpr_lightning.rollouts import Combine, SamplingOptions, only, sample
 from dpr_lightning.types import Rollouts
 
@@ -101,16 +99,7 @@ def decode_answers(rollouts: Rollouts, tokenizer: PreTrainedTokenizerBase) -> li
     return [str(text) for text in tokenizer.batch_decode(acted, skip_special_tokens=True)]
 
 
-@torch.no_grad()
-def _reverse_kl(rollouts: Rollouts, sft: nn.Module, batch_size: int = 64) -> list[float]:
+def _reverse_kl(rollouts: Rollouts, sft: nn.Module) -> list[float]:
     """Σ_t log π(a_t|s_t) − log π_SFT(a_t|s_t) of each sample; its mean estimates KL(π‖π_SFT)."""
-    drift: list[float] = []
-    device = model_device(sft)
-    for start in range(0, len(rollouts.tokens), batch_size):
-        rows = slice(start, start + batch_size)
-        scored = action_logits(sft, rollouts.tokens[rows].to(device), rollouts.mask[rows].to(device))
-        logprob = token_logprobs(scored.logits, scored.tokens).cpu()
-        mask = scored.mask.cpu()
-        behaviour = rollouts.logprob[rows, : mask.shape[1]]
-        drift += ((behaviour - logprob) * mask).sum(1).tolist()
+    drift: list[float] = (rollouts.logprob - sequence_logprobs(sft, rollouts.tokens, rollouts.mask)).sum(1).tolist()
     return drift

@@ -5,6 +5,7 @@ from dpr_lightning.policies.export import save_policy, whole_folder
 from dpr_lightning.policies.forward import (
     ActionLogits,
     action_logits,
+    default_token_budget,
     disable_dropout,
     model_device,
     parts_by_length,
@@ -25,6 +26,7 @@ __all__ = [
     "build_policy",
     "character_tokenizer",
     "create_toy_policy",
+    "default_token_budget",
     "disable_dropout",
     "load_tokenizer",
     "model_device",

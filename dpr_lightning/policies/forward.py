@@ -73,22 +73,29 @@ def state_logits(model: nn.Module, tokens: Tensor, mask: Tensor) -> ActionLogits
     return ActionLogits(logits, tokens.gather(1, position[:, :-1]), action_mask)
 
 
+def default_token_budget(model: nn.Module) -> int:
+    """Tokens to forward at once where nobody says how many: 16,384, or as many as have a GiB of float32 logits."""
+    vocabulary = int(model.config.get_text_config().vocab_size)  # type: ignore[union-attr, operator]
+    return max(1, min(16384, 2**28 // vocabulary))
+
+
 @torch.no_grad()
-def sequence_logprobs(model: nn.Module, tokens: Tensor, mask: Tensor, *, token_budget: int = 16384) -> Tensor:
+def sequence_logprobs(model: nn.Module, tokens: Tensor, mask: Tensor, *, token_budget: int | None = None) -> Tensor:
     """Log-probabilities of the acted tokens under ``model``, without gradients.
 
     Args:
         model: a causal language model; it keeps its mode.
         tokens: [B, L] right-padded.
         mask: [B, L] True where the policy acted.
-        token_budget: tokens forwarded at once, padding included.
+        token_budget: tokens forwarded at once, padding included; None: :func:`default_token_budget`.
 
     Returns:
         [B, T] float32, nats, on the device of ``tokens``; 0 where a row has no action.
     """
     logprob = torch.zeros(len(tokens), int(mask.sum(1).amax()) if mask.numel() else 0, device=tokens.device)
     device = model_device(model)
-    for rows, part_tokens, part_mask in parts_by_length(tokens, mask, token_budget):
+    budget = token_budget if token_budget is not None else default_token_budget(model)
+    for rows, part_tokens, part_mask in parts_by_length(tokens, mask, budget):
         scored = action_logits(model, part_tokens.to(device), part_mask.to(device))
         part = token_logprobs(scored.logits, scored.tokens).float().masked_fill(~scored.mask, 0.0)
         logprob[rows.to(logprob.device), : part.shape[1]] = part.to(logprob.device)

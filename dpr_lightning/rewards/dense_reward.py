@@ -20,7 +20,14 @@ from dpr_lightning.functional import (
     token_logprobs,
     zscore_by_position,
 )
-from dpr_lightning.policies import FrozenPolicies, PolicySpec, action_logits, model_device, parts_by_length
+from dpr_lightning.policies import (
+    FrozenPolicies,
+    PolicySpec,
+    action_logits,
+    default_token_budget,
+    model_device,
+    parts_by_length,
+)
 from dpr_lightning.rewards.spec import RewardSpec
 from dpr_lightning.types import TokenScores
 
@@ -94,7 +101,7 @@ class DenseReward:
         tokens: Tensor,
         mask: Tensor,
         *,
-        token_budget: int = 16384,
+        token_budget: int | None = None,
         divergence: bool = False,
         progress: Callable[[int], None] | None = None,
     ) -> TokenScores:
@@ -103,7 +110,8 @@ class DenseReward:
         Args:
             tokens: [B, L] right-padded token ids.
             mask: [B, L] True where the policy acted.
-            token_budget: tokens forwarded at once, padding included; a limit on memory that changes no score.
+            token_budget: tokens forwarded at once, padding included; a limit on memory that changes no score. None: as
+                many as have a GiB of logits.
             divergence: compute KL(π_SFT‖π_ref)(s) even when the form of the reward does not need it.
             progress: called with the number of sequences scored.
 
@@ -120,6 +128,9 @@ class DenseReward:
         wants_divergence = divergence or self.spec.needs_divergence
         divergences = torch.zeros(shape) if wants_divergence else torch.full(shape, float("nan"))
         action_mask = torch.arange(width) < mask.sum(1, keepdim=True).cpu()
+        if token_budget is None:
+            with self.frozen.use(SFT) as model:
+                token_budget = default_token_budget(model)
         for rows, part_tokens, part_mask in parts_by_length(tokens, mask, token_budget):
             part = self._score_part(part_tokens, part_mask, wants_divergence)
             columns = part[0].shape[1]

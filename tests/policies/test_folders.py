@@ -1,13 +1,14 @@
 """What a folder must hold, what is said when it does not, and what exported folders never do."""
 
 import json
+import os
 from pathlib import Path
 from shutil import copytree
 
 import pytest
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig
 
 from dpr_lightning.errors import InputError
 from dpr_lightning.policies import (
@@ -15,6 +16,7 @@ from dpr_lightning.policies import (
     LoraSpec,
     PolicySpec,
     build_policy,
+    default_token_budget,
     disable_dropout,
     load_tokenizer,
     parts_by_length,
@@ -137,8 +139,26 @@ def test_safetensors_own_error_for_a_full_disk(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("budget", [1, 20, 10_000])
-def test_sequence_logprobs_are_those_of_the_whole_forward_pass(budget: int, tiny_policy_folder: Path) -> None:
+def test_a_policy_may_be_read_by_whoever_may_read_other_files(tiny_policy_folder: Path, tmp_path: Path) -> None:
+    model, tokenizer = build_policy(PolicySpec(source=str(tiny_policy_folder)))
+    hidden = os.umask(0o027)
+    try:
+        folder = save_policy(model, tokenizer, tmp_path / "policy", PolicySpec(source=str(tiny_policy_folder)))
+    finally:
+        os.umask(hidden)
+    assert folder.stat().st_mode & 0o777 == 0o750
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o640}
+
+
+@pytest.mark.parametrize(("vocabulary", "budget"), [(65, 16384), (49152, 5461), (2**30, 1)])
+def test_the_default_budget_bounds_the_logits(vocabulary: int, budget: int) -> None:
+    model = torch.nn.Module()
+    model.config = LlamaConfig(vocab_size=vocabulary)  # type: ignore[assignment]
+    assert default_token_budget(model) == budget
+
+
+@pytest.mark.parametrize("budget", [1, 20, 10_000, None])
+def test_sequence_logprobs_are_those_of_the_whole_forward_pass(budget: int | None, tiny_policy_folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_policy_folder)
     found = sequence_logprobs(model, TOKENS, MASK, token_budget=budget)
     logprobs = model(TOKENS).logits.log_softmax(-1)
