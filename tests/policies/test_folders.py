@@ -168,9 +168,10 @@ def test_sequence_logprobs_are_those_of_the_whole_forward_pass(budget: int | Non
         expected = torch.zeros(8)
         expected[: len(places)] = logprobs[row, places - 1, TOKENS[row, places]]
         torch.testing.assert_close(found[row], expected.detach(), atol=2e-6, rtol=0)
-    rows = [part[0].tolist() for part in parts_by_length(TOKENS, MASK, budget)]
-    assert sorted(row for part in rows for row in part) == list(range(5))
-    assert all(len(part[0]) == 1 or part[1].numel() <= budget for part in parts_by_length(TOKENS, MASK, budget))
+    limit = budget if budget is not None else default_token_budget(model)
+    parts = list(parts_by_length(TOKENS, MASK, limit))
+    assert sorted(int(row) for part in parts for row in part[0]) == list(range(5))
+    assert all(len(part[0]) == 1 or part[1].numel() <= limit for part in parts)
 
 
 def test_dropout_modules_are_off_too() -> None:
