@@ -4,17 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dpr_lightning.cli.stages import (
-    DprSettings,
-    announce,
-    conclude,
-    continued_config,
-    equal_compute_steps,
-    evaluate_policies,
-    fit,
-    preview,
-    stage_config,
-)
+from dpr_lightning.cli.stage_configs import DprSettings, continued_config, equal_compute_steps, stage_config
+from dpr_lightning.cli.stages import announce, conclude, evaluate_policies, fit, preview
 
 
 def run_path(

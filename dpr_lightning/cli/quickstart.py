@@ -4,7 +4,8 @@ import time
 from pathlib import Path
 
 from dpr_lightning.cli.pipeline import run_path
-from dpr_lightning.cli.stages import announce, fresh_folder, keep_wandb_inside, stage_config
+from dpr_lightning.cli.stage_configs import stage_config
+from dpr_lightning.cli.stages import announce, fresh_folder, keep_wandb_inside
 from dpr_lightning.cli.toy import toy
 
 MARKER = "quickstart.json"

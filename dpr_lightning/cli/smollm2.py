@@ -8,7 +8,8 @@ from pathlib import Path
 from dpr_lightning.cli.export import export
 from dpr_lightning.cli.loading import console
 from dpr_lightning.cli.pipeline import run_path
-from dpr_lightning.cli.stages import announce, fresh_folder, keep_wandb_inside, stage_config
+from dpr_lightning.cli.stage_configs import stage_config
+from dpr_lightning.cli.stages import announce, fresh_folder, keep_wandb_inside
 from dpr_lightning.errors import InputError
 from dpr_lightning.evaluation.tasks import make_splits, write_jsonl
 

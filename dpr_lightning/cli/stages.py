@@ -1,23 +1,20 @@
-"""The stages that every whole run has: packaged configs, fits, preview, controls, evaluation, and what it leaves."""
+"""The stages that every whole run has: fits, preview, evaluation beside controls, and what it leaves."""
 
 import json
-import math
 import os
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml
 from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.cli.arms import Arm, ArmResult, evaluate_arms, paired_table
 from dpr_lightning.cli.lightning import run_lightning
 from dpr_lightning.cli.loading import console, frozen_policy, progress_bar, verifier_named
 from dpr_lightning.cli.report import Findings, write_run_report
+from dpr_lightning.cli.stage_configs import DprSettings
 from dpr_lightning.data import PromptSet
 from dpr_lightning.errors import InputError
 from dpr_lightning.evaluation.preview import describe
@@ -25,33 +22,10 @@ from dpr_lightning.evaluation.reward_preview import RewardPreviewRun, form_name,
 from dpr_lightning.policies import load_tokenizer
 from dpr_lightning.reports import arms_table, preview_table
 from dpr_lightning.reports import paired_table as paired_rows
-from dpr_lightning.rewards import DenseReward, RewardSpec
+from dpr_lightning.rewards import DenseReward
 from dpr_lightning.rollouts import SamplingOptions, contrast
 
 VERIFIER = "answer"
-TRAINING_PASSES = 3  # forward and backward, in forward passes over a token
-
-
-@dataclass(frozen=True)
-class DprSettings:
-    """What the config of a DPR stage says that other stages need; ``beta`` is β."""
-
-    reference: str
-    reward: RewardSpec
-    beta: float
-    max_new_tokens: int
-
-    @classmethod
-    def read(cls, config: Path) -> "DprSettings":
-        """From the YAML file of the stage."""
-        held = yaml.safe_load(config.read_text(encoding="utf-8"))
-        data = held["data"]["init_args"]
-        return cls(
-            data["references"][0],
-            RewardSpec(**data["reward"]),
-            float(held["model"]["init_args"]["kl"]["coefficient"]),
-            int(data["sampling"]["max_new_tokens"]),
-        )
 
 
 def announce(title: str) -> None:
@@ -92,57 +66,6 @@ def keep_wandb_inside(folder: Path) -> None:
     os.environ.setdefault("WANDB_SILENT", "true")
 
 
-def stage_config(
-    packaged: str, home: str, folder: Path, seed: int, changes: Mapping[str, Any], *, online: bool = False
-) -> Path:
-    """A packaged config with its paths in ``folder``: a file to read, change and run again.
-
-    Args:
-        packaged: path inside ``dpr_lightning.configs``, such as ``toy/sft.yaml``.
-        home: folder that the packaged config writes to, such as ``runs/toy``.
-        folder: takes its place; the config is written to ``configs/`` in it.
-        seed: of order, weights and samples.
-        changes: dotted places and their new values; None leaves the config's own.
-        online: whether W&B sends the run to its server.
-    """
-    text = files("dpr_lightning.configs").joinpath(*packaged.split("/")).read_text(encoding="utf-8")
-    config = yaml.safe_load(text.replace(home, str(folder)))
-    config["seed_everything"] = seed
-    for section in ("model", "data"):
-        config[section]["init_args"]["seed"] = seed
-    for logger in config["trainer"]["logger"]:
-        if "offline" in logger["init_args"]:
-            logger["init_args"]["offline"] = not online
-    for place, value in changes.items():
-        if value is not None:
-            *owners, key = place.split(".")
-            target = config
-            for owner in owners:
-                target = target[owner]
-            target[key] = value
-    data = config["data"]["init_args"]
-    if "references" in data:
-        data["references"] = [str(_nearest_reference(Path(path))) for path in data["references"]]
-    return write_config(config, folder, Path(packaged).stem)
-
-
-def write_config(config: dict[str, Any], folder: Path, name: str) -> Path:
-    """Write ``configs/<name>.yaml`` in a run folder."""
-    path = folder / "configs" / f"{name}.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    return path
-
-
-def _nearest_reference(wanted: Path, fraction: float = 0.25) -> Path:
-    """The reference itself; or, in a run of another length, the one kept nearest to ``fraction`` of the run."""
-    if wanted.exists():
-        return wanted
-    kept: dict[str, float] = json.loads((wanted.parent / "references.json").read_text(encoding="utf-8"))
-    earlier = {name: place for name, place in kept.items() if place < 1.0}
-    return wanted.parent / min(earlier, key=lambda name: abs(earlier[name] - fraction))
-
-
 def preview(
     settings: DprSettings, sft: Path, prompts: Path, *, limit: int, samples: int, seed: int
 ) -> tuple[RewardPreviewRun, PromptSet]:
@@ -166,55 +89,6 @@ def preview(
     console.print("As published, the reward is log_ratio with β around 1:", style="bold")
     console.print(describe(run.preview, "log_ratio", 1.0))
     return run, questions
-
-
-def equal_compute_steps(dpr_config: Path, sft_config: Path) -> int:
-    """Optimizer steps of SFT that cost at least the FLOPs of the DPR phase.
-
-    Counted in forward passes over sequences: those of both phases are answers to prompts of one distribution.
-    """
-    dpr, sft = (yaml.safe_load(path.read_text(encoding="utf-8")) for path in (dpr_config, sft_config))
-    data = dpr["data"]["init_args"]
-    sequences = int(data["prompts_per_rollout"] * data["samples_per_prompt"] * dpr["trainer"]["max_steps"])
-    batch_size = int(sft["data"]["init_args"]["batch_size"]) * int(sft["trainer"].get("accumulate_grad_batches", 1))
-    return max(1, math.ceil(sequences * _dpr_passes(dpr) / (batch_size * TRAINING_PASSES)))
-
-
-def _dpr_passes(config: Mapping[str, Any]) -> float:
-    """Forward passes over a token for one optimizer step: training, and a rollout's sampling and scoring by its uses.
-
-    The all-actions estimator scores micro-batches again when a rollout has several.
-    """
-    data = config["data"]["init_args"]
-    models = 1 + len(data["references"])
-    again = models if _scores_twice(config) else 0
-    return TRAINING_PASSES + again + (1 + models) / int(data.get("refresh_every", 1))
-
-
-def _scores_twice(config: Mapping[str, Any]) -> bool:
-    several = int(config["trainer"].get("accumulate_grad_batches", 1)) > 1
-    return several and config["model"]["init_args"].get("estimator") == "all_actions"
-
-
-def continued_config(folder: Path, seed: int, sft_config: Path, sft: Path, steps: int) -> Path:
-    """SFT that goes on from π_SFT on the same demonstrations, at a tenth of the learning rate."""
-    text = sft_config.read_text(encoding="utf-8").replace(f"{folder}/sft", f"{folder}/continued_sft")
-    config = yaml.safe_load(text)
-    config["model"]["init_args"]["policy"]["source"] = str(sft)
-    config["model"]["init_args"]["optimizer"]["init_args"]["lr"] /= 10
-    config["data"]["init_args"]["seed"] = seed + 1
-    trainer = config["trainer"]
-    trainer |= {"max_steps": steps, "val_check_interval": None, "limit_val_batches": 0}
-    kept = [entry for entry in trainer["callbacks"] if entry["class_path"].endswith("ReferenceCheckpoints")]
-    for callback in kept:
-        callback["init_args"]["fractions"] = []
-    trainer["callbacks"] = kept
-    # Without its callback Lightning would write checkpoints of its own, at the end of each epoch.
-    trainer["enable_checkpointing"] = False
-    for logger in trainer["logger"]:
-        if logger["class_path"].endswith("WandbLogger"):
-            logger["init_args"]["name"] += "-continued"
-    return write_config(config, folder, "continued_sft")
 
 
 def evaluate_policies(

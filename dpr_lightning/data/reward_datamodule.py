@@ -16,10 +16,10 @@ from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.data.overlap import check_overlap
 from dpr_lightning.data.prompts import PromptSet
+from dpr_lightning.data.rewarded import rewarded, sampled_scores, with_actions
 from dpr_lightning.data.rollout_loader import RolloutLoader
 from dpr_lightning.distributed import sum_over_ranks
 from dpr_lightning.errors import InputError
-from dpr_lightning.functional import action_positions, gather_actions
 from dpr_lightning.policies import PolicySpec, load_tokenizer, sequence_logprobs, stop_token_ids
 from dpr_lightning.policies.tokenizers import same_vocabulary
 from dpr_lightning.rewards import SFT, ActionScores, DenseReward, RewardSpec
@@ -231,10 +231,7 @@ class RewardDataModule(LightningDataModule):
             return self.score(rollouts)
         self.reward.frozen.to(self._device)
         actions = self.reward.score_actions(rollouts.tokens, rollouts.mask)
-        position, acted = action_positions(rollouts.mask)
-        index = gather_actions(rollouts.tokens, position, acted).unsqueeze(-1)
-        sampled = [part.gather(-1, index).squeeze(-1).masked_fill(~acted, 0.0) for part in actions]
-        return _with_actions(_unweighted(rollouts, ActionScores(*sampled)), actions)
+        return with_actions(rewarded(rollouts, sampled_scores(actions, rollouts)), actions)
 
     def score(self, rollouts: Rollouts, progress: Callable[[int], None] | None = None) -> RolloutBatch:
         """Rollouts with their rewards; advantages are still 0."""
@@ -242,14 +239,14 @@ class RewardDataModule(LightningDataModule):
         self.reward.frozen.to(self._device)
         scores = self.reward.score(rollouts.tokens, rollouts.mask, token_budget=self.token_budget, progress=progress)
         sampled = ActionScores(scores.reward, scores.policy_logprob, scores.reference_logprobs.mean(0))
-        return _unweighted(rollouts, sampled)
+        return rewarded(rollouts, sampled)
 
     def with_action_rewards(self, batch: RolloutBatch) -> RolloutBatch:
         """Add the reward of every token when the estimator asks for it; only ever for one micro-batch."""
         if batch.action_reward is not None or not self._learner.needs_action_rewards:
             return batch
         assert self.reward is not None
-        return _with_actions(batch, self.reward.score_actions(batch.tokens, batch.mask))
+        return with_actions(batch, self.reward.score_actions(batch.tokens, batch.mask))
 
     def _sample(self, chosen: list[int], epoch: int) -> Rollouts:
         return self._answers(self._learner.policy, chosen, seed=self.seed + 1_000_003 * (epoch + 1))
@@ -320,28 +317,3 @@ class RewardDataModule(LightningDataModule):
     @property
     def _device(self) -> torch.device:
         return next(self._learner.policy.parameters()).device
-
-
-def _unweighted(rollouts: Rollouts, sampled: ActionScores) -> RolloutBatch:
-    """Rollouts with the scores [B, T] of their own tokens, and advantages of 0."""
-    return RolloutBatch(
-        tokens=rollouts.tokens,
-        mask=rollouts.mask,
-        terminated=rollouts.terminated,
-        prompt=rollouts.prompt,
-        behaviour_logprob=rollouts.logprob,
-        sft_logprob=sampled.sft_logprob,
-        reference_logprob=sampled.reference_logprob,
-        reward=sampled.reward,
-        advantage=torch.zeros_like(sampled.reward),
-        num_tokens=rollouts.mask.sum().float(),
-    )
-
-
-def _with_actions(batch: RolloutBatch, actions: ActionScores) -> RolloutBatch:
-    """The scores [B, T, V] of every token added."""
-    return batch._replace(
-        action_reward=actions.reward,
-        action_sft_logprob=actions.sft_logprob,
-        action_reference_logprob=actions.reference_logprob,
-    )
