@@ -39,7 +39,28 @@ def _head_sees(model: nn.Module, position: Tensor) -> Iterator[None]:
         handle.remove()
 
 
-def action_logits(model: nn.Module, tokens: Tensor, mask: Tensor) -> ActionLogits:
+def packs_rows(model: nn.Module) -> bool:
+    """Whether rows go through ``model`` end to end in one long row: under flash attention, which then skips padding."""
+    return "flash" in str(getattr(model.config, "_attn_implementation", None))
+
+
+def _logits_at(model: nn.Module, tokens: Tensor, mask: Tensor, state: Tensor, packed: bool | None) -> Tensor:
+    """Logits [B, S, V] at the positions ``state`` [B, S] of each row."""
+    if not (packs_rows(model) if packed is None else packed):
+        with _head_sees(model, state):
+            return model(input_ids=tokens, use_cache=False).logits  # type: ignore[no-any-return]
+    columns = torch.arange(tokens.shape[1], device=tokens.device)
+    length = (mask * (columns + 1)).amax(1).clamp_min(1)
+    kept = columns < length.unsqueeze(1)
+    start = length.cumsum(0) - length
+    with _head_sees(model, (start.unsqueeze(1) + state).reshape(1, -1)):
+        # Positions that begin again at 0 are what tells transformers where a row ends and the next begins.
+        position = columns.expand_as(tokens)[kept].unsqueeze(0)
+        logits = model(input_ids=tokens[kept].unsqueeze(0), position_ids=position, use_cache=False).logits
+    return logits.reshape(*state.shape, -1)  # type: ignore[no-any-return]
+
+
+def action_logits(model: nn.Module, tokens: Tensor, mask: Tensor, *, packed: bool | None = None) -> ActionLogits:
     """Logits of every acted position, action-aligned, without computing those of any other position.
 
     Args:
@@ -47,17 +68,17 @@ def action_logits(model: nn.Module, tokens: Tensor, mask: Tensor) -> ActionLogit
         tokens: [B, L], right-padded; with a causal model, padding on the right cannot reach what is before it, so no
             attention mask is passed and attention takes its fastest path.
         mask: [B, L] True where the policy acted; the first position never is.
+        packed: join the rows without padding, as one row whose positions begin again; None: see :func:`packs_rows`.
 
     Returns:
         logits [B, T, V] in the model's dtype: ``logits[b, t]`` chose ``tokens[b, t]``.
     """
     position, action_mask = action_positions(mask)
-    with _head_sees(model, (position - 1).clamp_min(0)):
-        logits = model(input_ids=tokens, use_cache=False).logits
+    logits = _logits_at(model, tokens, mask, (position - 1).clamp_min(0), packed)
     return ActionLogits(logits, tokens.gather(1, position), action_mask)
 
 
-def state_logits(model: nn.Module, tokens: Tensor, mask: Tensor) -> ActionLogits:
+def state_logits(model: nn.Module, tokens: Tensor, mask: Tensor, *, packed: bool | None = None) -> ActionLogits:
     """As :func:`action_logits`, with the state after the last action appended.
 
     Returns:
@@ -68,8 +89,7 @@ def state_logits(model: nn.Module, tokens: Tensor, mask: Tensor) -> ActionLogits
     position = torch.cat([position, torch.zeros_like(position[:, :1])], 1)
     last = mask.long().mul(torch.arange(mask.shape[1], device=mask.device)).amax(1, keepdim=True)
     held = torch.nn.functional.pad(action_mask, (0, 1))
-    with _head_sees(model, torch.where(held, (position - 1).clamp_min(0), last)):
-        logits = model(input_ids=tokens, use_cache=False).logits
+    logits = _logits_at(model, tokens, mask, torch.where(held, (position - 1).clamp_min(0), last), packed)
     return ActionLogits(logits, tokens.gather(1, position[:, :-1]), action_mask)
 
 

@@ -36,7 +36,8 @@ class PolicySpec:
         checkpoint: weights to start from instead of the source's: a folder written by this package (a full model, or
             an adapter of this base) or a Lightning ``.ckpt`` file.
         dtype: of the parameters.
-        attention: transformers' attention implementation.
+        attention: transformers' attention implementation. With flash attention the rows of a micro-batch are packed
+            end to end, without padding.
         lora: train adapters instead of every parameter.
         gradient_checkpointing: recompute activations in the backward pass: 4 forward passes' work instead of 3.
         trust_remote_code: run model code that comes with ``source``. Off unless asked for.

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
+from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, LlamaConfig
 
-from dpr_lightning.policies import action_logits, disable_dropout, state_logits
+from dpr_lightning.policies import action_logits, disable_dropout, packs_rows, state_logits
 
 # A reply, two turns with a gap, a row cut at the end, and a single action.
 MASK = torch.tensor(
@@ -41,30 +41,67 @@ def soft_capped() -> torch.nn.Module:
     return Gemma2ForCausalLM(config).double().eval()
 
 
-@pytest.mark.parametrize("name", ["policy", "soft_capped"])
-def test_action_logits_are_rows_of_the_whole_forward_pass(name: str, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize(
+    ("name", "packed", "tolerance"),
+    [
+        ("policy", None, 1e-12),
+        ("policy", True, 1e-12),
+        ("soft_capped", None, 1e-12),
+        ("soft_capped", True, 1e-7),  # eager attention rounds its softmax, now over a longer row, to float32
+    ],
+)
+def test_action_logits_are_rows_of_the_whole_forward_pass(
+    name: str, packed: bool | None, tolerance: float, request: pytest.FixtureRequest
+) -> None:
     model = request.getfixturevalue(name)
     tokens = torch.randint(3, 40, MASK.shape)
     whole = model(input_ids=tokens).logits
-    scored = action_logits(model, tokens, MASK)
+    scored = action_logits(model, tokens, MASK, packed=packed)
     assert scored.mask.sum(1).tolist() == MASK.sum(1).tolist()
     for row in range(len(MASK)):
         places = MASK[row].nonzero().squeeze(1)
         count = len(places)
-        torch.testing.assert_close(scored.logits[row, :count], whole[row, places - 1], atol=1e-12, rtol=0)
+        torch.testing.assert_close(scored.logits[row, :count], whole[row, places - 1], atol=tolerance, rtol=0)
         assert scored.tokens[row, :count].tolist() == tokens[row, places].tolist()
 
 
-def test_state_logits_add_the_state_after_the_last_action(policy: torch.nn.Module) -> None:
+@pytest.mark.parametrize("packed", [None, True])
+def test_state_logits_add_the_state_after_the_last_action(packed: bool | None, policy: torch.nn.Module) -> None:
     tokens = torch.randint(3, 40, MASK.shape)
     whole = policy(input_ids=tokens).logits
-    scored = state_logits(policy, tokens, MASK)
+    scored = state_logits(policy, tokens, MASK, packed=packed)
     assert scored.logits.shape[1] == scored.tokens.shape[1] + 1
     for row in range(len(MASK)):
         places = MASK[row].nonzero().squeeze(1)
         count = len(places)
         torch.testing.assert_close(scored.logits[row, :count], whole[row, places - 1], atol=1e-12, rtol=0)
         torch.testing.assert_close(scored.logits[row, count], whole[row, places[-1]], atol=1e-12, rtol=0)
+
+
+def test_packed_rows_have_the_gradients_of_padded_ones(policy: torch.nn.Module) -> None:
+    tokens = torch.randint(3, 40, MASK.shape)
+    found = []
+    for packed in (False, True):
+        scored = action_logits(policy, tokens, MASK, packed=packed)
+        loss = scored.logits.log_softmax(-1).gather(-1, scored.tokens.unsqueeze(-1)).squeeze(-1)[scored.mask].sum()
+        found.append(torch.autograd.grad(loss, list(policy.parameters())))
+    torch.testing.assert_close(*found, atol=1e-11, rtol=0)
+
+
+def test_packed_rows_are_as_long_as_their_tokens(policy: torch.nn.Module) -> None:
+    """Nothing after a row's last action is computed; and flash attention is what asks for packing."""
+    seen: list[int] = []
+    handle = policy.get_input_embeddings().register_forward_hook(
+        lambda _module, given, _out: seen.append(given[0].numel())
+    )
+    action_logits(policy, torch.randint(3, 40, MASK.shape), MASK, packed=True)
+    action_logits(policy, torch.randint(3, 40, MASK.shape), MASK)
+    handle.remove()
+    assert seen == [6 + 7 + 8 + 7, MASK.numel()]
+    assert not packs_rows(policy)
+    flash = torch.nn.Module()
+    flash.config = LlamaConfig(attn_implementation="flash_attention_2")  # type: ignore[assignment]
+    assert packs_rows(flash)
 
 
 def test_padding_on_the_right_reaches_nothing(policy: torch.nn.Module) -> None:
