@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from scipy import stats
+
 ARMS = ("sft", "reference", "continued_sft", "sft_low_temperature", "contrast", "dpr")
 
 
@@ -31,8 +33,10 @@ def paired_row(pair: str, measure: str, runs: list[dict[str, Any]]) -> str:
         found = run["paired"][pair][measure]
         text = f"{found['difference']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
         cells.append(f"**{text}**" if found["low"] > 0 or found["high"] < 0 else text)
-    mean = statistics.fmean(run["paired"][pair][measure]["difference"] for run in runs)
-    return f"| {pair}, {measure} | {' | '.join(cells)} | {mean:+.3f} |"
+    differences = [run["paired"][pair][measure]["difference"] for run in runs]
+    mean, error = statistics.fmean(differences), stats.sem(differences)
+    low, high = stats.t.interval(0.95, len(runs) - 1, mean, error) if error > 0 else (mean, mean)
+    return f"| {pair}, {measure} | {' | '.join(cells)} | {mean:+.3f} [{low:+.3f}, {high:+.3f}] |"
 
 
 def main(folders: list[str]) -> None:
@@ -43,7 +47,7 @@ def main(folders: list[str]) -> None:
     print("|---" * (len(runs) + 5) + "|")
     for arm in ARMS:
         print(arms_row(arm, runs))
-    print(f"\n| paired difference | {' | '.join(seeds)} | mean |")
+    print(f"\n| paired difference | {' | '.join(seeds)} | mean, 95% t-interval over seeds |")
     print("|---" * (len(runs) + 2) + "|")
     for other in ("sft", "continued_sft", "sft_low_temperature", "contrast"):
         for measure in ("sampled", "greedy"):

@@ -50,7 +50,7 @@ def test_every_folder_has_its_place_in_the_table() -> None:
         ("functional.returns", "import numpy as np", "numpy"),
         ("rollouts.sampler", "import dpr_lightning.rewards.cache", "rewards"),
         ("rewards.cache", "from dpr_lightning import rollouts", "rollouts"),
-        ("modules.sft", "def f():\n    from dpr_lightning.evaluation.statistics import auc", "evaluation"),
+        ("modules.sft", "def f():\n    from dpr_lightning.evaluation.ranking import auc", "evaluation"),
         ("evaluation.statistics", "from dpr_lightning.reports import page", "reports"),
         ("modules.dpr", "from dpr_lightning.callbacks import ReferenceCheckpoints", "callbacks"),
         ("modules.dpr", "from ..cli import main", "cli"),

@@ -26,7 +26,8 @@ from dpr_lightning.evaluation.preview_results import (
     numbers,
 )
 from dpr_lightning.evaluation.preview_words import describe
-from dpr_lightning.evaluation.statistics import auc_within_groups, mean_interval, paired_comparison
+from dpr_lightning.evaluation.ranking import auc_within_groups
+from dpr_lightning.evaluation.statistics import mean_interval, paired_comparison
 
 __all__ = [
     "BETAS",

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from dpr_lightning.evaluation.ranking import auc, auc_within_groups
 from dpr_lightning.evaluation.statistics import (
     PairedComparison,
-    auc,
-    auc_within_groups,
     hierarchical_comparison,
     holm,
     mean_interval,
