@@ -17,9 +17,14 @@ LESS = {
     "fit configs/toy/sft.yaml": "--data.init_args.batch_size=16",
     "fit configs/toy/dpr.yaml": "--trainer.max_steps=2",
     "preview": "--samples 4 --limit 8 --max_new_tokens 32",
+    "audit": "--samples 2 --limit 8 --max_new_tokens 32",
     "generate": "--limit 4 --max_new_tokens 32",
     "evaluate": "--limit 8 --max_new_tokens 32",
 }
+
+
+# An audit's exit code says whether a reward passes, which on so small a toy it need not.
+ALLOWED = {"audit": (0, 3)}
 
 
 def test_commands_run_one_after_the_other(tmp_path: Path) -> None:
@@ -36,7 +41,9 @@ def test_commands_run_one_after_the_other(tmp_path: Path) -> None:
             check=False,
             timeout=300,
         )
-        assert done.returncode == 0, f"dpr {shlex.join(command)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        assert done.returncode in ALLOWED.get(command[0], (0,)), (
+            f"dpr {shlex.join(command)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        )
     assert list(tmp_path.glob("runs/**/report.html"))
 
 

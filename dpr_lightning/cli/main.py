@@ -20,6 +20,7 @@ From demonstrations to a dense reward to a better policy.
   quickstart  the whole path on a toy, in minutes on a CPU
   smollm2     the whole path with SmolLM2-135M and LoRA; an estimated 40 minutes on a CPU
   preview     before any reinforcement learning: where would this reward lead?
+  audit       before any reinforcement learning: does the reward know right from wrong?
   rewards     token rewards for a file of prompt/response pairs, with a heat-map
   generate    answers to prompts, plain or with decode-time contrast
   evaluate    verifier score, length and reverse KL of a policy
@@ -31,6 +32,7 @@ From demonstrations to a dense reward to a better policy.
 
 def _commands() -> dict[str, Callable[..., Any]]:
     """Imported when asked for: `dpr --help` should not wait for torch."""
+    from dpr_lightning.cli.audit import audit
     from dpr_lightning.cli.export import export
     from dpr_lightning.cli.generate import evaluate, generate
     from dpr_lightning.cli.preview import preview
@@ -40,7 +42,7 @@ def _commands() -> dict[str, Callable[..., Any]]:
     from dpr_lightning.cli.smollm2 import smollm2
     from dpr_lightning.cli.toy import toy
 
-    functions = (toy, quickstart, smollm2, preview, rewards, generate, evaluate, report, export)
+    functions = (toy, quickstart, smollm2, preview, audit, rewards, generate, evaluate, report, export)
     return {function.__name__: function for function in functions}
 
 
@@ -75,7 +77,7 @@ def run(arguments: Sequence[str]) -> Any:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``dpr``; returns 0, or 2 with one message on standard error when the input is at fault."""
+    """Run ``dpr``; returns 0 or what the command says, or 2 with one message on standard error for bad input."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
@@ -85,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from jsonargparse import ArgumentError
 
     try:
-        run(arguments)
+        found = run(arguments)
     except (InputError, ArgumentError) as error:
         if debug:
             raise
@@ -94,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"dpr {arguments[0]}: stopped.", file=sys.stderr)
         return 130
-    return 0
+    return found if isinstance(found, int) else 0
 
 
 if __name__ == "__main__":

@@ -2,17 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.data.prompts import PromptSet
 from dpr_lightning.evaluation.answers import Answers, Verifier, collect_answers
 from dpr_lightning.evaluation.preview import BETAS, Preview, preview
-from dpr_lightning.functional import mixed_dense_reward, reference_baseline
-from dpr_lightning.rewards import FORMS, SFT, DenseReward, RewardSpec
+from dpr_lightning.rewards import FORMS, SFT, DenseReward, RewardSpec, token_rewards
 from dpr_lightning.rollouts import SamplingOptions
 from dpr_lightning.types import TokenScores
 
@@ -78,7 +75,7 @@ def preview_reward(
     shape = (len(prompts), num_samples)
     chosen = forms if forms is not None else default_forms(reward.spec)
     result = preview(
-        {name: _total(scores, spec).reshape(shape).numpy() for name, spec in chosen.items()},
+        {name: token_rewards(scores, spec).sum(1).reshape(shape).numpy() for name, spec in chosen.items()},
         torch.tensor(answers.lengths).reshape(shape).numpy(),
         score=None if answers.scores is None else torch.tensor(answers.scores).reshape(shape).numpy(),
         sft_logprob=(scores.policy_logprob * scores.mask).sum(1).reshape(shape).numpy(),
@@ -86,11 +83,3 @@ def preview_reward(
         seed=seed,
     )
     return RewardPreviewRun(result, answers, scores)
-
-
-def _total(scores: TokenScores, spec: RewardSpec) -> Tensor:
-    """Σ_t r_t of each sample, nats."""
-    options: dict[str, Any] = {"limit": spec.clip_limit, "interpolation": spec.interpolation}
-    baseline = reference_baseline(scores.reference_logprobs, spec.reduction, spec.coefficient)
-    reward = mixed_dense_reward(spec.terms, scores.policy_logprob, baseline, scores.divergence, **options)
-    return reward.masked_fill(~scores.mask, 0.0).sum(1)

@@ -2,7 +2,7 @@
 
 from dpr_lightning.reports.content import Pair, Panel, Report, Response, Series
 from dpr_lightning.reports.page import write_heatmap, write_report
-from dpr_lightning.reports.tables import arms_table, paired_table, preview_table
+from dpr_lightning.reports.tables import arms_table, audit_table, paired_table, preview_table
 
 __all__ = [
     "Pair",
@@ -11,6 +11,7 @@ __all__ = [
     "Response",
     "Series",
     "arms_table",
+    "audit_table",
     "paired_table",
     "preview_table",
     "write_heatmap",

@@ -1,6 +1,6 @@
 """Tables for the console."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -81,4 +81,25 @@ def preview_table(preview: Mapping[str, Any]) -> Table:
             )
         ranked = [number(row.best_of_n), number(row.auc)] if scored else []
         table.add_row(Text(row.name), *cells, *ranked)
+    return table
+
+
+def audit_table(audits: Sequence[Mapping[str, Any]]) -> Table:
+    """What each form of the reward makes of corrupted demonstrations and of own samples, a row a form and reference."""
+    table = Table(
+        title="corrupted place: 0% is the lowest reward of its response", title_justify="left", header_style="bold"
+    )
+    headings = ("above twin", "corrupted place", "in lowest tenth", "over own samples", "verifier", "length", "at end")
+    for heading in ("reference", "reward", *headings, ""):
+        table.add_column(heading, justify="right" if heading in headings else "left")
+    for found in audits:
+        shares = [found[key] for key in ("twins", "place", "lowest_tenth", "samples_auc", "verifier_auc")]
+        table.add_row(
+            Text(str(found["reference"]).rstrip("/").rsplit("/", 1)[-1]),
+            Text(str(found["form"])),
+            *("–" if share is None else f"{share:.0%}" for share in shares),
+            number(found["length_correlation"], 2, signed=True),
+            f"{found['end_share']:.0%}",
+            "✓" if found["passes"] else "",
+        )
     return table

@@ -133,3 +133,29 @@ def test_report_is_made_again_from_its_folder(quickstart_folder: Path, tmp_path:
 def test_quickstart_runs_again_over_its_own_folder(quickstart_folder: Path) -> None:
     """The stages' configs are files that `dpr fit` takes."""
     assert main(["fit", "--config", str(quickstart_folder / "configs" / "dpr.yaml"), "--trainer.max_steps", "1"]) == 0
+
+
+def test_audit_tells_with_its_exit_code(
+    workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Policies that learnt nothing hold no reward that finds a wrong token."""
+    output = tmp_path / "audit.json"
+    arguments = ["--sft", workspace.sft, "--references", f"[{workspace.reference}]", "--output", str(output)]
+    options = ["--demonstrations", workspace.demonstrations, "--verifier", "answer", "--max_new_tokens", "5"]
+    assert main(["audit", *arguments, *options]) == 3
+    said = capsys.readouterr().out
+    assert "No reward passes" in said
+    assert "one_sided" in said
+    found = json.loads(output.read_text())
+    assert len(found["audits"]) == 5
+    assert not any(entry["passes"] for entry in found["audits"] if entry["form"] != "log_policy")
+    assert len(found["suspects"]) == 16
+    assert found["suspects"][0]["where"].split("/")[-1].startswith("d.jsonl:")
+    rewards = [entry["reward"] for entry in found["suspects"]]
+    assert rewards == sorted(rewards)
+    monkeypatch.setattr("dpr_lightning.evaluation.audit.LOCALISES", 1.0)
+    monkeypatch.setattr("dpr_lightning.evaluation.audit.SEPARATES", 0.0)
+    assert main(["audit", *arguments, *options]) == 0
+    assert "against" in capsys.readouterr().out
+    assert main(["audit", "--sft", workspace.sft, "--references", "[]", *options]) == 2
+    assert "at least one reference" in capsys.readouterr().err

@@ -1,0 +1,146 @@
+"""``dpr audit``: does a reward know right from wrong, and from which reference? Asked before any RL."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dpr_lightning.cli.loading import best_device, console, progress_bar, verifier_named
+from dpr_lightning.data import PromptSet, choose_format, open_rows, tokenize_rows
+from dpr_lightning.errors import InputError
+from dpr_lightning.evaluation.answers import collect_answers
+from dpr_lightning.evaluation.audit import RewardAudit, Rewarded, audit_reward, recommend
+from dpr_lightning.evaluation.corruption import corrupt_one_token
+from dpr_lightning.evaluation.suspects import Suspect, suspects
+from dpr_lightning.functional import RewardForm
+from dpr_lightning.policies import load_tokenizer, stop_token_ids
+from dpr_lightning.reports import audit_table
+from dpr_lightning.rewards import SFT, DenseReward, RewardSpec, token_rewards
+from dpr_lightning.rollouts import SamplingOptions
+from dpr_lightning.types import TokenScores
+
+CONTROL: RewardForm = "log_policy"
+AUDITED: tuple[RewardForm, ...] = ("log_ratio", "centred", "one_sided", "one_sided_centred", CONTROL)
+FAILED = 3
+
+
+def audit(
+    sft: str,
+    references: list[str],
+    demonstrations: str,
+    verifier: str | None = None,
+    samples: int = 4,
+    limit: int = 200,
+    max_new_tokens: int = 256,
+    batch_size: int = 512,
+    suspicious: int = 20,
+    columns: dict[str, str] | None = None,
+    dtype: str = "float32",
+    seed: int = 0,
+    output: str | None = None,
+) -> int:
+    """Test the reward of each reference on demonstrations, on corrupted ones and on own samples of π_SFT.
+
+    Exit code 0: a reward passes; 3: none finds the wrong token, and RL on it would follow noise; 2: bad input.
+
+    Args:
+        sft: folder of π_SFT.
+        references: folders of earlier checkpoints of the same run; each is audited on its own.
+        demonstrations: file of demonstrations that were not trained on.
+        verifier: name of a verifier or module:function, for the agreement of reward and verifier on own samples.
+        samples: own samples a prompt.
+        limit: demonstrations used.
+        max_new_tokens: length limit of a sample.
+        batch_size: sequences decoded at once.
+        suspicious: demonstrations listed whose worst token has the lowest reward.
+        columns: names of columns.
+        dtype: of the models' parameters.
+        seed: of corruptions and samples.
+        output: JSON file to write.
+
+    Returns:
+        The exit code.
+    """
+    tokenizer = load_tokenizer(sft)
+    data = tokenize_rows(open_rows(demonstrations), tokenizer, choose_format(tokenizer), columns=columns, limit=limit)
+    tokens, mask, *_ = data.batch(np.arange(len(data)), 1.0, int(tokenizer.pad_token_id))
+    prompts = PromptSet.load(demonstrations, tokenizer, columns=columns, limit=limit)
+    if len(references) == 0 or len(data) < 2:
+        raise InputError("An audit takes at least one reference and two demonstrations.")
+    audits: list[RewardAudit] = []
+    held: dict[tuple[str, str], torch.Tensor] = {}
+    answers = corrupted = None
+    with progress_bar("audit", len(data) * (samples + len(references) * (2 + samples))) as advance:
+        for reference in references:
+            dense = DenseReward.from_folders(sft, [reference], dtype=dtype)
+            dense.frozen.to(best_device())
+            if answers is None or corrupted is None:
+                with dense.frozen.use(SFT) as policy:
+                    corrupted = corrupt_one_token(tokens, mask, stops=stop_token_ids(tokenizer, policy), seed=seed)
+                    answers = collect_answers(
+                        policy,
+                        tokenizer,
+                        prompts,
+                        SamplingOptions(max_new_tokens, batch_size=batch_size),
+                        verifier=verifier_named(verifier),
+                        num_samples=samples,
+                        seed=seed,
+                        progress=advance,
+                    )
+
+            def score(ids: torch.Tensor, acted: torch.Tensor, dense: DenseReward = dense) -> TokenScores:
+                return dense.score(ids, acted, divergence=True, progress=advance)
+
+            ours, twins = score(tokens, mask), score(corrupted.tokens, mask)
+            own = score(answers.rollouts.tokens, answers.rollouts.mask)
+            for form in AUDITED:
+                spec = RewardSpec(form)
+                held[reference, form] = token_rewards(ours, spec)
+                audits.append(
+                    audit_reward(
+                        reference,
+                        form,
+                        _rewarded(ours, spec),
+                        _rewarded(twins, spec),
+                        corrupted.place.numpy(),
+                        _rewarded(own, spec),
+                        answers.scores,
+                    )
+                )
+    console.print(audit_table([dataclasses.asdict(found) | {"passes": found.passes} for found in audits]))
+    best, words = recommend(audits, CONTROL)
+    console.print(words)
+    chosen = best if best is not None else audits[0]
+    listed = suspects(
+        held[chosen.reference, chosen.form], tokens, mask, tokenizer, [data.where(row) for row in range(len(data))]
+    )[:suspicious]
+    _print_suspects(listed, chosen)
+    if output is not None:
+        _write(Path(output), audits, words, listed)
+    return 0 if best is not None else FAILED
+
+
+def _rewarded(scores: TokenScores, spec: RewardSpec) -> Rewarded:
+    return Rewarded(token_rewards(scores, spec).double().numpy(), scores.mask.numpy())
+
+
+def _print_suspects(listed: list[Suspect], chosen: RewardAudit) -> None:
+    console.print("\nDemonstrations to look at, by their lowest token reward:", style="bold")
+    console.print(f"  {chosen.form} against {chosen.reference}", highlight=False, markup=False)
+    for suspect in listed:
+        line = f"  {suspect.reward:+8.2f}  {suspect.where}  {suspect.before!r} [{suspect.token!r}] {suspect.after!r}"
+        console.print(line, highlight=False, markup=False)
+
+
+def _write(path: Path, audits: list[RewardAudit], words: str, listed: list[Suspect]) -> None:
+    held: dict[str, Any] = {
+        "audits": [dataclasses.asdict(found) | {"passes": found.passes} for found in audits],
+        "recommendation": words,
+        "suspects": [dataclasses.asdict(suspect) for suspect in listed],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(held, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    console.print(f"Written to {path}")

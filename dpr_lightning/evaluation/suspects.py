@@ -1,0 +1,52 @@
+"""Demonstrations worth a second look: those with the tokens that fine-tuning moved away from most."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+CONTEXT = 12
+"""Tokens shown on each side."""
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """The token of lowest reward in one demonstration: ``where`` it is, its ``reward`` in nats, and what is around."""
+
+    where: str
+    reward: float
+    before: str
+    token: str
+    after: str
+
+
+def suspects(
+    reward: Tensor, tokens: Tensor, mask: Tensor, tokenizer: PreTrainedTokenizerBase, where: Sequence[str]
+) -> list[Suspect]:
+    """The lowest token of each demonstration, lowest first.
+
+    Args:
+        reward: [B, T] token rewards, nats, action-aligned.
+        tokens: [B, L] token ids.
+        mask: [B, L] True where the demonstration acts.
+        tokenizer: decodes.
+        where: file and row of each demonstration.
+    """
+    found = []
+    for row, place in enumerate(where):
+        columns = mask[row].nonzero().squeeze(1)
+        action = int(reward[row, : len(columns)].argmin())
+        column = int(columns[action])
+        ids = tokens[row].tolist()
+        end = int(columns[-1]) + 1
+        found.append(
+            Suspect(
+                place,
+                float(reward[row, action]),
+                str(tokenizer.decode(ids[max(0, column - CONTEXT) : column])),
+                str(tokenizer.decode([ids[column]])),
+                str(tokenizer.decode(ids[column + 1 : min(end, column + 1 + CONTEXT)])),
+            )
+        )
+    return sorted(found, key=lambda suspect: suspect.reward)
