@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.data.prompts import PromptSet
 from dpr_lightning.evaluation.answers import Answers, Verifier, collect_answers
-from dpr_lightning.evaluation.preview import BETAS, Preview, preview
+from dpr_lightning.evaluation.preview import BETAS, SHARPENING, Preview, preview
 from dpr_lightning.rewards import FORMS, SFT, DenseReward, RewardSpec, token_rewards
 from dpr_lightning.rollouts import SamplingOptions
 from dpr_lightning.types import TokenScores
@@ -26,17 +26,19 @@ class RewardPreviewRun:
 def default_forms(spec: RewardSpec) -> dict[str, RewardSpec]:
     """Every form on its own, the mixture of one_sided with ½ log π_SFT, and the one asked for."""
     forms: dict[str, RewardSpec] = {name: replace(spec, form=name) for name in FORMS if name != "log_policy"}
-    forms["one_sided + ½ log π_SFT"] = replace(spec, form={"one_sided": 1.0, "log_policy": 0.5})
-    if not isinstance(spec.form, str):
-        forms[form_name(spec)] = spec
+    for mixture in (replace(spec, form={"one_sided": 1.0, "log_policy": 0.5}), spec):
+        if mixture.form != "log_policy":
+            forms[form_name(mixture)] = mixture
     return forms
 
 
 def form_name(spec: RewardSpec) -> str:
-    """A form in words: its name, or the weighted sum."""
+    """A form in words, as the preview calls it: its name, or the weighted sum."""
     if isinstance(spec.form, str):
-        return spec.form
-    return " + ".join(f"{weight:g}·{name}" for name, weight in spec.form.items())
+        return SHARPENING if spec.form == "log_policy" else spec.form
+    factors = {1.0: "", 0.5: "½ "}
+    parts = [(factors.get(weight, f"{weight:g} "), name) for name, weight in spec.form.items()]
+    return " + ".join(factor + ("log π_SFT" if name == "log_policy" else name) for factor, name in parts)
 
 
 def preview_reward(

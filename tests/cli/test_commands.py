@@ -84,6 +84,9 @@ def test_preview_writes_every_form_and_a_verdict(
     assert {"log_ratio", "clipped", "interpolated", "centred", "one_sided", "one_sided_centred"} <= set(names)
     assert found["verdict"].startswith("The optimum of log_ratio at β=3")
     assert "log_ratio" in capsys.readouterr().out
+    # The control is a reward that one may have in mind, too.
+    assert main(["preview", *arguments, *options, "--reward.form", "log_policy"]) == 0
+    assert json.loads(path.read_text())["verdict"].startswith("The optimum of log π_SFT (sharpening) at β=3")
 
 
 def test_dpr_trains_from_a_config_and_exports(

@@ -8,6 +8,8 @@ import torch
 
 from dpr_lightning.errors import InputError
 from dpr_lightning.evaluation.preview import SHARPENING, best_weights, describe, optimum_weights, preview
+from dpr_lightning.evaluation.reward_preview import default_forms
+from dpr_lightning.rewards import FORMS, RewardSpec
 
 QUICK = {"resamples": 50}
 
@@ -159,3 +161,12 @@ def test_asking_for_what_is_not_there(samples):
         describe(result, "good", 2.0)
     with pytest.raises(InputError, match="good, bad, noise"):
         describe(result, "god", 1.0)
+
+
+def test_every_form_is_previewed_once():
+    plain = default_forms(RewardSpec("one_sided"))
+    assert set(plain) == {*FORMS, "one_sided + ½ log π_SFT"} - {"log_policy"}
+    assert set(default_forms(RewardSpec({"one_sided": 1.0, "log_policy": 0.5}))) == set(plain)
+    assert set(default_forms(RewardSpec("log_policy"))) == set(plain)
+    other = default_forms(RewardSpec({"centred": 0.25, "log_policy": 1.0}))
+    assert set(other) - set(plain) == {"0.25 centred + log π_SFT"}
