@@ -1,7 +1,10 @@
 """``dpr export``: a policy as a plain Hugging Face folder that needs nothing of this package."""
 
 from dpr_lightning.cli.loading import console
+from dpr_lightning.errors import InputError
 from dpr_lightning.policies import LoraSpec, PolicySpec, build_policy, save_policy
+from dpr_lightning.policies.extrapolation import extrapolate_weights
+from dpr_lightning.policies.frozen import check_one_vocabulary
 
 
 def export(
@@ -12,6 +15,8 @@ def export(
     tokenizer: str | None = None,
     lora: LoraSpec | None = None,
     dtype: str = "float32",
+    reference: str | None = None,
+    extrapolation: float = 0.0,
 ) -> None:
     """Write a full model and its tokenizer; adapters are merged.
 
@@ -23,6 +28,8 @@ def export(
         tokenizer: folder or hub id, when it is not in ``source``.
         lora: the adapter's shape, when ``checkpoint`` is a .ckpt of a LoRA run.
         dtype: of the written weights.
+        reference: folder of an earlier checkpoint of the same run, to move the weights away from.
+        extrapolation: w of θ + w·(θ − θ_ref).
     """
     spec = PolicySpec(
         source=source,
@@ -35,5 +42,11 @@ def export(
     model, words = build_policy(spec)
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()  # type: ignore[operator]
+    if reference is not None:
+        check_one_vocabulary({"policy": checkpoint or source, "reference": reference})
+        earlier, _ = build_policy(PolicySpec(source=reference, dtype=dtype), trainable=False)  # type: ignore[arg-type]
+        extrapolate_weights(model, earlier, extrapolation)
+    elif extrapolation:
+        raise InputError("`extrapolation` moves away from a `reference`: name its folder.")
     save_policy(model, words, output, spec)
     console.print(f"Written: {output}")

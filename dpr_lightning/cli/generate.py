@@ -9,7 +9,7 @@ from torch import nn
 from dpr_lightning.cli.loading import console, frozen_policy, progress_bar, verifier_named
 from dpr_lightning.data import PromptSet
 from dpr_lightning.evaluation.answers import Answers, collect_answers
-from dpr_lightning.evaluation.statistics import mean_interval
+from dpr_lightning.evaluation.statistics import mean_interval, pass_at_k
 from dpr_lightning.evaluation.tasks import write_jsonl
 from dpr_lightning.policies.frozen import check_one_vocabulary
 from dpr_lightning.rollouts import SamplingOptions, contrast, only
@@ -85,7 +85,7 @@ def evaluate(
     seed: int = 0,
     output: str | None = None,
 ) -> None:
-    """Score a policy on prompts with a verifier: mean with a 95% interval over prompts, length, reverse KL to π_SFT.
+    """Score a policy on prompts with a verifier: mean with 95% interval, pass@k, length, reverse KL to π_SFT.
 
     Args:
         policy: folder or hub id.
@@ -119,6 +119,9 @@ def evaluate(
         "prompts": len(grouped),
         "samples": samples,
     }
+    correct = [[score > 0.5 for score in group] for group in grouped]
+    powers = [2**exponent for exponent in range(1, samples.bit_length())]
+    result |= {f"pass@{k}": pass_at_k(correct, k) for k in powers}
     if answers.reverse_kl is not None:
         result["reverse_kl"] = sum(answers.reverse_kl) / len(answers.reverse_kl)
     console.print_json(data=result)

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
-from scipy.special import ndtr, ndtri
+from scipy.special import binom, ndtr, ndtri
 
 Verdict = Literal["better", "no detectable difference", "worse"]
 
@@ -161,6 +161,27 @@ def hierarchical_comparison(
     reach = float(stats.t.ppf(0.5 + confidence / 2, freedom)) * error
     p_value = 2.0 * float(stats.t.sf(abs(difference) / error, freedom))
     return PairedComparison(difference, error, difference - reach, difference + reach, p_value, n)
+
+
+def pass_at_k(correct: ArrayLike, k: int) -> float:
+    """Chance that at least one of k samples is right, averaged over prompts:  mean_p 1 − C(n−c_p, k) / C(n, k).
+
+    Args:
+        correct: [N, n], whether each of n samples of each of N prompts is right.
+        k: samples drawn without replacement from the n, 1 ≤ k ≤ n.
+
+    Returns:
+        Unbiased for k fresh samples, unlike 1 − (1 − c/n)^k.
+
+    Raises:
+        ValueError: ``correct`` is not a table, or k is out of range.
+    Source: Chen et al. 2021, arXiv:2107.03374.
+    """
+    table = np.asarray(correct).astype(bool)
+    if table.ndim != 2 or not 1 <= k <= table.shape[1]:
+        raise ValueError(f"pass@{k} of a table of shape {table.shape}: k counts from 1 to the samples of a prompt.")
+    wrong = table.shape[1] - table.sum(axis=1)
+    return float(1.0 - (binom(wrong, k) / binom(table.shape[1], k)).mean())
 
 
 def holm(p_values: ArrayLike) -> NDArray[np.float64]:

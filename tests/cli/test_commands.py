@@ -10,9 +10,11 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
 from dpr_lightning.cli.main import main
-from dpr_lightning.policies import load_tokenizer
+from dpr_lightning.policies import PolicySpec, build_policy, load_tokenizer
 from dpr_lightning.rewards import DenseReward
 from tests.cli.conftest import Workspace
+from tests.tiny import write_tiny_policy
+from tests.training import write_adapter
 
 
 def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,6 +50,7 @@ def test_evaluate_reports_score_interval_length_and_kl(workspace: Workspace, tmp
     found = json.loads(path.read_text())
     assert 0 <= found["low"] <= found["score"] <= found["high"] <= 1
     assert found["prompts"] == 16
+    assert found["score"] <= found["pass@2"] <= 2 * found["score"]
     assert 0 < found["length"] <= 5
     assert abs(found["reverse_kl"]) > 1e-4
 
@@ -162,3 +165,31 @@ def test_audit_tells_with_its_exit_code(
     assert "against" in capsys.readouterr().out
     assert main(["audit", "--sft", workspace.sft, "--references", "[]", *options]) == 2
     assert "at least one reference" in capsys.readouterr().err
+
+
+def test_export_extrapolates_away_from_a_reference(
+    workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """θ + w·(θ − θ_ref), tied weights once; an adapter counts as what it is merged into."""
+    adapter = write_adapter(workspace.sft, tmp_path / "adapter")
+    for name, source, reference, strength in (
+        ("on", workspace.sft, workspace.reference, 0.5),
+        ("back", workspace.sft, workspace.reference, -1.0),
+        ("merged", adapter, workspace.sft, 2.0),
+    ):
+        arguments = ["--source", source, "--reference", reference, "--extrapolation", str(strength)]
+        assert main(["export", *arguments, "--output", str(tmp_path / name)]) == 0
+        ours, earlier, found = (
+            dict(build_policy(PolicySpec(source=str(folder)), trainable=False)[0].named_parameters())
+            for folder in (source, reference, tmp_path / name)
+        )
+        for weight in found:
+            expected = ours[weight] + strength * (ours[weight] - earlier[weight])
+            torch.testing.assert_close(found[weight], expected, atol=2e-6, rtol=0)
+    assert main(["export", "--source", workspace.sft, "--extrapolation", "1", "--output", str(tmp_path / "no")]) == 2
+    assert "name its folder" in capsys.readouterr().err
+    other = str(write_tiny_policy(tmp_path / "other", hidden_size=16))
+    arguments = ["--source", workspace.sft, "--reference", other, "--output", str(tmp_path / "no")]
+    assert main(["export", *arguments, "--extrapolation", "1"]) == 2
+    assert "two checkpoints of one run" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
