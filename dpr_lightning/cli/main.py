@@ -19,6 +19,7 @@ From demonstrations to a dense reward to a better policy.
   toy         a tiny policy and demonstrations with a verifier, to try the configs on
   quickstart  the whole path on a toy, in minutes on a CPU
   smollm2     the whole path with SmolLM2-135M and LoRA; an estimated 40 minutes on a CPU
+  compare     many arms, over seeds, from one config: what is better than SFT, and how sure are we?
   preview     before any reinforcement learning: where would this reward lead?
   audit       before any reinforcement learning: does the reward know right from wrong?
   rewards     token rewards for a file of prompt/response pairs, with a heat-map
@@ -33,6 +34,7 @@ From demonstrations to a dense reward to a better policy.
 def _commands() -> dict[str, Callable[..., Any]]:
     """Imported when asked for: `dpr --help` should not wait for torch."""
     from dpr_lightning.cli.audit import audit
+    from dpr_lightning.cli.compare import compare
     from dpr_lightning.cli.export import export
     from dpr_lightning.cli.generate import evaluate, generate
     from dpr_lightning.cli.preview import preview
@@ -42,7 +44,7 @@ def _commands() -> dict[str, Callable[..., Any]]:
     from dpr_lightning.cli.smollm2 import smollm2
     from dpr_lightning.cli.toy import toy
 
-    functions = (toy, quickstart, smollm2, preview, audit, rewards, generate, evaluate, report, export)
+    functions = (toy, quickstart, smollm2, compare, preview, audit, rewards, generate, evaluate, report, export)
     return {function.__name__: function for function in functions}
 
 

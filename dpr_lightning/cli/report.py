@@ -85,8 +85,13 @@ def write_run_report(findings: Findings) -> Path:
             "Reverse KL is Σ log π − log π_SFT over a sampled response, in nats; of greedy answers it is not measured.",
         ],
     )
-    (findings.folder / "report.json").write_text(json.dumps(dataclasses.asdict(content), ensure_ascii=False) + "\n")
-    return write_report(findings.folder / "report.html", content)
+    return save_report(findings.folder, content)
+
+
+def save_report(folder: Path, content: Report) -> Path:
+    """report.html in ``folder``, and beside it report.json, from which `dpr report` draws the page again."""
+    (folder / "report.json").write_text(json.dumps(dataclasses.asdict(content), ensure_ascii=False) + "\n")
+    return write_report(folder / "report.html", content)
 
 
 def verdict(metrics: dict[str, Any]) -> str:

@@ -94,21 +94,24 @@ def equal_compute_steps(dpr_config: Path, sft_config: Path) -> int:
     Counted in forward passes over sequences: those of both phases are answers to prompts of one distribution.
     """
     dpr, sft = (yaml.safe_load(path.read_text(encoding="utf-8")) for path in (dpr_config, sft_config))
-    data = dpr["data"]["init_args"]
-    sequences = int(data["prompts_per_rollout"] * data["samples_per_prompt"] * dpr["trainer"]["max_steps"])
-    batch_size = int(sft["data"]["init_args"]["batch_size"]) * int(sft["trainer"].get("accumulate_grad_batches", 1))
-    return max(1, math.ceil(sequences * _dpr_passes(dpr) / (batch_size * TRAINING_PASSES)))
+    passes = passes_of_a_step(dpr) * int(dpr["trainer"]["max_steps"])
+    return max(1, math.ceil(passes / passes_of_a_step(sft)))
 
 
-def _dpr_passes(config: Mapping[str, Any]) -> float:
-    """Forward passes over a token for one optimizer step: training, and a rollout's sampling and scoring by its uses.
+def passes_of_a_step(config: Mapping[str, Any]) -> float:
+    """Forward passes over a sequence that one optimizer step costs: of DPR or of SFT, as their configs say.
 
-    The all-actions estimator scores micro-batches again when a rollout has several.
+    Training is three passes. DPR adds a rollout's sampling and scoring, shared among the steps that use it; the
+    all-actions estimator scores micro-batches again when a rollout has several.
     """
     data = config["data"]["init_args"]
+    if "references" not in data:
+        accumulate = int(config["trainer"].get("accumulate_grad_batches", 1))
+        return float(TRAINING_PASSES * int(data["batch_size"]) * accumulate)
     models = 1 + len(data["references"])
     again = models if _scores_twice(config) else 0
-    return TRAINING_PASSES + again + (1 + models) / int(data.get("refresh_every", 1))
+    sequences = int(data["prompts_per_rollout"] * data["samples_per_prompt"])
+    return sequences * (TRAINING_PASSES + again + (1 + models) / int(data.get("refresh_every", 1)))
 
 
 def _scores_twice(config: Mapping[str, Any]) -> bool:

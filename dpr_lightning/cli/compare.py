@@ -1,0 +1,180 @@
+"""``dpr compare``: which arm gives the best policy, by how much, and how sure are we? Over seeds, from one config."""
+
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpr_lightning.cli.compare_arms import ArmSpec, SeedRun
+from dpr_lightning.cli.loading import console
+from dpr_lightning.cli.report import machine, save_report
+from dpr_lightning.cli.stages import announce, keep_wandb_inside
+from dpr_lightning.cli.toy import toy
+from dpr_lightning.errors import InputError
+from dpr_lightning.evaluation.statistics import hierarchical_comparison, holm, paired_comparison, verdict
+from dpr_lightning.reports import Report, arms_table, paired_table
+
+BASE = "sft"
+MEASURES = ("sampled", "greedy")
+Results = Mapping[str, list[dict[str, Any]]]
+
+
+def compare(
+    arms: dict[str, ArmSpec],
+    seeds: list[int],
+    output: str = "runs/compare",
+    title: str = "Comparison",
+    data: str | None = None,
+    demonstrations: int = 400,
+    test: int = 400,
+    samples: int = 4,
+    sft: str = "toy/sft.yaml",
+    dpr: str = "toy/dpr.yaml",
+    home: str = "runs/toy",
+    sft_steps: int | None = None,
+    dpr_steps: int | None = None,
+) -> None:
+    """Run every arm for every seed from the same SFT run, and compare all of them with SFT.
+
+    What is finished is not made again: run the same command to go on after an interruption or after adding arms. Arms
+    that train get as many forward passes as the DPR config costs, unless their changes name `trainer.max_steps`.
+
+    Args:
+        arms: by name; each is π_SFT with what it says done differently.
+        seeds: of weights, order and samples, and of the toy's data.
+        output: folder for everything.
+        title: of the report.
+        data: folder with base/ and data/ that all seeds share; None makes the toy for each seed.
+        demonstrations: of the toy.
+        test: prompts of the toy's evaluation.
+        samples: answers a prompt, beside the greedy one.
+        sft: packaged config of SFT.
+        dpr: packaged config of DPR that arms with `train: dpr` change.
+        home: folder that these configs' paths begin with.
+        sft_steps: optimizer steps of SFT; None takes the config's.
+        dpr_steps: optimizer steps of DPR as its config has it, which set the budget of all arms that train.
+    """
+    started = time.monotonic()
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise InputError(f"`seeds` needs at least one seed, each of them once; found {seeds}.")
+    if any(not name.isidentifier() for name in arms):
+        raise InputError(f"Arms are named like variables, for files bear their names; found {', '.join(arms)}.")
+    folder = Path(output)
+    keep_wandb_inside(folder)
+    asked = {BASE: ArmSpec()} | {name: arm for name, arm in arms.items() if name != BASE}
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in asked}
+    for place, seed in enumerate(seeds, 1):
+        announce(f"Seed {seed} ({place} of {len(seeds)})")
+        run_folder = folder / f"seed_{seed}"
+        _prepare(run_folder, data, seed, demonstrations, test)
+        run = SeedRun(
+            run_folder,
+            seed,
+            sft=sft,
+            dpr=dpr,
+            home=home,
+            sft_steps=sft_steps,
+            dpr_steps=dpr_steps,
+            samples=samples,
+        )
+        for name, arm in asked.items():
+            results[name].append(run.result(name, arm))
+    _conclude(folder, title, results, seeds, {name: dataclasses.asdict(arm) for name, arm in asked.items()}, started)
+
+
+def pooled(results: Results, base: str) -> dict[str, dict[str, dict[str, Any]]]:
+    """Every arm against ``base``, paired by prompt; with several seeds these are a second level of chance.
+
+    Args:
+        results: of each arm, one entry a seed with scores ``by_prompt`` of each measure.
+        base: the arm that the others are compared with.
+
+    Returns:
+        ``{"arm - base": {measure: {difference, low, high, p_value, p_holm, verdict}}}``; p_holm is Holm's, over arms.
+    """
+    others = [name for name in results if name != base]
+    table: dict[str, dict[str, dict[str, Any]]] = {f"{name} - {base}": {} for name in others}
+    for measure in MEASURES:
+        found = []
+        for name in others:
+            pairs = [
+                (ours["by_prompt"][measure], theirs["by_prompt"][measure])
+                for ours, theirs in zip(results[name], results[base], strict=True)
+            ]
+            found.append(hierarchical_comparison(pairs) if len(pairs) > 1 else paired_comparison(*pairs[0]))
+        adjusted = holm([compared.p_value for compared in found])
+        for name, compared, p_holm in zip(others, found, adjusted, strict=True):
+            table[f"{name} - {base}"][measure] = {
+                **dataclasses.asdict(compared),
+                "p_holm": float(p_holm),
+                "verdict": verdict(dataclasses.replace(compared, p_value=float(p_holm))),
+            }
+    return table
+
+
+def _prepare(folder: Path, data: str | None, seed: int, demonstrations: int, test: int) -> None:
+    """``base/`` and ``data/`` of a seed, made once; data of other options are not taken for these."""
+    marker = folder / "prepared.json"
+    wanted = {"data": data, "demonstrations": demonstrations, "test": test}
+    if marker.is_file():
+        held = json.loads(marker.read_text(encoding="utf-8"))
+        if held != wanted:
+            raise InputError(f"{folder} was prepared with {held}, not {wanted}. Choose another `output`, or delete it.")
+        return
+    if data is None:
+        toy(str(folder), demonstrations=demonstrations, test=test, seed=seed)
+    else:
+        for part in ("base", "data"):
+            if not (Path(data) / part).is_dir():
+                raise InputError(
+                    f"`data` is a folder with base/ and data/, as `dpr toy` writes; {data} has no {part}/."
+                )
+            shutil.copytree(Path(data) / part, folder / part, dirs_exist_ok=True)
+    marker.write_text(json.dumps(wanted) + "\n", encoding="utf-8")
+
+
+def _conclude(
+    folder: Path, title: str, results: Results, seeds: list[int], arms: dict[str, Any], started: float
+) -> None:
+    """Tables on screen, compare.json, report.html."""
+    means = {
+        name: {key: float(np.mean([run[key] for run in runs])) for key in ("greedy", "sampled", "length", "reverse_kl")}
+        for name, runs in results.items()
+    }
+    paired = pooled(results, BASE)
+    held = {"arms": means, "paired": paired, "seeds": seeds, "settings": arms}
+    (folder / "compare.json").write_text(json.dumps(held, indent=2) + "\n", encoding="utf-8")
+    console.print(arms_table(means))
+    console.print(paired_table(paired))
+    report = save_report(
+        folder,
+        Report(
+            title=title,
+            verdict="\n".join(_sentence(pair, measures) for pair, measures in paired.items()),
+            arms=means,
+            paired=paired,
+            settings=arms,
+            machine=machine(),
+            notes=[
+                f"Seeds: {', '.join(map(str, seeds))}. Scores are means over them.",
+                "Intervals are 95%, paired by prompt; with several seeds, prompts and seeds both count as random.",
+                "A verdict asks for an interval without 0 and p < .05 after Holm's correction over the arms.",
+            ],
+        ),
+    )
+    console.print(f"\n[bold]Done in {time.monotonic() - started:.0f} s.[/bold]")
+    console.print(f"  report: {report}\n  numbers: {folder / 'compare.json'}", highlight=False)
+
+
+def _sentence(pair: str, measures: Mapping[str, Mapping[str, Any]]) -> str:
+    """The verdict on one arm."""
+    words = [
+        f"{measure} {found['verdict']} ({found['difference']:+.3f}, 95% {found['low']:+.3f} to {found['high']:+.3f})"
+        for measure, found in measures.items()
+    ]
+    return f"{pair.split(' - ')[0]} against SFT — {'; '.join(words)}."

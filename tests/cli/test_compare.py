@@ -1,0 +1,136 @@
+"""A comparison on a toy small enough to train in seconds: what it finds, what it keeps, what it refuses."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from dpr_lightning.cli import compare_arms
+from dpr_lightning.cli.compare import pooled
+from dpr_lightning.cli.main import main
+from dpr_lightning.evaluation.statistics import hierarchical_comparison, paired_comparison
+
+ARMS: dict[str, Any] = {
+    "reference": {"policy": "step_0000002"},
+    "cool": {"temperature": 0.5},
+    "contrast": {"contrast": 1.0},
+    "extrapolated": {"extrapolate": 0.5, "reference": "step_0000004"},
+    "continued": {"train": "continued_sft"},
+    "dpr": {"train": "dpr", "changes": {"data.init_args.reward": {"form": "log_ratio"}}},
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("toy")
+    sizes = ["--demonstrations", "40", "--prompts", "64", "--development", "8", "--test", "12"]
+    assert main(["toy", "--output", str(folder), *sizes, "--hidden_size", "32", "--layers", "2"]) == 0
+    return str(folder)
+
+
+@pytest.fixture
+def configured(tmp_path: Path, data: str) -> Callable[..., list[str]]:
+    def write(**options: Any) -> list[str]:
+        held = {"data": data, "output": str(tmp_path / "out"), "arms": ARMS, "seeds": [1, 2]}
+        held |= {"samples": 2, "sft_steps": 8, "dpr_steps": 1}
+        path = tmp_path / "compare.yaml"
+        path.write_text(yaml.safe_dump(held | options))
+        return ["compare", "--config", str(path)]
+
+    return write
+
+
+def test_arms_over_seeds_are_made_once(
+    configured: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(configured()) == 0
+    found = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert set(found["arms"]) == {"sft", *ARMS}
+    assert set(found["paired"]) == {f"{name} - sft" for name in ARMS}
+    assert "dpr against SFT" in (tmp_path / "out" / "report.html").read_text()
+    seed = tmp_path / "out" / "seed_1"
+    # One DPR step of 16 prompts costs 6 passes each; SFT 3 passes for each of 32 demonstrations.
+    assert yaml.safe_load((seed / "configs" / "arm_continued.yaml").read_text())["trainer"]["max_steps"] == 1
+    results = {path.stem: json.loads(path.read_text()) for path in (seed / "results").iterdir()}
+    assert results["reference"]["reverse_kl"] != results["sft"]["reverse_kl"]
+    assert len(results["dpr"]["by_prompt"]["sampled"]) == 12
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("made again")
+
+    kept = {path: path.stat().st_mtime_ns for path in seed.rglob("results/*.json")}
+    fitted: list[str] = []
+    inner = compare_arms.fit
+
+    def fit(config: Path) -> None:
+        fitted.append(config.stem)
+        inner(config)
+
+    monkeypatch.setattr(compare_arms, "fit", refuse)
+    monkeypatch.setattr(compare_arms, "evaluate_arms", refuse)
+    assert main(configured()) == 0
+    monkeypatch.undo()
+    monkeypatch.setattr(compare_arms, "fit", fit)
+    # A training that was cut short begins again; a new arm is added; nothing else is touched.
+    (seed / "arms" / "dpr" / "done.json").unlink()
+    (seed / "results" / "dpr.json").unlink()
+    more = ARMS | {"dpr_beta": {"train": "dpr", "changes": {"model.init_args.kl.coefficient": 1.0}}}
+    assert main(configured(arms=more)) == 0
+    assert fitted == ["arm_dpr", "arm_dpr_beta", "arm_dpr_beta"]
+    again = {path: path.stat().st_mtime_ns for path in kept}
+    assert {path.stem for path in kept if kept[path] != again[path]} == {"dpr"}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"seeds": [1, 1]}, "each of them once"),
+        ({"arms": {"a b": {}}}, "named like variables"),
+        ({"arms": {"x": {"policy": "sft", "changes": {"trainer.max_steps": 1}}}}, "take `train: dpr`"),
+        ({"arms": {"x": {"polycy": "sft"}}}, "polycy"),
+        ({"data": "/nowhere"}, "has no base/"),
+    ],
+)
+def test_bad_comparisons(
+    options: dict[str, Any], said: str, configured: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(configured(**options)) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_what_only_the_run_can_refuse(configured: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]) -> None:
+    less = {"seeds": [1], "sft_steps": 4}
+    assert main(configured(**less, arms={"x": {"policy": "step_0000009"}})) == 2
+    assert "kept no checkpoint 'step_0000009'; it has: final, step_0000001" in capsys.readouterr().err
+    assert main(configured(**less, arms={"x": {"train": "dpr", "changes": {"modell.lr": 1}}})) == 2
+    assert "Arm 'x' changes 'modell.lr', and the DPR config has no 'modell' there" in capsys.readouterr().err
+    assert main(configured(**less, arms={}, data=None)) == 2
+    assert "was prepared with" in capsys.readouterr().err
+
+
+def test_differences_are_paired_pooled_and_corrected_for_the_number_of_arms() -> None:
+    generator = np.random.default_rng(0)
+
+    def seeds(gain: float) -> list[dict[str, Any]]:
+        draw = generator.random((3, 50))
+        return [{"by_prompt": {"sampled": row + gain, "greedy": row}} for row in draw]
+
+    results = {"sft": seeds(0.0), "up": seeds(0.5), "same": seeds(0.0)}
+    table = pooled(results, "sft")
+    pairs = [
+        (up["by_prompt"]["sampled"], sft["by_prompt"]["sampled"])
+        for up, sft in zip(results["up"], results["sft"], strict=True)
+    ]
+    expected = hierarchical_comparison(pairs)
+    up, same = table["up - sft"]["sampled"], table["same - sft"]["sampled"]
+    assert up["difference"] == expected.difference
+    assert (up["low"], up["high"]) == (expected.low, expected.high)
+    assert up["p_holm"] == pytest.approx(2 * up["p_value"])
+    assert same["p_holm"] == pytest.approx(same["p_value"])
+    assert (up["verdict"], same["verdict"]) == ("better", "no detectable difference")
+    one = pooled({name: runs[:1] for name, runs in results.items()}, "sft")
+    assert one["up - sft"]["sampled"]["low"] == paired_comparison(*pairs[0]).low
