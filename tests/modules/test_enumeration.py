@@ -21,6 +21,7 @@ class TabularPolicy(nn.Module):
 
     def __init__(self, table: Tensor) -> None:
         super().__init__()
+        self.config = SimpleNamespace(_attn_implementation="eager")
         self.head = nn.Linear(table.shape[0], table.shape[1], bias=False, dtype=torch.float64)
         self.head.weight = nn.Parameter(table.T.clone())
 
