@@ -13,15 +13,24 @@ import yaml
 from torch import nn
 
 from dpr_lightning.cli.arms import Arm, ArmResult, evaluate_arms
-from dpr_lightning.cli.loading import best_device, console, frozen_policy, verifier_named
+from dpr_lightning.cli.loading import console, frozen_policy, verifier_named
 from dpr_lightning.cli.stage_configs import continued_config, passes_of_a_step, stage_config, write_config
 from dpr_lightning.cli.stages import VERIFIER, fit
 from dpr_lightning.data import PromptSet
 from dpr_lightning.errors import InputError
 from dpr_lightning.policies import load_tokenizer
 from dpr_lightning.policies.extrapolation import extrapolate_weights
+from dpr_lightning.rewards import RewardSpec, decode_time_optimum
 from dpr_lightning.rewards.cache import content_hash
-from dpr_lightning.rollouts import contrast, only
+from dpr_lightning.rollouts import Combine, only
+
+
+@dataclass
+class Optimum:
+    """The decode-time optimum of ``reward`` at ``beta``, nats of reward per nat of KL."""
+
+    beta: float
+    reward: RewardSpec = field(default_factory=RewardSpec)
 
 
 @dataclass
@@ -30,11 +39,12 @@ class ArmSpec:
 
     Args:
         train: ``dpr`` trains Dense-Path REINFORCE, ``continued_sft`` goes on imitating; None trains nothing.
-        changes: dotted places in the DPR config and their values, such as ``model.init_args.credit.discount: 1.0``.
+        changes: dotted places in the config of that training and their values, such as
+            ``model.init_args.credit.discount: 1.0``.
         policy: without training: ``sft``, or the name of a kept checkpoint such as ``step_0000100``.
         temperature: of the samples.
-        reference: checkpoint that ``contrast``, ``extrapolate`` and the reward of ``dpr`` take; None: the config's.
-        contrast: w of decode-time contrast with the reference.
+        references: checkpoints that ``optimum``, ``extrapolate`` and the reward of ``dpr`` take; None: the config's.
+        optimum: answers are drawn from π·exp(r/β), where DPR with this reward is heading at γ = 0.
         extrapolate: w of θ + w·(θ − θ_ref).
     """
 
@@ -42,16 +52,18 @@ class ArmSpec:
     changes: dict[str, Any] = field(default_factory=dict)
     policy: str = "sft"
     temperature: float = 1.0
-    reference: str | None = None
-    contrast: float | None = None
+    references: list[str] | None = None
+    optimum: Optimum | None = None
     extrapolate: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse what would be ignored."""
-        if self.changes and self.train != "dpr":
-            raise InputError("`changes` are to the DPR config: they take `train: dpr`.")
+        if self.changes and self.train is None:
+            raise InputError("`changes` are to the config of a training: they take `train`.")
         if self.train is not None and self.policy != "sft":
             raise InputError("Training starts from π_SFT: leave `policy` out where there is `train`.")
+        if self.extrapolate is not None and self.references is not None and len(self.references) > 1:
+            raise InputError("Weights are extrapolated away from one reference.")
 
 
 @dataclass(frozen=True)
@@ -97,7 +109,7 @@ class SeedRun:
         self.dpr_config = stage_config(dpr, home, folder, seed, {"trainer.max_steps": dpr_steps})
         config = yaml.safe_load(self.dpr_config.read_text(encoding="utf-8"))
         self.budget = passes_of_a_step(config) * config["trainer"]["max_steps"]
-        self.reference = Path(config["data"]["init_args"]["references"][0]).name
+        self.references = [Path(folder).name for folder in config["data"]["init_args"]["references"]]
         answer_length = int(config["data"]["init_args"]["sampling"]["max_new_tokens"])
         self.evaluation = Evaluation(answer_length, samples, seed + 7919)
         self._sft: nn.Module | None = None
@@ -127,7 +139,7 @@ class SeedRun:
         if arm.train is None:
             place = "final" if arm.policy == "sft" else arm.policy
             return self._kept(place), _key(self.sft_key, place)
-        config = self._dpr_config(name, arm) if arm.train == "dpr" else self._continued_config(name)
+        config = self._dpr_config(name, arm) if arm.train == "dpr" else self._continued_config(name, arm)
         stage = self.folder / "arms" / name
         return stage / "policies" / "final", self._stage(config, stage, self.sft_key)
 
@@ -135,17 +147,19 @@ class SeedRun:
         """The DPR config with the arm's changes, and as many steps as the budget pays for."""
         config = yaml.safe_load(self.dpr_config.read_text(encoding="utf-8"))
         _apply(config, arm.changes, name)
-        if arm.reference is not None:
-            config["data"]["init_args"]["references"] = [str(self._kept(arm.reference))]
+        if arm.references is not None:
+            config["data"]["init_args"]["references"] = [str(self._kept(place)) for place in arm.references]
         if "trainer.max_steps" not in arm.changes:
             config["trainer"]["max_steps"] = max(1, round(self.budget / passes_of_a_step(config)))
         return self._moved(config, f"{self.folder}/dpr", name)
 
-    def _continued_config(self, name: str) -> Path:
+    def _continued_config(self, name: str, arm: ArmSpec) -> Path:
         per_step = passes_of_a_step(yaml.safe_load(self.sft_config.read_text(encoding="utf-8")))
         steps = max(1, round(self.budget / per_step))
         path = continued_config(self.folder, self.seed, self.sft_config, self.policies / "final", steps)
-        return self._moved(yaml.safe_load(path.read_text(encoding="utf-8")), f"{self.folder}/continued_sft", name)
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        _apply(config, arm.changes, name)
+        return self._moved(config, f"{self.folder}/continued_sft", name)
 
     def _moved(self, config: dict[str, Any], home: str, name: str) -> Path:
         text = yaml.safe_dump(config, sort_keys=False).replace(home, f"{self.folder}/arms/{name}")
@@ -173,15 +187,17 @@ class SeedRun:
         if self._sft is None:
             self._sft = frozen_policy(str(self.policies / "final"))[0]
         models = [frozen_policy(str(folder))[0]]
-        reference = self._kept(arm.reference if arm.reference is not None else self.reference)
+        references = [self._kept(place) for place in arm.references or self.references]
         if arm.extrapolate is not None:
-            extrapolate_weights(models[0], frozen_policy(str(reference))[0], arm.extrapolate)
-        if arm.contrast is not None:
-            models.append(frozen_policy(str(reference))[0].to(best_device()))
+            extrapolate_weights(models[0], frozen_policy(str(references[0]))[0], arm.extrapolate)
+        combine: Combine = only
+        if arm.optimum is not None:
+            models += [frozen_policy(str(folder))[0] for folder in references]
+            combine = decode_time_optimum(arm.optimum.reward, arm.optimum.beta)
         tokenizer = load_tokenizer(str(self.policies / "final"))
         verifier = verifier_named(VERIFIER)
         assert verifier is not None
-        asked = Arm(tuple(models), arm.temperature, contrast(arm.contrast) if arm.contrast is not None else only)
+        asked = Arm(tuple(models), arm.temperature, combine)
         prompts = PromptSet.load(str(self.folder / "data" / "test.jsonl"), tokenizer)
         found = evaluate_arms({"arm": asked}, tokenizer, prompts, verifier, sft=self._sft, **asdict(self.evaluation))
         return found["arm"]
@@ -193,7 +209,7 @@ def _apply(config: dict[str, Any], changes: Mapping[str, Any], arm: str) -> None
         target: Any = config
         for owner in owners:
             if not isinstance(target, dict) or owner not in target:
-                raise InputError(f"Arm {arm!r} changes {place!r}, and the DPR config has no {owner!r} there.")
+                raise InputError(f"Arm {arm!r} changes {place!r}, and its config has no {owner!r} there.")
             target = target[owner]
         target[key] = value
 

@@ -1,26 +1,31 @@
 """``dpr generate`` and ``dpr evaluate``: what a policy answers, and how good that is."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.cli.loading import console, frozen_policy, progress_bar, verifier_named
 from dpr_lightning.data import PromptSet
+from dpr_lightning.errors import InputError
 from dpr_lightning.evaluation.answers import Answers, collect_answers
 from dpr_lightning.evaluation.statistics import mean_interval, pass_at_k
 from dpr_lightning.evaluation.tasks import write_jsonl
 from dpr_lightning.policies.frozen import check_one_vocabulary
-from dpr_lightning.rollouts import SamplingOptions, contrast, only
+from dpr_lightning.rewards import RewardSpec, decode_time_optimum
+from dpr_lightning.rollouts import Combine, SamplingOptions, only
 
 
 def generate(
     policy: str,
     prompts: str,
     output: str | None = None,
-    reference: str | None = None,
-    contrast_strength: float = 0.0,
+    references: list[str] | None = None,
+    reward: RewardSpec | None = None,
+    beta: float = 1.0,
     samples: int = 1,
     max_new_tokens: int = 256,
     temperature: float = 1.0,
@@ -31,14 +36,15 @@ def generate(
     dtype: str = "float32",
     seed: int = 0,
 ) -> None:
-    """Answer prompts, plainly or with decode-time contrast (1+w)·log π − w·log π_ref.
+    """Answer prompts, plainly or from the decode-time optimum of a dense reward.
 
     Args:
         policy: folder or hub id.
         prompts: file of prompts.
         output: JSONL file for the answers; printed when left out.
-        reference: folder of the weaker checkpoint to contrast with.
-        contrast_strength: w = 1/β.
+        references: folders of weaker checkpoints: draw from π·exp(r/β), where DPR at γ = 0 is heading, instead of π.
+        reward: r, of π against the references; log_ratio where left out, which makes it contrast of strength 1/β.
+        beta: β, nats of reward per nat of KL.
         samples: answers a prompt.
         max_new_tokens: length limit of an answer.
         temperature: 0 is greedy.
@@ -51,7 +57,7 @@ def generate(
     """
     options = SamplingOptions(max_new_tokens, temperature, top_p, batch_size)
     answers, questions = _answer(
-        policy, prompts, options, reference, contrast_strength, samples, limit, columns, dtype, seed, None
+        _Asked(policy, references or [], reward, beta, dtype), prompts, options, samples, limit, columns, seed, None
     )
     rows = [
         {"prompt": questions.texts[place], "completion": text, "length": length, "terminated": bool(ended)}
@@ -73,8 +79,9 @@ def evaluate(
     prompts: str,
     verifier: str = "exact_match",
     sft: str | None = None,
-    reference: str | None = None,
-    contrast_strength: float = 0.0,
+    references: list[str] | None = None,
+    reward: RewardSpec | None = None,
+    beta: float = 1.0,
     samples: int = 1,
     max_new_tokens: int = 256,
     temperature: float = 1.0,
@@ -92,8 +99,9 @@ def evaluate(
         prompts: file of prompts with what the verifier needs.
         verifier: name of a verifier or module:function.
         sft: folder of π_SFT, to measure the reverse KL of sampled answers.
-        reference: folder of the weaker checkpoint to contrast with.
-        contrast_strength: w = 1/β.
+        references: folders of weaker checkpoints: draw from π·exp(r/β), where DPR at γ = 0 is heading, instead of π.
+        reward: r, of π against the references; log_ratio where left out, which makes it contrast of strength 1/β.
+        beta: β, nats of reward per nat of KL.
         samples: answers a prompt.
         max_new_tokens: length limit of an answer.
         temperature: 0 is greedy.
@@ -106,7 +114,15 @@ def evaluate(
     """
     options = SamplingOptions(max_new_tokens, temperature, 1.0, batch_size)
     answers, _ = _answer(
-        policy, prompts, options, reference, contrast_strength, samples, limit, columns, dtype, seed, verifier, sft
+        _Asked(policy, references or [], reward, beta, dtype),
+        prompts,
+        options,
+        samples,
+        limit,
+        columns,
+        seed,
+        verifier,
+        sft,
     )
     assert answers.scores is not None
     grouped = [answers.scores[start : start + samples] for start in range(0, len(answers.scores), samples)]
@@ -129,25 +145,40 @@ def evaluate(
         Path(output).write_text(json.dumps(result, indent=2) + "\n")
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """A policy folder, or the decode-time optimum of its reward against references."""
+
+    policy: str
+    references: list[str]
+    reward: RewardSpec | None
+    beta: float
+    dtype: str
+
+    def load(self) -> tuple[list[nn.Module], PreTrainedTokenizerBase, Combine]:
+        model, tokenizer = frozen_policy(self.policy, self.dtype)
+        if not self.references:
+            if self.reward is not None:
+                raise InputError("`reward` is of the policy against `references`, and there are none.")
+            return [model], tokenizer, only
+        names = {"policy": self.policy} | {f"reference {place}": name for place, name in enumerate(self.references, 1)}
+        check_one_vocabulary(names)
+        weaker = [frozen_policy(reference, self.dtype)[0] for reference in self.references]
+        return [model, *weaker], tokenizer, decode_time_optimum(self.reward or RewardSpec(), self.beta)
+
+
 def _answer(
-    policy: str,
+    asked: _Asked,
     prompts: str,
     options: SamplingOptions,
-    reference: str | None,
-    strength: float,
     samples: int,
     limit: int | None,
     columns: dict[str, str] | None,
-    dtype: str,
     seed: int,
     verifier: str | None,
     sft: str | None = None,
 ) -> tuple[Answers, PromptSet]:
-    model, tokenizer = frozen_policy(policy, dtype)
-    models: list[nn.Module] = [model]
-    if reference is not None:
-        check_one_vocabulary({"policy": policy, "reference": reference})
-        models.append(frozen_policy(reference, dtype)[0])
+    models, tokenizer, combine = asked.load()
     questions = PromptSet.load(prompts, tokenizer, columns=columns, limit=limit)
     with progress_bar("answers", len(questions) * samples) as advance:
         answers = collect_answers(
@@ -158,8 +189,8 @@ def _answer(
             verifier=verifier_named(verifier),
             num_samples=samples,
             seed=seed,
-            combine=contrast(strength) if reference is not None else only,
-            sft=frozen_policy(sft, dtype)[0] if sft is not None else None,
+            combine=combine,
+            sft=frozen_policy(sft, asked.dtype)[0] if sft is not None else None,
             progress=advance,
         )
     return answers, questions

@@ -22,8 +22,8 @@ from dpr_lightning.evaluation.reward_preview import RewardPreviewRun, form_name,
 from dpr_lightning.policies import load_tokenizer
 from dpr_lightning.reports import arms_table, preview_table
 from dpr_lightning.reports import paired_table as paired_rows
-from dpr_lightning.rewards import DenseReward
-from dpr_lightning.rollouts import SamplingOptions, contrast
+from dpr_lightning.rewards import DenseReward, RewardSpec, decode_time_optimum
+from dpr_lightning.rollouts import SamplingOptions
 
 VERIFIER = "answer"
 
@@ -115,7 +115,9 @@ def evaluate_policies(
         "reference": Arm((models["reference"],)),
         "continued_sft": Arm((models["continued_sft"],)),
         "sft_low_temperature": Arm((models["sft"],), temperature=low_temperature),
-        "contrast": Arm((models["sft"], models["reference"]), combine=contrast(strength)),
+        "contrast": Arm(
+            (models["sft"], models["reference"]), combine=decode_time_optimum(RewardSpec("log_ratio"), 1.0 / strength)
+        ),
         "dpr": Arm((models["dpr"],)),
     }
     verifier = verifier_named(VERIFIER)

@@ -11,12 +11,9 @@ from torch import Tensor, nn
 from dpr_lightning.errors import InputError
 from dpr_lightning.functional import (
     action_positions,
-    baseline_relative_reward,
     check_finite_rewards,
     gather_actions,
     length_normalise,
-    mixed_dense_reward,
-    reference_baseline,
     token_logprobs,
     zscore_by_position,
 )
@@ -28,6 +25,7 @@ from dpr_lightning.policies import (
     model_device,
     parts_by_length,
 )
+from dpr_lightning.rewards.forms import expected_log_ratio, reward_of_logprobs
 from dpr_lightning.rewards.spec import RewardSpec
 from dpr_lightning.types import TokenScores
 
@@ -142,7 +140,7 @@ class DenseReward:
                 progress(len(rows))
         policy_logprob = policy_logprob.masked_fill(~action_mask, 0.0)
         references = references.masked_fill(~action_mask, 0.0)
-        reward = self._reward(policy_logprob, references, divergences if wants_divergence else None)
+        reward = reward_of_logprobs(self.spec, policy_logprob, references, divergences if wants_divergence else None)
         check_finite_rewards(reward, action_mask)
         self._check_different(policy_logprob, references, action_mask)
         if self.spec.position_zscore:
@@ -170,8 +168,10 @@ class DenseReward:
             )
         policy = self._distribution(SFT, tokens, mask)
         references = torch.stack([self._distribution(name, tokens, mask) for name in self.references])
-        divergence = self._divergence(policy, references).unsqueeze(-1) if self.spec.needs_divergence else None
-        reward = self._reward(policy, references, divergence)
+        divergence = (
+            expected_log_ratio(self.spec, policy, references).unsqueeze(-1) if self.spec.needs_divergence else None
+        )
+        reward = reward_of_logprobs(self.spec, policy, references, divergence)
         acted = torch.arange(policy.shape[1], device=policy.device) < mask.sum(1, keepdim=True).to(policy.device)
         check_finite_rewards(reward, acted.unsqueeze(-1) & (policy > -torch.inf))
         self._check_different(policy, references, acted)
@@ -187,7 +187,7 @@ class DenseReward:
         position, action_mask = action_positions(mask)
         index = gather_actions(tokens, position, action_mask).unsqueeze(-1).to(policy.device)
         held = references.gather(-1, index.expand(len(self.references), *index.shape)).squeeze(-1)
-        return policy.gather(-1, index).squeeze(-1), held, self._divergence(policy, references)
+        return policy.gather(-1, index).squeeze(-1), held, expected_log_ratio(self.spec, policy, references)
 
     def _logprobs(self, name: str, tokens: Tensor, mask: Tensor) -> Tensor:
         with self.frozen.use(name) as model:
@@ -199,22 +199,6 @@ class DenseReward:
         with self.frozen.use(name) as model:
             device = model_device(model)
             return action_logits(model, tokens.to(device), mask.to(device)).logits.float().log_softmax(-1)
-
-    def _divergence(self, policy: Tensor, references: Tensor) -> Tensor:
-        """E_{a~π_SFT}[r̂(s, a)]: with one reference, KL(π_SFT‖π_ref)(s); [B, T] from [B, T, V]."""
-        log_ratio = baseline_relative_reward(policy, references, self.spec.reduction, self.spec.coefficient)
-        probability = policy.exp()
-        return torch.where(probability > 0, probability * log_ratio, 0.0).sum(-1)
-
-    def _reward(self, policy: Tensor, references: Tensor, divergence: Tensor | None) -> Tensor:
-        return mixed_dense_reward(
-            self.spec.terms,
-            policy,
-            reference_baseline(references, self.spec.reduction, self.spec.coefficient),
-            divergence,
-            limit=self.spec.clip_limit,
-            interpolation=self.spec.interpolation,
-        )
 
     def _check_different(self, policy: Tensor, references: Tensor, mask: Tensor) -> None:
         if not mask.any():

@@ -50,15 +50,6 @@ def only(logprobs: list[Tensor]) -> Tensor:
     return logprobs[0]
 
 
-def contrast(strength: float) -> Combine:
-    """Decode-time twin of Dense-Path REINFORCE: (1+w)·log π_SFT − w·log π_ref, w = 1/β, token by token."""
-
-    def combine(logprobs: list[Tensor]) -> Tensor:
-        return (1.0 + strength) * logprobs[0] - strength * logprobs[1]
-
-    return combine
-
-
 def sample(
     models: nn.Module | Sequence[nn.Module],
     prompts: Sequence[Sequence[int]],

@@ -36,10 +36,10 @@ def test_generate_writes_answers_that_a_seed_repeats(workspace: Workspace, tmp_p
     assert first == again
     assert first != answers("c.jsonl", "--seed", "4")
     assert all(row["length"] <= 5 for row in first)
-    contrasted = answers("d.jsonl", "--seed", "3", "--reference", workspace.reference, "--contrast_strength", "2")
+    contrasted = answers("d.jsonl", "--seed", "3", "--references", f"[{workspace.reference}]", "--beta", "0.5")
     assert contrasted != first
-    plain = answers("e.jsonl", "--seed", "3", "--reference", workspace.reference, "--contrast_strength", "0")
-    assert plain == first
+    far = answers("e.jsonl", "--seed", "3", "--references", f"[{workspace.reference}]", "--beta", "1e9")
+    assert [row["completion"] for row in far] == [row["completion"] for row in first]
 
 
 def test_evaluate_reports_score_interval_length_and_kl(workspace: Workspace, tmp_path: Path) -> None:

@@ -17,9 +17,11 @@ from dpr_lightning.evaluation.statistics import hierarchical_comparison, paired_
 ARMS: dict[str, Any] = {
     "reference": {"policy": "step_0000002"},
     "cool": {"temperature": 0.5},
-    "contrast": {"contrast": 1.0},
-    "extrapolated": {"extrapolate": 0.5, "reference": "step_0000004"},
+    "contrast": {"optimum": {"beta": 1.0}},
+    "optimum": {"optimum": {"beta": 0.5, "reward": {"form": {"one_sided": 1.0, "log_policy": 0.5}}}},
+    "extrapolated": {"extrapolate": 0.5, "references": ["step_0000004"]},
     "continued": {"train": "continued_sft"},
+    "dft": {"train": "continued_sft", "changes": {"model.init_args.loss": "dft"}},
     "dpr": {"train": "dpr", "changes": {"data.init_args.reward": {"form": "log_ratio"}}},
 }
 
@@ -90,7 +92,9 @@ def test_arms_over_seeds_are_made_once(
     [
         ({"seeds": [1, 1]}, "each of them once"),
         ({"arms": {"a b": {}}}, "named like variables"),
-        ({"arms": {"x": {"policy": "sft", "changes": {"trainer.max_steps": 1}}}}, "take `train: dpr`"),
+        ({"arms": {"x": {"policy": "sft", "changes": {"trainer.max_steps": 1}}}}, "they take `train`"),
+        ({"arms": {"x": {"policy": "step_0000002", "train": "dpr"}}}, "leave `policy` out"),
+        ({"arms": {"x": {"extrapolate": 1.0, "references": ["a", "b"]}}}, "away from one reference"),
         ({"arms": {"x": {"polycy": "sft"}}}, "polycy"),
         ({"data": "/nowhere"}, "has no base/"),
     ],
@@ -107,7 +111,7 @@ def test_what_only_the_run_can_refuse(configured: Callable[..., list[str]], caps
     assert main(configured(**less, arms={"x": {"policy": "step_0000009"}})) == 2
     assert "kept no checkpoint 'step_0000009'; it has: final, step_0000001" in capsys.readouterr().err
     assert main(configured(**less, arms={"x": {"train": "dpr", "changes": {"modell.lr": 1}}})) == 2
-    assert "Arm 'x' changes 'modell.lr', and the DPR config has no 'modell' there" in capsys.readouterr().err
+    assert "Arm 'x' changes 'modell.lr', and its config has no 'modell' there" in capsys.readouterr().err
     assert main(configured(**less, arms={}, data=None)) == 2
     assert "was prepared with" in capsys.readouterr().err
 

@@ -9,7 +9,7 @@ from scipy import stats
 from dpr_lightning.errors import InputError
 from dpr_lightning.functional import token_logprobs
 from dpr_lightning.policies import PolicySpec, action_logits, build_policy
-from dpr_lightning.rollouts import SamplingOptions, contrast, counter_uniform, draw, sample, sample_keys
+from dpr_lightning.rollouts import SamplingOptions, counter_uniform, draw, sample, sample_keys
 
 PROMPTS = [[5, 6, 7], [8, 9], [10, 11, 12, 13, 14], [7]]
 # Several stop tokens, so that an untrained policy ends some of its answers.
@@ -126,7 +126,7 @@ def test_counter_numbers_are_uniform_and_unrelated() -> None:
     assert float(first.max()) < 1
 
 
-def test_contrast_is_the_token_wise_extrapolation(policy: torch.nn.Module, tiny_policy_folder: Path) -> None:
+def test_several_models_are_combined_token_by_token(policy: torch.nn.Module, tiny_policy_folder: Path) -> None:
     weak, _ = build_policy(PolicySpec(source=str(tiny_policy_folder)))
     mixed = sample(
         [policy, weak],
@@ -135,7 +135,7 @@ def test_contrast_is_the_token_wise_extrapolation(policy: torch.nn.Module, tiny_
         stop_tokens=STOP,
         pad_token=PAD,
         num_samples=5,
-        combine=contrast(0.5),
+        combine=lambda logprobs: 1.5 * logprobs[0] - 0.5 * logprobs[1],
     )
     with torch.no_grad():
         strong, base = (model(torch.tensor([[5, 6]])).logits[0, -1].log_softmax(-1) for model in (policy, weak))
