@@ -35,6 +35,20 @@ class DemonstrationBatch(NamedTuple):
     row: Tensor
 
 
+class SelfPlayBatch(NamedTuple):
+    """Demonstrations, and an opponent's answers to the same prompts, as rows of one batch of P pairs.
+
+    ``tokens`` [2P, L] int64 and ``mask`` [2P, L] bool: the P demonstrations, then the P answers in the same order;
+    ``opponent_logprob`` [2P] float32: log-probability of each whole response under the opponent, nats;
+    ``num_pairs`` [] float: pairs of the whole optimizer step, over accumulation and ranks.
+    """
+
+    tokens: Tensor
+    mask: Tensor
+    opponent_logprob: Tensor
+    num_pairs: Tensor
+
+
 class Rollouts(NamedTuple):
     """What a policy wrote.
 

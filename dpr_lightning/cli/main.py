@@ -18,7 +18,7 @@ From demonstrations to a dense reward to a better policy.
 
   toy         a tiny policy and demonstrations with a verifier, to try the configs on
   quickstart  the whole path on a toy, in minutes on a CPU
-  smollm2     the whole path with SmolLM2-135M and LoRA; an estimated 40 minutes on a CPU
+  smollm2     the whole path with SmolLM2-135M and LoRA; about 50 minutes on two CPU cores
   compare     many arms, over seeds, from one config: what is better than SFT, and how sure are we?
   preview     before any reinforcement learning: where would this reward lead?
   audit       before any reinforcement learning: does the reward know right from wrong?

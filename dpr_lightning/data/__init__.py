@@ -10,6 +10,7 @@ from dpr_lightning.data.prompts import PromptSet
 from dpr_lightning.data.reward_datamodule import RewardDataModule
 from dpr_lightning.data.rollout_loader import RolloutLoader
 from dpr_lightning.data.rows import Row, open_rows
+from dpr_lightning.data.self_play import SelfPlayDataModule, SelfPlayLoader, last_turn
 from dpr_lightning.data.tokenization import (
     TokenizedExample,
     choose_format,
@@ -32,12 +33,15 @@ __all__ = [
     "RewardDataModule",
     "RolloutLoader",
     "Row",
+    "SelfPlayDataModule",
+    "SelfPlayLoader",
     "TokenBudgetBatchSampler",
     "TokenizationReport",
     "TokenizedDataset",
     "TokenizedExample",
     "check_overlap",
     "choose_format",
+    "last_turn",
     "open_rows",
     "to_demonstration",
     "to_prompt",

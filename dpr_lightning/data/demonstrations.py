@@ -8,6 +8,7 @@ import numpy as np
 from lightning import LightningDataModule
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_info
+from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -267,7 +268,7 @@ class DemonstrationDataModule(LightningDataModule):
         rank, world_size = self._ranks
         return TokenBudgetBatchSampler(
             data.lengths,
-            data.acted_tokens,
+            self._counted(data),
             token_budget=self.token_budget if batch_size is None else None,
             batch_size=self.batch_size if batch_size is None else batch_size,
             seed=self.seed,
@@ -277,6 +278,10 @@ class DemonstrationDataModule(LightningDataModule):
             shuffle=shuffle,
             length_ratio=self.length_ratio,
         )
+
+    def _counted(self, data: TokenizedDataset) -> NDArray[np.int64]:
+        """What each example adds to the number that an optimizer step's loss is divided by: its tokens to learn."""
+        return data.acted_tokens
 
     def _loader(
         self, data: TokenizedDataset, sampler: TokenBudgetBatchSampler, batches_per_epoch: int | None = None

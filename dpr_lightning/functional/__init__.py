@@ -42,12 +42,14 @@ from dpr_lightning.functional.rewards import (
     reference_baseline,
     zscore_by_position,
 )
+from dpr_lightning.functional.self_play import SelfPlayLoss, self_play_loss
 
 __all__ = [
     "CENTRED_FORMS",
     "KLEstimator",
     "ReferenceReduction",
     "RewardForm",
+    "SelfPlayLoss",
     "SumOverRanks",
     "ValueForm",
     "action_positions",
@@ -76,6 +78,7 @@ __all__ = [
     "reinforce_loss",
     "response_baseline",
     "returns_to_go",
+    "self_play_loss",
     "sft_loss",
     "shape_reward",
     "token_logprobs",

@@ -1,8 +1,9 @@
-"""The two LightningModules. They wire; the mathematics is in ``functional``."""
+"""The LightningModules. They wire; the mathematics is in ``functional``."""
 
 from dpr_lightning.modules.advantages import CreditSpec, estimate_advantages
 from dpr_lightning.modules.dpr import DensePathReinforce, KLSpec
 from dpr_lightning.modules.schedule import ScheduleSpec
+from dpr_lightning.modules.self_play import SelfPlay
 from dpr_lightning.modules.sft import IQLearnSpec, SupervisedIRL
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "IQLearnSpec",
     "KLSpec",
     "ScheduleSpec",
+    "SelfPlay",
     "SupervisedIRL",
     "estimate_advantages",
 ]

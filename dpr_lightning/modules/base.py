@@ -9,6 +9,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from dpr_lightning.errors import InputError
 from dpr_lightning.modules.schedule import ScheduleSpec
 from dpr_lightning.policies import PolicySpec, build_policy
 
@@ -76,6 +77,31 @@ class PolicyModule(LightningModule):
         optimizer = self.optimizer_callable([weight for weight in self.parameters() if weight.requires_grad])
         scheduler = self.schedule.build(optimizer, self.trainer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def refuse_other_start(self, difference: float, frozen: str, option: str) -> None:
+        """At the first step the policy is the frozen one it is measured against.
+
+        Args:
+            difference: nats a token between the two.
+            frozen: what the frozen one is.
+            option: that names its folder.
+
+        Raises:
+            InputError: they differ by more than rounding explains.
+        """
+        if difference > self.start_tolerance:
+            raise InputError(
+                f"The policy does not start as {frozen}: their log-probabilities differ by {difference:.3g} nats a "
+                f"token (allowed: {self.start_tolerance}). Point `model.policy` and `{option}` at the same checkpoint, "
+                "with the same dtype; or set `check_start: false` if this is meant."
+            )
+
+    @property
+    def start_tolerance(self) -> float:
+        """Nats a token by which rounding may separate two passes over the same weights."""
+        weight = next(self.policy.parameters())
+        exact = weight.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(weight.device.type)
+        return 1e-3 if exact else 0.05
 
     def to_step_loss(self, loss: Tensor) -> Tensor:
         """Undo the averages that the trainer takes over accumulated micro-batches and over ranks.

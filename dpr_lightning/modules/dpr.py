@@ -246,22 +246,14 @@ class DensePathReinforce(PolicyModule):
         Raises:
             InputError: they are not; says which and what usually causes it.
         """
-        weight = next(self.policy.parameters())
-        exact = weight.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(weight.device.type)
-        tolerance = 1e-3 if exact else 0.05
         to_sft = float(masked_mean((logprob - batch.sft_logprob).abs(), mask))
         to_behaviour = float(masked_mean((logprob - batch.behaviour_logprob).abs(), mask))
-        if to_sft > tolerance:
-            raise InputError(
-                f"The policy does not start as π_SFT: their log-probabilities differ by {to_sft:.3g} nats a token "
-                f"(allowed: {tolerance}). Point `model.policy` and `data.sft` at the same checkpoint, with the same "
-                "dtype; or set `check_start: false` if this is meant."
-            )
-        if to_behaviour > tolerance:
+        self.refuse_other_start(to_sft, "π_SFT", "data.sft")
+        if to_behaviour > self.start_tolerance:
             raise InputError(
                 f"The training pass and the sampler disagree by {to_behaviour:.3g} nats a token (allowed: "
-                f"{tolerance}), so the importance ratio is not 1 at the first step. Likely causes: a sampling "
-                "temperature or top_p other than 1, dropout left on, or rollouts kept from another policy. "
+                f"{self.start_tolerance}), so the importance ratio is not 1 at the first step. Likely causes: a "
+                "sampling temperature or top_p other than 1, dropout left on, or rollouts kept from another policy. "
                 "`check_start: false` goes on with the ratio as correction."
             )
 

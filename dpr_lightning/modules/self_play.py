@@ -1,0 +1,93 @@
+"""Self-play imitation: SPIN and GSIL learn to tell demonstrations from the policy's own earlier answers."""
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+from torchmetrics import MeanMetric
+
+from dpr_lightning.functional import SelfPlayLoss, self_play_loss, token_logprobs
+from dpr_lightning.modules.base import PolicyModule, default_optimizer
+from dpr_lightning.modules.schedule import ScheduleSpec
+from dpr_lightning.policies import PolicySpec, action_logits, disable_dropout
+from dpr_lightning.types import SelfPlayBatch
+
+
+class SelfPlay(PolicyModule):
+    """Learns from pairs of a demonstration and an opponent's answer; the opponent is the policy it started from.
+
+    One run is one iteration of SPIN; the next one takes this run's policy as its start and its opponent.
+
+    Args:
+        policy: what to train.
+        loss: ``spin``, or one of GSIL's ``bernoulli``, ``brier``, ``hinge``, ``kliep``, ``lsif``:
+            :func:`dpr_lightning.functional.self_play_loss`.
+        scale: λ of SPIN, α of GSIL: how many nats of log-ratio a unit of loss takes.
+        shift: β of GSIL.
+        check_start: at the first step, refuse to go on when the policy is not its opponent.
+        optimizer: called with the trainable parameters.
+        schedule: of the learning rate.
+        seed: of an adapter initialised at random.
+
+    Source: Chen et al. 2024, arXiv:2401.01335; Xiao et al. 2024, arXiv:2410.10093.
+    """
+
+    def __init__(
+        self,
+        policy: PolicySpec,
+        loss: SelfPlayLoss = "spin",
+        scale: float = 0.1,
+        shift: float = 0.0,
+        check_start: bool = True,
+        optimizer: OptimizerCallable = default_optimizer,
+        schedule: ScheduleSpec | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(policy, optimizer, schedule, seed)
+        # Refuses what is out of range before anything is loaded.
+        self_play_loss(loss, torch.zeros(1), torch.zeros(1), scale, shift)
+        self.loss = loss
+        self.scale, self.shift = scale, shift
+        self.check_start = check_start
+        self.preferred = MeanMetric()
+
+    def prepare_policy(self) -> None:
+        """Turn dropout off, which would be noise in the log-ratios."""
+        disable_dropout(self.policy)
+
+    def training_step(self, batch: SelfPlayBatch, batch_idx: int) -> Tensor:
+        """One micro-batch's share of the optimizer step's loss."""
+        demonstrated, generated, drift = self._log_ratios(batch)
+        if self.check_start and self.global_step == 0 and batch_idx == 0:
+            self.refuse_other_start(float(drift), "its opponent", "data.opponent")
+        pairs = self_play_loss(self.loss, demonstrated, generated, self.scale, self.shift)
+        loss = pairs.sum() / batch.num_pairs
+        self.log_step(
+            {
+                "demonstrated": demonstrated.sum(),
+                "generated": generated.sum(),
+                "preferred": (demonstrated > generated).float().sum(),
+            },
+            torch.tensor(len(pairs), device=loss.device),
+            loss,
+            prog_bar=("preferred",),
+        )
+        return self.to_step_loss(loss)
+
+    def validation_step(self, batch: SelfPlayBatch, batch_idx: int) -> None:
+        """Share of pairs whose demonstration gained more than the opponent's answer."""
+        demonstrated, generated, _ = self._log_ratios(batch)
+        self.preferred.update((demonstrated > generated).float(), batch.mask[: len(demonstrated)].any(1).float())
+
+    def on_validation_epoch_end(self) -> None:
+        """Log it over all ranks."""
+        self.log("validation/preferred", self.preferred.compute(), prog_bar=True, sync_dist=False)
+        self.preferred.reset()
+
+    def _log_ratios(self, batch: SelfPlayBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Σ_t log π_θ − log π_opponent of demonstrations [P] and answers [P]; their mean size a token, nats."""
+        scored = action_logits(self.policy, batch.tokens, batch.mask)
+        logprob = token_logprobs(scored.logits, scored.tokens).masked_fill(~scored.mask, 0.0).sum(1)
+        ratio = logprob - batch.opponent_logprob
+        tokens = scored.mask.sum().clamp_min(1)
+        half = len(ratio) // 2
+        return ratio[:half], ratio[half:], ratio.detach().abs().sum() / tokens

@@ -1,0 +1,82 @@
+"""Self-play losses against their closed forms and against the density ratio that they are said to find."""
+
+import math
+from typing import get_args
+
+import pytest
+import torch
+
+from dpr_lightning.functional import SelfPlayLoss, self_play_loss
+
+KINDS = get_args(SelfPlayLoss)
+RATIO_KINDS = ("bernoulli", "brier", "kliep", "lsif")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_values_by_hand(kind: SelfPlayLoss) -> None:
+    scale, shift, real, own = 0.5, 0.2, 3.0, -1.0
+    up, down = scale * real + shift, scale * own + shift
+
+    def sigmoid(x: float) -> float:
+        return 1 / (1 + math.exp(-x))
+
+    expected = {
+        "spin": -math.log(sigmoid(up - down)),
+        "bernoulli": -math.log(sigmoid(up)) - math.log(1 - sigmoid(down)),
+        "brier": (1 - sigmoid(up)) ** 2 + sigmoid(down) ** 2,
+        "hinge": max(0.0, 1 - up) + max(0.0, 1 + down),
+        "kliep": math.exp(down) - up,
+        "lsif": 0.5 * math.exp(down) ** 2 - math.exp(up),
+    }[kind]
+    found = self_play_loss(kind, torch.tensor([real]), torch.tensor([own]), scale, shift)
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", RATIO_KINDS)
+def test_the_minimum_is_the_density_ratio(kind: SelfPlayLoss) -> None:
+    """Over a finite set of responses, with a free u for each: u = log p(demonstrated) / p(generated)."""
+    generator = torch.Generator().manual_seed(0)
+    real, own = (torch.rand(6, generator=generator, dtype=torch.float64) + 0.2 for _ in range(2))
+    real, own = real / real.sum(), own / own.sum()
+    free = torch.zeros(6, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [free], max_iter=200, tolerance_grad=1e-12, tolerance_change=1e-15, line_search_fn="strong_wolfe"
+    )
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        # Expectations over both distributions: every pair (y, y') with its probability.
+        rows, columns = free.repeat_interleave(6), free.repeat(6)
+        weight = real.repeat_interleave(6) * own.repeat(6)
+        total = (weight * self_play_loss(kind, rows, columns, 1.0)).sum()
+        total.backward()  # type: ignore[no-untyped-call]
+        return total
+
+    optimizer.step(loss)
+    torch.testing.assert_close(free.detach(), (real / own).log(), atol=1e-5, rtol=0)
+
+
+def test_spin_does_not_see_the_shift() -> None:
+    real, own = torch.tensor([1.0, 2.0]), torch.tensor([-1.0, 4.0])
+    plain, shifted = (self_play_loss("spin", real, own, 0.3, shift) for shift in (0.0, 5.0))
+    torch.testing.assert_close(plain, shifted)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_loss_prefers_the_demonstration(kind: SelfPlayLoss) -> None:
+    real, own = (torch.zeros(3, requires_grad=True) for _ in range(2))
+    self_play_loss(kind, real, own).sum().backward()  # type: ignore[no-untyped-call]
+    assert real.grad is not None
+    assert own.grad is not None
+    assert (real.grad < 0).all()
+    assert (own.grad > 0).all()
+
+
+def test_bad_arguments() -> None:
+    pair = torch.zeros(2), torch.zeros(2)
+    with pytest.raises(ValueError, match="kind"):
+        self_play_loss("dpo", *pair)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="scale"):
+        self_play_loss("spin", *pair, scale=0.0)
+    with pytest.raises(ValueError, match="generated has shape"):
+        self_play_loss("spin", pair[0], torch.zeros(3))
