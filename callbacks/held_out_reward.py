@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 from lightning import Callback, LightningModule, Trainer
 
-from dpr_lightning.data import choose_format, open_rows, tokenize_rows
+from dpr_lightning.data import carried_format, open_rows, tokenize_rows
 from dpr_lightning.functional import masked_mean
-from dpr_lightning.policies import sequence_logprobs
+from dpr_lightning.policies import sequence_logprobs, stop_token_ids
 from dpr_lightning.types import DemonstrationBatch
 
 
@@ -35,9 +35,8 @@ class HeldOutReward(Callback):
         if data.held_out_path is None:
             return
         tokenizer: Any = pl_module.tokenizer
-        rows = tokenize_rows(
-            open_rows(data.held_out_path), tokenizer, choose_format(tokenizer), columns=data.columns, limit=self.limit
-        )
+        form = carried_format(tokenizer, stop_token_ids(tokenizer, pl_module.policy))
+        rows = tokenize_rows(open_rows(data.held_out_path), tokenizer, form, columns=data.columns, limit=self.limit)
         self._demonstrations = held = rows.batch(np.arange(len(rows)), 1.0, int(tokenizer.pad_token_id))
         data.reward.frozen.to(pl_module.device)
         scores = data.reward.score(held.tokens, held.mask, token_budget=data.token_budget)

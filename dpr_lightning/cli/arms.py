@@ -39,14 +39,17 @@ class ArmResult:
         grouped = scores.reshape(-1, 1 if measure == "greedy" else self.samples)
         return np.asarray(grouped.mean(axis=1), dtype=np.float64)
 
-    def summary(self) -> dict[str, float]:
-        """Accuracy greedy and sampled, mean length of samples in tokens, reverse KL to π_SFT in nats a response."""
-        drift = self.sampled.reverse_kl or [float("nan")]
+    def summary(self) -> dict[str, float | None]:
+        """Accuracy greedy and sampled, mean length of samples in tokens, reverse KL to π_SFT in nats a response.
+
+        The KL is None at temperature 0, where samples say nothing of it.
+        """
+        drift = self.sampled.reverse_kl
         return {
             "greedy": float(self.by_prompt("greedy").mean()),
             "sampled": float(self.by_prompt("sampled").mean()),
             "length": self.sampled.length,
-            "reverse_kl": float(np.mean(drift)),
+            "reverse_kl": float(np.mean(drift)) if drift else None,
         }
 
 

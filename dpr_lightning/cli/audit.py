@@ -9,14 +9,14 @@ import numpy as np
 import torch
 
 from dpr_lightning.cli.loading import best_device, console, progress_bar, verifier_named
-from dpr_lightning.data import PromptSet, choose_format, open_rows, tokenize_rows
+from dpr_lightning.data import PromptSet, carried_format, last_turn, open_rows, tokenize_rows
 from dpr_lightning.errors import InputError
 from dpr_lightning.evaluation.answers import collect_answers
 from dpr_lightning.evaluation.audit import RewardAudit, Rewarded, audit_reward, recommend
 from dpr_lightning.evaluation.corruption import corrupt_one_token
 from dpr_lightning.evaluation.suspects import Suspect, suspects
 from dpr_lightning.functional import RewardForm
-from dpr_lightning.policies import load_tokenizer, stop_token_ids
+from dpr_lightning.policies import load_tokenizer, saved_stop_token_ids, stop_token_ids
 from dpr_lightning.reports import audit_table
 from dpr_lightning.rewards import SFT, DenseReward, RewardSpec, token_rewards
 from dpr_lightning.rollouts import SamplingOptions
@@ -65,9 +65,13 @@ def audit(
         The exit code.
     """
     tokenizer = load_tokenizer(sft)
-    data = tokenize_rows(open_rows(demonstrations), tokenizer, choose_format(tokenizer), columns=columns, limit=limit)
+    form = carried_format(tokenizer, saved_stop_token_ids(tokenizer, sft))
+    data = tokenize_rows(open_rows(demonstrations), tokenizer, form, columns=columns, limit=limit)
     tokens, mask, *_ = data.batch(np.arange(len(data)), 1.0, int(tokenizer.pad_token_id))
     prompts = PromptSet.load(demonstrations, tokenizer, columns=columns, limit=limit)
+    answers_prompt = last_turn(mask)
+    _check_same_prompts(tokens, answers_prompt, prompts)
+    earlier = (mask & ~answers_prompt).sum(1, keepdim=True)
     if len(references) == 0 or len(data) < 2:
         raise InputError("An audit takes at least one reference and two demonstrations.")
     audits: list[RewardAudit] = []
@@ -96,16 +100,17 @@ def audit(
 
             ours, twins = score(tokens, mask), score(corrupted.tokens, mask)
             own = score(answers.rollouts.tokens, answers.rollouts.mask)
-            for form in AUDITED:
-                spec = RewardSpec(form)
-                held[reference, form] = token_rewards(ours, spec)
+            for name in AUDITED:
+                spec = RewardSpec(name)
+                held[reference, name] = token_rewards(ours, spec)
                 audits.append(
                     audit_reward(
                         reference,
-                        form,
+                        name,
                         _rewarded(ours, spec),
                         _rewarded(twins, spec),
                         corrupted.place.numpy(),
+                        _rewarded(ours, spec, after=earlier),
                         _rewarded(own, spec),
                         answers.scores,
                     )
@@ -123,8 +128,20 @@ def audit(
     return 0 if best is not None else FAILED
 
 
-def _rewarded(scores: TokenScores, spec: RewardSpec) -> Rewarded:
-    return Rewarded(token_rewards(scores, spec).double().numpy(), scores.mask.numpy())
+def _check_same_prompts(tokens: torch.Tensor, turn: torch.Tensor, prompts: PromptSet) -> None:
+    """Samples are compared with demonstrations, so they must answer the same prompts."""
+    for place, (row, acted, asked) in enumerate(zip(tokens, turn, prompts.tokens, strict=True)):
+        if row[: int(acted.long().argmax())].tolist() != asked:
+            raise InputError(
+                f"{prompts.where(place)} goes on after the last turn of the assistant that is learnt from, so π_SFT "
+                "would be asked something else than the demonstration answers. Cut the row there."
+            )
+
+
+def _rewarded(scores: TokenScores, spec: RewardSpec, after: torch.Tensor | int = 0) -> Rewarded:
+    """Rewards of the actions, without the first ``after`` [N, 1] of each row."""
+    mask = scores.mask & (torch.arange(scores.mask.shape[1]) >= after)
+    return Rewarded(token_rewards(scores, spec).double().numpy(), mask.numpy())
 
 
 def _print_suspects(listed: list[Suspect], chosen: RewardAudit) -> None:

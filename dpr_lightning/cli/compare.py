@@ -5,6 +5,7 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,15 @@ from dpr_lightning.cli.loading import console
 from dpr_lightning.cli.report import machine, save_report
 from dpr_lightning.cli.stages import announce, keep_wandb_inside
 from dpr_lightning.cli.toy import toy
+from dpr_lightning.data import open_rows
 from dpr_lightning.errors import InputError
 from dpr_lightning.evaluation.statistics import hierarchical_comparison, holm, paired_comparison, verdict
 from dpr_lightning.reports import Report, arms_table, paired_table
+from dpr_lightning.rewards.cache import content_hash
 
 BASE = "sft"
 MEASURES = ("sampled", "greedy")
+PARTS = ("base", "data")
 Results = Mapping[str, list[dict[str, Any]]]
 
 
@@ -64,9 +68,13 @@ def compare(
         raise InputError(f"`seeds` needs at least one seed, each of them once; found {seeds}.")
     if any(not name.isidentifier() for name in arms):
         raise InputError(f"Arms are named like variables, for files bear their names; found {', '.join(arms)}.")
+    if BASE in arms:
+        raise InputError(f"{BASE!r} is π_SFT itself, which every comparison has: give this arm another name.")
+    if samples < 1:
+        raise InputError(f"`samples` must be at least 1 a prompt; found {samples}.")
     folder = Path(output)
     keep_wandb_inside(folder)
-    asked = {BASE: ArmSpec()} | {name: arm for name, arm in arms.items() if name != BASE}
+    asked = {BASE: ArmSpec()} | arms
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in asked}
     for place, seed in enumerate(seeds, 1):
         announce(f"Seed {seed} ({place} of {len(seeds)})")
@@ -120,7 +128,8 @@ def pooled(results: Results, base: str) -> dict[str, dict[str, dict[str, Any]]]:
 def _prepare(folder: Path, data: str | None, seed: int, demonstrations: int, test: int) -> None:
     """``base/`` and ``data/`` of a seed, made once; data of other options are not taken for these."""
     marker = folder / "prepared.json"
-    wanted = {"data": data, "demonstrations": demonstrations, "test": test}
+    source = None if data is None else {"folder": data, "content": [_content(data, part) for part in PARTS]}
+    wanted = {"data": source, "demonstrations": demonstrations, "test": test}
     if marker.is_file():
         held = json.loads(marker.read_text(encoding="utf-8"))
         if held != wanted:
@@ -129,13 +138,22 @@ def _prepare(folder: Path, data: str | None, seed: int, demonstrations: int, tes
     if data is None:
         toy(str(folder), demonstrations=demonstrations, test=test, seed=seed)
     else:
-        for part in ("base", "data"):
-            if not (Path(data) / part).is_dir():
-                raise InputError(
-                    f"`data` is a folder with base/ and data/, as `dpr toy` writes; {data} has no {part}/."
-                )
+        for part in PARTS:
             shutil.copytree(Path(data) / part, folder / part, dirs_exist_ok=True)
+    if len(list(islice(open_rows(folder / "data" / "test.jsonl"), 2))) < 2:
+        raise InputError(f"{folder}/data/test.jsonl has one row: a comparison pairs at least two prompts.")
     marker.write_text(json.dumps(wanted) + "\n", encoding="utf-8")
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if len(known) == len(values) else None
+
+
+def _content(data: str, part: str) -> str:
+    if not (Path(data) / part).is_dir():
+        raise InputError(f"`data` is a folder with base/ and data/, as `dpr toy` writes; {data} has no {part}/.")
+    return content_hash(Path(data) / part)
 
 
 def _conclude(
@@ -143,7 +161,7 @@ def _conclude(
 ) -> None:
     """Tables on screen, compare.json, report.html."""
     means = {
-        name: {key: float(np.mean([run[key] for run in runs])) for key in ("greedy", "sampled", "length", "reverse_kl")}
+        name: {key: _mean([run[key] for run in runs]) for key in ("greedy", "sampled", "length", "reverse_kl")}
         for name, runs in results.items()
     }
     paired = pooled(results, BASE)

@@ -14,7 +14,7 @@ from torch import nn
 
 from dpr_lightning.cli.arms import Arm, ArmResult, evaluate_arms
 from dpr_lightning.cli.loading import console, frozen_policy, verifier_named
-from dpr_lightning.cli.stage_configs import continued_config, passes_of_a_step, stage_config, write_config
+from dpr_lightning.cli.stage_configs import continued_config, move_paths, passes_of_a_step, stage_config, write_config
 from dpr_lightning.cli.stages import VERIFIER, fit
 from dpr_lightning.data import PromptSet
 from dpr_lightning.errors import InputError
@@ -62,6 +62,12 @@ class ArmSpec:
             raise InputError("`changes` are to the config of a training: they take `train`.")
         if self.train is not None and self.policy != "sft":
             raise InputError("Training starts from π_SFT: leave `policy` out where there is `train`.")
+        takes_references = self.train == "dpr" or self.optimum is not None or self.extrapolate is not None
+        if self.references is not None and not (self.references and takes_references):
+            raise InputError(
+                f"`references` is {self.references}: it names checkpoints, and only for `train: dpr`, `optimum` and "
+                "`extrapolate`. Leave it out to take those of the DPR config."
+            )
         if self.extrapolate is not None and self.references is not None and len(self.references) > 1:
             raise InputError("Weights are extrapolated away from one reference.")
 
@@ -117,12 +123,14 @@ class SeedRun:
     def result(self, name: str, arm: ArmSpec) -> dict[str, Any]:
         """Scores of an arm by prompt, made where they are not there yet."""
         started = time.monotonic()
+        references = [self._kept(place) for place in arm.references or self.references]
         folder, key = self._policy(name, arm)
-        wanted = _key(key, json.dumps([asdict(arm), asdict(self.evaluation)], sort_keys=True))
+        asked = [asdict(arm), asdict(self.evaluation), [reference.name for reference in references]]
+        wanted = _key(key, json.dumps(asked, sort_keys=True))
         path = self.folder / "results" / f"{name}.json"
         if path.is_file() and (held := json.loads(path.read_text(encoding="utf-8")))["key"] == wanted:
             return dict(held)
-        found = self._evaluate(folder, arm)
+        found = self._evaluate(folder, arm, references)
         held = {
             "key": wanted,
             **found.summary(),
@@ -146,24 +154,25 @@ class SeedRun:
     def _dpr_config(self, name: str, arm: ArmSpec) -> Path:
         """The DPR config with the arm's changes, and as many steps as the budget pays for."""
         config = yaml.safe_load(self.dpr_config.read_text(encoding="utf-8"))
-        _apply(config, arm.changes, name)
         if arm.references is not None:
             config["data"]["init_args"]["references"] = [str(self._kept(place)) for place in arm.references]
-        if "trainer.max_steps" not in arm.changes:
-            config["trainer"]["max_steps"] = max(1, round(self.budget / passes_of_a_step(config)))
+        self._change(config, arm, name)
         return self._moved(config, f"{self.folder}/dpr", name)
 
     def _continued_config(self, name: str, arm: ArmSpec) -> Path:
-        per_step = passes_of_a_step(yaml.safe_load(self.sft_config.read_text(encoding="utf-8")))
-        steps = max(1, round(self.budget / per_step))
-        path = continued_config(self.folder, self.seed, self.sft_config, self.policies / "final", steps)
+        path = continued_config(self.folder, self.seed, self.sft_config, self.policies / "final", steps=1)
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
-        _apply(config, arm.changes, name)
+        self._change(config, arm, name)
         return self._moved(config, f"{self.folder}/continued_sft", name)
 
+    def _change(self, config: dict[str, Any], arm: ArmSpec, name: str) -> None:
+        """Apply the arm's changes, then take as many steps as the budget pays for, unless the changes say how many."""
+        _apply(config, arm.changes, name)
+        if "trainer.max_steps" not in arm.changes:
+            config["trainer"]["max_steps"] = max(1, round(self.budget / passes_of_a_step(config)))
+
     def _moved(self, config: dict[str, Any], home: str, name: str) -> Path:
-        text = yaml.safe_dump(config, sort_keys=False).replace(home, f"{self.folder}/arms/{name}")
-        return write_config(yaml.safe_load(text), self.folder, f"arm_{name}")
+        return write_config(move_paths(config, home, f"{self.folder}/arms/{name}"), self.folder, f"arm_{name}")
 
     def _stage(self, config: Path, folder: Path, before: str) -> str:
         """Train unless the very same training is finished; a training that was cut short begins again."""
@@ -183,11 +192,10 @@ class SeedRun:
             raise InputError(f"The SFT run kept no checkpoint {name!r}; it has: {held}.")
         return folder
 
-    def _evaluate(self, folder: Path, arm: ArmSpec) -> ArmResult:
+    def _evaluate(self, folder: Path, arm: ArmSpec, references: list[Path]) -> ArmResult:
         if self._sft is None:
             self._sft = frozen_policy(str(self.policies / "final"))[0]
         models = [frozen_policy(str(folder))[0]]
-        references = [self._kept(place) for place in arm.references or self.references]
         if arm.extrapolate is not None:
             extrapolate_weights(models[0], frozen_policy(str(references[0]))[0], arm.extrapolate)
         combine: Combine = only
@@ -208,9 +216,9 @@ def _apply(config: dict[str, Any], changes: Mapping[str, Any], arm: str) -> None
         *owners, key = place.split(".")
         target: Any = config
         for owner in owners:
-            if not isinstance(target, dict) or owner not in target:
-                raise InputError(f"Arm {arm!r} changes {place!r}, and its config has no {owner!r} there.")
-            target = target[owner]
+            target = target.get(owner) if isinstance(target, dict) else None
+            if not isinstance(target, dict):
+                raise InputError(f"Arm {arm!r} changes {place!r}, and its config holds no options in {owner!r} there.")
         target[key] = value
 
 

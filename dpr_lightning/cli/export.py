@@ -4,7 +4,7 @@ from dpr_lightning.cli.loading import console
 from dpr_lightning.errors import InputError
 from dpr_lightning.policies import LoraSpec, PolicySpec, build_policy, save_policy
 from dpr_lightning.policies.extrapolation import extrapolate_weights
-from dpr_lightning.policies.frozen import check_one_vocabulary
+from dpr_lightning.policies.tokenizers import same_vocabulary
 
 
 def export(
@@ -31,6 +31,11 @@ def export(
         reference: folder of an earlier checkpoint of the same run, to move the weights away from.
         extrapolation: w of θ + w·(θ − θ_ref).
     """
+    if (reference is None) != (extrapolation == 0.0):
+        raise InputError(
+            "Weights are moved by `extrapolation` away from a `reference`: give both, a folder and a number other than "
+            f"0; found {reference} and {extrapolation:g}."
+        )
     spec = PolicySpec(
         source=source,
         checkpoint=checkpoint,
@@ -43,10 +48,10 @@ def export(
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()  # type: ignore[operator]
     if reference is not None:
-        check_one_vocabulary({"policy": checkpoint or source, "reference": reference})
-        earlier, _ = build_policy(PolicySpec(source=reference, dtype=dtype), trainable=False)  # type: ignore[arg-type]
+        earlier, other_words = build_policy(PolicySpec(source=reference, dtype=dtype), trainable=False)  # type: ignore[arg-type]
+        difference = same_vocabulary(words, other_words)
+        if difference is not None:
+            raise InputError(f"The tokenizers of the policy and of {reference} differ: {difference}.")
         extrapolate_weights(model, earlier, extrapolation)
-    elif extrapolation:
-        raise InputError("`extrapolation` moves away from a `reference`: name its folder.")
     save_policy(model, words, output, spec)
     console.print(f"Written: {output}")

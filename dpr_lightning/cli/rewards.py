@@ -8,8 +8,8 @@ import torch
 from datasets import Dataset
 
 from dpr_lightning.cli.loading import best_device, console, progress_bar
-from dpr_lightning.data import choose_format, open_rows, tokenize_rows
-from dpr_lightning.policies import load_tokenizer
+from dpr_lightning.data import carried_format, open_rows, tokenize_rows
+from dpr_lightning.policies import load_tokenizer, saved_stop_token_ids
 from dpr_lightning.reports import Response, write_heatmap
 from dpr_lightning.rewards import DenseReward, RewardSpec
 from dpr_lightning.types import TokenScores
@@ -42,7 +42,8 @@ def rewards(
         token_budget: tokens read at once; None: as many as have a GiB of logits.
     """
     tokenizer = load_tokenizer(sft)
-    data = tokenize_rows(open_rows(responses), tokenizer, choose_format(tokenizer), columns=columns, limit=limit)
+    form = carried_format(tokenizer, saved_stop_token_ids(tokenizer, sft))
+    data = tokenize_rows(open_rows(responses), tokenizer, form, columns=columns, limit=limit)
     tokens, mask, *_ = data.batch(np.arange(len(data)), 1.0, int(tokenizer.pad_token_id))
     prompts = tokenizer.batch_decode(
         [row[: int(held.nonzero()[0])].tolist() for row, held in zip(tokens, mask, strict=True)]

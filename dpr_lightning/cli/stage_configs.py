@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from dpr_lightning.errors import InputError
 from dpr_lightning.rewards import RewardSpec
 
 TRAINING_PASSES = 3  # forward and backward, in forward passes over a token
@@ -43,15 +44,14 @@ def stage_config(
     """A packaged config with its paths in ``folder``: a file to read, change and run again.
 
     Args:
-        packaged: path inside ``dpr_lightning.configs``, such as ``toy/sft.yaml``.
+        packaged: path inside ``dpr_lightning.configs``, such as ``toy/sft.yaml``; or a file of one's own.
         home: folder that the packaged config writes to, such as ``runs/toy``.
         folder: takes its place; the config is written to ``configs/`` in it.
         seed: of order, weights and samples.
         changes: dotted places and their new values; None leaves the config's own.
         online: whether W&B sends the run to its server.
     """
-    text = files("dpr_lightning.configs").joinpath(*packaged.split("/")).read_text(encoding="utf-8")
-    config = yaml.safe_load(text.replace(home, str(folder)))
+    config = move_paths(_read(packaged), home, str(folder))
     config["seed_everything"] = seed
     for section in ("model", "data"):
         config[section]["init_args"]["seed"] = seed
@@ -69,6 +69,27 @@ def stage_config(
     if "references" in data:
         data["references"] = [str(_nearest_reference(Path(path))) for path in data["references"]]
     return write_config(config, folder, Path(packaged).stem)
+
+
+def _read(packaged: str) -> dict[str, Any]:
+    """A packaged config, or one's own."""
+    found = files("dpr_lightning.configs").joinpath(*packaged.split("/"))
+    if Path(packaged).is_file():
+        text = Path(packaged).read_text(encoding="utf-8")
+    elif found.is_file():
+        text = found.read_text(encoding="utf-8")
+    else:
+        raise InputError(f"There is no config {packaged!r}, neither as a file nor among the packaged ones.")
+    return dict(yaml.safe_load(text))
+
+
+def move_paths(config: Any, before: str, after: str) -> Any:
+    """A config with ``after`` for ``before`` in all of its strings."""
+    if isinstance(config, dict):
+        return {key: move_paths(value, before, after) for key, value in config.items()}
+    if isinstance(config, list):
+        return [move_paths(value, before, after) for value in config]
+    return config.replace(before, after) if isinstance(config, str) else config
 
 
 def write_config(config: dict[str, Any], folder: Path, name: str) -> Path:
@@ -121,8 +142,8 @@ def _scores_twice(config: Mapping[str, Any]) -> bool:
 
 def continued_config(folder: Path, seed: int, sft_config: Path, sft: Path, steps: int) -> Path:
     """SFT that goes on from π_SFT on the same demonstrations, at a tenth of the learning rate."""
-    text = sft_config.read_text(encoding="utf-8").replace(f"{folder}/sft", f"{folder}/continued_sft")
-    config = yaml.safe_load(text)
+    config = yaml.safe_load(sft_config.read_text(encoding="utf-8"))
+    config = move_paths(config, f"{folder}/sft", f"{folder}/continued_sft")
     config["model"]["init_args"]["policy"]["source"] = str(sft)
     config["model"]["init_args"]["optimizer"]["init_args"]["lr"] /= 10
     config["data"]["init_args"]["seed"] = seed + 1

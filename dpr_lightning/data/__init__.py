@@ -13,6 +13,7 @@ from dpr_lightning.data.rows import Row, open_rows
 from dpr_lightning.data.self_play import SelfPlayDataModule, SelfPlayLoader, last_turn
 from dpr_lightning.data.tokenization import (
     TokenizedExample,
+    carried_format,
     choose_format,
     tokenize_example,
     tokenize_examples,
@@ -39,6 +40,7 @@ __all__ = [
     "TokenizationReport",
     "TokenizedDataset",
     "TokenizedExample",
+    "carried_format",
     "check_overlap",
     "choose_format",
     "last_turn",

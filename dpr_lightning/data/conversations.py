@@ -122,8 +122,9 @@ def to_demonstration(row: Row, columns: Mapping[str, str] | None = None) -> Exam
 def to_prompt(row: Row, columns: Mapping[str, str] | None = None) -> Example:
     """Read a prompt alone: ``prompt``, or ``messages`` without the assistant's closing turns.
 
-    The prompt is the one that :func:`to_demonstration` would find in the same row; a completion, where there is one,
-    goes into the metadata, for verifiers.
+    The prompt is the one that :func:`to_demonstration` would find in the same row, unless the row goes on after the
+    last turn that is learnt from: then what it goes on with is asked. A completion, where there is one, goes into the
+    metadata, for verifiers.
 
     Raises:
         InputError: names the row and what is wrong with it.

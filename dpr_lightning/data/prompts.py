@@ -12,7 +12,7 @@ from dpr_lightning.data.conversations import to_prompt
 from dpr_lightning.data.over_length import over_length_message
 from dpr_lightning.data.progress import progress_bar
 from dpr_lightning.data.prompt_identity import prompt_hash
-from dpr_lightning.data.rows import open_rows
+from dpr_lightning.data.rows import first_rows, open_rows
 from dpr_lightning.data.tokenization import choose_format, tokenize_prompts
 from dpr_lightning.data.tokenized import CHUNK
 from dpr_lightning.errors import InputError
@@ -106,7 +106,7 @@ class PromptSet:
             )
         form = choose_format(tokenizer, chat_template)
         rows_source = open_rows(source)
-        rows = islice(rows_source, limit)
+        rows = first_rows(rows_source, limit)
         tokens: list[list[int]] = []
         texts: list[str] = []
         metadata: list[Mapping[str, Any]] = []

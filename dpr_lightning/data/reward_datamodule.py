@@ -246,6 +246,7 @@ class RewardDataModule(LightningDataModule):
         if batch.action_reward is not None or not self._learner.needs_action_rewards:
             return batch
         assert self.reward is not None
+        self.reward.frozen.to(self._device)
         return with_actions(batch, self.reward.score_actions(batch.tokens, batch.mask))
 
     def _sample(self, chosen: list[int], epoch: int) -> Rollouts:

@@ -71,6 +71,8 @@ class RolloutLoader:
             for _ in range(self.refresh_every):
                 for rows in split_by_length(rollout.mask, self.accumulate):
                     yield self.source.with_action_rewards(take_rows(rollout, rows))
+            # Not kept while the next one is made: with the rewards of every token it can be gigabytes.
+            del rollout
 
     def state_dict(self) -> dict[str, Any]:
         """Position, for a run that goes on at the next rollout.

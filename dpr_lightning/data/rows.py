@@ -8,6 +8,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -52,6 +53,17 @@ class RowSource(Protocol):
     def count(self) -> int:
         """About how many rows there are, for a progress bar."""
         ...
+
+
+def first_rows(source: RowSource, limit: int | None) -> Iterator[Row]:
+    """The first ``limit`` rows; None: all.
+
+    Raises:
+        InputError: a limit below 1.
+    """
+    if limit is not None and limit < 1:
+        raise InputError(f"`limit` must be at least 1 row; found {limit}.")
+    return islice(source, limit)
 
 
 def open_rows(source: str | Path) -> RowSource:

@@ -65,6 +65,17 @@ def choose_format(
     return Format(_template(tokenizer, chat_template), tuple(stops), frozenset(stop_ids))
 
 
+def carried_format(tokenizer: PreTrainedTokenizerBase, stops: Sequence[int]) -> Format:
+    """The format that :func:`carry_format` wrote into a policy: its tokenizer's template, and the tokens it stops at.
+
+    Args:
+        tokenizer: saved with the policy.
+        stops: :func:`dpr_lightning.policies.stop_token_ids` of the policy, or those saved in its folder.
+    """
+    form = choose_format(tokenizer)
+    return form._replace(stops=tuple(tokenizer.convert_ids_to_tokens(list(stops))), stop_ids=frozenset(stops))
+
+
 def carry_format(form: Format, policy: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
     """Write ``form`` into what is saved with a policy: its tokenizer's template, the tokens it stops at."""
     tokenizer.chat_template = form.chat_template

@@ -14,7 +14,7 @@ from dpr_lightning.data.conversations import to_demonstration
 from dpr_lightning.data.over_length import LengthLimit, OverLength, TokenizationReport
 from dpr_lightning.data.progress import progress_bar
 from dpr_lightning.data.prompt_identity import prompt_hash
-from dpr_lightning.data.rows import RowSource
+from dpr_lightning.data.rows import RowSource, first_rows
 from dpr_lightning.data.tokenization import Format, TokenizedExample, tokenize_examples
 from dpr_lightning.errors import InputError
 from dpr_lightning.types import DemonstrationBatch
@@ -140,7 +140,7 @@ def tokenize_rows(
     terminated: list[bool] = []
     numbers: list[int] = []
     hashes: list[int] = []
-    rows = islice(source, limit)
+    rows = first_rows(source, limit)
     with progress_bar(f"Tokenising {source.name}", source.count() if limit is None else limit, progress) as advance:
         while examples := [to_demonstration(row, columns) for row in islice(rows, CHUNK)]:
             chunk = []

@@ -71,6 +71,7 @@ def audit_reward(
     demonstrations: Rewarded,
     corrupted: Rewarded,
     place: NDArray[np.int64],
+    answered: Rewarded,
     samples: Rewarded,
     scores: Sequence[float] | None = None,
 ) -> RewardAudit:
@@ -82,6 +83,7 @@ def audit_reward(
         demonstrations: rewards of N demonstrations.
         corrupted: of the same, with one token changed.
         place: [N] the changed action.
+        answered: the demonstrations' actions that answer the samples' prompts: of a conversation, its last turn.
         samples: of N·K samples of π_SFT, those of a prompt next to each other, prompts in the demonstrations' order.
         scores: [N·K] by a verifier; above 0.5 counts as right.
     """
@@ -92,6 +94,7 @@ def audit_reward(
     prompt = np.concatenate([np.arange(count), np.repeat(np.arange(count), each)])
     is_demonstration = np.arange(len(prompt)) < count
     total, length = samples.total, samples.mask.sum(1)
+    demonstrated = answered.total
     right = None if scores is None else np.asarray(scores) > 0.5
     judged = float("nan") if right is None else auc_within_groups(total, right, prompt[count:])
     magnitude = np.where(samples.mask, np.abs(samples.reward), 0.0)
@@ -103,7 +106,7 @@ def audit_reward(
         twins_auc=auc(ours, twins),
         place=float(np.median(places)),
         lowest_tenth=float((places <= LOCALISES).mean()),
-        samples_auc=auc_within_groups(np.concatenate([ours, total]), is_demonstration, prompt),
+        samples_auc=auc_within_groups(np.concatenate([demonstrated, total]), is_demonstration, prompt),
         verifier_auc=None if np.isnan(judged) else judged,
         length_correlation=_spearman(total, length),
         end_share=float(last.sum() / max(float(magnitude.sum()), 1e-12)),
@@ -148,7 +151,7 @@ def recommend(audits: Sequence[RewardAudit], control: str) -> tuple[RewardAudit 
     )
     if best.verifier_auc is not None:
         text += f" It agrees with the verifier on {best.verifier_auc:.0%} of the pairs of samples."
-    if any(_order(found) >= _order(best) for found in controls):
+    if any(found.passes and _order(found) >= _order(best) for found in controls):
         text += (
             f" But `{control}` needs no reference and does as well: a lower temperature may be all there is to gain."
         )

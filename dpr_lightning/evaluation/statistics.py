@@ -13,6 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from scipy.special import binom, ndtr, ndtri
 
+from dpr_lightning.errors import InputError
+
 Verdict = Literal["better", "no detectable difference", "worse"]
 
 # Numbers drawn at a time: the memory of a bootstrap, 64 MiB, whatever the number of prompts and resamples.
@@ -225,7 +227,7 @@ def verdict(comparison: PairedComparison, significance: float = 0.05) -> Verdict
 def _scores(name: str, scores: ArrayLike) -> NDArray[np.float64]:
     values = np.asarray(scores, dtype=np.float64)
     if values.ndim != 1 or len(values) < 2:
-        raise ValueError(f"{name} has shape {values.shape}, expected [N] with at least 2 scores, one per prompt.")
+        raise InputError(f"{name} has shape {values.shape}, expected [N] with at least 2 scores, one per prompt.")
     if not np.isfinite(values).all():
         place = int(np.flatnonzero(~np.isfinite(values))[0])
         raise ValueError(f"{name}[{place}] is {values[place]}: every prompt needs a finite score.")

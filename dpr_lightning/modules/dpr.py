@@ -146,7 +146,8 @@ class DensePathReinforce(PolicyModule):
                 policy_logprob=policy_logprob,
             )
         )
-        self.last_rollout = kept
+        # Rewards of every token, [B, T, V], would stay in memory until the next rollout is scored.
+        self.last_rollout = kept._replace(action_reward=None, action_sft_logprob=None, action_reference_logprob=None)
         self.rollout_count += 1
         return kept
 

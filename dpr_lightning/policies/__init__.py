@@ -15,7 +15,7 @@ from dpr_lightning.policies.forward import (
 )
 from dpr_lightning.policies.frozen import FrozenPolicies
 from dpr_lightning.policies.spec import LoraSpec, PolicySpec
-from dpr_lightning.policies.tokenizers import load_tokenizer, stop_token_ids
+from dpr_lightning.policies.tokenizers import load_tokenizer, saved_stop_token_ids, stop_token_ids
 from dpr_lightning.policies.toy import character_tokenizer, create_toy_policy
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "packs_rows",
     "parts_by_length",
     "save_policy",
+    "saved_stop_token_ids",
     "sequence_logprobs",
     "state_logits",
     "stop_token_ids",

@@ -39,9 +39,20 @@ def _head_sees(model: nn.Module, position: Tensor) -> Iterator[None]:
         handle.remove()
 
 
+ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
+"""Layers that start anew where positions do. Convolutions and recurrent states would leak from row to row."""
+
+
 def packs_rows(model: nn.Module) -> bool:
-    """Whether rows go through ``model`` end to end in one long row: under flash attention, which then skips padding."""
-    return "flash" in str(getattr(model.config, "_attn_implementation", None))
+    """Whether rows go through ``model`` end to end in one long row: under flash attention, which then skips padding.
+
+    Only where every layer is attention, which sees from the positions where a row ends.
+    """
+    if "flash" not in str(getattr(model.config, "_attn_implementation", None)):
+        return False
+    config = model.config.get_text_config()  # type: ignore[union-attr, operator]
+    layers = set(getattr(config, "layer_types", None) or ()) | set(getattr(config, "layers_block_type", None) or ())
+    return not getattr(model, "_is_stateful", False) and layers <= ATTENTION_LAYERS
 
 
 def _logits_at(model: nn.Module, tokens: Tensor, mask: Tensor, state: Tensor, packed: bool | None) -> Tensor:

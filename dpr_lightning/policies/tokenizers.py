@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from dpr_lightning.errors import InputError
 
@@ -66,8 +66,20 @@ def _choose_pad_token(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
 
 def stop_token_ids(tokenizer: PreTrainedTokenizerBase, model: Any = None) -> list[int]:
     """The token ids that end an answer: the tokenizer's EOS first, then those of the model's generation config."""
+    return _stops(tokenizer, getattr(model, "generation_config", None))
+
+
+def saved_stop_token_ids(tokenizer: PreTrainedTokenizerBase, source: str) -> list[int]:
+    """The token ids that end an answer of the policy in a folder or on the hub, without loading the policy."""
+    try:
+        return _stops(tokenizer, GenerationConfig.from_pretrained(source))
+    except OSError:  # it has none
+        return _stops(tokenizer, None)
+
+
+def _stops(tokenizer: PreTrainedTokenizerBase, generation: Any) -> list[int]:
     stops = [int(tokenizer.eos_token_id)]
-    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    configured = getattr(generation, "eos_token_id", None)
     if configured is not None:
         stops += [int(token) for token in (configured if isinstance(configured, list) else [configured])]
     return [stop for stop in dict.fromkeys(stops) if stop != tokenizer.pad_token_id]

@@ -90,6 +90,8 @@ def sample(
     sources = [models] if isinstance(models, nn.Module) else list(models)
     if len(prompts) == 0:
         raise InputError("There are no prompts to answer.")
+    if num_samples < 1:
+        raise InputError(f"Each prompt takes at least one sample; found {num_samples}.")
     empty = [place for place, prompt in enumerate(prompts) if len(prompt) == 0]
     if empty:
         raise InputError(f"Prompt number {empty[0] + 1} of {len(prompts)} is empty; a policy needs a token to start.")

@@ -10,11 +10,13 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
 from dpr_lightning.cli.main import main
+from dpr_lightning.data import DemonstrationDataModule
+from dpr_lightning.modules import SupervisedIRL
 from dpr_lightning.policies import PolicySpec, build_policy, load_tokenizer
 from dpr_lightning.rewards import DenseReward
 from tests.cli.conftest import Workspace
 from tests.tiny import write_tiny_policy
-from tests.training import write_adapter
+from tests.training import quiet_trainer, write_adapter
 
 
 def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
@@ -187,9 +189,47 @@ def test_export_extrapolates_away_from_a_reference(
             expected = ours[weight] + strength * (ours[weight] - earlier[weight])
             torch.testing.assert_close(found[weight], expected, atol=2e-6, rtol=0)
     assert main(["export", "--source", workspace.sft, "--extrapolation", "1", "--output", str(tmp_path / "no")]) == 2
-    assert "name its folder" in capsys.readouterr().err
+    assert "give both, a folder and a number" in capsys.readouterr().err
+    arguments = ["--source", workspace.sft, "--reference", workspace.reference, "--output", str(tmp_path / "no")]
+    assert main(["export", *arguments]) == 2
+    assert "give both, a folder and a number" in capsys.readouterr().err
     other = str(write_tiny_policy(tmp_path / "other", hidden_size=16))
     arguments = ["--source", workspace.sft, "--reference", other, "--output", str(tmp_path / "no")]
     assert main(["export", *arguments, "--extrapolation", "1"]) == 2
     assert "two checkpoints of one run" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
+
+
+def test_a_checkpoint_of_training_is_extrapolated_too(workspace: Workspace, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "kept.ckpt"
+    module = SupervisedIRL(PolicySpec(source=workspace.sft))
+    trainer = quiet_trainer(tmp_path, max_steps=1)
+    trainer.fit(module, datamodule=DemonstrationDataModule(workspace.demonstrations, batch_size=4, cache_dir=None))
+    trainer.save_checkpoint(checkpoint)
+    arguments = ["--source", workspace.sft, "--checkpoint", str(checkpoint), "--reference", workspace.reference]
+    assert main(["export", *arguments, "--extrapolation", "0.5", "--output", str(tmp_path / "moved")]) == 0
+    ours, earlier = dict(module.policy.named_parameters()), _weights(workspace.reference)
+    for name, weight in _weights(str(tmp_path / "moved")).items():
+        expected = ours[name] + 0.5 * (ours[name] - earlier[name])
+        torch.testing.assert_close(weight, expected, atol=2e-6, rtol=0)
+
+
+def _weights(folder: str) -> dict[str, torch.Tensor]:
+    return dict(build_policy(PolicySpec(source=folder), trainable=False)[0].named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--samples", "0"], "at least one sample"),
+        (["--limit", "0"], "at least 1 row"),
+        (["--limit", "-1"], "at least 1 row"),
+        (["--limit", "1"], "at least 2 scores"),
+    ],
+)
+def test_too_few_to_evaluate(
+    arguments: list[str], said: str, workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--policy", workspace.sft, "--prompts", workspace.prompts, "--max_new_tokens", "3"]
+    assert main(["evaluate", *asked, *arguments]) == 2
+    assert said in capsys.readouterr().err

@@ -1,7 +1,9 @@
 """A comparison on a toy small enough to train in seconds: what it finds, what it keeps, what it refuses."""
 
 import json
+import shutil
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +98,11 @@ def test_arms_over_seeds_are_made_once(
         ({"arms": {"x": {"policy": "step_0000002", "train": "dpr"}}}, "leave `policy` out"),
         ({"arms": {"x": {"extrapolate": 1.0, "references": ["a", "b"]}}}, "away from one reference"),
         ({"arms": {"x": {"polycy": "sft"}}}, "polycy"),
+        ({"arms": {"sft": {"temperature": 0.5}}}, "give this arm another name"),
+        ({"arms": {"x": {"references": ["step_0000002"]}}}, "only for `train: dpr`"),
+        ({"arms": {"x": {"train": "dpr", "references": []}}}, "`references` is []"),
+        ({"samples": 0}, "at least 1 a prompt"),
+        ({"sft": "toy/nope.yaml"}, "no config 'toy/nope.yaml'"),
         ({"data": "/nowhere"}, "has no base/"),
     ],
 )
@@ -111,9 +118,65 @@ def test_what_only_the_run_can_refuse(configured: Callable[..., list[str]], caps
     assert main(configured(**less, arms={"x": {"policy": "step_0000009"}})) == 2
     assert "kept no checkpoint 'step_0000009'; it has: final, step_0000001" in capsys.readouterr().err
     assert main(configured(**less, arms={"x": {"train": "dpr", "changes": {"modell.lr": 1}}})) == 2
-    assert "Arm 'x' changes 'modell.lr', and its config has no 'modell' there" in capsys.readouterr().err
+    assert "Arm 'x' changes 'modell.lr', and its config holds no options in 'modell'" in capsys.readouterr().err
+    assert main(configured(**less, arms={"x": {"train": "dpr", "changes": {"trainer.callbacks.x": 1}}})) == 2
+    assert "no options in 'callbacks'" in capsys.readouterr().err
+    assert main(configured(**less, arms={"x": {"train": "dpr", "references": ["nope"]}})) == 2
+    assert "kept no checkpoint 'nope'" in capsys.readouterr().err
     assert main(configured(**less, arms={}, data=None)) == 2
     assert "was prepared with" in capsys.readouterr().err
+
+
+def test_other_data_or_references_are_noticed(
+    configured: Callable[..., list[str]], data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(data, copy)
+    own = tmp_path / "own_dpr.yaml"
+    packaged = files("dpr_lightning.configs").joinpath("toy", "dpr.yaml").read_text()
+    own.write_text(packaged)
+    options: dict[str, Any] = {"seeds": [1], "arms": {"x": {"optimum": {"beta": 1.0}}}, "data": str(copy)}
+    assert main(configured(dpr=str(own), **options)) == 0
+    result = tmp_path / "out" / "seed_1" / "results" / "x.json"
+    first = json.loads(result.read_text())
+    own.write_text(packaged.replace("step_0000100", "step_0000006"))
+    assert main(configured(dpr=str(own), **options)) == 0
+    second = json.loads(result.read_text())
+    assert second["key"] != first["key"]
+    assert second["reverse_kl"] < first["reverse_kl"]
+    test = copy / "data" / "test.jsonl"
+    test.write_text("".join(test.read_text().splitlines(keepends=True)[:5]))
+    assert main(configured(**options)) == 2
+    assert "was prepared with" in capsys.readouterr().err
+
+
+def test_one_prompt_is_too_few(
+    configured: Callable[..., list[str]], data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(data, copy)
+    test = copy / "data" / "test.jsonl"
+    test.write_text(test.read_text().splitlines()[0] + "\n")
+    assert main(configured(data=str(copy))) == 2
+    assert "at least two prompts" in capsys.readouterr().err
+
+
+def test_imitation_keeps_to_the_budget_and_any_folder_will_do(
+    configured: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    arms = {
+        "wide": {"train": "continued_sft", "changes": {"data.init_args.batch_size": 8}},
+        "dpr": {"train": "dpr"},
+        "cold": {"temperature": 0.0},
+    }
+    output = tmp_path / "a folder: rünne #1"
+    assert main(configured(output=str(output), seeds=[1], arms=arms)) == 0
+    # 96 forward passes at 3 for each of 8 demonstrations.
+    config = yaml.safe_load((output / "seed_1" / "configs" / "arm_wide.yaml").read_text())
+    assert config["trainer"]["max_steps"] == 4
+    assert (output / "seed_1" / "arms" / "dpr" / "policies" / "final").is_dir()
+    assert not (output / "seed_1" / "dpr").exists()
+    assert "NaN" not in (output / "compare.json").read_text()
 
 
 def test_differences_are_paired_pooled_and_corrected_for_the_number_of_arms() -> None:

@@ -60,6 +60,8 @@ def test_an_audit_counted_by_hand() -> None:
         demonstrations=rewarded([[1.0, 1.0], [0.0, 2.0, 1.0]]),
         corrupted=rewarded([[1.0, -3.0], [4.0, -1.0, 0.0]]),
         place=np.array([1, 0]),
+        # Of the second, only the last turn answers what the samples do.
+        answered=rewarded([[1.0, 1.0], [1.0]]),
         samples=rewarded([[1.0], [2.0, 1.0], [5.0], [1.0, 1.0]]),
         scores=[0.0, 1.0, 1.0, 0.0],
     )
@@ -68,7 +70,7 @@ def test_an_audit_counted_by_hand() -> None:
     assert found.twins_auc == (1 + 0 + 1 + 0.5) / 4
     assert found.place == 0.5
     assert found.lowest_tenth == 0.5
-    assert found.samples_auc == 0.5
+    assert found.samples_auc == (0.5 + 0.0) / 2
     assert found.verifier_auc == 1.0
     assert found.length_correlation == pytest.approx(0.0)
     assert found.end_share == pytest.approx((1 + 1 + 5 + 1) / 11)
@@ -78,9 +80,9 @@ def test_an_audit_counted_by_hand() -> None:
 def test_without_a_verdict_there_is_no_agreement() -> None:
     both = rewarded([[1.0, 2.0], [2.0, 1.0]])
     place = np.array([0, 0])
-    assert audit_reward("r", "f", both, both, place, both).verifier_auc is None
-    assert audit_reward("r", "f", both, both, place, both, [1.0, 1.0]).verifier_auc is None
-    assert audit_reward("r", "f", both, both, place, both).length_correlation is None
+    assert audit_reward("r", "f", both, both, place, both, both).verifier_auc is None
+    assert audit_reward("r", "f", both, both, place, both, both, [1.0, 1.0]).verifier_auc is None
+    assert audit_reward("r", "f", both, both, place, both, both).length_correlation is None
 
 
 @pytest.mark.parametrize(
@@ -104,6 +106,8 @@ def test_the_recommendation_in_words() -> None:
     best, words = recommend([GOOD, control], "log_policy")
     assert best == GOOD
     assert "`log_policy` needs no reference and does as well" in words
+    unable = dataclasses.replace(control, place=0.5, verifier_auc=0.99)
+    assert "needs no reference" not in recommend([GOOD, unable], "log_policy")[1]
     best, words = recommend([dataclasses.replace(GOOD, place=0.4), control], "log_policy")
     assert best is None
     assert "No reward passes" in words

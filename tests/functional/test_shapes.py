@@ -49,6 +49,7 @@ EXAMPLES: dict[str, Callable[[], tuple]] = {
     "reinforce_loss": lambda: (values(B, T), values(B, T), MASK, torch.tensor(7.0)),
     "response_baseline": lambda: (values(B, T), MASK),
     "returns_to_go": lambda: (values(B, T), MASK, 0.9),
+    "self_play_loss": lambda: ("spin", values(B), values(B)),
     "sft_loss": lambda: (values(B, T), MASK, 7.0),
     "shape_reward": lambda: (values(B, T), values(B, T + 1), MASK, TERMINATED),
     "token_logprobs": lambda: (values(B, T, V), TOKENS),

@@ -1,6 +1,7 @@
 """How long a rollout is used, and what holds while it is: epochs, accumulation, one β, samples of another policy."""
 
 import csv
+import weakref
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from dpr_lightning.data import RewardDataModule
 from dpr_lightning.errors import InputError
 from dpr_lightning.modules import CreditSpec, DensePathReinforce, KLSpec, ScheduleSpec, estimate_advantages
 from dpr_lightning.policies import PolicySpec, disable_dropout, sequence_logprobs
+from dpr_lightning.rewards import ActionScores, DenseReward
 from dpr_lightning.rollouts import SamplingOptions
 from dpr_lightning.types import RolloutBatch
 from tests.modules.conftest import weights
@@ -63,6 +65,24 @@ def test_every_epoch_has_its_rollouts(trainer: Trainers, learner: Any, data: Any
     run.fit(module, datamodule=data())
     assert run.global_step == 3 * 3
     assert module.rollout_count == 3 * 3
+
+
+def test_rewards_of_every_token_are_gone_when_the_next_ones_are_made(
+    trainer: Trainers, learner: Any, data: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[weakref.ref[torch.Tensor]] = []
+    alive: list[int] = []
+    inner = DenseReward.score_actions
+
+    def score_actions(self: DenseReward, *arguments: Any) -> ActionScores:
+        alive.append(sum(kept() is not None for kept in made))
+        scores = inner(self, *arguments)
+        made.extend(weakref.ref(part) for part in scores)
+        return scores
+
+    monkeypatch.setattr(DenseReward, "score_actions", score_actions)
+    trainer(max_steps=4, max_epochs=-1).fit(learner(estimator="all_actions"), datamodule=data())
+    assert alive == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("target", [None, 0.01])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, Lfm2Config, LlamaConfig
 
 from dpr_lightning.policies import action_logits, disable_dropout, packs_rows, state_logits
 
@@ -102,6 +102,13 @@ def test_packed_rows_are_as_long_as_their_tokens(policy: torch.nn.Module) -> Non
     flash = torch.nn.Module()
     flash.config = LlamaConfig(attn_implementation="flash_attention_2")  # type: ignore[assignment]
     assert packs_rows(flash)
+    flash._is_stateful = True  # type: ignore[assignment]
+    assert not packs_rows(flash)
+    convolution = torch.nn.Module()
+    convolution.config = Lfm2Config(
+        attn_implementation="flash_attention_2", num_hidden_layers=2, layer_types=["conv", "full_attention"]
+    )  # type: ignore[assignment]
+    assert not packs_rows(convolution)
 
 
 def test_padding_on_the_right_reaches_nothing(policy: torch.nn.Module) -> None:
