@@ -7,9 +7,9 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
-from dpr_lightning.evaluation.answers import decode_answers
 from dpr_lightning.evaluation.verifiers import load_verifier
-from dpr_lightning.types import RolloutBatch, Rollouts
+from dpr_lightning.rollouts import decode_answers
+from dpr_lightning.types import RolloutBatch
 
 
 class RolloutSamples(Callback):
@@ -50,8 +50,7 @@ class RolloutSamples(Callback):
             return
         prompts = trainer.datamodule.prompts  # type: ignore[attr-defined]
         tokenizer: Any = pl_module.tokenizer
-        drawn = Rollouts(rollout.tokens, rollout.mask, rollout.terminated, rollout.behaviour_logprob, rollout.prompt)
-        texts = decode_answers(drawn, tokenizer)
+        texts = decode_answers(rollout.tokens, rollout.mask, tokenizer)
         places = rollout.prompt.tolist()
         scores: list[float | None] = [None] * len(texts)
         if self.verifier is not None:

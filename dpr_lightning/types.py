@@ -83,7 +83,8 @@ class RolloutBatch(NamedTuple):
 
     Sequence-aligned: ``tokens``, ``mask`` [B, L]. Per row: ``terminated``, ``prompt`` [B]. Action-aligned [B, T], nats:
     ``behaviour_logprob``, ``sft_logprob``, ``reference_logprob`` (mean over references), ``reward``, ``advantage``.
-    ``num_tokens`` []: acted tokens of the whole optimizer step. ``action_reward``, ``action_sft_logprob``,
+    ``num_tokens`` []: acted tokens of the whole optimizer step. ``outcome`` [B] float32: a verifier's score of each
+    whole response, a return stream of its own; None without a verifier. ``action_reward``, ``action_sft_logprob``,
     ``action_reference_logprob`` [B, T, V]: the same of *every* token, for the all-actions estimator; None otherwise.
     """
 
@@ -97,6 +98,7 @@ class RolloutBatch(NamedTuple):
     reward: Tensor
     advantage: Tensor
     num_tokens: Tensor
+    outcome: Tensor | None = None
     action_reward: Tensor | None = None
     action_sft_logprob: Tensor | None = None
     action_reference_logprob: Tensor | None = None

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any, Literal, Protocol, cast
 
@@ -24,7 +24,7 @@ from dpr_lightning.policies import PolicySpec, load_tokenizer, sequence_logprobs
 from dpr_lightning.policies.tokenizers import same_vocabulary
 from dpr_lightning.rewards import SFT, ActionScores, DenseReward, RewardSpec
 from dpr_lightning.rewards.cache import load_cached, policy_hash, store_cached
-from dpr_lightning.rollouts import SamplingOptions, sample
+from dpr_lightning.rollouts import SamplingOptions, decode_answers, sample
 from dpr_lightning.types import RolloutBatch, Rollouts
 
 log = logging.getLogger(__name__)
@@ -58,6 +58,9 @@ class RewardDataModule(LightningDataModule):
         sft: folder of π_SFT.
         references: folders of weaker checkpoints of the same run.
         reward: form of the reward.
+        verifier: a function (prompt text, answer text, metadata) -> score in [0, 1] to learn from beside the token
+            reward, or instead of it: see ``credit.outcome_weight`` and ``credit.dense_weight``; in a config its import
+            path, such as ``dpr_lightning.evaluation.verifiers.answer``. None: demonstrations are all there is.
         sampling: how the policy answers.
         samples_per_prompt: K.
         prompts_per_rollout: prompts of one rollout, over all ranks.
@@ -82,6 +85,7 @@ class RewardDataModule(LightningDataModule):
         sft: str,
         references: list[str],
         reward: RewardSpec | None = None,
+        verifier: Callable[[str, str, Mapping[str, Any]], float] | None = None,
         sampling: SamplingOptions | None = None,
         samples_per_prompt: int = 4,
         prompts_per_rollout: int = 64,
@@ -109,6 +113,7 @@ class RewardDataModule(LightningDataModule):
         self.prompts_path, self.held_out_path, self.evaluation_path = prompts, held_out, evaluation
         self.sft, self.references = sft, list(references)
         self.reward_spec = reward if reward is not None else RewardSpec()
+        self.verifier = verifier
         self.sampling = sampling if sampling is not None else SamplingOptions()
         self.samples_per_prompt = samples_per_prompt
         self.prompts_per_rollout = prompts_per_rollout
@@ -213,12 +218,25 @@ class RewardDataModule(LightningDataModule):
             batch = self._recall(chosen)
         else:
             batch = self._score_for_learner(self._sample(chosen, epoch))
+        batch = self._judge(batch)
         policy_logprob = None
         if self.precomputed is not None or self.sampling.temperature != 1.0 or self.sampling.top_p < 1.0:
             policy_logprob = sequence_logprobs(
                 self._learner.policy, batch.tokens, batch.mask, token_budget=self.token_budget
             )
         return self._learner.prepare_rollout(batch, self.samples_per_prompt, policy_logprob)
+
+    def _judge(self, batch: RolloutBatch) -> RolloutBatch:
+        """Add what the verifier says of each response, where there is one."""
+        if self.verifier is None:
+            return batch
+        assert self.prompts is not None
+        texts = decode_answers(batch.tokens, batch.mask, self.tokenizer)
+        scores = [
+            float(self.verifier(self.prompts.texts[place], text, self.prompts.metadata[place]))
+            for place, text in zip(batch.prompt.tolist(), texts, strict=True)
+        ]
+        return batch._replace(outcome=torch.tensor(scores, device=batch.reward.device))
 
     def _score_for_learner(self, rollouts: Rollouts) -> RolloutBatch:
         """Rewards in one pass of the frozen models where micro-batch and rollout are one.

@@ -117,4 +117,5 @@ def take_rows(rollout: RolloutBatch, rows: Tensor) -> RolloutBatch:
         reference_logprob=action(rollout.reference_logprob),
         reward=action(rollout.reward),
         advantage=action(rollout.advantage),
+        outcome=None if rollout.outcome is None else rollout.outcome[rows],
     )

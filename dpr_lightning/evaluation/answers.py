@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.data.prompts import PromptSet
 from dpr_lightning.policies import sequence_logprobs, stop_token_ids
-from dpr_lightning.rollouts import Combine, SamplingOptions, only, sample
+from dpr_lightning.rollouts import Combine, SamplingOptions, decode_answers, only, sample
 from dpr_lightning.types import Rollouts
 
 Verifier = Callable[[str, str, Mapping[str, Any]], float]
@@ -80,7 +80,7 @@ def collect_answers(
         combine=combine,
         progress=progress,
     )
-    texts = decode_answers(rollouts, tokenizer)
+    texts = decode_answers(rollouts.tokens, rollouts.mask, tokenizer)
     scores = None
     if verifier is not None:
         places = rollouts.prompt.tolist()
@@ -91,12 +91,6 @@ def collect_answers(
     kept = rollouts.mask.sum(1).tolist()
     reverse_kl = _reverse_kl(rollouts, sft) if sft is not None and options.temperature > 0 else None
     return Answers(rollouts, texts, scores, kept, reverse_kl)
-
-
-def decode_answers(rollouts: Rollouts, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The text of each answer, special tokens left out."""
-    acted = [tokens[mask].tolist() for tokens, mask in zip(rollouts.tokens, rollouts.mask, strict=True)]
-    return [str(text) for text in tokenizer.batch_decode(acted, skip_special_tokens=True)]
 
 
 def _reverse_kl(rollouts: Rollouts, sft: nn.Module) -> list[float]:

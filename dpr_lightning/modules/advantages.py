@@ -29,12 +29,18 @@ class CreditSpec:
         level: ``token`` gives each token its reward-to-go; ``sentence`` gives all of them the response's whole reward
             (the paper's ablation).
         whiten: standardise the advantages over the rollout; the scale of the reward then no longer matters.
+        dense_weight: what the token reward counts; 0 leaves the hold on π_SFT and the outcome.
+        outcome_weight: nats that a verifier's score of 1 is worth, where ``data.verifier`` gives one. The outcome is a
+            return stream of its own, undiscounted: every token of a response gets its score less the mean of the other
+            samples of the prompt, or of the rollout where there is one sample a prompt.
     """
 
     discount: float = 1.0
     baseline: Literal["none", "batch", "position", "leave_one_out", "response"] = "leave_one_out"
     level: Literal["token", "sentence"] = "token"
     whiten: bool = False
+    dense_weight: float = 1.0
+    outcome_weight: float = 1.0
 
     def __post_init__(self) -> None:
         """Check the range of γ, and that something is left to learn from."""
@@ -58,14 +64,16 @@ def estimate_advantages(
     future_only: bool = False,
     policy_logprob: Tensor | None = None,
 ) -> Tensor:
-    """A_t = G_t − b_t with  G_t = Σ_{k≥t} γ^{k−t}·[r_k − β·(log π_θ − log π_SFT)_k − β_ref·(log π_θ − log π_ref)_k].
+    """A_t = G_t − b_t + w·(o − b_o), o the outcome of the response where there is one, and
+
+        G_t = Σ_{k≥t} γ^{k−t}·[v·r_k − β·(log π_θ − log π_SFT)_k − β_ref·(log π_θ − log π_ref)_k]
 
     π_θ is the policy at the start of the rollout's use: the one that drew it, unless ``policy_logprob`` says otherwise.
 
     Args:
         rollout: rewards and log-probabilities [B, T]; the samples of one prompt next to each other.
         mask: [B, T] True for real actions.
-        credit: see there.
+        credit: γ, v and w, and which baselines b.
         kl_coefficient: β.
         reference_coefficient: β_ref.
         group_size: K samples a prompt.
@@ -77,7 +85,7 @@ def estimate_advantages(
         [B, T], 0 outside the mask, on the rollout's device.
     """
     logprob = rollout.behaviour_logprob if policy_logprob is None else policy_logprob
-    reward = rollout.reward - kl_coefficient * (logprob - rollout.sft_logprob)
+    reward = credit.dense_weight * rollout.reward - kl_coefficient * (logprob - rollout.sft_logprob)
     if reference_coefficient:
         reward = reward - reference_coefficient * (logprob - rollout.reference_logprob)
     reward = reward.masked_fill(~mask, 0.0)
@@ -86,13 +94,27 @@ def estimate_advantages(
     else:
         returns = returns_to_go(reward, mask, credit.discount)
     if future_only:
-        if credit.discount == 0.0:
-            return torch.zeros_like(reward)
         returns = returns - reward
     # A sentence's return is known whatever its length is, so that ended samples count in its baseline too.
     known = torch.ones_like(mask) if credit.level == "sentence" else mask
-    advantage = (returns - _baseline(returns, known, credit, group_size)).masked_fill(~mask, 0.0)
+    # At discount 0 nothing of the future counts, and rounding should not either.
+    future = not (future_only and credit.discount == 0.0)
+    advantage = returns - _baseline(returns, known, credit, group_size) if future else torch.zeros_like(reward)
+    advantage = (advantage + _outcome_advantage(rollout.outcome, credit, group_size)).masked_fill(~mask, 0.0)
     return whiten(advantage, mask, sum_over_ranks) if credit.whiten else advantage
+
+
+def _outcome_advantage(outcome: Tensor | None, credit: CreditSpec, group_size: int) -> Tensor | float:
+    """What each token of a response gets for its outcome, [B, 1]."""
+    if outcome is None or credit.outcome_weight == 0.0:
+        return 0.0
+    score = outcome.unsqueeze(1)
+    each = torch.ones_like(score, dtype=torch.bool)
+    if group_size > 1:
+        others = leave_one_out_baseline(score, each, group_size)
+    else:
+        others = batch_baseline(score, each, sum_over_ranks)
+    return credit.outcome_weight * (score - others)
 
 
 def _baseline(returns: Tensor, mask: Tensor, credit: CreditSpec, group_size: int) -> Tensor:

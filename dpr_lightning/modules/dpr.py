@@ -191,7 +191,8 @@ class DensePathReinforce(PolicyModule):
         assert batch.action_reward is not None
         assert batch.action_sft_logprob is not None
         assert batch.action_reference_logprob is not None
-        reward = batch.action_reward - self.kl_coefficient * (logprobs - batch.action_sft_logprob)
+        drift = logprobs - batch.action_sft_logprob
+        reward = self.credit.dense_weight * batch.action_reward - self.kl_coefficient * drift
         if self.kl.reference_coefficient:
             reward = reward - self.kl.reference_coefficient * (logprobs - batch.action_reference_logprob)
         return all_actions_loss(logprobs, reward, mask, batch.num_tokens)
@@ -233,6 +234,8 @@ class DensePathReinforce(PolicyModule):
             "rollout/length": mask.sum() / sequences,
             "rollout/terminated": rollout.terminated.float().mean(),
         }
+        if rollout.outcome is not None:
+            averages["rollout/outcome"] = rollout.outcome.mean()
         if self._on_policy:
             # Only samples of π_θ estimate KL(π_θ‖π_SFT), in nats a response.
             reverse_kl = masked_sum(rollout.behaviour_logprob - rollout.sft_logprob, mask) / sequences
