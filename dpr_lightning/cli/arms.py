@@ -5,14 +5,31 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.cli.loading import progress_bar
 from dpr_lightning.data import PromptSet
-from dpr_lightning.evaluation.answers import Answers, Verifier, collect_answers
+from dpr_lightning.evaluation.answers import Answers, Verifier, collect_answers, judge_answers
+from dpr_lightning.evaluation.selection import best_of
 from dpr_lightning.evaluation.statistics import paired_comparison
+from dpr_lightning.policies import stop_token_ids
+from dpr_lightning.rewards import DenseReward
 from dpr_lightning.rollouts import Combine, SamplingOptions, only
+from dpr_lightning.types import Rollouts
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Answers are the best of ``candidates`` by ``dense``, picked every ``chunk`` tokens; None: once, at the end."""
+
+    dense: DenseReward
+    candidates: int
+    chunk: int | None
+
+    def score(self, written: Rollouts) -> Tensor:
+        """Total reward of each row, nats."""
+        return self.dense.score(written.tokens, written.mask).reward.sum(1)
 
 
 @dataclass(frozen=True)
@@ -22,19 +39,26 @@ class Arm:
     models: tuple[nn.Module, ...]
     temperature: float = 1.0
     combine: Combine = only
+    selection: Selection | None = None
 
 
 @dataclass(frozen=True)
 class ArmResult:
-    """Greedy and sampled answers of one arm to the same prompts."""
+    """Greedy and sampled answers of one arm to the same prompts; answers that are picked have no greedy one."""
 
-    greedy: Answers
+    greedy: Answers | None
     sampled: Answers
     samples: int
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """What there is to compare."""
+        return ("sampled",) if self.greedy is None else ("greedy", "sampled")
 
     def by_prompt(self, measure: str) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Mean score of each prompt, [N]."""
         answers = self.greedy if measure == "greedy" else self.sampled
+        assert answers is not None
         scores = np.asarray(answers.scores, dtype=np.float64)
         grouped = scores.reshape(-1, 1 if measure == "greedy" else self.samples)
         return np.asarray(grouped.mean(axis=1), dtype=np.float64)
@@ -46,7 +70,7 @@ class ArmResult:
         """
         drift = self.sampled.reverse_kl
         return {
-            "greedy": float(self.by_prompt("greedy").mean()),
+            "greedy": None if self.greedy is None else float(self.by_prompt("greedy").mean()),
             "sampled": float(self.by_prompt("sampled").mean()),
             "length": self.sampled.length,
             "reverse_kl": float(np.mean(drift)) if drift else None,
@@ -83,7 +107,24 @@ def evaluate_arms(
                     progress=advance,
                 )
 
-            results[name] = ArmResult(ask(0.0, 1), ask(arm.temperature, samples), samples)
+            if arm.selection is None:
+                results[name] = ArmResult(ask(0.0, 1), ask(arm.temperature, samples), samples)
+            else:
+                picked = best_of(
+                    arm.models[0],
+                    arm.selection.score,
+                    prompts.tokens,
+                    SamplingOptions(max_new_tokens, arm.temperature),
+                    candidates=arm.selection.candidates,
+                    chunk=arm.selection.chunk,
+                    stop_tokens=stop_token_ids(tokenizer, arm.models[0]),
+                    pad_token=int(tokenizer.pad_token_id),
+                    num_samples=samples,
+                    seed=seed,
+                    progress=advance,
+                )
+                answers = judge_answers(picked, tokenizer, prompts, verifier=verifier)
+                results[name] = ArmResult(None, answers, samples)
     return results
 
 

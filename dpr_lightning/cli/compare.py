@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from dpr_lightning.cli.compare_arms import ArmSpec, SeedRun
+from dpr_lightning.cli.compare_arms import SeedRun
+from dpr_lightning.cli.compare_specs import ArmSpec, Recipes
 from dpr_lightning.cli.loading import console
 from dpr_lightning.cli.report import machine, save_report
 from dpr_lightning.cli.stages import announce, keep_wandb_inside
@@ -39,6 +40,7 @@ def compare(
     samples: int = 4,
     sft: str = "toy/sft.yaml",
     dpr: str = "toy/dpr.yaml",
+    self_play: str = "toy/self_play.yaml",
     home: str = "runs/toy",
     sft_steps: int | None = None,
     dpr_steps: int | None = None,
@@ -59,6 +61,7 @@ def compare(
         samples: answers a prompt, beside the greedy one.
         sft: packaged config of SFT.
         dpr: packaged config of DPR that arms with `train: dpr` change.
+        self_play: packaged config that arms with `train: self_play` change.
         home: folder that these configs' paths begin with.
         sft_steps: optimizer steps of SFT; None takes the config's.
         dpr_steps: optimizer steps of DPR as its config has it, which set the budget of all arms that train.
@@ -76,23 +79,19 @@ def compare(
     keep_wandb_inside(folder)
     asked = {BASE: ArmSpec()} | arms
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in asked}
+    flops: dict[str, float] = {}
     for place, seed in enumerate(seeds, 1):
         announce(f"Seed {seed} ({place} of {len(seeds)})")
         run_folder = folder / f"seed_{seed}"
         _prepare(run_folder, data, seed, demonstrations, test)
-        run = SeedRun(
-            run_folder,
-            seed,
-            sft=sft,
-            dpr=dpr,
-            home=home,
-            sft_steps=sft_steps,
-            dpr_steps=dpr_steps,
-            samples=samples,
-        )
+        run = SeedRun(run_folder, seed, Recipes(sft, dpr, self_play, home, sft_steps, dpr_steps), samples)
         for name, arm in asked.items():
             results[name].append(run.result(name, arm))
-    _conclude(folder, title, results, seeds, {name: dataclasses.asdict(arm) for name, arm in asked.items()}, started)
+        if place == 1:
+            flops = {name: run.flops(name, arm) for name, arm in asked.items()}
+    _conclude(
+        folder, title, results, seeds, {name: dataclasses.asdict(arm) for name, arm in asked.items()}, flops, started
+    )
 
 
 def pooled(results: Results, base: str) -> dict[str, dict[str, dict[str, Any]]]:
@@ -105,9 +104,9 @@ def pooled(results: Results, base: str) -> dict[str, dict[str, dict[str, Any]]]:
     Returns:
         ``{"arm - base": {measure: {difference, low, high, p_value, p_holm, verdict}}}``; p_holm is Holm's, over arms.
     """
-    others = [name for name in results if name != base]
-    table: dict[str, dict[str, dict[str, Any]]] = {f"{name} - {base}": {} for name in others}
+    table: dict[str, dict[str, dict[str, Any]]] = {f"{name} - {base}": {} for name in results if name != base}
     for measure in MEASURES:
+        others = [name for name in results if name != base and measure in results[name][0]["by_prompt"]]
         found = []
         for name in others:
             pairs = [
@@ -157,11 +156,18 @@ def _content(data: str, part: str) -> str:
 
 
 def _conclude(
-    folder: Path, title: str, results: Results, seeds: list[int], arms: dict[str, Any], started: float
+    folder: Path,
+    title: str,
+    results: Results,
+    seeds: list[int],
+    arms: dict[str, Any],
+    flops: Mapping[str, float],
+    started: float,
 ) -> None:
     """Tables on screen, compare.json, report.html."""
     means = {
         name: {key: _mean([run[key] for run in runs]) for key in ("greedy", "sampled", "length", "reverse_kl")}
+        | {"teraflops": flops[name] / 1e12}
         for name, runs in results.items()
     }
     paired = pooled(results, BASE)
@@ -181,6 +187,8 @@ def _conclude(
             notes=[
                 f"Seeds: {', '.join(map(str, seeds))}. Scores are means over them.",
                 "Intervals are 95%, paired by prompt; with several seeds, prompts and seeds both count as random.",
+                "FLOPs are those of an arm's training after SFT: counted over four steps of the first seed, times the "
+                "steps.",
                 "A verdict asks for an interval without 0 and p < .05 after Holm's correction over the arms.",
             ],
         ),

@@ -80,6 +80,27 @@ def collect_answers(
         combine=combine,
         progress=progress,
     )
+    reverse_kl = _reverse_kl(rollouts, sft) if sft is not None and options.temperature > 0 else None
+    return judge_answers(rollouts, tokenizer, prompts, verifier=verifier, reverse_kl=reverse_kl)
+
+
+def judge_answers(
+    rollouts: Rollouts,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: PromptSet,
+    *,
+    verifier: Verifier | None = None,
+    reverse_kl: list[float] | None = None,
+) -> Answers:
+    """Decode what was written, and score it.
+
+    Args:
+        rollouts: answers to ``prompts``.
+        tokenizer: decodes them for the verifier.
+        prompts: what was asked.
+        verifier: (prompt text, answer text, metadata) -> score in [0, 1].
+        reverse_kl: nats a response, where it was measured.
+    """
     texts = decode_answers(rollouts.tokens, rollouts.mask, tokenizer)
     scores = None
     if verifier is not None:
@@ -88,9 +109,7 @@ def collect_answers(
             float(verifier(prompts.texts[place], text, prompts.metadata[place]))
             for place, text in zip(places, texts, strict=True)
         ]
-    kept = rollouts.mask.sum(1).tolist()
-    reverse_kl = _reverse_kl(rollouts, sft) if sft is not None and options.temperature > 0 else None
-    return Answers(rollouts, texts, scores, kept, reverse_kl)
+    return Answers(rollouts, texts, scores, rollouts.mask.sum(1).tolist(), reverse_kl)
 
 
 def _reverse_kl(rollouts: Rollouts, sft: nn.Module) -> list[float]:

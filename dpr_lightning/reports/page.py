@@ -39,7 +39,7 @@ def write_report(path: str | Path, report: Report) -> Path:
             report=report,
             verdict=_lines(report.verdict),
             preview_words=_lines(report.preview_words),
-            measures=results.MEASURES,
+            measures=results.measures_of(report.arms),
             forests=results.forests(report.paired),
             betas=betas,
             rewards=rewards,

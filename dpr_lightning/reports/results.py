@@ -13,6 +13,7 @@ MEASURES: tuple[tuple[str, str, int, str], ...] = (
     ("sampled", "sampled", 3, "share answered right when tokens are drawn at temperature 1"),
     ("length", "length", 1, "mean tokens of a response"),
     ("reverse_kl", "KL to SFT", 3, "KL(π‖π_SFT) of a response, in nats"),
+    ("teraflops", "TFLOPs", 3, "10¹² floating-point operations of training after SFT"),
 )
 Entry = Mapping[str, float]
 HEADINGS = {key: heading for key, heading, _, _ in MEASURES}
@@ -41,6 +42,11 @@ class Forest:
     zero: float
     marks: list[tuple[float, str]]
     bars: list[Bar]
+
+
+def measures_of(arms: Mapping[str, Mapping[str, float | None]]) -> list[tuple[str, str, int, str]]:
+    """The measures that were taken of any of the arms."""
+    return [measure for measure in MEASURES if any(measure[0] in arm for arm in arms.values())]
 
 
 def forests(paired: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[Forest]:

@@ -6,7 +6,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from dpr_lightning.reports.results import HEADINGS, MEASURES, arm_name, number, preview_rows, verdict_of
+from dpr_lightning.reports.results import HEADINGS, arm_name, measures_of, number, preview_rows, verdict_of
 
 TONES = {"better": "blue", "worse": "yellow", "": ""}
 
@@ -17,10 +17,11 @@ def arms_table(
     """The arms of an evaluation: greedy and sampled score, length, reverse KL."""
     table = Table(title=title, title_justify="left", header_style="bold")
     table.add_column("arm")
-    for _, heading, _, _ in MEASURES:
+    measures = measures_of(arms)
+    for _, heading, _, _ in measures:
         table.add_column(heading, justify="right")
     for name, arm in arms.items():
-        cells = [number(arm.get(key), decimals) for key, _, decimals, _ in MEASURES]
+        cells = [number(arm.get(key), decimals) for key, _, decimals, _ in measures]
         table.add_row(Text(arm_name(name)), *cells, style="bold" if name == highlight else "")
     return table
 

@@ -24,8 +24,21 @@ ARMS: dict[str, Any] = {
     "extrapolated": {"extrapolate": 0.5, "references": ["step_0000004"]},
     "continued": {"train": "continued_sft"},
     "dft": {"train": "continued_sft", "changes": {"model.init_args.loss": "dft"}},
+    "spin": {"train": "self_play"},
+    "best": {"best_of": {"candidates": 3, "reward": {"form": "one_sided"}}},
+    "guided": {"best_of": {"candidates": 2, "chunk": 8}},
+    "oracle": {
+        "train": "dpr",
+        "changes": {
+            "model.init_args.credit.dense_weight": 0.0,
+            "data.init_args.verifier": "dpr_lightning.evaluation.verifiers.answer",
+        },
+    },
     "dpr": {"train": "dpr", "changes": {"data.init_args.reward": {"form": "log_ratio"}}},
 }
+
+
+TRAINED = {"continued", "dft", "spin", "oracle", "dpr"}
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +75,17 @@ def test_arms_over_seeds_are_made_once(
     results = {path.stem: json.loads(path.read_text()) for path in (seed / "results").iterdir()}
     assert results["reference"]["reverse_kl"] != results["sft"]["reverse_kl"]
     assert len(results["dpr"]["by_prompt"]["sampled"]) == 12
+    assert yaml.safe_load((seed / "configs" / "arm_spin.yaml").read_text())["trainer"]["max_steps"] == 1
+    # An answer that was picked has no greedy twin.
+    assert set(results["guided"]["by_prompt"]) == {"sampled"}
+    assert found["arms"]["best"]["greedy"] is None
+    assert set(found["paired"]["best - sft"]) == {"sampled"}
+    # Training is counted, once.
+    flops = {name: arm["teraflops"] for name, arm in found["arms"].items()}
+    assert {name for name, count in flops.items() if count == 0} == set(ARMS) - TRAINED | {"sft"}
+    assert flops["continued"] == flops["dft"]
+    assert max(flops.values()) < 4 * min(flops[name] for name in TRAINED)
+    assert not list((tmp_path / "out" / "seed_2").glob("flops/*"))
 
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("made again")
@@ -76,6 +100,7 @@ def test_arms_over_seeds_are_made_once(
 
     monkeypatch.setattr(compare_arms, "fit", refuse)
     monkeypatch.setattr(compare_arms, "evaluate_arms", refuse)
+    monkeypatch.setattr(compare_arms, "flops_of_a_step", refuse)
     assert main(configured()) == 0
     monkeypatch.undo()
     monkeypatch.setattr(compare_arms, "fit", fit)
@@ -96,6 +121,7 @@ def test_arms_over_seeds_are_made_once(
         ({"arms": {"a b": {}}}, "named like variables"),
         ({"arms": {"x": {"policy": "sft", "changes": {"trainer.max_steps": 1}}}}, "they take `train`"),
         ({"arms": {"x": {"policy": "step_0000002", "train": "dpr"}}}, "leave `policy` out"),
+        ({"arms": {"x": {"optimum": {"beta": 1.0}, "best_of": {"candidates": 2}}}}, "not both"),
         ({"arms": {"x": {"extrapolate": 1.0, "references": ["a", "b"]}}}, "away from one reference"),
         ({"arms": {"x": {"polycy": "sft"}}}, "polycy"),
         ({"arms": {"sft": {"temperature": 0.5}}}, "give this arm another name"),

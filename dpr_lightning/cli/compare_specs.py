@@ -1,0 +1,91 @@
+"""What a comparison is made of, as data."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from dpr_lightning.errors import InputError
+from dpr_lightning.rewards import RewardSpec
+
+
+@dataclass
+class Optimum:
+    """The decode-time optimum of ``reward`` at ``beta``, nats of reward per nat of KL."""
+
+    beta: float
+    reward: RewardSpec = field(default_factory=RewardSpec)
+
+
+@dataclass
+class BestOf:
+    """The best of ``candidates`` by the total of ``reward``, chosen every ``chunk`` tokens; None: once, at the end."""
+
+    candidates: int
+    chunk: int | None = None
+    reward: RewardSpec = field(default_factory=RewardSpec)
+
+
+@dataclass
+class ArmSpec:
+    """One arm; with everything left out it is π_SFT.
+
+    Args:
+        train: ``dpr`` trains Dense-Path REINFORCE, ``continued_sft`` goes on imitating, ``self_play`` is SPIN or GSIL;
+            None trains nothing.
+        changes: dotted places in the config of that training and their values, such as
+            ``model.init_args.credit.discount: 1.0``.
+        policy: without training: ``sft``, or the name of a kept checkpoint such as ``step_0000100``.
+        temperature: of the samples.
+        references: checkpoints that ``optimum``, ``best_of``, ``extrapolate`` and the reward of ``dpr`` take; None: the
+            config's.
+        optimum: answers are drawn from π·exp(r/β), where DPR with this reward is heading at γ = 0.
+        best_of: answers are picked by a reward. Such an arm has no greedy answer.
+        extrapolate: w of θ + w·(θ − θ_ref).
+    """
+
+    train: Literal["dpr", "continued_sft", "self_play"] | None = None
+    changes: dict[str, Any] = field(default_factory=dict)
+    policy: str = "sft"
+    temperature: float = 1.0
+    references: list[str] | None = None
+    optimum: Optimum | None = None
+    best_of: BestOf | None = None
+    extrapolate: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what would be ignored."""
+        if self.changes and self.train is None:
+            raise InputError("`changes` are to the config of a training: they take `train`.")
+        if self.train is not None and self.policy != "sft":
+            raise InputError("Training starts from π_SFT: leave `policy` out where there is `train`.")
+        if self.optimum is not None and self.best_of is not None:
+            raise InputError("An arm draws from an `optimum` or picks the `best_of` several, not both.")
+        asks = (self.optimum, self.best_of, self.extrapolate)
+        takes_references = self.train == "dpr" or any(part is not None for part in asks)
+        if self.references is not None and not (self.references and takes_references):
+            raise InputError(
+                f"`references` is {self.references}: it names checkpoints, and only for `train: dpr`, `optimum`, "
+                "`best_of` and `extrapolate`. Leave it out to take those of the DPR config."
+            )
+        if self.extrapolate is not None and self.references is not None and len(self.references) > 1:
+            raise InputError("Weights are extrapolated away from one reference.")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How every arm is asked: answers of at most ``max_new_tokens``, ``samples`` a prompt beside the greedy one."""
+
+    max_new_tokens: int
+    samples: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Recipes:
+    """The configs that arms change: packaged ones, or files, whose paths begin with ``home``; steps: None is theirs."""
+
+    sft: str
+    dpr: str
+    self_play: str
+    home: str
+    sft_steps: int | None = None
+    dpr_steps: int | None = None
