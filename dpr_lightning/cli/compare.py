@@ -4,7 +4,7 @@ import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from dpr_lightning.cli.compare_arms import SeedRun
+from dpr_lightning.cli.compare_preview import Promise, agreement
 from dpr_lightning.cli.compare_specs import ArmSpec, Recipes
 from dpr_lightning.cli.loading import console
 from dpr_lightning.cli.report import machine, save_report
 from dpr_lightning.cli.stages import announce, keep_wandb_inside
-from dpr_lightning.cli.toy import toy
+from dpr_lightning.cli.toy import ToyTask, toy
 from dpr_lightning.data import open_rows
 from dpr_lightning.errors import InputError
 from dpr_lightning.evaluation.statistics import hierarchical_comparison, holm, paired_comparison, verdict
@@ -35,6 +36,8 @@ def compare(
     output: str = "runs/compare",
     title: str = "Comparison",
     data: str | None = None,
+    task: ToyTask = "addition",
+    source: str | None = None,
     demonstrations: int = 400,
     test: int = 400,
     samples: int = 4,
@@ -44,6 +47,8 @@ def compare(
     home: str = "runs/toy",
     sft_steps: int | None = None,
     dpr_steps: int | None = None,
+    preview_samples: int = 16,
+    preview_prompts: int = 100,
 ) -> None:
     """Run every arm for every seed from the same SFT run, and compare all of them with SFT.
 
@@ -56,6 +61,8 @@ def compare(
         output: folder for everything.
         title: of the report.
         data: folder with base/ and data/ that all seeds share; None makes the toy for each seed.
+        task: of the toy, as for `dpr toy`.
+        source: of the toy's task, where it is read from a file.
         demonstrations: of the toy.
         test: prompts of the toy's evaluation.
         samples: answers a prompt, beside the greedy one.
@@ -65,6 +72,8 @@ def compare(
         home: folder that these configs' paths begin with.
         sft_steps: optimizer steps of SFT; None takes the config's.
         dpr_steps: optimizer steps of DPR as its config has it, which set the budget of all arms that train.
+        preview_samples: of π_SFT a prompt, to foretell where each reward leads; 0 foretells nothing.
+        preview_prompts: development prompts that these are drawn for.
     """
     started = time.monotonic()
     if not seeds or len(set(seeds)) < len(seeds):
@@ -80,18 +89,47 @@ def compare(
     asked = {BASE: ArmSpec()} | arms
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in asked}
     flops: dict[str, float] = {}
+    promised: list[dict[str, Promise]] = []
+    recipes = Recipes(sft, dpr, self_play, home, sft_steps, dpr_steps, preview_samples, preview_prompts)
     for place, seed in enumerate(seeds, 1):
         announce(f"Seed {seed} ({place} of {len(seeds)})")
         run_folder = folder / f"seed_{seed}"
-        _prepare(run_folder, data, seed, demonstrations, test)
-        run = SeedRun(run_folder, seed, Recipes(sft, dpr, self_play, home, sft_steps, dpr_steps), samples)
+        made = {"task": task, "source": source, "demonstrations": demonstrations, "test": test}
+        _prepare(run_folder, data, made, seed)
+        run = SeedRun(run_folder, seed, recipes, samples)
+        promised.append(run.promised(asked))
         for name, arm in asked.items():
             results[name].append(run.result(name, arm))
         if place == 1:
             flops = {name: run.flops(name, arm) for name, arm in asked.items()}
-    _conclude(
-        folder, title, results, seeds, {name: dataclasses.asdict(arm) for name, arm in asked.items()}, flops, started
-    )
+    settings = {name: dataclasses.asdict(arm) for name, arm in asked.items()}
+    _conclude(folder, title, results, seeds, settings, flops, promised, started)
+
+
+def foretold(results: Results, promised: Sequence[Mapping[str, Promise]]) -> dict[str, Any]:
+    """What the preview promised every arm that trains on a dense reward, and what sampled answers gained.
+
+    Returns:
+        ``runs``: by arm, a list over seeds of ``{"promised", "reached", "reliable"}``, gains over π_SFT; and
+        ``all``, ``reliable``: :func:`agreement` over all runs, and over those whose optimum samples can reach.
+    """
+    runs = {
+        name: [
+            {
+                "promised": of_seed[name].optimum - of_seed[name].sft,
+                "reached": float(np.mean(ours["by_prompt"]["sampled"]) - np.mean(theirs["by_prompt"]["sampled"])),
+                "reliable": of_seed[name].reliable,
+            }
+            for of_seed, ours, theirs in zip(promised, results[name], results[BASE], strict=True)
+        ]
+        for name in (promised[0] if promised else {})
+    }
+    every = [run for of_arm in runs.values() for run in of_arm]
+    sure = [run for run in every if run["reliable"]]
+    return {"runs": runs} | {
+        name: agreement([run["promised"] for run in chosen], [run["reached"] for run in chosen])
+        for name, chosen in (("all", every), ("reliable", sure))
+    }
 
 
 def pooled(results: Results, base: str) -> dict[str, dict[str, dict[str, Any]]]:
@@ -124,18 +162,17 @@ def pooled(results: Results, base: str) -> dict[str, dict[str, dict[str, Any]]]:
     return table
 
 
-def _prepare(folder: Path, data: str | None, seed: int, demonstrations: int, test: int) -> None:
+def _prepare(folder: Path, data: str | None, made: dict[str, Any], seed: int) -> None:
     """``base/`` and ``data/`` of a seed, made once; data of other options are not taken for these."""
     marker = folder / "prepared.json"
-    source = None if data is None else {"folder": data, "content": [_content(data, part) for part in PARTS]}
-    wanted = {"data": source, "demonstrations": demonstrations, "test": test}
+    wanted = made if data is None else {"folder": data, "content": [_content(data, part) for part in PARTS]}
     if marker.is_file():
         held = json.loads(marker.read_text(encoding="utf-8"))
         if held != wanted:
             raise InputError(f"{folder} was prepared with {held}, not {wanted}. Choose another `output`, or delete it.")
         return
     if data is None:
-        toy(str(folder), demonstrations=demonstrations, test=test, seed=seed)
+        toy(str(folder), **made, seed=seed)
     else:
         for part in PARTS:
             shutil.copytree(Path(data) / part, folder / part, dirs_exist_ok=True)
@@ -162,6 +199,7 @@ def _conclude(
     seeds: list[int],
     arms: dict[str, Any],
     flops: Mapping[str, float],
+    promised: Sequence[Mapping[str, Promise]],
     started: float,
 ) -> None:
     """Tables on screen, compare.json, report.html."""
@@ -171,10 +209,13 @@ def _conclude(
         for name, runs in results.items()
     }
     paired = pooled(results, BASE)
-    held = {"arms": means, "paired": paired, "seeds": seeds, "settings": arms}
+    preview = foretold(results, promised)
+    held = {"arms": means, "paired": paired, "preview": preview, "seeds": seeds, "settings": arms}
     (folder / "compare.json").write_text(json.dumps(held, indent=2) + "\n", encoding="utf-8")
     console.print(arms_table(means))
     console.print(paired_table(paired))
+    foresight = _foresight(preview)
+    console.print(foresight, highlight=False)
     report = save_report(
         folder,
         Report(
@@ -189,12 +230,25 @@ def _conclude(
                 "Intervals are 95%, paired by prompt; with several seeds, prompts and seeds both count as random.",
                 "FLOPs are those of an arm's training after SFT: counted over four steps of the first seed, times the "
                 "steps.",
+                foresight,
                 "A verdict asks for an interval without 0 and p < .05 after Holm's correction over the arms.",
             ],
         ),
     )
     console.print(f"\n[bold]Done in {time.monotonic() - started:.0f} s.[/bold]")
     console.print(f"  report: {report}\n  numbers: {folder / 'compare.json'}", highlight=False)
+
+
+def _foresight(preview: Mapping[str, Any]) -> str:
+    """How well the preview foretold what training reached."""
+    parts = [
+        f"{found['rank_correlation']:+.2f} over {found['runs']} runs {which}, {found['same_sign']:.0%} of the same sign"
+        for which, found in (("in all", preview["all"]), ("whose optimum its samples reach", preview["reliable"]))
+        if found["rank_correlation"] is not None
+    ]
+    if not parts:
+        return "Too few runs on a dense reward to say whether the preview foretells what training reaches."
+    return f"Rank correlation of the gain that the preview promised with the gain reached: {'; '.join(parts)}."
 
 
 def _sentence(pair: str, measures: Mapping[str, Mapping[str, Any]]) -> str:

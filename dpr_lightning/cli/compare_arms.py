@@ -14,6 +14,7 @@ import yaml
 from torch import nn
 
 from dpr_lightning.cli.arms import Arm, ArmResult, Selection, evaluate_arms
+from dpr_lightning.cli.compare_preview import Promise, promises
 from dpr_lightning.cli.compare_specs import ArmSpec, Evaluation, Recipes
 from dpr_lightning.cli.flops import flops_of_a_step
 from dpr_lightning.cli.loading import best_device, console, frozen_policy, verifier_named
@@ -101,6 +102,21 @@ class SeedRun:
         _write_json(path, {"key": key, "flops": flops})
         return flops
 
+    def promised(self, arms: Mapping[str, ArmSpec]) -> dict[str, Promise]:
+        """What the preview says, before any training, of the arms that train on a dense reward."""
+        configs = {name: self._config(name, arm) for name, arm in arms.items() if arm.train == "dpr"}
+        configs = {name: path for name, path in configs.items() if _learns_dense(path)}
+        if not configs or self.recipes.preview_samples == 0:
+            return {}
+        options = {"samples": self.recipes.preview_samples, "limit": self.recipes.preview_prompts, "seed": self.seed}
+        texts = [f"{name}: {path.read_text(encoding='utf-8')}" for name, path in configs.items()]
+        key, kept = _key(self.sft_key, json.dumps(options), *texts), self.folder / "preview.json"
+        if kept.is_file() and (held := json.loads(kept.read_text(encoding="utf-8")))["key"] == key:
+            return {name: Promise(**promise) for name, promise in held["promised"].items()}
+        found = promises(configs, self.folder / "data" / "development.jsonl", **options)
+        _write_json(kept, {"key": key, "promised": {name: asdict(promise) for name, promise in found.items()}})
+        return found
+
     def _recipe(self, packaged: str, steps: int | None) -> Path:
         return stage_config(packaged, self.recipes.home, self.folder, self.seed, {"trainer.max_steps": steps})
 
@@ -164,6 +180,11 @@ class SeedRun:
         prompts = PromptSet.load(str(self.folder / "data" / "test.jsonl"), tokenizer)
         found = evaluate_arms({"arm": asked}, tokenizer, prompts, verifier, sft=self._sft, **asdict(self.evaluation))
         return found["arm"]
+
+
+def _learns_dense(config: Path) -> bool:
+    """Whether a DPR arm learns from the token reward alone, which is all that a preview knows."""
+    return "verifier" not in yaml.safe_load(config.read_text(encoding="utf-8"))["data"]["init_args"]
 
 
 def _apply(config: dict[str, Any], changes: Mapping[str, Any], arm: str) -> None:

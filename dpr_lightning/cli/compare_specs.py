@@ -81,7 +81,10 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Recipes:
-    """The configs that arms change: packaged ones, or files, whose paths begin with ``home``; steps: None is theirs."""
+    """The configs that arms change: packaged ones, or files, whose paths begin with ``home``; steps: None is theirs.
+
+    ``preview_samples`` of π_SFT to each of ``preview_prompts`` say beforehand where each reward leads; 0: nothing does.
+    """
 
     sft: str
     dpr: str
@@ -89,3 +92,5 @@ class Recipes:
     home: str
     sft_steps: int | None = None
     dpr_steps: int | None = None
+    preview_samples: int = 16
+    preview_prompts: int = 100

@@ -1,16 +1,25 @@
 """``dpr toy``: a tiny policy and demonstrations with a verifier, as the files that any run starts from."""
 
 from pathlib import Path
+from typing import Any, Literal
 
 from dpr_lightning.cli.loading import console
+from dpr_lightning.errors import InputError
+from dpr_lightning.evaluation.scan import read_scan, split_rows
 from dpr_lightning.evaluation.tasks import make_splits, write_jsonl
 from dpr_lightning.policies import create_toy_policy
 
-ADDITION = {"operators": "+", "min_terms": 2, "max_terms": 2, "min_digits": 2, "max_digits": 2}
+ToyTask = Literal["addition", "spelling", "scan"]
+GENERATORS: dict[str, tuple[str, dict[str, Any]]] = {
+    "addition": ("chain_sum", {"operators": "+", "min_terms": 2, "max_terms": 2, "min_digits": 2, "max_digits": 2}),
+    "spelling": ("spell_backward", {"min_word_len": 3, "max_word_len": 5}),
+}
 
 
 def toy(
     output: str = "runs/toy",
+    task: ToyTask = "addition",
+    source: str | None = None,
     demonstrations: int = 400,
     prompts: int = 4000,
     development: int = 200,
@@ -19,13 +28,16 @@ def toy(
     layers: int = 4,
     seed: int = 0,
 ) -> None:
-    """Write ``base/`` (a tiny Llama and a character tokenizer) and ``data/`` (JSONL splits with disjoint prompts).
+    """Write ``base/`` (a tiny Llama and its tokenizer) and ``data/`` (JSONL splits with disjoint prompts).
 
-    The task is two-digit addition, carry by carry, from reasoning-gym's chain_sum generator.
+    Every completion ends in `Answer: X`, which the verifier `answer` reads.
 
     Args:
         output: folder to write.
-        demonstrations: prompts with rationale and answer, to imitate.
+        task: `addition` of two-digit numbers, carry by carry, and `spelling` of short words backwards are made by
+            reasoning-gym's generators, a token a character; `scan` turns commands into actions, a token a word.
+        source: SCAN's file of `IN: … OUT: …` lines, such as tasks.txt.
+        demonstrations: prompts with completions, to imitate.
         prompts: prompts for reinforcement learning; their completions are never read.
         development: for choosing settings, and as held-out demonstrations.
         test: for the last evaluation.
@@ -34,10 +46,18 @@ def toy(
         seed: of weights and data.
     """
     sizes = {"test": test, "development": development, "prompts": prompts, "demonstrations": demonstrations}
-    splits = make_splits("chain_sum", sizes, seed=seed, short_prompt=True, **ADDITION)
+    if (source is not None) != (task == "scan"):
+        raise InputError("`source` is the file that `task: scan` is read from: it takes both, or neither.")
+    if source is not None:
+        splits = split_rows(read_scan(source), sizes, seed)
+        texts = [row["prompt"] + " " + row["completion"] for rows in splits.values() for row in rows]
+    else:
+        name, options = GENERATORS[task]
+        splits = make_splits(name, sizes, seed=seed, short_prompt=True, **options)
+        texts = [row["prompt"] + row["completion"] for row in splits["demonstrations"]]
+        texts += ["0123456789"] if task == "addition" else ["abcdefghijklmnopqrstuvwxyz"]
     folder = Path(output)
-    for name, rows in splits.items():
-        write_jsonl(rows, folder / "data" / f"{name}.jsonl")
-    texts = [row["prompt"] + row["completion"] for row in splits["demonstrations"]] + ["0123456789"]
-    create_toy_policy(folder / "base", texts, hidden_size=hidden_size, layers=layers, seed=seed)
+    for split, rows in splits.items():
+        write_jsonl(rows, folder / "data" / f"{split}.jsonl")
+    create_toy_policy(folder / "base", texts, hidden_size=hidden_size, layers=layers, seed=seed, words=task == "scan")
     console.print(f"A toy policy and its data: {folder}/base, {folder}/data")

@@ -16,7 +16,7 @@ from dpr_lightning.policies.forward import (
 from dpr_lightning.policies.frozen import FrozenPolicies
 from dpr_lightning.policies.spec import LoraSpec, PolicySpec
 from dpr_lightning.policies.tokenizers import load_tokenizer, saved_stop_token_ids, stop_token_ids
-from dpr_lightning.policies.toy import character_tokenizer, create_toy_policy
+from dpr_lightning.policies.toy import character_tokenizer, create_toy_policy, word_tokenizer
 
 __all__ = [
     "ActionLogits",
@@ -39,4 +39,5 @@ __all__ = [
     "state_logits",
     "stop_token_ids",
     "whole_folder",
+    "word_tokenizer",
 ]

@@ -13,25 +13,47 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 def character_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     """One token a character of ``texts``, after pad, EOS and unknown."""
-    alphabet = sorted(set("".join(texts)))
-    vocabulary = {token: place for place, token in enumerate(["<pad>", "<eos>", "<unk>", *alphabet])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer = _vocabulary(set("".join(texts)))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
+    return _wrapped(tokenizer)
+
+
+def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """One token a word of ``texts``, after pad, EOS and unknown; words are what stands between spaces."""
+    tokenizer = _vocabulary({word for text in texts for word in text.split()})
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return _wrapped(tokenizer)
+
+
+def _vocabulary(tokens: set[str]) -> Tokenizer:
+    vocabulary = {token: place for place, token in enumerate(["<pad>", "<eos>", "<unk>", *sorted(tokens)])}
+    return Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+
+
+def _wrapped(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", model_max_length=1024
     )
 
 
 def create_toy_policy(
-    folder: str | Path, texts: Iterable[str], *, hidden_size: int = 128, layers: int = 4, heads: int = 4, seed: int = 0
+    folder: str | Path,
+    texts: Iterable[str],
+    *,
+    hidden_size: int = 128,
+    layers: int = 4,
+    heads: int = 4,
+    seed: int = 0,
+    words: bool = False,
 ) -> Path:
-    """Write a randomly initialised Llama and a character tokenizer for ``texts`` into ``folder``.
+    """Write a randomly initialised Llama and a tokenizer for ``texts`` into ``folder``.
 
-    With the default sizes the model has about 0.9 million parameters.
+    The tokens are characters, or with ``words`` what stands between spaces. With the default sizes the model has about
+    0.9 million parameters.
     """
     folder = Path(folder)
-    tokenizer = character_tokenizer(texts)
+    tokenizer = word_tokenizer(texts) if words else character_tokenizer(texts)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden_size,

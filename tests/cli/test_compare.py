@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from dpr_lightning.cli import compare_arms
-from dpr_lightning.cli.compare import pooled
+from dpr_lightning.cli.compare import foretold, pooled
+from dpr_lightning.cli.compare_preview import Promise
 from dpr_lightning.cli.main import main
 from dpr_lightning.evaluation.statistics import hierarchical_comparison, paired_comparison
 
@@ -53,7 +54,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 def configured(tmp_path: Path, data: str) -> Callable[..., list[str]]:
     def write(**options: Any) -> list[str]:
         held = {"data": data, "output": str(tmp_path / "out"), "arms": ARMS, "seeds": [1, 2]}
-        held |= {"samples": 2, "sft_steps": 8, "dpr_steps": 1}
+        held |= {"samples": 2, "sft_steps": 8, "dpr_steps": 1, "preview_samples": 4, "preview_prompts": 4}
         path = tmp_path / "compare.yaml"
         path.write_text(yaml.safe_dump(held | options))
         return ["compare", "--config", str(path)]
@@ -76,6 +77,9 @@ def test_arms_over_seeds_are_made_once(
     assert results["reference"]["reverse_kl"] != results["sft"]["reverse_kl"]
     assert len(results["dpr"]["by_prompt"]["sampled"]) == 12
     assert yaml.safe_load((seed / "configs" / "arm_spin.yaml").read_text())["trainer"]["max_steps"] == 1
+    # What the preview said beforehand; of the oracle it knows nothing.
+    assert set(found["preview"]["runs"]) == {"dpr"}
+    assert [set(run) for run in found["preview"]["runs"]["dpr"]] == [{"promised", "reached", "reliable"}] * 2
     # An answer that was picked has no greedy twin.
     assert set(results["guided"]["by_prompt"]) == {"sampled"}
     assert found["arms"]["best"]["greedy"] is None
@@ -101,6 +105,7 @@ def test_arms_over_seeds_are_made_once(
     monkeypatch.setattr(compare_arms, "fit", refuse)
     monkeypatch.setattr(compare_arms, "evaluate_arms", refuse)
     monkeypatch.setattr(compare_arms, "flops_of_a_step", refuse)
+    monkeypatch.setattr(compare_arms, "promises", refuse)
     assert main(configured()) == 0
     monkeypatch.undo()
     monkeypatch.setattr(compare_arms, "fit", fit)
@@ -203,6 +208,24 @@ def test_imitation_keeps_to_the_budget_and_any_folder_will_do(
     assert (output / "seed_1" / "arms" / "dpr" / "policies" / "final").is_dir()
     assert not (output / "seed_1" / "dpr").exists()
     assert "NaN" not in (output / "compare.json").read_text()
+
+
+def test_the_preview_is_held_to_what_was_reached() -> None:
+    def seed(*scores: float) -> dict[str, Any]:
+        return {"by_prompt": {"sampled": list(scores)}}
+
+    results = {"sft": [seed(0.0, 1.0), seed(0.5, 0.5)], "up": [seed(1.0, 1.0), seed(0.5, 1.0)],
+               "down": [seed(0.0, 0.5), seed(0.0, 0.0)]}  # fmt: skip
+    promised = [
+        {"up": Promise(0.8, 0.5, True), "down": Promise(0.4, 0.5, True)},
+        {"up": Promise(0.7, 0.5, True), "down": Promise(0.9, 0.5, False)},
+    ]
+    found = foretold(results, promised)
+    assert [round(run["reached"], 6) for run in found["runs"]["down"]] == [-0.25, -0.5]
+    assert found["reliable"] == {"runs": 3, "rank_correlation": pytest.approx(1.0), "same_sign": 1.0}
+    assert found["all"]["same_sign"] == 0.75
+    assert found["all"]["rank_correlation"] == pytest.approx(-0.2)
+    assert foretold({"sft": []}, [])["all"]["rank_correlation"] is None
 
 
 def test_differences_are_paired_pooled_and_corrected_for_the_number_of_arms() -> None:
