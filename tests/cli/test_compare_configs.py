@@ -1,0 +1,44 @@
+"""Every arm of every recipe of a comparison, at a size that takes seconds."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dpr_lightning.cli import compare_arms
+from dpr_lightning.cli.main import main
+
+RECIPES = sorted((Path(__file__).parents[2] / "configs" / "compare").glob("*.yaml"))
+STEPS = 8
+
+
+def shrunk(value: Any, sft_steps: int) -> Any:
+    """A recipe whose checkpoints are those of a run of ``STEPS`` steps, at the same fractions of it."""
+    if isinstance(value, dict):
+        return {key: shrunk(entry, sft_steps) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [shrunk(entry, sft_steps) for entry in value]
+    if isinstance(value, str) and value.startswith("step_"):
+        return f"step_{int(value[5:]) * STEPS // sft_steps:07d}"
+    return value
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_arm_runs(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = tmp_path / "toy"
+    sizes = ["--demonstrations", "40", "--prompts", "64", "--development", "8", "--test", "4"]
+    assert main(["toy", "--output", str(toy), *sizes, "--hidden_size", "32", "--layers", "2"]) == 0
+    held = yaml.safe_load(recipe.read_text())
+    config = shrunk(held, held.get("sft_steps", 400)) | {
+        "seeds": [1], "output": str(tmp_path / "out"), "data": str(toy), "sft_steps": STEPS, "dpr_steps": 1,
+        "samples": 1, "preview_samples": 2, "preview_prompts": 2,
+    }  # fmt: skip
+    path = tmp_path / "compare.yaml"
+    path.write_text(yaml.safe_dump(config))
+    # Counting operations trains every arm twice more; test_flops does that.
+    monkeypatch.setattr(compare_arms, "flops_of_a_step", lambda _: 1.0)
+    assert main(["compare", "--config", str(path)]) == 0
+    found = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert set(found["arms"]) == {"sft", *held["arms"]}
