@@ -25,6 +25,7 @@ From demonstrations to a dense reward to a better policy.
   rewards     token rewards for a file of prompt/response pairs, with a heat-map
   generate    answers to prompts, plain or with decode-time contrast
   evaluate    verifier score, length and reverse KL of a policy
+  judge       which of two policies answers better, in the eyes of another model
   report      the HTML report of a run folder
   export      a policy as a plain Hugging Face folder
 
@@ -37,6 +38,7 @@ def _commands() -> dict[str, Callable[..., Any]]:
     from dpr_lightning.cli.compare import compare
     from dpr_lightning.cli.export import export
     from dpr_lightning.cli.generate import evaluate, generate
+    from dpr_lightning.cli.judge import judge
     from dpr_lightning.cli.preview import preview
     from dpr_lightning.cli.quickstart import quickstart
     from dpr_lightning.cli.report import report
@@ -44,7 +46,7 @@ def _commands() -> dict[str, Callable[..., Any]]:
     from dpr_lightning.cli.smollm2 import smollm2
     from dpr_lightning.cli.toy import toy
 
-    functions = (toy, quickstart, smollm2, compare, preview, audit, rewards, generate, evaluate, report, export)
+    functions = (toy, quickstart, smollm2, compare, preview, audit, rewards, generate, evaluate, judge, report, export)
     return {function.__name__: function for function in functions}
 
 

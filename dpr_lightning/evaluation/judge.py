@@ -1,0 +1,162 @@
+"""Which of two answers is better, asked of another model: both orders always, and what that says of the judge."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from dpr_lightning.errors import InputError
+from dpr_lightning.evaluation.statistics import MeanInterval, Verdict, mean_interval, paired_comparison, verdict
+
+Winner = Literal["A", "B", "tie"]
+Message = dict[str, str]
+
+INSTRUCTIONS = (
+    "You compare two answers to one request. Judge how well each does what was asked: whether it is correct, complete "
+    "and to the point. The order in which the answers stand means nothing, and a longer answer is not a better one. "
+    'Reply with one JSON object and nothing else: {"reason": "one sentence", "winner": "A"} with winner "A", "B" or '
+    '"tie".'
+)
+
+
+@dataclass(frozen=True)
+class Match:
+    """Two answers to one prompt."""
+
+    prompt: str
+    first: str
+    second: str
+
+    def messages(self, *, swapped: bool) -> list[Message]:
+        """What the judge is asked; ``swapped`` shows the second answer as A."""
+        shown = (self.second, self.first) if swapped else (self.first, self.second)
+        text = f"# Request\n{self.prompt}\n\n# Answer A\n{shown[0]}\n\n# Answer B\n{shown[1]}"
+        return [{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": text}]
+
+
+@dataclass(frozen=True)
+class JudgeReport:
+    """What a judge made of two policies' answers.
+
+    Attributes:
+        win_rate: of the first policy: over prompts, the mean of both orders, a tie counting half.
+        verdict: the first against the second, in words.
+        p_value: of a sign-flip test of win rate ½.
+        ties: share of prompts that came out even.
+        flips: share of prompts whose winner changed with the order: the judge followed the place and not the answer.
+        place_bias: share of decided verdicts that went to the answer shown as A; a half is fair.
+        words: mean words of the first and of the second policy's answers.
+        longer_wins: share of decided prompts that the longer answer won; None where none was decided.
+        judged: prompts with a readable verdict in both orders.
+        unreadable: prompts without.
+    """
+
+    win_rate: MeanInterval
+    verdict: Verdict
+    p_value: float
+    ties: float
+    flips: float
+    place_bias: float | None
+    words: tuple[float, float]
+    longer_wins: float | None
+    judged: int
+    unreadable: int
+
+
+def parse_verdict(reply: str) -> Winner | None:
+    """The winner in a judge's reply: of its last JSON object that names one; None where it cannot be read."""
+    decoder = json.JSONDecoder()
+    for start in (place for place in range(len(reply) - 1, -1, -1) if reply[place] == "{"):
+        try:
+            held, _ = decoder.raw_decode(reply[start:])
+        except json.JSONDecodeError:
+            continue
+        winner = held.get("winner") if isinstance(held, dict) else None
+        for name in get_args(Winner):
+            if isinstance(winner, str) and winner.strip().lower() == name.lower():
+                return name  # type: ignore[no-any-return]
+    return None
+
+
+def match_answers(first: Mapping[str, str], second: Mapping[str, str]) -> list[Match]:
+    """Answers to the same prompts.
+
+    Raises:
+        InputError: one side answers prompts that the other does not.
+    """
+    missing = [prompt for prompt in (*first, *second) if prompt not in first or prompt not in second]
+    if missing:
+        raise InputError(
+            f"{len(missing)} prompts have an answer of one policy alone; the first is {missing[0][:60]!r}. Let both "
+            "answer the same file of prompts."
+        )
+    return [Match(prompt, answer, second[prompt]) for prompt, answer in first.items()]
+
+
+def summarise(matches: Sequence[Match], verdicts: Sequence[tuple[Winner | None, Winner | None]]) -> JudgeReport:
+    """Count what the judge said.
+
+    Args:
+        matches: what was judged.
+        verdicts: of each match, first in the order given and then swapped; None where a reply could not be read.
+
+    Raises:
+        InputError: fewer than two prompts have a readable verdict in both orders.
+    """
+    read = [
+        (match, plain, swapped)
+        for match, (plain, swapped) in zip(matches, verdicts, strict=True)
+        if plain is not None and swapped is not None
+    ]
+    if len(read) < 2:
+        raise InputError(
+            f"{len(read)} of {len(matches)} prompts have a verdict that can be read in both orders; at least 2 are "
+            "needed. Look at the replies in the cache: the model may not follow the instructions."
+        )
+    points = {"A": 1.0, "tie": 0.5, "B": 0.0}
+    forward = np.array([points[plain] for _, plain, _ in read])
+    backward = np.array([1.0 - points[swapped] for _, _, swapped in read])
+    scores = (forward + backward) / 2
+    shown_first = [winner == "A" for _, *both in read for winner in both if winner != "tie"]
+    lengths = np.array([[len(match.first.split()), len(match.second.split())] for match, *_ in read])
+    decided = (scores != 0.5) & (lengths[:, 0] != lengths[:, 1])
+    longer = (lengths[:, 0] > lengths[:, 1]) == (scores > 0.5)
+    compared = paired_comparison(scores, np.full(len(scores), 0.5))
+    return JudgeReport(
+        win_rate=mean_interval(scores),
+        verdict=verdict(compared),
+        p_value=compared.p_value,
+        ties=float((scores == 0.5).mean()),
+        flips=float((np.abs(forward - backward) == 1.0).mean()),
+        place_bias=float(np.mean(shown_first)) if shown_first else None,
+        words=(float(lengths[:, 0].mean()), float(lengths[:, 1].mean())),
+        longer_wins=float(longer[decided].mean()) if decided.any() else None,
+        judged=len(read),
+        unreadable=len(matches) - len(read),
+    )
+
+
+def answers_of(rows: Sequence[Mapping[str, Any]], where: str) -> dict[str, str]:
+    """Prompt and answer of rows as ``dpr generate`` writes them, or as AlpacaEval has them (instruction, output).
+
+    Raises:
+        InputError: a row has neither, or a prompt is answered twice.
+    """
+    found: dict[str, str] = {}
+    for number, row in enumerate(rows, 1):
+        pair = next(
+            ((row[ask], row[say]) for ask, say in (("prompt", "completion"), ("instruction", "output"))
+             if isinstance(row.get(ask), str) and isinstance(row.get(say), str)),
+            None,
+        )  # fmt: skip
+        if pair is None:
+            raise InputError(
+                f"{where}:{number} has the keys {', '.join(map(repr, row))}; an answer is `prompt` and `completion`, "
+                "as `dpr generate --output` writes, or `instruction` and `output`."
+            )
+        if pair[0] in found:
+            raise InputError(f"{where}:{number} answers {pair[0][:60]!r} again: one answer a prompt is judged.")
+        found[pair[0]] = pair[1]
+    return found

@@ -1,0 +1,204 @@
+"""An OpenAI-compatible endpoint that is asked in parallel, never twice for the same, and not beyond a budget."""
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dpr_lightning.errors import InputError
+
+CHARACTERS_A_TOKEN = 3
+"""Fewer than texts have, so that a request is rather over- than underestimated before it is sent."""
+
+
+@dataclass(frozen=True)
+class EndpointSpec:
+    """Where the judge is, and what it may cost.
+
+    Args:
+        model: as the endpoint names it.
+        base_url: of an OpenAI-compatible API; None: OpenAI's, or the environment's OPENAI_BASE_URL.
+        api_key: the key; None: the environment's OPENAI_API_KEY. A local server takes any word.
+        temperature: of the replies.
+        max_tokens: of a reply.
+        timeout: seconds to wait for a reply.
+        retries: further attempts after a timeout, a full queue (429) or a failing server (5xx), each after a longer
+            wait.
+        parallel: requests under way at once.
+        budget: dollars this run may spend; None: no cap.
+        input_price: dollars a million tokens read.
+        output_price: dollars a million tokens written.
+    """
+
+    model: str
+    base_url: str | None = None
+    api_key: str | None = None
+    temperature: float = 0.0
+    max_tokens: int = 300
+    timeout: float = 60.0
+    retries: int = 5
+    parallel: int = 4
+    budget: float | None = None
+    input_price: float = 0.0
+    output_price: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse a cap that could not be kept."""
+        if self.budget is not None and self.input_price <= 0 and self.output_price <= 0:
+            raise InputError("A `budget` needs `input_price` and `output_price`, in dollars a million tokens.")
+        if self.parallel < 1 or self.retries < 0 or self.max_tokens < 1:
+            raise InputError("`parallel` and `max_tokens` must be at least 1, `retries` at least 0.")
+
+    def cost(self, read: int, written: int) -> float:
+        """Dollars of a request."""
+        return (read * self.input_price + written * self.output_price) / 1e6
+
+
+class Endpoint:
+    """Asks, and keeps every reply in a file as soon as it has come.
+
+    Attributes:
+        spent: dollars, of this run.
+        asked: requests answered in this run; replies from the file are not counted.
+    """
+
+    def __init__(self, spec: EndpointSpec, cache: str | Path) -> None:
+        """Read the replies that ``cache``, a JSON Lines file, has from former runs.
+
+        Raises:
+            InputError: the package openai is missing, or there is no key.
+        """
+        try:
+            import openai
+        except ImportError as error:
+            raise InputError(
+                "A judge is asked through the package openai: pip install dpr-lightning[judge]."
+            ) from error
+        self.spec, self.cache = spec, Path(cache)
+        try:
+            self._client = openai.OpenAI(
+                api_key=spec.api_key, base_url=spec.base_url, timeout=spec.timeout, max_retries=spec.retries
+            )
+        except openai.OpenAIError as error:
+            raise InputError(f"There is no key for the judge: set OPENAI_API_KEY or `api_key`. ({error})") from error
+        self._errors = openai
+        self._held = self._read()
+        self._lock = threading.Lock()
+        self._reserved = 0.0
+        self.spent, self.asked = 0.0, 0
+
+    def ask_all(
+        self, questions: Sequence[list[dict[str, str]]], progress: Callable[[int], None] | None = None
+    ) -> list[str]:
+        """The reply to every question, in order.
+
+        Raises:
+            InputError: the endpoint refuses or fails for good, or the budget is used up; everything answered so far is
+                kept, and the same call goes on from there.
+        """
+        replies: dict[int, str] = {}
+        stopped = threading.Event()
+
+        def answer(place: int) -> None:
+            if stopped.is_set():
+                return
+            try:
+                replies[place] = self._ask(questions[place])
+            except BaseException:
+                stopped.set()
+                raise
+            if progress is not None:
+                progress(1)
+
+        with ThreadPoolExecutor(self.spec.parallel) as pool:
+            tasks = [pool.submit(answer, place) for place in range(len(questions))]
+        for task in tasks:
+            if (error := task.exception()) is not None:
+                said = (
+                    f"{error} {len(replies)} of {len(questions)} replies are kept in {self.cache}; run again to go on."
+                )
+                raise InputError(said) from error
+        return [replies[place] for place in range(len(questions))]
+
+    def _ask(self, messages: list[dict[str, str]]) -> str:
+        key = self._key(messages)
+        if key in self._held:
+            return self._held[key]
+        expected = self._reserve(messages)
+        try:
+            text, read, written = self._send(messages)
+        finally:
+            with self._lock:
+                self._reserved -= expected
+        with self._lock:
+            self.spent += self.spec.cost(read, written)
+            self.asked += 1
+            self._held[key] = text
+            self.cache.parent.mkdir(parents=True, exist_ok=True)
+            with self.cache.open("a", encoding="utf-8") as handle:
+                handle.write(json.dumps({"key": key, "reply": text, "read": read, "written": written}) + "\n")
+        return text
+
+    def _reserve(self, messages: list[dict[str, str]]) -> float:
+        """Dollars that the request may cost at most, set aside while it is under way."""
+        characters = sum(len(message["content"]) for message in messages)
+        expected = self.spec.cost(characters // CHARACTERS_A_TOKEN, self.spec.max_tokens)
+        with self._lock:
+            if self.spec.budget is not None and self.spent + self._reserved + expected > self.spec.budget:
+                raise InputError(
+                    f"The budget of ${self.spec.budget:g} is used up: ${self.spent:.4f} are spent and the next request "
+                    f"may cost ${expected:.4f}."
+                )
+            self._reserved += expected
+        return expected
+
+    def _send(self, messages: list[dict[str, str]]) -> tuple[str, int, int]:
+        openai, where = self._errors, f"The judge at {self._client.base_url}"
+        try:
+            reply: Any = self._client.chat.completions.create(
+                model=self.spec.model,
+                messages=messages,  # type: ignore[arg-type]
+                temperature=self.spec.temperature,
+                max_tokens=self.spec.max_tokens,
+            )
+            text, usage = reply.choices[0].message.content or "", reply.usage
+        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+            raise InputError(f"{where} refuses the key: set OPENAI_API_KEY or `api_key`.") from error
+        except openai.RateLimitError as error:
+            raise InputError(
+                f"{where} answers 429, too many requests or no credit left, after {self.spec.retries} further "
+                "attempts. Lower `parallel`, or wait."
+            ) from error
+        except openai.APITimeoutError as error:
+            raise InputError(
+                f"{where} did not answer within {self.spec.timeout:g} s in {self.spec.retries + 1} tries."
+            ) from error
+        except openai.APIStatusError as error:
+            raise InputError(f"{where} answers {error.status_code}: {str(error)[:200]}.") from error
+        except openai.APIConnectionError as error:
+            raise InputError(f"{where} cannot be reached: {error}") from error
+        except (openai.OpenAIError, ValueError, AttributeError, LookupError, TypeError) as error:
+            raise InputError(
+                f"{where} answers with something that is no chat completion: {str(error)[:200]}."
+            ) from error
+        return text, getattr(usage, "prompt_tokens", 0) or 0, getattr(usage, "completion_tokens", 0) or 0
+
+    def _key(self, messages: list[dict[str, str]]) -> str:
+        asked = [self.spec.model, str(self._client.base_url), self.spec.temperature, self.spec.max_tokens, messages]
+        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+
+    def _read(self) -> dict[str, str]:
+        if not self.cache.is_file():
+            return {}
+        held = {}
+        for line in self.cache.read_text(encoding="utf-8").splitlines():
+            try:
+                entry = json.loads(line)
+                held[str(entry["key"])] = str(entry["reply"])
+            except (ValueError, KeyError, TypeError):
+                continue  # a run that was killed while it wrote leaves half a line
+        return held

@@ -1,0 +1,213 @@
+"""The judge against a server of our own: verdicts, order, money, and every way in which a server can fail."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dpr_lightning.cli.main import main
+from tests.cli.conftest import write_rows
+
+pytest.importorskip("openai")
+Reply = Callable[[str], Any]
+KEY = "the right key"
+
+
+class Server(ThreadingHTTPServer):
+    """An endpoint whose ``reply`` makes a verdict, a status code or any other body of what it is asked."""
+
+    daemon_threads = True
+    reply: Reply
+    asked: int = 0
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked += 1
+        reply: Any = 401
+        if self.headers["Authorization"] == f"Bearer {KEY}":
+            reply = self.server.reply(body["messages"][1]["content"])
+        if reply is None:
+            threading.Event().wait(2.0)
+            reply = 500
+        status, text = (reply, "{}") if isinstance(reply, int) else (200, reply)
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Retry-After", "0")
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+def says(content: str) -> str:
+    message = {"role": "assistant", "content": content}
+    choice = {"index": 0, "finish_reason": "stop", "message": message}
+    usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
+    return json.dumps({"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice],
+                       "usage": usage})  # fmt: skip
+
+
+def prefers_seven(text: str) -> str:
+    """Whichever answer holds a 7; otherwise the one shown first."""
+    shown = text.partition("# Answer A\n")[2].partition("\n\n# Answer B\n")
+    winner = "B" if "7" in shown[2] and "7" not in shown[0] else "A"
+    return says(f'Let me see {{well}}.\n{{"reason": "it says so", "winner": "{winner}"}}')
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    held = Server(("127.0.0.1", 0), Handler)
+    held.reply = prefers_seven
+    thread = threading.Thread(target=held.serve_forever, daemon=True)
+    thread.start()
+    yield held
+    held.shutdown()
+    held.server_close()
+
+
+@pytest.fixture
+def ask(server: Server, tmp_path: Path) -> Callable[..., int]:
+    """Runs the command on four prompts: of two the first policy says 7, of one the second, of one neither."""
+    first = ["7 it is", "a 7", "six", "five"]
+    second = ["six", "eight apples and pears", "the 7", "four"]
+    files = []
+    for name, texts in (("first", first), ("second", second)):
+        rows = [{"prompt": f"p{number}", "completion": said} for number, said in enumerate(texts)]
+        files.append(write_rows(tmp_path / f"{name}.jsonl", rows))
+
+    def run(*more: str, key: str = KEY) -> int:
+        address = f"http://127.0.0.1:{server.server_address[1]}/v1"
+        endpoint = ["--endpoint.model", "m", "--endpoint.base_url", address, "--endpoint.api_key", key]
+        quick = ["--endpoint.retries", "1", "--endpoint.timeout", "0.5", "--cache", str(tmp_path / "replies.jsonl")]
+        return main(["judge", "--first", files[0], "--second", files[1], *endpoint, *quick, *more])
+
+    return run
+
+
+def kept(folder: Path) -> int:
+    path = folder / "replies.jsonl"
+    return len(path.read_text().splitlines()) if path.is_file() else 0
+
+
+def test_both_orders_are_asked_and_counted(
+    ask: Callable[..., int], server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "judged.json"
+    prices = ["--endpoint.budget", "1", "--endpoint.input_price", "10", "--endpoint.output_price", "100"]
+    assert ask("--output", str(output), *prices) == 0
+    found = json.loads(output.read_text())
+    # Won, won, lost, and one that followed the place.
+    assert found["win_rate"]["mean"] == pytest.approx((1 + 1 + 0 + 0.5) / 4)
+    assert (found["ties"], found["flips"], found["judged"]) == (0.25, 0.25, 4)
+    assert found["place_bias"] == pytest.approx((1 + 1 + 1 + 2) / 8)
+    assert found["words"] == [(3 + 2 + 1 + 1) / 4, (1 + 4 + 2 + 1) / 4]
+    assert found["longer_wins"] == pytest.approx(2 / 3)
+    assert (found["requests"], server.asked, kept(tmp_path)) == (8, 8, 8)
+    assert found["dollars"] == pytest.approx(8 * (100 * 10 + 10 * 100) / 1e6)
+    said = capsys.readouterr().out
+    assert "no detectable difference" in said
+    # Nothing is asked or paid for twice.
+    assert ask("--output", str(output), *prices) == 0
+    assert (json.loads(output.read_text())["dollars"], server.asked) == (0.0, 8)
+
+
+@pytest.mark.parametrize(
+    ("failure", "key", "said"),
+    [
+        (None, "another key", "refuses the key"),
+        (429, KEY, "answers 429"),
+        (500, KEY, "answers 500"),
+        ("slow", KEY, "did not answer within 0.5 s"),
+        ("{not json", KEY, "no chat completion"),
+        ('{"hello": 1}', KEY, "no chat completion"),
+    ],
+)
+def test_what_was_judged_before_a_failure_is_kept(
+    failure: Any, key: str, said: str, ask: Callable[..., int], server: Server, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    answered = 0
+
+    def fails_later(text: str) -> Any:
+        nonlocal answered
+        answered += 1
+        if answered <= 3:
+            return prefers_seven(text)
+        return None if failure == "slow" else failure
+
+    server.reply = fails_later
+    assert ask("--endpoint.parallel", "1", key=key) == 2
+    error = capsys.readouterr().err
+    expected = 3 if failure is not None else 0
+    assert said in error
+    assert f"{expected} of 8 replies are kept" in error
+    assert kept(tmp_path) == expected
+    before, server.reply = server.asked, prefers_seven
+    assert ask() == 0
+    assert server.asked - before == 8 - expected
+
+
+def test_a_passing_fault_is_tried_again(ask: Callable[..., int], server: Server) -> None:
+    seen: list[str] = []
+
+    def stumbles(text: str) -> Any:
+        seen.append(text)
+        return 500 if seen.count(text) == 1 else prefers_seven(text)
+
+    server.reply = stumbles
+    assert ask() == 0
+    assert server.asked == 16
+
+
+def test_the_budget_is_not_exceeded(
+    ask: Callable[..., int], server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A request may cost 300 tokens written at $100 a million, and the one before cost 10.
+    prices = ["--endpoint.input_price", "0", "--endpoint.output_price", "100", "--endpoint.parallel", "1"]
+    assert ask(*prices, "--endpoint.budget", "0.0325") == 2
+    assert "budget of $0.0325 is used up" in capsys.readouterr().err
+    assert server.asked == kept(tmp_path) == 3
+    assert ask("--endpoint.budget", "1") == 2
+    assert "`input_price`" in capsys.readouterr().err
+
+
+def test_replies_that_say_nothing(
+    ask: Callable[..., int], server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.reply = lambda text: says("I like both") if "p0" in text else prefers_seven(text)
+    output = tmp_path / "judged.json"
+    assert ask("--output", str(output)) == 0
+    assert json.loads(output.read_text())["unreadable"] == 1
+    assert "1 prompts had a reply that could not be read" in capsys.readouterr().out
+    (tmp_path / "replies.jsonl").unlink()
+    server.reply = lambda _: says('{"winner": "C"}')
+    assert ask() == 2
+    assert "0 of 4 prompts have a verdict" in capsys.readouterr().err
+
+
+def test_half_a_line_in_the_cache_is_no_reply(ask: Callable[..., int], server: Server, tmp_path: Path) -> None:
+    assert ask() == 0
+    path = tmp_path / "replies.jsonl"
+    path.write_text(path.read_text()[:-20])
+    assert ask() == 0
+    assert server.asked == 9
+
+
+def test_answers_must_pair_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = write_rows(tmp_path / "one.jsonl", [{"prompt": "p", "completion": "a"}])
+    other = write_rows(tmp_path / "other.jsonl", [{"instruction": "q", "output": "b"}])
+    wrong = write_rows(tmp_path / "wrong.jsonl", [{"question": "q"}])
+    twice = write_rows(tmp_path / "twice.jsonl", [{"prompt": "p", "completion": "a"}] * 2)
+    endpoint = ["--endpoint.model", "m", "--endpoint.api_key", "k"]
+    for second, said in ((other, "answer of one policy alone"), (wrong, "wrong.jsonl:1"), (twice, "again")):
+        assert main(["judge", "--first", one, "--second", second, *endpoint]) == 2
+        assert said in capsys.readouterr().err
