@@ -11,6 +11,7 @@ from dpr_lightning.errors import InputError
 
 ROLES = ("system", "user", "assistant", "tool")
 COLUMNS = ("messages", "prompt", "completion", "answer", "metadata")
+TURNS = "turns"
 # What other data sets call the same thing, for the hint in an error.
 SYNONYMS = {
     "prompt": ("question", "instruction", "input", "query", "problem", "source", "text"),
@@ -120,11 +121,11 @@ def to_demonstration(row: Row, columns: Mapping[str, str] | None = None) -> Exam
 
 
 def to_prompt(row: Row, columns: Mapping[str, str] | None = None) -> Example:
-    """Read a prompt alone: ``prompt``, or ``messages`` without the assistant's closing turns.
+    """Read a prompt alone: ``prompt``, ``messages`` without the assistant's closing turns, or the first of ``turns``.
 
     The prompt is the one that :func:`to_demonstration` would find in the same row, unless the row goes on after the
     last turn that is learnt from: then what it goes on with is asked. A completion, where there is one, goes into the
-    metadata, for verifiers.
+    metadata, for verifiers. ``turns`` is how MT-Bench and Arena-Hard write questions: texts, or {content} objects.
 
     Raises:
         InputError: names the row and what is wrong with it.
@@ -136,6 +137,8 @@ def to_prompt(row: Row, columns: Mapping[str, str] | None = None) -> Example:
         start = _closing_turns(messages)
         prompt: str | tuple[Message, ...] = messages[:start]
         completion = messages[start:]
+    elif names["prompt"] not in row.values and TURNS in row.values:
+        prompt, completion = _first_turn(row), None
     else:
         prompt = _prompt(row, names)
         value = row.values.get(names["completion"])
@@ -196,6 +199,15 @@ def _value(row: Row, names: ColumnNames, key: str) -> Any:
 def _prompt(row: Row, names: ColumnNames) -> str | tuple[Message, ...]:
     value = _value(row, names, "prompt")
     return value if isinstance(value, str) else _messages(row, value, names["prompt"], learn=False)
+
+
+def _first_turn(row: Row) -> str:
+    turns = row.values[TURNS]
+    first = turns[0] if isinstance(turns, Sequence) and not isinstance(turns, str | bytes) and turns else None
+    text = first.get("content") if isinstance(first, Mapping) else first
+    if not isinstance(text, str):
+        raise _wrong(row, f"has {_short(turns)} as `{TURNS}`", "It must be a list of texts, or of {content} objects.")
+    return text
 
 
 def _messages(row: Row, value: Any, column: str, *, learn: bool) -> tuple[Message, ...]:

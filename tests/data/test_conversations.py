@@ -42,6 +42,21 @@ def test_train_false_leaves_a_turn_out_and_what_follows_the_last_trained_one_is_
         to_demonstration(row(messages=[turn("user"), turn("assistant", train=False)]))
 
 
+@pytest.mark.parametrize("turns", [["one", "two"], [{"content": "one"}]])
+def test_a_question_of_several_turns_is_asked_its_first(turns: list[Any]) -> None:
+    """As MT-Bench and Arena-Hard write them; the rest of the row is metadata."""
+    example = to_prompt(row(question_id=81, category="writing", turns=turns))
+    assert example.prompt == "one"
+    assert example.metadata["question_id"] == 81
+    assert to_prompt(row(prompt="other", turns=turns)).prompt == "other"
+
+
+@pytest.mark.parametrize("turns", ["one", [], [3], [{"text": "one"}]])
+def test_turns_of_another_form_are_named(turns: Any) -> None:
+    with pytest.raises(InputError, match=r"f\.jsonl:7 has .* as `turns`"):
+        to_prompt(row(turns=turns))
+
+
 def test_the_prompt_of_a_row_is_the_demonstrations_prompt() -> None:
     assert to_prompt(row(messages=CHAT)).prompt_text == to_demonstration(row(messages=CHAT)).prompt_text
     assert len(to_prompt(row(messages=CHAT)).prompt_messages()) == 4
