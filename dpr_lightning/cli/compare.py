@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from dpr_lightning.cli.compare_arms import SeedRun
-from dpr_lightning.cli.compare_preview import Promise, agreement
+from dpr_lightning.cli.compare_findings import BASE, Results, foresight, foretold, pooled, verdict_lines
+from dpr_lightning.cli.compare_preview import Promise
 from dpr_lightning.cli.compare_specs import ArmSpec, Recipes
 from dpr_lightning.cli.loading import console
 from dpr_lightning.cli.report import machine, save_report
@@ -20,14 +21,10 @@ from dpr_lightning.cli.stages import announce, keep_wandb_inside
 from dpr_lightning.cli.toy import ToyTask, toy
 from dpr_lightning.data import open_rows
 from dpr_lightning.errors import InputError
-from dpr_lightning.evaluation.statistics import hierarchical_comparison, holm, paired_comparison, verdict
 from dpr_lightning.reports import Report, arms_table, paired_table
 from dpr_lightning.rewards.cache import content_hash
 
-BASE = "sft"
-MEASURES = ("sampled", "greedy")
 PARTS = ("base", "data")
-Results = Mapping[str, list[dict[str, Any]]]
 
 
 def compare(
@@ -106,62 +103,6 @@ def compare(
     _conclude(folder, title, results, seeds, settings, flops, promised, started)
 
 
-def foretold(results: Results, promised: Sequence[Mapping[str, Promise]]) -> dict[str, Any]:
-    """What the preview promised every arm that trains on a dense reward, and what sampled answers gained.
-
-    Returns:
-        ``runs``: by arm, a list over seeds of ``{"promised", "reached", "reliable"}``, gains over π_SFT; and
-        ``all``, ``reliable``: :func:`agreement` over all runs, and over those whose optimum samples can reach.
-    """
-    runs = {
-        name: [
-            {
-                "promised": of_seed[name].optimum - of_seed[name].sft,
-                "reached": float(np.mean(ours["by_prompt"]["sampled"]) - np.mean(theirs["by_prompt"]["sampled"])),
-                "reliable": of_seed[name].reliable,
-            }
-            for of_seed, ours, theirs in zip(promised, results[name], results[BASE], strict=True)
-        ]
-        for name in (promised[0] if promised else {})
-    }
-    every = [run for of_arm in runs.values() for run in of_arm]
-    sure = [run for run in every if run["reliable"]]
-    return {"runs": runs} | {
-        name: agreement([run["promised"] for run in chosen], [run["reached"] for run in chosen])
-        for name, chosen in (("all", every), ("reliable", sure))
-    }
-
-
-def pooled(results: Results, base: str) -> dict[str, dict[str, dict[str, Any]]]:
-    """Every arm against ``base``, paired by prompt; with several seeds these are a second level of chance.
-
-    Args:
-        results: of each arm, one entry a seed with scores ``by_prompt`` of each measure.
-        base: the arm that the others are compared with.
-
-    Returns:
-        ``{"arm - base": {measure: {difference, low, high, p_value, p_holm, verdict}}}``; p_holm is Holm's, over arms.
-    """
-    table: dict[str, dict[str, dict[str, Any]]] = {f"{name} - {base}": {} for name in results if name != base}
-    for measure in MEASURES:
-        others = [name for name in results if name != base and measure in results[name][0]["by_prompt"]]
-        found = []
-        for name in others:
-            pairs = [
-                (ours["by_prompt"][measure], theirs["by_prompt"][measure])
-                for ours, theirs in zip(results[name], results[base], strict=True)
-            ]
-            found.append(hierarchical_comparison(pairs) if len(pairs) > 1 else paired_comparison(*pairs[0]))
-        adjusted = holm([compared.p_value for compared in found])
-        for name, compared, p_holm in zip(others, found, adjusted, strict=True):
-            table[f"{name} - {base}"][measure] = {
-                **dataclasses.asdict(compared),
-                "p_holm": float(p_holm),
-                "verdict": verdict(dataclasses.replace(compared, p_value=float(p_holm))),
-            }
-    return table
-
-
 def _prepare(folder: Path, data: str | None, made: dict[str, Any], seed: int) -> None:
     """``base/`` and ``data/`` of a seed, made once; data of other options are not taken for these."""
     marker = folder / "prepared.json"
@@ -214,13 +155,14 @@ def _conclude(
     (folder / "compare.json").write_text(json.dumps(held, indent=2) + "\n", encoding="utf-8")
     console.print(arms_table(means))
     console.print(paired_table(paired))
-    foresight = _foresight(preview)
-    console.print(foresight, highlight=False)
+    foreseen = foresight(preview)
+    console.print("\n".join(verdict_lines(paired)), highlight=False)
+    console.print(foreseen, highlight=False)
     report = save_report(
         folder,
         Report(
             title=title,
-            verdict="\n".join(_sentence(pair, measures) for pair, measures in paired.items()),
+            verdict="\n".join(verdict_lines(paired)),
             arms=means,
             paired=paired,
             settings=arms,
@@ -230,31 +172,10 @@ def _conclude(
                 "Intervals are 95%, paired by prompt; with several seeds, prompts and seeds both count as random.",
                 "FLOPs are those of an arm's training after SFT: counted over four steps of the first seed, times the "
                 "steps.",
-                foresight,
+                foreseen,
                 "A verdict asks for an interval without 0 and p < .05 after Holm's correction over the arms.",
             ],
         ),
     )
     console.print(f"\n[bold]Done in {time.monotonic() - started:.0f} s.[/bold]")
     console.print(f"  report: {report}\n  numbers: {folder / 'compare.json'}", highlight=False)
-
-
-def _foresight(preview: Mapping[str, Any]) -> str:
-    """How well the preview foretold what training reached."""
-    parts = [
-        f"{found['rank_correlation']:+.2f} over {found['runs']} runs {which}, {found['same_sign']:.0%} of the same sign"
-        for which, found in (("in all", preview["all"]), ("whose optimum its samples reach", preview["reliable"]))
-        if found["rank_correlation"] is not None
-    ]
-    if not parts:
-        return "Too few runs on a dense reward to say whether the preview foretells what training reaches."
-    return f"Rank correlation of the gain that the preview promised with the gain reached: {'; '.join(parts)}."
-
-
-def _sentence(pair: str, measures: Mapping[str, Mapping[str, Any]]) -> str:
-    """The verdict on one arm."""
-    words = [
-        f"{measure} {found['verdict']} ({found['difference']:+.3f}, 95% {found['low']:+.3f} to {found['high']:+.3f})"
-        for measure, found in measures.items()
-    ]
-    return f"{pair.split(' - ')[0]} against SFT — {'; '.join(words)}."

@@ -2,6 +2,7 @@
 
 from dpr_lightning.reports.content import Pair, Panel, Report, Response, Series
 from dpr_lightning.reports.page import write_heatmap, write_report
+from dpr_lightning.reports.results import arm_name
 from dpr_lightning.reports.tables import arms_table, audit_table, paired_table, preview_table
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "Report",
     "Response",
     "Series",
+    "arm_name",
     "arms_table",
     "audit_table",
     "paired_table",
