@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -46,6 +46,7 @@ def compare(
     dpr_steps: int | None = None,
     preview_samples: int = 16,
     preview_prompts: int = 100,
+    online: bool = False,
 ) -> None:
     """Run every arm for every seed from the same SFT run, and compare all of them with SFT.
 
@@ -71,6 +72,7 @@ def compare(
         dpr_steps: optimizer steps of DPR as its config has it, which set the budget of all arms that train.
         preview_samples: of π_SFT a prompt, to foretell where each reward leads; 0 foretells nothing.
         preview_prompts: development prompts that these are drawn for.
+        online: send the tables to W&B's server; otherwise its run is kept in the folder.
     """
     started = time.monotonic()
     if not seeds or len(set(seeds)) < len(seeds):
@@ -101,6 +103,7 @@ def compare(
             flops = {name: run.flops(name, arm) for name, arm in asked.items()}
     settings = {name: dataclasses.asdict(arm) for name, arm in asked.items()}
     _conclude(folder, title, results, seeds, settings, flops, promised, started)
+    _log_tables(folder, title, online)
 
 
 def _prepare(folder: Path, data: str | None, made: dict[str, Any], seed: int) -> None:
@@ -179,3 +182,21 @@ def _conclude(
     )
     console.print(f"\n[bold]Done in {time.monotonic() - started:.0f} s.[/bold]")
     console.print(f"  report: {report}\n  numbers: {folder / 'compare.json'}", highlight=False)
+
+
+def _log_tables(folder: Path, title: str, online: bool) -> None:
+    """The tables of compare.json, as a run of W&B."""
+    import wandb
+
+    held = json.loads((folder / "compare.json").read_text(encoding="utf-8"))
+    arms = [{"arm": name, **scores} for name, scores in held["arms"].items()]
+    paired = [
+        {"comparison": pair, "measure": measure, **found}
+        for pair, measures in held["paired"].items()
+        for measure, found in measures.items()
+    ]
+    mode: Literal["online", "offline"] = "online" if online else "offline"
+    with wandb.init(project="dpr-lightning", name=title, job_type="compare", dir=str(folder), mode=mode) as run:
+        for name, rows in (("arms", arms), ("paired", paired)):
+            columns = list(rows[0]) if rows else []
+            run.log({name: wandb.Table(columns=columns, data=[[row[key] for key in columns] for row in rows])})

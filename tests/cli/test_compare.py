@@ -70,6 +70,9 @@ def test_arms_over_seeds_are_made_once(
     assert set(found["arms"]) == {"sft", *ARMS}
     assert set(found["paired"]) == {f"{name} - sft" for name in ARMS}
     assert "Sampled answers, no detectable difference: " in (tmp_path / "out" / "report.html").read_text()
+    tables = {path.name.split("_")[0]: json.loads(path.read_text()) for path in tmp_path.rglob("media/table/*.json")}
+    assert [row[0] for row in tables["arms"]["data"]] == list(found["arms"])
+    assert len(tables["paired"]["data"]) == sum(map(len, found["paired"].values()))
     seed = tmp_path / "out" / "seed_1"
     # One DPR step of 16 prompts costs 6 passes each; SFT 3 passes for each of 32 demonstrations.
     assert yaml.safe_load((seed / "configs" / "arm_continued.yaml").read_text())["trainer"]["max_steps"] == 1
