@@ -58,9 +58,6 @@ class RewardDataModule(LightningDataModule):
         sft: folder of π_SFT.
         references: folders of weaker checkpoints of the same run.
         reward: form of the reward.
-        verifier: a function (prompt text, answer text, metadata) -> score in [0, 1] to learn from beside the token
-            reward, or instead of it: see ``credit.outcome_weight`` and ``credit.dense_weight``; in a config its import
-            path, such as ``dpr_lightning.evaluation.verifiers.answer``. None: demonstrations are all there is.
         sampling: how the policy answers.
         samples_per_prompt: K.
         prompts_per_rollout: prompts of one rollout, over all ranks.
@@ -77,6 +74,9 @@ class RewardDataModule(LightningDataModule):
         attention: their attention implementation.
         token_budget: tokens the frozen models read at once; None: as many as have a GiB of logits.
         seed: of prompt order and samples.
+        verifier: a function (prompt text, answer text, metadata) -> score in [0, 1] to learn from beside the token
+            reward, or instead of it: see ``credit.outcome_weight`` and ``credit.dense_weight``; in a config its import
+            path, such as ``dpr_lightning.evaluation.verifiers.answer``. None: demonstrations are all there is.
     """
 
     def __init__(
@@ -85,7 +85,6 @@ class RewardDataModule(LightningDataModule):
         sft: str,
         references: list[str],
         reward: RewardSpec | None = None,
-        verifier: Callable[[str, str, Mapping[str, Any]], float] | None = None,
         sampling: SamplingOptions | None = None,
         samples_per_prompt: int = 4,
         prompts_per_rollout: int = 64,
@@ -101,6 +100,7 @@ class RewardDataModule(LightningDataModule):
         attention: str = "sdpa",
         token_budget: int | None = None,
         seed: int = 0,
+        verifier: Callable[[str, str, Mapping[str, Any]], float] | None = None,
     ) -> None:
         super().__init__()
         if refresh_every < 1 or samples_per_prompt < 1 or prompts_per_rollout < 1:

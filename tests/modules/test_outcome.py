@@ -68,8 +68,8 @@ def data(tmp_path: Path, tiny_policy_folder: Path) -> RewardDataModule:
         str(tiny_policy_folder),
         [write_weaker_policy(tiny_policy_folder, tmp_path / "reference")],
         RewardSpec("one_sided_centred"),
-        starts_with_seven,
         SamplingOptions(3),
+        verifier=starts_with_seven,
         samples_per_prompt=8,
         prompts_per_rollout=8,
     )
