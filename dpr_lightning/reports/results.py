@@ -125,7 +125,7 @@ def number(value: float | None, decimals: int = 3, signed: bool = False) -> str:
 
 def arm_name(name: str) -> str:
     """``sft_low_temperature`` as people write it: SFT low temperature."""
-    known = {"sft": "SFT", "dpr": "DPR", "gsil": "GSIL", "spin": "SPIN"}
+    known = {name: name.upper() for name in ("sft", "dft", "dpr", "gsil", "spin")}
     return " ".join(known.get(word, word) for word in name.replace("_", " ").split(" "))
 
 
