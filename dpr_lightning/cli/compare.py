@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import yaml
 
 from dpr_lightning.cli.compare_arms import SeedRun
 from dpr_lightning.cli.compare_findings import BASE, Results, foresight, foretold, pooled, verdict_lines
+from dpr_lightning.cli.compare_page import Examples, curves, pairs, ranked, samples, scatters
 from dpr_lightning.cli.compare_preview import Promise
 from dpr_lightning.cli.compare_specs import ArmSpec, Recipes
 from dpr_lightning.cli.loading import console
@@ -25,6 +27,7 @@ from dpr_lightning.reports import Report, arms_table, paired_table
 from dpr_lightning.rewards.cache import content_hash
 
 PARTS = ("base", "data")
+SETTINGS = "compare.yaml"
 
 
 def compare(
@@ -74,7 +77,7 @@ def compare(
         preview_prompts: development prompts that these are drawn for.
         online: send the tables to W&B's server; otherwise its run is kept in the folder.
     """
-    started = time.monotonic()
+    options, started = dict(locals()), time.monotonic()
     if not seeds or len(set(seeds)) < len(seeds):
         raise InputError(f"`seeds` needs at least one seed, each of them once; found {seeds}.")
     if any(not name.isidentifier() for name in arms):
@@ -85,10 +88,12 @@ def compare(
         raise InputError(f"`samples` must be at least 1 a prompt; found {samples}.")
     folder = Path(output)
     keep_wandb_inside(folder)
+    _write_settings(folder, options)
     asked = {BASE: ArmSpec()} | arms
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in asked}
     flops: dict[str, float] = {}
     promised: list[dict[str, Promise]] = []
+    examples: Examples = {}
     recipes = Recipes(sft, dpr, self_play, home, sft_steps, dpr_steps, preview_samples, preview_prompts)
     for place, seed in enumerate(seeds, 1):
         announce(f"Seed {seed} ({place} of {len(seeds)})")
@@ -101,8 +106,9 @@ def compare(
             results[name].append(run.result(name, arm))
         if place == 1:
             flops = {name: run.flops(name, arm) for name, arm in asked.items()}
+            examples = {name: run.examples(name, arm) for name, arm in asked.items()}
     settings = {name: dataclasses.asdict(arm) for name, arm in asked.items()}
-    _conclude(folder, title, results, seeds, settings, flops, promised, started)
+    _conclude(folder, title, results, seeds, settings, flops, promised, examples, started)
     _log_tables(folder, title, online)
 
 
@@ -125,6 +131,17 @@ def _prepare(folder: Path, data: str | None, made: dict[str, Any], seed: int) ->
     marker.write_text(json.dumps(wanted) + "\n", encoding="utf-8")
 
 
+def _write_settings(folder: Path, options: Mapping[str, Any]) -> None:
+    """What was asked, as a config that asks it again."""
+    arms = {
+        name: {key: value for key, value in dataclasses.asdict(arm).items() if value != getattr(ArmSpec(), key)}
+        for name, arm in options["arms"].items()
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump({**options, "arms": arms}, sort_keys=False, allow_unicode=True)
+    (folder / SETTINGS).write_text(text, encoding="utf-8")
+
+
 def _mean(values: list[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if len(known) == len(values) else None
@@ -144,6 +161,7 @@ def _conclude(
     arms: dict[str, Any],
     flops: Mapping[str, float],
     promised: Sequence[Mapping[str, Promise]],
+    examples: Examples,
     started: float,
 ) -> None:
     """Tables on screen, compare.json, report.html."""
@@ -158,7 +176,7 @@ def _conclude(
     (folder / "compare.json").write_text(json.dumps(held, indent=2) + "\n", encoding="utf-8")
     console.print(arms_table(means))
     console.print(paired_table(paired))
-    foreseen = foresight(preview)
+    foreseen, order = foresight(preview), ranked(means)
     console.print("\n".join(verdict_lines(paired)), highlight=False)
     console.print(foreseen, highlight=False)
     report = save_report(
@@ -168,6 +186,11 @@ def _conclude(
             verdict="\n".join(verdict_lines(paired)),
             arms=means,
             paired=paired,
+            scatters=scatters(examples, means, preview),
+            samples=samples(examples, order),
+            panels=curves(folder / f"seed_{seeds[0]}", order),
+            pairs=pairs(examples),
+            commands=[f"dpr compare --config {folder / SETTINGS}"],
             settings=arms,
             machine=machine(),
             notes=[

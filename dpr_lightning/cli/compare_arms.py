@@ -9,11 +9,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.cli.arms import Arm, ArmResult, Selection, evaluate_arms
+from dpr_lightning.cli.compare_examples import examples_of
 from dpr_lightning.cli.compare_preview import Promise, promises
 from dpr_lightning.cli.compare_specs import ArmSpec, Evaluation, Recipes
 from dpr_lightning.cli.flops import flops_of_a_step
@@ -24,7 +25,7 @@ from dpr_lightning.data import PromptSet
 from dpr_lightning.errors import InputError
 from dpr_lightning.policies import load_tokenizer
 from dpr_lightning.policies.extrapolation import extrapolate_weights
-from dpr_lightning.rewards import DenseReward, decode_time_optimum
+from dpr_lightning.rewards import DenseReward, RewardSpec, decode_time_optimum
 from dpr_lightning.rewards.cache import content_hash
 from dpr_lightning.rollouts import Combine, only
 
@@ -57,29 +58,46 @@ class SeedRun:
         self.references = [Path(folder).name for folder in config["data"]["init_args"]["references"]]
         answer_length = int(config["data"]["init_args"]["sampling"]["max_new_tokens"])
         self.evaluation = Evaluation(answer_length, samples, seed + 7919)
+        self.reward = RewardSpec(**config["data"]["init_args"].get("reward", {}))
         self._sft: nn.Module | None = None
+        self._dense: DenseReward | None = None
 
     def result(self, name: str, arm: ArmSpec) -> dict[str, Any]:
         """Scores of an arm by prompt, made where they are not there yet."""
+        key = self._asked(name, arm)
+        return _held(self.folder / "results" / f"{name}.json", key) or self._answer(name, arm, key)[0]
+
+    def examples(self, name: str, arm: ArmSpec) -> dict[str, Any]:
+        """``answers`` of an arm to the first prompts, and ``pairs`` of right and wrong ones."""
+        key = self._asked(name, arm)
+        return _held(self.folder / "examples" / f"{name}.json", key) or self._answer(name, arm, key)[1]
+
+    def _asked(self, name: str, arm: ArmSpec) -> str:
+        """The key of an evaluation: how the policy came to be, and what it is asked. Trains what is not trained yet."""
+        references = [self._kept(place).name for place in arm.references or self.references]
+        asked = [asdict(arm), asdict(self.evaluation), references]
+        return _key(self._policy(name, arm)[1], json.dumps(asked, sort_keys=True))
+
+    def _answer(self, name: str, arm: ArmSpec, key: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Ask an arm all prompts; keep scores and examples."""
         started = time.monotonic()
-        references = [self._kept(place) for place in arm.references or self.references]
-        folder, key = self._policy(name, arm)
-        asked = [asdict(arm), asdict(self.evaluation), [reference.name for reference in references]]
-        wanted = _key(key, json.dumps(asked, sort_keys=True))
-        path = self.folder / "results" / f"{name}.json"
-        if path.is_file() and (held := json.loads(path.read_text(encoding="utf-8")))["key"] == wanted:
-            return dict(held)
-        found = self._evaluate(folder, arm, references)
+        tokenizer = load_tokenizer(str(self.policies / "final"))
+        prompts = PromptSet.load(str(self.folder / "data" / "test.jsonl"), tokenizer)
+        found = self._evaluate(self._policy(name, arm)[0], arm, tokenizer, prompts)
+        if self._dense is None:
+            self._dense = self.dense([self._kept(place) for place in self.references], self.reward)
+        examples = {"key": key, **examples_of(found, prompts, self._dense, tokenizer)}
         held = {
-            "key": wanted,
+            "key": key,
             **found.summary(),
             "by_prompt": {measure: found.by_prompt(measure).tolist() for measure in found.measures},
             "seconds": round(time.monotonic() - started, 1),
         }
-        _write_json(path, held)
-        scores = [f"{measure} {np.mean(values):.3f}" for measure, values in held["by_prompt"].items()]
+        _write_json(self.folder / "examples" / f"{name}.json", examples)
+        _write_json(self.folder / "results" / f"{name}.json", held)
+        scores = [f"{measure} {found.by_prompt(measure).mean():.3f}" for measure in found.measures]
         console.print(f"seed {self.seed} · {name}: {', '.join(scores)}, {held['seconds']:.0f} s", highlight=False)
-        return held
+        return held, examples
 
     def _policy(self, name: str, arm: ArmSpec) -> tuple[Path, str]:
         """The folder of the policy that an arm asks, and the key of how it came to be."""
@@ -95,7 +113,7 @@ class SeedRun:
             return 0.0
         config = self._config(name, arm)
         key, path = _key(config.read_text(encoding="utf-8")), self.folder / "flops" / f"{name}.json"
-        if path.is_file() and (held := json.loads(path.read_text(encoding="utf-8")))["key"] == key:
+        if (held := _held(path, key)) is not None:
             return float(held["flops"])
         steps = int(yaml.safe_load(config.read_text(encoding="utf-8"))["trainer"]["max_steps"])
         flops = flops_of_a_step(config) * steps
@@ -111,7 +129,7 @@ class SeedRun:
         options = {"samples": self.recipes.preview_samples, "limit": self.recipes.preview_prompts, "seed": self.seed}
         texts = [f"{name}: {path.read_text(encoding='utf-8')}" for name, path in configs.items()]
         key, kept = _key(self.sft_key, json.dumps(options), *texts), self.folder / "preview.json"
-        if kept.is_file() and (held := json.loads(kept.read_text(encoding="utf-8")))["key"] == key:
+        if (held := _held(kept, key)) is not None:
             return {name: Promise(**promise) for name, promise in held["promised"].items()}
         found = promises(configs, self.folder / "data" / "development.jsonl", **options)
         _write_json(kept, {"key": key, "promised": {name: asdict(promise) for name, promise in found.items()}})
@@ -157,9 +175,12 @@ class SeedRun:
             raise InputError(f"The SFT run kept no checkpoint {name!r}; it has: {held}.")
         return folder
 
-    def _evaluate(self, folder: Path, arm: ArmSpec, references: list[Path]) -> ArmResult:
+    def _evaluate(
+        self, folder: Path, arm: ArmSpec, tokenizer: PreTrainedTokenizerBase, prompts: PromptSet
+    ) -> ArmResult:
         if self._sft is None:
             self._sft = frozen_policy(str(self.policies / "final"))[0]
+        references = [self._kept(place) for place in arm.references or self.references]
         models = [frozen_policy(str(folder))[0]]
         if arm.extrapolate is not None:
             extrapolate_weights(models[0], frozen_policy(str(references[0]))[0], arm.extrapolate)
@@ -167,19 +188,21 @@ class SeedRun:
         if arm.optimum is not None:
             models += [frozen_policy(str(folder))[0] for folder in references]
             combine = decode_time_optimum(arm.optimum.reward, arm.optimum.beta)
-        tokenizer = load_tokenizer(str(self.policies / "final"))
         verifier = verifier_named(VERIFIER)
         assert verifier is not None
         selection = None
         if arm.best_of is not None:
-            folders = [str(reference) for reference in references]
-            dense = DenseReward.from_folders(str(self.policies / "final"), folders, arm.best_of.reward)
-            dense.frozen.to(best_device())
+            dense = self.dense(references, arm.best_of.reward)
             selection = Selection(dense, arm.best_of.candidates, arm.best_of.chunk)
         asked = Arm(tuple(models), arm.temperature, combine, selection)
-        prompts = PromptSet.load(str(self.folder / "data" / "test.jsonl"), tokenizer)
         found = evaluate_arms({"arm": asked}, tokenizer, prompts, verifier, sft=self._sft, **asdict(self.evaluation))
         return found["arm"]
+
+    def dense(self, references: list[Path], reward: RewardSpec) -> DenseReward:
+        """The reward of this seed's π_SFT against ``references``, where models run."""
+        dense = DenseReward.from_folders(str(self.policies / "final"), [str(folder) for folder in references], reward)
+        dense.frozen.to(best_device())
+        return dense
 
 
 def _learns_dense(config: Path) -> bool:
@@ -200,6 +223,14 @@ def _apply(config: dict[str, Any], changes: Mapping[str, Any], arm: str) -> None
 
 def _key(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _held(path: Path, key: str) -> dict[str, Any] | None:
+    """What is kept there, when it was made with this key."""
+    if not path.is_file():
+        return None
+    held: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return held if held["key"] == key else None
 
 
 def _write_json(path: Path, held: Mapping[str, Any]) -> None:

@@ -1,7 +1,11 @@
 """Curves of a run, read back from the CSV files that its logger wrote."""
 
 import csv
+import math
+from collections.abc import Mapping
 from pathlib import Path
+
+import numpy as np
 
 from dpr_lightning.reports import Panel, Series
 
@@ -53,4 +57,37 @@ def panels(path: str | Path, wanted: tuple[tuple[str, str, tuple[str, ...]], ...
         ]
         if series:
             drawn.append(Panel(title, series, unit))
+    return drawn
+
+
+def over_optimisation(runs: Mapping[str, Curves], blocks: int = 10) -> list[Panel]:
+    """Reward and true score over √KL(π‖π_SFT) along a run: where one rises and the other falls, the reward is gamed.
+
+    The measure of Gao, Schulman and Hilton (arXiv:2210.10760). Both are of the samples that training draws.
+
+    Args:
+        runs: by name.
+        blocks: points of a curve: means over as many stretches of the run.
+    """
+    drawn = []
+    for title, unit, column in (
+        ("True score", "verifier", "rollout/verifier"),
+        ("Reward", "nats per response", "rollout/reward"),
+    ):
+        series = []
+        for name, curves in runs.items():
+            drift, value = dict(curves.get("rollout/reverse_kl", [])), dict(curves.get(column, []))
+            steps = sorted(drift.keys() & value.keys())
+            parts = [part for part in np.array_split(np.array(steps), min(blocks, len(steps)) or 1) if len(part)]
+            points = sorted(
+                (
+                    math.sqrt(max(0.0, float(np.mean([drift[step] for step in part])))),
+                    float(np.mean([value[step] for step in part])),
+                )
+                for part in parts
+            )
+            if points:
+                series.append(Series(name, [x for x, _ in points], [y for _, y in points]))
+        if series:
+            drawn.append(Panel(title, series, unit, over="√KL"))
     return drawn

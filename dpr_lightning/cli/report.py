@@ -13,16 +13,24 @@ import yaml
 from dpr_lightning.cli.arms import ArmResult
 from dpr_lightning.cli.curves import DPR_PANELS, SFT_PANELS, panels
 from dpr_lightning.cli.loading import console
-from dpr_lightning.cli.rewards import token_responses
+from dpr_lightning.cli.rewards import right_and_wrong
 from dpr_lightning.errors import InputError
 from dpr_lightning.evaluation.preview import describe
 from dpr_lightning.evaluation.reward_preview import RewardPreviewRun, form_name
-from dpr_lightning.reports import Pair, Panel, Report, Response, Series, write_report
+from dpr_lightning.reports import (
+    Answer,
+    Pair,
+    Panel,
+    Point,
+    Report,
+    Response,
+    Sample,
+    Scatter,
+    Series,
+    write_report,
+)
 from dpr_lightning.reports.results import arm_name
 from dpr_lightning.rewards import RewardSpec
-from dpr_lightning.types import TokenScores
-
-MOST_PAIRS = 12
 
 
 @dataclass(frozen=True)
@@ -75,7 +83,7 @@ def write_run_report(findings: Findings) -> Path:
             "Supervised fine-tuning": panels(findings.folder / "sft" / "metrics.csv", SFT_PANELS),
             "Dense-Path REINFORCE": panels(findings.folder / "dpr" / "metrics.csv", DPR_PANELS),
         },
-        pairs=_pairs(findings),
+        pairs=right_and_wrong(preview.answers, preview.scores, findings.prompt_texts, findings.tokenizer),
         commands=findings.commands,
         settings=_settings(findings.folder),
         machine=machine(),
@@ -125,37 +133,6 @@ def machine() -> dict[str, Any]:
     }
 
 
-def _pairs(findings: Findings) -> list[Pair]:
-    """Right and wrong samples of π_SFT to one prompt, coloured by the published reward."""
-    answers, scores = findings.preview.answers, findings.preview.scores
-    assert answers.scores is not None
-    log_ratio = scores.policy_logprob - scores.reference_logprobs.mean(0)
-    by_prompt: dict[int, dict[bool, int]] = {}
-    for row, (place, score) in enumerate(zip(answers.rollouts.prompt.tolist(), answers.scores, strict=True)):
-        by_prompt.setdefault(place, {}).setdefault(score == 1.0, row)
-    pairs: list[Pair] = []
-    for place, rows in by_prompt.items():
-        if len(rows) == 2 and len(pairs) < MOST_PAIRS:
-            chosen = torch.tensor([rows[True], rows[False]])
-            right, wrong = token_responses(
-                answers.rollouts.tokens[chosen],
-                answers.rollouts.mask[chosen],
-                TokenScores(
-                    scores.policy_logprob[chosen],
-                    scores.reference_logprobs[:, chosen],
-                    scores.divergence[chosen],
-                    log_ratio[chosen],
-                    scores.mask[chosen],
-                ),
-                findings.tokenizer,
-                prompts=[findings.prompt_texts[place]] * 2,
-                correct=[True, False],
-                label="sample of π_SFT",
-            )
-            pairs.append(Pair(findings.prompt_texts[place], right, wrong))
-    return pairs
-
-
 def _settings(folder: Path) -> dict[str, Any]:
     """The stages' configs, as they were run."""
     return {path.stem: yaml.safe_load(path.read_text()) for path in sorted((folder / "configs").glob("*.yaml"))}
@@ -183,5 +160,12 @@ def _recalled(held: dict[str, Any]) -> Report:
     }
     held["pairs"] = [
         Pair(pair["prompt"], Response(**pair["correct"]), Response(**pair["wrong"])) for pair in held["pairs"]
+    ]
+    held["scatters"] = [
+        Scatter(**(scatter | {"points": [Point(**point) for point in scatter["points"]]}))
+        for scatter in held["scatters"]
+    ]
+    held["samples"] = [
+        Sample(sample["prompt"], [Answer(**answer) for answer in sample["answers"]]) for sample in held["samples"]
     ]
     return Report(**held)

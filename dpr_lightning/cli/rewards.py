@@ -1,5 +1,6 @@
 """``dpr rewards``: the token rewards of given responses, as Parquet and as a heat-map."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,13 @@ from datasets import Dataset
 
 from dpr_lightning.cli.loading import best_device, console, progress_bar
 from dpr_lightning.data import carried_format, open_rows, tokenize_rows
+from dpr_lightning.evaluation.answers import Answers
 from dpr_lightning.policies import load_tokenizer, saved_stop_token_ids
-from dpr_lightning.reports import Response, write_heatmap
+from dpr_lightning.reports import Pair, Response, write_heatmap
 from dpr_lightning.rewards import DenseReward, RewardSpec
 from dpr_lightning.types import TokenScores
+
+MOST_PAIRS = 12
 
 
 def rewards(
@@ -101,3 +105,40 @@ def token_responses(
             )
         )
     return drawn
+
+
+def right_and_wrong(answers: Answers, scores: TokenScores, prompt_texts: Sequence[str], tokenizer: Any) -> list[Pair]:
+    """A right and a wrong answer to one prompt, for the first prompts that have both, coloured by r̂.
+
+    Args:
+        answers: samples of π_SFT that a verifier judged.
+        scores: of their tokens.
+        prompt_texts: by place of the prompt.
+        tokenizer: decodes the tokens.
+    """
+    assert answers.scores is not None
+    log_ratio = scores.policy_logprob - scores.reference_logprobs.mean(0)
+    by_prompt: dict[int, dict[bool, int]] = {}
+    for row, (place, score) in enumerate(zip(answers.rollouts.prompt.tolist(), answers.scores, strict=True)):
+        by_prompt.setdefault(place, {}).setdefault(score == 1.0, row)
+    both = [(place, rows) for place, rows in by_prompt.items() if len(rows) == 2][:MOST_PAIRS]
+    pairs: list[Pair] = []
+    for place, rows in both:
+        chosen = torch.tensor([rows[True], rows[False]])
+        right, wrong = token_responses(
+            answers.rollouts.tokens[chosen],
+            answers.rollouts.mask[chosen],
+            TokenScores(
+                scores.policy_logprob[chosen],
+                scores.reference_logprobs[:, chosen],
+                scores.divergence[chosen],
+                log_ratio[chosen],
+                scores.mask[chosen],
+            ),
+            tokenizer,
+            prompts=[prompt_texts[place]] * 2,
+            correct=[True, False],
+            label="sample of π_SFT",
+        )
+        pairs.append(Pair(prompt_texts[place], right, wrong))
+    return pairs

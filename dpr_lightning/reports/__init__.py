@@ -1,15 +1,19 @@
 """Pages and tables of results: self-contained HTML, and tables for the console. They take plain data."""
 
-from dpr_lightning.reports.content import Pair, Panel, Report, Response, Series
+from dpr_lightning.reports.content import Answer, Pair, Panel, Point, Report, Response, Sample, Scatter, Series
 from dpr_lightning.reports.page import write_heatmap, write_report
 from dpr_lightning.reports.results import arm_name
 from dpr_lightning.reports.tables import arms_table, audit_table, paired_table, preview_table
 
 __all__ = [
+    "Answer",
     "Pair",
     "Panel",
+    "Point",
     "Report",
     "Response",
+    "Sample",
+    "Scatter",
     "Series",
     "arm_name",
     "arms_table",

@@ -16,12 +16,37 @@ class Series:
 
 @dataclass(frozen=True)
 class Panel:
-    """Curves that share an axis. ``levels``: horizontal lines by name, such as the score of SFT."""
+    """Curves that share an axis. ``levels``: horizontal lines by name, such as the score of SFT; ``over``: what the
+    horizontal axis counts.
+    """
 
     title: str
     series: Sequence[Series]
     unit: str = ""
     levels: Mapping[str, float] = field(default_factory=dict)
+    over: str = "step"
+
+
+@dataclass(frozen=True)
+class Point:
+    """A mark at (x, y). ``correct`` colours it where a verifier spoke."""
+
+    name: str
+    x: float
+    y: float
+    correct: bool | None = None
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Points over two axes; ``diagonal`` draws the line on which both are equal."""
+
+    title: str
+    x: str
+    y: str
+    points: Sequence[Point]
+    note: str = ""
+    diagonal: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,6 +76,25 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """What a policy answered. ``correct`` None: no verifier spoke; ``reward``: total, nats; ``length``: tokens."""
+
+    policy: str
+    text: str
+    correct: bool | None
+    reward: float
+    length: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The answers of several policies to one prompt, in the same order everywhere on a page."""
+
+    prompt: str
+    answers: Sequence[Answer]
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything on the page; empty parts are left out.
 
@@ -63,6 +107,8 @@ class Report:
         preview_words: its verdict, a line each.
         panels: curves, grouped under the name of a stage: ``{"SFT": [...], "Dense-Path REINFORCE": [...]}``.
         pairs: right and wrong responses side by side.
+        scatters: what the reward says beside what is true.
+        samples: answers of the policies to the same prompts, to be searched.
         commands: command lines that make the same again.
         settings: options of the run; nested mappings are written with dots.
         machine: what it ran on.
@@ -77,6 +123,8 @@ class Report:
     preview_words: str = ""
     panels: Mapping[str, Sequence[Panel]] = field(default_factory=dict)
     pairs: Sequence[Pair] = ()
+    scatters: Sequence[Scatter] = ()
+    samples: Sequence[Sample] = ()
     commands: Sequence[str] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     machine: Mapping[str, Any] = field(default_factory=dict)

@@ -89,13 +89,16 @@ def draw(panel: Panel) -> Drawing:
         horizontal=[Tick(x(step), short(step)) for step in ticks(x_low, x_high, 4) if x_low <= step <= x_high],
         vertical=[Tick(y(value), short(value)) for value in marks],
         hover={
+            "over": panel.over,
             "x": [x_low, x_high],
             "series": [
                 [[round(step, 3), float(f"{value:.5g}")] for run in series_runs for step, value in run]
                 for series_runs in runs
             ],
         },
-        summary="; ".join(_in_words(series, found) for series, found in zip(panel.series, runs, strict=True)),
+        summary="; ".join(
+            _in_words(series, found, panel.over) for series, found in zip(panel.series, runs, strict=True)
+        ),
     )
 
 
@@ -150,10 +153,12 @@ def _path(points: Sequence[tuple[float, float]]) -> str:
     return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
 
 
-def _in_words(series: Series, runs: Sequence[Points]) -> str:
+def _in_words(series: Series, runs: Sequence[Points], over: str) -> str:
     """For readers who cannot see the curve: where it begins and ends."""
     points = [point for run in runs for point in run]
     if not points:
         return f"{series.name}: no values"
     (first_step, first), (last_step, last) = points[0], points[-1]
-    return f"{series.name} from {short(first)} at step {short(first_step)} to {short(last)} at step {short(last_step)}"
+    return (
+        f"{series.name} from {short(first)} at {over} {short(first_step)} to {short(last)} at {over} {short(last_step)}"
+    )

@@ -20,6 +20,7 @@ from dpr_lightning.reports import results
 from dpr_lightning.reports.content import Report, Response
 from dpr_lightning.reports.curves import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, draw
 from dpr_lightning.reports.heatmap import FLAGGED, colour_limit, heat_map
+from dpr_lightning.reports.scatter import draw_scatter
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -45,6 +46,8 @@ def write_report(path: str | Path, report: Report) -> Path:
             rewards=rewards,
             groups={name: [draw(panel) for panel in panels] for name, panels in report.panels.items()},
             pairs=[(pair.prompt, heat_map(pair.correct, limit), heat_map(pair.wrong, limit)) for pair in report.pairs],
+            scatters=[draw_scatter(scatter) for scatter in report.scatters],
+            policies=results.policies_of(report.samples),
             limit=limit,
             settings=flattened(report.settings),
             machine=flattened(report.machine),

@@ -5,7 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dpr_lightning.reports.content import Sample
 from dpr_lightning.reports.curves import ticks
+
+# Policies whose answers are shown before a reader asks for others.
+SHOWN_AT_FIRST = 4
 
 # Measures of an arm in the order of the table: key, heading, decimals, what it means.
 MEASURES: tuple[tuple[str, str, int, str], ...] = (
@@ -109,6 +113,12 @@ def preview_rows(preview: Mapping[str, Any]) -> tuple[list[float], list[PreviewR
         )
         for reward in rewards
     ]
+
+
+def policies_of(samples: Sequence[Sample]) -> list[tuple[str, bool]]:
+    """Who answered, and whether a page shows their answers at first."""
+    names = dict.fromkeys(answer.policy for sample in samples for answer in sample.answers)
+    return [(name, place < SHOWN_AT_FIRST) for place, name in enumerate(names)]
 
 
 def number(value: float | None, decimals: int = 3, signed: bool = False) -> str:

@@ -87,6 +87,20 @@ def test_arms_over_seeds_are_made_once(
     assert set(results["guided"]["by_prompt"]) == {"sampled"}
     assert found["arms"]["best"]["greedy"] is None
     assert set(found["paired"]["best - sft"]) == {"sampled"}
+    # The page: every arm's answers to the prompts of the test, in the order of the file.
+    page = json.loads((tmp_path / "out" / "report.json").read_text())
+    rows = [json.loads(line) for line in (seed / "data" / "test.jsonl").read_text().splitlines()]
+    assert [sample["prompt"] for sample in page["samples"]] == [row["prompt"] for row in rows]
+    assert {answer["policy"] for answer in page["samples"][0]["answers"]} == {"sft", *ARMS}
+    said = {
+        name: [answer["text"] for sample in page["samples"] for answer in sample["answers"] if answer["policy"] == name]
+        for name in ("sft", "cool")
+    }
+    assert said["sft"] != said["cool"]
+    titles = [scatter["title"] for scatter in page["scatters"]]
+    assert titles[0] == "Reward and length: answers of SFT"
+    assert titles[-2:] == ["Reward and truth: policies", "Preview and result"]
+    assert next(iter(page["panels"])) == "Supervised fine-tuning"
     # Training is counted, once.
     flops = {name: arm["teraflops"] for name, arm in found["arms"].items()}
     assert {name for name, count in flops.items() if count == 0} == set(ARMS) - TRAINED | {"sft"}
@@ -110,6 +124,8 @@ def test_arms_over_seeds_are_made_once(
     monkeypatch.setattr(compare_arms, "flops_of_a_step", refuse)
     monkeypatch.setattr(compare_arms, "promises", refuse)
     assert main(configured()) == 0
+    # The command on the page asks the same again.
+    assert main(page["commands"][0].split()[1:]) == 0
     monkeypatch.undo()
     monkeypatch.setattr(compare_arms, "fit", fit)
     # A training that was cut short begins again; a new arm is added; nothing else is touched.

@@ -7,7 +7,7 @@ import numpy as np
 
 from dpr_lightning.evaluation import rationales
 from dpr_lightning.evaluation.preview import Preview, describe, preview
-from dpr_lightning.reports import Pair, Panel, Report, Response, Series
+from dpr_lightning.reports import Answer, Pair, Panel, Point, Report, Response, Sample, Scatter, Series
 
 HARM = "<script>window.harmed = true</script><img src=x onerror='window.harmed = true'>"
 
@@ -71,6 +71,8 @@ def example_report(pairs: int = 8) -> Report:
             ],
         },
         pairs=[example_pair(seed) for seed in range(pairs)],
+        scatters=[example_scatter()],
+        samples=[example_sample(seed) for seed in range(10)],
         commands=["make quickstart", "dpr quickstart --seed 0 --folder runs/quickstart"],
         settings={
             "policy": {"hidden_size": 128, "layers": 4},
@@ -97,6 +99,33 @@ def example_pair(seed: int) -> Pair:
         correct=_response([*right, "<eos>"], generator, None, True),
         wrong=_response([*wrong, *([HARM] if seed == 0 else []), "<eos>"], generator, slip, False),
     )
+
+
+def example_sample(seed: int) -> Sample:
+    """Answers of six policies to one prompt: odd ones are wrong, and all of them at every fifth prompt right."""
+    return Sample(
+        prompt=f"{seed} + {seed} =",
+        answers=[
+            Answer(
+                policy=name,
+                text=f"Answer: {2 * seed}" if place % 2 == 0 or seed % 5 == 0 else HARM,
+                correct=place % 2 == 0 or seed % 5 == 0,
+                reward=-0.3 * place,
+                length=9 + place,
+            )
+            for place, name in enumerate(("sft", "dpr", "contrast", "spin", "dft", "oracle"))
+        ],
+    )
+
+
+def example_scatter() -> Scatter:
+    """Fifty answers, longer ones with less reward."""
+    generator = random.Random(5)
+    points = [
+        Point(HARM if place == 0 else f"prompt {place}", 30 + place, generator.gauss(-place, 3), place % 3 > 0)
+        for place in range(50)
+    ]
+    return Scatter("Reward and length", "length, tokens", "total reward, nats", points, diagonal=True)
 
 
 def _response(tokens: list[str], generator: random.Random, slip: int | None, correct: bool) -> Response:

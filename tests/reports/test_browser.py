@@ -95,7 +95,7 @@ def test_colours_follow_the_rewards(open_page, report_path):
     page = open_page(report_path)
     wrong = example_report().pairs[1].wrong
     slip = min(range(len(wrong.reward)), key=lambda place: wrong.reward[place])
-    token = page.locator(".sample").nth(1).locator(".side").nth(1).locator(".token").nth(slip)
+    token = page.locator("#tokens .sample").nth(1).locator(".side").nth(1).locator(".token").nth(slip)
     assert "less" in token.get_attribute("class").split()
     assert token.get_attribute("style") == "--s:100"
     assert token.evaluate("element => getComputedStyle(element).backgroundColor") != "rgba(0, 0, 0, 0)"
@@ -123,15 +123,53 @@ def test_a_script_that_did_get_in_would_not_run(browser, tmp_path, report_path):
 
 def test_filter(open_page, report_path):
     page = open_page(report_path)
-    samples = page.locator(".sample:visible")
+    samples = page.locator("#tokens .sample:visible")
     assert samples.count() == 8
-    page.locator("#filter").fill(example_report().pairs[3].prompt)
+    page.locator("#tokens .filter").fill(example_report().pairs[3].prompt)
     assert samples.count() == 1
-    assert page.locator("#count").inner_text() == "1 of 8"
-    page.locator("#filter").fill("no such text")
+    assert page.locator("#tokens .count").inner_text() == "1 of 8"
+    page.locator("#tokens .filter").fill("no such text")
     assert samples.count() == 0
-    page.locator("#filter").fill("")
+    page.locator("#tokens .filter").fill("")
     assert samples.count() == 8
+
+
+def test_answers_are_searched_by_what_became_of_them(open_page, report_path):
+    page = open_page(report_path)
+    samples, count = page.locator("#samples .sample:visible"), page.locator("#samples .count")
+    assert count.inner_text() == "10 of 10"
+    page.locator("#samples .which").select_option("wrong dpr")
+    assert count.inner_text() == "8 of 10"
+    page.locator("#samples .which").select_option("right spin")
+    assert samples.locator(".prompt").all_text_contents() == ["0 + 0 =", "5 + 5 ="]
+    page.locator("#samples .which").select_option("disagree")
+    assert samples.count() == 8
+    page.locator("#samples .filter").fill("Answer: 14")
+    assert samples.locator(".prompt").all_text_contents() == ["7 + 7 ="]
+    # The other browser of the page keeps its own.
+    assert page.locator("#tokens .sample:visible").count() == 8
+
+
+def test_a_reader_chooses_whose_answers_are_shown(open_page, report_path):
+    page = open_page(report_path)
+    first = page.locator("#samples .sample").first
+    assert first.locator(".side:visible").count() == 4
+    page.locator("#samples .policies summary").click()
+    page.locator("#samples .policies input[value=oracle]").check()
+    page.locator("#samples .policies input[value=dpr]").uncheck()
+    shown = first.locator(".side:visible").evaluate_all("sides => sides.map(side => side.dataset.policy)")
+    assert shown == ["sft", "contrast", "spin", "oracle"]
+
+
+def test_points_say_what_they_are(open_page, report_path):
+    page = open_page(report_path)
+    marks = page.locator("#reward .mark")
+    assert marks.count() == 50
+    assert page.locator("#reward .mark.wrong").count() == 17
+    marks.nth(20).hover()
+    assert page.locator("#tooltip").inner_text().splitlines()[:2] == ["prompt 20, right", "length, tokens: 50"]
+    longest, shortest = (float(marks.nth(place).get_attribute("cx")) for place in (49, 0))
+    assert longest > shortest
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -145,8 +183,9 @@ def test_a_phone_does_not_scroll_sideways(open_page, report_path, scheme):
 
 def test_curves_name_their_values(open_page, report_path):
     page = open_page(report_path)
-    assert page.locator(".plot").count() == 8
-    page.locator(".plot").first.hover()
+    plots = page.locator("#curves .plot")
+    assert plots.count() == 8
+    plots.first.hover()
     text = page.locator("#tooltip").inner_text()
     assert "step" in text
     assert "training" in text
@@ -163,7 +202,7 @@ def test_heatmap_of_responses(open_page, tmp_path):
     rows = [side for seed in range(30) for side in (example_pair(seed).correct, example_pair(seed).wrong)]
     page = open_page(write_heatmap(tmp_path / "heat.html", rows, title="Token rewards of a file"))
     assert page.locator(".sample").count() == 60
-    page.locator("#which").select_option("wrong")
-    assert page.locator("#count").inner_text() == "30 of 60"
+    page.locator(".which").select_option("wrong")
+    assert page.locator(".count").inner_text() == "30 of 60"
     page.set_viewport_size({"width": 390, "height": 844})
     assert page.evaluate("document.documentElement.scrollWidth") <= 390

@@ -55,8 +55,8 @@ document.addEventListener("keydown", (event) => {
 });
 
 // The values of all curves of a panel at the step under the pointer.
-for (const plot of document.querySelectorAll(".plot")) {
-  const { x: [low, high], series } = JSON.parse(plot.dataset.hover);
+for (const plot of document.querySelectorAll(".plot[data-hover]")) {
+  const { over, x: [low, high], series } = JSON.parse(plot.dataset.hover);
   const names = JSON.parse(plot.dataset.names);
   const { left, right } = plot.dataset;
   const cursor = plot.querySelector(".cursor");
@@ -76,26 +76,27 @@ for (const plot of document.querySelectorAll(".plot")) {
     const lines = near.map((item, index) => (item ? `${names[index]} ${minus(String(Number(item[1].toPrecision(4))))}` : "")).filter(Boolean);
     hold(() => {
       const now = plot.getBoundingClientRect();
-      show(`step ${Math.round(first[0])}\n${lines.join("\n")}`, now.left + (x / width) * now.width, now.top + 12);
+      show(`${over} ${over === "step" ? Math.round(first[0]) : first[0]}\n${lines.join("\n")}`, now.left + (x / width) * now.width, now.top + 12);
     });
   });
   plot.addEventListener("pointerleave", () => { cursor.style.visibility = "hidden"; hide(); });
 }
 
-// The filter reads prompts and responses, not headings.
-const filter = document.getElementById("filter");
-if (filter) {
-  const which = document.getElementById("which");
-  const count = document.getElementById("count");
-  const samples = [...document.querySelectorAll(".sample")].map((element) => ({
+// The filter reads prompts and responses, not headings; the select keeps what its value is said of.
+for (const browser of document.querySelectorAll(".browser")) {
+  const filter = browser.querySelector(".filter");
+  const which = browser.querySelector(".which");
+  const count = browser.querySelector(".count");
+  const samples = [...browser.querySelectorAll(".sample")].map((element) => ({
     element,
+    facts: (element.dataset.is || "").split("|"),
     text: [...element.querySelectorAll(".prompt, .tokens")].map((part) => part.textContent).join("\n").replaceAll("↵", " ").toLowerCase(),
   }));
   const update = () => {
     const wanted = filter.value.trim().toLowerCase();
     let shown = 0;
-    for (const { element, text } of samples) {
-      const kept = text.includes(wanted) && (!which || which.value === "all" || element.dataset.correct === which.value);
+    for (const { element, facts, text } of samples) {
+      const kept = text.includes(wanted) && (!which || which.value === "all" || facts.includes(which.value));
       element.hidden = !kept;
       shown += kept;
     }
@@ -104,4 +105,11 @@ if (filter) {
   filter.addEventListener("input", update);
   if (which) which.addEventListener("change", update);
   update();
+  for (const box of browser.querySelectorAll(".policies input")) {
+    const toggle = () => {
+      for (const side of browser.querySelectorAll(".side")) if (side.dataset.policy === box.value) side.hidden = !box.checked;
+    };
+    box.addEventListener("change", toggle);
+    toggle();
+  }
 }
