@@ -107,8 +107,7 @@ def compare(
         if place == 1:
             flops = {name: run.flops(name, arm) for name, arm in asked.items()}
             examples = {name: run.examples(name, arm) for name, arm in asked.items()}
-    settings = {name: dataclasses.asdict(arm) for name, arm in asked.items()}
-    _conclude(folder, title, results, seeds, settings, flops, promised, examples, started)
+    _conclude(folder, title, results, seeds, asked, flops, promised, examples, started)
     _log_tables(folder, title, online)
 
 
@@ -158,7 +157,7 @@ def _conclude(
     title: str,
     results: Results,
     seeds: list[int],
-    arms: dict[str, Any],
+    specs: Mapping[str, ArmSpec],
     flops: Mapping[str, float],
     promised: Sequence[Mapping[str, Promise]],
     examples: Examples,
@@ -170,9 +169,9 @@ def _conclude(
         | {"teraflops": flops[name] / 1e12}
         for name, runs in results.items()
     }
-    paired = pooled(results, BASE)
+    paired, settings = pooled(results, BASE), {name: dataclasses.asdict(arm) for name, arm in specs.items()}
     preview = foretold(results, promised)
-    held = {"arms": means, "paired": paired, "preview": preview, "seeds": seeds, "settings": arms}
+    held = {"arms": means, "paired": paired, "preview": preview, "seeds": seeds, "settings": settings}
     (folder / "compare.json").write_text(json.dumps(held, indent=2) + "\n", encoding="utf-8")
     console.print(arms_table(means))
     console.print(paired_table(paired))
@@ -186,12 +185,12 @@ def _conclude(
             verdict="\n".join(verdict_lines(paired)),
             arms=means,
             paired=paired,
-            scatters=scatters(examples, means, preview),
+            scatters=scatters(examples, specs, means, preview),
             samples=samples(examples, order),
             panels=curves(folder / f"seed_{seeds[0]}", order),
             pairs=pairs(examples),
             commands=[f"dpr compare --config {folder / SETTINGS}"],
-            settings=arms,
+            settings=settings,
             machine=machine(),
             notes=[
                 f"Seeds: {', '.join(map(str, seeds))}. Scores are means over them.",

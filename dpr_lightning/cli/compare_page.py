@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from dpr_lightning.cli.compare_findings import BASE
+from dpr_lightning.cli.compare_specs import ArmSpec
 from dpr_lightning.cli.curves import SFT_PANELS, over_optimisation, panels, read_curves
 from dpr_lightning.reports import Answer, Pair, Panel, Point, Response, Sample, Scatter, Series, arm_name
 
@@ -24,12 +25,16 @@ WINDOW_SHARE = 0.05
 
 
 def scatters(
-    examples: Examples, arms: Mapping[str, Mapping[str, float | None]], preview: Mapping[str, Any]
+    examples: Examples,
+    specs: Mapping[str, ArmSpec],
+    arms: Mapping[str, Mapping[str, float | None]],
+    preview: Mapping[str, Any],
 ) -> list[Scatter]:
     """Reward against length and against the verifier, and the preview's promise against what was reached.
 
     Args:
         examples: of each arm, ``answers`` of the first seed.
+        specs: of each arm. Earlier checkpoints are left out: they would be further from the others than these are apart.
         arms: means of each arm.
         preview: what was promised and reached, by arm and seed.
     """
@@ -44,8 +49,9 @@ def scatters(
             ],
             note="One answer a prompt, first seed.",
         )
-        for name in _ends(examples, arms)
+        for name in _ends(specs, arms)
     ]
+    shown = [name for name, spec in specs.items() if spec.policy == BASE]
     means = {name: [answer["reward"] for answer in held["answers"]] for name, held in examples.items()}
     shares = {name: [answer["correct"] for answer in held["answers"]] for name, held in examples.items()}
     drawn.append(
@@ -53,7 +59,7 @@ def scatters(
             "Reward and truth: policies",
             "mean reward, nats",
             "share answered right",
-            [Point(arm_name(name), float(np.mean(means[name])), float(np.mean(shares[name]))) for name in examples],
+            [Point(arm_name(name), float(np.mean(means[name])), float(np.mean(shares[name]))) for name in shown],
             note="The same answers. Further right but no higher: the reward was learnt and not the task.",
         )
     )
@@ -115,10 +121,10 @@ def ranked(arms: Mapping[str, Mapping[str, float | None]]) -> list[str]:
     return [BASE, *sorted(others, key=lambda name: -(arms[name].get("sampled") or 0.0))]
 
 
-def _ends(examples: Examples, arms: Mapping[str, Mapping[str, float | None]]) -> list[str]:
-    """π_SFT, and the arm that is furthest from it."""
-    drifts = {name: arms[name].get("reverse_kl") or 0.0 for name in examples}
-    return list(dict.fromkeys([BASE, max(drifts, key=lambda name: drifts[name])]))
+def _ends(specs: Mapping[str, ArmSpec], arms: Mapping[str, Mapping[str, float | None]]) -> list[str]:
+    """π_SFT, and the arm that training took furthest from it."""
+    drifts = {name: arms[name].get("reverse_kl") or 0.0 for name, spec in specs.items() if spec.train is not None}
+    return [BASE, *sorted(drifts, key=lambda name: -drifts[name])[:1]]
 
 
 def _smooth(name: str, points: Sequence[tuple[float, float]]) -> Series:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from dpr_lightning.cli.compare_page import pairs, ranked, samples, scatters
+from dpr_lightning.cli.compare_specs import ArmSpec
 from dpr_lightning.cli.curves import over_optimisation
 
 RIGHT = {"tokens": ["1"], "reward": [0.5], "policy_logprob": [-0.1], "reference_logprob": [-0.6]}
@@ -30,25 +31,25 @@ ARMS = {
     "far": {"sampled": 0.1, "reverse_kl": 9.0},
     "near": {"sampled": 0.9, "reverse_kl": None},
 }
+SPECS = {"sft": ArmSpec(), "far": ArmSpec("dpr"), "near": ArmSpec(policy="step_3")}
 
 
 def test_arms_are_ranked_behind_sft() -> None:
     assert ranked(ARMS) == ["sft", "near", "far"]
 
 
-def test_scatters_show_sft_and_the_arm_furthest_from_it() -> None:
+def test_scatters_show_sft_and_what_training_took_furthest() -> None:
     preview = {"runs": {"far": [{"promised": 0.2, "reached": -0.4, "reliable": True}]}}
-    first, second, policies, promised = scatters(EXAMPLES, ARMS, preview)
+    first, second, policies, promised = scatters(EXAMPLES, SPECS, ARMS, preview)
     assert [(point.x, point.y, point.correct) for point in first.points] == [(3, -1.0, True), (4, -3.0, False)]
     assert second.title.endswith("answers of far")
     assert [(point.name, point.x, point.y) for point in policies.points] == [
         ("SFT", -2.0, 0.5),
         ("far", 1.5, 0.0),
-        ("near", -1.5, 1.0),
     ]
     assert [(point.x, point.y) for point in promised.points] == [(0.2, -0.4)]
     assert promised.diagonal
-    assert len(scatters(EXAMPLES, ARMS, {"runs": {}})) == 3
+    assert len(scatters(EXAMPLES, SPECS, ARMS, {"runs": {}})) == 3
 
 
 def test_samples_keep_the_order_asked_for() -> None:
