@@ -34,7 +34,7 @@ def scatters(
 
     Args:
         examples: of each arm, ``answers`` of the first seed.
-        specs: of each arm. Earlier checkpoints are left out: they would be further from the others than these are apart.
+        specs: of each arm. Earlier checkpoints are left out: they lie further off than the others are apart.
         arms: means of each arm.
         preview: what was promised and reached, by arm and seed.
     """
