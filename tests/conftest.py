@@ -1,5 +1,6 @@
 """What every test runs under: one thread, no network, nothing written outside a temporary folder, one seed."""
 
+import json
 import os
 import shutil
 import sys
@@ -43,6 +44,7 @@ for _name, _value in _ENVIRONMENT.items():
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+import yaml  # noqa: E402
 
 from tests.tiny import write_tiny_policy  # noqa: E402
 
@@ -80,6 +82,28 @@ def _seeded() -> Iterator[None]:
 def tiny_policy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A two-layer Llama with a character tokenizer, as an ordinary Hugging Face folder. Do not write into it."""
     return write_tiny_policy(tmp_path_factory.mktemp("tiny") / "policy")
+
+
+@pytest.fixture(scope="session")
+def harness_tasks(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with one task of lm-eval, ``doubled``: five sums with two choices each."""
+    folder = tmp_path_factory.mktemp("tasks")
+    rows = [{"question": f"{a}+{a}=", "choices": [str(2 * a), "x"], "gold": 0} for a in range(5)]
+    (folder / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {
+        "task": "doubled",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(folder / "sums.jsonl")}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{question}}",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "gold",
+        "target_delimiter": "",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }
+    (folder / "doubled.yaml").write_text(yaml.safe_dump(task))
+    return str(folder)
 
 
 @pytest.fixture(scope="session")

@@ -22,9 +22,11 @@ From demonstrations to a dense reward to a better policy.
   compare     many arms, over seeds, from one config: what is better than SFT, and how sure are we?
   preview     before any reinforcement learning: where would this reward lead?
   audit       before any reinforcement learning: does the reward know right from wrong?
+  best_of     the best of n samples, by the reward, by a trained verifier head, by an oracle
   rewards     token rewards for a file of prompt/response pairs, with a heat-map
   generate    answers to prompts, plain or with decode-time contrast
   evaluate    verifier score, length and reverse KL of a policy
+  harness     benchmarks of lm-eval, on a policy folder
   judge       which of two policies answers better, in the eyes of another model
   report      the HTML report of a run folder
   export      a policy as a plain Hugging Face folder
@@ -35,9 +37,11 @@ From demonstrations to a dense reward to a better policy.
 def _commands() -> dict[str, Callable[..., Any]]:
     """Imported when asked for: `dpr --help` should not wait for torch."""
     from dpr_lightning.cli.audit import audit
+    from dpr_lightning.cli.best_of import best_of
     from dpr_lightning.cli.compare import compare
     from dpr_lightning.cli.export import export
     from dpr_lightning.cli.generate import evaluate, generate
+    from dpr_lightning.cli.harness import harness
     from dpr_lightning.cli.judge import judge
     from dpr_lightning.cli.preview import preview
     from dpr_lightning.cli.quickstart import quickstart
@@ -46,7 +50,8 @@ def _commands() -> dict[str, Callable[..., Any]]:
     from dpr_lightning.cli.smollm2 import smollm2
     from dpr_lightning.cli.toy import toy
 
-    functions = (toy, quickstart, smollm2, compare, preview, audit, rewards, generate, evaluate, judge, report, export)
+    reading = (preview, audit, best_of, rewards)
+    functions = (toy, quickstart, smollm2, compare, *reading, generate, evaluate, harness, judge, report, export)
     return {function.__name__: function for function in functions}
 
 

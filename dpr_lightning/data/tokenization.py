@@ -79,7 +79,9 @@ def carried_format(tokenizer: PreTrainedTokenizerBase, stops: Sequence[int]) -> 
 def carry_format(form: Format, policy: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
     """Write ``form`` into what is saved with a policy: its tokenizer's template, the tokens it stops at."""
     tokenizer.chat_template = form.chat_template
-    generation: Any = policy.generation_config
+    generation: Any = getattr(policy, "generation_config", None)
+    if generation is None:  # a verifier head writes nothing, and has nowhere to stop
+        return
     held = generation.eos_token_id
     stops = {*form.stop_ids, *(held if isinstance(held, list) else [held] if held is not None else [])}
     generation.eos_token_id = sorted(stops) if len(stops) > 1 else stops.pop()

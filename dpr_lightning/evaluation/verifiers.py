@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from dpr_lightning.errors import InputError
+from dpr_lightning.evaluation.instructions import instructions
 
 Verifier = Callable[[str, str, Mapping[str, Any]], float]
 
@@ -76,6 +77,7 @@ VERIFIERS: dict[str, Verifier] = {
     "answer": answer,
     "numeric": numeric,
     "reasoning_gym": reasoning_gym,
+    "instructions": instructions,
 }
 
 

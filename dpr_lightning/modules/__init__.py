@@ -5,6 +5,7 @@ from dpr_lightning.modules.dpr import DensePathReinforce, KLSpec
 from dpr_lightning.modules.schedule import ScheduleSpec
 from dpr_lightning.modules.self_play import SelfPlay
 from dpr_lightning.modules.sft import IQLearnSpec, SupervisedIRL
+from dpr_lightning.modules.verifier_head import VerifierHead
 
 __all__ = [
     "CreditSpec",
@@ -14,5 +15,6 @@ __all__ = [
     "ScheduleSpec",
     "SelfPlay",
     "SupervisedIRL",
+    "VerifierHead",
     "estimate_advantages",
 ]

@@ -62,12 +62,15 @@ class PolicyModule(LightningModule):
         """Build the policy once, and show it to the data, which may have something to do with it."""
         if hasattr(self, "policy"):
             return
-        policy, tokenizer = build_policy(self.policy_spec, seed=self.seed)
-        self.policy, self.tokenizer = policy, tokenizer
+        self.policy, self.tokenizer = self.build()
         self.prepare_policy()
         attach = getattr(getattr(self._trainer, "datamodule", None), "attach_policy", None)
         if attach is not None:
             attach(self.policy, self.policy_spec, self.tokenizer)
+
+    def build(self) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+        """The model in training, and its tokenizer."""
+        return build_policy(self.policy_spec, seed=self.seed)
 
     def prepare_policy(self) -> None:
         """Change the policy before anything uses it; by default nothing."""

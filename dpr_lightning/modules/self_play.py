@@ -56,9 +56,11 @@ class SelfPlay(PolicyModule):
 
     def training_step(self, batch: SelfPlayBatch, batch_idx: int) -> Tensor:
         """One micro-batch's share of the optimizer step's loss."""
-        demonstrated, generated, drift = self._log_ratios(batch)
+        demonstrated, generated = self.pair_scores(batch)
         if self.check_start and self.global_step == 0 and batch_idx == 0:
-            self.refuse_other_start(float(drift), "its opponent", "data.opponent")
+            size = demonstrated.detach().abs().sum() + generated.detach().abs().sum()
+            drift = float(size / batch.mask.sum().clamp_min(1))
+            self.refuse_other_start(drift, "its opponent", "data.opponent")
         pairs = self_play_loss(self.loss, demonstrated, generated, self.scale, self.shift)
         loss = pairs.sum() / batch.num_pairs
         self.log_step(
@@ -74,8 +76,8 @@ class SelfPlay(PolicyModule):
         return self.to_step_loss(loss)
 
     def validation_step(self, batch: SelfPlayBatch, batch_idx: int) -> None:
-        """Share of pairs whose demonstration gained more than the opponent's answer."""
-        demonstrated, generated, _ = self._log_ratios(batch)
+        """Share of pairs whose demonstration scores above the opponent's answer."""
+        demonstrated, generated = self.pair_scores(batch)
         self.preferred.update((demonstrated > generated).float(), batch.mask[: len(demonstrated)].any(1).float())
 
     def on_validation_epoch_end(self) -> None:
@@ -83,11 +85,10 @@ class SelfPlay(PolicyModule):
         self.log("validation/preferred", self.preferred.compute(), prog_bar=True, sync_dist=False)
         self.preferred.reset()
 
-    def _log_ratios(self, batch: SelfPlayBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Σ_t log π_θ − log π_opponent of demonstrations [P] and answers [P]; their mean size a token, nats."""
+    def pair_scores(self, batch: SelfPlayBatch) -> tuple[Tensor, Tensor]:
+        """Σ_t log π_θ − log π_opponent of demonstrations [P] and answers [P], nats."""
         scored = action_logits(self.policy, batch.tokens, batch.mask)
         logprob = token_logprobs(scored.logits, scored.tokens).masked_fill(~scored.mask, 0.0).sum(1)
         ratio = logprob - batch.opponent_logprob
-        tokens = scored.mask.sum().clamp_min(1)
         half = len(ratio) // 2
-        return ratio[:half], ratio[half:], ratio.detach().abs().sum() / tokens
+        return ratio[:half], ratio[half:]

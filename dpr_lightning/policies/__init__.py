@@ -17,6 +17,7 @@ from dpr_lightning.policies.frozen import FrozenPolicies
 from dpr_lightning.policies.spec import LoraSpec, PolicySpec
 from dpr_lightning.policies.tokenizers import load_tokenizer, saved_stop_token_ids, stop_token_ids
 from dpr_lightning.policies.toy import character_tokenizer, create_toy_policy, word_tokenizer
+from dpr_lightning.policies.verifier_head import build_verifier_head, response_scores, score_responses
 
 __all__ = [
     "ActionLogits",
@@ -25,6 +26,7 @@ __all__ = [
     "PolicySpec",
     "action_logits",
     "build_policy",
+    "build_verifier_head",
     "character_tokenizer",
     "create_toy_policy",
     "default_token_budget",
@@ -33,8 +35,10 @@ __all__ = [
     "model_device",
     "packs_rows",
     "parts_by_length",
+    "response_scores",
     "save_policy",
     "saved_stop_token_ids",
+    "score_responses",
     "sequence_logprobs",
     "state_logits",
     "stop_token_ids",

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from dpr_lightning.cli.main import main
 from dpr_lightning.data import DemonstrationDataModule
 from dpr_lightning.modules import SupervisedIRL
-from dpr_lightning.policies import PolicySpec, build_policy, load_tokenizer
+from dpr_lightning.policies import PolicySpec, build_policy, build_verifier_head, load_tokenizer, save_policy
 from dpr_lightning.rewards import DenseReward
 from tests.cli.conftest import Workspace
 from tests.tiny import write_tiny_policy
@@ -92,6 +92,24 @@ def test_preview_writes_every_form_and_a_verdict(
     # The control is a reward that one may have in mind, too.
     assert main(["preview", *arguments, *options, "--reward.form", "log_policy"]) == 0
     assert json.loads(path.read_text())["verdict"].startswith("The optimum of log π_SFT (sharpening) at β=3")
+
+
+def test_best_of_draws_a_curve_for_each_way_to_pick(workspace: Workspace, tmp_path: Path) -> None:
+    head, tokenizer = build_verifier_head(PolicySpec(source=workspace.sft))
+    torch.nn.init.normal_(head.score.weight)
+    save_policy(head, tokenizer, tmp_path / "head", PolicySpec(source=workspace.sft))
+    arguments = ["--sft", workspace.sft, "--references", f"[{workspace.reference}]", "--prompts", workspace.prompts]
+    arguments += ["--verifier", "answer", "--max_new_tokens", "5", "--output", str(tmp_path / "out")]
+    assert main(["best_of", *arguments, "--samples", "6", "--head", str(tmp_path / "head")]) == 0
+    found = json.loads((tmp_path / "out" / "best_of.json").read_text())
+    names = [ranking["name"] for ranking in found["rankings"]]
+    assert names[-2:] == ["verifier_head", "oracle"]
+    assert {"log_ratio", "one_sided_centred", "log_policy"} <= set(names)
+    assert all(list(ranking["best_of"]) == ["1", "2", "4", "6"] for ranking in found["rankings"])
+    # One sample is one sample, whoever picks it.
+    assert len({round(ranking["best_of"]["1"]["mean"], 12) for ranking in found["rankings"]}) == 1
+    assert "Best of n" in (tmp_path / "out" / "report.html").read_text()
+    assert main(["best_of", *arguments, "--samples", "1"]) == 2
 
 
 def test_dpr_trains_from_a_config_and_exports(

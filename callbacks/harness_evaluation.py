@@ -1,0 +1,56 @@
+"""Benchmarks of the Language Model Evaluation Harness, on the policy in training."""
+
+from typing import Any
+
+import torch.distributed
+from lightning import Trainer
+
+from dpr_lightning.callbacks.periodic_evaluation import PeriodicEvaluation
+from dpr_lightning.errors import InputError
+from dpr_lightning.evaluation.harness import HarnessSpec, harness_scores
+
+
+class HarnessEvaluation(PeriodicEvaluation):
+    """Logs lm-eval's metrics as ``harness/TASK/METRIC``. Rank 0 evaluates while the others wait.
+
+    Args:
+        tasks: names of tasks or groups.
+        task_folder: with task files of your own.
+        every_n_steps: optimizer steps between evaluations.
+        limit: documents of a task.
+        batch_size: sequences at once.
+        few_shot: examples in a prompt; None takes the task's.
+        chat: write prompts with the tokenizer's chat template.
+
+    Raises:
+        InputError: no task, or a strategy that shards weights, whose ranks cannot evaluate alone.
+    """
+
+    def __init__(
+        self,
+        tasks: list[str],
+        task_folder: str | None = None,
+        every_n_steps: int = 500,
+        limit: int | None = None,
+        batch_size: int = 16,
+        few_shot: int | None = None,
+        chat: bool = False,
+    ) -> None:
+        super().__init__(every_n_steps)
+        self.spec = HarnessSpec(tasks, task_folder, limit, batch_size, few_shot, chat)
+
+    def measure(self, trainer: Trainer, module: Any) -> dict[str, float]:
+        """The metrics of all tasks; on ranks other than 0 nothing."""
+        if any(getattr(weight, "ds_id", None) is not None or hasattr(weight, "placements") for weight in
+               module.policy.parameters()):  # fmt: skip
+            raise InputError(
+                "HarnessEvaluation asks one rank alone, which holds a part of the weights under this strategy. "
+                "Evaluate the exported policy: dpr harness."
+            )
+        scores: dict[str, float] = {}
+        if trainer.is_global_zero:
+            found = harness_scores(module.policy, module.tokenizer, self.spec)
+            scores = {f"harness/{task}/{name}": value for task, held in found.items() for name, value in held.items()}
+        if torch.distributed.is_initialized():
+            trainer.strategy.barrier("harness")
+        return scores

@@ -1,0 +1,116 @@
+"""``dpr best_of``: how far does picking go, by the dense reward, by a trained verifier head, and by an oracle?"""
+
+import json
+from math import log2
+from pathlib import Path
+
+import torch
+
+from dpr_lightning.cli.loading import best_device, console, progress_bar, verifier_named
+from dpr_lightning.cli.report import machine, save_report
+from dpr_lightning.data import PromptSet
+from dpr_lightning.errors import InputError
+from dpr_lightning.evaluation.answers import collect_answers
+from dpr_lightning.evaluation.reward_preview import default_forms
+from dpr_lightning.evaluation.verification import in_words, verification
+from dpr_lightning.policies import PolicySpec, build_verifier_head, load_tokenizer, score_responses
+from dpr_lightning.reports import Panel, Report, Series, arms_table
+from dpr_lightning.rewards import SFT, DenseReward, RewardSpec, token_rewards
+from dpr_lightning.rollouts import SamplingOptions
+
+
+def best_of(
+    sft: str,
+    references: list[str],
+    prompts: str,
+    verifier: str,
+    output: str,
+    head: str | None = None,
+    reward: RewardSpec | None = None,
+    samples: int = 64,
+    limit: int = 200,
+    max_new_tokens: int = 256,
+    batch_size: int = 512,
+    columns: dict[str, str] | None = None,
+    dtype: str = "float32",
+    seed: int = 0,
+) -> None:
+    """Best-of-n curves of samples of π_SFT: what is won by generating more, and who can tell which one is right.
+
+    Args:
+        sft: folder of π_SFT.
+        references: folders of earlier checkpoints of the same run.
+        prompts: file of prompts that were not trained on, with what the verifier needs.
+        verifier: name of a verifier or module:function; the oracle.
+        output: folder for best_of.json and report.html.
+        head: folder of a verifier head, as `dpr fit` with VerifierHead leaves it.
+        reward: the reward you have in mind, beside every form on its own.
+        samples: drawn for each prompt, the largest n.
+        limit: prompts used.
+        max_new_tokens: length limit of an answer.
+        batch_size: sequences decoded at once.
+        columns: names of columns in the prompt file.
+        dtype: of the models' parameters.
+        seed: of the samples.
+    """
+    if samples < 2:
+        raise InputError(f"The best of `samples` needs at least 2; found {samples}.")
+    spec = reward if reward is not None else RewardSpec()
+    tokenizer = load_tokenizer(sft)
+    judge = verifier_named(verifier)
+    questions = PromptSet.load(prompts, tokenizer, columns=columns, limit=limit)
+    if len(questions) < 2:
+        raise InputError(f"{prompts} has {len(questions)} prompt: an interval takes at least two.")
+    dense = DenseReward.from_folders(sft, references, spec, dtype=dtype)
+    dense.frozen.to(best_device())
+    with progress_bar("samples of π_SFT", len(questions) * samples) as advance, dense.frozen.use(SFT) as policy:
+        answers = collect_answers(
+            policy, tokenizer, questions, SamplingOptions(max_new_tokens, batch_size=batch_size), verifier=judge,
+            num_samples=samples, seed=seed, progress=advance,
+        )  # fmt: skip
+    tokens, mask = answers.rollouts.tokens, answers.rollouts.mask
+    scores = dense.score(tokens, mask, divergence=True)
+    forms = default_forms(spec) | {"log_policy": RewardSpec(form="log_policy")}
+    rankings = {name: token_rewards(scores, form).sum(1) for name, form in forms.items()}
+    if head is not None:
+        model, _ = build_verifier_head(PolicySpec(source=head, dtype=dtype))  # type: ignore[arg-type]
+        rankings["verifier_head"] = score_responses(model.to(best_device()).eval(), tokens, mask)
+    shape = (len(questions), samples)
+    counts = sorted({2**power for power in range(samples.bit_length()) if 2**power <= samples} | {samples})
+    found = verification(
+        {name: values.reshape(shape).numpy() for name, values in rankings.items()},
+        torch.tensor(answers.scores).reshape(shape).numpy(),
+        torch.tensor(answers.lengths).reshape(shape).numpy(),
+        counts,
+    )
+    words = in_words(found)
+    arms = {
+        ranking.name: {"sampled": ranking.best_of[samples].mean, "length": ranking.length[samples], "auc": ranking.auc}
+        for ranking in found
+    }
+    console.print(arms_table(arms, f"Best of {samples}", highlight=""))
+    console.print(words, highlight=False)
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    held = {"samples": samples, "prompts": len(questions), "rankings": [ranking.to_dict() for ranking in found]}
+    (folder / "best_of.json").write_text(json.dumps(held | {"verdict": words}, indent=2) + "\n", encoding="utf-8")
+    places = [log2(count) for count in counts]
+    curves = [Series(each.name, places, [each.best_of[count].mean for count in counts]) for each in found]
+    lengths = [Series(each.name, places, [each.length[count] for count in counts]) for each in found]
+    content = Report(
+        title=f"Best of {samples}",
+        verdict=words,
+        arms=arms,
+        paired={f"{each.name} - one sample": {f"best of {samples}": vars(each.gain)} for each in found},
+        panels={
+            "Best of n": [
+                Panel("Score of the pick", curves, over="log₂ n"),
+                Panel("Its length", lengths, "tokens", over="log₂ n"),
+            ]
+        },
+        settings={"sft": sft, "references": references, "prompts": prompts, "verifier": verifier, "head": head}
+        | {"samples": samples, "max_new_tokens": max_new_tokens, "seed": seed, "dtype": dtype},
+        machine=machine(),
+        notes=[f"{len(questions)} prompts. Curves are exact over all subsets of the {samples} samples of a prompt."],
+    )
+    console.print(f"  report: {save_report(folder, content)}", highlight=False)

@@ -1,0 +1,111 @@
+"""The Language Model Evaluation Harness (lm-eval) on a policy in memory: its tasks, its scores."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from dpr_lightning.errors import InputError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class HarnessSpec:
+    """What is asked of lm-eval.
+
+    Args:
+        tasks: names of tasks or groups.
+        task_folder: with task files of your own; they come first.
+        limit: documents of a task; None: all.
+        batch_size: sequences at once.
+        few_shot: examples in a prompt; None takes the task's.
+        chat: write prompts with the tokenizer's chat template.
+    """
+
+    tasks: list[str]
+    task_folder: str | None = None
+    limit: int | None = None
+    batch_size: int = 16
+    few_shot: int | None = None
+    chat: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what lm-eval would take for everything, or for nothing."""
+        if not self.tasks:
+            raise InputError("`tasks` names at least one task of lm-eval.")
+        if self.limit is not None and self.limit < 1:
+            raise InputError(f"`limit` counts documents, from 1; found {self.limit}.")
+
+
+def harness_scores(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, spec: HarnessSpec, *, seed: int = 0
+) -> dict[str, dict[str, float]]:
+    """Evaluate a policy where it is; it keeps its mode and its weights.
+
+    Args:
+        model: a causal language model, possibly in training.
+        tokenizer: its own.
+        spec: tasks and options.
+        seed: of few-shot examples and of sampling.
+
+    Returns:
+        By task or group, its metrics by name, with their standard errors as ``NAME_stderr``.
+
+    Raises:
+        InputError: lm-eval is not installed, or a task is not known.
+    """
+    try:
+        from lm_eval import simple_evaluate
+        from lm_eval.models.huggingface import HFLM
+    except ImportError as error:
+        raise InputError("Benchmarks need the package lm-eval: pip install 'dpr-lightning[eval]'.") from error
+    manager = _tasks(spec)
+    training = model.training
+    model.eval()
+    try:
+        device = str(next(model.parameters()).device)
+        live: Any = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=spec.batch_size, device=device)
+        found = simple_evaluate(
+            model=live,
+            tasks=list(spec.tasks),
+            num_fewshot=spec.few_shot,
+            limit=spec.limit,
+            apply_chat_template=spec.chat,
+            task_manager=manager,
+            log_samples=False,
+            bootstrap_iters=1000,
+            random_seed=seed,
+            numpy_random_seed=seed,
+            torch_random_seed=seed,
+            fewshot_random_seed=seed,
+        )
+    finally:
+        model.train(training)
+    return {task: _metrics(held) for task, held in found["results"].items()}
+
+
+def _tasks(spec: HarnessSpec) -> Any:
+    """lm-eval's index of tasks: of your folder, and with its own tasks where the folder does not have all."""
+    from lm_eval.tasks import TaskManager
+
+    own = spec.task_folder
+    manager = TaskManager(include_path=own, include_defaults=False) if own is not None else None
+    if manager is None or not set(spec.tasks) <= set(manager.all_tasks):
+        manager = TaskManager(include_path=own)
+    unknown = [task for task in spec.tasks if not manager.match_tasks([task])]
+    if unknown:
+        place = f"neither {own} nor lm-eval has it" if own is not None else "lm-eval does not have it"
+        raise InputError(f"There is no task {', '.join(unknown)}: {place}. `lm-eval ls tasks` lists what there is.")
+    return manager
+
+
+def _metrics(held: dict[str, Any]) -> dict[str, float]:
+    """``{"acc,none": .5}`` of lm-eval as ``{"acc": .5}``; a filter other than none stays in the name."""
+    return {
+        name.removesuffix(",none").replace(",", "_"): float(value)
+        for name, value in held.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }

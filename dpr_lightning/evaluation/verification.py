@@ -1,0 +1,128 @@
+"""Generation and verification: how much better the best of n samples is, by each way of telling them apart."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import binom
+
+from dpr_lightning.evaluation.ranking import auc_within_groups
+from dpr_lightning.evaluation.statistics import MeanInterval, PairedComparison, mean_interval, paired_comparison
+
+ORACLE = "oracle"
+Table = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """One way to pick answers.
+
+    ``auc``: chance to rank a right answer above a wrong one to the same prompt; ``best_of``: by n, the expected score
+    of the best of n; ``length``: by n, its expected length in tokens; ``gain``: at the largest n, over one sample.
+    """
+
+    name: str
+    auc: float
+    best_of: dict[int, MeanInterval]
+    length: dict[int, float]
+    gain: PairedComparison
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; an AUC without any pair is None."""
+        held = asdict(self)
+        return held | {"auc": None if np.isnan(self.auc) else self.auc}
+
+
+def best_of_curve(ranking: ArrayLike, score: ArrayLike, counts: Sequence[int]) -> Table:
+    """Expected score of the answer that ``ranking`` puts first among n of the N samples of each prompt.
+
+    Exact over all C(N, n) subsets, hence unbiased for n fresh samples: with answers in falling order of ``ranking``,
+    answer i (from 1) is the best of a subset with probability C(N − i, n − 1) / C(N, n). Answers that rank alike share
+    their places.
+
+    Args:
+        ranking: [P, N], what is picked by.
+        score: [P, N], what is averaged.
+        counts: n, each in 1…N.
+
+    Returns:
+        [len(counts), P].
+
+    Raises:
+        ValueError: shapes that differ, a NaN, or an n out of range.
+    """
+    rewards, scores = np.asarray(ranking, dtype=np.float64), np.asarray(score, dtype=np.float64)
+    if rewards.ndim != 2 or rewards.shape != scores.shape:
+        raise ValueError(f"ranking has shape {rewards.shape} and score {scores.shape}; both are [prompts, samples].")
+    if np.isnan(rewards).any() or np.isnan(scores).any():
+        raise ValueError("A NaN has no rank.")
+    samples = rewards.shape[1]
+    if any(not 1 <= count <= samples for count in counts):
+        raise ValueError(
+            f"The best of {list(counts)} of {samples} samples: n counts from 1 to the samples of a prompt."
+        )
+    order = np.argsort(-rewards, axis=1, kind="stable")
+    shared = np.empty_like(scores)
+    for row, places in enumerate(order):
+        _, group = np.unique(-rewards[row, places], return_inverse=True)
+        shared[row] = (np.bincount(group, scores[row, places]) / np.bincount(group))[group]
+    place = np.arange(1, samples + 1)
+    chance = np.array([binom(samples - place, count - 1) / binom(samples, count) for count in counts])
+    return np.asarray(chance @ shared.T)
+
+
+def verification(
+    rankings: Mapping[str, ArrayLike], score: ArrayLike, length: ArrayLike, counts: Sequence[int]
+) -> list[Ranking]:
+    """Every ranking's best-of-n curve, and the oracle's, which picks by the true score.
+
+    Args:
+        rankings: by name, [P, N].
+        score: [P, N], true score of each sample.
+        length: [P, N], tokens.
+        counts: n of the curves, rising.
+
+    Returns:
+        In the order given, the oracle last.
+    """
+    truth = np.asarray(score, dtype=np.float64)
+    prompts = np.repeat(np.arange(len(truth)), truth.shape[1])
+    found = []
+    for name, ranking in [*rankings.items(), (ORACLE, truth)]:
+        values = np.asarray(ranking, dtype=np.float64)
+        scores, lengths = best_of_curve(values, truth, counts), best_of_curve(values, length, counts)
+        found.append(
+            Ranking(
+                name=name,
+                auc=auc_within_groups(values.ravel(), truth.ravel() == 1.0, prompts),
+                best_of={count: mean_interval(row) for count, row in zip(counts, scores, strict=True)},
+                length={count: float(row.mean()) for count, row in zip(counts, lengths, strict=True)},
+                gain=paired_comparison(scores[-1], truth.mean(1)),
+            )
+        )
+    return found
+
+
+def in_words(rankings: Sequence[Ranking]) -> str:
+    """Who picks best, what that gains, and how much of what there is to gain."""
+    *ours, oracle = rankings
+    best = max(ours, key=lambda ranking: ranking.gain.difference)
+    most = max(best.best_of)
+    one, found = best.best_of[min(best.best_of)].mean, best.best_of[most].mean
+    gain = f"{found - one:+.3f}, 95% interval {best.gain.low:+.3f} to {best.gain.high:+.3f}"
+    lines = [
+        f"One sample scores {one:.3f}; the best of {most} by {best.name} scores {found:.3f} ({gain}), "
+        f"by an oracle {oracle.best_of[most].mean:.3f}."
+    ]
+    if oracle.gain.difference > 0:
+        lines.append(f"That is {best.gain.difference / oracle.gain.difference:.0%} of what picking can gain.")
+    falling = [
+        ranking.name
+        for ranking in ours
+        if ranking.best_of[most].mean < max(point.mean for point in ranking.best_of.values()) - 0.01
+    ]
+    if falling:
+        lines.append(f"More samples make the pick worse by {', '.join(falling)}: the reward is gamed there.")
+    return "\n".join(lines)

@@ -1,0 +1,48 @@
+"""A verifier trained on what SFT was trained on: demonstrations preferred to the policy's own answers."""
+
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from dpr_lightning.modules.base import default_optimizer
+from dpr_lightning.modules.schedule import ScheduleSpec
+from dpr_lightning.modules.self_play import SelfPlay
+from dpr_lightning.policies import PolicySpec, build_verifier_head, response_scores
+from dpr_lightning.types import SelfPlayBatch
+
+
+class VerifierHead(SelfPlay):
+    """The Bradley–Terry model of a demonstration being preferred to an answer:  −log σ(s(demonstration) − s(answer)).
+
+    The control for a dense reward: as much is known to both, and this one is a model of its own. The folder it leaves
+    is an ``AutoModelForSequenceClassification``, which other programs take as a reward model.
+
+    Args:
+        policy: folder of π_SFT, whose trunk is trained with a new head.
+        optimizer: called with the trainable parameters.
+        schedule: of the learning rate.
+        seed: of the run.
+
+    Source: Bradley & Terry 1952; as a reward model Ouyang et al. 2022, arXiv:2203.02155.
+    """
+
+    def __init__(
+        self,
+        policy: PolicySpec,
+        optimizer: OptimizerCallable = default_optimizer,
+        schedule: ScheduleSpec | None = None,
+        seed: int = 0,
+    ) -> None:
+        # SPIN's logistic loss, of scores instead of log-ratios.
+        super().__init__(policy, "spin", 1.0, 0.0, False, optimizer, schedule, seed)
+
+    def build(self) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+        """π_SFT's trunk with a head of one output."""
+        model, tokenizer = build_verifier_head(self.policy_spec)
+        return model.train(), tokenizer
+
+    def pair_scores(self, batch: SelfPlayBatch) -> tuple[Tensor, Tensor]:
+        """The head's numbers for demonstrations [P] and answers [P]."""
+        scores = response_scores(self.policy, batch.tokens, batch.mask)
+        half = len(scores) // 2
+        return scores[:half], scores[half:]

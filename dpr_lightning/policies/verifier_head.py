@@ -1,0 +1,84 @@
+"""A verifier head: a policy's trunk with one number for a response, in the form transformers keeps reward models."""
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from dpr_lightning.errors import InputError
+from dpr_lightning.policies.build import resolve_adapter
+from dpr_lightning.policies.forward import model_device, parts_by_length
+from dpr_lightning.policies.spec import PolicySpec
+from dpr_lightning.policies.tokenizers import load_tokenizer
+
+TOKEN_BUDGET = 16384
+
+
+def build_verifier_head(spec: PolicySpec) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    """The trunk of a full policy folder with a head of one output, 0 for everything until it is trained.
+
+    A folder that holds a head already keeps it.
+
+    Raises:
+        InputError: the folder holds no full model, or its architecture has no head for sequences.
+    """
+    base, adapter = resolve_adapter(spec)
+    if adapter is not None or base.lora is not None or base.gguf_file is not None or base.source is None:
+        raise InputError(
+            "A verifier head grows on a full model folder. Write the adapter or the GGUF policy as one first: "
+            "dpr export --merge, and name that folder as `policy.source`."
+        )
+    tokenizer = load_tokenizer(base.tokenizer_source, None, base.trust_remote_code)
+    verbosity = logging.get_verbosity()
+    # That the head is new is no news.
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        model, found = AutoModelForSequenceClassification.from_pretrained(
+            base.source,
+            num_labels=1,
+            dtype=getattr(torch, base.dtype),
+            attn_implementation=base.attention,
+            trust_remote_code=base.trust_remote_code,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"No model with a head for sequences could be made of {base.source!r}: {str(error).splitlines()[0][:300]}"
+        ) from error
+    finally:
+        logging.set_verbosity(verbosity)
+    if not isinstance(getattr(model, "score", None), nn.Linear):
+        raise InputError(f"{type(model).__name__} has no linear head named `score`, which a verifier head needs.")
+    if any(name.startswith("score.") for name in found["missing_keys"]):
+        with torch.no_grad():
+            model.score.weight.zero_()
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return model, tokenizer
+
+
+def response_scores(model: nn.Module, tokens: Tensor, mask: Tensor) -> Tensor:
+    """The head's number for each row, read at its last acted token.
+
+    Args:
+        model: from :func:`build_verifier_head`.
+        tokens: [B, L] right-padded.
+        mask: [B, L] True where the policy acted.
+
+    Returns:
+        [B] float32; differences between them are logits of one response being preferred to another.
+    """
+    last = (mask * torch.arange(mask.shape[1], device=mask.device)).amax(1)
+    hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state  # type: ignore[operator]
+    held = hidden[torch.arange(len(tokens), device=tokens.device), last]
+    return model.score(held).squeeze(-1).float()  # type: ignore[operator, no-any-return]
+
+
+@torch.no_grad()
+def score_responses(model: nn.Module, tokens: Tensor, mask: Tensor, *, token_budget: int = TOKEN_BUDGET) -> Tensor:
+    """:func:`response_scores` of any number of rows, without gradients: [B] float32 on the device of ``tokens``."""
+    scores = torch.zeros(len(tokens), device=tokens.device)
+    device = model_device(model)
+    for rows, part_tokens, part_mask in parts_by_length(tokens, mask, token_budget):
+        part = response_scores(model, part_tokens.to(device), part_mask.to(device))
+        scores[rows.to(scores.device)] = part.to(scores.device)
+    return scores

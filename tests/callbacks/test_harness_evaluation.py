@@ -1,0 +1,48 @@
+"""Benchmarks on the policy in training."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.loggers.logger import DummyLogger
+
+from dpr_lightning.callbacks import HarnessEvaluation
+from dpr_lightning.data import DemonstrationDataModule
+from dpr_lightning.errors import InputError
+from dpr_lightning.modules import SupervisedIRL
+from dpr_lightning.policies import PolicySpec
+from tests.training import quiet_trainer, write_demonstrations
+
+
+class Kept(DummyLogger):
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logged: list[tuple[int, dict[str, float]]] = []
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None, **_: Any) -> None:
+        """Keep it."""
+        self.logged.append((step or 0, dict(metrics)))
+
+
+def test_it_is_asked_at_the_start_every_so_often_and_at_the_end(
+    tiny_policy_folder: Path, harness_tasks: str, tmp_path: Path
+) -> None:
+    data = DemonstrationDataModule(write_demonstrations(tmp_path / "rows.jsonl"), batch_size=4, cache_dir=None)
+    logger = Kept()
+    module = SupervisedIRL(PolicySpec(source=str(tiny_policy_folder)))
+    evaluation = HarnessEvaluation(["doubled"], harness_tasks, every_n_steps=2, limit=2)
+    quiet_trainer(tmp_path, max_steps=3, callbacks=[evaluation], logger=logger).fit(module, datamodule=data)
+    assert [step for step, metrics in logger.logged if "harness/doubled/acc" in metrics] == [0, 2, 3]
+    assert module.policy.training
+
+
+def test_a_rank_that_holds_a_part_of_the_weights_is_not_asked(harness_tasks: str) -> None:
+    weight = torch.nn.Parameter(torch.zeros(0))
+    weight.ds_id = 7
+    module = torch.nn.Module()
+    module.policy = torch.nn.ParameterList([weight])
+    with pytest.raises(InputError, match="dpr harness"):
+        HarnessEvaluation(["doubled"], harness_tasks).measure(None, module)

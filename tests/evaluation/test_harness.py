@@ -1,0 +1,57 @@
+"""lm-eval on a policy in memory, with a task file of our own and documents that lie beside it."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from dpr_lightning.cli.main import main
+from dpr_lightning.errors import InputError
+from dpr_lightning.evaluation.harness import HarnessSpec, harness_scores
+from dpr_lightning.policies import PolicySpec, build_policy
+
+
+def test_accuracy_is_that_of_the_log_likelihoods(tiny_policy_folder: Path, harness_tasks: str) -> None:
+    model, tokenizer = build_policy(PolicySpec(source=str(tiny_policy_folder)))
+    found = harness_scores(model, tokenizer, HarnessSpec(["doubled"], harness_tasks))
+    right = 0
+    for a in range(5):
+        likely = []
+        for choice in (str(2 * a), "x"):
+            asked, both = tokenizer(f"{a}+{a}=")["input_ids"], tokenizer(f"{a}+{a}={choice}")["input_ids"]
+            logits = model(torch.tensor([both])).logits[0].detach().log_softmax(-1)
+            likely.append(sum(float(logits[place - 1, both[place]]) for place in range(len(asked), len(both))))
+        right += likely[0] > likely[1]
+    assert found["doubled"]["acc"] == pytest.approx(right / 5)
+    assert found["doubled"]["acc_stderr"] == pytest.approx(math.sqrt((right / 5) * (1 - right / 5) / 4), abs=1e-6)
+    assert model.training
+
+
+def test_command_writes_what_it_found(tiny_policy_folder: Path, harness_tasks: str, tmp_path: Path) -> None:
+    path = tmp_path / "harness.json"
+    arguments = [
+        "--policy",
+        str(tiny_policy_folder),
+        "--tasks",
+        "[doubled]",
+        "--task_folder",
+        harness_tasks,
+        "--limit",
+        "3",
+    ]
+    assert main(["harness", *arguments, "--output", str(path)]) == 0
+    assert 0 <= json.loads(path.read_text())["results"]["doubled"]["acc"] <= 1
+
+
+def test_what_is_not_there_is_named(
+    tiny_policy_folder: Path, harness_tasks: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--policy", str(tiny_policy_folder), "--task_folder", harness_tasks]
+    assert main(["harness", *arguments, "--tasks", "[tripled]"]) == 2
+    assert "There is no task tripled: neither" in capsys.readouterr().err
+    assert main(["harness", *arguments, "--tasks", "[]"]) == 2
+    assert "at least one task" in capsys.readouterr().err
+    with pytest.raises(InputError, match="from 1; found 0"):
+        HarnessSpec(["doubled"], harness_tasks, limit=0)

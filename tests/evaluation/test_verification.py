@@ -1,0 +1,66 @@
+"""Best-of-n curves against every subset, and the words about them."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from dpr_lightning.evaluation.statistics import pass_at_k
+from dpr_lightning.evaluation.verification import best_of_curve, in_words, verification
+
+
+def test_curve_is_the_mean_over_all_subsets() -> None:
+    generator = np.random.default_rng(0)
+    # Few values, so that many rank alike.
+    ranking, score = generator.integers(0, 3, (4, 6)), generator.random((4, 6))
+    for count in (1, 2, 4, 6):
+        expected = np.zeros(4)
+        for row in range(4):
+            picks = []
+            for subset in map(list, combinations(range(6), count)):
+                best = ranking[row, subset].max()
+                picks.append(np.mean([score[row, place] for place in subset if ranking[row, place] == best]))
+            # Among those that rank alike a subset holds each equally often, so the group's mean is what is expected.
+            expected[row] = np.mean(picks)
+        np.testing.assert_allclose(best_of_curve(ranking, score, [count])[0], expected, atol=1e-12)
+
+
+def test_one_sample_is_the_mean_and_all_samples_are_the_best() -> None:
+    generator = np.random.default_rng(1)
+    ranking, score = generator.normal(size=(5, 8)), generator.random((5, 8))
+    one, every = best_of_curve(ranking, score, [1, 8])
+    np.testing.assert_allclose(one, score.mean(1), atol=1e-12)
+    np.testing.assert_allclose(every, np.take_along_axis(score, ranking.argmax(1)[:, None], 1)[:, 0], atol=1e-12)
+
+
+def test_oracle_is_pass_at_n() -> None:
+    score = (np.random.default_rng(2).random((20, 10)) < 0.2).astype(float)
+    found = verification({"noise": np.random.default_rng(3).random((20, 10))}, score, score, [1, 3, 10])
+    assert [ranking.name for ranking in found] == ["noise", "oracle"]
+    for count, interval in found[1].best_of.items():
+        assert interval.mean == pytest.approx(pass_at_k(score, count))
+    assert found[1].auc == 1.0
+    assert found[1].to_dict()["best_of"][3]["mean"] == found[1].best_of[3].mean
+
+
+def test_words_name_the_best_and_what_is_gamed() -> None:
+    generator = np.random.default_rng(4)
+    score = (generator.random((200, 16)) < 0.4).astype(float)
+    good = score + generator.normal(size=score.shape)
+    # Right for most of its range and wrong at its top: better with few samples, worse with many.
+    bad = good.copy()
+    bad[:, 0], score[:, 0] = 9.0, 0.0
+    found = verification({"good": good, "bad": bad}, score, score, [1, 2, 4, 8, 16])
+    words = in_words(found)
+    assert "best of 16 by good scores" in words
+    assert "of what picking can gain" in words
+    assert "More samples make the pick worse by bad: the reward is gamed there." in words
+
+
+def test_refusals() -> None:
+    with pytest.raises(ValueError, match="both are"):
+        best_of_curve([[1.0, 2.0]], [[1.0]], [1])
+    with pytest.raises(ValueError, match="NaN"):
+        best_of_curve([[1.0, float("nan")]], [[1.0, 0.0]], [1])
+    with pytest.raises(ValueError, match="n counts from 1"):
+        best_of_curve([[1.0, 2.0]], [[1.0, 0.0]], [3])
