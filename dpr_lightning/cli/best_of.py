@@ -1,6 +1,7 @@
 """``dpr best_of``: how far does picking go, by the dense reward, by a trained verifier head, and by an oracle?"""
 
 import json
+from collections.abc import Sequence
 from math import log2
 from pathlib import Path
 
@@ -12,11 +13,14 @@ from dpr_lightning.data import PromptSet
 from dpr_lightning.errors import InputError
 from dpr_lightning.evaluation.answers import collect_answers
 from dpr_lightning.evaluation.reward_preview import default_forms
-from dpr_lightning.evaluation.verification import in_words, verification
+from dpr_lightning.evaluation.verification import Ranking, in_words, verification
 from dpr_lightning.policies import PolicySpec, build_verifier_head, load_tokenizer, score_responses
 from dpr_lightning.reports import Panel, Report, Series, arms_table
 from dpr_lightning.rewards import SFT, DenseReward, RewardSpec, token_rewards
 from dpr_lightning.rollouts import SamplingOptions
+
+# Rankings in one panel, the oracle among them; more could not be told apart.
+CURVES = 6
 
 
 def best_of(
@@ -83,34 +87,43 @@ def best_of(
         torch.tensor(answers.lengths).reshape(shape).numpy(),
         counts,
     )
-    words = in_words(found)
+    words, entries = in_words(found), [ranking.to_dict() for ranking in found]
     arms = {
-        ranking.name: {"sampled": ranking.best_of[samples].mean, "length": ranking.length[samples], "auc": ranking.auc}
-        for ranking in found
+        each["name"]: {
+            "picked": each["best_of"][samples]["mean"],
+            "length": each["length"][samples],
+            "auc": each["auc"],
+        }
+        for each in entries
     }
     console.print(arms_table(arms, f"Best of {samples}", highlight=""))
     console.print(words, highlight=False)
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
-    held = {"samples": samples, "prompts": len(questions), "rankings": [ranking.to_dict() for ranking in found]}
+    held = {"samples": samples, "prompts": len(questions), "rankings": entries}
     (folder / "best_of.json").write_text(json.dumps(held | {"verdict": words}, indent=2) + "\n", encoding="utf-8")
-    places = [log2(count) for count in counts]
-    curves = [Series(each.name, places, [each.best_of[count].mean for count in counts]) for each in found]
-    lengths = [Series(each.name, places, [each.length[count] for count in counts]) for each in found]
     content = Report(
         title=f"Best of {samples}",
         verdict=words,
         arms=arms,
         paired={f"{each.name} - one sample": {f"best of {samples}": vars(each.gain)} for each in found},
-        panels={
-            "Best of n": [
-                Panel("Score of the pick", curves, over="log₂ n"),
-                Panel("Its length", lengths, "tokens", over="log₂ n"),
-            ]
-        },
+        panels={"Best of n": _curves(found, counts)},
         settings={"sft": sft, "references": references, "prompts": prompts, "verifier": verifier, "head": head}
         | {"samples": samples, "max_new_tokens": max_new_tokens, "seed": seed, "dtype": dtype},
         machine=machine(),
         notes=[f"{len(questions)} prompts. Curves are exact over all subsets of the {samples} samples of a prompt."],
     )
     console.print(f"  report: {save_report(folder, content)}", highlight=False)
+
+
+def _curves(found: Sequence[Ranking], counts: Sequence[int]) -> list[Panel]:
+    """Score and length of the pick over n, a few rankings in a panel and the oracle in each."""
+    *ours, oracle = found
+    drawn: dict[str, list[Panel]] = {"score": [], "length": []}
+    for start in range(0, len(ours), CURVES - 1):
+        some, places = [*ours[start : start + CURVES - 1], oracle], [log2(count) for count in counts]
+        scores = [Series(each.name, places, [each.best_of[count].mean for count in counts]) for each in some]
+        lengths = [Series(each.name, places, [each.length[count] for count in counts]) for each in some]
+        drawn["score"].append(Panel("Score of the pick", scores, over="log₂ n"))
+        drawn["length"].append(Panel("Length of the pick", lengths, "tokens", over="log₂ n"))
+    return drawn["score"] + drawn["length"]

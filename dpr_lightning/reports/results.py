@@ -15,6 +15,7 @@ SHOWN_AT_FIRST = 4
 MEASURES: tuple[tuple[str, str, int, str], ...] = (
     ("greedy", "greedy", 3, "share of prompts answered right with the most probable token each time"),
     ("sampled", "sampled", 3, "share answered right when tokens are drawn at temperature 1"),
+    ("picked", "picked", 3, "share of prompts whose picked answer is right"),
     ("auc", "AUC", 3, "chance that a right answer to a prompt ranks above a wrong one"),
     ("length", "length", 1, "mean tokens of a response"),
     ("reverse_kl", "KL to SFT", 3, "KL(π‖π_SFT) of a response, in nats"),

@@ -124,6 +124,10 @@ def test_arms_over_seeds_are_made_once(
     monkeypatch.setattr(compare_arms, "flops_of_a_step", refuse)
     monkeypatch.setattr(compare_arms, "promises", refuse)
     assert main(configured()) == 0
+    # The page is drawn again from what is kept beside it.
+    drawn = (tmp_path / "out" / "report.html").read_text()
+    assert main(["report", "--run", str(tmp_path / "out"), "--output", str(tmp_path / "again.html")]) == 0
+    assert (tmp_path / "again.html").read_text() == drawn
     # The command on the page asks the same again.
     assert main(page["commands"][0].split()[1:]) == 0
     monkeypatch.undo()
