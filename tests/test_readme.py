@@ -17,6 +17,8 @@ LESS = {
     "fit configs/toy/sft.yaml": "--data.init_args.batch_size=16",
     "fit configs/toy/dpr.yaml": "--trainer.max_steps=2",
     "fit configs/toy/self_play.yaml": "--trainer.max_steps=2",
+    "fit configs/toy/verifier_head.yaml": "--trainer.max_steps=2 --trainer.limit_val_batches=1",
+    "best_of": "--samples 4 --limit 8 --max_new_tokens 32",
     "preview": "--samples 4 --limit 8 --max_new_tokens 32",
     "audit": "--samples 2 --limit 8 --max_new_tokens 32",
     "generate": "--limit 4 --max_new_tokens 32",

@@ -14,7 +14,7 @@ from dpr_lightning.errors import InputError
 from dpr_lightning.evaluation.answers import collect_answers
 from dpr_lightning.evaluation.reward_preview import default_forms
 from dpr_lightning.evaluation.verification import Ranking, in_words, verification
-from dpr_lightning.policies import PolicySpec, build_verifier_head, load_tokenizer, score_responses
+from dpr_lightning.policies import load_tokenizer, load_verifier_head, score_responses
 from dpr_lightning.reports import Panel, Report, Series, arms_table
 from dpr_lightning.rewards import SFT, DenseReward, RewardSpec, token_rewards
 from dpr_lightning.rollouts import SamplingOptions
@@ -48,7 +48,7 @@ def best_of(
         verifier: name of a verifier or module:function; the oracle.
         output: folder for best_of.json and report.html.
         head: folder of a verifier head, as `dpr fit` with VerifierHead leaves it.
-        reward: the reward you have in mind, beside every form on its own.
+        reward: the reward you have in mind, the recommended one by default, beside every form on its own.
         samples: drawn for each prompt, the largest n.
         limit: prompts used.
         max_new_tokens: length limit of an answer.
@@ -59,12 +59,14 @@ def best_of(
     """
     if samples < 2:
         raise InputError(f"The best of `samples` needs at least 2; found {samples}.")
-    spec = reward if reward is not None else RewardSpec()
+    spec = reward if reward is not None else RewardSpec.recommended()
     tokenizer = load_tokenizer(sft)
     judge = verifier_named(verifier)
     questions = PromptSet.load(prompts, tokenizer, columns=columns, limit=limit)
     if len(questions) < 2:
         raise InputError(f"{prompts} has {len(questions)} prompt: an interval takes at least two.")
+    verifying = load_verifier_head(head, tokenizer, dtype) if head is not None else None
+    forms = default_forms(spec) | {"log_policy": RewardSpec(form="log_policy")}
     dense = DenseReward.from_folders(sft, references, spec, dtype=dtype)
     dense.frozen.to(best_device())
     with progress_bar("samples of π_SFT", len(questions) * samples) as advance, dense.frozen.use(SFT) as policy:
@@ -74,11 +76,10 @@ def best_of(
         )  # fmt: skip
     tokens, mask = answers.rollouts.tokens, answers.rollouts.mask
     scores = dense.score(tokens, mask, divergence=True)
-    forms = default_forms(spec) | {"log_policy": RewardSpec(form="log_policy")}
     rankings = {name: token_rewards(scores, form).sum(1) for name, form in forms.items()}
-    if head is not None:
-        model, _ = build_verifier_head(PolicySpec(source=head, dtype=dtype))  # type: ignore[arg-type]
-        rankings["verifier_head"] = score_responses(model.to(best_device()).eval(), tokens, mask)
+    if verifying is not None:
+        dense.frozen.to(torch.device("cpu"))
+        rankings["verifier_head"] = score_responses(verifying.to(best_device()), tokens, mask)
     shape = (len(questions), samples)
     counts = sorted({2**power for power in range(samples.bit_length()) if 2**power <= samples} | {samples})
     found = verification(

@@ -107,6 +107,7 @@ def compare(
         if place == 1:
             flops = {name: run.flops(name, arm) for name, arm in asked.items()}
             examples = {name: run.examples(name, arm) for name, arm in asked.items()}
+        del run  # and with it the models it holds, before the next seed trains
     _conclude(folder, title, results, seeds, asked, flops, promised, examples, started)
     _log_tables(folder, title, online)
 
@@ -187,7 +188,7 @@ def _conclude(
             paired=paired,
             scatters=scatters(examples, specs, means, preview),
             samples=samples(examples, order),
-            panels=curves(folder / f"seed_{seeds[0]}", order),
+            panels=curves(folder / f"seed_{seeds[0]}", specs, order),
             pairs=pairs(examples),
             commands=[f"dpr compare --config {folder / SETTINGS}"],
             settings=settings,

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from dpr_lightning.cli.arms import Arm, ArmResult, Selection, evaluate_arms
 from dpr_lightning.cli.compare_examples import examples_of
 from dpr_lightning.cli.compare_preview import Promise, promises
-from dpr_lightning.cli.compare_specs import ArmSpec, Evaluation, Recipes
+from dpr_lightning.cli.compare_specs import ArmSpec, Evaluation, Recipes, reward_of
 from dpr_lightning.cli.flops import flops_of_a_step
 from dpr_lightning.cli.loading import best_device, console, frozen_policy, verifier_named
 from dpr_lightning.cli.stage_configs import continued_config, move_paths, passes_of_a_step, stage_config, write_config
@@ -49,6 +49,8 @@ class SeedRun:
             samples: answers a prompt.
         """
         self.folder, self.seed, self.recipes = folder, seed, recipes
+        self._sft: nn.Module | None = None
+        self._dense: DenseReward | None = None
         self.sft_config = self._recipe(recipes.sft, recipes.sft_steps)
         self.policies = folder / "sft" / "policies"
         self.sft_key = self._stage(self.sft_config, folder / "sft", content_hash(folder / "data"))
@@ -58,9 +60,7 @@ class SeedRun:
         self.references = [Path(folder).name for folder in config["data"]["init_args"]["references"]]
         answer_length = int(config["data"]["init_args"]["sampling"]["max_new_tokens"])
         self.evaluation = Evaluation(answer_length, samples, seed + 7919)
-        self.reward = RewardSpec(**config["data"]["init_args"].get("reward", {}))
-        self._sft: nn.Module | None = None
-        self._dense: DenseReward | None = None
+        self.reward = reward_of(config)
 
     def result(self, name: str, arm: ArmSpec) -> dict[str, Any]:
         """Scores of an arm by prompt, made where they are not there yet."""
@@ -70,7 +70,11 @@ class SeedRun:
     def examples(self, name: str, arm: ArmSpec) -> dict[str, Any]:
         """``answers`` of an arm to the first prompts, and ``pairs`` of right and wrong ones."""
         key = self._asked(name, arm)
-        return _held(self.folder / "examples" / f"{name}.json", key) or self._answer(name, arm, key)[1]
+        return _held(self.folder / "examples" / f"{name}.json", self._shown(key)) or self._answer(name, arm, key)[1]
+
+    def _shown(self, key: str) -> str:
+        """The key of examples: the evaluation's, and the reward that they are shown with."""
+        return _key(key, json.dumps([asdict(self.reward), self.references], sort_keys=True))
 
     def _asked(self, name: str, arm: ArmSpec) -> str:
         """The key of an evaluation: how the policy came to be, and what it is asked. Trains what is not trained yet."""
@@ -86,7 +90,7 @@ class SeedRun:
         found = self._evaluate(self._policy(name, arm)[0], arm, tokenizer, prompts)
         if self._dense is None:
             self._dense = self.dense([self._kept(place) for place in self.references], self.reward)
-        examples = {"key": key, **examples_of(found, prompts, self._dense, tokenizer)}
+        examples = {"key": self._shown(key), **examples_of(found, prompts, self._dense, tokenizer)}
         held = {
             "key": key,
             **found.summary(),
@@ -164,6 +168,8 @@ class SeedRun:
         if not done.is_file() or json.loads(done.read_text(encoding="utf-8")) != {"key": key}:
             if folder.exists():
                 shutil.rmtree(folder)
+            # Training wants the memory that frozen models hold.
+            self._sft = self._dense = None
             fit(config)
             _write_json(done, {"key": key})
         return key

@@ -1,6 +1,6 @@
 """Answers of an arm for a reader to look at: to the first prompts, with what the dense reward says of them."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -26,7 +26,9 @@ def examples_of(
         total in nats, length in tokens. ``pairs``: right and wrong samples side by side, as a report takes them.
     """
     answers = _first(found.sampled, min(KEPT_PROMPTS, len(prompts)) * found.samples)
-    scores = dense.score(answers.rollouts.tokens, answers.rollouts.mask, divergence=True)
+    # Standardised over the answers of one arm, its total would say nothing beside another's.
+    plain = replace(dense.spec, position_zscore=False, length_normalise=False)
+    scores = DenseReward(dense.frozen, plain).score(answers.rollouts.tokens, answers.rollouts.mask, divergence=True)
     totals, right = scores.reward.sum(1).tolist(), answers.scores or []
     return {
         "answers": [

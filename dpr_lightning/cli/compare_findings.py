@@ -8,7 +8,7 @@ import numpy as np
 
 from dpr_lightning.cli.compare_preview import Promise, agreement
 from dpr_lightning.evaluation.statistics import hierarchical_comparison, holm, paired_comparison, verdict
-from dpr_lightning.reports import arm_name
+from dpr_lightning.reports import arm_name, number
 
 BASE = "sft"
 MEASURES = ("sampled", "greedy")
@@ -83,7 +83,7 @@ def verdict_lines(paired: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list
             ("worse", "worse than SFT"),
         ):
             names = [
-                f"{arm_name(name)} ({found[name]['difference']:+.3f})"
+                f"{arm_name(name)} ({number(found[name]['difference'], 3, signed=True)})"
                 for name in ranked
                 if found[name]["verdict"] == judgement
             ]

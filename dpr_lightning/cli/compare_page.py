@@ -98,11 +98,15 @@ def pairs(examples: Examples) -> list[Pair]:
     ]
 
 
-def curves(seed_folder: Path, order: Sequence[str]) -> dict[str, list[Panel]]:
+def curves(seed_folder: Path, specs: Mapping[str, ArmSpec], order: Sequence[str]) -> dict[str, list[Panel]]:
     """Training curves of one seed: SFT's, then of the arms that write rollouts, several in a panel."""
     groups = {"Supervised fine-tuning": panels(seed_folder / "sft" / "metrics.csv", SFT_PANELS)}
-    read = {name: read_curves(seed_folder / "arms" / name / "metrics.csv") for name in order}
-    trained = [name for name in order if "rollout/reward" in read[name]]
+    read = {
+        name: read_curves(seed_folder / "arms" / name / "metrics.csv")
+        for name in order
+        if specs[name].train is not None
+    }
+    trained = [name for name in order if "rollout/reward" in read.get(name, {})]
     for start in range(0, len(trained), CURVES):
         chosen = trained[start : start + CURVES]
         found = [

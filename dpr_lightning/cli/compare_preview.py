@@ -8,12 +8,13 @@ from typing import Any
 import yaml
 from scipy import stats
 
+from dpr_lightning.cli.compare_specs import reward_of
 from dpr_lightning.cli.loading import best_device, progress_bar, verifier_named
 from dpr_lightning.cli.stages import VERIFIER
 from dpr_lightning.data import PromptSet
 from dpr_lightning.evaluation.reward_preview import preview_reward
 from dpr_lightning.policies import load_tokenizer
-from dpr_lightning.rewards import DenseReward, RewardSpec
+from dpr_lightning.rewards import DenseReward
 from dpr_lightning.rollouts import SamplingOptions
 
 
@@ -43,7 +44,7 @@ def promises(configs: Mapping[str, Path], prompts: Path, *, samples: int, limit:
             name: held for name, held in read.items() if tuple(held["data"]["init_args"]["references"]) == references
         }
         data = next(iter(chosen.values()))["data"]["init_args"]
-        forms = {name: RewardSpec(**held["data"]["init_args"]["reward"]) for name, held in chosen.items()}
+        forms = {name: reward_of(held) for name, held in chosen.items()}
         betas = {name: float(held["model"]["init_args"]["kl"]["coefficient"]) for name, held in chosen.items()}
         tokenizer = load_tokenizer(data["sft"])
         questions = PromptSet.load(str(prompts), tokenizer, limit=limit)

@@ -1,5 +1,6 @@
 """What a comparison is made of, as data."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -68,6 +69,12 @@ class ArmSpec:
             )
         if self.extrapolate is not None and self.references is not None and len(self.references) > 1:
             raise InputError("Weights are extrapolated away from one reference.")
+
+
+def reward_of(config: Mapping[str, Any]) -> RewardSpec:
+    """The reward that a DPR config learns from."""
+    form = config["data"]["init_args"].get("reward")
+    return RewardSpec(**form) if form is not None else RewardSpec.recommended()
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def preview(
         sft: folder of π_SFT.
         references: folders of earlier checkpoints of the same run.
         prompts: file of prompts that were not trained on, with what the verifier needs.
-        reward: the reward you have in mind; all forms are shown beside it.
+        reward: the reward you have in mind, the recommended one by default; all forms are shown beside it.
         beta: the β you have in mind, nats of reward per nat of KL.
         betas: all β shown.
         verifier: name of a verifier or module:function; without one, length and effective sample size are shown.
@@ -49,7 +49,7 @@ def preview(
         seed: of the samples.
         output: JSON file to write.
     """
-    spec = reward if reward is not None else RewardSpec()
+    spec = reward if reward is not None else RewardSpec.recommended()
     tokenizer = load_tokenizer(sft)
     questions = PromptSet.load(prompts, tokenizer, columns=columns, limit=limit)
     dense = DenseReward.from_folders(sft, references, spec, dtype=dtype)

@@ -163,9 +163,10 @@ def _recalled(held: dict[str, Any]) -> Report:
     ]
     held["scatters"] = [
         Scatter(**(scatter | {"points": [Point(**point) for point in scatter["points"]]}))
-        for scatter in held["scatters"]
+        for scatter in held.get("scatters", [])
     ]
     held["samples"] = [
-        Sample(sample["prompt"], [Answer(**answer) for answer in sample["answers"]]) for sample in held["samples"]
+        Sample(sample["prompt"], [Answer(**answer) for answer in sample["answers"]])
+        for sample in held.get("samples", [])
     ]
     return Report(**held)

@@ -57,7 +57,7 @@ class RewardDataModule(LightningDataModule):
         prompts: file (JSONL, Parquet) or dataset name with the prompts to learn on; completions in it are ignored.
         sft: folder of π_SFT.
         references: folders of weaker checkpoints of the same run.
-        reward: form of the reward.
+        reward: form of the reward; None: :meth:`RewardSpec.recommended`.
         sampling: how the policy answers.
         samples_per_prompt: K.
         prompts_per_rollout: prompts of one rollout, over all ranks.
@@ -112,7 +112,7 @@ class RewardDataModule(LightningDataModule):
             )
         self.prompts_path, self.held_out_path, self.evaluation_path = prompts, held_out, evaluation
         self.sft, self.references = sft, list(references)
-        self.reward_spec = reward if reward is not None else RewardSpec()
+        self.reward_spec = reward if reward is not None else RewardSpec.recommended()
         self.verifier = verifier
         self.sampling = sampling if sampling is not None else SamplingOptions()
         self.samples_per_prompt = samples_per_prompt

@@ -1,5 +1,6 @@
 """Answers of a policy, scored by a verifier and measured against π_SFT."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.data.prompts import PromptSet
+from dpr_lightning.errors import InputError
 from dpr_lightning.policies import sequence_logprobs, stop_token_ids
 from dpr_lightning.rollouts import Combine, SamplingOptions, decode_answers, only, sample
 from dpr_lightning.types import Rollouts
@@ -109,6 +111,9 @@ def judge_answers(
             float(verifier(prompts.texts[place], text, prompts.metadata[place]))
             for place, text in zip(places, texts, strict=True)
         ]
+        for place, score in zip(places, scores, strict=True):
+            if not math.isfinite(score):
+                raise InputError(f"The verifier gave {score} to an answer to {prompts.texts[place][:200]!r}.")
     return Answers(rollouts, texts, scores, rollouts.mask.sum(1).tolist(), reverse_kl)
 
 

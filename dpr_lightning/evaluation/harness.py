@@ -4,6 +4,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -38,12 +39,16 @@ class HarnessSpec:
             raise InputError("`tasks` names at least one task of lm-eval.")
         if self.limit is not None and self.limit < 1:
             raise InputError(f"`limit` counts documents, from 1; found {self.limit}.")
+        if self.batch_size < 1 or (self.few_shot is not None and self.few_shot < 0):
+            raise InputError(
+                f"`batch_size` is at least 1 and `few_shot` at least 0; found {self.batch_size} and {self.few_shot}."
+            )
 
 
 def harness_scores(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, spec: HarnessSpec, *, seed: int = 0
 ) -> dict[str, dict[str, float]]:
-    """Evaluate a policy where it is; it keeps its mode and its weights.
+    """Evaluate a policy where it is; it keeps its mode and its weights, and random numbers go on as if nothing was.
 
     Args:
         model: a causal language model, possibly in training.
@@ -55,7 +60,7 @@ def harness_scores(
         By task or group, its metrics by name, with their standard errors as ``NAME_stderr``.
 
     Raises:
-        InputError: lm-eval is not installed, or a task is not known.
+        InputError: lm-eval is not installed, a task is not known or misses its data, or there is no chat template.
     """
     try:
         from lm_eval import simple_evaluate
@@ -63,25 +68,33 @@ def harness_scores(
     except ImportError as error:
         raise InputError("Benchmarks need the package lm-eval: pip install 'dpr-lightning[eval]'.") from error
     manager = _tasks(spec)
+    if spec.chat and not tokenizer.chat_template:
+        raise InputError("`chat` asks for the tokenizer's chat template, and it has none.")
     training = model.training
     model.eval()
     try:
         device = str(next(model.parameters()).device)
         live: Any = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=spec.batch_size, device=device)
-        found = simple_evaluate(
-            model=live,
-            tasks=list(spec.tasks),
-            num_fewshot=spec.few_shot,
-            limit=spec.limit,
-            apply_chat_template=spec.chat,
-            task_manager=manager,
-            log_samples=False,
-            bootstrap_iters=1000,
-            random_seed=seed,
-            numpy_random_seed=seed,
-            torch_random_seed=seed,
-            fewshot_random_seed=seed,
-        )
+        # lm-eval seeds every generator there is; a training goes on with its own.
+        with isolate_rng():
+            found = simple_evaluate(
+                model=live,
+                tasks=list(spec.tasks),
+                num_fewshot=spec.few_shot,
+                limit=spec.limit,
+                apply_chat_template=spec.chat,
+                task_manager=manager,
+                log_samples=False,
+                bootstrap_iters=1000,
+                random_seed=seed,
+                numpy_random_seed=seed,
+                torch_random_seed=seed,
+                fewshot_random_seed=seed,
+            )
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"lm-eval could not ask {', '.join(spec.tasks)}: {str(error).splitlines()[0][:300]}"
+        ) from error
     finally:
         model.train(training)
     return {task: _metrics(held) for task, held in found["results"].items()}

@@ -27,15 +27,34 @@ def instructions(prompt: str, completion: str, metadata: Mapping[str, Any]) -> f
         raise InputError(
             f"The verifier `instructions` needs lm-eval's checks ({error}): pip install 'dpr-lightning[eval]'."
         ) from error
-    names, given = metadata.get("instruction_id_list"), metadata.get("kwargs")
-    options = json.loads(given) if isinstance(given, str) else given
-    if not names or not isinstance(options, list) or len(options) != len(names):
+    names, options = metadata.get("instruction_id_list"), _options(metadata.get("kwargs"))
+    if not names or len(options) != len(names):
         raise InputError(
-            "The verifier `instructions` reads `instruction_id_list` and one entry of `kwargs` for each of them; the "
-            f"row has {names!r} and {given!r}."
+            "The verifier `instructions` reads `instruction_id_list` and one mapping in `kwargs` for each of them; the "
+            f"row has {names!r} and {metadata.get('kwargs')!r}."
         )
-    unknown = [name for name in names if name not in INSTRUCTION_DICT]
-    if unknown:
-        raise InputError(f"No check is called {', '.join(unknown)}. There are: {', '.join(sorted(INSTRUCTION_DICT))}.")
-    asked = InputExample(0, list(names), prompt, [dict(option or {}) for option in options])
-    return float(test_instruction_following_strict(asked, completion).follow_all_instructions)
+    for name, option in zip(names, options, strict=True):
+        if name not in INSTRUCTION_DICT:
+            raise InputError(f"No check is called {name}. There are: {', '.join(sorted(INSTRUCTION_DICT))}.")
+        # What is left out lm-eval would draw at random. The prompt it is given.
+        asked = set(INSTRUCTION_DICT[name](name).get_instruction_args_keys()) - {"prompt"}
+        given = {key for key, value in option.items() if value is not None}
+        if asked != given - {"prompt"}:
+            raise InputError(f"The check {name} takes {sorted(asked)} in `kwargs`; the row has {sorted(given)}.")
+    try:
+        example = InputExample(0, list(names), prompt, options)
+        return float(test_instruction_following_strict(example, completion).follow_all_instructions)
+    except LookupError as error:
+        raise InputError(
+            "A check of this row needs nltk's sentence splitter, which is not here: python -m nltk.downloader punkt_tab"
+        ) from error
+
+
+def _options(given: Any) -> list[dict[str, Any]]:
+    """``kwargs`` of a row as mappings; nothing where they are none."""
+    try:
+        held = json.loads(given) if isinstance(given, str) else given
+    except ValueError:
+        return []
+    whole = isinstance(held, list) and all(option is None or isinstance(option, Mapping) for option in held)
+    return [dict(option or {}) for option in held] if whole else []

@@ -7,6 +7,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.data.prompts import PromptSet
+from dpr_lightning.errors import InputError
 from dpr_lightning.evaluation.answers import Answers, Verifier, collect_answers
 from dpr_lightning.evaluation.preview import BETAS, SHARPENING, Preview, preview
 from dpr_lightning.rewards import FORMS, SFT, DenseReward, RewardSpec, token_rewards
@@ -24,9 +25,19 @@ class RewardPreviewRun:
 
 
 def default_forms(spec: RewardSpec) -> dict[str, RewardSpec]:
-    """Every form on its own, the mixture of one_sided with ½ log π_SFT, and the one asked for."""
+    """Every form on its own, mixtures of a one-sided one with ½ log π_SFT, and the one asked for.
+
+    Raises:
+        InputError: it is standardised.
+    """
+    if spec.position_zscore or spec.length_normalise:
+        raise InputError(
+            "Whole responses are compared here, by the total of their reward: leave `position_zscore` and "
+            "`length_normalise` out. They scale rewards for training."
+        )
     forms: dict[str, RewardSpec] = {name: replace(spec, form=name) for name in FORMS if name != "log_policy"}
-    for mixture in (replace(spec, form={"one_sided": 1.0, "log_policy": 0.5}), spec):
+    recommended = replace(spec, form=RewardSpec.recommended().form)
+    for mixture in (replace(spec, form={"one_sided": 1.0, "log_policy": 0.5}), recommended, spec):
         if mixture.form != "log_policy":
             forms[form_name(mixture)] = mixture
     return forms

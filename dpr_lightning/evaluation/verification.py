@@ -1,15 +1,22 @@
 """Generation and verification: how much better the best of n samples is, by each way of telling them apart."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import binom
+from scipy.special import gammaln
 
 from dpr_lightning.evaluation.ranking import auc_within_groups
-from dpr_lightning.evaluation.statistics import MeanInterval, PairedComparison, mean_interval, paired_comparison
+from dpr_lightning.evaluation.statistics import (
+    MeanInterval,
+    PairedComparison,
+    holm,
+    mean_interval,
+    paired_comparison,
+    verdict,
+)
 
 ORACLE = "oracle"
 Table = NDArray[np.float64]
@@ -68,9 +75,18 @@ def best_of_curve(ranking: ArrayLike, score: ArrayLike, counts: Sequence[int]) -
     for row, places in enumerate(order):
         _, group = np.unique(-rewards[row, places], return_inverse=True)
         shared[row] = (np.bincount(group, scores[row, places]) / np.bincount(group))[group]
-    place = np.arange(1, samples + 1)
-    chance = np.array([binom(samples - place, count - 1) / binom(samples, count) for count in counts])
-    return np.asarray(chance @ shared.T)
+    return np.asarray(np.array([_chances(samples, count) for count in counts]) @ shared.T)
+
+
+def _chances(samples: int, count: int) -> Table:
+    """C(N − i, n − 1) / C(N, n) for i = 1…N; in logarithms, for the coefficients leave float64 near N = 1,030."""
+    place = np.arange(1, samples - count + 2)
+
+    def log_binomial(n: Any, k: Any) -> Any:
+        return gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)
+
+    chance = np.exp(log_binomial(samples - place, count - 1) - log_binomial(samples, count))
+    return np.pad(chance / chance.sum(), (0, count - 1))
 
 
 def verification(
@@ -106,23 +122,32 @@ def verification(
 
 
 def in_words(rankings: Sequence[Ranking]) -> str:
-    """Who picks best, what that gains, and how much of what there is to gain."""
+    """Who picks best, what that gains, how much of what there is to gain, and who picks worse than chance.
+
+    Differences count as found with an interval without 0 and p < .05 after Holm's correction over the rankings.
+    """
     *ours, oracle = rankings
+    adjusted = holm([ranking.gain.p_value for ranking in ours])
+    found = {
+        ranking.name: verdict(replace(ranking.gain, p_value=float(p_value)))
+        for ranking, p_value in zip(ours, adjusted, strict=True)
+    }
     best = max(ours, key=lambda ranking: ranking.gain.difference)
     most = max(best.best_of)
-    one, found = best.best_of[min(best.best_of)].mean, best.best_of[most].mean
-    gain = f"{found - one:+.3f}, 95% interval {best.gain.low:+.3f} to {best.gain.high:+.3f}"
+    one, picked = best.best_of[min(best.best_of)].mean, best.best_of[most].mean
     lines = [
-        f"One sample scores {one:.3f}; the best of {most} by {best.name} scores {found:.3f} ({gain}), "
-        f"by an oracle {oracle.best_of[most].mean:.3f}."
+        f"One sample scores {one:.3f}; the best of {most} by {best.name} scores {picked:.3f}, by an oracle "
+        f"{oracle.best_of[most].mean:.3f}."
     ]
-    if oracle.gain.difference > 0:
-        lines.append(f"That is {best.gain.difference / oracle.gain.difference:.0%} of what picking can gain.")
-    falling = [
-        ranking.name
-        for ranking in ours
-        if ranking.best_of[most].mean < max(point.mean for point in ranking.best_of.values()) - 0.01
-    ]
-    if falling:
-        lines.append(f"More samples make the pick worse by {', '.join(falling)}: the reward is gamed there.")
+    if found[best.name] != "better":
+        lines.append("No ranking picks better than chance by more than its interval.")
+    elif oracle.gain.difference > 0:
+        lines.append(
+            f"That is {picked - one:+.3f}, {best.gain.difference / oracle.gain.difference:.0%} of what picking can "
+            f"gain; 95% interval {best.gain.low:+.3f} to {best.gain.high:+.3f}, not corrected for choosing the best of "
+            f"{len(ours)} rankings."
+        )
+    gamed = [name for name, words in found.items() if words == "worse"]
+    if gamed:
+        lines.append(f"Picked by {', '.join(gamed)}, the best of {most} is worse than one sample: the reward is gamed.")
     return "\n".join(lines)

@@ -17,7 +17,12 @@ from dpr_lightning.policies.frozen import FrozenPolicies
 from dpr_lightning.policies.spec import LoraSpec, PolicySpec
 from dpr_lightning.policies.tokenizers import load_tokenizer, saved_stop_token_ids, stop_token_ids
 from dpr_lightning.policies.toy import character_tokenizer, create_toy_policy, word_tokenizer
-from dpr_lightning.policies.verifier_head import build_verifier_head, response_scores, score_responses
+from dpr_lightning.policies.verifier_head import (
+    build_verifier_head,
+    load_verifier_head,
+    response_scores,
+    score_responses,
+)
 
 __all__ = [
     "ActionLogits",
@@ -32,6 +37,7 @@ __all__ = [
     "default_token_budget",
     "disable_dropout",
     "load_tokenizer",
+    "load_verifier_head",
     "model_device",
     "packs_rows",
     "parts_by_length",

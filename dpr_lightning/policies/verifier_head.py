@@ -1,5 +1,8 @@
 """A verifier head: a policy's trunk with one number for a response, in the form transformers keeps reward models."""
 
+import json
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
@@ -9,7 +12,7 @@ from dpr_lightning.errors import InputError
 from dpr_lightning.policies.build import resolve_adapter
 from dpr_lightning.policies.forward import model_device, parts_by_length
 from dpr_lightning.policies.spec import PolicySpec
-from dpr_lightning.policies.tokenizers import load_tokenizer
+from dpr_lightning.policies.tokenizers import load_tokenizer, same_vocabulary
 
 TOKEN_BUDGET = 16384
 
@@ -28,6 +31,8 @@ def build_verifier_head(spec: PolicySpec) -> tuple[nn.Module, PreTrainedTokenize
             "A verifier head grows on a full model folder. Write the adapter or the GGUF policy as one first: "
             "dpr export --merge, and name that folder as `policy.source`."
         )
+    if base.checkpoint is not None:
+        raise InputError("A verifier head starts from a model folder: export the `.ckpt` with `dpr export` first.")
     tokenizer = load_tokenizer(base.tokenizer_source, None, base.trust_remote_code)
     verbosity = logging.get_verbosity()
     # That the head is new is no news.
@@ -41,7 +46,7 @@ def build_verifier_head(spec: PolicySpec) -> tuple[nn.Module, PreTrainedTokenize
             trust_remote_code=base.trust_remote_code,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise InputError(
             f"No model with a head for sequences could be made of {base.source!r}: {str(error).splitlines()[0][:300]}"
         ) from error
@@ -52,8 +57,32 @@ def build_verifier_head(spec: PolicySpec) -> tuple[nn.Module, PreTrainedTokenize
     if any(name.startswith("score.") for name in found["missing_keys"]):
         with torch.no_grad():
             model.score.weight.zero_()
+    if spec.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     model.config.pad_token_id = tokenizer.pad_token_id
     return model, tokenizer
+
+
+def load_verifier_head(folder: str, sft: PreTrainedTokenizerBase, dtype: str = "float32") -> nn.Module:
+    """A head that was trained, frozen, for responses in the tokens of ``sft``.
+
+    Raises:
+        InputError: the folder holds no head, or one for other tokens.
+    """
+    if not any("SequenceClassification" in name for name in _architectures(folder)):
+        raise InputError(
+            f"{folder!r} holds no verifier head: its config.json names no model for sequence classification. Train "
+            "one: dpr fit --config configs/toy/verifier_head.yaml."
+        )
+    model, tokenizer = build_verifier_head(PolicySpec(source=folder, dtype=dtype))  # type: ignore[arg-type]
+    if difference := same_vocabulary(sft, tokenizer):
+        raise InputError(f"The verifier head in {folder!r} has another tokenizer than π_SFT: {difference}.")
+    return model.eval().requires_grad_(False)
+
+
+def _architectures(folder: str) -> list[str]:
+    path = Path(folder) / "config.json"
+    return list(json.loads(path.read_text(encoding="utf-8")).get("architectures") or []) if path.is_file() else []
 
 
 def response_scores(model: nn.Module, tokens: Tensor, mask: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from dpr_lightning.reports.content import Answer, Pair, Panel, Point, Report, Response, Sample, Scatter, Series
 from dpr_lightning.reports.page import write_heatmap, write_report
-from dpr_lightning.reports.results import arm_name
+from dpr_lightning.reports.results import arm_name, number
 from dpr_lightning.reports.tables import arms_table, audit_table, paired_table, preview_table
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "arm_name",
     "arms_table",
     "audit_table",
+    "number",
     "paired_table",
     "preview_table",
     "write_heatmap",

@@ -16,6 +16,7 @@ from dpr_lightning.evaluation.answers import collect_answers
 from dpr_lightning.functional import token_logprobs
 from dpr_lightning.modules import CreditSpec, DensePathReinforce, ScheduleSpec, SupervisedIRL
 from dpr_lightning.policies import PolicySpec, build_policy
+from dpr_lightning.rewards import RewardSpec
 from dpr_lightning.rollouts import SamplingOptions
 from tests.training import Metrics, quiet_trainer, write_demonstrations, write_prompts, write_weaker_policy
 
@@ -167,7 +168,12 @@ def test_held_out_demonstrations(
     logger = CSVLogger(tmp_path)
     metrics = Metrics()
     callbacks = [HeldOutReward(every_n_steps=2, limit=4), metrics]
-    module = learn(callbacks, {"held_out": rows}, logger=logger, accumulate_grad_batches=accumulate)
+    module = learn(
+        callbacks,
+        {"held_out": rows, "reward": RewardSpec("log_ratio")},
+        logger=logger,
+        accumulate_grad_batches=accumulate,
+    )
     assert "held_out/nll" not in metrics.steps[0]
     found = metrics.steps[1]
     policy, tokenizer = build_policy(PolicySpec(source=str(tiny_policy_folder)))

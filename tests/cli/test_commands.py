@@ -1,6 +1,7 @@
 """Every command, on a policy small enough to wait for."""
 
 import json
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,6 +85,9 @@ def test_preview_writes_every_form_and_a_verdict(
     arguments = ["--sft", workspace.sft, "--references", f"[{workspace.reference}]", "--prompts", workspace.prompts]
     options = ["--samples", "4", "--max_new_tokens", "5", "--verifier", "answer", "--beta", "3", "--output", str(path)]
     assert main(["preview", *arguments, *options]) == 0
+    assert json.loads(path.read_text())["verdict"].startswith("The optimum of one_sided_centred + ½ log π_SFT at β=3")
+    capsys.readouterr()
+    assert main(["preview", *arguments, *options, "--reward.form", "log_ratio"]) == 0
     found = json.loads(path.read_text())
     names = [reward["name"] for reward in found["rewards"]]
     assert {"log_ratio", "clipped", "interpolated", "centred", "one_sided", "one_sided_centred"} <= set(names)
@@ -94,7 +98,9 @@ def test_preview_writes_every_form_and_a_verdict(
     assert json.loads(path.read_text())["verdict"].startswith("The optimum of log π_SFT (sharpening) at β=3")
 
 
-def test_best_of_draws_a_curve_for_each_way_to_pick(workspace: Workspace, tmp_path: Path) -> None:
+def test_best_of_draws_a_curve_for_each_way_to_pick(
+    workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     head, tokenizer = build_verifier_head(PolicySpec(source=workspace.sft))
     torch.nn.init.normal_(head.score.weight)
     save_policy(head, tokenizer, tmp_path / "head", PolicySpec(source=workspace.sft))
@@ -109,7 +115,21 @@ def test_best_of_draws_a_curve_for_each_way_to_pick(workspace: Workspace, tmp_pa
     # One sample is one sample, whoever picks it.
     assert len({round(ranking["best_of"]["1"]["mean"], 12) for ranking in found["rankings"]}) == 1
     assert "Best of n" in (tmp_path / "out" / "report.html").read_text()
-    assert main(["best_of", *arguments, "--samples", "1"]) == 2
+    assert (
+        main(["preview", *arguments[:6], *arguments[6:10], "--samples", "6", "--output", str(tmp_path / "p.json")]) == 0
+    )
+    table = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "reward_table.py"))["main"]
+    capsys.readouterr()
+    table(str(tmp_path / "out" / "best_of.json"), str(tmp_path / "p.json"))
+    assert "\n| one_sided |" in capsys.readouterr().out
+    capsys.readouterr()
+    for options, said in (
+        (["--samples", "1"], "needs at least 2"),
+        (["--head", workspace.sft], "holds no verifier head"),
+        (["--reward.length_normalise", "true"], "leave `position_zscore`"),
+    ):
+        assert main(["best_of", *arguments, *options]) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_dpr_trains_from_a_config_and_exports(

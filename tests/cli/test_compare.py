@@ -1,11 +1,13 @@
 """A comparison on a toy small enough to train in seconds: what it finds, what it keeps, what it refuses."""
 
 import json
+import runpy
 import shutil
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -63,7 +65,10 @@ def configured(tmp_path: Path, data: str) -> Callable[..., list[str]]:
 
 
 def test_arms_over_seeds_are_made_once(
-    configured: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    configured: Callable[..., list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(configured()) == 0
     found = json.loads((tmp_path / "out" / "compare.json").read_text())
@@ -124,10 +129,18 @@ def test_arms_over_seeds_are_made_once(
     monkeypatch.setattr(compare_arms, "flops_of_a_step", refuse)
     monkeypatch.setattr(compare_arms, "promises", refuse)
     assert main(configured()) == 0
+    # What docs/results.md and the README are made with.
+    scripts = Path(__file__).parents[2] / "benchmarks"
+    runpy.run_path(str(scripts / "compare_table.py"))["main"](str(tmp_path / "out" / "compare.json"))
+    assert "| dpr |" in capsys.readouterr().out
+    figure = runpy.run_path(str(scripts / "figure.py"))["main"]
+    figure(str(tmp_path / "figure.svg"), f"A & B={tmp_path}/out/compare.json")
+    drawn = ElementTree.parse(tmp_path / "figure.svg").getroot()
+    assert "A & B" in {part.text for part in drawn}
     # The page is drawn again from what is kept beside it.
-    drawn = (tmp_path / "out" / "report.html").read_text()
+    page_now = (tmp_path / "out" / "report.html").read_text()
     assert main(["report", "--run", str(tmp_path / "out"), "--output", str(tmp_path / "again.html")]) == 0
-    assert (tmp_path / "again.html").read_text() == drawn
+    assert (tmp_path / "again.html").read_text() == page_now
     # The command on the page asks the same again.
     assert main(page["commands"][0].split()[1:]) == 0
     monkeypatch.undo()
@@ -244,8 +257,8 @@ def test_the_verdict_names_the_arms_by_what_became_of_them() -> None:
     }
     assert verdict_lines(paired) == [
         "Sampled answers, better than SFT: GSIL brier (+0.200), DPR (+0.100).",
-        "Sampled answers, worse than SFT: SPIN (-0.300).",
-        "Greedy answers, no detectable difference: SPIN (+0.010), DPR (+0.000).",
+        "Sampled answers, worse than SFT: SPIN (−0.300).",
+        "Greedy answers, no detectable difference: SPIN (+0.010), DPR (0.000).",
     ]
 
 

@@ -27,6 +27,11 @@ def test_accuracy_is_that_of_the_log_likelihoods(tiny_policy_folder: Path, harne
     assert found["doubled"]["acc"] == pytest.approx(right / 5)
     assert found["doubled"]["acc_stderr"] == pytest.approx(math.sqrt((right / 5) * (1 - right / 5) / 4), abs=1e-6)
     assert model.training
+    # A training goes on with random numbers of its own.
+    torch.manual_seed(7)
+    harness_scores(model, tokenizer, HarnessSpec(["doubled"], harness_tasks, limit=1))
+    after = torch.rand(1)
+    assert after == torch.rand(1, generator=torch.Generator().manual_seed(7))
 
 
 def test_command_writes_what_it_found(tiny_policy_folder: Path, harness_tasks: str, tmp_path: Path) -> None:
@@ -53,5 +58,9 @@ def test_what_is_not_there_is_named(
     assert "There is no task tripled: neither" in capsys.readouterr().err
     assert main(["harness", *arguments, "--tasks", "[]"]) == 2
     assert "at least one task" in capsys.readouterr().err
+    assert main(["harness", *arguments, "--tasks", "[doubled]", "--chat", "true"]) == 2
+    assert "it has none" in capsys.readouterr().err
+    assert main(["harness", *arguments, "--tasks", "[doubled]", "--batch_size", "0"]) == 2
+    assert "`batch_size` is at least 1" in capsys.readouterr().err
     with pytest.raises(InputError, match="from 1; found 0"):
         HarnessSpec(["doubled"], harness_tasks, limit=0)

@@ -165,7 +165,7 @@ def test_asking_for_what_is_not_there(samples):
 
 def test_every_form_is_previewed_once():
     plain = default_forms(RewardSpec("one_sided"))
-    assert set(plain) == {*FORMS, "one_sided + ½ log π_SFT"} - {"log_policy"}
+    assert set(plain) == {*FORMS, "one_sided + ½ log π_SFT", "one_sided_centred + ½ log π_SFT"} - {"log_policy"}
     assert set(default_forms(RewardSpec({"one_sided": 1.0, "log_policy": 0.5}))) == set(plain)
     assert set(default_forms(RewardSpec("log_policy"))) == set(plain)
     other = default_forms(RewardSpec({"centred": 0.25, "log_policy": 1.0}))

@@ -54,7 +54,26 @@ def test_words_name_the_best_and_what_is_gamed() -> None:
     words = in_words(found)
     assert "best of 16 by good scores" in words
     assert "of what picking can gain" in words
-    assert "More samples make the pick worse by bad: the reward is gamed there." in words
+    assert "Picked by bad, the best of 16 is worse than one sample: the reward is gamed." in words
+
+
+def test_rankings_that_know_nothing_are_not_called_gamed() -> None:
+    generator = np.random.default_rng(5)
+    score = (generator.random((200, 64)) < generator.random((200, 1))).astype(float)
+    accused = 0
+    for _ in range(20):
+        noise = {f"noise_{place}": generator.random(score.shape) for place in range(8)}
+        words = in_words(verification(noise, score, score, [1, 8, 64]))
+        accused += "gamed" in words or "No ranking picks better" not in words
+    assert accused <= 3
+
+
+def test_chances_hold_for_many_samples() -> None:
+    score = (np.random.default_rng(6).random((3, 1500)) < 0.3).astype(float)
+    curve = best_of_curve(np.random.default_rng(7).random((3, 1500)), score, [1, 2, 515, 1500])
+    assert np.isfinite(curve).all()
+    np.testing.assert_allclose(best_of_curve(score, np.ones_like(score), [1, 7, 700, 1500]), 1.0, atol=1e-9)
+    np.testing.assert_allclose(curve[0], score.mean(1), atol=1e-9)
 
 
 def test_refusals() -> None:

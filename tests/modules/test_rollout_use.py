@@ -16,7 +16,7 @@ from dpr_lightning.data import RewardDataModule
 from dpr_lightning.errors import InputError
 from dpr_lightning.modules import CreditSpec, DensePathReinforce, KLSpec, ScheduleSpec, estimate_advantages
 from dpr_lightning.policies import PolicySpec, disable_dropout, sequence_logprobs
-from dpr_lightning.rewards import ActionScores, DenseReward
+from dpr_lightning.rewards import ActionScores, DenseReward, RewardSpec
 from dpr_lightning.rollouts import SamplingOptions
 from dpr_lightning.types import RolloutBatch
 from tests.modules.conftest import weights
@@ -150,7 +150,9 @@ def test_the_hold_on_sft_is_felt_where_others_drew_the_rollout(
     options: dict[str, Any] = {"precomputed": str(tmp_path / "kept")}
     if drawn == "temperature":
         options = {"sampling": SamplingOptions(6, temperature=0.7)}
-    trainer(max_steps=3, max_epochs=-1, callbacks=[keep]).fit(module, datamodule=data(**options))
+    # r̂ has either sign, so that a few steps leave the policy something to choose.
+    made = data(reward=RewardSpec("log_ratio"), **options)
+    trainer(max_steps=3, max_epochs=-1, callbacks=[keep]).fit(module, datamodule=made)
     rollout, logprob = keep.kept[-1]
     width = rollout.reward.shape[1]
     mask = torch.arange(width) < rollout.mask.sum(1, keepdim=True)
