@@ -16,7 +16,8 @@ class RewardSpec:
     Args:
         form: ``log_ratio`` (as published; taken where only other fields are given), ``clipped``, ``interpolated``
             (log π_SFT − λ log π_ref), ``centred`` (r̂ − KL(π_SFT‖π_ref)(s)), ``one_sided`` (min(r̂, 0)),
-            ``one_sided_centred``, ``log_policy`` (log π_SFT); or a weighted sum of them, such as ``{one_sided: 1.0, log_policy: 0.5}``.
+            ``one_sided_centred``, ``log_policy`` (log π_SFT); or a weighted sum of them, such as
+            ``{one_sided: 1.0, log_policy: 0.5}``.
         reduction: how several references become one baseline.
         coefficient: c of ``mean_minus_std``.
         clip_limit: nats at which ``clipped`` cuts.
