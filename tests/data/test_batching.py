@@ -132,10 +132,10 @@ def test_a_run_goes_on_where_it_stopped() -> None:
 def test_a_million_examples_are_planned_in_seconds_and_near_linearly() -> None:
     def seconds(count: int) -> float:
         data = lengths(count)
-        start = time.perf_counter()
+        start = time.process_time()
         sampler = samplers(data, token_budget=16384)[0]
         assert sum(len(batch.places) for batch in sampler) == count
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     seconds(1000)
     small, large = min(seconds(50_000) for _ in range(3)), seconds(1_000_000)
