@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+# What `dpr preview` calls the control.
+NAMES = {"log_policy": "log π_SFT (sharpening)"}
+
 
 def read(pattern: str) -> list[dict[str, Any]]:
     """The files of a pattern, in order."""
@@ -44,7 +47,12 @@ def main(best_of: str, previews: str) -> None:
     for name in names:
         same = [ranking for run in picked for ranking in run["rankings"] if ranking["name"] == name]
         points = [
-            {point["beta"]: point for reward in run["rewards"] if reward["name"] == name for point in reward["points"]}
+            {
+                point["beta"]: point
+                for reward in run["rewards"]
+                if reward["name"] == NAMES.get(name, name)
+                for point in reward["points"]
+            }
             for run in foreseen
         ]
         optima = [
@@ -57,7 +65,7 @@ def main(best_of: str, previews: str) -> None:
         known = [run["auc"] for run in same if run["auc"] is not None]
         aucs = f"{np.mean(known):.3f}" if known else "–"
         curve = [f"{np.mean([run['best_of'][count]['mean'] for run in same]):.3f}" for count in counts]
-        label = name if len(same) == len(picked) else f"{name} ({len(same)} seeds)"
+        label = name if len(same) == len(picked) else f"{name} ({len(same)} of the seeds)"
         cells = [label, aucs, *optima, *curve, interval([run["best_of"][most]["mean"] for run in same])]
         print(f"| {' | '.join(cells)} |")
 
