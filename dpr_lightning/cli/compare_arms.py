@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.cli.arms import Arm, ArmResult, Selection, evaluate_arms
 from dpr_lightning.cli.compare_examples import examples_of
+from dpr_lightning.cli.compare_findings import BASE
 from dpr_lightning.cli.compare_preview import Promise, promises
 from dpr_lightning.cli.compare_specs import ArmSpec, Evaluation, Recipes, reward_of
 from dpr_lightning.cli.flops import flops_of_a_step
@@ -90,7 +91,7 @@ class SeedRun:
         found = self._evaluate(self._policy(name, arm)[0], arm, tokenizer, prompts)
         if self._dense is None:
             self._dense = self.dense([self._kept(place) for place in self.references], self.reward)
-        examples = {"key": self._shown(key), **examples_of(found, prompts, self._dense, tokenizer)}
+        examples = {"key": self._shown(key), **examples_of(found, prompts, self._dense, tokenizer, pairs=name == BASE)}
         held = {
             "key": key,
             **found.summary(),

@@ -17,9 +17,9 @@ KEPT_PROMPTS = 100
 
 
 def examples_of(
-    found: ArmResult, prompts: PromptSet, dense: DenseReward, tokenizer: PreTrainedTokenizerBase
+    found: ArmResult, prompts: PromptSet, dense: DenseReward, tokenizer: PreTrainedTokenizerBase, *, pairs: bool
 ) -> dict[str, Any]:
-    """The sampled answers to the first prompts, and what ``dense`` gives them.
+    """The sampled answers to the first prompts, and what ``dense`` gives them; ``pairs`` of π_SFT's own, too.
 
     Returns:
         ``answers``: the first sample of each prompt, ``{"prompt", "text", "correct", "reward", "length"}``, reward the
@@ -42,7 +42,7 @@ def examples_of(
             for row, place in enumerate(answers.rollouts.prompt.tolist())
             if row % found.samples == 0
         ],
-        "pairs": [asdict(pair) for pair in right_and_wrong(answers, scores, prompts.texts, tokenizer)],
+        "pairs": [asdict(pair) for pair in right_and_wrong(answers, scores, prompts.texts, tokenizer)] if pairs else [],
     }
 
 

@@ -93,9 +93,18 @@ class SelfPlayDataModule(DemonstrationDataModule):
             width = max(batch.tokens.shape[1], answers.tokens.shape[1])
             tokens = torch.cat([_widen(part, width, pad) for part in (batch.tokens, answers.tokens)])
             mask = torch.cat([_widen(part, width, False) for part in (turn, answers.mask & counts)])
-            logprob = sequence_logprobs(model, tokens.to(model_device(model)), mask.to(model_device(model)))
+            if self._scores_pairs:
+                held = sequence_logprobs(model, tokens.to(model_device(model)), mask.to(model_device(model)))
+                logprob = held.sum(1).cpu()
+            else:
+                logprob = torch.zeros(len(tokens))
         # The sampler of the base class counts one for each example, so a step's "tokens" are its pairs.
-        return SelfPlayBatch(tokens, mask, logprob.sum(1).cpu(), batch.num_tokens)
+        return SelfPlayBatch(tokens, mask, logprob, batch.num_tokens)
+
+    @property
+    def _scores_pairs(self) -> bool:
+        """Whether the module that learns measures itself against the opponent; without a trainer, yes."""
+        return self.trainer is None or getattr(self.trainer.lightning_module, "needs_opponent_logprob", True)
 
     def _counted(self, data: TokenizedDataset) -> NDArray[np.int64]:
         return np.ones_like(data.acted_tokens)

@@ -50,6 +50,9 @@ class SelfPlay(PolicyModule):
         self.check_start = check_start
         self.preferred = MeanMetric()
 
+    needs_opponent_logprob = True
+    """Whether its data have to score every pair under the opponent."""
+
     def prepare_policy(self) -> None:
         """Turn dropout off, which would be noise in the log-ratios."""
         disable_dropout(self.policy)

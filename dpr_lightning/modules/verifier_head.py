@@ -36,6 +36,8 @@ class VerifierHead(SelfPlay):
         # SPIN's logistic loss, of scores instead of log-ratios.
         super().__init__(policy, "spin", 1.0, 0.0, False, optimizer, schedule, seed)
 
+    needs_opponent_logprob = False
+
     def build(self) -> tuple[nn.Module, PreTrainedTokenizerBase]:
         """π_SFT's trunk with a head of one output."""
         model, tokenizer = build_verifier_head(self.policy_spec)

@@ -74,8 +74,12 @@ def test_a_new_head_says_nothing_and_is_read_at_the_end(tiny_policy_folder: Path
 
 
 def test_it_learns_to_prefer_demonstrations_and_leaves_a_reward_model(
-    trained: Callable[..., tuple[VerifierHead, Metrics]], tmp_path: Path
+    trained: Callable[..., tuple[VerifierHead, Metrics]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a head has no use for the opponent's log-probabilities")
+
+    monkeypatch.setattr("dpr_lightning.data.self_play.sequence_logprobs", refuse)
     module, metrics = trained(max_steps=30)
     losses = [step["train/loss"] for step in metrics.steps]
     assert losses[0] == pytest.approx(0.6931, abs=1e-3)
