@@ -54,7 +54,7 @@ def compare(
     """Run every arm for every seed from the same SFT run, and compare all of them with SFT.
 
     What is finished is not made again: run the same command to go on after an interruption or after adding arms. Arms
-    that train get as many forward passes as the DPR config costs, unless their changes name `trainer.max_steps`.
+    that train get as many FLOPs as the DPR config costs, counted, unless their changes name `trainer.max_steps`.
 
     Args:
         arms: by name; each is π_SFT with what it says done differently.
@@ -196,7 +196,7 @@ def _conclude(
             notes=[
                 f"Seeds: {', '.join(map(str, seeds))}. Scores are means over them.",
                 "Intervals are 95%, paired by prompt; with several seeds, prompts and seeds both count as random.",
-                "FLOPs are those of an arm's training after SFT: counted over four steps of the first seed, times the "
+                "FLOPs are those of an arm's training after SFT in the first seed: counted over eight steps, times the "
                 "steps.",
                 foreseen,
                 "A verdict asks for an interval without 0 and p < .05 after Holm's correction over the arms.",

@@ -20,7 +20,7 @@ from dpr_lightning.cli.compare_preview import Promise, promises
 from dpr_lightning.cli.compare_specs import ArmSpec, Evaluation, Recipes, reward_of
 from dpr_lightning.cli.flops import flops_of_a_step
 from dpr_lightning.cli.loading import best_device, console, frozen_policy, verifier_named
-from dpr_lightning.cli.stage_configs import continued_config, move_paths, passes_of_a_step, stage_config, write_config
+from dpr_lightning.cli.stage_configs import continued_config, move_paths, stage_config, write_config
 from dpr_lightning.cli.stages import VERIFIER, fit
 from dpr_lightning.data import PromptSet
 from dpr_lightning.errors import InputError
@@ -56,8 +56,8 @@ class SeedRun:
         self.policies = folder / "sft" / "policies"
         self.sft_key = self._stage(self.sft_config, folder / "sft", content_hash(folder / "data"))
         self.dpr_config = self._recipe(recipes.dpr, recipes.dpr_steps)
-        config = yaml.safe_load(self.dpr_config.read_text(encoding="utf-8"))
-        self.budget = passes_of_a_step(config) * config["trainer"]["max_steps"]
+        config = _read(self.dpr_config)
+        self.budget = self._flops_of_a_step(self.dpr_config) * config["trainer"]["max_steps"]
         self.references = [Path(folder).name for folder in config["data"]["init_args"]["references"]]
         answer_length = int(config["data"]["init_args"]["sampling"]["max_new_tokens"])
         self.evaluation = Evaluation(answer_length, samples, seed + 7919)
@@ -117,12 +117,19 @@ class SeedRun:
         if arm.train is None:
             return 0.0
         config = self._config(name, arm)
-        key, path = _key(config.read_text(encoding="utf-8")), self.folder / "flops" / f"{name}.json"
-        if (held := _held(path, key)) is not None:
-            return float(held["flops"])
-        steps = int(yaml.safe_load(config.read_text(encoding="utf-8"))["trainer"]["max_steps"])
-        flops = flops_of_a_step(config) * steps
-        _write_json(path, {"key": key, "flops": flops})
+        return self._flops_of_a_step(config) * int(_read(config)["trainer"]["max_steps"])
+
+    def _flops_of_a_step(self, config: Path) -> float:
+        """Counted once for a training of whatever length."""
+        held = _read(config)
+        held["trainer"].pop("max_steps")
+        key = _key(self.sft_key, json.dumps(held, sort_keys=True))
+        kept = self.folder / "flops" / f"{config.stem}.json"
+        if (found := _held(kept, key)) is not None:
+            return float(found["flops_of_a_step"])
+        self._release()
+        flops = flops_of_a_step(config)
+        _write_json(kept, {"key": key, "flops_of_a_step": flops})
         return flops
 
     def promised(self, arms: Mapping[str, ArmSpec]) -> dict[str, Promise]:
@@ -149,18 +156,17 @@ class SeedRun:
             path = continued_config(self.folder, self.seed, self.sft_config, self.policies / "final", steps=1)
         else:
             path = self.dpr_config if arm.train == "dpr" else self._recipe(self.recipes.self_play, None)
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = _read(path)
         if arm.train == "dpr" and arm.references is not None:
             config["data"]["init_args"]["references"] = [str(self._kept(place)) for place in arm.references]
-        self._change(config, arm, name)
-        moved = move_paths(config, f"{self.folder}/{arm.train}", f"{self.folder}/arms/{name}")
-        return write_config(moved, self.folder, f"arm_{name}")
-
-    def _change(self, config: dict[str, Any], arm: ArmSpec, name: str) -> None:
-        """Apply the arm's changes, then take as many steps as the budget pays for, unless the changes say how many."""
         _apply(config, arm.changes, name)
-        if "trainer.max_steps" not in arm.changes:
-            config["trainer"]["max_steps"] = max(1, round(self.budget / passes_of_a_step(config)))
+        moved = move_paths(config, f"{self.folder}/{arm.train}", f"{self.folder}/arms/{name}")
+        written = write_config(moved, self.folder, f"arm_{name}")
+        if "trainer.max_steps" in arm.changes:
+            return written
+        # As many steps as the budget pays for.
+        moved["trainer"]["max_steps"] = max(1, round(self.budget / self._flops_of_a_step(written)))
+        return write_config(moved, self.folder, f"arm_{name}")
 
     def _stage(self, config: Path, folder: Path, before: str) -> str:
         """Train unless the very same training is finished; a training that was cut short begins again."""
@@ -169,11 +175,14 @@ class SeedRun:
         if not done.is_file() or json.loads(done.read_text(encoding="utf-8")) != {"key": key}:
             if folder.exists():
                 shutil.rmtree(folder)
-            # Training wants the memory that frozen models hold.
-            self._sft = self._dense = None
+            self._release()
             fit(config)
             _write_json(done, {"key": key})
         return key
+
+    def _release(self) -> None:
+        """Training wants the memory that frozen models hold."""
+        self._sft = self._dense = None
 
     def _kept(self, name: str) -> Path:
         folder = self.policies / name
@@ -214,7 +223,12 @@ class SeedRun:
 
 def _learns_dense(config: Path) -> bool:
     """Whether a DPR arm learns from the token reward alone, which is all that a preview knows."""
-    return "verifier" not in yaml.safe_load(config.read_text(encoding="utf-8"))["data"]["init_args"]
+    return "verifier" not in _read(config)["data"]["init_args"]
+
+
+def _read(config: Path) -> dict[str, Any]:
+    held: dict[str, Any] = yaml.safe_load(config.read_text(encoding="utf-8"))
+    return held
 
 
 def _apply(config: dict[str, Any], changes: Mapping[str, Any], arm: str) -> None:

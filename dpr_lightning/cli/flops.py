@@ -7,13 +7,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dpr_lightning.cli.lightning import run_lightning
 
-FIRST, LAST = 1, 5
+FIRST, LAST = 1, 9
 
 
 def flops_of_a_step(config: Path) -> float:
     """Floating-point operations of one optimizer step of ``dpr fit --config``: sampling, scoring and learning.
 
-    The difference between a run of five steps and a run of one, so that what happens once does not count. Matrix
+    The difference between a run of nine steps and a run of one, so that what happens once does not count. Matrix
     products, convolutions and attention are counted, as PyTorch's counter has them; nothing is written.
     """
     return (_count(config, LAST) - _count(config, FIRST)) / (LAST - FIRST)

@@ -120,16 +120,13 @@ def equal_compute_steps(dpr_config: Path, sft_config: Path) -> int:
 
 
 def passes_of_a_step(config: Mapping[str, Any]) -> float:
-    """Forward passes over a sequence that one optimizer step costs: of DPR, self-play or SFT, as their configs say.
+    """Forward passes over a sequence that one optimizer step costs: of DPR or SFT, as their configs say.
 
     Training is three passes. DPR adds a rollout's sampling and scoring, shared among the steps that use it; the
     all-actions estimator scores micro-batches again when a rollout has several.
     """
     data = config["data"]["init_args"]
     accumulate = int(config["trainer"].get("accumulate_grad_batches", 1))
-    if "opponent" in data:
-        # A demonstration and an answer: sampled once, and each read by the opponent and trained on.
-        return float((1 + 2 * (1 + TRAINING_PASSES)) * int(data["batch_size"]) * accumulate)
     if "references" not in data:
         return float(TRAINING_PASSES * int(data["batch_size"]) * accumulate)
     models = 1 + len(data["references"])
