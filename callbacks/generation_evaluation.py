@@ -56,16 +56,17 @@ class GenerationEvaluation(PeriodicEvaluation):
                 limit=self.limit,
             )
         scores: dict[str, float] = {}
-        for temperature in self.temperatures:
-            answers = collect_answers(
-                module.policy,
-                module.tokenizer,
-                self._prompts,
-                SamplingOptions(self.max_new_tokens, temperature),
-                verifier=self.verifier,
-                seed=self.seed,
-            )
-            name = "greedy" if temperature == 0 else f"sampled_T{temperature:g}"
-            scores[f"evaluation/{name}"] = answers.score
-            scores[f"evaluation/length_{name}"] = answers.length
+        with module.whole_policy() as policy:
+            for temperature in self.temperatures:
+                answers = collect_answers(
+                    policy,
+                    module.tokenizer,
+                    self._prompts,
+                    SamplingOptions(self.max_new_tokens, temperature),
+                    verifier=self.verifier,
+                    seed=self.seed,
+                )
+                name = "greedy" if temperature == 0 else f"sampled_T{temperature:g}"
+                scores[f"evaluation/{name}"] = answers.score
+                scores[f"evaluation/length_{name}"] = answers.length
         return scores

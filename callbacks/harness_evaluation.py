@@ -6,7 +6,6 @@ import torch.distributed
 from lightning import Trainer
 
 from dpr_lightning.callbacks.periodic_evaluation import PeriodicEvaluation
-from dpr_lightning.errors import InputError
 from dpr_lightning.evaluation.harness import HarnessSpec, harness_scores
 
 
@@ -23,7 +22,7 @@ class HarnessEvaluation(PeriodicEvaluation):
         chat: write prompts with the tokenizer's chat template.
 
     Raises:
-        InputError: no task, or a strategy that shards weights, whose ranks cannot evaluate alone.
+        InputError: no task.
     """
 
     def __init__(
@@ -41,16 +40,13 @@ class HarnessEvaluation(PeriodicEvaluation):
 
     def measure(self, trainer: Trainer, module: Any) -> dict[str, float]:
         """The metrics of all tasks; on ranks other than 0 nothing."""
-        if any(getattr(weight, "ds_id", None) is not None or hasattr(weight, "placements") for weight in
-               module.policy.parameters()):  # fmt: skip
-            raise InputError(
-                "HarnessEvaluation asks one rank alone, which holds a part of the weights under this strategy. "
-                "Evaluate the exported policy: dpr harness."
-            )
         scores: dict[str, float] = {}
-        if trainer.is_global_zero:
-            found = harness_scores(module.policy, module.tokenizer, self.spec)
-            scores = {f"harness/{task}/{name}": value for task, held in found.items() for name, value in held.items()}
-        if torch.distributed.is_initialized():
-            trainer.strategy.barrier("harness")
+        with module.whole_policy() as policy:
+            if trainer.is_global_zero:
+                found = harness_scores(policy, module.tokenizer, self.spec)
+                scores = {
+                    f"harness/{task}/{name}": score for task, held in found.items() for name, score in held.items()
+                }
+            if torch.distributed.is_initialized():
+                trainer.strategy.barrier("harness")
         return scores

@@ -2,6 +2,8 @@
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from dpr_lightning.errors import InputError
-from dpr_lightning.policies import save_policy
+from dpr_lightning.policies import local_part, save_policy
 
 log = logging.getLogger(__name__)
 
@@ -80,51 +82,37 @@ class ReferenceCheckpoints(Callback):
         """Write the end of the run, and its average."""
         self._write(trainer, pl_module, "final", 1.0)
         if self._average:
-            self._write(trainer, pl_module, "ema", 1.0, self._averaged(pl_module))
+            with self._averaged(pl_module):
+                self._write(trainer, pl_module, "ema", 1.0)
 
-    def _write(
-        self,
-        trainer: Trainer,
-        module: LightningModule,
-        name: str,
-        fraction: float,
-        weights: dict[str, Tensor] | None = None,
-    ) -> None:
+    def _write(self, trainer: Trainer, module: LightningModule, name: str, fraction: float) -> None:
         self.written[name] = fraction
-        if trainer.is_global_zero:
-            save_policy(
-                module.policy,  # type: ignore[arg-type]
-                module.tokenizer,  # type: ignore[arg-type]
-                self.folder / name,
-                module.policy_spec,  # type: ignore[arg-type]
-                state_dict=weights,
-            )
-            listed = self.folder / ".references.json"
-            listed.write_text(json.dumps(self.written, indent=2) + "\n")
-            listed.replace(self.folder / "references.json")
-        trainer.strategy.barrier(f"reference {name}")
+        learner: Any = module
+        with learner.whole_policy() as policy:
+            if trainer.is_global_zero:
+                save_policy(policy, learner.tokenizer, self.folder / name, learner.policy_spec)
+                listed = self.folder / ".references.json"
+                listed.write_text(json.dumps(self.written, indent=2) + "\n")
+                listed.replace(self.folder / "references.json")
+            trainer.strategy.barrier(f"reference {name}")
 
     @torch.no_grad()
     def _update_average(self, module: LightningModule, decay: float) -> None:
-        # Frozen weights, the base of an adapter among them, are their own average.
-        policy: Any = module.policy
-        weights = {name: value for name, value in policy.named_parameters() if value.requires_grad}
+        weights = _trained(module)
         if not self._average:
-            self._average = {name: value.detach().float().clone() for name, value in weights.items()}
+            self._average = {name: value.float().clone() for name, value in weights.items()}
         for name, value in weights.items():
             average = self._average[name] = self._average[name].to(value.device)
-            average.lerp_(value.detach().float(), 1.0 - decay)
+            average.lerp_(value.float(), 1.0 - decay)
 
-    @torch.no_grad()
-    def _averaged(self, module: LightningModule) -> dict[str, Tensor]:
-        """The policy's state with the averages in place of what was trained, tied weights included."""
-        policy: Any = module.policy
-        average = {
-            value.data_ptr(): self._average[name].to(value)
-            for name, value in policy.named_parameters()
-            if name in self._average
-        }
-        return {name: average.get(value.data_ptr(), value) for name, value in policy.state_dict().items()}
+    @contextmanager
+    def _averaged(self, module: LightningModule) -> Iterator[None]:
+        """Within, the policy has its averages for weights."""
+        weights = _trained(module)
+        kept = {name: value.clone() for name, value in weights.items()}
+        _put(weights, self._average)
+        yield
+        _put(weights, kept)
 
     def state_dict(self) -> dict[str, Any]:
         """What was written so far, and the average."""
@@ -134,3 +122,15 @@ class ReferenceCheckpoints(Callback):
         """Go on where the interrupted run stopped."""
         self.written = dict(state_dict["written"])
         self._average = dict(state_dict["average"])
+
+
+def _trained(module: LightningModule) -> dict[str, Tensor]:
+    """What this rank holds of every trained parameter; a frozen one, such as an adapter's base, is its own average."""
+    policy: Any = module.policy
+    return {name: local_part(value).detach() for name, value in policy.named_parameters() if value.requires_grad}
+
+
+@torch.no_grad()
+def _put(weights: dict[str, Tensor], values: dict[str, Tensor]) -> None:
+    for name, weight in weights.items():
+        weight.copy_(values[name])

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 import time
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ from dpr_lightning.cli.compare_preview import Promise, promises
 from dpr_lightning.cli.compare_specs import ArmSpec, Evaluation, Recipes, reward_of
 from dpr_lightning.cli.flops import flops_of_a_step
 from dpr_lightning.cli.loading import best_device, console, frozen_policy, verifier_named
-from dpr_lightning.cli.stage_configs import continued_config, move_paths, stage_config, write_config
+from dpr_lightning.cli.stage_configs import continued_config, move_paths, nearest_reference, stage_config, write_config
 from dpr_lightning.cli.stages import VERIFIER, fit
 from dpr_lightning.data import PromptSet
 from dpr_lightning.errors import InputError
@@ -185,6 +186,9 @@ class SeedRun:
         self._sft = self._dense = None
 
     def _kept(self, name: str) -> Path:
+        """The folder of a checkpoint of the SFT run: by its name, or the one nearest to a fraction of the run."""
+        if re.fullmatch(r"0?\.\d+", name):
+            return nearest_reference(self.policies, float(name))
         folder = self.policies / name
         if not folder.is_dir():
             held = ", ".join(sorted(path.name for path in self.policies.iterdir() if path.is_dir()))

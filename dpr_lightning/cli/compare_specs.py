@@ -34,7 +34,8 @@ class ArmSpec:
             None trains nothing.
         changes: dotted places in the config of that training and their values, such as
             ``model.init_args.credit.discount: 1.0``.
-        policy: without training: ``sft``, or the name of a kept checkpoint such as ``step_0000100``.
+        policy: without training: ``sft``, or a kept checkpoint: its name such as ``step_0000100``, or the nearest to a
+            fraction of the run such as ``'0.25'``.
         temperature: of the samples.
         references: checkpoints that ``optimum``, ``best_of``, ``extrapolate`` and the reward of ``dpr`` take; None: the
             config's.

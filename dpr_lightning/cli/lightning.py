@@ -30,9 +30,10 @@ def _quieten() -> None:
 
 def run_lightning(arguments: Sequence[str]) -> Any:
     """Run one LightningCLI command."""
-    # LightningCLI wants its arguments in sys.argv and warns about any other way.
+    # LightningCLI wants its arguments in sys.argv and warns about any other way. Further ranks on this machine are
+    # started with the same program and arguments.
     _quieten()
-    before, sys.argv = sys.argv, ["dpr", *arguments]
+    before, sys.argv = sys.argv, [sys.argv[0], *arguments]
     try:
         return _cli()
     finally:

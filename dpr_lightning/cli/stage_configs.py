@@ -67,7 +67,10 @@ def stage_config(
             target[key] = value
     data = config["data"]["init_args"]
     if "references" in data:
-        data["references"] = [str(_nearest_reference(Path(path))) for path in data["references"]]
+        # In a run of another length a config's reference may have another name.
+        data["references"] = [
+            path if Path(path).exists() else str(nearest_reference(Path(path).parent)) for path in data["references"]
+        ]
     return write_config(config, folder, Path(packaged).stem)
 
 
@@ -100,13 +103,11 @@ def write_config(config: dict[str, Any], folder: Path, name: str) -> Path:
     return path
 
 
-def _nearest_reference(wanted: Path, fraction: float = 0.25) -> Path:
-    """The reference itself; or, in a run of another length, the one kept nearest to ``fraction`` of the run."""
-    if wanted.exists():
-        return wanted
-    kept: dict[str, float] = json.loads((wanted.parent / "references.json").read_text(encoding="utf-8"))
+def nearest_reference(policies: Path, fraction: float = 0.25) -> Path:
+    """Of the checkpoints that a run kept in ``policies``, its end aside, the one nearest to ``fraction`` of it."""
+    kept: dict[str, float] = json.loads((policies / "references.json").read_text(encoding="utf-8"))
     earlier = {name: place for name, place in kept.items() if place < 1.0}
-    return wanted.parent / min(earlier, key=lambda name: abs(earlier[name] - fraction))
+    return policies / min(earlier, key=lambda name: abs(earlier[name] - fraction))
 
 
 def equal_compute_steps(dpr_config: Path, sft_config: Path) -> int:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Any, Literal, Protocol, cast
 
@@ -40,6 +41,10 @@ class Learner(Protocol):
 
     policy: nn.Module
     needs_action_rewards: bool
+
+    def whole_policy(self) -> AbstractContextManager[nn.Module]:
+        """The policy with all its weights on this rank."""
+        ...
 
     def prepare_rollout(
         self, rollout: RolloutBatch, group_size: int, policy_logprob: Tensor | None = None
@@ -208,6 +213,10 @@ class RewardDataModule(LightningDataModule):
 
     def rollout(self, epoch: int, place: int) -> RolloutBatch:
         """Rollout number ``place`` of an epoch: sampled, scored and with advantages; this rank's share of it."""
+        with self._learner.whole_policy():
+            return self._rollout(epoch, place)
+
+    def _rollout(self, epoch: int, place: int) -> RolloutBatch:
         assert self.trainer is not None
         assert self.prompts is not None
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.prompts))

@@ -1,17 +1,20 @@
 """What both modules share: a policy built in place, one token count a step, an optimizer named in YAML."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from lightning import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerBase
 
+from dpr_lightning.distributed import sum_over_ranks
 from dpr_lightning.errors import InputError
 from dpr_lightning.modules.schedule import ScheduleSpec
-from dpr_lightning.policies import PolicySpec, build_policy
+from dpr_lightning.policies import PolicySpec, build_policy, is_sharded
 
 
 def default_optimizer(parameters: Iterable[Any]) -> torch.optim.Optimizer:
@@ -48,7 +51,7 @@ class PolicyModule(LightningModule):
         self.optimizer_callable = optimizer
         self.schedule = schedule if schedule is not None else ScheduleSpec()
         self.seed = seed
-        self._step_sums: dict[str, Tensor] = {}
+        self._step_sums: Tensor | None = None
 
     def setup(self, stage: str) -> None:
         """Let batches keep their precision, whatever the trainer's is.
@@ -67,6 +70,9 @@ class PolicyModule(LightningModule):
         attach = getattr(getattr(self._trainer, "datamodule", None), "attach_policy", None)
         if attach is not None:
             attach(self.policy, self.policy_spec, self.tokenizer)
+        shard = getattr(getattr(self._trainer, "strategy", None), "shard", None)
+        if shard is not None:
+            shard(self.policy)
 
     def build(self) -> tuple[nn.Module, PreTrainedTokenizerBase]:
         """The model in training, and its tokenizer."""
@@ -74,6 +80,22 @@ class PolicyModule(LightningModule):
 
     def prepare_policy(self) -> None:
         """Change the policy before anything uses it; by default nothing."""
+
+    @contextmanager
+    def whole_policy(self) -> Iterator[nn.Module]:
+        """The policy with all its weights on this rank, to sample from, to ask or to save. All ranks must take part.
+
+        Raises:
+            InputError: a strategy holds the weights in shards and cannot bring them together.
+        """
+        gather = getattr(self.trainer.strategy, "whole_weights", None)
+        if gather is None and is_sharded(self.policy):
+            raise InputError(
+                f"{type(self.trainer.strategy).__name__} holds the policy in shards, and nothing here can bring them "
+                "together. Use dpr_lightning.strategies.Zero3Strategy or Fsdp2Strategy as `trainer.strategy`."
+            )
+        with gather(self.policy) if gather is not None else nullcontext():
+            yield self.policy
 
     def configure_optimizers(self) -> Any:
         """The optimizer over trainable parameters, and its schedule."""
@@ -117,7 +139,7 @@ class PolicyModule(LightningModule):
     def log_step(
         self, sums: Mapping[str, Tensor], tokens: Tensor, loss: Tensor, *, prog_bar: Sequence[str] = ()
     ) -> None:
-        """Log averages per token over all micro-batches of an optimizer step, once it is complete.
+        """Log averages per token over all micro-batches and ranks of an optimizer step, once it is complete.
 
         Micro-batches hold rows of like length, so that the last one alone would speak for the longest rows only.
 
@@ -127,19 +149,26 @@ class PolicyModule(LightningModule):
             loss: this micro-batch's share of the step's loss.
             prog_bar: names that the progress bar shows.
         """
-        share = loss.detach() * self.trainer.world_size
-        for name, value in {**sums, "_tokens": tokens, "loss": share}.items():
-            self._step_sums[name] = self._step_sums.get(name, torch.zeros_like(value)) + value.detach()
+        held = {**sums, "tokens": tokens, "loss": loss}
+        added = torch.stack([value.detach().double() for value in held.values()])
+        self._step_sums = added if self._step_sums is None else self._step_sums + added
         if self.trainer.fit_loop._should_accumulate():
             return
-        total, self._step_sums = self._step_sums, {}
-        count = total.pop("_tokens").clamp_min(1)
-        self.log("train/loss", total.pop("loss"))
-        for name, value in total.items():
+        total, self._step_sums = sum_over_ranks(self._step_sums), None
+        count = total[-2].clamp_min(1)
+        self.log("train/loss", total[-1])
+        for name, value in zip(sums, total, strict=False):
             self.log(f"train/{name}", value / count, prog_bar=name in prog_bar)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the gradient norm before clipping."""
         gradients = [weight.grad.norm() for weight in self.parameters() if weight.grad is not None]
-        if gradients:
-            self.log("train/gradient_norm", torch.stack(gradients).norm())
+        if gradients and not hasattr(self.trainer.strategy, "gradient_norm"):
+            norms = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in gradients]
+            self.log("train/gradient_norm", torch.stack(norms).norm())
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Log the gradient norm where only the strategy knows it, and only after the step."""
+        reported = getattr(self.trainer.strategy, "gradient_norm", None)
+        if reported is not None and not self.trainer.fit_loop._should_accumulate() and (norm := reported()) is not None:
+            self.log("train/gradient_norm", norm)

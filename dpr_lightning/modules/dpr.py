@@ -220,29 +220,31 @@ class DensePathReinforce(PolicyModule):
         self.kl_coefficient = float(checkpoint.get("kl_coefficient", self.kl_coefficient))
 
     def _log_rollout(self) -> None:
-        """Averages over a whole rollout, logged once when it is new."""
+        """Averages over a whole rollout and all ranks, logged once when it is new."""
         rollout = self.last_rollout
         if rollout is None or self.rollout_count == self._logged_rollouts:
             return
         self._logged_rollouts = self.rollout_count
         mask = _action_mask(rollout)
-        sequences = len(mask)
-        reward = masked_sum(rollout.reward, mask) / sequences
-        averages = {
-            "rollout/reward": reward,
-            "rollout/reward_per_token": masked_mean(rollout.reward, mask),
-            "rollout/length": mask.sum() / sequences,
-            "rollout/terminated": rollout.terminated.float().mean(),
+        sums = {
+            "sequences": torch.tensor(len(mask)),
+            "length": mask.sum(),
+            "reward": masked_sum(rollout.reward, mask),
+            "terminated": rollout.terminated.sum(),
         }
         if rollout.outcome is not None:
-            averages["rollout/outcome"] = rollout.outcome.mean()
+            sums["outcome"] = rollout.outcome.sum()
         if self._on_policy:
             # Only samples of π_θ estimate KL(π_θ‖π_SFT), in nats a response.
-            reverse_kl = masked_sum(rollout.behaviour_logprob - rollout.sft_logprob, mask) / sequences
-            averages["rollout/reverse_kl"] = reverse_kl
-            self.log("kl", reverse_kl, prog_bar=True, logger=False)
-        self.log_dict({name: value.to(self.device) for name, value in averages.items()}, sync_dist=True)
-        self.log("reward", reward, prog_bar=True, logger=False)
+            sums["reverse_kl"] = masked_sum(rollout.behaviour_logprob - rollout.sft_logprob, mask)
+        total = sum_over_ranks(torch.stack([value.double().to(self.device) for value in sums.values()]))
+        sequences, tokens, reward = total[0], total[1], total[2]
+        averages = dict(zip(sums, total / sequences, strict=True))
+        del averages["sequences"]
+        self.log_dict({f"rollout/{name}": value for name, value in averages.items()})
+        self.log("rollout/reward_per_token", reward / tokens.clamp_min(1))
+        shown = {"reward": averages["reward"], "kl": averages.get("reverse_kl")}
+        self.log_dict({name: value for name, value in shown.items() if value is not None}, prog_bar=True, logger=False)
 
     def _check_start(self, batch: RolloutBatch, logprob: Tensor, mask: Tensor) -> None:
         """At the first step the policy is π_SFT and the rollout is its own: KL ≈ 0 and ratio ≈ 1.

@@ -14,6 +14,7 @@ from dpr_lightning.policies.forward import (
     state_logits,
 )
 from dpr_lightning.policies.frozen import FrozenPolicies
+from dpr_lightning.policies.sharding import build_sharded, is_sharded, local_part
 from dpr_lightning.policies.spec import LoraSpec, PolicySpec
 from dpr_lightning.policies.tokenizers import load_tokenizer, saved_stop_token_ids, stop_token_ids
 from dpr_lightning.policies.toy import character_tokenizer, create_toy_policy, word_tokenizer
@@ -31,13 +32,16 @@ __all__ = [
     "PolicySpec",
     "action_logits",
     "build_policy",
+    "build_sharded",
     "build_verifier_head",
     "character_tokenizer",
     "create_toy_policy",
     "default_token_budget",
     "disable_dropout",
+    "is_sharded",
     "load_tokenizer",
     "load_verifier_head",
+    "local_part",
     "model_device",
     "packs_rows",
     "parts_by_length",

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from transformers import (
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from dpr_lightning.errors import InputError
+from dpr_lightning.policies.sharding import sharded_construction
 from dpr_lightning.policies.spec import LoraSpec, PolicySpec
 from dpr_lightning.policies.tokenizers import load_tokenizer
 
@@ -46,7 +48,8 @@ def build_policy(
     tokenizer = load_tokenizer(spec.tokenizer_source, in_gguf, spec.trust_remote_code)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model: nn.Module = _load_base(base_spec, tokenizer)
+        with sharded_construction() if trainable else nullcontext():
+            model: nn.Module = _load_base(base_spec, tokenizer)
         _separate_padding(model, tokenizer)
         if adapter is not None:
             _report_other_rank(adapter, spec.lora)

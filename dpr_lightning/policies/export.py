@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.errors import InputError
@@ -25,7 +25,6 @@ def save_policy(
     spec: PolicySpec,
     *,
     merge: bool = False,
-    state_dict: dict[str, Tensor] | None = None,
 ) -> Path:
     """Write ``model`` and ``tokenizer`` to ``folder``: a full model, or the active adapter when ``model`` has one.
 
@@ -35,7 +34,6 @@ def save_policy(
         folder: replaced only once the new one stands.
         spec: the description that ``model`` was built from; kept beside the weights so that an adapter finds its base.
         merge: write an adapter's policy as a full model; ``model`` stays as it is, to the bit.
-        state_dict: these weights instead of the model's own, for averages of weights.
     """
     folder = Path(folder)
     with whole_folder(folder) as unfinished:
@@ -43,14 +41,14 @@ def save_policy(
             _save_merged(model, unfinished)
         elif hasattr(model, "peft_config"):
             selected = [model.active_adapter]
-            model.save_pretrained(unfinished, selected_adapters=selected, state_dict=state_dict)  # type: ignore[operator]
+            model.save_pretrained(unfinished, selected_adapters=selected)  # type: ignore[operator]
             nested = unfinished / str(model.active_adapter)
             if nested.is_dir():
                 for path in nested.iterdir():
                     path.rename(unfinished / path.name)
                 nested.rmdir()
         else:
-            model.save_pretrained(unfinished, state_dict=state_dict)  # type: ignore[operator]
+            model.save_pretrained(unfinished)  # type: ignore[operator]
         (unfinished / "README.md").unlink(missing_ok=True)
         tokenizer.save_pretrained(unfinished)
         if is_adapter(unfinished):

@@ -3,13 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-import pytest
-import torch
 from lightning.pytorch.loggers.logger import DummyLogger
 
 from dpr_lightning.callbacks import HarnessEvaluation
 from dpr_lightning.data import DemonstrationDataModule
-from dpr_lightning.errors import InputError
 from dpr_lightning.modules import SupervisedIRL
 from dpr_lightning.policies import PolicySpec
 from tests.training import quiet_trainer, write_demonstrations
@@ -37,12 +34,3 @@ def test_it_is_asked_at_the_start_every_so_often_and_at_the_end(
     quiet_trainer(tmp_path, max_steps=3, callbacks=[evaluation], logger=logger).fit(module, datamodule=data)
     assert [step for step, metrics in logger.logged if "harness/doubled/acc" in metrics] == [0, 2, 3]
     assert module.policy.training
-
-
-def test_a_rank_that_holds_a_part_of_the_weights_is_not_asked(harness_tasks: str) -> None:
-    weight = torch.nn.Parameter(torch.zeros(0))
-    weight.ds_id = 7
-    module = torch.nn.Module()
-    module.policy = torch.nn.ParameterList([weight])
-    with pytest.raises(InputError, match="dpr harness"):
-        HarnessEvaluation(["doubled"], harness_tasks).measure(None, module)
