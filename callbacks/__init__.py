@@ -4,6 +4,14 @@ from dpr_lightning.callbacks.generation_evaluation import GenerationEvaluation
 from dpr_lightning.callbacks.harness_evaluation import HarnessEvaluation
 from dpr_lightning.callbacks.held_out_reward import HeldOutReward
 from dpr_lightning.callbacks.reference_checkpoints import ReferenceCheckpoints
+from dpr_lightning.callbacks.resumable_checkpoints import ResumableCheckpoints
 from dpr_lightning.callbacks.rollout_samples import RolloutSamples
 
-__all__ = ["GenerationEvaluation", "HarnessEvaluation", "HeldOutReward", "ReferenceCheckpoints", "RolloutSamples"]
+__all__ = [
+    "GenerationEvaluation",
+    "HarnessEvaluation",
+    "HeldOutReward",
+    "ReferenceCheckpoints",
+    "ResumableCheckpoints",
+    "RolloutSamples",
+]

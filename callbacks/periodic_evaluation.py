@@ -28,7 +28,8 @@ class PeriodicEvaluation(Callback, ABC):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the policy as it is before the first step."""
-        self._evaluate(trainer, pl_module)
+        if self._last < 0:
+            self._evaluate(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -41,6 +42,14 @@ class PeriodicEvaluation(Callback, ABC):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the end of the run."""
         self._evaluate(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The step of the last evaluation, which is not made again."""
+        return {"last": self._last}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on after the last evaluation."""
+        self._last = int(state_dict["last"])
 
     def _evaluate(self, trainer: Trainer, module: LightningModule) -> None:
         if trainer.global_step == self._last:

@@ -1,6 +1,7 @@
 """Shows what the policy writes while it learns: samples with their token rewards, and their verifier score."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,12 @@ class RolloutSamples(Callback):
         self.verifier = load_verifier(verifier) if verifier is not None else None
         self._table: Any = None
         self._seen = 0
+        self._bytes = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin the file, or cut off what was written after the checkpoint that the run goes on from."""
+        if trainer.is_global_zero and self._file(trainer).is_file():
+            os.truncate(self._file(trainer), min(self._bytes, self._file(trainer).stat().st_size))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -81,13 +88,25 @@ class RolloutSamples(Callback):
             self._keep(trainer, rows)
 
     def _keep(self, trainer: Trainer, rows: list[dict[str, Any]]) -> None:
-        folder = Path(self.folder or trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "rollout_samples.jsonl").open("a") as handle:
+        path = self._file(trainer)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as handle:
             handle.writelines(json.dumps(row) + "\n" for row in rows)
+            self._bytes = handle.tell()
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 self._log_table(logger, rows, trainer.global_step)
+
+    def _file(self, trainer: Trainer) -> Path:
+        return Path(self.folder or trainer.default_root_dir) / "rollout_samples.jsonl"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Rollouts seen, and the length of the file."""
+        return {"seen": self._seen, "bytes": self._bytes}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on after them."""
+        self._seen, self._bytes = int(state_dict["seen"]), int(state_dict["bytes"])
 
     def _log_table(self, logger: WandbLogger, rows: list[dict[str, Any]], step: int) -> None:
         import wandb

@@ -170,12 +170,13 @@ class SeedRun:
         return write_config(moved, self.folder, f"arm_{name}")
 
     def _stage(self, config: Path, folder: Path, before: str) -> str:
-        """Train unless the very same training is finished; a training that was cut short begins again."""
+        """Train unless the very same training is finished; one that was cut short goes on from its checkpoint."""
         key = _key(before, config.read_text(encoding="utf-8"))
-        done = folder / "done.json"
-        if not done.is_file() or json.loads(done.read_text(encoding="utf-8")) != {"key": key}:
-            if folder.exists():
+        begun, done = folder / "begun.json", folder / "done.json"
+        if _held(done, key) is None:
+            if folder.exists() and _held(begun, key) is None:
                 shutil.rmtree(folder)
+            _write_json(begun, {"key": key})
             self._release()
             fit(config)
             _write_json(done, {"key": key})

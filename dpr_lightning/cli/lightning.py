@@ -9,6 +9,8 @@ from typing import Any
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 
+from dpr_lightning.cli.resume import resume_from
+
 LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
 
 
@@ -17,6 +19,12 @@ class DprCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Leave hyper-parameters alone: what the command line says wins over what a checkpoint remembers."""
+
+    def before_fit(self) -> None:
+        """Find the checkpoint to go on from."""
+        config = self.config_init["fit"]
+        # Lightning would say in many lines that it decides for itself whether a checkpoint is unpickled.
+        config["ckpt_path"] = resume_from(self.trainer, config.get("ckpt_path"), self.config["fit"].as_dict())
 
 
 def _quieten() -> None:

@@ -150,12 +150,11 @@ def continued_config(folder: Path, seed: int, sft_config: Path, sft: Path, steps
     config["data"]["init_args"]["seed"] = seed + 1
     trainer = config["trainer"]
     trainer |= {"max_steps": steps, "val_check_interval": None, "limit_val_batches": 0}
-    kept = [entry for entry in trainer["callbacks"] if entry["class_path"].endswith("ReferenceCheckpoints")]
+    kept = [entry for entry in trainer["callbacks"] if entry["class_path"].endswith("Checkpoints")]
     for callback in kept:
-        callback["init_args"]["fractions"] = []
+        if "fractions" in callback["init_args"]:
+            callback["init_args"]["fractions"] = []
     trainer["callbacks"] = kept
-    # Without its callback Lightning would write checkpoints of its own, at the end of each epoch.
-    trainer["enable_checkpointing"] = False
     for logger in trainer["logger"]:
         if logger["class_path"].endswith("WandbLogger"):
             logger["init_args"]["name"] += "-continued"

@@ -47,6 +47,8 @@ class RolloutLoader:
         self.epoch = -1
         self.next_rollout = 0
         self._resuming = False
+        self.resumable = True
+        """Whether a checkpoint may be written: no, while steps of the present rollout are to come."""
 
     def __len__(self) -> int:
         """Micro-batches in an epoch."""
@@ -68,7 +70,8 @@ class RolloutLoader:
             self.next_rollout += 1
             num_tokens = self.sum_over_ranks(rollout.mask.sum().float()).clamp_min(1.0)
             rollout = rollout._replace(num_tokens=num_tokens)
-            for _ in range(self.refresh_every):
+            for use in range(1, self.refresh_every + 1):
+                self.resumable = use == self.refresh_every
                 for rows in split_by_length(rollout.mask, self.accumulate):
                     yield self.source.with_action_rewards(take_rows(rollout, rows))
             # Not kept while the next one is made: with the rewards of every token it can be gigabytes.
@@ -77,7 +80,7 @@ class RolloutLoader:
     def state_dict(self) -> dict[str, Any]:
         """Position, for a run that goes on at the next rollout.
 
-        A rollout in use is not kept: when it serves several steps, a checkpoint between them goes on with the next one.
+        A rollout in use is not kept: where it serves several steps, checkpoints wait until it is ``resumable`` again.
         """
         return {"epoch": self.epoch, "next_rollout": self.next_rollout}
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from lightning import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
@@ -100,8 +101,27 @@ class PolicyModule(LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimizer over trainable parameters, and its schedule."""
         optimizer = self.optimizer_callable([weight for weight in self.parameters() if weight.requires_grad])
+        self._optimizer_options = [
+            {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
+        ]
         scheduler = self.schedule.build(optimizer, self.trainer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """What the command line says of the optimizer wins over what a checkpoint remembers."""
+        for asked, group in zip(self._optimizer_options, self.trainer.optimizers[0].param_groups, strict=True):
+            group |= {name: value for name, value in asked.items() if name != "lr"}
+            before = group.get("initial_lr", asked["lr"])
+            if before != asked["lr"]:
+                group["lr"] *= asked["lr"] / before
+                group["initial_lr"] = asked["lr"]
+        for config in self.trainer.lr_scheduler_configs:
+            config.scheduler.base_lrs = [asked["lr"] for asked in self._optimizer_options]
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Draw dropout from a stream that the step names, so that a resumed run draws the same."""
+        place = (self.seed, self.trainer.global_step, batch_idx, self.trainer.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
 
     def refuse_other_start(self, difference: float, frozen: str, option: str) -> None:
         """At the first step the policy is the frozen one it is measured against.

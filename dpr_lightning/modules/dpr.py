@@ -212,12 +212,14 @@ class DensePathReinforce(PolicyModule):
         self.kl_coefficient *= math.exp(error / self.kl.horizon)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """An adaptive β is part of a checkpoint."""
+        """An adaptive β and the number of rollouts are part of a checkpoint."""
         checkpoint["kl_coefficient"] = self.kl_coefficient
+        checkpoint["rollouts"] = self.rollout_count
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the β of the interrupted run."""
         self.kl_coefficient = float(checkpoint.get("kl_coefficient", self.kl_coefficient))
+        self.rollout_count = self._logged_rollouts = int(checkpoint.get("rollouts", 0))
 
     def _log_rollout(self) -> None:
         """Averages over a whole rollout and all ranks, logged once when it is new."""

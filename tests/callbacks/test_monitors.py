@@ -1,5 +1,6 @@
 """What is watched during training: answers, samples with token rewards, the reward of held-out demonstrations."""
 
+import csv
 import json
 from functools import partial
 from pathlib import Path
@@ -165,17 +166,18 @@ def test_held_out_demonstrations(
     accumulate: int, learn: Any, tiny_policy_folder: Path, reference: str, tmp_path: Path
 ) -> None:
     rows = write_demonstrations(tmp_path / "held_out.jsonl", 5)
-    logger = CSVLogger(tmp_path)
-    metrics = Metrics()
-    callbacks = [HeldOutReward(every_n_steps=2, limit=4), metrics]
+    logger = CSVLogger(tmp_path, "", "")
+    callbacks = [HeldOutReward(every_n_steps=2, limit=4)]
     module = learn(
         callbacks,
         {"held_out": rows, "reward": RewardSpec("log_ratio")},
         logger=logger,
         accumulate_grad_batches=accumulate,
     )
-    assert "held_out/nll" not in metrics.steps[0]
-    found = metrics.steps[1]
+    with (tmp_path / "metrics.csv").open() as table:
+        rows_at = {row["step"]: row for row in csv.DictReader(table) if row.get("held_out/nll")}
+    assert sorted(rows_at) == ["0", "2", "3"]  # the beginning, every other step, the end
+    found = {name: float(value) for name, value in rows_at["2"].items() if name.startswith("held_out")}
     policy, tokenizer = build_policy(PolicySpec(source=str(tiny_policy_folder)))
     weak, _ = build_policy(PolicySpec(source=reference))
     reward, nll, tokens = 0.0, 0.0, 0
@@ -197,7 +199,7 @@ def test_held_out_demonstrations(
     assert found["held_out/nll"] != pytest.approx(nll / tokens, rel=1e-6)
 
 
-def test_nothing_held_out_is_nothing_to_watch(learn: Any) -> None:
-    metrics = Metrics()
-    learn([HeldOutReward(every_n_steps=1), metrics])
-    assert not any(name.startswith("held_out") for name in metrics.steps[-1])
+def test_nothing_held_out_is_nothing_to_watch(learn: Any, tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path, "", "")
+    learn([HeldOutReward(every_n_steps=1)], logger=logger)
+    assert "held_out" not in (tmp_path / "metrics.csv").read_text()

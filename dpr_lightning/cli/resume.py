@@ -1,0 +1,129 @@
+"""``dpr fit`` goes on where the same command was interrupted, and refuses to go on as something else."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning import Trainer
+
+from dpr_lightning.callbacks import ResumableCheckpoints
+from dpr_lightning.callbacks.checkpoint_store import STATE, CheckpointStore
+from dpr_lightning.errors import InputError
+from dpr_lightning.rewards.cache import content_hash
+
+log = logging.getLogger(__name__)
+ANEW, LAST = "none", "last"
+# What may change between an interruption and the run that goes on: how steps are taken, not what is learned from.
+CHANGEABLE = {"optimizer", "schedule", "cache_dir", "token_budget", "gradient_checkpointing", "check_start"}
+STEP = ("accumulate_grad_batches", "gradient_clip_val", "precision")
+"""What of the trainer makes a step what it is."""
+WHOLE = 1 << 30
+"""Bytes up to which a file's content tells whether it is the same; above that, its size."""
+
+
+def resume_from(trainer: Trainer, asked: str | None, config: Mapping[str, Any]) -> str | None:
+    """The checkpoint that a run goes on from; None where it begins.
+
+    Args:
+        trainer: with its callbacks.
+        asked: ``--ckpt_path``: None finds the newest whole one, ``last`` demands one, ``none`` begins anew and puts
+            the old ones aside, anything else is a path.
+        config: of the command, resolved.
+
+    Raises:
+        InputError: there is none although one was demanded; or it is of another model, other data or another seed.
+    """
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    kept = next((held for held in callbacks if isinstance(held, ResumableCheckpoints)), None)
+    if kept is None:
+        if asked in (ANEW, LAST):
+            raise InputError(f"`--ckpt_path {asked}` needs the callback ResumableCheckpoints, which this config lacks.")
+        return asked
+    kept.identity = identity(config)
+    if asked == ANEW:
+        _put_aside(kept.store.folder)
+        return None
+    store, step = kept.store, None
+    if asked not in (None, LAST):
+        folder = Path(str(asked))
+        if not (folder / STATE).exists():
+            return asked
+        store, step = CheckpointStore(folder.parent), int(folder.name.removeprefix("step_"))
+        if (fault := store.fault(step)) is not None:
+            raise InputError(f"The checkpoint {folder} is damaged: {fault}. Leave `--ckpt_path` out to take another.")
+    else:
+        step = store.newest()
+        if step is None:
+            if asked == LAST:
+                raise InputError(f"There is no whole checkpoint in {store.folder} to go on from.")
+            return None
+    _refuse_another_run(store, step, kept.identity, trainer)
+    log.warning("Going on after step %d, from %s. `--ckpt_path none` begins anew.", step, store.folder)
+    return str(store.state(step))
+
+
+def identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes a run this run and not another: model, data and seed, with the content of the files they name."""
+    trainer = config.get("trainer") or {}
+    held = {name: config.get(name) for name in ("seed_everything", "model", "data")}
+    held["trainer"] = {
+        name: trainer.get(name) for name in ("accumulate_grad_batches", "gradient_clip_val", "precision")
+    }
+    flat: dict[str, Any] = {}
+    _flatten("", held, flat)
+    return flat
+
+
+def _flatten(place: str, value: Any, flat: dict[str, Any]) -> None:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if key not in CHANGEABLE:
+                _flatten(f"{place}.{key}" if place else str(key), inner, flat)
+    elif isinstance(value, (list, tuple)):
+        for number, inner in enumerate(value):
+            _flatten(f"{place}[{number}]", inner, flat)
+    else:
+        flat[place] = _content(value)
+
+
+def _content(value: Any) -> Any:
+    """A plain value; of a path, what is there, so that a file that has changed is noticed and one that moved is not."""
+    if not isinstance(value, (str, Path)):
+        return value if isinstance(value, (int, float, type(None))) else str(value)
+    path = Path(value)
+    if path.is_file():
+        return f"file {content_hash(path)[:16]}" if path.stat().st_size <= WHOLE else f"file of {path.stat().st_size}"
+    if path.is_dir():
+        parts = sorted(part for part in path.rglob("*") if part.is_file())
+        return "folder " + ", ".join(f"{part.name}:{_content(part)}" for part in parts)
+    return str(value)
+
+
+def _refuse_another_run(store: CheckpointStore, step: int, own: Mapping[str, Any], trainer: Trainer) -> None:
+    manifest = store.manifest(step)
+    held = manifest.get("identity") or {}
+    names = [name for name in dict.fromkeys((*held, *own)) if held.get(name) != own.get(name)] if held else []
+    lines = [f"  {name}: {_short(held.get(name))} then, {_short(own.get(name))} now" for name in names]
+    if store.state(step).is_dir() and manifest.get("ranks") != trainer.world_size:
+        lines.append(f"  ranks: {manifest.get('ranks')} then, {trainer.world_size} now, and its state is in shards")
+    if lines:
+        raise InputError(
+            f"The checkpoints in {store.folder} are of another run:\n" + "\n".join(lines) + "\nSet these as they were; "
+            "or begin anew with `--ckpt_path none`; or name another folder for ResumableCheckpoints."
+        )
+
+
+def _put_aside(folder: Path) -> None:
+    if not folder.exists():
+        return
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.before_{number}")).exists():
+        number += 1
+    folder.rename(aside)
+    log.warning("The checkpoints of the run before are in %s now.", aside)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
