@@ -1,8 +1,11 @@
 """Checkpoints that a run which was killed goes on from, to the bit."""
 
+import logging
 import shutil
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +18,7 @@ from dpr_lightning.callbacks.checkpoint_store import STATE, CheckpointStore
 from dpr_lightning.distributed import max_over_ranks
 from dpr_lightning.errors import InputError
 
+log = logging.getLogger(__name__)
 REQUEUE = 75
 """Exit code of a run that was asked to stop and can go on: EX_TEMPFAIL, "try again"."""
 
@@ -57,6 +61,7 @@ class ResumableCheckpoints(Checkpoint):
         self._stop = False
         self._logged_steps: int | None = None
         self._saved_logged_steps = 0
+        self._began = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen to a scheduler that wants the machine back, and be asked when a step is over and done."""
@@ -80,18 +85,24 @@ class ResumableCheckpoints(Checkpoint):
         signal.signal(signal.SIGTERM, asked)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the log of metrics back what it held when the checkpoint was written."""
-        resumed = trainer.ckpt_path
-        if resumed is None or not trainer.is_global_zero:
+        """Count epochs and give the log of metrics back what it held when the checkpoint was written."""
+        self._began = True
+        if trainer.ckpt_path is None:
             return
+        epochs = trainer.fit_loop.epoch_progress
+        total: Any = epochs.total
+        if total.processed == total.started:
+            # Lightning closes the epoch that ended with the checkpoint and forgets to open the next.
+            epochs.increment_ready()
+            epochs.increment_started()
+        if trainer.is_global_zero:
+            self._restore_tables(trainer, Path(trainer.ckpt_path).parent)
+
+    def _restore_tables(self, trainer: Trainer, checkpoint: Path) -> None:
         for place, logger in enumerate(_tables(trainer)):
-            kept = Path(resumed).parent / _table(place)
-            if not kept.is_file():
-                continue
-            writer = logger.experiment
-            shutil.copyfile(kept, writer.metrics_file_path)
-            with kept.open(encoding="utf-8") as lines:
-                writer.metrics_keys = lines.readline().rstrip("\r\n").split(",")
+            kept = checkpoint / _table(place)
+            if kept.is_file():
+                _write_table(logger, kept.read_bytes())
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Number logged steps as the interrupted run did: Lightning counts one twice where validation was due."""
@@ -102,6 +113,9 @@ class ResumableCheckpoints(Checkpoint):
     def _after_batch(self, trainer: Trainer) -> None:
         """Save what is due; save and stop when a scheduler asks."""
         if trainer.fit_loop._should_accumulate():
+            return
+        if _is_last_step(trainer):
+            # What is written at the end has to be there before a checkpoint says that the end was reached.
             return
         self._overdue |= trainer.global_step % self.every_n_steps == 0
         if not getattr(trainer.train_dataloader, "resumable", True):
@@ -118,6 +132,15 @@ class ResumableCheckpoints(Checkpoint):
         """Save the end, so that the same command once more does nothing."""
         self._save(trainer)
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave a finished run, of which nothing was left to do, with the log that it had."""
+        if stage != "fit" or self._began or trainer.ckpt_path is None or not trainer.is_global_zero:
+            return
+        log.warning("This run is finished: nothing was left to do. `--ckpt_path none` begins anew.")
+        self._restore_tables(trainer, Path(trainer.ckpt_path).parent)
+        # The run may have been killed between its last checkpoint and this.
+        self._prune()
+
     def _save(self, trainer: Trainer) -> None:
         self._overdue = False
         step = trainer.global_step
@@ -131,7 +154,8 @@ class ResumableCheckpoints(Checkpoint):
             if trainer.is_global_zero:
                 self.store.begin(step)
             trainer.strategy.barrier("checkpoint begins")
-            trainer.save_checkpoint(self.store.unfinished(step) / STATE)
+            with _as_at_the_end_of_a_batch(trainer):
+                trainer.save_checkpoint(self.store.unfinished(step) / STATE)
             if trainer.is_global_zero:
                 self._seal(trainer, step, started)
         except (OSError, RuntimeError) as error:
@@ -150,6 +174,9 @@ class ResumableCheckpoints(Checkpoint):
                 shutil.copyfile(written, self.store.unfinished(step) / _table(place))
         about = {"identity": self.identity, "ranks": trainer.world_size, "seconds": time.monotonic() - started}
         self.store.finish(step, about)
+        self._prune()
+
+    def _prune(self) -> None:
         stay = set(self.store.steps()[: self.retained])
         if self._best:
             pick = min if self.mode == "min" else max
@@ -166,8 +193,39 @@ class ResumableCheckpoints(Checkpoint):
         self._best = {int(step): float(value) for step, value in state_dict["best"].items()}
 
 
+@contextmanager
+def _as_at_the_end_of_a_batch(trainer: Trainer) -> Iterator[None]:
+    """Within, the loop's progress is what it is in ``on_train_batch_end``, the place that Lightning goes on from well.
+
+    From the place where a batch is wholly done it would train on one more batch of an epoch that is over.
+    """
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    progress.total.completed -= 1
+    progress.current.completed -= 1
+    yield
+    progress.total.completed += 1
+    progress.current.completed += 1
+
+
+def _is_last_step(trainer: Trainer) -> bool:
+    if trainer.global_step == trainer.max_steps:
+        return True
+    epochs = trainer.max_epochs
+    if epochs is None or epochs < 0 or trainer.current_epoch + 1 < epochs:
+        return False
+    return trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+
+
 def _tables(trainer: Trainer) -> list[CSVLogger]:
     return [logger for logger in trainer.loggers if isinstance(logger, CSVLogger)]
+
+
+def _write_table(logger: CSVLogger, content: bytes) -> None:
+    """Have a logger go on with a table as if it had written it."""
+    writer = logger.experiment
+    writer.metrics.clear()
+    writer.metrics_keys = content.split(b"\n", 1)[0].decode().strip().split(",")
+    Path(writer.metrics_file_path).write_bytes(content)
 
 
 def _table(place: int) -> str:

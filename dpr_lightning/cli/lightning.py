@@ -8,7 +8,9 @@ from typing import Any
 
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from dpr_lightning.callbacks.resumable_checkpoints import REQUEUE
 from dpr_lightning.cli.resume import resume_from
 
 LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
@@ -44,6 +46,9 @@ def run_lightning(arguments: Sequence[str]) -> Any:
     before, sys.argv = sys.argv, [sys.argv[0], *arguments]
     try:
         return _cli()
+    except SIGTERMException:
+        # The scheduler asked before training began: as much to go on from as there was.
+        raise SystemExit(REQUEUE) from None
     finally:
         sys.argv = before
 

@@ -1,0 +1,188 @@
+"""A run that was killed goes on, by the same command, to what it would have become."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dpr_lightning.callbacks import checkpoint_store
+from dpr_lightning.callbacks.checkpoint_store import CheckpointStore
+from dpr_lightning.callbacks.resumable_checkpoints import REQUEUE
+from dpr_lightning.cli.main import main
+from tests.reliability.runs import differences, write_configs, write_inputs
+from tests.strategies.launch import run_ranks, start_ranks
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inputs")
+    write_inputs(folder)
+    return folder
+
+
+def test_chaos(tmp_path: Path) -> None:
+    """Twenty deaths at random moments, and in the middle of checkpoints, rollouts, policies and caches."""
+    command = [sys.executable, "-m", "tests.reliability.chaos", "--kills", "20", "--folder", str(tmp_path / "chaos")]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
+    assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-4000:]
+    summary = json.loads(ended.stdout[ended.stdout.index("{") :])
+    assert summary["kills"] == 20
+    assert summary["identical"] == summary["runs"] > 1
+
+
+def test_a_damaged_checkpoint_is_passed_over(inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = write_configs(inputs, tmp_path / "run")["dpr"]
+    assert main(["fit", "--config", str(config), "--trainer.max_steps", "9"]) == 0
+    store = CheckpointStore(tmp_path / "run" / "dpr" / "checkpoints")
+    assert store.steps() == [9, 6]
+    state = store.state(9)
+    whole = state.read_bytes()
+    for damage, says in ((whole[:-7], "bytes instead of"), (whole[:900] + b"\x00" + whole[901:], "checksum")):
+        state.write_bytes(damage)
+        assert store.newest() == 6
+        assert says in caplog.text
+        caplog.clear()
+    (store.folder / "step_0000009" / "manifest.json").write_text('{"step": 9,')
+    (store.folder / "step_0000006" / "state.ckpt").unlink()
+    assert store.newest() is None
+
+
+def test_what_a_run_is_cannot_change_by_the_way(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_configs(inputs, tmp_path / "run")["sft"]
+    fit = ["fit", "--config", str(config), "--trainer.max_steps"]
+    assert main([*fit, "4"]) == 0
+    other = tmp_path / "other.jsonl"
+    other.write_text((inputs / "rows.jsonl").read_text().replace("Answer", "Reply"))
+    for options, says in (
+        (["--seed_everything", "7"], "seed_everything: 0 then, 7 now"),
+        (["--data.train", str(other)], "data.init_args.train: 'file "),
+        (["--data.batch_size", "2"], "data.init_args.batch_size: 3 then, 2 now"),
+        (["--model.policy.source", str(inputs / "reference")], "model.init_args.policy.source: 'folder "),
+        (["--trainer.accumulate_grad_batches", "1"], "trainer.accumulate_grad_batches: 2 then, 1 now"),
+    ):
+        assert main([*fit, "8", *options]) == 2
+        said = capsys.readouterr().err
+        assert says in said
+        assert "--ckpt_path none" in said
+        assert "Traceback" not in said
+    # The same file somewhere else is the same file.
+    same = tmp_path / "moved" / "rows.jsonl"
+    same.parent.mkdir()
+    same.write_bytes((inputs / "rows.jsonl").read_bytes())
+    assert main([*fit, "6", "--data.train", str(same)]) == 0
+
+
+def test_a_finished_run_can_be_made_longer(inputs: Path, tmp_path: Path) -> None:
+    schedule = ["--model.schedule.kind", "constant", "--model.schedule.warmup_fraction", "0"]
+    found = []
+    for name, lengths in (("once", [19]), ("thrice", [4, 14, 19])):
+        config = write_configs(inputs, tmp_path / name)["sft"]
+        for steps in lengths:
+            assert main(["fit", "--config", str(config), "--trainer.max_steps", str(steps), *schedule]) == 0
+        state = CheckpointStore(tmp_path / name / "sft" / "checkpoints").state(19)
+        found.append(torch.load(state, weights_only=True)["state_dict"])
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_the_command_line_wins_over_the_checkpoint(inputs: Path, tmp_path: Path) -> None:
+    config = write_configs(inputs, tmp_path / "run")["sft"]
+    fit = ["fit", "--config", str(config), "--trainer.max_steps"]
+    schedule = ["--model.schedule.kind", "constant", "--model.schedule.warmup_fraction", "0"]
+    assert main([*fit, "4", *schedule]) == 0
+    assert main([*fit, "8", *schedule, "--model.optimizer.lr", "0.25", "--model.optimizer.weight_decay", "0.5"]) == 0
+    store = CheckpointStore(tmp_path / "run" / "sft" / "checkpoints")
+    held = torch.load(store.state(8), weights_only=True)
+    group = held["optimizer_states"][0]["param_groups"][0]
+    assert (group["lr"], group["initial_lr"], group["weight_decay"]) == (0.25, 0.25, 0.5)
+
+
+def test_anew_puts_the_old_checkpoints_aside(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    config = write_configs(inputs, tmp_path / "run")["sft"]
+    fit = ["fit", "--config", str(config), "--trainer.max_steps", "4"]
+    assert main([*fit, "--ckpt_path", "last"]) == 2
+    assert "no whole checkpoint" in capsys.readouterr().err
+    assert main(fit) == 0
+    metrics = (tmp_path / "run" / "sft" / "metrics.csv").read_bytes()
+    # Once more, there is nothing to do, and what the run left stays as it is.
+    assert main(fit) == 0
+    assert "nothing was left to do" in caplog.text
+    assert (tmp_path / "run" / "sft" / "metrics.csv").read_bytes() == metrics
+    assert main([*fit, "--ckpt_path", "none", "--seed_everything", "3"]) == 0
+    assert (tmp_path / "run" / "sft" / "checkpoints.before_1" / "step_0000004").is_dir()
+    assert CheckpointStore(tmp_path / "run" / "sft" / "checkpoints").manifest(4)["identity"]["seed_everything"] == 3
+
+
+def test_a_full_disk_leaves_the_checkpoints_before(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_configs(inputs, tmp_path / "run")["sft"]
+    assert main(["fit", "--config", str(config), "--trainer.max_steps", "4"]) == 0
+
+    def full(path: Path) -> Any:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(checkpoint_store, "_describe", full)
+    monkeypatch.setattr(checkpoint_store.CheckpointStore, "fault", lambda *_: None)
+    assert main(["fit", "--config", str(config), "--trainer.max_steps", "8"]) == 2
+    said = capsys.readouterr().err
+    assert "step 8" in said
+    assert "No space left" in said
+    assert CheckpointStore(tmp_path / "run" / "sft" / "checkpoints").steps() == [4]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "Zero2Strategy", "Zero3Strategy", "Fsdp2Strategy"])
+@pytest.mark.parametrize("stage", ["sft", "dpr"])
+def test_two_ranks_go_on_to_the_bit(strategy: str, stage: str, inputs: Path, tmp_path: Path) -> None:
+    """All ranks are killed, then one alone, then all are asked to stop."""
+    named: Any = "ddp" if strategy == "ddp" else {"class_path": f"dpr_lightning.strategies.{strategy}"}
+    if strategy == "Zero3Strategy":
+        named["init_args"] = {"persistence_threshold": 0, "bucket_size": 5000}
+    run = tmp_path / "run"
+
+    def command() -> list[str]:
+        config = write_configs(inputs, run, devices=2, strategy=named)[stage]
+        return ["dpr_lightning.cli.main", "fit", "--config", str(config)]
+
+    run_ranks(command(), 2, tmp_path / "logs")
+    run.rename(tmp_path / "clean")
+    store = CheckpointStore(run / stage / "checkpoints")
+    for at, victims, how in ((4, (0, 1), signal.SIGKILL), (8, (1,), signal.SIGKILL), (14, (0, 1), signal.SIGTERM)):
+        processes = start_ranks(command(), 2, tmp_path / "logs")
+        wait_until(lambda at=at: max(store.steps(), default=0) >= at, processes)  # type: ignore[misc]
+        for rank in victims:
+            processes[rank].send_signal(how)
+        codes = [process.wait(60) for process in processes] if how == signal.SIGTERM else finish(processes)
+        assert how == signal.SIGKILL or codes == [REQUEUE, REQUEUE]
+    run_ranks(command(), 2, tmp_path / "logs")
+    assert not differences(tmp_path / "clean" / stage, run / stage)
+
+
+def wait_until(reached: Callable[[], bool], processes: "list[subprocess.Popen[bytes]]") -> None:
+    deadline = time.monotonic() + 120
+    while not reached():
+        assert time.monotonic() < deadline
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.02)
+
+
+def finish(processes: "list[subprocess.Popen[bytes]]") -> list[int]:
+    """Wait for ranks whose partner died; those that hang are ended as a launcher would."""
+    for process in processes:
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.kill(process.pid, signal.SIGKILL)
+    return [process.wait() for process in processes]

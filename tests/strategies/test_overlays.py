@@ -1,0 +1,56 @@
+"""The overlays of configs/strategy/ on a real command, which starts its second rank by itself."""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from transformers import AutoModelForCausalLM
+
+from dpr_lightning.cli.main import main
+from dpr_lightning.errors import InputError
+from dpr_lightning.strategies import Zero2Strategy, Zero3Strategy
+from tests.strategies.launch import ROOT
+
+TOY = "toy --output runs/toy --demonstrations 40 --prompts 64 --development 8 --test 8 --hidden_size 32 --layers 2"
+
+
+@pytest.mark.parametrize("overlay", ["zero2", pytest.param("zero3", marks=pytest.mark.slow)])
+def test_a_command_with_an_overlay(overlay: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    assert main(shlex.split(TOY)) == 0
+    command = f"fit --config configs/toy/sft.yaml --config configs/strategy/{overlay}.yaml --trainer.devices 2"
+    ended = subprocess.run(
+        [sys.executable, "-m", "dpr_lightning.cli.main", *shlex.split(command), "--trainer.max_steps", "4"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    policies = tmp_path / "runs" / "toy" / "sft" / "policies"
+    whole = AutoModelForCausalLM.from_pretrained(policies / "final")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "runs" / "toy" / "base")
+    trained, before = dict(whole.named_parameters()), dict(base.named_parameters())
+    assert trained.keys() == before.keys()
+    assert all(trained[name].shape == before[name].shape for name in before)
+    assert any((trained[name] != before[name]).any() for name in before)
+    assert (policies / "step_0000001" / "model.safetensors").is_file()
+
+
+def test_overlays_name_our_strategies() -> None:
+    for path in (ROOT / "configs" / "strategy").glob("*.yaml"):
+        named = yaml.safe_load(path.read_text())["trainer"]["strategy"]
+        assert named == "ddp" or named["class_path"].startswith("dpr_lightning.strategies.")
+
+
+def test_contradictions_are_refused() -> None:
+    with pytest.raises(InputError, match="Zero3Strategy"):
+        Zero2Strategy(offload="everything")
+    with pytest.raises(InputError, match="offload"):
+        Zero3Strategy(nvme_path="/disk")
