@@ -19,7 +19,7 @@ SMOLLM2_STAMP := $(VENV)/.installed-smollm2-$(HASH)
 TYPES := .cache/types
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev quickstart quickstart-smollm2 test test-slow checks check-format check-lint format types lock clean
+.PHONY: help install install-dev quickstart quickstart-smollm2 test test-slow chaos checks check-format check-lint format types lock clean
 
 help: ## list the commands
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 22
@@ -36,6 +36,9 @@ test: $(DEV_STAMP) ## every test that needs neither a GPU nor patience
 
 test-slow: $(DEV_STAMP) ## the tests that take minutes
 	$(BIN)/python -m pytest -q -m "slow and not gpu" $(PYTEST_ARGS)
+
+chaos: $(DEV_STAMP) ## a hundred deaths of a run, each followed by the same command, then a comparison to the bit: minutes
+	rm -rf .cache/chaos && $(BIN)/python -m tests.reliability.chaos --kills $${KILLS:-100} --folder .cache/chaos
 
 checks: check-format check-lint types ## formatting, lint and types; `make -k checks` goes on after a failure
 

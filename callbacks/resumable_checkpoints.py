@@ -3,6 +3,7 @@
 import logging
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import Any, Literal
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from dpr_lightning.callbacks.checkpoint_store import STATE, CheckpointStore
 from dpr_lightning.distributed import max_over_ranks
@@ -64,7 +65,7 @@ class ResumableCheckpoints(Checkpoint):
         self._began = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen to a scheduler that wants the machine back, and be asked when a step is over and done."""
+        """Be asked when a step is over and done."""
         # Every hook of Lightning comes before the step's metrics are logged and its validation is run.
         loop = trainer.fit_loop.epoch_loop
         inner = loop.on_advance_end
@@ -74,19 +75,11 @@ class ResumableCheckpoints(Checkpoint):
             self._after_batch(trainer)
 
         loop.on_advance_end = on_advance_end  # type: ignore[method-assign]
-        launcher = trainer.strategy.launcher
-
-        def asked(*_: Any) -> None:
-            if not self._stop and launcher is not None:
-                # Ranks that this process has started may not have been told.
-                launcher.kill(signal.SIGTERM)
-            self._stop = True
-
-        signal.signal(signal.SIGTERM, asked)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count epochs and give the log of metrics back what it held when the checkpoint was written."""
+        """Listen to a scheduler that wants the machine back; count epochs and have the log of metrics as it was."""
         self._began = True
+        self._listen(trainer)
         if trainer.ckpt_path is None:
             return
         epochs = trainer.fit_loop.epoch_progress
@@ -97,6 +90,19 @@ class ResumableCheckpoints(Checkpoint):
             epochs.increment_started()
         if trainer.is_global_zero:
             self._restore_tables(trainer, Path(trainer.ckpt_path).parent)
+
+    def _listen(self, trainer: Trainer) -> None:
+        """Instead of Lightning's handler, which talks to other ranks from wherever the signal finds it."""
+        launcher = trainer.strategy.launcher
+
+        def asked(*_: Any) -> None:
+            if not self._stop and launcher is not None:
+                # Ranks that this process has started may not have been told.
+                launcher.kill(signal.SIGTERM)
+            self._stop = True
+
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, asked)
 
     def _restore_tables(self, trainer: Trainer, checkpoint: Path) -> None:
         for place, logger in enumerate(_tables(trainer)):
@@ -125,8 +131,10 @@ class ResumableCheckpoints(Checkpoint):
             self._save(trainer)
         if stop:
             trainer.strategy.barrier("stop")
-            started_here = isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher) and trainer.local_rank > 0
-            raise SystemExit(0 if started_here else REQUEUE)
+            # Lightning's launcher takes another code than 0 from a rank that it started for a crash.
+            environment = getattr(trainer.strategy, "cluster_environment", None)
+            child = isinstance(environment, LightningEnvironment) and trainer.local_rank > 0
+            raise SystemExit(0 if child else REQUEUE)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the end, so that the same command once more does nothing."""

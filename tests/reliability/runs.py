@@ -1,11 +1,14 @@
 """Two short trainings with everything that a run leaves behind, and a comparison of what two runs left."""
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from lightning import Callback, Trainer
 
 from tests.tiny import write_tiny_policy
 from tests.training import write_weaker_policy
@@ -130,6 +133,18 @@ def write_configs(inputs: Path, output: Path, **trainer: Any) -> dict[str, Path]
 def callback(name: str, **options: Any) -> dict[str, Any]:
     """An entry of a config."""
     return {"class_path": f"dpr_lightning.callbacks.{name}", "init_args": options}
+
+
+class Preemption(Callback):
+    """Sends this process the signal of a scheduler that wants the machine back."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """In the middle of a step's micro-batches, and once."""
+        if trainer.global_step == self.at and trainer.fit_loop._should_accumulate():
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def differences(clean: Path, other: Path) -> list[str]:

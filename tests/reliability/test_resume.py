@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from dpr_lightning.callbacks import checkpoint_store
 from dpr_lightning.callbacks.checkpoint_store import CheckpointStore
@@ -36,6 +37,21 @@ def test_chaos(tmp_path: Path) -> None:
     summary = json.loads(ended.stdout[ended.stdout.index("{") :])
     assert summary["kills"] == 20
     assert summary["identical"] == summary["runs"] > 1
+
+
+@pytest.mark.parametrize(("stage", "asked", "saved"), [("sft", 5, 6), ("dpr", 7, 9)])
+def test_a_scheduler_gets_the_machine_back(stage: str, asked: int, saved: int, inputs: Path, tmp_path: Path) -> None:
+    """SFT ends the step that it is in; DPR the rollout, whose three steps a checkpoint does not part."""
+    config = write_configs(inputs, tmp_path / "run")[stage]
+    interrupted = config.with_name("interrupted.yaml")
+    held = yaml.safe_load(config.read_text())
+    preemption = {"class_path": "tests.reliability.runs.Preemption", "init_args": {"at": asked}}
+    held["trainer"]["callbacks"].append(preemption)
+    interrupted.write_text(yaml.safe_dump(held))
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", "--config", str(interrupted)])
+    assert ended.value.code == REQUEUE == 75
+    assert CheckpointStore(tmp_path / "run" / stage / "checkpoints").steps()[0] == saved
 
 
 def test_a_damaged_checkpoint_is_passed_over(inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
