@@ -180,7 +180,12 @@ class ResumableCheckpoints(Checkpoint):
             written = Path(logger.experiment.metrics_file_path)
             if written.is_file():
                 shutil.copyfile(written, self.store.unfinished(step) / _table(place))
-        about = {"identity": self.identity, "ranks": trainer.world_size, "seconds": time.monotonic() - started}
+        about = {
+            "identity": self.identity,
+            "strategy": type(trainer.strategy).__name__,
+            "ranks": trainer.world_size,
+            "seconds": time.monotonic() - started,
+        }
         self.store.finish(step, about)
         self._prune()
 

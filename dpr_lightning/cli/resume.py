@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning import Trainer
+from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy
 
 from dpr_lightning.callbacks import ResumableCheckpoints
 from dpr_lightning.callbacks.checkpoint_store import STATE, CheckpointStore
@@ -18,6 +19,8 @@ ANEW, LAST = "none", "last"
 CHANGEABLE = {"optimizer", "schedule", "cache_dir", "token_budget", "gradient_checkpointing", "check_start"}
 STEP = ("accumulate_grad_batches", "gradient_clip_val", "precision")
 """What of the trainer makes a step what it is."""
+IN_SHARDS = (DeepSpeedStrategy, ModelParallelStrategy)
+"""Strategies whose state is a folder, with a part for each rank."""
 WHOLE = 1 << 30
 """Bytes up to which a file's content tells whether it is the same; above that, its size."""
 
@@ -105,8 +108,11 @@ def _refuse_another_run(store: CheckpointStore, step: int, own: Mapping[str, Any
     held = manifest.get("identity") or {}
     names = [name for name in dict.fromkeys((*held, *own)) if held.get(name) != own.get(name)] if held else []
     lines = [f"  {name}: {_short(held.get(name))} then, {_short(own.get(name))} now" for name in names]
-    if store.state(step).is_dir() and manifest.get("ranks") != trainer.world_size:
-        lines.append(f"  ranks: {manifest.get('ranks')} then, {trainer.world_size} now, and its state is in shards")
+    strategy, sharded = type(trainer.strategy).__name__, store.state(step).is_dir()
+    if sharded != isinstance(trainer.strategy, IN_SHARDS) or (sharded and manifest.get("strategy") != strategy):
+        lines.append(f"  strategy: {manifest.get('strategy')} then, {strategy} now, which keep their state differently")
+    elif sharded and manifest.get("ranks") != trainer.world_size:
+        lines.append(f"  ranks: {manifest.get('ranks')} then, {trainer.world_size} now, and a state in shards")
     if lines:
         raise InputError(
             f"The checkpoints in {store.folder} are of another run:\n" + "\n".join(lines) + "\nSet these as they were; "

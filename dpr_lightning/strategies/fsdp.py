@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
@@ -37,10 +38,16 @@ class Fsdp2Strategy(ModelParallelStrategy):
     def whole_weights(self, model: nn.Module) -> Iterator[None]:
         """Every parameter whole on every rank, and no communication in forward passes. All ranks must take part."""
         shards = [module for module in model.modules() if isinstance(module, FSDPModule)]
+        names = list(model.state_dict())
         for module in shards:
             module.unshard()
             module.set_reshard_after_forward(False, recurse=False)
+        held = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+        # The method of an FSDP2 module cuts everything up again before it answers.
+        whole: Any = model
+        whole.state_dict = lambda *_, **__: {name: held[name].detach() for name in names}
         yield
+        del whole.state_dict
         for module in shards:
             # The outermost one is needed again at once, in the backward pass.
             module.set_reshard_after_forward(module is not model, recurse=False)

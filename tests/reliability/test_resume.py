@@ -21,6 +21,8 @@ from dpr_lightning.cli.main import main
 from tests.reliability.runs import differences, write_configs, write_inputs
 from tests.strategies.launch import run_ranks, start_ranks
 
+ZERO2 = str(Path(__file__).parents[2] / "configs" / "strategy" / "zero2.yaml")
+
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -85,6 +87,7 @@ def test_what_a_run_is_cannot_change_by_the_way(
         (["--data.batch_size", "2"], "data.init_args.batch_size: 3 then, 2 now"),
         (["--model.policy.source", str(inputs / "reference")], "model.init_args.policy.source: 'folder "),
         (["--trainer.accumulate_grad_batches", "1"], "trainer.accumulate_grad_batches: 2 then, 1 now"),
+        (["--config", ZERO2], "strategy: SingleDeviceStrategy then, Zero2Strategy now"),
     ):
         assert main([*fit, "8", *options]) == 2
         said = capsys.readouterr().err

@@ -24,8 +24,9 @@ def test_a_command_with_an_overlay(overlay: str, tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     assert main(shlex.split(TOY)) == 0
     command = f"fit --config configs/toy/sft.yaml --config configs/strategy/{overlay}.yaml --trainer.devices 2"
+    shorter = ["--trainer.max_steps", "4"]
     ended = subprocess.run(
-        [sys.executable, "-m", "dpr_lightning.cli.main", *shlex.split(command), "--trainer.max_steps", "4"],
+        [sys.executable, "-m", "dpr_lightning.cli.main", *shlex.split(command), *shorter],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
