@@ -163,7 +163,7 @@ class ResumableCheckpoints(Checkpoint):
                 self.store.begin(step)
             trainer.strategy.barrier("checkpoint begins")
             with _as_at_the_end_of_a_batch(trainer):
-                trainer.save_checkpoint(self.store.unfinished(step) / STATE)
+                trainer.save_checkpoint(self.store.unfinished(step) / STATE, weights_only=False)
             if trainer.is_global_zero:
                 self._seal(trainer, step, started)
         except (OSError, RuntimeError) as error:

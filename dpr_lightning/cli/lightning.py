@@ -1,6 +1,7 @@
 """``dpr fit|validate|test|predict``: LightningCLI, with its traps taken out."""
 
 import logging
+import pickle
 import sys
 import warnings
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from dpr_lightning.callbacks.resumable_checkpoints import REQUEUE
 from dpr_lightning.cli.resume import resume_from
+from dpr_lightning.errors import InputError
 
 LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
 
@@ -25,7 +27,6 @@ class DprCLI(LightningCLI):
     def before_fit(self) -> None:
         """Find the checkpoint to go on from."""
         config = self.config_init["fit"]
-        # Lightning would say in many lines that it decides for itself whether a checkpoint is unpickled.
         config["ckpt_path"] = resume_from(self.trainer, config.get("ckpt_path"), self.config["fit"].as_dict())
 
 
@@ -46,6 +47,11 @@ def run_lightning(arguments: Sequence[str]) -> Any:
     before, sys.argv = sys.argv, [sys.argv[0], *arguments]
     try:
         return _cli()
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            "The checkpoint holds more than tensors, numbers and text, and loading that would run what it says. If you "
+            "trust it, add `--weights_only false`."
+        ) from error
     except SIGTERMException:
         # The scheduler asked before training began: as much to go on from as there was.
         raise SystemExit(REQUEUE) from None

@@ -101,6 +101,30 @@ def test_what_a_run_is_cannot_change_by_the_way(
     assert main([*fit, "6", "--data.train", str(same)]) == 0
 
 
+class Trap:
+    """Leaves a trace when it is unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.trace,))
+
+
+def test_a_checkpoint_is_not_unpickled(inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = write_configs(inputs, tmp_path / "run")["sft"]
+    assert main(["fit", "--config", str(config), "--trainer.max_steps", "4"]) == 0
+    bait, trace = tmp_path / "bait.ckpt", tmp_path / "trace"
+    store = CheckpointStore(tmp_path / "run" / "sft" / "checkpoints")
+    held = torch.load(store.state(4), weights_only=True)
+    torch.save(held | {"hyper_parameters": Trap(trace)}, bait)
+    assert main(["fit", "--config", str(config), "--trainer.max_steps", "8", "--ckpt_path", str(bait)]) == 2
+    assert "--weights_only false" in capsys.readouterr().err
+    assert not trace.exists()
+    main(["fit", "--config", str(config), "--trainer.max_steps", "8", "--ckpt_path", str(bait), "--weights_only=false"])
+    assert trace.exists()
+
+
 def test_a_finished_run_can_be_made_longer(inputs: Path, tmp_path: Path) -> None:
     schedule = ["--model.schedule.kind", "constant", "--model.schedule.warmup_fraction", "0"]
     found = []
