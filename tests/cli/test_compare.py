@@ -309,3 +309,21 @@ def test_differences_are_paired_pooled_and_corrected_for_the_number_of_arms() ->
     assert (up["verdict"], same["verdict"]) == ("better", "no detectable difference")
     one = pooled({name: runs[:1] for name, runs in results.items()}, "sft")
     assert one["up - sft"]["sampled"]["low"] == paired_comparison(*pairs[0]).low
+
+
+def test_a_training_that_was_cut_short_keeps_its_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, folder = tmp_path / "arm.yaml", tmp_path / "arm"
+    config.write_text("trainer: {max_steps: 3}\n")
+    found: list[list[str]] = []
+
+    def cut_short(_: Path) -> None:
+        found.append(sorted(path.name for path in folder.iterdir()))
+        (folder / "checkpoints").mkdir(exist_ok=True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare_arms, "fit", cut_short)
+    run = object.__new__(compare_arms.SeedRun)
+    for before in ("one policy", "one policy", "another"):
+        with pytest.raises(KeyboardInterrupt):
+            run._stage(config, folder, before)
+    assert found == [["begun.json"], ["begun.json", "checkpoints"], ["begun.json"]]
