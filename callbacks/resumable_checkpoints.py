@@ -131,6 +131,7 @@ class ResumableCheckpoints(Checkpoint):
             self._save(trainer)
         if stop:
             trainer.strategy.barrier("stop")
+            log.warning("Asked to stop: step %d is saved. The same command goes on.", trainer.global_step)
             # Lightning's launcher takes another code than 0 from a rank that it started for a crash.
             environment = getattr(trainer.strategy, "cluster_environment", None)
             child = isinstance(environment, LightningEnvironment) and trainer.local_rank > 0

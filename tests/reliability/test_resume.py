@@ -42,7 +42,9 @@ def test_chaos(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("stage", "asked", "saved"), [("sft", 5, 6), ("dpr", 7, 9)])
-def test_a_scheduler_gets_the_machine_back(stage: str, asked: int, saved: int, inputs: Path, tmp_path: Path) -> None:
+def test_a_scheduler_gets_the_machine_back(
+    stage: str, asked: int, saved: int, inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """SFT ends the step that it is in; DPR the rollout, whose three steps a checkpoint does not part."""
     config = write_configs(inputs, tmp_path / "run")[stage]
     interrupted = config.with_name("interrupted.yaml")
@@ -53,6 +55,7 @@ def test_a_scheduler_gets_the_machine_back(stage: str, asked: int, saved: int, i
     with pytest.raises(SystemExit) as ended:
         main(["fit", "--config", str(interrupted)])
     assert ended.value.code == REQUEUE == 75
+    assert f"step {saved} is saved" in caplog.text
     assert CheckpointStore(tmp_path / "run" / stage / "checkpoints").steps()[0] == saved
 
 
