@@ -209,10 +209,22 @@ def load_adapter(model: nn.Module, folder: str | Path, *, trainable: bool, name:
         ) from error
 
 
+def _lightning_state(checkpoint: Path) -> dict[str, Any]:
+    """The weights of a LightningModule: from a file, or gathered from ZeRO's shards, in its optimizer's float32."""
+    if (checkpoint / "checkpoint").is_dir():
+        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+        gathered: dict[str, Any] = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag="checkpoint")
+        return gathered
+    if not checkpoint.is_file():
+        found = "is no folder of DeepSpeed's" if checkpoint.is_dir() else "does not exist"
+        raise InputError(f"The Lightning checkpoint {str(checkpoint)!r} {found}.")
+    held: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    return held
+
+
 def _load_lightning_weights(model: nn.Module, checkpoint: str) -> None:
-    if not Path(checkpoint).is_file():
-        raise InputError(f"The Lightning checkpoint {checkpoint!r} does not exist.")
-    held = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    held = _lightning_state(Path(checkpoint))
     weights = {name.removeprefix("policy."): value for name, value in held.items() if name.startswith("policy.")}
     # Frozen adapters that shared the trained one's base are part of such a checkpoint, and no part of this policy.
     own = {name for name, _ in model.named_parameters()}

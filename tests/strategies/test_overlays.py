@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
@@ -42,6 +43,12 @@ def test_a_command_with_an_overlay(overlay: str, tmp_path: Path, monkeypatch: py
     assert all(trained[name].shape == before[name].shape for name in before)
     assert any((trained[name] != before[name]).any() for name in before)
     assert (policies / "step_0000001" / "model.safetensors").is_file()
+    # The shards of the last checkpoint hold the same weights, for a run with another number of ranks to start from.
+    state = tmp_path / "runs" / "toy" / "sft" / "checkpoints" / "step_0000004" / "state.ckpt"
+    assert state.is_dir()
+    assert main(["export", "--source", "runs/toy/base", "--checkpoint", str(state), "--output", "runs/gathered"]) == 0
+    gathered = dict(AutoModelForCausalLM.from_pretrained(tmp_path / "runs" / "gathered").named_parameters())
+    assert all(torch.equal(gathered[name], trained[name]) for name in trained)
 
 
 def test_overlays_name_our_strategies() -> None:
