@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from dpr_lightning.errors import InputError
-from dpr_lightning.policies import local_part, save_policy
+from dpr_lightning.policies import save_policy
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ class ReferenceCheckpoints(Callback):
         if not self._average:
             self._average = {name: value.float().clone() for name, value in weights.items()}
         for name, value in weights.items():
-            average = self._average[name] = self._average[name].to(value.device)
+            average = self._average[name] = _placed_like(value, self._average[name])
             average.lerp_(value.float(), 1.0 - decay)
 
     @contextmanager
@@ -116,7 +117,11 @@ class ReferenceCheckpoints(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What was written so far, and the average."""
-        return {"written": dict(self.written), "average": dict(self._average)}
+        # FSDP2 keeps the state of callbacks once, and not for each rank as DeepSpeed does.
+        whole = {
+            name: held.full_tensor() if isinstance(held, DTensor) else held for name, held in self._average.items()
+        }
+        return {"written": dict(self.written), "average": whole}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the interrupted run stopped."""
@@ -125,9 +130,20 @@ class ReferenceCheckpoints(Callback):
 
 
 def _trained(module: LightningModule) -> dict[str, Tensor]:
-    """What this rank holds of every trained parameter; a frozen one, such as an adapter's base, is its own average."""
+    """Every trained parameter, or this rank's shard of it under ZeRO-3.
+
+    A frozen one, such as an adapter's base, is its own average.
+    """
     policy: Any = module.policy
-    return {name: local_part(value).detach() for name, value in policy.named_parameters() if value.requires_grad}
+    trained = {name: value for name, value in policy.named_parameters() if value.requires_grad}
+    return {name: getattr(value, "ds_tensor", value).detach() for name, value in trained.items()}
+
+
+def _placed_like(weight: Tensor, value: Tensor) -> Tensor:
+    """A value on the device of a weight, and cut up as FSDP2 has cut that up."""
+    if isinstance(weight, DTensor) and not isinstance(value, DTensor):
+        return distribute_tensor(value.to(weight.device), weight.device_mesh, weight.placements)
+    return value.to(weight.device)
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from dpr_lightning.policies.forward import (
     state_logits,
 )
 from dpr_lightning.policies.frozen import FrozenPolicies
-from dpr_lightning.policies.sharding import build_sharded, is_sharded, local_part
+from dpr_lightning.policies.sharding import build_sharded, is_sharded
 from dpr_lightning.policies.spec import LoraSpec, PolicySpec
 from dpr_lightning.policies.tokenizers import load_tokenizer, saved_stop_token_ids, stop_token_ids
 from dpr_lightning.policies.toy import character_tokenizer, create_toy_policy, word_tokenizer
@@ -41,7 +41,6 @@ __all__ = [
     "is_sharded",
     "load_tokenizer",
     "load_verifier_head",
-    "local_part",
     "model_device",
     "packs_rows",
     "parts_by_length",

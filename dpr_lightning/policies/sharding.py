@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.tensor import DTensor
 
 _config: ContextVar[Mapping[str, Any] | None] = ContextVar("zero3_config", default=None)
@@ -49,15 +49,6 @@ def sharded_construction() -> Iterator[None]:
         deepspeed.unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
 
 
-def local_part(weight: Tensor) -> Tensor:
-    """What this rank holds of a parameter, to read or to change in place: a shard under ZeRO-3 and FSDP2."""
-    if isinstance(weight, DTensor):
-        return weight.to_local()
-    held = getattr(weight, "ds_tensor", weight)
-    assert isinstance(held, Tensor)
-    return held
-
-
 def is_sharded(model: nn.Module) -> bool:
     """Whether any parameter of ``model`` is held in shards, by ZeRO-3 or FSDP2."""
-    return any(local_part(weight) is not weight for weight in model.parameters())
+    return any(isinstance(weight, DTensor) or hasattr(weight, "ds_id") for weight in model.parameters())
