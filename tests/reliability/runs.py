@@ -14,8 +14,9 @@ from tests.tiny import write_tiny_policy
 from tests.training import write_weaker_policy
 
 STAGES = ("sft", "dpr")
-# Time is no part of what a run computes; the manifest repeats it, and the checksums of what holds it.
-UNLIKE = {"manifest.json", "config.yaml"}
+# Time is no part of what a run computes; the manifest repeats it, and the checksums of what holds it. PyTorch gives
+# each sharded checkpoint a name of its own, in `.metadata`.
+UNLIKE = {"manifest.json", "config.yaml", ".metadata"}
 # Lightning counts a validation twice when it goes on from where one was due; nothing reads this count.
 UNREAD = ".val_loop.batch_progress"
 
