@@ -3,11 +3,12 @@
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from dpr_lightning.policies import flush
 
 log = logging.getLogger(__name__)
 MANIFEST, STATE = "manifest.json", "state.ckpt"
@@ -50,12 +51,12 @@ class CheckpointStore:
         manifest = unfinished / MANIFEST
         manifest.write_text(json.dumps({"step": step, "files": files, **about}, indent=2) + "\n", encoding="utf-8")
         for path in (*_files(unfinished), *(path for path in unfinished.rglob("*") if path.is_dir()), unfinished):
-            _flush(path)
+            flush(path)
         whole = self.folder / _name(step)
         if whole.exists():
             shutil.rmtree(whole)
         unfinished.rename(whole)
-        _flush(self.folder)
+        flush(self.folder)
         return whole
 
     def keep(self, steps: set[int]) -> None:
@@ -120,12 +121,3 @@ def _files(folder: Path) -> Iterator[Path]:
 def _describe(path: Path) -> dict[str, Any]:
     with path.open("rb") as handle:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(handle, "sha256").hexdigest()}
-
-
-def _flush(path: Path) -> None:
-    """Have a file, or the list of a folder's files, on the disk before going on."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -148,12 +148,12 @@ class ResumableCheckpoints(Checkpoint):
         log.warning("This run is finished: nothing was left to do. `--ckpt_path none` begins anew.")
         self._restore_tables(trainer, Path(trainer.ckpt_path).parent)
         # The run may have been killed between its last checkpoint and this.
-        self._prune()
+        self._prune(trainer.global_step)
 
     def _save(self, trainer: Trainer) -> None:
         self._overdue = False
         step = trainer.global_step
-        if step in self.store.steps():
+        if step in self.store.steps() and self.store.fault(step) is None:
             return
         started = time.monotonic()
         self._saved_logged_steps = trainer.fit_loop.epoch_loop._batches_that_stepped
@@ -188,10 +188,11 @@ class ResumableCheckpoints(Checkpoint):
             "seconds": time.monotonic() - started,
         }
         self.store.finish(step, about)
-        self._prune()
+        self._prune(step)
 
-    def _prune(self) -> None:
-        stay = set(self.store.steps()[: self.retained])
+    def _prune(self, newest: int) -> None:
+        # What is further on than the run is of no use to it: damaged, or of a course that was given up.
+        stay = set([step for step in self.store.steps() if step <= newest][: self.retained])
         if self._best:
             pick = min if self.mode == "min" else max
             stay.add(pick(self._best, key=lambda held: self._best[held]))

@@ -1,6 +1,7 @@
 """``dpr fit`` goes on where the same command was interrupted, and refuses to go on as something else."""
 
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,18 +12,18 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrateg
 from dpr_lightning.callbacks import ResumableCheckpoints
 from dpr_lightning.callbacks.checkpoint_store import STATE, CheckpointStore
 from dpr_lightning.errors import InputError
-from dpr_lightning.rewards.cache import content_hash
+from dpr_lightning.rewards.cache import content_hash, policy_hash
 
 log = logging.getLogger(__name__)
 ANEW, LAST = "none", "last"
 # What may change between an interruption and the run that goes on: how steps are taken, not what is learned from.
+OUTPUTS = {"precomputed"}
+"""Folders that a run makes itself: there when it goes on, and not when it began."""
 CHANGEABLE = {"optimizer", "schedule", "cache_dir", "token_budget", "gradient_checkpointing", "check_start"}
 STEP = ("accumulate_grad_batches", "gradient_clip_val", "precision")
 """What of the trainer makes a step what it is."""
 IN_SHARDS = (DeepSpeedStrategy, ModelParallelStrategy)
 """Strategies whose state is a folder, with a part for each rank."""
-WHOLE = 1 << 30
-"""Bytes up to which a file's content tells whether it is the same; above that, its size."""
 
 
 def resume_from(trainer: Trainer, asked: str | None, config: Mapping[str, Any]) -> str | None:
@@ -50,7 +51,7 @@ def resume_from(trainer: Trainer, asked: str | None, config: Mapping[str, Any]) 
     store, step = kept.store, None
     if asked not in (None, LAST):
         folder = Path(str(asked))
-        if not (folder / STATE).exists():
+        if not (folder / STATE).exists() or not re.fullmatch(r"step_\d+", folder.name):
             return asked
         store, step = CheckpointStore(folder.parent), int(folder.name.removeprefix("step_"))
         if (fault := store.fault(step)) is not None:
@@ -81,7 +82,9 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
 def _flatten(place: str, value: Any, flat: dict[str, Any]) -> None:
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            if key not in CHANGEABLE:
+            if key in OUTPUTS:
+                flat[f"{place}.{key}"] = None if inner is None else str(inner)
+            elif key not in CHANGEABLE:
                 _flatten(f"{place}.{key}" if place else str(key), inner, flat)
     elif isinstance(value, (list, tuple)):
         for number, inner in enumerate(value):
@@ -95,12 +98,9 @@ def _content(value: Any) -> Any:
     if not isinstance(value, (str, Path)):
         return value if isinstance(value, (int, float, type(None))) else str(value)
     path = Path(value)
-    if path.is_file():
-        return f"file {content_hash(path)[:16]}" if path.stat().st_size <= WHOLE else f"file of {path.stat().st_size}"
     if path.is_dir():
-        parts = sorted(part for part in path.rglob("*") if part.is_file())
-        return "folder " + ", ".join(f"{part.name}:{_content(part)}" for part in parts)
-    return str(value)
+        return f"folder {policy_hash(path)[:16]}"
+    return f"file {content_hash(path)[:16]}" if path.is_file() else str(value)
 
 
 def _refuse_another_run(store: CheckpointStore, step: int, own: Mapping[str, Any], trainer: Trainer) -> None:
@@ -126,7 +126,10 @@ def _put_aside(folder: Path) -> None:
     number = 1
     while (aside := folder.with_name(f"{folder.name}.before_{number}")).exists():
         number += 1
-    folder.rename(aside)
+    try:
+        folder.rename(aside)
+    except FileNotFoundError:
+        return  # another rank was first
     log.warning("The checkpoints of the run before are in %s now.", aside)
 
 

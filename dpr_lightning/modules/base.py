@@ -10,6 +10,7 @@ from lightning import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.nn.utils import get_total_norm
 from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.distributed import sum_over_ranks
@@ -182,10 +183,10 @@ class PolicyModule(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the gradient norm before clipping."""
-        gradients = [weight.grad.norm() for weight in self.parameters() if weight.grad is not None]
+        gradients = [weight.grad for weight in self.parameters() if weight.grad is not None]
         if gradients and not hasattr(self.trainer.strategy, "gradient_norm"):
-            norms = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in gradients]
-            self.log("train/gradient_norm", torch.stack(norms).norm())
+            norm = get_total_norm(gradients)
+            self.log("train/gradient_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the gradient norm where only the strategy knows it, and only after the step."""

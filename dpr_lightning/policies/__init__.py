@@ -1,7 +1,7 @@
 """A policy: its description as data, and how it becomes a model, a frozen copy or a folder."""
 
 from dpr_lightning.policies.build import build_policy
-from dpr_lightning.policies.export import save_policy, whole_folder
+from dpr_lightning.policies.export import flush, save_policy, whole_folder
 from dpr_lightning.policies.forward import (
     ActionLogits,
     action_logits,
@@ -38,6 +38,7 @@ __all__ = [
     "create_toy_policy",
     "default_token_budget",
     "disable_dropout",
+    "flush",
     "is_sharded",
     "load_tokenizer",
     "load_verifier_head",

@@ -105,7 +105,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
             # Temporary folders, and what some writers put in them, are closed to everybody else.
             path.chmod((0o777 if path.is_dir() else 0o666) & ~hidden)
             if path.is_file():
-                _flush(path)
+                flush(path)
         if folder.exists():
             previous = unfinished.with_name(unfinished.name + ".previous")
             folder.rename(previous)
@@ -127,6 +127,10 @@ def whole_folder(folder: Path) -> Iterator[Path]:
             shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _flush(path: Path) -> None:
-    with path.open("rb") as handle:
-        os.fsync(handle.fileno())
+def flush(path: Path) -> None:
+    """Have a file, or a folder's list of files, on the disk before going on."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

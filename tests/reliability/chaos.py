@@ -1,6 +1,6 @@
 """Kills a run again and again, lets it go on, and compares what it leaves with a run that was never killed.
 
-``python -m tests.reliability.chaos --kills 100 --seed 0 --folder /tmp/chaos`` prints a line for each kill and a
+``python -m tests.reliability.chaos --kills 100 --seed 0 --folder .cache/chaos`` prints a line for each kill and a
 summary. Every attempt is a fork of this process, which has imported everything, and begins as ``dpr fit`` begins.
 """
 

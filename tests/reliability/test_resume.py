@@ -71,9 +71,26 @@ def test_a_damaged_checkpoint_is_passed_over(inputs: Path, tmp_path: Path, caplo
         assert store.newest() == 6
         assert says in caplog.text
         caplog.clear()
+    # The run goes on from the one before and writes the damaged one anew.
+    assert main(["fit", "--config", str(config), "--trainer.max_steps", "12"]) == 0
+    assert store.steps() == [12, 9]
+    assert store.fault(9) is None
+    (store.folder / "step_0000012" / "manifest.json").write_text('{"step": 12,')
     (store.folder / "step_0000009" / "manifest.json").write_text('{"step": 9,')
-    (store.folder / "step_0000006" / "state.ckpt").unlink()
     assert store.newest() is None
+
+
+def test_rollouts_that_the_run_itself_kept_do_not_make_it_another(inputs: Path, tmp_path: Path) -> None:
+    config = write_configs(inputs, tmp_path / "run")["dpr"]
+    held = yaml.safe_load(config.read_text())
+    held["model"]["init_args"]["kl"] = {"coefficient": 0.5}  # a target needs samples of the policy itself
+    held["data"]["init_args"]["precomputed"] = str(tmp_path / "rollouts")
+    config.write_text(yaml.safe_dump(held))
+    fit = ["fit", "--config", str(config), "--trainer.max_steps"]
+    assert main([*fit, "3"]) == 0
+    assert (tmp_path / "rollouts").is_dir()
+    assert main([*fit, "6"]) == 0
+    assert CheckpointStore(tmp_path / "run" / "dpr" / "checkpoints").steps() == [6, 3]
 
 
 def test_what_a_run_is_cannot_change_by_the_way(
@@ -128,8 +145,11 @@ def test_a_checkpoint_is_not_unpickled(inputs: Path, tmp_path: Path, capsys: pyt
     assert trace.exists()
 
 
-def test_a_finished_run_can_be_made_longer(inputs: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_a_finished_run_can_be_made_longer(dropout: float, inputs: Path, tmp_path: Path) -> None:
     schedule = ["--model.schedule.kind", "constant", "--model.schedule.warmup_fraction", "0"]
+    if dropout:
+        schedule += [f"--model.policy.lora.dropout={dropout}", "--model.policy.lora.rank=4"]
     found = []
     for name, lengths in (("once", [19]), ("thrice", [4, 14, 19])):
         config = write_configs(inputs, tmp_path / name)["sft"]
