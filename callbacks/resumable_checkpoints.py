@@ -148,7 +148,7 @@ class ResumableCheckpoints(Checkpoint):
         log.warning("This run is finished: nothing was left to do. `--ckpt_path none` begins anew.")
         self._restore_tables(trainer, Path(trainer.ckpt_path).parent)
         # The run may have been killed between its last checkpoint and this.
-        self._prune(trainer.global_step)
+        self._prune(max(self.store.steps()))
 
     def _save(self, trainer: Trainer) -> None:
         self._overdue = False
