@@ -1,5 +1,21 @@
 """Errors that are the user's to mend: they say what was found, the likely cause and the remedy."""
 
+from collections.abc import Iterator
+
 
 class InputError(ValueError):
     """Wrong input: a file, a row, an option. The command line prints the message alone and exits with 2."""
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, what it came from, what that came from, and so on."""
+    current: BaseException | None = error
+    while current is not None:
+        yield current
+        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
+
+
+def first_line(error: BaseException) -> str:
+    """What another library says, short enough to stand inside a message of ours."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:300]

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from dpr_lightning.callbacks.resumable_checkpoints import REQUEUE
 from dpr_lightning.cli.resume import resume_from
-from dpr_lightning.errors import InputError
+from dpr_lightning.errors import InputError, causes
 
 LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
 
@@ -23,6 +24,19 @@ class DprCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Leave hyper-parameters alone: what the command line says wins over what a checkpoint remembers."""
+
+    def instantiate_classes(self) -> None:
+        """Make what the config names; what Lightning refuses is a wrong option.
+
+        Raises:
+            InputError: Lightning refuses it.
+        """
+        try:
+            super().instantiate_classes()
+        except (MisconfigurationException, ValueError) as error:
+            if any(isinstance(cause, InputError) for cause in causes(error)):
+                raise
+            raise InputError(f"Lightning refuses these options: {str(error)[:1000]}") from error
 
     def before_fit(self) -> None:
         """Find the checkpoint to go on from."""
@@ -47,7 +61,7 @@ def run_lightning(arguments: Sequence[str]) -> Any:
     before, sys.argv = sys.argv, [sys.argv[0], *arguments]
     try:
         return _cli()
-    except pickle.UnpicklingError as error:
+    except pickle.UnpicklingError as error:  # only Lightning's own loading comes here
         raise InputError(
             "The checkpoint holds more than tensors, numbers and text, and loading that would run what it says. If you "
             "trust it, add `--weights_only false`."

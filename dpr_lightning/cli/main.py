@@ -71,9 +71,11 @@ def _settle_libraries() -> None:
 def run(arguments: Sequence[str]) -> Any:
     """Run one command; errors come as exceptions."""
     _settle_libraries()
+    from dpr_lightning.cli.configs import check_configs
     from dpr_lightning.cli.lightning import LIGHTNING_COMMANDS, run_lightning
 
     command, rest = arguments[0], list(arguments[1:])
+    check_configs(rest)
     if command in LIGHTNING_COMMANDS:
         return run_lightning([command, *rest])
     commands = _commands()
@@ -86,25 +88,24 @@ def run(arguments: Sequence[str]) -> Any:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``dpr``; returns 0 or what the command says, or 2 with one message on standard error for bad input."""
+    """Run ``dpr``; returns 0 or what the command says.
+
+    An error is one message on standard error and 2 where the user can mend it, 1 where not.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(HELP)
         return 0
-    from jsonargparse import ArgumentError
-
     try:
         found = run(arguments)
-    except (InputError, ArgumentError) as error:
+    except (Exception, KeyboardInterrupt) as error:
         if debug:
             raise
-        print(f"dpr {arguments[0]}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"dpr {arguments[0]}: stopped.", file=sys.stderr)
-        return 130
+        from dpr_lightning.cli.faults import explain
+
+        return explain(arguments[0], error)
     return found if isinstance(found, int) else 0
 
 

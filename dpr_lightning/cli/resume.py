@@ -19,7 +19,9 @@ ANEW, LAST = "none", "last"
 # What may change between an interruption and the run that goes on: how steps are taken, not what is learned from.
 OUTPUTS = {"precomputed"}
 """Folders that a run makes itself: there when it goes on, and not when it began."""
-CHANGEABLE = {"optimizer", "schedule", "cache_dir", "token_budget", "gradient_checkpointing", "check_start"}
+CHANGEABLE = {
+    "optimizer", "schedule", "cache_dir", "token_budget", "gradient_checkpointing", "check_start", "non_finite",
+}  # fmt: skip
 STEP = ("accumulate_grad_batches", "gradient_clip_val", "precision")
 """What of the trainer makes a step what it is."""
 IN_SHARDS = (DeepSpeedStrategy, ModelParallelStrategy)

@@ -113,7 +113,7 @@ def to_demonstration(row: Row, columns: Mapping[str, str] | None = None) -> Exam
             completion = value
             _check_completion(row, value)
         else:
-            completion = _messages(row, value, names["completion"], learn=True)
+            completion = _messages(row, value, names["completion"], learn=True, text=True)
             if not completion or completion[-1].role != "assistant" or not completion[-1].train:
                 raise _wrong(row, "has a completion that does not end with a trained turn of the assistant", "")
     _check_prompt(row, prompt)
@@ -198,7 +198,7 @@ def _value(row: Row, names: ColumnNames, key: str) -> Any:
 
 def _prompt(row: Row, names: ColumnNames) -> str | tuple[Message, ...]:
     value = _value(row, names, "prompt")
-    return value if isinstance(value, str) else _messages(row, value, names["prompt"], learn=False)
+    return value if isinstance(value, str) else _messages(row, value, names["prompt"], learn=False, text=True)
 
 
 def _first_turn(row: Row) -> str:
@@ -210,9 +210,12 @@ def _first_turn(row: Row) -> str:
     return text
 
 
-def _messages(row: Row, value: Any, column: str, *, learn: bool) -> tuple[Message, ...]:
+def _messages(row: Row, value: Any, column: str, *, learn: bool, text: bool = False) -> tuple[Message, ...]:
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
-        raise _wrong(row, f"has {_short(value)} in {column!r}", "It must be a list of {role, content} objects.")
+        either = "a string or " if text else ""
+        raise _wrong(
+            row, f"has {_short(value)} in {column!r}", f"It must be {either}a list of {{role, content}} objects."
+        )
     return tuple(_message(row, turn, f"{column}[{place}]", learn) for place, turn in enumerate(value))
 
 

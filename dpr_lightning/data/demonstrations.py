@@ -132,6 +132,11 @@ class DemonstrationDataModule(LightningDataModule):
             self._tokenizer = load_tokenizer(source, **options)
         return self._tokenizer
 
+    def where(self, row: int) -> str:
+        """``file:number`` of a training demonstration, by its place in ``train_data``."""
+        assert self.train_data is not None
+        return self.train_data.where(row)
+
     def attach_policy(self, policy: nn.Module, spec: PolicySpec, tokenizer: PreTrainedTokenizerBase) -> None:
         """Let the policy carry the format it learns: whoever loads it asks with the same template and stops alike.
 

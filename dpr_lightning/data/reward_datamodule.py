@@ -160,6 +160,11 @@ class RewardDataModule(LightningDataModule):
             over_length=self.over_length,
         )
 
+    def where(self, prompt: int) -> str:
+        """``file:number`` of a prompt, by its place in the list."""
+        assert self.prompts is not None
+        return self.prompts.where(prompt)
+
     def attach_policy(self, policy: nn.Module, spec: PolicySpec, tokenizer: PreTrainedTokenizerBase) -> None:
         """Load the frozen models; adapters go on the base of ``policy`` when it has the same one.
 

@@ -15,10 +15,19 @@ from typing import Any, NamedTuple, Protocol
 import pyarrow
 import pyarrow.parquet
 
-from dpr_lightning.errors import InputError
+from dpr_lightning.errors import InputError, first_line
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
-BYTE_ORDER_MARKS = {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
+MAGIC = {
+    codecs.BOM_UTF16_LE: "text in UTF-16: save it as UTF-8",
+    codecs.BOM_UTF16_BE: "text in UTF-16: save it as UTF-8",
+    b"\x1f\x8b": "compressed by gzip: unpack it",
+    b"BZh": "compressed by bzip2: unpack it",
+    b"\x28\xb5\x2f\xfd": "compressed by zstandard: unpack it",
+    b"PK\x03\x04": "a zip archive: unpack it",
+    b"PAR1": "Parquet: let its name end in .parquet",
+}
+"""How files begin that are no JSON, and what to do with them."""
 
 
 class Row(NamedTuple):
@@ -84,7 +93,8 @@ def open_rows(source: str | Path) -> RowSource:
             raise InputError(f"{path} is empty (0 bytes). Was the program that writes it interrupted?")
         if path.suffix == ".parquet":
             return ParquetRows(path)
-        return JsonArrayRows(path) if path.suffix == ".json" and _first_byte(path) == b"[" else JsonLinesRows(path)
+        head = _head(path)
+        return JsonArrayRows(path) if path.suffix == ".json" and head.lstrip()[:1] == b"[" else JsonLinesRows(path)
     if path.is_dir() or not _looks_like_path(str(source)):
         return _open_dataset(str(source))
     raise InputError(_missing(path))
@@ -108,9 +118,6 @@ class JsonLinesRows:
             for number, line in enumerate(handle, start=1):
                 if number == 1:
                     line = line.removeprefix(codecs.BOM_UTF8)
-                    for mark, encoding in BYTE_ORDER_MARKS.items():
-                        if line.startswith(mark):
-                            raise InputError(f"{self.name} is encoded in {encoding}. Save it as UTF-8.")
                 if line.strip():
                     found = True
                     yield _checked(self.name, number, _parse(self.name, number, line))
@@ -167,7 +174,7 @@ class ParquetRows:
         try:
             self.rows = int(pyarrow.parquet.ParquetFile(path).metadata.num_rows)
         except (pyarrow.ArrowException, OSError) as error:
-            raise InputError(f"{path} is no readable Parquet file ({_first_line(error)}). Write it again.") from error
+            raise InputError(f"{path} is no readable Parquet file ({first_line(error)}). Write it again.") from error
         if self.rows == 0:
             raise InputError(f"{path} holds no rows.")
 
@@ -185,7 +192,7 @@ class ParquetRows:
                     yield Row(self.name, number, values)
         except (pyarrow.ArrowException, OSError) as error:
             raise InputError(
-                f"{self.name} is damaged after row {number} ({_first_line(error)}). Write it again."
+                f"{self.name} is damaged after row {number} ({first_line(error)}). Write it again."
             ) from error
 
     def fingerprint(self) -> str:
@@ -236,7 +243,7 @@ def _open_dataset(source: str) -> DatasetRows:
             dataset = datasets.load_dataset(str(path) if path.is_dir() else name, configuration, split=split)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise InputError(
-            f"{source!r} is no file here, and `datasets` cannot load it ({_first_line(error)}). Check the spelling; a "
+            f"{source!r} is no file here, and `datasets` cannot load it ({first_line(error)}). Check the spelling; a "
             "split or configuration is written owner/name:split or owner/name:configuration:split."
         ) from error
     return DatasetRows(source, dataset)
@@ -272,16 +279,36 @@ def _parse(file: str, number: int | None, line: bytes) -> Any:
             "encoding, such as Latin-1? Save it as UTF-8."
         ) from error
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except json.JSONDecodeError as error:
         where = f"{file}:{error.lineno}" if number is None else place
         excerpt = text[max(0, error.pos - 30) : error.pos + 30].strip()
+        likely = "A row is one JSON object on one line; a line cut short points to an interrupted write."
+        if "\0" in excerpt:
+            likely = "A NUL byte belongs in no text: a file system leaves them where it lost what was written."
         raise InputError(
-            f"{where}: malformed JSON at column {error.colno}: {error.msg}, near {excerpt!r}. A row is one JSON object "
-            "on one line; a line cut short points to an interrupted write."
+            f"{where}: malformed JSON at column {error.colno}: {error.msg}, near {excerpt!r}. {likely}"
         ) from error
     except RecursionError as error:
         raise InputError(f"{place}: the JSON is nested too deeply to be a row.") from error
+    except ValueError as error:
+        raise InputError(
+            f"{place} holds a number of more digits than any measurement has. Write it as text."
+        ) from error
+    if "\\ud" in text.lower():
+        _refuse_half_characters(place, value)
+    return value
+
+
+def _refuse_half_characters(place: str, value: Any) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = error.object[error.start].encode("ascii", "backslashreplace").decode()
+        raise InputError(
+            f"{place} holds {half}, one half of a surrogate pair, which is no character. Whatever wrote the row cut a "
+            "text between the two; cut it elsewhere."
+        ) from error
 
 
 def _checked(file: str, number: int, value: Any) -> Row:
@@ -294,16 +321,16 @@ def _checked(file: str, number: int, value: Any) -> Row:
     return Row(file, number, value)
 
 
-def _first_byte(path: Path) -> bytes:
+def _head(path: Path) -> bytes:
+    """How a file of JSON begins."""
     with path.open("rb") as handle:
-        return handle.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
+        head = handle.read(4096)
+    for magic, what in MAGIC.items():
+        if head.startswith(magic):
+            raise InputError(f"{path} is {what}.")
+    return head.removeprefix(codecs.BOM_UTF8)
 
 
 def _file_hash(path: Path) -> str:
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).splitlines() or [type(error).__name__]
-    return lines[0][:200]

@@ -262,6 +262,11 @@ def _encode_plain_prompts(examples: Sequence[Example], tokenizer: PreTrainedToke
             prompt.pop()
         if not prompt:
             raise InputError(f"{example.place}: the prompt has no tokens. Give it at least one word.")
+        if set(prompt) <= {tokenizer.eos_token_id, tokenizer.pad_token_id}:
+            raise InputError(
+                f"{example.place}: the prompt is nothing but the token that ends an answer, {tokenizer.eos_token!r}. "
+                "Remove the row, or give the prompt a word."
+            )
     return prompts
 
 

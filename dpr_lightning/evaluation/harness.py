@@ -8,7 +8,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from dpr_lightning.errors import InputError
+from dpr_lightning.errors import InputError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -92,9 +92,7 @@ def harness_scores(
                 fewshot_random_seed=seed,
             )
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"lm-eval could not ask {', '.join(spec.tasks)}: {str(error).splitlines()[0][:300]}"
-        ) from error
+        raise InputError(f"lm-eval could not ask {', '.join(spec.tasks)}: {first_line(error)}") from error
     finally:
         model.train(training)
     return {task: _metrics(held) for task, held in found["results"].items()}

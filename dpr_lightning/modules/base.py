@@ -1,7 +1,9 @@
 """What both modules share: a policy built in place, one token count a step, an optimizer named in YAML."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.distributed import sum_over_ranks
 from dpr_lightning.errors import InputError
+from dpr_lightning.modules.non_finite import NonFinitePolicy, NonFiniteSteps
 from dpr_lightning.modules.schedule import ScheduleSpec
 from dpr_lightning.policies import PolicySpec, build_policy, is_sharded
 
@@ -36,6 +39,7 @@ class PolicyModule(LightningModule):
         optimizer: called with the trainable parameters.
         schedule: of the learning rate.
         seed: of weights initialised at random.
+        non_finite: what to do about a gradient that is not finite: ``stop``, or ``skip`` the step and count it.
     """
 
     policy: nn.Module
@@ -47,13 +51,16 @@ class PolicyModule(LightningModule):
         optimizer: OptimizerCallable = default_optimizer,
         schedule: ScheduleSpec | None = None,
         seed: int = 0,
+        non_finite: NonFinitePolicy = "stop",
     ) -> None:
         super().__init__()
         self.policy_spec = policy
         self.optimizer_callable = optimizer
         self.schedule = schedule if schedule is not None else ScheduleSpec()
         self.seed = seed
+        self.non_finite = NonFiniteSteps(non_finite)
         self._step_sums: Tensor | None = None
+        self._gradient_norm: float | None = None
 
     def setup(self, stage: str) -> None:
         """Let batches keep their precision, whatever the trainer's is.
@@ -182,14 +189,51 @@ class PolicyModule(LightningModule):
             self.log(f"train/{name}", value / count, prog_bar=name in prog_bar)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the gradient norm before clipping."""
+        """Know the gradient's norm before clipping; without a finite one, let the optimizer find no gradients."""
         gradients = [weight.grad for weight in self.parameters() if weight.grad is not None]
-        if gradients and not hasattr(self.trainer.strategy, "gradient_norm"):
-            norm = get_total_norm(gradients)
-            self.log("train/gradient_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        if not gradients or hasattr(self.trainer.strategy, "gradient_norm"):
+            return
+        norm = get_total_norm(gradients)
+        self._gradient_norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        self.log("train/gradient_norm", self._gradient_norm)
+        if not math.isfinite(self._gradient_norm) and not self._scales_loss:
+            for weight in self.parameters():
+                weight.grad = None
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Log the gradient norm where only the strategy knows it, and only after the step."""
+        """Log the gradient's norm, which some strategies know only after the step; report a step that was left out.
+
+        Raises:
+            InputError: the gradient was not finite, and that ends the run.
+        """
+        if self.trainer.fit_loop._should_accumulate():
+            return
         reported = getattr(self.trainer.strategy, "gradient_norm", None)
-        if reported is not None and not self.trainer.fit_loop._should_accumulate() and (norm := reported()) is not None:
+        norm = self._gradient_norm if reported is None else reported()
+        self._gradient_norm = None
+        if norm is None:
+            return
+        if reported is not None:
             self.log("train/gradient_norm", norm)
+        finite = math.isfinite(norm) or self._scales_loss
+        if not finite:
+            rank = f".rank_{self.global_rank}" if self.trainer.world_size > 1 else ""
+            file = Path(self.trainer.default_root_dir) / f"non_finite{rank}.jsonl"
+            where = getattr(self.trainer.datamodule, "where", str)  # type: ignore[attr-defined]
+            self.non_finite.report(file, self.global_step - 1, norm, where)
+        self.non_finite.end_step(finite)
+        if self.non_finite.policy == "skip":
+            self.log("train/skipped_steps", self.non_finite.skipped)
+
+    @property
+    def _scales_loss(self) -> bool:
+        """Whether float16's loss scaling is looking for infinities itself, and finds some as a matter of course."""
+        return str(self.trainer.precision).startswith("16")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """How many steps were left out is a part of a checkpoint."""
+        checkpoint["skipped_steps"] = self.non_finite.skipped
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on counting."""
+        self.non_finite.skipped = int(checkpoint.get("skipped_steps", 0))

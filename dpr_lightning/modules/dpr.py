@@ -21,6 +21,7 @@ from dpr_lightning.functional import (
 )
 from dpr_lightning.modules.advantages import CreditSpec, estimate_advantages
 from dpr_lightning.modules.base import PolicyModule, default_optimizer
+from dpr_lightning.modules.non_finite import NonFinitePolicy
 from dpr_lightning.modules.schedule import ScheduleSpec
 from dpr_lightning.policies import PolicySpec, action_logits, disable_dropout
 from dpr_lightning.types import RolloutBatch
@@ -70,6 +71,7 @@ class DensePathReinforce(PolicyModule):
         optimizer: called with the trainable parameters.
         schedule: of the learning rate.
         seed: of an adapter initialised at random.
+        non_finite: what to do about a gradient that is not finite: ``stop``, or ``skip`` the step and count it.
 
     Source: Li et al. 2025, arXiv:2510.02493 (undiscounted, critic-free, token rewards, KL to π_SFT); ``all_actions``,
     ``improbable_floor`` are ours.
@@ -87,8 +89,9 @@ class DensePathReinforce(PolicyModule):
         optimizer: OptimizerCallable = default_optimizer,
         schedule: ScheduleSpec | None = None,
         seed: int = 0,
+        non_finite: NonFinitePolicy = "stop",
     ) -> None:
-        super().__init__(policy, optimizer, schedule, seed)
+        super().__init__(policy, optimizer, schedule, seed, non_finite)
         self.estimator = estimator
         self.credit = credit if credit is not None else CreditSpec()
         self.kl = kl if kl is not None else KLSpec()
@@ -165,6 +168,16 @@ class DensePathReinforce(PolicyModule):
             uncertainty = entropy(logits.detach().log_softmax(-1))
         if self.check_start and self.global_step == 0 and batch_idx == 0:
             self._check_start(batch, logprob.detach(), mask)
+        self.non_finite.watch(
+            batch.prompt,
+            {
+                "log_probability": logprob,
+                "reward": batch.reward,
+                "advantage": batch.advantage,
+                "sft_log_probability": batch.sft_logprob,
+            },
+            mask,
+        )
         advantage = bound_unlikelihood(batch.advantage, logprob, self.improbable_floor)
         loss, clipped = clipped_surrogate_loss(
             logprob, batch.behaviour_logprob, advantage, mask, batch.num_tokens, self.clip_range
@@ -208,16 +221,20 @@ class DensePathReinforce(PolicyModule):
             )
         drift = masked_sum(rollout.behaviour_logprob - rollout.sft_logprob, mask)
         total, tokens = sum_over_ranks(torch.stack([drift, mask.sum().to(drift)]))
+        if not total.isfinite():
+            return  # the step will be left out, and β must not be lost with it
         error = float((total / tokens.clamp_min(1.0) / self.kl.target - 1.0).clamp(-1.0, 1.0))
         self.kl_coefficient *= math.exp(error / self.kl.horizon)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """An adaptive β and the number of rollouts are part of a checkpoint."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["kl_coefficient"] = self.kl_coefficient
         checkpoint["rollouts"] = self.rollout_count
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the β of the interrupted run."""
+        super().on_load_checkpoint(checkpoint)
         self.kl_coefficient = float(checkpoint.get("kl_coefficient", self.kl_coefficient))
         self.rollout_count = self._logged_rollouts = int(checkpoint.get("rollouts", 0))
 

@@ -7,6 +7,7 @@ from torchmetrics import MeanMetric
 
 from dpr_lightning.functional import SelfPlayLoss, self_play_loss, token_logprobs
 from dpr_lightning.modules.base import PolicyModule, default_optimizer
+from dpr_lightning.modules.non_finite import NonFinitePolicy
 from dpr_lightning.modules.schedule import ScheduleSpec
 from dpr_lightning.policies import PolicySpec, action_logits, disable_dropout
 from dpr_lightning.types import SelfPlayBatch
@@ -27,6 +28,7 @@ class SelfPlay(PolicyModule):
         optimizer: called with the trainable parameters.
         schedule: of the learning rate.
         seed: of an adapter initialised at random.
+        non_finite: what to do about a gradient that is not finite: ``stop``, or ``skip`` the step and count it.
 
     Source: Chen et al. 2024, arXiv:2401.01335; Xiao et al. 2024, arXiv:2410.10093.
     """
@@ -41,8 +43,9 @@ class SelfPlay(PolicyModule):
         optimizer: OptimizerCallable = default_optimizer,
         schedule: ScheduleSpec | None = None,
         seed: int = 0,
+        non_finite: NonFinitePolicy = "stop",
     ) -> None:
-        super().__init__(policy, optimizer, schedule, seed)
+        super().__init__(policy, optimizer, schedule, seed, non_finite)
         # Refuses what is out of range before anything is loaded.
         self_play_loss(loss, torch.zeros(1), torch.zeros(1), scale, shift)
         self.loss = loss

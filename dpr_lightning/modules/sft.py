@@ -11,6 +11,7 @@ from torchmetrics import MeanMetric
 from dpr_lightning.errors import InputError
 from dpr_lightning.functional import ValueForm, dft_loss, iq_learn_loss, masked_sum, sft_loss, token_logprobs
 from dpr_lightning.modules.base import PolicyModule, default_optimizer
+from dpr_lightning.modules.non_finite import NonFinitePolicy
 from dpr_lightning.modules.schedule import ScheduleSpec
 from dpr_lightning.policies import ActionLogits, PolicySpec, action_logits, state_logits
 from dpr_lightning.types import DemonstrationBatch
@@ -44,6 +45,7 @@ class SupervisedIRL(PolicyModule):
         optimizer: called with the trainable parameters.
         schedule: of the learning rate.
         seed: of weights initialised at random.
+        non_finite: what to do about a gradient that is not finite: ``stop``, or ``skip`` the step and count it.
     """
 
     def __init__(
@@ -54,8 +56,9 @@ class SupervisedIRL(PolicyModule):
         optimizer: OptimizerCallable = default_optimizer,
         schedule: ScheduleSpec | None = None,
         seed: int = 0,
+        non_finite: NonFinitePolicy = "stop",
     ) -> None:
-        super().__init__(policy, optimizer, schedule, seed)
+        super().__init__(policy, optimizer, schedule, seed, non_finite)
         if loss not in ("sft", "iq_learn", "dft"):
             raise InputError(f"There is no imitation loss {loss!r}; losses are sft, iq_learn and dft.")
         self.loss = loss
@@ -72,6 +75,7 @@ class SupervisedIRL(PolicyModule):
         scored = self.forward_actions(batch)
         width = scored.tokens.shape[1]
         logprob = token_logprobs(scored.logits[:, :width], scored.tokens)
+        self.non_finite.watch(batch.row, {"log_probability": logprob}, scored.mask)
         if self.loss == "iq_learn":
             loss = self._iq_learn_loss(scored, batch)
         elif self.loss == "dft":

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.modules.base import default_optimizer
+from dpr_lightning.modules.non_finite import NonFinitePolicy
 from dpr_lightning.modules.schedule import ScheduleSpec
 from dpr_lightning.modules.self_play import SelfPlay
 from dpr_lightning.policies import PolicySpec, build_verifier_head, response_scores
@@ -22,6 +23,7 @@ class VerifierHead(SelfPlay):
         optimizer: called with the trainable parameters.
         schedule: of the learning rate.
         seed: of the run.
+        non_finite: what to do about a gradient that is not finite: ``stop``, or ``skip`` the step and count it.
 
     Source: Bradley & Terry 1952; as a reward model Ouyang et al. 2022, arXiv:2203.02155.
     """
@@ -32,9 +34,10 @@ class VerifierHead(SelfPlay):
         optimizer: OptimizerCallable = default_optimizer,
         schedule: ScheduleSpec | None = None,
         seed: int = 0,
+        non_finite: NonFinitePolicy = "stop",
     ) -> None:
         # SPIN's logistic loss, of scores instead of log-ratios.
-        super().__init__(policy, "spin", 1.0, 0.0, False, optimizer, schedule, seed)
+        super().__init__(policy, "spin", 1.0, 0.0, False, optimizer, schedule, seed, non_finite)
 
     needs_opponent_logprob = False
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import pickle
 import re
 from contextlib import nullcontext
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -19,12 +21,14 @@ from transformers import (
 )
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from dpr_lightning.errors import InputError
+from dpr_lightning.errors import InputError, first_line
 from dpr_lightning.policies.sharding import sharded_construction
 from dpr_lightning.policies.spec import LoraSpec, PolicySpec
 from dpr_lightning.policies.tokenizers import load_tokenizer
 
 log = logging.getLogger(__name__)
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError)
+"""What readers of weights raise at files that are damaged or of another kind."""
 DESCRIPTION = "dpr_policy.json"
 _FROZEN_ADAPTER = re.compile(r"\.lora_\w+\.(?!default\b)")
 
@@ -119,12 +123,15 @@ def _load_base(spec: PolicySpec, tokenizer: PreTrainedTokenizerBase) -> PreTrain
     if spec.gguf_file is not None:
         options["gguf_file"] = spec.gguf_file
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(spec.source, dtype=dtype, **options)
-    except (OSError, ValueError, KeyError) as error:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            spec.source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    except UNREADABLE as error:
         raise InputError(
-            f"No causal language model could be loaded from {spec.source!r}: {str(error).splitlines()[0][:300]} "
-            "Point `source` at a hub id or at a folder with config.json and model.safetensors."
+            f"No causal language model could be loaded from {spec.source!r}: {_reason(error)} {_remedy(error)}"
         ) from error
+    model: PreTrainedModel = loaded[0]
+    _refuse_random_weights(spec.source, loaded[1])
     rows = int(model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
     if rows < len(tokenizer):
         raise InputError(
@@ -134,6 +141,37 @@ def _load_base(spec: PolicySpec, tokenizer: PreTrainedTokenizerBase) -> PreTrain
     if spec.gguf_file is not None:
         _forget_quantisation(model)
     return model
+
+
+def _refuse_random_weights(source: str, info: dict[str, Any]) -> None:
+    """What a file lacks transformers initialises at random, with a warning that scrolls by."""
+    missing, other = sorted(info["missing_keys"]), sorted(info["mismatched_keys"])
+    if missing:
+        raise InputError(
+            f"{source!r} lacks {len(missing)} of the weights that its config.json describes (first: {missing[0]}), and "
+            "a policy with random weights in it is none. Was it saved by another architecture, or only in part?"
+        )
+    if other:
+        name, found, expected = other[0]
+        raise InputError(
+            f"{source!r} holds {len(other)} weights of another size than its config.json describes (first: {name}, "
+            f"{tuple(found)} instead of {tuple(expected)}). Put the config.json beside them that they were saved with."
+        )
+
+
+def _reason(error: Exception) -> str:
+    """What a reader complains of. That of pickled files recommends to run them."""
+    if isinstance(error, pickle.UnpicklingError):
+        return "it is pickled with more than tensors, and loading that would run what it says."
+    return f"{first_line(error).rstrip('. ')}."
+
+
+def _remedy(error: Exception) -> str:
+    if isinstance(error, pickle.UnpicklingError):
+        return "Convert its weights to safetensors."
+    if "trust_remote_code" in str(error):
+        return "If you have read that code and trust it, set `trust_remote_code: true`."
+    return "Point `source` at a hub id or at a folder with config.json and model.safetensors."
 
 
 def _forget_quantisation(model: PreTrainedModel) -> None:
@@ -203,9 +241,9 @@ def load_adapter(model: nn.Module, folder: str | Path, *, trainable: bool, name:
             return kept
         adapted: nn.Module = peft.PeftModel.from_pretrained(model, str(folder), name, is_trainable=trainable)
         return adapted
-    except (RuntimeError, ValueError) as error:
+    except UNREADABLE as error:
         raise InputError(
-            f"The adapter in {str(folder)!r} does not fit this base: {str(error).splitlines()[0][:300]}"
+            f"The adapter in {str(folder)!r} does not fit this base: {str(error).splitlines()[-1].strip()[:300]}"
         ) from error
 
 
@@ -219,7 +257,13 @@ def _lightning_state(checkpoint: Path) -> dict[str, Any]:
     if not checkpoint.is_file():
         found = "is no folder of DeepSpeed's" if checkpoint.is_dir() else "does not exist"
         raise InputError(f"The Lightning checkpoint {str(checkpoint)!r} {found}.")
-    held: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    try:
+        held: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    except UNREADABLE as error:
+        raise InputError(
+            f"{str(checkpoint)!r} cannot be read as a Lightning checkpoint: {_reason(error)} It is damaged, of another "
+            "kind, or holds more than tensors, numbers and text."
+        ) from error
     return held
 
 
@@ -229,7 +273,12 @@ def _load_lightning_weights(model: nn.Module, checkpoint: str) -> None:
     # Frozen adapters that shared the trained one's base are part of such a checkpoint, and no part of this policy.
     own = {name for name, _ in model.named_parameters()}
     weights = {name: value for name, value in weights.items() if name in own or not _FROZEN_ADAPTER.search(name)}
-    missing, unexpected = model.load_state_dict(weights, strict=False)
+    try:
+        missing, unexpected = model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise InputError(
+            f"The checkpoint {checkpoint!r} does not fit this policy: {str(error).splitlines()[-1].strip()}"
+        ) from error
     trained = [name for name in missing if "lora_" in name or not weights]
     if unexpected or trained or not weights:
         raise InputError(

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from dpr_lightning.errors import InputError
+from dpr_lightning.errors import InputError, first_line
 
 log = logging.getLogger(__name__)
 PAD_CANDIDATES = ("<|padding|>", "<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
@@ -35,7 +35,7 @@ def load_tokenizer(
             held = f" The folder holds: {', '.join(names) or 'nothing'}."
         raise InputError(
             f"No tokenizer could be loaded from {source!r}.{held} Point `tokenizer` at a hub id or at a folder with "
-            f"tokenizer.json and tokenizer_config.json. ({str(error).splitlines()[0][:200]})"
+            f"tokenizer.json and tokenizer_config.json. ({first_line(error)})"
         ) from error
     if tokenizer.eos_token_id is None:
         raise InputError(
@@ -88,7 +88,7 @@ def _stops(tokenizer: PreTrainedTokenizerBase, generation: Any) -> list[int]:
 def same_vocabulary(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase) -> str | None:
     """None when two tokenizers give every token the same id; otherwise the first difference, in words."""
     ours, theirs = first.get_vocab(), second.get_vocab()
-    for token, identifier in ours.items():
+    for token, identifier in sorted(ours.items(), key=lambda held: held[1]):
         if theirs.get(token) != identifier:
             return f"token {token!r} has id {identifier} in one and {theirs.get(token)} in the other"
     if len(ours) != len(theirs):

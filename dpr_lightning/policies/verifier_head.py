@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from dpr_lightning.errors import InputError
+from dpr_lightning.errors import InputError, first_line
 from dpr_lightning.policies.build import resolve_adapter
 from dpr_lightning.policies.forward import model_device, parts_by_length
 from dpr_lightning.policies.spec import PolicySpec
@@ -48,7 +48,7 @@ def build_verifier_head(spec: PolicySpec) -> tuple[nn.Module, PreTrainedTokenize
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise InputError(
-            f"No model with a head for sequences could be made of {base.source!r}: {str(error).splitlines()[0][:300]}"
+            f"No model with a head for sequences could be made of {base.source!r}: {first_line(error)}"
         ) from error
     finally:
         logging.set_verbosity(verbosity)

@@ -15,9 +15,9 @@ from dpr_lightning.data import DemonstrationDataModule
 from dpr_lightning.modules import SupervisedIRL
 from dpr_lightning.policies import PolicySpec, build_policy, build_verifier_head, load_tokenizer, save_policy
 from dpr_lightning.rewards import DenseReward
-from tests.cli.conftest import Workspace
 from tests.tiny import write_tiny_policy
 from tests.training import quiet_trainer, write_adapter
+from tests.workspace import Workspace
 
 
 def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoTokenizer, GenerationConfig
 
 from dpr_lightning.cli.main import main
-from tests.cli.conftest import Workspace, write_rows
+from tests.workspace import Workspace, write_rows
 
 TEMPLATE = (
     "{% for message in messages %}"

@@ -7,7 +7,7 @@ import pytest
 
 from dpr_lightning.cli.flops import flops_of_a_step
 from dpr_lightning.policies import PolicySpec, build_policy
-from tests.cli.conftest import Workspace, write_rows
+from tests.workspace import Workspace, write_rows
 
 
 def test_a_step_of_sft_is_three_passes(sft_config: Callable[..., str], workspace: Workspace, tmp_path: Path) -> None:

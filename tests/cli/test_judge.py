@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dpr_lightning.cli.main import main
-from tests.cli.conftest import write_rows
+from tests.workspace import write_rows
 
 pytest.importorskip("openai")
 Reply = Callable[[str], Any]

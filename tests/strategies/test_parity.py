@@ -14,6 +14,7 @@ from tests.training import write_weaker_policy
 
 EXACT = ["sft:1:unclipped", "sft:3:unclipped", "dpr:3:unclipped"]
 CLOSE = ["sft:1", "sft:3", "dpr:1", "dpr:3", "dpr_one_sample:1"]
+BROKEN = "sft_broken:3"
 HALF = ["sft:3:bf16", "dpr:3:bf16"]
 # In bfloat16 DeepSpeed computes with rounded copies of its float32 weights, half a unit in the ninth place off.
 BFLOAT16 = 2.0**-9
@@ -52,7 +53,7 @@ def trained(strategy: str, folder: Path) -> Path:
     if (folder / strategy).exists():
         return folder / strategy
     ranks = 1 if strategy == "one" else 2
-    command = ["tests.strategies.worker", strategy, str(folder), *EXACT, *CLOSE, *HALF]
+    command = ["tests.strategies.worker", strategy, str(folder), *EXACT, *CLOSE, BROKEN, *HALF]
     run_ranks(command, ranks, folder / "logs" / strategy, timeout=600)
     return folder / strategy
 
@@ -88,6 +89,15 @@ def test_every_backend_takes_the_steps_of_one_process(one: Path, several: Path) 
                 assert there[name] == pytest.approx(here[name], rel=1e-5, abs=1e-6), (case, name)
         # Training moved the weights by far more than what separates the runs.
         assert moved(one, case) > 1e-3
+
+
+def test_a_step_that_one_rank_breaks_is_left_out_on_all(one: Path, several: Path) -> None:
+    assert difference(one, several, BROKEN) < 1e-6
+    assert moved(one, BROKEN) != moved(one, "sft:3")
+    # A callback sees what a step logs at its end one step later.
+    assert [step.get("train/skipped_steps") for step in steps(several, BROKEN)][1:4] == [0.0, 1.0, 1.0]
+    weights = load_file(several / f"{BROKEN}.safetensors")
+    assert all(value.isfinite().all() for value in weights.values())
 
 
 @pytest.mark.parametrize(("strategy", "cases"), [("zero1", EXACT), ("zero2", ["sft:1:unclipped"])])

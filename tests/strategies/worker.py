@@ -86,9 +86,19 @@ class Dtypes(Callback):
         self.found |= {name: str(value.dtype) for name, value in held.items() if value.is_floating_point()}
 
 
-def sft(folder: Path, scale: int) -> tuple[Any, Any, int]:
+class BreaksOnce(SupervisedIRL):
+    """One micro-batch, so one rank's, has a loss that is no number."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        """As ever, but for the row and the step."""
+        loss = super().training_step(batch, batch_idx)
+        return loss * torch.nan if self.global_step == 1 and batch_idx % 2 else loss
+
+
+def sft(folder: Path, scale: int, kind: type[SupervisedIRL] = SupervisedIRL) -> tuple[Any, Any, int]:
     """Uneven lengths; an epoch's last step has fewer micro-batches than the others."""
-    module = SupervisedIRL(PolicySpec(source=str(folder / "policy")), optimizer=OPTIMIZER, schedule=SCHEDULE)
+    policy = PolicySpec(source=str(folder / "policy"))
+    module = kind(policy, optimizer=OPTIMIZER, schedule=SCHEDULE, non_finite="skip")
     data = MaskedDemonstrations(str(folder / "rows.jsonl"), batch_size=1, cache_dir=str(folder / "cache"))
     return module, data, 7
 
@@ -115,7 +125,12 @@ def dpr(folder: Path, scale: int, **options: Any) -> tuple[Any, Any, int]:
     return module, data, 4
 
 
-CASES: dict[str, Any] = {"sft": sft, "dpr": dpr, "dpr_one_sample": partial(dpr, samples=1, refresh_every=1)}
+CASES: dict[str, Any] = {
+    "sft": sft,
+    "sft_broken": partial(sft, kind=BreaksOnce),
+    "dpr": dpr,
+    "dpr_one_sample": partial(dpr, samples=1, refresh_every=1),
+}
 
 
 def run(strategy: str, folder: Path, name: str) -> None:

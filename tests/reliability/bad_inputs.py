@@ -1,0 +1,401 @@
+"""Wrong inputs of every kind, and what `dpr` says to each. Writes the table of docs/reliability.md:
+
+python -m tests.reliability.bad_inputs docs/reliability.md
+"""
+
+import gzip
+import json
+import pickle
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import redirect_stderr
+from io import StringIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from dpr_lightning.cli.main import main
+from dpr_lightning.policies import (
+    LoraSpec,
+    PolicySpec,
+    build_policy,
+    character_tokenizer,
+    create_toy_policy,
+    save_policy,
+)
+from tests.workspace import Workspace, make_workspace, write_dpr_config, write_rows, write_sft_config
+
+GOOD = {"prompt": "1 + 1 =", "completion": "Answer: 2"}
+LONG = {"prompt": "1" * 40, "completion": "2"}
+HOSTILE = '{"prompt": "' + "[" * 3 + '", "completion": ' + "[" * 100_000 + "]" * 100_000 + "}"
+BEGIN, END = "<!-- bad inputs: written by tests/reliability/bad_inputs.py -->", "<!-- end of bad inputs -->"
+
+
+class Kit(NamedTuple):
+    """A folder to make a case in, and a healthy workspace beside it."""
+
+    folder: Path
+    workspace: Workspace
+
+    def rows(self, *rows: Any, **options: Any) -> list[str]:
+        """`dpr fit` on a file of these rows."""
+        return self.fit(write_rows(self.folder / "data.jsonl", list(rows)), **options)
+
+    def bytes(self, content: bytes, name: str = "data.jsonl") -> list[str]:
+        """`dpr fit` on a file with this content."""
+        (self.folder / name).write_bytes(content)
+        return self.fit(str(self.folder / name))
+
+    def fit(self, train: str | None = None, policy: dict[str, Any] | None = None, **options: Any) -> list[str]:
+        """`dpr fit` with an SFT config."""
+        spec = policy if policy is not None else {"source": self.workspace.sft}
+        path = write_sft_config(self.folder, spec, train or self.workspace.demonstrations, **options)
+        return ["fit", "--config", path]
+
+    def dpr(self, **options: Any) -> list[str]:
+        """`dpr fit` with a DPR config."""
+        return ["fit", "--config", write_dpr_config(self.folder, self.workspace, **options)]
+
+    def policy(self) -> Path:
+        """A copy of the policy, to be damaged."""
+        return Path(shutil.copytree(self.workspace.sft, self.folder / "policy"))
+
+    def config(self, text: str) -> list[str]:
+        """`dpr fit` with a config of this text."""
+        (self.folder / "run.yaml").write_text(text)
+        return ["fit", "--config", str(self.folder / "run.yaml")]
+
+
+class Case(NamedTuple):
+    """A wrong input: how to make it, and words that the message has to have."""
+
+    make: Callable[[Kit], list[str]]
+    says: tuple[str, ...]
+
+
+def _without(kit: Kit, pattern: str) -> list[str]:
+    folder = kit.policy()
+    for path in folder.glob(pattern):
+        path.unlink()
+    return kit.fit(policy={"source": str(folder)})
+
+
+def _truncated_weights(kit: Kit) -> list[str]:
+    folder = kit.policy()
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    return kit.fit(policy={"source": str(folder)})
+
+
+def _edited_json(kit: Kit, name: str, **values: Any) -> list[str]:
+    folder = kit.policy()
+    held = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps(held | values))
+    return kit.fit(policy={"source": str(folder)})
+
+
+def _missing_weight(kit: Kit) -> list[str]:
+    folder = kit.policy()
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return kit.fit(policy={"source": str(folder)})
+
+
+class _RunsCode:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return exec, ("import pathlib; pathlib.Path('pwned').touch()",)
+
+
+def _pickled_weights(kit: Kit) -> list[str]:
+    folder = kit.policy()
+    (folder / "model.safetensors").unlink()
+    torch.save({"model.norm.weight": _RunsCode()}, folder / "pytorch_model.bin")
+    return kit.fit(policy={"source": str(folder)})
+
+
+def _foreign_code(kit: Kit) -> list[str]:
+    folder = kit.policy()
+    (folder / "own.py").write_text("raise SystemExit('this code ran')\n")
+    held = json.loads((folder / "config.json").read_text())
+    held |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}}
+    (folder / "config.json").write_text(json.dumps(held))
+    return kit.fit(policy={"source": str(folder)})
+
+
+def _adapter(kit: Kit, hidden_size: int) -> Path:
+    base = create_toy_policy(kit.folder / "base", ["1 + =Answer:2"], hidden_size=hidden_size, layers=2, heads=2)
+    spec = PolicySpec(source=str(base), lora=LoraSpec(rank=2))
+    return save_policy(*build_policy(spec), kit.folder / "adapter", spec)
+
+
+def _adapter_of_another_base(kit: Kit) -> list[str]:
+    adapter = _adapter(kit, hidden_size=16)
+    return kit.fit(policy={"source": kit.workspace.sft, "checkpoint": str(adapter), "lora": {"rank": 2}})
+
+
+def _adapter_without_a_base(kit: Kit) -> list[str]:
+    adapter = _adapter(kit, hidden_size=16)
+    shutil.rmtree(kit.folder / "base")
+    return kit.fit(policy={"source": str(adapter)})
+
+
+def _checkpoint(kit: Kit, content: Any) -> list[str]:
+    torch.save(content, kit.folder / "state.ckpt")
+    return kit.fit(policy={"source": kit.workspace.sft, "checkpoint": str(kit.folder / "state.ckpt")})
+
+
+def _checkpoint_with_code(kit: Kit) -> list[str]:
+    (kit.folder / "state.ckpt").write_bytes(pickle.dumps({"state_dict": _RunsCode()}))
+    return kit.fit(policy={"source": kit.workspace.sft, "checkpoint": str(kit.folder / "state.ckpt")})
+
+
+def _other_tokenizer(kit: Kit) -> list[str]:
+    other = create_toy_policy(kit.folder / "other", ["zyx 0123456789+=Answer:"], hidden_size=32, layers=1, heads=2)
+    return kit.dpr(references=[str(other)])
+
+
+def _larger_tokenizer(kit: Kit) -> list[str]:
+    character_tokenizer([*map(chr, range(0x4E00, 0x4F00))]).save_pretrained(kit.folder / "tokenizer")
+    return kit.fit(policy={"source": kit.workspace.sft, "tokenizer": str(kit.folder / "tokenizer")})
+
+
+def _prompt_of_eos(kit: Kit) -> list[str]:
+    return kit.rows(GOOD, {"prompt": "<eos>", "completion": "2"})
+
+
+def _same_twice(kit: Kit) -> list[str]:
+    return kit.config("model:\n  class_path: dpr_lightning.modules.SupervisedIRL\nmodel: 3\n")
+
+
+def _settings(kit: Kit, **settings: Any) -> list[str]:
+    """An SFT config with other entries at its top."""
+    path = Path(kit.fit()[-1])
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | settings))
+    return ["fit", "--config", str(path)]
+
+
+CASES: dict[str, dict[str, Case]] = {
+    "Files": {
+        "a file that is not there": Case(lambda kit: kit.fit(kit.workspace.prompts + "l"), ("prompts.jsonl",)),
+        "a folder that is not there": Case(lambda kit: kit.fit(str(kit.folder / "dta" / "a.jsonl")), ("dta",)),
+        "a path through a file": Case(lambda kit: kit.fit(kit.workspace.prompts + "/a.jsonl"), ("prompts.jsonl",)),
+        "an empty file": Case(lambda kit: kit.bytes(b""), ("data.jsonl", "empty")),
+        "only blank lines": Case(lambda kit: kit.bytes(b"\n\n \n"), ("data.jsonl", "no rows")),
+        "an unknown kind of file": Case(lambda kit: kit.bytes(b"a,b\n", "data.csv"), (".csv", ".jsonl")),
+        "a compressed file": Case(lambda kit: kit.bytes(gzip.compress(b"{}")), ("data.jsonl", "gzip")),
+        "text that says it is Parquet": Case(lambda kit: kit.bytes(b"{}", "data.parquet"), ("data.parquet",)),
+        "a JSON array cut short": Case(lambda kit: kit.bytes(b'[{"prompt": "1"}, ', "d.json"), ("d.json", "JSON")),
+        "an empty JSON array": Case(lambda kit: kit.bytes(b"[]", "d.json"), ("d.json", "no rows")),
+        "a folder without a data set": Case(lambda kit: kit.fit(str(kit.folder)), (str(1),)),
+    },
+    "Encodings": {
+        "UTF-16": Case(lambda kit: kit.bytes(json.dumps(GOOD).encode("utf-16")), ("UTF-16", "UTF-8")),
+        "Latin-1": Case(lambda kit: kit.bytes('{"prompt": "Müller"}'.encode("latin-1")), ("data.jsonl:1", "0xfc")),
+        "a NUL byte": Case(lambda kit: kit.bytes(b'{"prompt": "1\x00"}\n'), ("data.jsonl:1", "NUL")),
+        "half a surrogate pair": Case(
+            lambda kit: kit.rows(GOOD, '{"prompt": "\\ud83d", "completion": "2"}'), ("data.jsonl:2", "surrogate")
+        ),
+    },
+    "Rows": {
+        "a line cut short": Case(lambda kit: kit.rows(GOOD, '{"prompt": "1", '), ("data.jsonl:2", "JSON")),
+        "a row that is a list": Case(lambda kit: kit.rows(GOOD, "[1, 2]"), ("data.jsonl:2", "list")),
+        "a row nested 100,000 deep": Case(lambda kit: kit.rows(GOOD, HOSTILE), ("data.jsonl:2", "deep")),
+        "a number of 5,000 digits": Case(
+            lambda kit: kit.rows(GOOD, '{"prompt": "1", "completion": "2", "n": ' + "1" * 5000 + "}"), ("data.jsonl:2",)
+        ),
+        "other names for the columns": Case(
+            lambda kit: kit.rows({"question": "1", "response": "2"}), ("data.jsonl:1", "question", "columns")
+        ),
+        "a prompt that is a number": Case(
+            lambda kit: kit.rows({"prompt": 3, "completion": "2"}), ("data.jsonl:1", "3")
+        ),
+        "a completion that is null": Case(
+            lambda kit: kit.rows(GOOD, {"prompt": "1", "completion": None}), ("data.jsonl:2", "completion")
+        ),
+        "an empty completion": Case(
+            lambda kit: kit.rows(GOOD, {"prompt": "1", "completion": ""}), ("data.jsonl:2", "completion")
+        ),
+        "an empty prompt": Case(
+            lambda kit: kit.rows(GOOD, {"prompt": " ", "completion": "2"}), ("data.jsonl:2", "prompt")
+        ),
+        "no messages": Case(lambda kit: kit.rows({"messages": []}), ("data.jsonl:1", "no turn")),
+        "an unknown role": Case(
+            lambda kit: kit.rows({"messages": [{"role": "usr", "content": "a"}]}), ("data.jsonl:1", "usr", "user")
+        ),
+        "a message without content": Case(
+            lambda kit: kit.rows({"messages": [{"role": "user"}]}), ("data.jsonl:1", "content")
+        ),
+        "a giant row": Case(
+            lambda kit: kit.rows(GOOD, {"prompt": "1" * 1_000_000, "completion": "2"}), ("data.jsonl:2", "max_length")
+        ),
+        "an answer that is cut off whole": Case(
+            lambda kit: kit.rows(GOOD, LONG, max_length=20, over_length="truncate"), ("data.jsonl:2", "max_length")
+        ),
+        "a prompt that is the EOS token": Case(_prompt_of_eos, ("data.jsonl:2", "<eos>")),
+        "one prompt in training and evaluation": Case(
+            lambda kit: kit.dpr(evaluation=kit.workspace.prompts), ("share", "allow_overlap")
+        ),
+        "a completion with the EOS token in it": Case(
+            lambda kit: kit.rows(GOOD, {"prompt": "1", "completion": "2<eos>3"}), ("data.jsonl:2", "<eos>")
+        ),
+    },
+    "Tokens and templates": {
+        "an end of turn that is no token": Case(lambda kit: kit.fit(end_of_turn="<|im_end|>"), ("<|im_end|>",)),
+        "a chat template that is no Jinja": Case(lambda kit: kit.fit(chat_template="{% for m in"), ("template",)),
+        "a chat template that fails": Case(
+            lambda kit: kit.fit(chat_template="{{ raise_exception('no system turns') }}"), ("no system turns",)
+        ),
+        "a chat template that reaches for Python": Case(
+            lambda kit: kit.fit(chat_template="{{ ''.__class__.__mro__[1].__subclasses__() }}"), ("template",)
+        ),
+        "messages, and no template": Case(
+            lambda kit: kit.rows(
+                {"messages": [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2"}]}
+            ),
+            ("template",),
+        ),
+        "policy and reference with other tokens": Case(_other_tokenizer, ("tokenizer", "differ", "token")),
+        "a tokenizer with more tokens than the model": Case(_larger_tokenizer, ("tokens", "tokenizer")),
+    },
+    "Policies": {
+        "a folder without weights": Case(lambda kit: _without(kit, "*.safetensors"), ("policy",)),
+        "a folder without a tokenizer": Case(lambda kit: _without(kit, "tokenizer*"), ("policy", "tokenizer")),
+        "weights cut short": Case(_truncated_weights, ("policy",)),
+        "weights of another shape": Case(
+            lambda kit: _edited_json(kit, "config.json", intermediate_size=96), ("policy", "down_proj")
+        ),
+        "weights of more layers than there are": Case(
+            lambda kit: _edited_json(kit, "config.json", num_hidden_layers=3), ("policy", "layers.2")
+        ),
+        "a weight that is missing": Case(_missing_weight, ("policy", "up_proj")),
+        "an unknown architecture": Case(lambda kit: _edited_json(kit, "config.json", model_type="lama"), ("lama",)),
+        "pickled weights that run code": Case(_pickled_weights, ("policy",)),
+        "a model with code of its own": Case(_foreign_code, ("trust_remote_code",)),
+        "an adapter of another base": Case(_adapter_of_another_base, ("adapter", "base")),
+        "an adapter whose base is gone": Case(_adapter_without_a_base, ("base",)),
+        "a checkpoint of another architecture": Case(
+            lambda kit: _checkpoint(kit, {"state_dict": {"policy.lstm.weight": torch.ones(1)}}), ("lstm.weight",)
+        ),
+        "a checkpoint of other sizes": Case(
+            lambda kit: _checkpoint(kit, {"state_dict": {"policy.model.norm.weight": torch.ones(3)}}), ("norm.weight",)
+        ),
+        "a checkpoint that is none": Case(lambda kit: _checkpoint(kit, [1, 2]), ("state.ckpt",)),
+        "a checkpoint that runs code": Case(_checkpoint_with_code, ("state.ckpt",)),
+        "a reference that is π_SFT itself": Case(
+            lambda kit: kit.dpr(references=[kit.workspace.sft]), ("reference", "earlier")
+        ),
+        "a policy that is not π_SFT": Case(
+            lambda kit: kit.dpr(policy=kit.workspace.reference), ("does not start as π_SFT", "check_start")
+        ),
+    },
+    "Configs and options": {
+        "a command that is not there": Case(lambda kit: ["quickstrat"], ("quickstrat", "quickstart")),
+        "no option that is needed": Case(lambda kit: ["generate"], ("policy",)),
+        "a config that is not there": Case(lambda kit: ["fit", "--config", "nowhere.yaml"], ("nowhere.yaml",)),
+        "a config that is no YAML": Case(lambda kit: kit.config("model: [1,"), ("run.yaml",)),
+        "a config that makes Python objects": Case(
+            lambda kit: kit.config("model: !!python/object/apply:os.system ['touch pwned']"), ("run.yaml",)
+        ),
+        "an empty config": Case(lambda kit: kit.config(""), ("run.yaml", "empty")),
+        "a config that is a list": Case(lambda kit: kit.config("- model\n"), ("run.yaml", "mapping")),
+        "an option twice": Case(_same_twice, ("run.yaml:3", "line 1")),
+        "a misspelt option": Case(lambda kit: kit.dpr(promts_per_rollout=4), ("promts_per_rollout",)),
+        "a misspelt entry": Case(lambda kit: _settings(kit, modle={"x": 1}), ("modle",)),
+        "a word where a number belongs": Case(lambda kit: kit.fit(batch_size="four"), ("batch_size", "four")),
+        "a class that is not there": Case(
+            lambda kit: _settings(kit, model={"class_path": "dpr_lightning.modules.SupervisdIRL"}), ("SupervisdIRL",)
+        ),
+        "no rows in a batch": Case(lambda kit: kit.fit(batch_size=0), ("batch_size", "0")),
+        "a validation share of 3": Case(lambda kit: kit.fit(validation=3.0), ("validation", "3.0")),
+        "an unknown loss": Case(lambda kit: kit.fit(model={"loss": "sfft"}), ("sfft",)),
+        "an unknown form of the reward": Case(lambda kit: kit.dpr(reward={"form": "log_ration"}), ("log_ration",)),
+        "options that contradict each other": Case(
+            lambda kit: kit.dpr(model={"estimator": "all_actions", "credit": {"level": "sentence"}}), ("all-actions",)
+        ),
+        "sampling that is off-policy": Case(
+            lambda kit: kit.dpr(sampling={"max_new_tokens": 6, "temperature": 0.3}), ("sampler", "temperature")
+        ),
+        "a temperature below 0": Case(lambda kit: kit.dpr(sampling={"temperature": -1.0}), ("temperature", "-1")),
+        "more prompts than there are": Case(
+            lambda kit: kit.dpr(prompts_per_rollout=64), ("16 prompts", "prompts_per_rollout")
+        ),
+        "no reference": Case(lambda kit: kit.dpr(references=[]), ("reference",)),
+        "an unknown optimizer option": Case(
+            lambda kit: kit.fit(
+                model={"optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"learning_rate": 1}}}
+            ),
+            ("learning_rate",),
+        ),
+        "an unknown strategy": Case(lambda kit: kit.fit(trainer={"strategy": "deepspead"}), ("deepspead",)),
+        "a GPU that is not there": Case(lambda kit: kit.fit(trainer={"accelerator": "gpu"}), ("gpu",)),
+        "an unknown precision": Case(lambda kit: kit.fit(trainer={"precision": "8-mixed"}), ("8-mixed",)),
+        "a folder that is no run": Case(lambda kit: ["report", "--run", str(kit.folder)], ("report.json",)),
+    },
+}
+
+
+class Answer(NamedTuple):
+    """Exit code and message of `dpr`, and the files that it left."""
+
+    code: int
+    message: str
+    left: set[str]
+
+
+def said_to(case: Case, folder: Path, workspace: Workspace) -> Answer:
+    """What `dpr` says to a case, made in ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    arguments, stream = case.make(Kit(folder, workspace)), StringIO()
+    before = _files(folder)
+    with redirect_stderr(stream):
+        try:
+            code = main(arguments)
+        except SystemExit as leaving:
+            code = int(leaving.code or 0)
+    message = stream.getvalue()
+    # Warnings come before. Lightning notes what it was asked to do.
+    left = _files(folder) - before - {"config.yaml"}
+    return Answer(code, message[message.rfind("\ndpr ") + 1 :].strip(), left)
+
+
+def _files(folder: Path) -> set[str]:
+    return {path.name for path in folder.rglob("*") if path.is_file()}
+
+
+def table(folder: Path) -> str:
+    """What is said to every case, in Markdown."""
+    workspace = make_workspace(folder / "healthy")
+    parts = [BEGIN]
+    for group, cases in CASES.items():
+        parts += ["", f"| {group} | `dpr` says |", "|---|---|"]
+        for number, (name, case) in enumerate(cases.items()):
+            answer = said_to(case, folder / f"{group[:4]}{number}" / "case", workspace)
+            parts.append(row(name, answer, folder))
+    return "\n".join([*parts, "", END])
+
+
+def row(name: str, answer: Answer, folder: Path) -> str:
+    """A row of the table; of paths only the name is told."""
+    told = re.sub(r"^dpr \w+: ", "", answer.message.replace(str(folder), ""))
+    told = re.sub(r"(?<=['\s(])/(\S+/)+", "", f" {told}")
+    told = " ".join(told.split()).replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
+    return f"| {name} | {told if len(told) <= 320 else told[:319] + '…'} |"
+
+
+def write(document: Path) -> None:
+    """Put the table in its place in ``document``."""
+    text = document.read_text()
+    before, after = text[: text.index(BEGIN)], text[text.index(END) + len(END) :]
+    with tempfile.TemporaryDirectory() as folder:
+        document.write_text(before + table(Path(folder)) + after)
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]))
