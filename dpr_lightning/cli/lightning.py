@@ -13,7 +13,7 @@ from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from dpr_lightning.callbacks.resumable_checkpoints import REQUEUE
-from dpr_lightning.cli.resume import resume_from
+from dpr_lightning.cli.resume import evaluate_from, resume_from
 from dpr_lightning.errors import InputError, causes
 
 LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
@@ -37,6 +37,13 @@ class DprCLI(LightningCLI):
             if any(isinstance(cause, InputError) for cause in causes(error)):
                 raise
             raise InputError(f"Lightning refuses these options: {str(error)[:1000]}") from error
+
+    def before_validate(self) -> None:
+        """Let weights in shards be evaluated without them."""
+        config = self.config_init[self.subcommand]
+        config["ckpt_path"] = evaluate_from(self.trainer, self.model, config.get("ckpt_path"))
+
+    before_test = before_predict = before_validate
 
     def before_fit(self) -> None:
         """Find the checkpoint to go on from."""

@@ -3,15 +3,17 @@
 import logging
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lightning import Trainer
+from lightning import LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy
 
 from dpr_lightning.callbacks import ResumableCheckpoints
 from dpr_lightning.callbacks.checkpoint_store import STATE, CheckpointStore
 from dpr_lightning.errors import InputError
+from dpr_lightning.policies import is_in_shards
 from dpr_lightning.rewards.cache import content_hash, policy_hash
 
 log = logging.getLogger(__name__)
@@ -67,6 +69,33 @@ def resume_from(trainer: Trainer, asked: str | None, config: Mapping[str, Any]) 
     _refuse_another_run(store, step, kept.identity, trainer)
     log.warning("Going on after step %d, from %s. `--ckpt_path none` begins anew.", step, store.folder)
     return str(store.state(step))
+
+
+def evaluate_from(trainer: Trainer, module: LightningModule, asked: str | None) -> str | None:
+    """The checkpoint that an evaluation loads; None where the module is made with its weights.
+
+    Args:
+        trainer: with its strategy.
+        module: whose policy takes the weights of a checkpoint in shards, which Lightning can only load into the ranks
+            and the strategy that wrote it, and ZeRO-3's not even there.
+        asked: ``--ckpt_path``; the folder of a step stands for the state in it.
+
+    Raises:
+        InputError: the strategy would hold the policy in shards.
+    """
+    if asked is None:
+        return None
+    path = Path(asked) / STATE if (Path(asked) / STATE).exists() else Path(asked)
+    if not is_in_shards(path):
+        return str(path)
+    if isinstance(trainer.strategy, IN_SHARDS):
+        raise InputError(
+            f"{path} is in shards and is gathered to be evaluated: leave the overlay of the strategy out, or add "
+            "`--trainer.strategy auto` (`ddp` on several devices)."
+        )
+    held: Any = module
+    held.policy_spec = replace(held.policy_spec, checkpoint=str(path))
+    return None
 
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """A policy: its description as data, and how it becomes a model, a frozen copy or a folder."""
 
-from dpr_lightning.policies.build import build_policy
+from dpr_lightning.policies.build import build_policy, is_in_shards
 from dpr_lightning.policies.export import flush, save_policy, whole_folder
 from dpr_lightning.policies.forward import (
     ActionLogits,
@@ -39,6 +39,7 @@ __all__ = [
     "default_token_budget",
     "disable_dropout",
     "flush",
+    "is_in_shards",
     "is_sharded",
     "load_tokenizer",
     "load_verifier_head",

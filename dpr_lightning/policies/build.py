@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError)
 """What readers of weights raise at files that are damaged or of another kind."""
 DESCRIPTION = "dpr_policy.json"
+_ZERO_TAG = "checkpoint"
+"""The folder in which Lightning has DeepSpeed put its shards."""
 _FROZEN_ADAPTER = re.compile(r"\.lora_\w+\.(?!default\b)")
 
 
@@ -247,15 +249,17 @@ def load_adapter(model: nn.Module, folder: str | Path, *, trainable: bool, name:
         ) from error
 
 
-def _lightning_state(checkpoint: Path) -> dict[str, Any]:
-    """The weights of a LightningModule: from a file, or gathered from ZeRO's shards, in its optimizer's float32."""
-    if (checkpoint / "checkpoint").is_dir():
-        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+def is_in_shards(checkpoint: str | Path) -> bool:
+    """Whether a Lightning checkpoint is a folder with a part for each rank, DeepSpeed's or FSDP2's."""
+    return (Path(checkpoint) / _ZERO_TAG).is_dir() or (Path(checkpoint) / ".metadata").is_file()
 
-        gathered: dict[str, Any] = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag="checkpoint")
-        return gathered
+
+def _lightning_state(checkpoint: Path) -> dict[str, Any]:
+    """The weights of a LightningModule: from a file, or gathered from shards (ZeRO's in its optimizer's float32)."""
+    if is_in_shards(checkpoint):
+        return _gathered(checkpoint)
     if not checkpoint.is_file():
-        found = "is no folder of DeepSpeed's" if checkpoint.is_dir() else "does not exist"
+        found = "holds no shards of DeepSpeed's or FSDP2's" if checkpoint.is_dir() else "does not exist"
         raise InputError(f"The Lightning checkpoint {str(checkpoint)!r} {found}.")
     try:
         held: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
@@ -265,6 +269,22 @@ def _lightning_state(checkpoint: Path) -> dict[str, Any]:
             "kind, or holds more than tensors, numbers and text."
         ) from error
     return held
+
+
+def _gathered(checkpoint: Path) -> dict[str, Any]:
+    if (checkpoint / _ZERO_TAG).is_dir():
+        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+        weights: dict[str, Any] = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=_ZERO_TAG)
+        return weights
+    from torch.distributed.checkpoint import FileSystemReader, state_dict_loader
+    from torch.distributed.checkpoint.format_utils import _EmptyStateDictLoadPlanner
+
+    held: dict[str, Any] = {}
+    planner, reader = _EmptyStateDictLoadPlanner(keys={"state_dict"}), FileSystemReader(checkpoint)
+    state_dict_loader._load_state_dict(held, storage_reader=reader, planner=planner, no_dist=True)
+    state: dict[str, Any] = held["state_dict"]
+    return state
 
 
 def _load_lightning_weights(model: nn.Module, checkpoint: str) -> None:

@@ -17,7 +17,7 @@ import yaml
 from dpr_lightning.callbacks import checkpoint_store
 from dpr_lightning.callbacks.checkpoint_store import CheckpointStore
 from dpr_lightning.callbacks.resumable_checkpoints import REQUEUE
-from dpr_lightning.cli.main import main
+from dpr_lightning.cli.main import main, run
 from tests.reliability.runs import differences, write_configs, write_inputs
 from tests.strategies.launch import run_ranks, start_ranks
 
@@ -170,6 +170,19 @@ def test_the_command_line_wins_over_the_checkpoint(inputs: Path, tmp_path: Path)
     held = torch.load(store.state(8), weights_only=True)
     group = held["optimizer_states"][0]["param_groups"][0]
     assert (group["lr"], group["initial_lr"], group["weight_decay"]) == (0.25, 0.25, 0.5)
+
+
+def test_hyper_parameters_of_a_checkpoint_do_not_win_over_the_command_line(inputs: Path, tmp_path: Path) -> None:
+    """LightningCLI would set what a checkpoint remembers after it has read the command line."""
+    config = write_configs(inputs, tmp_path / "run")["sft"]
+    fit = ["fit", "--config", str(config), "--trainer.max_steps"]
+    assert main([*fit, "4"]) == 0
+    state = CheckpointStore(tmp_path / "run" / "sft" / "checkpoints").state(4)
+    held = torch.load(state, weights_only=True) | {"hyper_parameters": {"seed": 77}}
+    torch.save(held, tmp_path / "foreign.ckpt")
+    started = run([*fit, "8", "--ckpt_path", str(tmp_path / "foreign.ckpt"), "--model.seed", "5"])
+    assert started.trainer.global_step == 8
+    assert started.model.seed == 5
 
 
 def test_anew_puts_the_old_checkpoints_aside(

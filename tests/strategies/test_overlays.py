@@ -11,7 +11,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
-from dpr_lightning.cli.main import main
+from dpr_lightning.cli.main import main, run
 from dpr_lightning.errors import InputError
 from dpr_lightning.strategies import Zero2Strategy, Zero3Strategy
 from tests.strategies.launch import ROOT
@@ -19,8 +19,10 @@ from tests.strategies.launch import ROOT
 TOY = "toy --output runs/toy --demonstrations 40 --prompts 64 --development 8 --test 8 --hidden_size 32 --layers 2"
 
 
-@pytest.mark.parametrize("overlay", ["zero2", pytest.param("zero3", marks=pytest.mark.slow)])
-def test_a_command_with_an_overlay(overlay: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("overlay", ["zero2", "zero3", pytest.param("fsdp2", marks=pytest.mark.slow)])
+def test_a_command_with_an_overlay(
+    overlay: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
     assert main(shlex.split(TOY)) == 0
@@ -49,6 +51,18 @@ def test_a_command_with_an_overlay(overlay: str, tmp_path: Path, monkeypatch: py
     assert main(["export", "--source", "runs/toy/base", "--checkpoint", str(state), "--output", "runs/gathered"]) == 0
     gathered = dict(AutoModelForCausalLM.from_pretrained(tmp_path / "runs" / "gathered").named_parameters())
     assert all(torch.equal(gathered[name], trained[name]) for name in trained)
+    # One process evaluates them too; Lightning loads shards into their own ranks, and ZeRO-3's not at all.
+    validate = ["validate", "--config", "configs/toy/sft.yaml"]
+    final = _metrics([*validate, "--model.policy.source", str(policies / "final")])
+    assert _metrics([*validate, "--ckpt_path", str(state.parent)]) == final
+    assert _metrics(validate) != final
+    sharded = [*validate, "--config", f"configs/strategy/{overlay}.yaml", "--ckpt_path", str(state.parent)]
+    assert main(sharded) == 2
+    assert "--trainer.strategy auto" in capsys.readouterr().err
+
+
+def _metrics(arguments: list[str]) -> dict[str, float]:
+    return {name: float(value) for name, value in run(arguments).trainer.callback_metrics.items()}
 
 
 def test_overlays_name_our_strategies() -> None:
