@@ -1,6 +1,6 @@
 """A policy: its description as data, and how it becomes a model, a frozen copy or a folder."""
 
-from dpr_lightning.policies.build import build_policy, is_in_shards
+from dpr_lightning.policies.build import build_policy
 from dpr_lightning.policies.export import flush, save_policy, whole_folder
 from dpr_lightning.policies.forward import (
     ActionLogits,
@@ -14,6 +14,7 @@ from dpr_lightning.policies.forward import (
     state_logits,
 )
 from dpr_lightning.policies.frozen import FrozenPolicies
+from dpr_lightning.policies.lightning_state import is_in_shards
 from dpr_lightning.policies.sharding import build_sharded, is_sharded
 from dpr_lightning.policies.spec import LoraSpec, PolicySpec
 from dpr_lightning.policies.tokenizers import load_tokenizer, saved_stop_token_ids, stop_token_ids

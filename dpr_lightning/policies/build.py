@@ -3,14 +3,12 @@
 import json
 import logging
 import pickle
-import re
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -21,18 +19,15 @@ from transformers import (
 )
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from dpr_lightning.errors import InputError, first_line
+from dpr_lightning.errors import InputError
+from dpr_lightning.policies.lightning_state import load_lightning_weights
+from dpr_lightning.policies.reading import UNREADABLE, complaint
 from dpr_lightning.policies.sharding import sharded_construction
 from dpr_lightning.policies.spec import LoraSpec, PolicySpec
 from dpr_lightning.policies.tokenizers import load_tokenizer
 
 log = logging.getLogger(__name__)
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError)
-"""What readers of weights raise at files that are damaged or of another kind."""
 DESCRIPTION = "dpr_policy.json"
-_ZERO_TAG = "checkpoint"
-"""The folder in which Lightning has DeepSpeed put its shards."""
-_FROZEN_ADAPTER = re.compile(r"\.lora_\w+\.(?!default\b)")
 
 
 def build_policy(
@@ -67,7 +62,7 @@ def build_policy(
         elif spec.lora is not None and trainable:
             model = _add_adapter(model, spec.lora)
     if spec.checkpoint is not None and spec.checkpoint.endswith(".ckpt"):
-        _load_lightning_weights(model, spec.checkpoint)
+        load_lightning_weights(model, spec.checkpoint)
     if spec.gradient_checkpointing and trainable:
         model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
         if spec.lora is not None:
@@ -130,7 +125,7 @@ def _load_base(spec: PolicySpec, tokenizer: PreTrainedTokenizerBase) -> PreTrain
         )
     except UNREADABLE as error:
         raise InputError(
-            f"No causal language model could be loaded from {spec.source!r}: {_reason(error)} {_remedy(error)}"
+            f"No causal language model could be loaded from {spec.source!r}: {complaint(error)} {_remedy(error)}"
         ) from error
     model: PreTrainedModel = loaded[0]
     _refuse_random_weights(spec.source, loaded[1])
@@ -159,13 +154,6 @@ def _refuse_random_weights(source: str, info: dict[str, Any]) -> None:
             f"{source!r} holds {len(other)} weights of another size than its config.json describes (first: {name}, "
             f"{tuple(found)} instead of {tuple(expected)}). Put the config.json beside them that they were saved with."
         )
-
-
-def _reason(error: Exception) -> str:
-    """What a reader complains of. That of pickled files recommends to run them."""
-    if isinstance(error, pickle.UnpicklingError):
-        return "it is pickled with more than tensors, and loading that would run what it says."
-    return f"{first_line(error).rstrip('. ')}."
 
 
 def _remedy(error: Exception) -> str:
@@ -247,61 +235,3 @@ def load_adapter(model: nn.Module, folder: str | Path, *, trainable: bool, name:
         raise InputError(
             f"The adapter in {str(folder)!r} does not fit this base: {str(error).splitlines()[-1].strip()[:300]}"
         ) from error
-
-
-def is_in_shards(checkpoint: str | Path) -> bool:
-    """Whether a Lightning checkpoint is a folder with a part for each rank, DeepSpeed's or FSDP2's."""
-    return (Path(checkpoint) / _ZERO_TAG).is_dir() or (Path(checkpoint) / ".metadata").is_file()
-
-
-def _lightning_state(checkpoint: Path) -> dict[str, Any]:
-    """The weights of a LightningModule: from a file, or gathered from shards (ZeRO's in its optimizer's float32)."""
-    if is_in_shards(checkpoint):
-        return _gathered(checkpoint)
-    if not checkpoint.is_file():
-        found = "holds no shards of DeepSpeed's or FSDP2's" if checkpoint.is_dir() else "does not exist"
-        raise InputError(f"The Lightning checkpoint {str(checkpoint)!r} {found}.")
-    try:
-        held: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-    except UNREADABLE as error:
-        raise InputError(
-            f"{str(checkpoint)!r} cannot be read as a Lightning checkpoint: {_reason(error)} It is damaged, of another "
-            "kind, or holds more than tensors, numbers and text."
-        ) from error
-    return held
-
-
-def _gathered(checkpoint: Path) -> dict[str, Any]:
-    if (checkpoint / _ZERO_TAG).is_dir():
-        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-        weights: dict[str, Any] = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=_ZERO_TAG)
-        return weights
-    from torch.distributed.checkpoint import FileSystemReader, state_dict_loader
-    from torch.distributed.checkpoint.format_utils import _EmptyStateDictLoadPlanner
-
-    held: dict[str, Any] = {}
-    planner, reader = _EmptyStateDictLoadPlanner(keys={"state_dict"}), FileSystemReader(checkpoint)
-    state_dict_loader._load_state_dict(held, storage_reader=reader, planner=planner, no_dist=True)
-    state: dict[str, Any] = held["state_dict"]
-    return state
-
-
-def _load_lightning_weights(model: nn.Module, checkpoint: str) -> None:
-    held = _lightning_state(Path(checkpoint))
-    weights = {name.removeprefix("policy."): value for name, value in held.items() if name.startswith("policy.")}
-    # Frozen adapters that shared the trained one's base are part of such a checkpoint, and no part of this policy.
-    own = {name for name, _ in model.named_parameters()}
-    weights = {name: value for name, value in weights.items() if name in own or not _FROZEN_ADAPTER.search(name)}
-    try:
-        missing, unexpected = model.load_state_dict(weights, strict=False)
-    except RuntimeError as error:
-        raise InputError(
-            f"The checkpoint {checkpoint!r} does not fit this policy: {str(error).splitlines()[-1].strip()}"
-        ) from error
-    trained = [name for name in missing if "lora_" in name or not weights]
-    if unexpected or trained or not weights:
-        raise InputError(
-            f"The checkpoint {checkpoint!r} holds another architecture: {len(missing)} weights are missing and "
-            f"{len(unexpected)} are unknown (first: {(unexpected or missing or ['none'])[0]})."
-        )

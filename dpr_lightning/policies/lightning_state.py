@@ -1,0 +1,78 @@
+"""Weights out of a checkpoint of Lightning's: one file, or a folder with a part for each rank."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.checkpoint import format_utils, state_dict_loader
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+
+from dpr_lightning.errors import InputError
+from dpr_lightning.policies.reading import UNREADABLE, complaint
+
+_FROZEN_ADAPTER = re.compile(r"\.lora_\w+\.(?!default\b)")
+_ZERO_TAG = "checkpoint"
+"""The folder in which Lightning has DeepSpeed put its shards."""
+
+
+def is_in_shards(checkpoint: str | Path) -> bool:
+    """Whether a Lightning checkpoint is a folder with a part for each rank, DeepSpeed's or FSDP2's."""
+    return (Path(checkpoint) / _ZERO_TAG).is_dir() or (Path(checkpoint) / ".metadata").is_file()
+
+
+def _lightning_state(checkpoint: Path) -> dict[str, Any]:
+    """The weights of a LightningModule: from a file, or gathered from shards (ZeRO's in its optimizer's float32)."""
+    if is_in_shards(checkpoint):
+        return _gathered(checkpoint)
+    if not checkpoint.is_file():
+        found = "holds no shards of DeepSpeed's or FSDP2's" if checkpoint.is_dir() else "does not exist"
+        raise InputError(f"The Lightning checkpoint {str(checkpoint)!r} {found}.")
+    try:
+        held: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    except UNREADABLE as error:
+        raise InputError(
+            f"{str(checkpoint)!r} cannot be read as a Lightning checkpoint: {complaint(error)} It is damaged, of "
+            "another kind, or holds more than tensors, numbers and text."
+        ) from error
+    return held
+
+
+def _gathered(checkpoint: Path) -> dict[str, Any]:
+    if (checkpoint / _ZERO_TAG).is_dir():
+        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+        weights: dict[str, Any] = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=_ZERO_TAG)
+        return weights
+    planner: Any = format_utils._EmptyStateDictLoadPlanner  # type: ignore[attr-defined]
+    held: dict[str, Any] = {}
+    reader = FileSystemReader(checkpoint)
+    state_dict_loader._load_state_dict(held, storage_reader=reader, planner=planner(keys={"state_dict"}), no_dist=True)
+    state: dict[str, Any] = held["state_dict"]
+    return state
+
+
+def load_lightning_weights(model: nn.Module, checkpoint: str) -> None:
+    """Give ``model`` the weights of the policy that a LightningModule held.
+
+    Raises:
+        InputError: there is no such checkpoint, it cannot be read, or it holds another architecture.
+    """
+    held = _lightning_state(Path(checkpoint))
+    weights = {name.removeprefix("policy."): value for name, value in held.items() if name.startswith("policy.")}
+    # Frozen adapters that shared the trained one's base are part of such a checkpoint, and no part of this policy.
+    own = {name for name, _ in model.named_parameters()}
+    weights = {name: value for name, value in weights.items() if name in own or not _FROZEN_ADAPTER.search(name)}
+    try:
+        missing, unexpected = model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise InputError(
+            f"The checkpoint {checkpoint!r} does not fit this policy: {str(error).splitlines()[-1].strip()}"
+        ) from error
+    trained = [name for name in missing if "lora_" in name or not weights]
+    if unexpected or trained or not weights:
+        raise InputError(
+            f"The checkpoint {checkpoint!r} holds another architecture: {len(missing)} weights are missing and "
+            f"{len(unexpected)} are unknown (first: {(unexpected or missing or ['none'])[0]})."
+        )
