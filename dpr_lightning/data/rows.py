@@ -242,6 +242,11 @@ def _open_dataset(source: str) -> DatasetRows:
         else:
             dataset = datasets.load_dataset(str(path) if path.is_dir() else name, configuration, split=split)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
+        if path.is_dir():
+            raise InputError(
+                f"The folder {source} holds no data set that `datasets` can read ({first_line(error)}). It takes one "
+                "that `save_to_disk` wrote, or a folder of Parquet or JSON files; or name a file."
+            ) from error
         raise InputError(
             f"{source!r} is no file here, and `datasets` cannot load it ({first_line(error)}). Check the spelling; a "
             "split or configuration is written owner/name:split or owner/name:configuration:split."

@@ -193,7 +193,7 @@ CASES: dict[str, dict[str, Case]] = {
         "text that says it is Parquet": Case(lambda kit: kit.bytes(b"{}", "data.parquet"), ("data.parquet",)),
         "a JSON array cut short": Case(lambda kit: kit.bytes(b'[{"prompt": "1"}, ', "d.json"), ("d.json", "JSON")),
         "an empty JSON array": Case(lambda kit: kit.bytes(b"[]", "d.json"), ("d.json", "no rows")),
-        "a folder without a data set": Case(lambda kit: kit.fit(str(kit.folder)), (str(1),)),
+        "a folder without a data set": Case(lambda kit: kit.fit(str(kit.folder)), ("folder", "save_to_disk")),
     },
     "Encodings": {
         "UTF-16": Case(lambda kit: kit.bytes(json.dumps(GOOD).encode("utf-16")), ("UTF-16", "UTF-8")),
