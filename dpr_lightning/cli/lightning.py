@@ -80,9 +80,30 @@ def run_lightning(arguments: Sequence[str]) -> Any:
         sys.argv = before
 
 
-def _cli() -> DprCLI:
+class _Reader(DprCLI):
+    """Reads configs, and makes nothing of them."""
+
+    def instantiate_classes(self) -> None:
+        """Nothing."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Nothing."""
+
+
+def parse_lightning(arguments: Sequence[str]) -> dict[str, Any]:
+    """What a LightningCLI command would be asked to do: all options, with the defaults of those that were left out."""
+    _quieten()
+    before, sys.argv = sys.argv, [sys.argv[0], *arguments]
+    try:
+        held: dict[str, Any] = _cli(_Reader).config[arguments[0]].as_dict()
+        return held
+    finally:
+        sys.argv = before
+
+
+def _cli(kind: type[DprCLI] = DprCLI) -> DprCLI:
     quiet = {"exit_on_error": False}
-    return DprCLI(
+    return kind(
         LightningModule,
         LightningDataModule,
         subclass_mode_model=True,

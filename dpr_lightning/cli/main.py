@@ -16,6 +16,8 @@ From demonstrations to a dense reward to a better policy.
   test        the same on a test set                                                   (LightningCLI)
   predict     LightningCLI's predict                                                   (LightningCLI)
 
+  plan        the memory that the same arguments of `fit` would take of each rank
+
   toy         a tiny policy and demonstrations with a verifier, to try the configs on
   quickstart  the whole path on a toy, in minutes on a CPU
   smollm2     the whole path with SmolLM2-135M and LoRA; about 50 minutes on two CPU cores
@@ -78,9 +80,14 @@ def run(arguments: Sequence[str]) -> Any:
     check_configs(rest)
     if command in LIGHTNING_COMMANDS:
         return run_lightning([command, *rest])
+    if command == "plan":
+        from dpr_lightning.cli.plan import plan
+
+        print(plan(rest))
+        return 0
     commands = _commands()
     if command not in commands:
-        known = ", ".join([*LIGHTNING_COMMANDS, *commands])
+        known = ", ".join([*LIGHTNING_COMMANDS, "plan", *commands])
         raise InputError(f"There is no command {command!r}. Commands are: {known}.")
     from jsonargparse import auto_cli
 

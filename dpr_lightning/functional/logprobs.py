@@ -5,6 +5,7 @@ from typing import Any, Literal, get_args
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
 from dpr_lightning.functional._checks import (
@@ -91,7 +92,7 @@ def token_logprobs_and_normaliser(
     expect_dimensions("logits", logits, "B T V")
     expect_shape("tokens", tokens, logits.shape[:2], "logits without the vocabulary")
     expect_positive("temperature", temperature)
-    if tokens.device.type == "cpu" and tokens.numel():
+    if tokens.device.type == "cpu" and tokens.numel() and not isinstance(tokens, FakeTensor):
         low, high = int(tokens.min()), int(tokens.max())
         if low < 0 or high >= logits.shape[2]:
             raise ValueError(

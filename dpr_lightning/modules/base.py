@@ -209,6 +209,9 @@ class PolicyModule(LightningModule):
         if self.trainer.fit_loop._should_accumulate():
             return
         reported = getattr(self.trainer.strategy, "gradient_norm", None)
+        if reported is None:
+            # Lightning would keep them through the next forward pass, beside its activations.
+            self.zero_grad()
         norm = self._gradient_norm if reported is None else reported()
         self._gradient_norm = None
         if norm is None:

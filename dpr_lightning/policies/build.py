@@ -60,7 +60,7 @@ def build_policy(
             if spec.lora is None or not trainable:
                 model = model.merge_and_unload()  # type: ignore[operator]
         elif spec.lora is not None and trainable:
-            model = _add_adapter(model, spec.lora)
+            model = add_adapter(model, spec.lora)
     if spec.checkpoint is not None and spec.checkpoint.endswith(".ckpt"):
         load_lightning_weights(model, spec.checkpoint)
     if spec.gradient_checkpointing and trainable:
@@ -110,9 +110,7 @@ def _load_base(spec: PolicySpec, tokenizer: PreTrainedTokenizerBase) -> PreTrain
     dtype = getattr(torch, spec.dtype)
     options: dict[str, Any] = {"attn_implementation": spec.attention, "trust_remote_code": spec.trust_remote_code}
     if spec.architecture is not None:
-        fields = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
-        fields |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-        config = AutoConfig.for_model(**(fields | spec.architecture))
+        config = architecture_config(spec, tokenizer)
         make: Any = AutoModelForCausalLM.from_config
         built: PreTrainedModel = make(config, dtype=dtype, **options)
         return built
@@ -138,6 +136,13 @@ def _load_base(spec: PolicySpec, tokenizer: PreTrainedTokenizerBase) -> PreTrain
     if spec.gguf_file is not None:
         _forget_quantisation(model)
     return model
+
+
+def architecture_config(spec: PolicySpec, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """The configuration of a policy that is described field by field; the tokenizer gives its vocabulary."""
+    fields = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    fields |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    return AutoConfig.for_model(**(fields | (spec.architecture or {})))
 
 
 def _refuse_random_weights(source: str, info: dict[str, Any]) -> None:
@@ -204,7 +209,8 @@ def _require_peft() -> Any:
     return peft
 
 
-def _add_adapter(model: nn.Module, spec: LoraSpec) -> nn.Module:
+def add_adapter(model: nn.Module, spec: LoraSpec) -> nn.Module:
+    """Put a new adapter on ``model``, whose other weights are frozen."""
     peft = _require_peft()
     config = peft.LoraConfig(
         r=spec.rank,

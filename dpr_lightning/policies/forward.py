@@ -55,8 +55,8 @@ def packs_rows(model: nn.Module) -> bool:
     return not getattr(model, "_is_stateful", False) and layers <= ATTENTION_LAYERS
 
 
-def _logits_at(model: nn.Module, tokens: Tensor, mask: Tensor, state: Tensor, packed: bool | None) -> Tensor:
-    """Logits [B, S, V] at the positions ``state`` [B, S] of each row."""
+def logits_at(model: nn.Module, tokens: Tensor, mask: Tensor, state: Tensor, packed: bool | None) -> Tensor:
+    """Logits [B, S, V] at the positions ``state`` [B, S] of each row; the others as in :func:`action_logits`."""
     if not (packs_rows(model) if packed is None else packed):
         with _head_sees(model, state):
             return model(input_ids=tokens, use_cache=False).logits  # type: ignore[no-any-return]
@@ -85,7 +85,7 @@ def action_logits(model: nn.Module, tokens: Tensor, mask: Tensor, *, packed: boo
         logits [B, T, V] in the model's dtype: ``logits[b, t]`` chose ``tokens[b, t]``.
     """
     position, action_mask = action_positions(mask)
-    logits = _logits_at(model, tokens, mask, (position - 1).clamp_min(0), packed)
+    logits = logits_at(model, tokens, mask, (position - 1).clamp_min(0), packed)
     return ActionLogits(logits, tokens.gather(1, position), action_mask)
 
 
@@ -100,7 +100,7 @@ def state_logits(model: nn.Module, tokens: Tensor, mask: Tensor, *, packed: bool
     position = torch.cat([position, torch.zeros_like(position[:, :1])], 1)
     last = mask.long().mul(torch.arange(mask.shape[1], device=mask.device)).amax(1, keepdim=True)
     held = torch.nn.functional.pad(action_mask, (0, 1))
-    logits = _logits_at(model, tokens, mask, torch.where(held, (position - 1).clamp_min(0), last), packed)
+    logits = logits_at(model, tokens, mask, torch.where(held, (position - 1).clamp_min(0), last), packed)
     return ActionLogits(logits, tokens.gather(1, position[:, :-1]), action_mask)
 
 

@@ -1,0 +1,241 @@
+"""``dpr plan``: what a config takes of each rank's memory, before any GPU is asked for."""
+
+import importlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dpr_lightning.cli.lightning import parse_lightning
+from dpr_lightning.errors import InputError
+from dpr_lightning.modules.memory import (
+    Shape,
+    StepMemory,
+    all_actions_step_loss,
+    imitation_loss,
+    reinforce_loss,
+    sampling_memory,
+    scoring_memory,
+    training_memory,
+    without_content,
+)
+from dpr_lightning.policies import LoraSpec, PolicySpec, default_token_budget
+from dpr_lightning.policies.build import is_adapter
+from dpr_lightning.policies.outline import materialise, outline_policy
+from dpr_lightning.rollouts import SamplingOptions
+
+ZERO = {"Zero1Strategy": 1, "Zero2Strategy": 2, "Zero3Strategy": 3}
+GATHERED_BY_ZERO3 = 1_000_000_000
+"""Parameters that DeepSpeed leaves gathered before it lets any go (stage3_max_live_parameters)."""
+FETCHED_BY_ZERO3 = 50_000_000
+"""Parameters that it asks for at once, and holds twice until they are handed out (stage3_prefetch_bucket_size)."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """How state is shared out: ``kind`` is ``one``, ``ddp``, ``zero`` or ``fsdp2``."""
+
+    kind: str
+    count: int
+    stage: int = 0
+    bucket: int = 0
+    offload: str = "nothing"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes of a rank: what stays there, by name, and for each phase what comes and goes beside it."""
+
+    stays: dict[str, int]
+    phases: dict[str, int]
+
+    @property
+    def peak(self) -> int:
+        """The most at once."""
+        return sum(self.stays.values()) + max(self.phases.values())
+
+    def __str__(self) -> str:
+        """A table, in MiB."""
+        lines = [f"{'a rank holds':<42}{'MiB':>12}"]
+        lines += [f"  {name:<40}{value / 2**20:>12,.1f}" for name, value in self.stays.items()]
+        lines += [f"{'and beside it, one after the other':<42}"]
+        lines += [f"  {name:<40}{value / 2**20:>12,.1f}" for name, value in self.phases.items()]
+        return "\n".join([*lines, f"{'at its peak':<42}{self.peak / 2**20:>12,.1f}"])
+
+
+def plan(arguments: Sequence[str]) -> Plan:
+    """Count for the arguments of a ``dpr fit``.
+
+    A micro-batch is taken at its largest: rows of full length, of which, where demonstrations are imitated, every token
+    is learnt. Fragments that an allocator cannot use, CUDA's own context and NCCL's buffers come on top.
+
+    Args:
+        arguments: configs and options, as ``dpr fit`` takes them. No weights are read and nothing is trained.
+
+    Raises:
+        InputError: the module is another than SupervisedIRL or DensePathReinforce, or a configuration is missing.
+    """
+    config = parse_lightning(["fit", *arguments])
+    trainer, model, data = config["trainer"], config["model"], config["data"]
+    kind, options = model["class_path"].rpartition(".")[2], model["init_args"]
+    ranks = _ranks(trainer)
+    spec, autocast = _precision(_policy(options["policy"]), str(trainer["precision"]), ranks)
+    make = partial(_made, spec)
+    optimizer = _optimizer(options["optimizer"])
+    accumulate = trainer["accumulate_grad_batches"]
+    phases: dict[str, int] = {}
+    stays: dict[str, int] = {}
+    with without_content():
+        if kind == "SupervisedIRL":
+            shape = _imitated(data["init_args"])
+            step = training_memory(make, optimizer, shape, imitation_loss, accumulate=accumulate, autocast=autocast)
+        elif kind == "DensePathReinforce":
+            shape, phases, stays = _rollouts(spec, options, data["init_args"], ranks, accumulate)
+            loss = all_actions_step_loss if options["estimator"] == "all_actions" else reinforce_loss
+            step = training_memory(make, optimizer, shape, loss, accumulate=accumulate, autocast=autocast)
+        else:
+            raise InputError(f"`dpr plan` counts for SupervisedIRL and DensePathReinforce; this config trains {kind}.")
+        own, learning = _shared_out(step, ranks, make)
+    rows = f"{shape.rows} rows of {shape.length:,} tokens"
+    return Plan(own | stays, phases | {f"learning from {rows}": learning})
+
+
+def _made(spec: PolicySpec, trainable: bool = True) -> nn.Module:
+    return materialise(outline_policy(spec, trainable=trainable))
+
+
+def _policy(values: Any) -> PolicySpec:
+    held = dict(values)
+    lora = held.pop("lora", None)
+    return PolicySpec(**held, lora=LoraSpec(**lora) if lora is not None else None)
+
+
+def _ranks(trainer: Any) -> Ranks:
+    devices = trainer["devices"]
+    count = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdigit() else 1
+    count *= int(trainer["num_nodes"])
+    strategy = trainer["strategy"]
+    if isinstance(strategy, str):
+        return Ranks("ddp" if strategy.startswith("ddp") or count > 1 else "one", count)
+    name, options = strategy["class_path"].rpartition(".")[2], strategy.get("init_args") or {}
+    if name in ZERO:
+        options = {**(strategy.get("dict_kwargs") or {}), **options}
+        bucket = int(options.get("bucket_size", 200_000_000))
+        return Ranks("zero", count, ZERO[name], bucket, str(options.get("offload", "nothing")))
+    if name == "Fsdp2Strategy":
+        return Ranks("fsdp2", count)
+    raise InputError(f"`dpr plan` knows ddp and the strategies of dpr_lightning.strategies, not {name}.")
+
+
+def _precision(spec: PolicySpec, precision: str, ranks: Ranks) -> tuple[PolicySpec, torch.dtype | None]:
+    """DeepSpeed turns the weights themselves into bfloat16; without it `mixed` computes on float32 ones."""
+    if not precision.startswith("bf16"):
+        return spec, None
+    if ranks.kind == "zero" or precision == "bf16-true":
+        return PolicySpec(**{**vars(spec), "dtype": "bfloat16"}), None
+    return spec, torch.bfloat16
+
+
+def _optimizer(values: Any) -> Callable[[Any], torch.optim.Optimizer]:
+    if callable(values):
+        made: Callable[[Any], torch.optim.Optimizer] = values
+        return made
+    module, _, name = values["class_path"].rpartition(".")
+    if name == "DeepSpeedCPUAdam":
+        return partial(torch.optim.AdamW, lr=1e-5)  # the same two moments
+    return partial(getattr(importlib.import_module(module), name), **dict(values["init_args"]))
+
+
+def _imitated(data: Any) -> Shape:
+    length = int(data["max_length"] or 1024)
+    if data["batch_size"] is not None:
+        return Shape(int(data["batch_size"]), length, length - 1)
+    budget = int(data["token_budget"] or 8192)
+    return Shape(max(1, budget // length), length, length - 1)
+
+
+def _rollouts(
+    spec: PolicySpec, options: Any, data: Any, ranks: Ranks, accumulate: int
+) -> tuple[Shape, dict[str, int], dict[str, int]]:
+    """The micro-batch of DPR, what its phases before learning take, and the frozen models."""
+    sampling = SamplingOptions(**dict(data["sampling"] or {}))
+    prompt, answer = int(data["max_prompt_length"]), sampling.max_new_tokens
+    answers = max(1, int(data["prompts_per_rollout"]) // ranks.count) * int(data["samples_per_prompt"])
+    micro = Shape(max(1, math.ceil(answers / accumulate)), prompt + answer, answer)
+    models, every = 1 + len(data["references"]), options["estimator"] == "all_actions"
+    frozen = PolicySpec(**{**vars(spec), "dtype": data["dtype"], "lora": None, "checkpoint": None})
+    make = partial(_made, frozen, trainable=False)
+    budget = int(data["token_budget"] or default_token_budget(outline_policy(frozen, trainable=False)))
+    at_once = max(1, min(answers, budget // (prompt + answer)))
+    scored = micro if every else Shape(at_once, prompt + answer, answer)
+    at_once = min(sampling.batch_size, answers)
+    phases = {
+        f"sampling {at_once} answers at once": sampling_memory(make, at_once, prompt, sampling),
+        f"scoring by {models} frozen models": scoring_memory(make, scored, models, whole=every),
+    }
+    shared = spec.lora is not None and all(
+        is_adapter(folder) or not Path(folder).exists() for folder in (data["sft"], *data["references"])
+    )
+    if shared:
+        weight = sum(held.numel() for name, held in _made(spec).named_parameters() if "lora_" in name)
+        return micro, phases, {f"{models} frozen adapters on its base": 4 * weight * models}
+    one = sum(held.numel() * held.element_size() for held in make().parameters())
+    return micro, phases, {f"{models} frozen models": one * models}
+
+
+def _shared_out(step: StepMemory, ranks: Ranks, make: Callable[[], nn.Module]) -> tuple[dict[str, int], int]:
+    """What of weights and optimizer stays on a rank, and what comes and goes while it learns, gradients included."""
+    count, weights, optimizer, gradients = ranks.count, step.weights, step.optimizer, step.gradients_at_peak
+    if ranks.kind == "fsdp2":
+        layer, rest = _gathered_by_fsdp(make())
+        # One layer in use and one fetched ahead; on the way back the gradients of one, too, and the same in one piece.
+        back = step.working + gradients // count + 2 * layer
+        learning = rest + 2 * layer + max(step.most_working, back)
+        return {"weights": weights // count, "optimizer": optimizer // count}, learning
+    if ranks.kind == "zero":
+        return _zero(step, ranks, make)
+    held = {"weights": weights, "optimizer": optimizer}
+    if ranks.kind == "ddp" and count > 1:
+        held["buckets of gradients to exchange"] = step.gradients
+    return held, step.working + gradients
+
+
+def _zero(step: StepMemory, ranks: Ranks, make: Callable[[], nn.Module]) -> tuple[dict[str, int], int]:
+    """As DeepSpeed keeps it: a float32 copy of its share to step on, whatever the weights are."""
+    count, weights, trained = ranks.count, step.weights, step.trainable
+    elements = sum(weight.numel() for weight in make().parameters() if weight.requires_grad)
+    size = trained // max(1, elements)
+    share = 4 * elements // count
+    held = {
+        "weights": weights // count if ranks.stage == 3 else weights,
+        "float32 copies that the optimizer steps": share,
+        "optimizer": step.optimizer * 4 // size // count,
+        "buckets of gradients to exchange": min(trained, 2 * ranks.bucket * size),
+    }
+    if ranks.stage == 3:
+        gathered = min(weights, GATHERED_BY_ZERO3 * size) + min(weights, FETCHED_BY_ZERO3 * size)
+        learning = step.most_working + trained // count + gathered
+    else:
+        gradients = step.gradients_at_peak // (1 if ranks.stage == 1 else count)
+        learning = max(step.most_working, step.working + gradients)
+    # To step: the share's gradients, the same in one piece in float32, and what the optimizer computes beside them.
+    stepping = trained // count + 2 * share
+    if ranks.offload != "nothing":
+        held["optimizer"] = held["float32 copies that the optimizer steps"] = 0
+    if ranks.offload == "everything":
+        held["weights"] = 0
+    return held, max(learning, stepping)
+
+
+def _gathered_by_fsdp(model: nn.Module) -> tuple[int, int]:
+    """Bytes of the largest layer, and of what is in no layer."""
+    names = {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
+    layers = [module for module in model.modules() if type(module).__name__ in names]
+    sizes = [sum(weight.numel() * weight.element_size() for weight in layer.parameters()) for layer in layers]
+    whole = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    return max(sizes, default=0), whole - sum(sizes)

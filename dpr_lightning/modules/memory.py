@@ -1,0 +1,264 @@
+"""What a step takes in memory, found by running it on tensors that have shapes and no content."""
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
+from torch.utils._pytree import tree_map_only
+from transformers.cache_utils import DynamicCache
+
+from dpr_lightning.functional import all_actions_loss, clipped_surrogate_loss, entropy, token_logprobs
+from dpr_lightning.policies.forward import logits_at
+from dpr_lightning.rollouts import SamplingOptions
+from dpr_lightning.rollouts.sampler import draw
+
+
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of all tensors alive that were made within it, real ones or fake ones.
+
+    Attributes:
+        live: bytes now.
+        peak: the most there were at once.
+        gradients_at_peak: how many of those were gradients.
+        working_peak: the most there were of others than gradients.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live = self.peak = self.gradients = self.gradients_at_peak = self.working_peak = 0
+        self._seen: dict[int, weakref.ref[Any]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation and note what it made."""
+        made = func(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self._note, made)
+        return made
+
+    def _note(self, tensor: Any) -> None:
+        # What a DTensor wraps was made by an operation of its own; a meta tensor is nowhere.
+        if is_traceable_wrapper_subclass(tensor) or tensor.device.type == "meta":
+            return
+        storage = tensor.untyped_storage()
+        place, size = id(storage), storage.nbytes()
+        if place in self._seen:
+            return
+
+        def freed(_: Any) -> None:
+            self.live -= size
+            del self._seen[place]
+
+        self._seen[place] = weakref.ref(storage, freed)
+        self.live += size
+        self.working_peak = max(self.working_peak, self.live - self.gradients)
+        if self.live > self.peak:
+            self.peak, self.gradients_at_peak = self.live, self.gradients
+
+    def watch_gradients(self, model: nn.Module) -> None:
+        """Tell gradients from the rest."""
+
+        def came(weight: Tensor) -> None:
+            assert weight.grad is not None
+            self.gradients = sum(_size(held.grad) for held in model.parameters() if held.grad is not None)
+
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight.register_post_accumulate_grad_hook(came)  # type: ignore[no-untyped-call]
+
+    def reset(self) -> None:
+        """Forget the peak."""
+        self.peak, self.gradients_at_peak, self.working_peak = self.live, self.gradients, self.live - self.gradients
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A micro-batch at its largest: ``rows`` of ``length`` tokens, of which the last ``acted`` are the policy's."""
+
+    rows: int
+    length: int
+    acted: int
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Bytes of one process that shares nothing.
+
+    ``weights``, ``gradients``, ``optimizer``: what stays. ``peak``: the most at once, all included; of which
+    ``working`` (activations, logits, whatever comes and goes) stood beside the ``gradients_at_peak``;
+    ``most_working``: the most of that, at whatever moment. ``trainable``: bytes of the weights that are trained.
+    """
+
+    weights: int
+    trainable: int
+    gradients: int
+    optimizer: int
+    peak: int
+    gradients_at_peak: int
+    most_working: int
+
+    @property
+    def working(self) -> int:
+        """Bytes that come and go."""
+        return self.peak - self.weights - self.optimizer - self.gradients_at_peak
+
+
+def training_memory(
+    make_policy: Callable[[], nn.Module],
+    make_optimizer: Callable[[Any], torch.optim.Optimizer],
+    shape: Shape,
+    loss: Callable[[nn.Module, Shape], Tensor],
+    *,
+    accumulate: int = 1,
+    autocast: torch.dtype | None = None,
+) -> StepMemory:
+    """Take two optimizer steps, the second with the optimizer's state in place, and count.
+
+    Args:
+        make_policy: builds the model; within a FakeTensorMode it takes no memory.
+        make_optimizer: called with the trainable parameters.
+        shape: of a micro-batch.
+        loss: of a micro-batch of that shape.
+        accumulate: micro-batches a step.
+        autocast: dtype of the forward pass when it is not that of the weights.
+    """
+    with LiveBytes() as live:
+        model = make_policy()
+        live.watch_gradients(model)
+        trained = [weight for weight in model.parameters() if weight.requires_grad]
+        optimizer = make_optimizer(trained)
+        weights, state = live.live, 0
+        for _ in range(2):
+            live.reset()
+            for _ in range(accumulate):
+                with torch.autocast("cpu", autocast, enabled=autocast is not None):
+                    value = loss(model, shape)
+                value.backward()  # type: ignore[no-untyped-call]
+                del value
+            gradients = live.gradients
+            before = live.live
+            optimizer.step()
+            state = state or live.live - before
+            optimizer.zero_grad()
+            live.gradients = 0
+        return StepMemory(
+            weights=weights,
+            trainable=sum(map(_size, trained)),
+            gradients=gradients,
+            optimizer=state,
+            peak=live.peak,
+            gradients_at_peak=live.gradients_at_peak,
+            most_working=live.working_peak - weights - state,
+        )
+
+
+def imitation_loss(model: nn.Module, shape: Shape) -> Tensor:
+    """As :class:`SupervisedIRL` computes it."""
+    tokens, mask, state, chosen = _batch(shape)
+    return -token_logprobs(logits_at(model, tokens, mask, state, packed=False), chosen).sum()
+
+
+def reinforce_loss(model: nn.Module, shape: Shape) -> Tensor:
+    """As :class:`DensePathReinforce` computes it with ``estimator: reinforce``."""
+    tokens, mask, state, chosen = _batch(shape)
+    logits = _at_least_float32(logits_at(model, tokens, mask, state, packed=False))
+    logprob = token_logprobs(logits, chosen)
+    entropy(logits.detach().log_softmax(-1))
+    return _surrogate(logprob, mask[:, -shape.acted :])
+
+
+def all_actions_step_loss(model: nn.Module, shape: Shape) -> Tensor:
+    """As :class:`DensePathReinforce` computes it with ``estimator: all_actions``, with the rewards of every token."""
+    tokens, mask, state, chosen = _batch(shape)
+    width = model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
+    reward, sft, _reference = (torch.zeros(shape.rows, shape.acted, width) for _ in range(3))
+    logits = _at_least_float32(logits_at(model, tokens, mask, state, packed=False))
+    logprobs = logits.log_softmax(-1)
+    logprob = logprobs.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
+    entropy(logprobs.detach())
+    acted = mask[:, -shape.acted :]
+    loss = _surrogate(logprob, acted)
+    drift = logprobs - sft
+    return loss + all_actions_loss(logprobs, 1.0 * reward - 0.5 * drift, acted, 1.0)
+
+
+def scoring_memory(make_policy: Callable[[], nn.Module], shape: Shape, models: int, *, whole: bool) -> int:
+    """Bytes that come and go while ``models`` frozen models score a part of that shape.
+
+    Args:
+        make_policy: builds one of them.
+        shape: rows scored at once.
+        models: π_SFT and its references.
+        whole: whether rewards of every token are wanted, and not of those chosen alone.
+    """
+    with LiveBytes() as live, torch.no_grad():
+        model = make_policy()
+        weights = live.live
+        tokens, mask, state, chosen = _batch(shape)
+        held = []
+        for _ in range(models):
+            logits = logits_at(model, tokens, mask, state, packed=False)
+            held.append(logits.float().log_softmax(-1) if whole else token_logprobs(logits, chosen))
+        if whole:
+            reward = held[0] - torch.stack(held[1:]).mean(0) if len(held) > 1 else held[0]
+            reward.clamp_max(0.0)
+        return int(live.peak - weights)
+
+
+def sampling_memory(make_policy: Callable[[], nn.Module], rows: int, prompt: int, options: SamplingOptions) -> int:
+    """Bytes of keys, values and logits at the last token of answers of full length.
+
+    Args:
+        make_policy: builds the policy.
+        rows: answers decoded at once.
+        prompt: tokens of the longest prompt.
+        options: their length limit.
+    """
+    with LiveBytes() as live, torch.no_grad():
+        model = make_policy().eval()
+        weights = live.live
+        cache = DynamicCache(config=model.config)  # type: ignore[arg-type]
+        read = torch.zeros(rows, prompt + options.max_new_tokens - 1, dtype=torch.long)
+        model(input_ids=read, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        live.reset()
+        position = torch.zeros(rows, 1, dtype=torch.long)
+        output = model(
+            input_ids=read[:, :1], position_ids=position, past_key_values=cache, use_cache=True, logits_to_keep=1
+        )
+        logits = output.logits[:, -1].float().log_softmax(-1)
+        del output
+        draw(logits, options, torch.zeros(rows, dtype=torch.float64))
+        return int(live.peak - weights)
+
+
+@contextmanager
+def without_content() -> Iterator[None]:
+    """Within, tensors have shapes and no content."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        yield
+
+
+def _batch(shape: Shape) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    tokens = torch.zeros(shape.rows, shape.length, dtype=torch.long)
+    mask = torch.ones(shape.rows, shape.length, dtype=torch.bool)
+    first = shape.length - shape.acted
+    state = torch.arange(first - 1, shape.length - 1).expand(shape.rows, -1)
+    return tokens, mask, state, tokens[:, first:]
+
+
+def _surrogate(logprob: Tensor, mask: Tensor) -> Tensor:
+    behaviour = logprob.detach()
+    return clipped_surrogate_loss(logprob, behaviour, torch.zeros_like(behaviour), mask, 1.0, 0.2)[0]
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _size(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

@@ -1,0 +1,65 @@
+"""A policy without weights: shapes and dtypes alone, for counting what it would take."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from dpr_lightning.errors import InputError, first_line
+from dpr_lightning.policies.build import add_adapter, architecture_config, resolve_adapter
+from dpr_lightning.policies.spec import PolicySpec
+from dpr_lightning.policies.tokenizers import load_tokenizer
+
+
+def outline_policy(spec: PolicySpec, *, trainable: bool = True) -> nn.Module:
+    """The model that ``spec`` names on PyTorch's meta device; of its folder only ``config.json`` is read.
+
+    Args:
+        spec: the description.
+        trainable: False leaves out adapters and freezes everything.
+
+    Raises:
+        InputError: there is no configuration to read.
+    """
+    base, _ = resolve_adapter(spec)
+    options = {"attn_implementation": base.attention, "trust_remote_code": base.trust_remote_code}
+    try:
+        if base.architecture is not None:
+            config = architecture_config(base, load_tokenizer(base.tokenizer_source))
+        else:
+            config = AutoConfig.from_pretrained(str(base.source), trust_remote_code=base.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"The configuration of {base.source!r} cannot be read: {first_line(error)} Name a folder with a "
+            "config.json or a hub id as `model.policy.source`; the weights need not be there."
+        ) from error
+    with torch.device("meta"):
+        make: Any = AutoModelForCausalLM.from_config
+        model: nn.Module = make(config, dtype=getattr(torch, base.dtype), **options)
+        if spec.lora is not None and trainable:
+            model = add_adapter(model, spec.lora)
+    if spec.gradient_checkpointing and trainable:
+        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        if spec.lora is not None:
+            model.enable_input_require_grads()  # type: ignore[operator]
+    return model.train() if trainable else model.eval().requires_grad_(False)
+
+
+def materialise(model: nn.Module) -> nn.Module:
+    """Give every weight of an outline a place in memory, tied ones a common one; what is there is undefined.
+
+    Within a :class:`torch._subclasses.FakeTensorMode` nothing is taken, and everything can be counted.
+    """
+    places: dict[int, Any] = {}
+    for module in model.modules():
+        for held in (module._parameters, module._buffers):
+            for name, value in held.items():
+                if value is None:
+                    continue
+                if id(value) not in places:
+                    place = torch.empty(value.shape, dtype=value.dtype)
+                    trained = isinstance(value, nn.Parameter)
+                    places[id(value)] = (value, nn.Parameter(place, value.requires_grad) if trained else place)
+                held[name] = places[id(value)][1]
+    return model

@@ -1,0 +1,95 @@
+"""What `dpr plan` counts without weights, against what training really takes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dpr_lightning.cli.main import run
+from dpr_lightning.cli.plan import Plan, plan
+from dpr_lightning.errors import InputError
+from dpr_lightning.modules.memory import LiveBytes
+from tests.tiny import write_tiny_policy
+from tests.training import write_weaker_policy
+from tests.workspace import Workspace, write_dpr_config, write_sft_config
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A policy of half a million weights, and rows that are all as long as they may be."""
+    folder = tmp_path_factory.mktemp("plan")
+    write_tiny_policy(folder / "sft", hidden_size=96, layers=4)
+    write_weaker_policy(folder / "sft", folder / "reference")
+    rows = [{"prompt": chr(97 + n), "completion": "1" * 62} for n in range(16)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def _measured(config: str) -> int:
+    """Bytes of tensors at the peak of a real run; safetensors reads the weights past the counter."""
+    with LiveBytes() as live:
+        ended = run(["fit", "--config", config])
+    del ended
+    return live.peak
+
+
+def _planned(config: str) -> Plan:
+    return plan(["--config", config])
+
+
+@pytest.mark.parametrize(
+    ("policy", "trainer"),
+    [
+        ({}, {}),
+        ({"gradient_checkpointing": True}, {}),
+        ({"lora": {"rank": 4}}, {}),
+        ({}, {"accumulate_grad_batches": 2}),
+        ({}, {"precision": "bf16-mixed"}),
+        ({"dtype": "bfloat16"}, {}),
+    ],
+)
+def test_imitation(policy: dict[str, Any], trainer: dict[str, Any], folder: Path, tmp_path: Path) -> None:
+    config = write_sft_config(
+        tmp_path, {"source": str(folder / "sft"), **policy}, str(folder / "rows.jsonl"), trainer=trainer, max_length=64
+    )
+    measured, planned = _measured(config), _planned(config)
+    assert planned.peak == pytest.approx(measured, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("model", "accumulate"),
+    [
+        ({"estimator": "reinforce"}, 1),
+        ({"estimator": "all_actions", "credit": {"discount": 0.0}}, 1),
+        ({"estimator": "all_actions", "credit": {"discount": 0.0}}, 4),
+        # Rollouts take more than learning does, in parts of two answers.
+        ({"estimator": "reinforce"}, 16),
+        ({"policy": {"lora": {"rank": 2}}, "estimator": "reinforce"}, 1),
+    ],
+)
+def test_reinforcement(model: dict[str, Any], accumulate: int, folder: Path, tmp_path: Path) -> None:
+    rows = str(folder / "rows.jsonl")
+    workspace = Workspace(str(folder / "sft"), str(folder / "reference"), rows, rows)
+    config = Path(
+        write_dpr_config(
+            tmp_path, workspace, max_prompt_length=1, sampling={"max_new_tokens": 40}, prompts_per_rollout=16
+        )
+    )
+    held = yaml.safe_load(config.read_text())
+    policy = {"source": workspace.sft, **model.get("policy", {})}
+    held["model"]["init_args"] |= model | {"policy": policy}
+    held["trainer"]["accumulate_grad_batches"] = accumulate
+    config.write_text(yaml.safe_dump(held))
+    measured, planned = _measured(str(config)), _planned(str(config))
+    assert planned.peak == pytest.approx(measured, rel=0.1)
+
+
+def test_what_it_cannot_count_is_said() -> None:
+    with pytest.raises(InputError, match="SelfPlay"):
+        plan(["--config", str(ROOT / "configs" / "toy" / "self_play.yaml")])
+    with pytest.raises(InputError, match=r"config\.json"):
+        plan(["--config", str(ROOT / "configs" / "toy" / "sft.yaml"), "--model.policy.source", "/nowhere"])
