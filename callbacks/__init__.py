@@ -6,6 +6,7 @@ from dpr_lightning.callbacks.held_out_reward import HeldOutReward
 from dpr_lightning.callbacks.reference_checkpoints import ReferenceCheckpoints
 from dpr_lightning.callbacks.resumable_checkpoints import ResumableCheckpoints
 from dpr_lightning.callbacks.rollout_samples import RolloutSamples
+from dpr_lightning.callbacks.wandb_logger import WandbLogger
 
 __all__ = [
     "GenerationEvaluation",
@@ -14,4 +15,5 @@ __all__ = [
     "ReferenceCheckpoints",
     "ResumableCheckpoints",
     "RolloutSamples",
+    "WandbLogger",
 ]

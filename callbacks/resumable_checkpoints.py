@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from dpr_lightning.callbacks.checkpoint_store import STATE, CheckpointStore
-from dpr_lightning.distributed import max_over_ranks
+from dpr_lightning.distributed import mark, max_over_ranks
 from dpr_lightning.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -153,6 +153,7 @@ class ResumableCheckpoints(Checkpoint):
     def _save(self, trainer: Trainer) -> None:
         self._overdue = False
         step = trainer.global_step
+        mark(f"checkpoint of step {step}")
         if step in self.store.steps() and self.store.fault(step) is None:
             return
         started = time.monotonic()

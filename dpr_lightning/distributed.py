@@ -1,4 +1,8 @@
-"""Sums over ranks."""
+"""Sums over ranks, and where each of them is."""
+
+import json
+import time
+from datetime import timedelta
 
 import torch
 import torch.distributed
@@ -25,3 +29,31 @@ def _reduced(value: Tensor, operation: torch.distributed.ReduceOp.RedOpType) -> 
     held = value.cuda() if on_gpu else value.clone()
     torch.distributed.all_reduce(held, operation)
     return held.to(value.device)
+
+
+def mark(stage: str) -> None:
+    """Tell the other ranks what this one has begun, for the case that they wait for it in vain. Waits for nobody."""
+    if _several():
+        said = json.dumps({"stage": stage, "at": time.time()})
+        torch.distributed.distributed_c10d._get_default_store().set(_key(torch.distributed.get_rank()), said)
+
+
+def marks() -> dict[int, str]:
+    """What each rank last said it had begun, and how long ago, in seconds; empty where there is one."""
+    found: dict[int, str] = {}
+    if not _several():
+        return found
+    store = torch.distributed.distributed_c10d._get_default_store()
+    store.set_timeout(timedelta(seconds=5))
+    for rank in range(torch.distributed.get_world_size()):
+        try:
+            said = json.loads(store.get(_key(rank)))
+        except RuntimeError:
+            found[rank] = "nothing"
+        else:
+            found[rank] = f"{said['stage']}, {time.time() - said['at']:.0f} s ago"
+    return found
+
+
+def _key(rank: int) -> str:
+    return f"dpr_lightning/{rank}"

@@ -1,16 +1,29 @@
 """What an exception means to whoever ran the command: whose fault it is, what to say, which exit code."""
 
 import errno
+import re
 import sys
 import tempfile
 import traceback
 
+import torch
 from jsonargparse import ArgumentError
 
 from dpr_lightning.cli.parse_errors import plainly
+from dpr_lightning.distributed import marks
 from dpr_lightning.errors import InputError, causes, first_line
 
+_LOST = re.compile(
+    r"[Tt]imed out waiting|timeout caused pair closure|Connection (closed|reset) by peer|Socket Timeout|Broken pipe"
+)
+"""How torch.distributed says that a rank did not answer."""
 USER, OURS, INTERRUPTED = 2, 1, 130
+_MORE_MEMORY = """What helps, the cheapest first:
+  smaller micro-batches: halve `data.token_budget` (or `data.batch_size`) and double `trainer.accumulate_grad_batches`;
+    of DPR the latter alone. Activations and logits halve, and the result stays what it was.
+  `model.policy.gradient_checkpointing: true`: of a layer's activations only its input is kept, for a third more work.
+  weights, gradients and optimizer in shards: an overlay of configs/strategy/; or `model.policy.lora`.
+`dpr plan` with the same arguments tells how much each would save, without a GPU."""
 _OF_THE_PLACE = {
     errno.ENOSPC: "Free some space, or write somewhere else.",
     errno.EDQUOT: "Free some of your quota, or write somewhere else.",
@@ -37,6 +50,9 @@ def explain(command: str, error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         print(f"dpr {command}: stopped.", file=sys.stderr)
         return INTERRUPTED
+    if _LOST.search(str(error)):
+        print(f"dpr {command}: {_lost(error)}", file=sys.stderr)
+        return OURS
     print(f"dpr {command}: {type(error).__name__}: {str(error)[:1000]}\n{_kept(error)}", file=sys.stderr)
     return OURS
 
@@ -54,9 +70,23 @@ def _known(error: BaseException) -> str | None:
         if isinstance(cause, OSError) and cause.errno in _OF_THE_PLACE:
             where = f"{cause.filename}: " if cause.filename else ""
             return f"{where}{cause.strerror}. {_OF_THE_PLACE[cause.errno]}"
+    if any(isinstance(cause, torch.OutOfMemoryError) for cause in chain):
+        return f"{first_line(error)}\n{_MORE_MEMORY}"
     if "No space left on device" in str(error):  # as safetensors and PyTorch say it
         return f"{first_line(error)}. {_OF_THE_PLACE[errno.ENOSPC]}"
     return None
+
+
+def _lost(error: BaseException) -> str:
+    """Which rank the others waited for."""
+    found = marks()
+    told = "; ".join(f"rank {rank}: {said}" for rank, said in found.items())
+    return (
+        f"This rank waited for another one in vain: {first_line(error)}\nWhat each had begun: {told or 'not known'}.\n"
+        "One that began its last thing long before the others is stuck there, or has died there, and its own log says "
+        "of what. The same command goes on from the last checkpoint. Where a step may take longer, raise the "
+        "strategy's timeout."
+    )
 
 
 def _kept(error: BaseException) -> str:

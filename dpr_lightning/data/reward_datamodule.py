@@ -19,7 +19,7 @@ from dpr_lightning.data.overlap import check_overlap
 from dpr_lightning.data.prompts import PromptSet
 from dpr_lightning.data.rewarded import rewarded, sampled_scores, with_actions
 from dpr_lightning.data.rollout_loader import RolloutLoader
-from dpr_lightning.distributed import sum_over_ranks
+from dpr_lightning.distributed import mark, sum_over_ranks
 from dpr_lightning.errors import InputError
 from dpr_lightning.policies import PolicySpec, load_tokenizer, sequence_logprobs, stop_token_ids
 from dpr_lightning.policies.tokenizers import same_vocabulary
@@ -218,6 +218,7 @@ class RewardDataModule(LightningDataModule):
 
     def rollout(self, epoch: int, place: int) -> RolloutBatch:
         """Rollout number ``place`` of an epoch: sampled, scored and with advantages; this rank's share of it."""
+        mark(f"rollout {place} of epoch {epoch}")
         with self._learner.whole_policy():
             return self._rollout(epoch, place)
 

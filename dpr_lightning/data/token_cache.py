@@ -3,13 +3,15 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 import torch
 import transformers
+from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -72,7 +74,8 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 def load_or_tokenize(folder: Path, key: str, file: str, tokenize: Callable[[], TokenizedDataset]) -> TokenizedDataset:
     """The data set kept under ``key`` in ``folder``, or else tokenised now and kept.
 
-    A damaged entry is made again. The arrays are memory-mapped: a data set larger than memory can be read.
+    A damaged entry is made again. Where two runs want the same one, the second waits and reads it. The arrays are
+    memory-mapped: a data set larger than memory can be read.
 
     Args:
         folder: of all caches.
@@ -87,6 +90,27 @@ def load_or_tokenize(folder: Path, key: str, file: str, tokenize: Callable[[], T
     held = _load(entry, key, file)
     if held is not None:
         return held
+    with _only_one(entry):
+        return _load(entry, key, file) or _make(entry, key, file, tokenize)
+
+
+@contextmanager
+def _only_one(entry: Path) -> Iterator[None]:
+    """One process at a time makes an entry. Where no lock can be held, each does its own work, as nothing is torn."""
+    lock = FileLock(entry.with_name(f".{entry.name}.lock"))
+    with suppress(OSError, NotImplementedError):
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        # Whoever waits holds the file that is gone, and finds the entry; whoever comes finds the entry too.
+        with suppress(OSError):
+            Path(lock.lock_file).unlink()
+        lock.release()
+
+
+def _make(entry: Path, key: str, file: str, tokenize: Callable[[], TokenizedDataset]) -> TokenizedDataset:
     dataset = tokenize()
     try:
         with whole_folder(entry) as unfinished:
@@ -96,7 +120,8 @@ def load_or_tokenize(folder: Path, key: str, file: str, tokenize: Callable[[], T
         held = _load(entry, key, file)
         if held is None:
             raise InputError(f"{error} (`cache_dir` moves the cache; `cache_dir: null` goes without.)") from error
-    return held or _load(entry, key, file) or dataset
+        return held
+    return _load(entry, key, file) or dataset
 
 
 def _write(folder: Path, key: str, dataset: TokenizedDataset) -> None:

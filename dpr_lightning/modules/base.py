@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from transformers import PreTrainedTokenizerBase
 
-from dpr_lightning.distributed import sum_over_ranks
+from dpr_lightning.distributed import mark, sum_over_ranks
 from dpr_lightning.errors import InputError
 from dpr_lightning.modules.non_finite import NonFinitePolicy, NonFiniteSteps
 from dpr_lightning.modules.schedule import ScheduleSpec
@@ -126,8 +126,13 @@ class PolicyModule(LightningModule):
         for config in self.trainer.lr_scheduler_configs:
             config.scheduler.base_lrs = [asked["lr"] for asked in self._optimizer_options]
 
+    def on_validation_start(self) -> None:
+        """Let other ranks know."""
+        mark("validation")
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Draw dropout from a stream that the step names, so that a resumed run draws the same."""
+        mark(f"step {self.trainer.global_step + 1}, micro-batch {batch_idx}")
         place = (self.seed, self.trainer.global_step, batch_idx, self.trainer.global_rank)
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
 

@@ -3,7 +3,9 @@
 import errno
 import json
 import logging
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,26 @@ def test_the_second_time_nothing_is_tokenised(tmp_path: Path, tokenize: Counting
     assert same(first, tokenize())
     assert second.where(3) == f"{tokenize.file}:4"
     assert second.report.rows == 20
+
+
+def test_of_two_runs_one_tokenises_and_the_other_waits(tmp_path: Path, tokenize: Counting) -> None:
+    """Before, both did the work, and the second threw it away."""
+    started, may_end = threading.Event(), threading.Event()
+
+    def slowly() -> TokenizedDataset:
+        started.set()
+        assert may_end.wait(30)
+        return tokenize()
+
+    with ThreadPoolExecutor(2) as runs:
+        first = runs.submit(load_or_tokenize, tmp_path / "cache", "k" * 64, tokenize.file, slowly)
+        assert started.wait(30)
+        second = runs.submit(load_or_tokenize, tmp_path / "cache", "k" * 64, tokenize.file, tokenize)
+        with pytest.raises(TimeoutError):
+            second.result(0.5)
+        may_end.set()
+        assert same(first.result(30), second.result(30))
+    assert tokenize.calls == 1
 
 
 def _corrupt(entry: Path) -> None:
