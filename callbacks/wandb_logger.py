@@ -3,8 +3,8 @@
 import logging
 from typing import Any
 
-from lightning.pytorch import loggers
 from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch import loggers
 
 log = logging.getLogger(__name__)
 
