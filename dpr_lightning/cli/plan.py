@@ -215,7 +215,8 @@ def _zero(step: StepMemory, ranks: Ranks, make: Callable[[], nn.Module]) -> tupl
         "weights": weights // count if ranks.stage == 3 else weights,
         "float32 copies that the optimizer steps": share,
         "optimizer": step.optimizer * 4 // size // count,
-        "buckets of gradients to exchange": min(trained, 2 * ranks.bucket * size),
+        # As large as they are asked for, however small the model: one is filled while another is sent.
+        "buckets of gradients to exchange": (1 if ranks.stage == 3 else 2) * ranks.bucket * size,
     }
     if ranks.stage == 3:
         gathered = min(weights, GATHERED_BY_ZERO3 * size) + min(weights, FETCHED_BY_ZERO3 * size)
