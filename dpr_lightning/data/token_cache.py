@@ -11,7 +11,7 @@ from typing import Any
 import tokenizers
 import torch
 import transformers
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -90,24 +90,33 @@ def load_or_tokenize(folder: Path, key: str, file: str, tokenize: Callable[[], T
     held = _load(entry, key, file)
     if held is not None:
         return held
-    with _only_one(entry):
-        return _load(entry, key, file) or _make(entry, key, file, tokenize)
+    with _only_one(entry) as waited:
+        made_meanwhile = _load(entry, key, file) if waited else None
+        return made_meanwhile or _make(entry, key, file, tokenize)
 
 
 @contextmanager
-def _only_one(entry: Path) -> Iterator[None]:
-    """One process at a time makes an entry. Where no lock can be held, each does its own work, as nothing is torn."""
-    lock = FileLock(entry.with_name(f".{entry.name}.lock"))
+def _only_one(entry: Path) -> Iterator[bool]:
+    """One process at a time makes an entry; yields whether another one did before.
+
+    Where no lock can be held, each does its own work, as nothing is torn.
+    """
+    lock, waited = FileLock(entry.with_name(f".{entry.name}.lock")), False
     with suppress(OSError, NotImplementedError):
         entry.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            waited = True
+            lock.acquire()
     try:
-        yield
+        yield waited
     finally:
-        # Whoever waits holds the file that is gone, and finds the entry; whoever comes finds the entry too.
-        with suppress(OSError):
-            Path(lock.lock_file).unlink()
-        lock.release()
+        if lock.is_locked:
+            # Whoever waits holds the file that is gone, and finds the entry; whoever comes finds the entry too.
+            with suppress(OSError):
+                Path(lock.lock_file).unlink()
+            lock.release()
 
 
 def _make(entry: Path, key: str, file: str, tokenize: Callable[[], TokenizedDataset]) -> TokenizedDataset:
