@@ -4,6 +4,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from dpr_lightning.errors import InputError
 from dpr_lightning.modules.base import default_optimizer
 from dpr_lightning.modules.non_finite import NonFinitePolicy
 from dpr_lightning.modules.schedule import ScheduleSpec
@@ -45,6 +46,19 @@ class VerifierHead(SelfPlay):
         """π_SFT's trunk with a head of one output."""
         model, tokenizer = build_verifier_head(self.policy_spec)
         return model.train(), tokenizer
+
+    def prepare_policy(self) -> None:
+        """Turn dropout off.
+
+        Raises:
+            InputError: the strategy gathers weights where the whole model is called, and the trunk alone is.
+        """
+        if hasattr(getattr(self._trainer, "strategy", None), "shard"):
+            raise InputError(
+                "A verifier head is trained under `ddp` or ZeRO, not under FSDP2: choose another `trainer.strategy`, such "
+                "as the overlay configs/strategy/zero3.yaml."
+            )
+        super().prepare_policy()
 
     def pair_scores(self, batch: SelfPlayBatch) -> tuple[Tensor, Tensor]:
         """The head's numbers for demonstrations [P] and answers [P]."""

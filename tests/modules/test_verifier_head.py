@@ -100,3 +100,14 @@ def test_what_cannot_carry_a_head_is_refused(tiny_policy_folder: Path, tmp_path:
             build_verifier_head(spec)
     with pytest.raises(InputError, match="No model with a head"):
         build_verifier_head(PolicySpec(source=str(tmp_path), tokenizer=str(tiny_policy_folder)))
+
+
+def test_fsdp2_is_refused(trainer: Trainers, tiny_policy_folder: Path, tmp_path: Path) -> None:
+    """It gathers weights where the whole model is called."""
+    rows = write_demonstrations(tmp_path / "rows.jsonl")
+    data = SelfPlayDataModule(rows, str(tiny_policy_folder), batch_size=8, cache_dir=None)
+    module = VerifierHead(PolicySpec(source=str(tiny_policy_folder)))
+    held: Any = trainer(max_steps=1)
+    held.strategy.shard = lambda model: None
+    with pytest.raises(InputError, match="zero3"):
+        held.fit(module, datamodule=data)
