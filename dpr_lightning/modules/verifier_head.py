@@ -55,8 +55,8 @@ class VerifierHead(SelfPlay):
         """
         if hasattr(getattr(self._trainer, "strategy", None), "shard"):
             raise InputError(
-                "A verifier head is trained under `ddp` or ZeRO, not under FSDP2: choose another `trainer.strategy`, such "
-                "as the overlay configs/strategy/zero3.yaml."
+                "A verifier head is trained under `ddp` or ZeRO, not under FSDP2: choose another `trainer.strategy`, "
+                "such as the overlay configs/strategy/zero3.yaml."
             )
         super().prepare_policy()
 
