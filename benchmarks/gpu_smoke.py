@@ -43,13 +43,15 @@ STRATEGIES: dict[str, Any] = {
     "zero2": {"class_path": "dpr_lightning.strategies.Zero2Strategy", "init_args": {"bucket_size": 50_000_000}},
     "zero3": {"class_path": "dpr_lightning.strategies.Zero3Strategy", "init_args": {"bucket_size": 50_000_000}},
 }
-SFT_STEPS, DPR_STEPS = 8, 4
+SFT_STEPS, DPR_STEPS, LENGTH = 8, 4, 256
 
 
 def write_data(folder: Path) -> None:
-    """A tokenizer and 128 rows."""
+    """A tokenizer and 128 rows, all as long as they may be, as `dpr plan` counts them."""
     character_tokenizer([TEXT]).save_pretrained(folder / "tokenizer")
-    rows = [{"prompt": f"{n} + {n} =", "completion": f"Answer: {2 * n} " + "because " * (n % 9)} for n in range(128)]
+    prompts = [f"{n} + {n} =" for n in range(128)]
+    # The answer takes what the prompt leaves, and EOS.
+    rows = [{"prompt": text, "completion": ("because " * LENGTH)[: LENGTH - len(text) - 1]} for text in prompts]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -59,7 +61,7 @@ def write_config(folder: Path, run_folder: Path, stage: str, policy: dict[str, A
     model: dict[str, Any] = {"policy": policy, "optimizer": optimizer}
     policies = run_folder / "sft" / "policies"
     if stage == "sft":
-        data: dict[str, Any] = {"train": str(folder / "rows.jsonl"), "max_length": 256, "token_budget": 4096}
+        data: dict[str, Any] = {"train": str(folder / "rows.jsonl"), "max_length": LENGTH, "token_budget": 16 * LENGTH}
         data |= {"cache_dir": str(folder / "cache")}
     else:
         model |= {"policy": {"source": str(policies / "final")}, "estimator": "all_actions", "check_start": False}
@@ -154,6 +156,8 @@ def main() -> int:
     if options.work:
         work(*options.work)
         return 0
+    if options.output.exists():
+        parser.error(f"{options.output} exists, and finished runs in it would not be run again: name another --output")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     lines = [f"{device}, torch {torch.__version__}, bf16-mixed", ""]
     lines += [

@@ -19,3 +19,9 @@ def first_line(error: BaseException) -> str:
     """What another library says, short enough to stand inside a message of ours."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:300]
+
+
+def last_line(error: BaseException) -> str:
+    """As :func:`first_line`, of libraries that come to the point at the end."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1].strip()[:300]

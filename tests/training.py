@@ -10,19 +10,19 @@ from lightning import Callback
 
 from dpr_lightning.policies import LoraSpec, PolicySpec, build_policy, save_policy
 
+QUIET: dict[str, Any] = {
+    "accelerator": "cpu",
+    "devices": 1,
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+
 
 def quiet_trainer(folder: Path, **options: Any) -> lightning.Trainer:
     """A trainer on the CPU that writes and says nothing."""
-    quiet: dict[str, Any] = {
-        "accelerator": "cpu",
-        "devices": 1,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "default_root_dir": folder,
-    }
-    return lightning.Trainer(**(quiet | options))
+    return lightning.Trainer(**(QUIET | {"default_root_dir": folder} | options))
 
 
 def write_weaker_policy(source: Path | str, folder: Path, *, noise: float = 0.05, seed: int = 1) -> str:

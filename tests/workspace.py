@@ -4,21 +4,12 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 import yaml
 
-from dpr_lightning.policies import PolicySpec, build_policy, save_policy
 from tests.tiny import write_tiny_policy
+from tests.training import QUIET, write_weaker_policy
 
-QUIET = {
-    "accelerator": "cpu",
-    "devices": 1,
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "use_distributed_sampler": False,
-}
+TRAINER = {**QUIET, "use_distributed_sampler": False}
 
 
 class Workspace(NamedTuple):
@@ -33,20 +24,14 @@ class Workspace(NamedTuple):
 def make_workspace(folder: Path) -> Workspace:
     """Write the policies, and sixteen additions as data."""
     sft = write_tiny_policy(folder / "sft")
-    spec = PolicySpec(source=str(sft))
-    model, tokenizer = build_policy(spec)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(0.02 * torch.randn(weight.shape, generator=generator))
-    reference = save_policy(model, tokenizer, folder / "reference", spec)
+    reference = write_weaker_policy(sft, folder / "reference", noise=0.02)
     rows = [
         {"prompt": f"{a} + {b} =", "completion": f"Answer: {a + b}", "answer": str(a + b)}
         for a in range(4)
         for b in range(4)
     ]
     return Workspace(
-        str(sft), str(reference), write_rows(folder / "prompts.jsonl", rows), write_rows(folder / "d.jsonl", rows)
+        str(sft), reference, write_rows(folder / "prompts.jsonl", rows), write_rows(folder / "d.jsonl", rows)
     )
 
 
@@ -72,7 +57,7 @@ def write_sft_config(
             "init_args": {"policy": policy, **(model or {})},
         },
         "data": {"class_path": "dpr_lightning.data.DemonstrationDataModule", "init_args": data},
-        "trainer": {"max_steps": 2, **QUIET, "default_root_dir": str(folder), **(trainer or {})},
+        "trainer": {"max_steps": 2, **TRAINER, "default_root_dir": str(folder), **(trainer or {})},
     }
     return _write(folder / "sft.yaml", config)
 
@@ -95,7 +80,7 @@ def write_dpr_config(
             "init_args": {"policy": {"source": policy or workspace.sft}} | (model or {}),
         },
         "data": {"class_path": "dpr_lightning.data.RewardDataModule", "init_args": arguments | data},
-        "trainer": {"max_steps": 2, **QUIET, "default_root_dir": str(folder)},
+        "trainer": {"max_steps": 2, **TRAINER, "default_root_dir": str(folder)},
     }
     return _write(folder / "dpr.yaml", config)
 

@@ -62,11 +62,11 @@ def _check_node(path: Path, node: yaml.Node, seen: set[int]) -> None:
     if isinstance(node, yaml.MappingNode):
         lines: dict[str, int] = {}
         for key, value in node.value:
-            line = key.start_mark.line + 1
-            if key.value in lines and key.value != "<<":
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in lines and name != "<<":
                 raise InputError(
-                    f"{path}:{line} says {key.value!r} again, which line {lines[key.value]} has said already. YAML "
-                    "would keep the later one in silence: remove one of them."
+                    f"{path}:{line} says {name!r} again, which line {lines[name]} has said already. YAML would keep "
+                    "the later one in silence: remove one of them."
                 )
-            lines[str(key.value)] = line
+            lines[name] = line
             _check_node(path, value, seen)

@@ -5,6 +5,7 @@ import re
 import sys
 import tempfile
 import traceback
+from collections.abc import Mapping
 
 import torch
 from jsonargparse import ArgumentError
@@ -50,8 +51,8 @@ def explain(command: str, error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         print(f"dpr {command}: stopped.", file=sys.stderr)
         return INTERRUPTED
-    if _LOST.search(str(error)):
-        print(f"dpr {command}: {_lost(error)}", file=sys.stderr)
+    if _LOST.search(str(error)) and (begun := marks()):
+        print(f"dpr {command}: {_lost(error, begun)}", file=sys.stderr)
         return OURS
     print(f"dpr {command}: {type(error).__name__}: {str(error)[:1000]}\n{_kept(error)}", file=sys.stderr)
     return OURS
@@ -77,12 +78,11 @@ def _known(error: BaseException) -> str | None:
     return None
 
 
-def _lost(error: BaseException) -> str:
+def _lost(error: BaseException, begun: Mapping[int, str]) -> str:
     """Which rank the others waited for."""
-    found = marks()
-    told = "; ".join(f"rank {rank}: {said}" for rank, said in found.items())
+    told = "; ".join(f"rank {rank}: {said}" for rank, said in begun.items())
     return (
-        f"This rank waited for another one in vain: {first_line(error)}\nWhat each had begun: {told or 'not known'}.\n"
+        f"This rank waited for another one in vain: {first_line(error)}\nWhat each had begun: {told}.\n"
         "One that began its last thing long before the others is stuck there, or has died there, and its own log says "
         "of what. The same command goes on from the last checkpoint. Where a step may take longer, raise the "
         "strategy's timeout."

@@ -4,7 +4,8 @@ import logging
 import pickle
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from lightning import LightningDataModule, LightningModule, Trainer
@@ -60,14 +61,25 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 
 
-def run_lightning(arguments: Sequence[str]) -> Any:
-    """Run one LightningCLI command."""
-    # LightningCLI wants its arguments in sys.argv and warns about any other way. Further ranks on this machine are
-    # started with the same program and arguments.
+@contextmanager
+def _given(arguments: Sequence[str]) -> Iterator[None]:
+    """LightningCLI wants its arguments in sys.argv and warns about any other way.
+
+    Further ranks on this machine are started with the same program and arguments.
+    """
     _quieten()
     before, sys.argv = sys.argv, [sys.argv[0], *arguments]
     try:
-        return _cli()
+        yield
+    finally:
+        sys.argv = before
+
+
+def run_lightning(arguments: Sequence[str]) -> Any:
+    """Run one LightningCLI command."""
+    try:
+        with _given(arguments):
+            return _cli()
     except pickle.UnpicklingError as error:  # only Lightning's own loading comes here
         raise InputError(
             "The checkpoint holds more than tensors, numbers and text, and loading that would run what it says. If you "
@@ -76,8 +88,6 @@ def run_lightning(arguments: Sequence[str]) -> Any:
     except SIGTERMException:
         # The scheduler asked before training began: as much to go on from as there was.
         raise SystemExit(REQUEUE) from None
-    finally:
-        sys.argv = before
 
 
 class _Reader(DprCLI):
@@ -92,13 +102,9 @@ class _Reader(DprCLI):
 
 def parse_lightning(arguments: Sequence[str]) -> dict[str, Any]:
     """What a LightningCLI command would be asked to do: all options, with the defaults of those that were left out."""
-    _quieten()
-    before, sys.argv = sys.argv, [sys.argv[0], *arguments]
-    try:
+    with _given(arguments):
         held: dict[str, Any] = _cli(_Reader).config[arguments[0]].as_dict()
-        return held
-    finally:
-        sys.argv = before
+    return held
 
 
 def _cli(kind: type[DprCLI] = DprCLI) -> DprCLI:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dpr_lightning.cli.lightning import parse_lightning
 from dpr_lightning.errors import InputError
@@ -22,7 +23,6 @@ from dpr_lightning.modules.memory import (
     sampling_memory,
     scoring_memory,
     training_memory,
-    without_content,
 )
 from dpr_lightning.policies import LoraSpec, PolicySpec, default_token_budget
 from dpr_lightning.policies.build import is_adapter
@@ -75,7 +75,8 @@ def plan(arguments: Sequence[str]) -> Plan:
     is learnt. Fragments that an allocator cannot use, CUDA's own context and NCCL's buffers come on top.
 
     Args:
-        arguments: configs and options, as ``dpr fit`` takes them. No weights are read and nothing is trained.
+        arguments: configs and options, as ``dpr fit`` takes them. No weights are read and nothing is trained. Devices
+            that are not a number (``auto``) count as one.
 
     Raises:
         InputError: the module is another than SupervisedIRL or DensePathReinforce, or a configuration is missing.
@@ -90,7 +91,7 @@ def plan(arguments: Sequence[str]) -> Plan:
     accumulate = trainer["accumulate_grad_batches"]
     phases: dict[str, int] = {}
     stays: dict[str, int] = {}
-    with without_content():
+    with FakeTensorMode():
         if kind == "SupervisedIRL":
             shape = _imitated(data["init_args"])
             step = training_memory(make, optimizer, shape, imitation_loss, accumulate=accumulate, autocast=autocast)
@@ -133,10 +134,13 @@ def _ranks(trainer: Any) -> Ranks:
 
 
 def _precision(spec: PolicySpec, precision: str, ranks: Ranks) -> tuple[PolicySpec, torch.dtype | None]:
-    """DeepSpeed turns the weights themselves into bfloat16; without it `mixed` computes on float32 ones."""
-    if not precision.startswith("bf16"):
+    """DeepSpeed turns the weights themselves into halves; without it `mixed` computes on float32 ones.
+
+    float16 takes as much as bfloat16.
+    """
+    if not precision.startswith(("bf16", "16")):
         return spec, None
-    if ranks.kind == "zero" or precision == "bf16-true":
+    if ranks.kind == "zero" or precision.endswith("true"):
         return PolicySpec(**{**vars(spec), "dtype": "bfloat16"}), None
     return spec, torch.bfloat16
 
@@ -171,8 +175,8 @@ def _rollouts(
     frozen = PolicySpec(**{**vars(spec), "dtype": data["dtype"], "lora": None, "checkpoint": None})
     make = partial(_made, frozen, trainable=False)
     budget = int(data["token_budget"] or default_token_budget(outline_policy(frozen, trainable=False)))
-    at_once = max(1, min(answers, budget // (prompt + answer)))
-    scored = micro if every else Shape(at_once, prompt + answer, answer)
+    within_budget = max(1, min(answers, budget // (prompt + answer)))
+    scored = micro if every else Shape(within_budget, prompt + answer, answer)
     at_once = min(sampling.batch_size, answers)
     phases = {
         f"sampling {at_once} answers at once": sampling_memory(make, at_once, prompt, sampling),

@@ -18,9 +18,9 @@ from dpr_lightning.rewards.cache import content_hash, policy_hash
 
 log = logging.getLogger(__name__)
 ANEW, LAST = "none", "last"
-# What may change between an interruption and the run that goes on: how steps are taken, not what is learned from.
 OUTPUTS = {"precomputed"}
 """Folders that a run makes itself: there when it goes on, and not when it began."""
+# What may change between an interruption and the run that goes on: how steps are taken, not what is learned from.
 CHANGEABLE = {
     "optimizer", "schedule", "cache_dir", "token_budget", "gradient_checkpointing", "check_start", "non_finite",
 }  # fmt: skip
@@ -47,7 +47,7 @@ def resume_from(trainer: Trainer, asked: str | None, config: Mapping[str, Any]) 
     if kept is None:
         if asked in (ANEW, LAST):
             raise InputError(f"`--ckpt_path {asked}` needs the callback ResumableCheckpoints, which this config lacks.")
-        return asked
+        return None if asked is None else _existing(Path(asked))
     kept.identity = identity(config)
     if asked == ANEW:
         _put_aside(kept.store.folder)
@@ -56,7 +56,7 @@ def resume_from(trainer: Trainer, asked: str | None, config: Mapping[str, Any]) 
     if asked not in (None, LAST):
         folder = Path(str(asked))
         if not (folder / STATE).exists() or not re.fullmatch(r"step_\d+", folder.name):
-            return asked
+            return _existing(folder)
         store, step = CheckpointStore(folder.parent), int(folder.name.removeprefix("step_"))
         if (fault := store.fault(step)) is not None:
             raise InputError(f"The checkpoint {folder} is damaged: {fault}. Leave `--ckpt_path` out to take another.")
@@ -87,7 +87,7 @@ def evaluate_from(trainer: Trainer, module: LightningModule, asked: str | None) 
         return None
     path = Path(asked) / STATE if (Path(asked) / STATE).exists() else Path(asked)
     if not is_in_shards(path):
-        return str(path)
+        return _existing(path)
     if isinstance(trainer.strategy, IN_SHARDS):
         raise InputError(
             f"{path} is in shards and is gathered to be evaluated: leave the overlay of the strategy out, or add "
@@ -98,13 +98,17 @@ def evaluate_from(trainer: Trainer, module: LightningModule, asked: str | None) 
     return None
 
 
+def _existing(checkpoint: Path) -> str:
+    if not checkpoint.exists():
+        raise InputError(f"There is no checkpoint {checkpoint}. `dpr fit` finds its own without `--ckpt_path`.")
+    return str(checkpoint)
+
+
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """What makes a run this run and not another: model, data and seed, with the content of the files they name."""
     trainer = config.get("trainer") or {}
     held = {name: config.get(name) for name in ("seed_everything", "model", "data")}
-    held["trainer"] = {
-        name: trainer.get(name) for name in ("accumulate_grad_batches", "gradient_clip_val", "precision")
-    }
+    held["trainer"] = {name: trainer.get(name) for name in STEP}
     flat: dict[str, Any] = {}
     _flatten("", held, flat)
     return flat

@@ -300,7 +300,7 @@ def _parse(file: str, number: int | None, line: bytes) -> Any:
         raise InputError(
             f"{place} holds a number of more digits than any measurement has. Write it as text."
         ) from error
-    if "\\ud" in text.lower():
+    if "\\ud" in text or "\\uD" in text:
         _refuse_half_characters(place, value)
     return value
 

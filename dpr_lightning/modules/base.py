@@ -219,12 +219,11 @@ class PolicyModule(LightningModule):
             self.zero_grad()
         norm = self._gradient_norm if reported is None else reported()
         self._gradient_norm = None
-        if norm is None:
-            return
-        if reported is not None:
+        if norm is not None and reported is not None:
             self.log("train/gradient_norm", norm)
-        finite = math.isfinite(norm) or self._scales_loss
-        if not finite:
+        finite = True
+        if norm is not None and not math.isfinite(norm) and not self._scales_loss:
+            finite = False
             rank = f".rank_{self.global_rank}" if self.trainer.world_size > 1 else ""
             file = Path(self.trainer.default_root_dir) / f"non_finite{rank}.jsonl"
             where = getattr(self.trainer.datamodule, "where", str)  # type: ignore[attr-defined]
@@ -236,7 +235,9 @@ class PolicyModule(LightningModule):
     @property
     def _scales_loss(self) -> bool:
         """Whether float16's loss scaling is looking for infinities itself, and finds some as a matter of course."""
-        return str(self.trainer.precision).startswith("16")
+        if hasattr(self.trainer.strategy, "gradient_norm"):
+            return str(self.trainer.precision).startswith("16")  # DeepSpeed scales `16-true` too
+        return getattr(self.trainer.precision_plugin, "scaler", None) is not None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """How many steps were left out is a part of a checkpoint."""

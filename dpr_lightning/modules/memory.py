@@ -1,8 +1,7 @@
 """What a step takes in memory, found by running it on tensors that have shapes and no content."""
 
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +31,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.live = self.peak = self.gradients = self.gradients_at_peak = self.working_peak = 0
         self._seen: dict[int, weakref.ref[Any]] = {}
+        self._with_gradient: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation and note what it made."""
@@ -62,12 +62,18 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Tell gradients from the rest."""
 
         def came(weight: Tensor) -> None:
-            assert weight.grad is not None
-            self.gradients = sum(_size(held.grad) for held in model.parameters() if held.grad is not None)
+            if id(weight) not in self._with_gradient:
+                self._with_gradient.add(id(weight))
+                self.gradients += _size(weight)
 
         for weight in model.parameters():
             if weight.requires_grad:
                 weight.register_post_accumulate_grad_hook(came)  # type: ignore[no-untyped-call]
+
+    def gradients_gone(self) -> None:
+        """They were let go."""
+        self._with_gradient.clear()
+        self.gradients = 0
 
     def reset(self) -> None:
         """Forget the peak."""
@@ -143,7 +149,7 @@ def training_memory(
             optimizer.step()
             state = state or live.live - before
             optimizer.zero_grad()
-            live.gradients = 0
+            live.gradients_gone()
         return StepMemory(
             weights=weights,
             trainable=sum(map(_size, trained)),
@@ -164,7 +170,7 @@ def imitation_loss(model: nn.Module, shape: Shape) -> Tensor:
 def reinforce_loss(model: nn.Module, shape: Shape) -> Tensor:
     """As :class:`DensePathReinforce` computes it with ``estimator: reinforce``."""
     tokens, mask, state, chosen = _batch(shape)
-    logits = _at_least_float32(logits_at(model, tokens, mask, state, packed=False))
+    logits = logits_at(model, tokens, mask, state, packed=False).float()
     logprob = token_logprobs(logits, chosen)
     entropy(logits.detach().log_softmax(-1))
     return _surrogate(logprob, mask[:, -shape.acted :])
@@ -175,7 +181,7 @@ def all_actions_step_loss(model: nn.Module, shape: Shape) -> Tensor:
     tokens, mask, state, chosen = _batch(shape)
     width = model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
     reward, sft, _reference = (torch.zeros(shape.rows, shape.acted, width) for _ in range(3))
-    logits = _at_least_float32(logits_at(model, tokens, mask, state, packed=False))
+    logits = logits_at(model, tokens, mask, state, packed=False).float()
     logprobs = logits.log_softmax(-1)
     logprob = logprobs.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
     entropy(logprobs.detach())
@@ -234,15 +240,6 @@ def sampling_memory(make_policy: Callable[[], nn.Module], rows: int, prompt: int
         return int(live.peak - weights)
 
 
-@contextmanager
-def without_content() -> Iterator[None]:
-    """Within, tensors have shapes and no content."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    with FakeTensorMode():
-        yield
-
-
 def _batch(shape: Shape) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     tokens = torch.zeros(shape.rows, shape.length, dtype=torch.long)
     mask = torch.ones(shape.rows, shape.length, dtype=torch.bool)
@@ -254,10 +251,6 @@ def _batch(shape: Shape) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def _surrogate(logprob: Tensor, mask: Tensor) -> Tensor:
     behaviour = logprob.detach()
     return clipped_surrogate_loss(logprob, behaviour, torch.zeros_like(behaviour), mask, 1.0, 0.2)[0]
-
-
-def _at_least_float32(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _size(tensor: Tensor) -> int:

@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from dpr_lightning.errors import InputError
+from dpr_lightning.errors import InputError, last_line
 from dpr_lightning.policies.lightning_state import load_lightning_weights
 from dpr_lightning.policies.reading import UNREADABLE, complaint
 from dpr_lightning.policies.sharding import sharded_construction
@@ -121,6 +121,8 @@ def _load_base(spec: PolicySpec, tokenizer: PreTrainedTokenizerBase) -> PreTrain
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             spec.source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
+    except torch.OutOfMemoryError:
+        raise  # the weights are as they should be
     except UNREADABLE as error:
         raise InputError(
             f"No causal language model could be loaded from {spec.source!r}: {complaint(error)} {_remedy(error)}"
@@ -237,7 +239,7 @@ def load_adapter(model: nn.Module, folder: str | Path, *, trainable: bool, name:
             return kept
         adapted: nn.Module = peft.PeftModel.from_pretrained(model, str(folder), name, is_trainable=trainable)
         return adapted
+    except torch.OutOfMemoryError:
+        raise  # the weights are as they should be
     except UNREADABLE as error:
-        raise InputError(
-            f"The adapter in {str(folder)!r} does not fit this base: {str(error).splitlines()[-1].strip()[:300]}"
-        ) from error
+        raise InputError(f"The adapter in {str(folder)!r} does not fit this base: {last_line(error)}") from error

@@ -9,7 +9,7 @@ from torch import nn
 from torch.distributed.checkpoint import format_utils, state_dict_loader
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
-from dpr_lightning.errors import InputError
+from dpr_lightning.errors import InputError, last_line
 from dpr_lightning.policies.reading import UNREADABLE, complaint
 
 _FROZEN_ADAPTER = re.compile(r"\.lora_\w+\.(?!default\b)")
@@ -67,9 +67,7 @@ def load_lightning_weights(model: nn.Module, checkpoint: str) -> None:
     try:
         missing, unexpected = model.load_state_dict(weights, strict=False)
     except RuntimeError as error:
-        raise InputError(
-            f"The checkpoint {checkpoint!r} does not fit this policy: {str(error).splitlines()[-1].strip()}"
-        ) from error
+        raise InputError(f"The checkpoint {checkpoint!r} does not fit this policy: {last_line(error)}") from error
     trained = [name for name in missing if "lora_" in name or not weights]
     if unexpected or trained or not weights:
         raise InputError(

@@ -88,6 +88,16 @@ def test_reinforcement(model: dict[str, Any], accumulate: int, folder: Path, tmp
     assert planned.peak == pytest.approx(measured, rel=0.1)
 
 
+def test_float16_takes_as_much_as_bfloat16(folder: Path, tmp_path: Path) -> None:
+    found = []
+    for precision in ("16-mixed", "bf16-mixed", "32-true"):
+        trainer = {"precision": precision}
+        source = {"source": str(folder / "sft")}
+        config = write_sft_config(tmp_path, source, str(folder / "rows.jsonl"), trainer=trainer, max_length=64)
+        found.append(_planned(config).peak)
+    assert found[0] == found[1] != found[2]
+
+
 def test_what_it_cannot_count_is_said() -> None:
     with pytest.raises(InputError, match="SelfPlay"):
         plan(["--config", str(ROOT / "configs" / "toy" / "self_play.yaml")])

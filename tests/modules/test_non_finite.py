@@ -102,6 +102,33 @@ def test_the_run_stops_with_the_weights_of_the_step_before(
     assert weights(module).isfinite().all()
 
 
+def test_rows_of_a_step_without_gradients_are_not_held_against_the_next(
+    tiny_policy_folder: Path, trainer: Trainers, tmp_path: Path
+) -> None:
+    class Silent(Breaking):
+        def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+            if self.global_step == 0:
+                self.zero_grad()
+            super().on_before_optimizer_step(optimizer)
+
+    module = Silent(PolicySpec(source=str(tiny_policy_folder)), non_finite="skip")
+    module.broken_steps = (1,)
+    trainer(max_steps=2).fit(module, datamodule=_data(tmp_path, tiny_policy_folder))
+    (line,) = (tmp_path / "non_finite.jsonl").read_text().splitlines()
+    assert len(json.loads(line)["rows"]) == 4
+
+
+def test_half_precision_without_a_scaler_is_watched_too(
+    tiny_policy_folder: Path, trainer: Trainers, tmp_path: Path
+) -> None:
+    """`16-true` has no loss scaling that would look for infinities."""
+    module = _module(tiny_policy_folder)
+    run = trainer(max_steps=3, precision="16-true")
+    module.broken_steps = (0,)
+    with pytest.raises(InputError, match="After step 0"):
+        run.fit(module, datamodule=_data(tmp_path, tiny_policy_folder))
+
+
 def test_too_many_in_a_row_stop_the_run_anyway(tiny_policy_folder: Path, trainer: Trainers, tmp_path: Path) -> None:
     module = _module(tiny_policy_folder, non_finite="skip")
     module.broken_steps = (0, 1, *range(3, 40))

@@ -10,17 +10,13 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
-from contextlib import redirect_stderr
-from io import StringIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from dpr_lightning.cli.main import main
 from dpr_lightning.policies import (
     LoraSpec,
     PolicySpec,
@@ -29,54 +25,13 @@ from dpr_lightning.policies import (
     create_toy_policy,
     save_policy,
 )
-from tests.workspace import Workspace, make_workspace, write_dpr_config, write_rows, write_sft_config
+from tests.reliability.kit import Answer, Case, Kit, said_to
+from tests.workspace import make_workspace
 
 GOOD = {"prompt": "1 + 1 =", "completion": "Answer: 2"}
 LONG = {"prompt": "1" * 40, "completion": "2"}
 HOSTILE = '{"prompt": "' + "[" * 3 + '", "completion": ' + "[" * 100_000 + "]" * 100_000 + "}"
 BEGIN, END = "<!-- bad inputs: written by tests/reliability/bad_inputs.py -->", "<!-- end of bad inputs -->"
-
-
-class Kit(NamedTuple):
-    """A folder to make a case in, and a healthy workspace beside it."""
-
-    folder: Path
-    workspace: Workspace
-
-    def rows(self, *rows: Any, **options: Any) -> list[str]:
-        """`dpr fit` on a file of these rows."""
-        return self.fit(write_rows(self.folder / "data.jsonl", list(rows)), **options)
-
-    def bytes(self, content: bytes, name: str = "data.jsonl") -> list[str]:
-        """`dpr fit` on a file with this content."""
-        (self.folder / name).write_bytes(content)
-        return self.fit(str(self.folder / name))
-
-    def fit(self, train: str | None = None, policy: dict[str, Any] | None = None, **options: Any) -> list[str]:
-        """`dpr fit` with an SFT config."""
-        spec = policy if policy is not None else {"source": self.workspace.sft}
-        path = write_sft_config(self.folder, spec, train or self.workspace.demonstrations, **options)
-        return ["fit", "--config", path]
-
-    def dpr(self, **options: Any) -> list[str]:
-        """`dpr fit` with a DPR config."""
-        return ["fit", "--config", write_dpr_config(self.folder, self.workspace, **options)]
-
-    def policy(self) -> Path:
-        """A copy of the policy, to be damaged."""
-        return Path(shutil.copytree(self.workspace.sft, self.folder / "policy"))
-
-    def config(self, text: str) -> list[str]:
-        """`dpr fit` with a config of this text."""
-        (self.folder / "run.yaml").write_text(text)
-        return ["fit", "--config", str(self.folder / "run.yaml")]
-
-
-class Case(NamedTuple):
-    """A wrong input: how to make it, and words that the message has to have."""
-
-    make: Callable[[Kit], list[str]]
-    says: tuple[str, ...]
 
 
 def _without(kit: Kit, pattern: str) -> list[str]:
@@ -288,6 +243,9 @@ CASES: dict[str, dict[str, Case]] = {
         ),
         "a checkpoint that is none": Case(lambda kit: _checkpoint(kit, [1, 2]), ("state.ckpt",)),
         "a checkpoint that runs code": Case(_checkpoint_with_code, ("state.ckpt",)),
+        "a checkpoint that is not there": Case(
+            lambda kit: [*kit.fit(), "--ckpt_path", str(kit.folder / "nowhere.ckpt")], ("nowhere.ckpt",)
+        ),
         "a reference that is π_SFT itself": Case(
             lambda kit: kit.dpr(references=[kit.workspace.sft]), ("reference", "earlier")
         ),
@@ -339,34 +297,6 @@ CASES: dict[str, dict[str, Case]] = {
         "a folder that is no run": Case(lambda kit: ["report", "--run", str(kit.folder)], ("report.json",)),
     },
 }
-
-
-class Answer(NamedTuple):
-    """Exit code and message of `dpr`, and the files that it left."""
-
-    code: int
-    message: str
-    left: set[str]
-
-
-def said_to(case: Case, folder: Path, workspace: Workspace) -> Answer:
-    """What `dpr` says to a case, made in ``folder``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    arguments, stream = case.make(Kit(folder, workspace)), StringIO()
-    before = _files(folder)
-    with redirect_stderr(stream):
-        try:
-            code = main(arguments)
-        except SystemExit as leaving:
-            code = int(leaving.code or 0)
-    message = stream.getvalue()
-    # Warnings come before. Lightning notes what it was asked to do.
-    left = _files(folder) - before - {"config.yaml"}
-    return Answer(code, message[message.rfind("\ndpr ") + 1 :].strip(), left)
-
-
-def _files(folder: Path) -> set[str]:
-    return {path.name for path in folder.rglob("*") if path.is_file()}
 
 
 def table(folder: Path) -> str:

@@ -14,7 +14,8 @@ from dpr_lightning.cli import main as cli
 from dpr_lightning.data import PromptSet
 from dpr_lightning.data.rows import open_rows
 from dpr_lightning.errors import InputError
-from tests.reliability.bad_inputs import BEGIN, CASES, END, GOOD, Kit, row, said_to
+from tests.reliability.bad_inputs import BEGIN, CASES, END, GOOD, row
+from tests.reliability.kit import Kit, said_to
 from tests.tiny import tiny_tokenizer
 from tests.workspace import Workspace, make_workspace, write_rows, write_sft_config
 
@@ -136,6 +137,16 @@ def test_what_the_machine_refuses_is_said_plainly(
     assert cli.main(["report"]) == 2
     said = capsys.readouterr().err
     assert all(part in said for part in says), said
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(errno.EPIPE, "Broken pipe"), OSError("Connection reset by peer")])
+def test_one_process_waits_for_no_other_rank(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _break(monkeypatch, error)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert cli.main(["report"]) == 1
+    assert "rank" not in capsys.readouterr().err
 
 
 def test_an_error_found_on_the_way_is_told_and_not_what_came_of_it(
