@@ -56,7 +56,7 @@ class GenerationEvaluation(PeriodicEvaluation):
                 limit=self.limit,
             )
         scores: dict[str, float] = {}
-        with module.whole_policy() as policy:
+        with module.policy_to_ask() as policy:
             for temperature in self.temperatures:
                 answers = collect_answers(
                     policy,

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from dpr_lightning.errors import InputError
-from dpr_lightning.policies import save_policy
+from dpr_lightning.policies import gathered_weights, is_sharded, save_policy
 
 log = logging.getLogger(__name__)
 
@@ -89,13 +89,14 @@ class ReferenceCheckpoints(Callback):
     def _write(self, trainer: Trainer, module: LightningModule, name: str, fraction: float) -> None:
         self.written[name] = fraction
         learner: Any = module
-        with learner.whole_policy() as policy:
-            if trainer.is_global_zero:
-                save_policy(policy, learner.tokenizer, self.folder / name, learner.policy_spec)
-                listed = self.folder / ".references.json"
-                listed.write_text(json.dumps(self.written, indent=2) + "\n")
-                listed.replace(self.folder / "references.json")
-            trainer.strategy.barrier(f"reference {name}")
+        policy = learner.policy
+        weights = gathered_weights(policy, keep=trainer.is_global_zero) if is_sharded(policy) else None
+        if trainer.is_global_zero:
+            save_policy(policy, learner.tokenizer, self.folder / name, learner.policy_spec, weights=weights)
+            listed = self.folder / ".references.json"
+            listed.write_text(json.dumps(self.written, indent=2) + "\n")
+            listed.replace(self.folder / "references.json")
+        trainer.strategy.barrier(f"reference {name}")
 
     @torch.no_grad()
     def _update_average(self, module: LightningModule, decay: float) -> None:

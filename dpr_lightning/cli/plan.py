@@ -24,9 +24,10 @@ from dpr_lightning.modules.memory import (
     scoring_memory,
     training_memory,
 )
-from dpr_lightning.policies import LoraSpec, PolicySpec, default_token_budget
+from dpr_lightning.policies import LoraSpec, PolicySpec, default_token_budget, weight_bytes
 from dpr_lightning.policies.build import is_adapter
 from dpr_lightning.policies.outline import materialise, outline_policy
+from dpr_lightning.policies.sharding import layer_names
 from dpr_lightning.rollouts import SamplingOptions
 
 ZERO = {"Zero1Strategy": 1, "Zero2Strategy": 2, "Zero3Strategy": 3}
@@ -45,6 +46,7 @@ class Ranks:
     stage: int = 0
     bucket: int = 0
     offload: str = "nothing"
+    sampling_weights: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,9 @@ def plan(arguments: Sequence[str]) -> Plan:
             step = training_memory(make, optimizer, shape, loss, accumulate=accumulate, autocast=autocast)
         else:
             raise InputError(f"`dpr plan` counts for SupervisedIRL and DensePathReinforce; this config trains {kind}.")
-        own, learning = _shared_out(step, ranks, make)
+        # Once its hooks were lifted for a rollout, DeepSpeed has to see a pass before it fetches ahead.
+        lifted = bool(phases) and ranks.sampling_weights != "shards" and accumulate == 1
+        own, learning = _shared_out(step, ranks, make, fetches_ahead=not lifted)
     rows = f"{shape.rows} rows of {shape.length:,} tokens"
     return Plan(own | stays, phases | {f"learning from {rows}": learning})
 
@@ -127,9 +131,10 @@ def _ranks(trainer: Any) -> Ranks:
     if name in ZERO:
         options = {**(strategy.get("dict_kwargs") or {}), **options}
         bucket = int(options.get("bucket_size", 200_000_000))
-        return Ranks("zero", count, ZERO[name], bucket, str(options.get("offload", "nothing")))
+        offload, asked = str(options.get("offload", "nothing")), str(options.get("sampling_weights", "auto"))
+        return Ranks("zero", count, ZERO[name], bucket, offload, asked)
     if name == "Fsdp2Strategy":
-        return Ranks("fsdp2", count)
+        return Ranks("fsdp2", count, sampling_weights=str(options.get("sampling_weights", "auto")))
     raise InputError(f"`dpr plan` knows ddp and the strategies of dpr_lightning.strategies, not {name}.")
 
 
@@ -178,9 +183,10 @@ def _rollouts(
     within_budget = max(1, min(answers, budget // (prompt + answer)))
     scored = micro if every else Shape(within_budget, prompt + answer, answer)
     at_once = min(sampling.batch_size, answers)
+    together = _together_to_ask(_made(spec), ranks)
     phases = {
-        f"sampling {at_once} answers at once": sampling_memory(make, at_once, prompt, sampling),
-        f"scoring by {models} frozen models": scoring_memory(make, scored, models, whole=every),
+        f"sampling {at_once} answers at once": together + sampling_memory(make, at_once, prompt, sampling),
+        f"scoring by {models} frozen models": together + scoring_memory(make, scored, models, whole=every),
     }
     shared = spec.lora is not None and all(
         is_adapter(folder) or not Path(folder).exists() for folder in (data["sft"], *data["references"])
@@ -188,11 +194,29 @@ def _rollouts(
     if shared:
         weight = sum(held.numel() for name, held in _made(spec).named_parameters() if "lora_" in name)
         return micro, phases, {f"{models} frozen adapters on its base": 4 * weight * models}
-    one = sum(held.numel() * held.element_size() for held in make().parameters())
+    one = weight_bytes(make())
+    if data["frozen_weights"] == "shards" and ranks.count > 1:
+        phases[f"scoring by {models} frozen models"] += _in_passing(make())
+        return micro, phases, {f"{models} frozen models, in shards": one * models // ranks.count}
     return micro, phases, {f"{models} frozen models": one * models}
 
 
-def _shared_out(step: StepMemory, ranks: Ranks, make: Callable[[], nn.Module]) -> tuple[dict[str, int], int]:
+def _together_to_ask(policy: nn.Module, ranks: Ranks) -> int:
+    """Bytes of a policy in shards that are fetched for a rollout: all of it, or a few layers at a time."""
+    if ranks.count == 1 or not (ranks.kind == "fsdp2" or ranks.stage == 3):
+        return 0
+    return _in_passing(policy) if ranks.sampling_weights == "shards" else weight_bytes(policy)
+
+
+def _in_passing(model: nn.Module) -> int:
+    """Bytes that a model in shards brings together in a forward pass: a layer, the next one, and what is in none."""
+    layer, rest = _gathered_by_fsdp(model)
+    return rest + 2 * layer
+
+
+def _shared_out(
+    step: StepMemory, ranks: Ranks, make: Callable[[], nn.Module], *, fetches_ahead: bool
+) -> tuple[dict[str, int], int]:
     """What of weights and optimizer stays on a rank, and what comes and goes while it learns, gradients included."""
     count, weights, optimizer, gradients = ranks.count, step.weights, step.optimizer, step.gradients_at_peak
     if ranks.kind == "fsdp2":
@@ -202,14 +226,16 @@ def _shared_out(step: StepMemory, ranks: Ranks, make: Callable[[], nn.Module]) -
         learning = rest + 2 * layer + max(step.most_working, back)
         return {"weights": weights // count, "optimizer": optimizer // count}, learning
     if ranks.kind == "zero":
-        return _zero(step, ranks, make)
+        return _zero(step, ranks, make, fetches_ahead)
     held = {"weights": weights, "optimizer": optimizer}
     if ranks.kind == "ddp" and count > 1:
         held["buckets of gradients to exchange"] = step.gradients
     return held, step.working + gradients
 
 
-def _zero(step: StepMemory, ranks: Ranks, make: Callable[[], nn.Module]) -> tuple[dict[str, int], int]:
+def _zero(
+    step: StepMemory, ranks: Ranks, make: Callable[[], nn.Module], fetches_ahead: bool
+) -> tuple[dict[str, int], int]:
     """As DeepSpeed keeps it: a float32 copy of its share to step on, whatever the weights are."""
     count, weights, trained = ranks.count, step.weights, step.trainable
     elements = sum(weight.numel() for weight in make().parameters() if weight.requires_grad)
@@ -223,7 +249,9 @@ def _zero(step: StepMemory, ranks: Ranks, make: Callable[[], nn.Module]) -> tupl
         "buckets of gradients to exchange": (1 if ranks.stage == 3 else 2) * ranks.bucket * size,
     }
     if ranks.stage == 3:
-        gathered = min(weights, GATHERED_BY_ZERO3 * size) + min(weights, FETCHED_BY_ZERO3 * size)
+        gathered = min(weights, GATHERED_BY_ZERO3 * size)
+        if fetches_ahead:
+            gathered += min(weights, FETCHED_BY_ZERO3 * size)
         learning = step.most_working + trained // count + gathered
     else:
         gradients = step.gradients_at_peak // (1 if ranks.stage == 1 else count)
@@ -239,8 +267,7 @@ def _zero(step: StepMemory, ranks: Ranks, make: Callable[[], nn.Module]) -> tupl
 
 def _gathered_by_fsdp(model: nn.Module) -> tuple[int, int]:
     """Bytes of the largest layer, and of what is in no layer."""
-    names = {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
+    names = layer_names(model)
     layers = [module for module in model.modules() if type(module).__name__ in names]
     sizes = [sum(weight.numel() * weight.element_size() for weight in layer.parameters()) for layer in layers]
-    whole = sum(weight.numel() * weight.element_size() for weight in model.parameters())
-    return max(sizes, default=0), whole - sum(sizes)
+    return max(sizes, default=0), weight_bytes(model) - sum(sizes)

@@ -23,6 +23,7 @@ OUTPUTS = {"precomputed"}
 # What may change between an interruption and the run that goes on: how steps are taken, not what is learned from.
 CHANGEABLE = {
     "optimizer", "schedule", "cache_dir", "token_budget", "gradient_checkpointing", "check_start", "non_finite",
+    "frozen_weights",
 }  # fmt: skip
 STEP = ("accumulate_grad_batches", "gradient_clip_val", "precision")
 """What of the trainer makes a step what it is."""

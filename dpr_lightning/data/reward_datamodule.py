@@ -21,7 +21,7 @@ from dpr_lightning.data.rewarded import rewarded, sampled_scores, with_actions
 from dpr_lightning.data.rollout_loader import RolloutLoader
 from dpr_lightning.distributed import mark, sum_over_ranks
 from dpr_lightning.errors import InputError
-from dpr_lightning.policies import PolicySpec, load_tokenizer, sequence_logprobs, stop_token_ids
+from dpr_lightning.policies import PolicySpec, Weights, load_tokenizer, sequence_logprobs, stop_token_ids
 from dpr_lightning.policies.tokenizers import same_vocabulary
 from dpr_lightning.rewards import SFT, ActionScores, DenseReward, RewardSpec
 from dpr_lightning.rewards.cache import load_cached, policy_hash, store_cached
@@ -42,8 +42,8 @@ class Learner(Protocol):
     policy: nn.Module
     needs_action_rewards: bool
 
-    def whole_policy(self) -> AbstractContextManager[nn.Module]:
-        """The policy with all its weights on this rank."""
+    def policy_to_ask(self) -> AbstractContextManager[nn.Module]:
+        """The policy to sample from or to score with."""
         ...
 
     def prepare_rollout(
@@ -78,6 +78,8 @@ class RewardDataModule(LightningDataModule):
         dtype: of the frozen models' parameters.
         attention: their attention implementation.
         token_budget: tokens the frozen models read at once; None: as many as have a GiB of logits.
+        frozen_weights: of π_SFT and references: ``whole`` on every rank, in ``shards`` over all ranks, or ``auto``,
+            which goes by their size. Adapters on the policy's base lie where that lies.
         seed: of prompt order and samples.
         verifier: a function (prompt text, answer text, metadata) -> score in [0, 1] to learn from beside the token
             reward, or instead of it: see ``credit.outcome_weight`` and ``credit.dense_weight``; in a config its import
@@ -104,6 +106,7 @@ class RewardDataModule(LightningDataModule):
         dtype: str = "float32",
         attention: str = "sdpa",
         token_budget: int | None = None,
+        frozen_weights: Weights = "auto",
         seed: int = 0,
         verifier: Callable[[str, str, Mapping[str, Any]], float] | None = None,
     ) -> None:
@@ -129,6 +132,7 @@ class RewardDataModule(LightningDataModule):
         self.max_prompt_length, self.over_length = max_prompt_length, over_length
         self.dtype, self.attention = dtype, attention
         self.token_budget = token_budget
+        self.frozen_weights = frozen_weights
         self.seed = seed
         self.prompts: PromptSet | None = None
         self.reward: DenseReward | None = None
@@ -185,9 +189,8 @@ class RewardDataModule(LightningDataModule):
             attention=self.attention,
             policy=policy,
             policy_spec=spec,
+            weights=self.frozen_weights,
         )
-        shared = "adapters on the policy's base" if self.reward.frozen.is_shared else "full models"
-        log.info("π_SFT and %d reference(s) are held as %s.", len(self.references), shared)
 
     def train_dataloader(self) -> RolloutLoader:
         """The loader; an epoch is one pass over the prompts."""
@@ -219,7 +222,7 @@ class RewardDataModule(LightningDataModule):
     def rollout(self, epoch: int, place: int) -> RolloutBatch:
         """Rollout number ``place`` of an epoch: sampled, scored and with advantages; this rank's share of it."""
         mark(f"rollout {place} of epoch {epoch}")
-        with self._learner.whole_policy():
+        with self._learner.policy_to_ask():
             return self._rollout(epoch, place)
 
     def _rollout(self, epoch: int, place: int) -> RolloutBatch:

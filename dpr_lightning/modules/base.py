@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -91,20 +91,33 @@ class PolicyModule(LightningModule):
         """Change the policy before anything uses it; by default nothing."""
 
     @contextmanager
+    def policy_to_ask(self) -> Iterator[nn.Module]:
+        """The policy to sample from or to score with, whole or in shards as the strategy likes. All ranks take part.
+
+        In shards, what asks keeps ranks in step: :class:`dpr_lightning.policies.Lockstep`.
+        """
+        with self._prepared("weights_to_ask"):
+            yield self.policy
+
+    @contextmanager
     def whole_policy(self) -> Iterator[nn.Module]:
-        """The policy with all its weights on this rank, to sample from, to ask or to save. All ranks must take part.
+        """The policy with all its weights on this rank, for what one rank does alone. All ranks must take part.
 
         Raises:
             InputError: a strategy holds the weights in shards and cannot bring them together.
         """
-        gather = getattr(self.trainer.strategy, "whole_weights", None)
-        if gather is None and is_sharded(self.policy):
+        with self._prepared("whole_weights"):
+            yield self.policy
+
+    def _prepared(self, how: str) -> AbstractContextManager[None]:
+        prepare = getattr(self.trainer.strategy, how, None)
+        if prepare is None and is_sharded(self.policy):
             raise InputError(
                 f"{type(self.trainer.strategy).__name__} holds the policy in shards, and nothing here can bring them "
                 "together. Use dpr_lightning.strategies.Zero3Strategy or Fsdp2Strategy as `trainer.strategy`."
             )
-        with gather(self.policy) if gather is not None else nullcontext():
-            yield self.policy
+        prepared: AbstractContextManager[None] = prepare(self.policy) if prepare is not None else nullcontext()
+        return prepared
 
     def configure_optimizers(self) -> Any:
         """The optimizer over trainable parameters, and its schedule."""

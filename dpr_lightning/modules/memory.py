@@ -30,7 +30,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.live = self.peak = self.gradients = self.gradients_at_peak = self.working_peak = 0
-        self._seen: dict[int, weakref.ref[Any]] = {}
+        self._seen: dict[int, tuple[weakref.ref[Any], int]] = {}
         self._with_gradient: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -40,8 +40,12 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return made
 
     def _note(self, tensor: Any) -> None:
-        # What a DTensor wraps was made by an operation of its own; a meta tensor is nowhere.
-        if is_traceable_wrapper_subclass(tensor) or tensor.device.type == "meta":
+        if is_traceable_wrapper_subclass(tensor):
+            # Such as a DTensor: its own operations, on what it wraps, are not seen from here.
+            held = (getattr(tensor, name) for name in tensor.__tensor_flatten__()[0])
+            tree_map_only(Tensor, self._note, list(held))
+            return
+        if tensor.device.type == "meta":  # which is nowhere
             return
         storage = tensor.untyped_storage()
         place, size = id(storage), storage.nbytes()
@@ -49,10 +53,19 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return
 
         def freed(_: Any) -> None:
-            self.live -= size
-            del self._seen[place]
+            self.live -= self._seen.pop(place)[1]
 
-        self._seen[place] = weakref.ref(storage, freed)
+        self._seen[place] = (weakref.ref(storage, freed), size)
+        self._grew(size)
+
+    def resized(self, storage: torch.UntypedStorage) -> None:
+        """Note that a storage has another size than it was made with; FSDP2 empties and refills its own."""
+        if id(storage) in self._seen:
+            reference, before = self._seen[id(storage)]
+            self._seen[id(storage)] = (reference, storage.nbytes())
+            self._grew(storage.nbytes() - before)
+
+    def _grew(self, size: int) -> None:
         self.live += size
         self.working_peak = max(self.working_peak, self.live - self.gradients)
         if self.live > self.peak:

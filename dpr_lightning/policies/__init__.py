@@ -15,7 +15,16 @@ from dpr_lightning.policies.forward import (
 )
 from dpr_lightning.policies.frozen import FrozenPolicies
 from dpr_lightning.policies.lightning_state import is_in_shards
-from dpr_lightning.policies.sharding import build_sharded, is_sharded
+from dpr_lightning.policies.lockstep import Lockstep
+from dpr_lightning.policies.sharding import (
+    Weights,
+    build_sharded,
+    gathered_weights,
+    holds_whole,
+    is_sharded,
+    share_out,
+    weight_bytes,
+)
 from dpr_lightning.policies.spec import LoraSpec, PolicySpec
 from dpr_lightning.policies.tokenizers import load_tokenizer, saved_stop_token_ids, stop_token_ids
 from dpr_lightning.policies.toy import character_tokenizer, create_toy_policy, word_tokenizer
@@ -29,8 +38,10 @@ from dpr_lightning.policies.verifier_head import (
 __all__ = [
     "ActionLogits",
     "FrozenPolicies",
+    "Lockstep",
     "LoraSpec",
     "PolicySpec",
+    "Weights",
     "action_logits",
     "build_policy",
     "build_sharded",
@@ -40,6 +51,8 @@ __all__ = [
     "default_token_budget",
     "disable_dropout",
     "flush",
+    "gathered_weights",
+    "holds_whole",
     "is_in_shards",
     "is_sharded",
     "load_tokenizer",
@@ -52,8 +65,10 @@ __all__ = [
     "saved_stop_token_ids",
     "score_responses",
     "sequence_logprobs",
+    "share_out",
     "state_logits",
     "stop_token_ids",
+    "weight_bytes",
     "whole_folder",
     "word_tokenizer",
 ]

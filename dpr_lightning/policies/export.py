@@ -4,13 +4,13 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.errors import InputError
@@ -25,6 +25,7 @@ def save_policy(
     spec: PolicySpec,
     *,
     merge: bool = False,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write ``model`` and ``tokenizer`` to ``folder``: a full model, or the active adapter when ``model`` has one.
 
@@ -34,21 +35,23 @@ def save_policy(
         folder: replaced only once the new one stands.
         spec: the description that ``model`` was built from; kept beside the weights so that an adapter finds its base.
         merge: write an adapter's policy as a full model; ``model`` stays as it is, to the bit.
+        weights: of a model in shards, from :func:`gathered_weights`; None: the model's own.
     """
     folder = Path(folder)
+    state = {} if weights is None else {"state_dict": dict(weights)}
     with whole_folder(folder) as unfinished:
         if merge and hasattr(model, "merge_and_unload"):
             _save_merged(model, unfinished)
         elif hasattr(model, "peft_config"):
             selected = [model.active_adapter]
-            model.save_pretrained(unfinished, selected_adapters=selected)  # type: ignore[operator]
+            model.save_pretrained(unfinished, selected_adapters=selected, **state)  # type: ignore[operator]
             nested = unfinished / str(model.active_adapter)
             if nested.is_dir():
                 for path in nested.iterdir():
                     path.rename(unfinished / path.name)
                 nested.rmdir()
         else:
-            model.save_pretrained(unfinished)  # type: ignore[operator]
+            model.save_pretrained(unfinished, **state)  # type: ignore[operator]
         (unfinished / "README.md").unlink(missing_ok=True)
         tokenizer.save_pretrained(unfinished)
         if is_adapter(unfinished):

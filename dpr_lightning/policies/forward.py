@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dpr_lightning.functional import action_positions, token_logprobs
+from dpr_lightning.policies.lockstep import Lockstep
 
 
 class ActionLogits(NamedTuple):
@@ -126,10 +127,12 @@ def sequence_logprobs(model: nn.Module, tokens: Tensor, mask: Tensor, *, token_b
     logprob = torch.zeros(len(tokens), int(mask.sum(1).amax()) if mask.numel() else 0, device=tokens.device)
     device = model_device(model)
     budget = token_budget if token_budget is not None else default_token_budget(model)
-    for rows, part_tokens, part_mask in parts_by_length(tokens, mask, budget):
-        scored = action_logits(model, part_tokens.to(device), part_mask.to(device))
-        part = token_logprobs(scored.logits, scored.tokens).float().masked_fill(~scored.mask, 0.0)
-        logprob[rows.to(logprob.device), : part.shape[1]] = part.to(logprob.device)
+    with Lockstep([model]) as lockstep:
+        for rows, part_tokens, part_mask in parts_by_length(tokens, mask, budget):
+            lockstep.begin()
+            scored = action_logits(model, part_tokens.to(device), part_mask.to(device))
+            part = token_logprobs(scored.logits, scored.tokens).float().masked_fill(~scored.mask, 0.0)
+            logprob[rows.to(logprob.device), : part.shape[1]] = part.to(logprob.device)
     return logprob
 
 

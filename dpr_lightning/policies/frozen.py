@@ -1,15 +1,24 @@
 """Frozen copies: π_SFT and the references, as full models or as adapters over one shared base."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+import torch.distributed
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 
 from dpr_lightning.errors import InputError
 from dpr_lightning.policies.build import base_of, build_policy, is_adapter, load_adapter, resolve_adapter
+from dpr_lightning.policies.forward import model_device
+from dpr_lightning.policies.lockstep import Lockstep, ask_little
+from dpr_lightning.policies.sharding import Weights, holds_whole, share_out, weight_bytes
 from dpr_lightning.policies.spec import PolicySpec
 from dpr_lightning.policies.tokenizers import load_tokenizer, same_vocabulary
+
+log = logging.getLogger(__name__)
 
 
 class FrozenPolicies:
@@ -36,11 +45,13 @@ class FrozenPolicies:
         attention: str = "sdpa",
         policy: nn.Module | None = None,
         policy_spec: PolicySpec | None = None,
+        weights: Weights = "whole",
     ) -> "FrozenPolicies":
         """Load the policies in ``folders``; all must share one vocabulary.
 
         When ``policy`` is being trained with LoRA and every folder holds an adapter of its base, they become adapters
-        beside the trained one and cost no further copy of the base.
+        beside the trained one and cost no further copy of the base. Otherwise, with several ranks, ``weights`` says
+        whether each holds them whole or all of them share them out (FSDP2, whatever the policy's own strategy).
 
         Raises:
             InputError: a folder cannot be loaded, or two tokenizers differ.
@@ -51,12 +62,25 @@ class FrozenPolicies:
             if all(is_adapter(folder) and _same_base(base_of(folder), base) for folder in folders.values()):
                 for name, folder in folders.items():
                     load_adapter(policy, folder, trainable=False, name=name)
+                log.info("π_SFT and its references: adapters on the policy's base, for they have the same one.")
                 return cls({name: policy for name in folders}, shared=policy)
         specs = {
             name: PolicySpec(source=folder, dtype=dtype, attention=attention)  # type: ignore[arg-type]
             for name, folder in folders.items()
         }
-        return cls({name: build_policy(spec, trainable=False)[0] for name, spec in specs.items()})
+        ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        device = model_device(policy) if policy is not None else torch.device("cpu")
+        models: dict[str, nn.Module] = {}
+        in_shards = False
+        for name, spec in specs.items():
+            models[name] = build_policy(spec, trainable=False)[0]
+            if not in_shards and len(models) == 1 and ranks > 1:
+                size = len(specs) * weight_bytes(models[name])
+                in_shards = not holds_whole(weights, size, device, "π_SFT and its references")
+            if in_shards:
+                # Before the next one is read.
+                share_out(models[name], init_device_mesh(device.type, (ranks,)), trained=False)
+        return cls(models)
 
     @property
     def is_shared(self) -> bool:
@@ -74,6 +98,16 @@ class FrozenPolicies:
             for model in self._models.values():
                 model.to(device)  # type: ignore[call-overload]
         return self
+
+    def in_step(self) -> Lockstep:
+        """For what asks each model in turn, by :meth:`use`, as often as this rank needs."""
+
+        def idle() -> None:
+            for name in self._models:
+                with self.use(name) as model:
+                    ask_little([model])
+
+        return Lockstep(list(self._models.values()), idle)
 
     @contextmanager
     def use(self, name: str) -> Iterator[nn.Module]:

@@ -1,14 +1,28 @@
-"""Policies too large for one rank: built in shards, under DeepSpeed's ZeRO-3."""
+"""Models too large for one rank: built in shards, asked in shards, and brought together to be saved."""
 
+import ctypes
+import logging
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Literal
 
-from torch import nn
+import torch
+import torch.distributed
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+log = logging.getLogger(__name__)
+Weights = Literal["auto", "whole", "shards"]
+"""Where weights lie while a model is asked: whole on every rank, in shards, or whichever their size suggests."""
+LARGEST_WHOLE = 1 / 3
+"""The share of a device's memory that ``auto`` lets weights take that every rank holds whole."""
 _config: ContextVar[Mapping[str, Any] | None] = ContextVar("zero3_config", default=None)
+# Of glibc's malloc.h: from which size on an allocation is a mapping of its own, and the most it would choose by itself.
+_M_MMAP_THRESHOLD, _LARGEST_THRESHOLD = -3, 32 * 2**20
 
 
 @contextmanager
@@ -44,11 +58,130 @@ def sharded_construction() -> Iterator[None]:
     held = _Config(config)  # transformers keeps a weak reference
     deepspeed.set_hf_deepspeed_config(held)  # type: ignore[no-untyped-call]
     try:
-        yield
+        with _memory_given_back():
+            yield
     finally:
         deepspeed.unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _memory_given_back() -> Iterator[None]:
+    """Within, what is freed goes back to the system at once, where the C library can be told to.
+
+    A parameter is whole for a moment before it is cut up. Kept by the allocator, those moments added up to more than
+    half of the model on every rank (docs/scaling.md).
+    """
+    tell = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if tell is not None:
+        tell(_M_MMAP_THRESHOLD, 2**20)
+    try:
+        yield
+    finally:
+        if tell is not None:
+            tell(_M_MMAP_THRESHOLD, _LARGEST_THRESHOLD)
+
+
+def share_out(model: nn.Module, mesh: DeviceMesh, *, trained: bool = True) -> None:
+    """Cut ``model`` up over the ranks of ``mesh``, layer by layer; what is in no layer is gathered together.
+
+    That outermost part stays whole after a forward pass where it is ``trained``: the backward pass begins with it.
+    """
+    layers = layer_names(model)
+    for module in model.modules():
+        if type(module).__name__ in layers:
+            fully_shard(module, mesh=mesh)
+    fully_shard(model, mesh=mesh, reshard_after_forward=not trained)
+
+
+def layer_names(model: nn.Module) -> set[str]:
+    """Names of the classes that a model repeats: its layers."""
+    return {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
 
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether any parameter of ``model`` is held in shards, by ZeRO-3 or FSDP2."""
     return any(isinstance(weight, DTensor) or hasattr(weight, "ds_id") for weight in model.parameters())
+
+
+def fetches_weights(model: nn.Module) -> bool:
+    """Whether a forward pass has to fetch weights from other ranks: they are in shards, and not brought together."""
+    return any(
+        isinstance(weight, DTensor) or (hasattr(weight, "ds_status") and weight.ds_status.name != "AVAILABLE")
+        for weight in model.parameters()
+    )
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes of all weights of ``model``, whole."""
+    return sum(getattr(weight, "ds_numel", weight.numel()) * weight.element_size() for weight in model.parameters())
+
+
+def holds_whole(weights: Weights, size: int, device: torch.device, what: str) -> bool:
+    """Whether every rank holds weights whole; says which and why.
+
+    Args:
+        weights: the user's wish.
+        size: bytes of all of them.
+        device: of this rank; ranks are taken to have equal ones.
+        what: names them in the log.
+    """
+    share = size / device_memory(device)
+    whole = weights == "whole" or (weights == "auto" and share <= LARGEST_WHOLE)
+    log.info(
+        "%s: %s, for %s (%.1f GB, %.0f%% of what a rank has; `auto` goes up to %.0f%%).",
+        what,
+        "whole on every rank" if whole else "in shards",
+        "that is their size" if weights == "auto" else "you asked for it",
+        size / 1e9,
+        100 * share,
+        100 * LARGEST_WHOLE,
+    )
+    return whole
+
+
+def device_memory(device: torch.device) -> int:
+    """Bytes of a GPU; or what each rank has of its machine's memory."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // here
+
+
+@torch.no_grad()
+def gathered_weights(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
+    """The state of a model in shards, on the CPU, one weight fetched after the other. All ranks must take part.
+
+    Args:
+        model: in shards; of one with adapters, only what adapters hold is fetched.
+        keep: whether this rank wants it; the others only help.
+
+    Returns:
+        by name, tied weights as one tensor; empty without ``keep``.
+    """
+    adapters = hasattr(model, "peft_config")
+    found: dict[str, Tensor] = {}
+    seen: dict[int, Tensor] = {}
+    held = [*model.named_parameters(remove_duplicate=False), *model.named_buffers()]
+    saved = set(model.state_dict())
+    for name, value in held:
+        if name not in saved or (adapters and not ("lora_" in name or ".modules_to_save." in name)):
+            continue
+        if id(value) not in seen:
+            with _fetched(value) as whole:
+                seen[id(value)] = whole.detach().to("cpu", copy=True) if keep else torch.empty(0)
+        if keep:
+            found[name] = seen[id(value)]
+    return found
+
+
+@contextmanager
+def _fetched(value: Tensor) -> Iterator[Tensor]:
+    if isinstance(value, DTensor):
+        yield value.full_tensor()
+    elif hasattr(value, "ds_id"):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([value]):
+            yield value
+    else:
+        yield value

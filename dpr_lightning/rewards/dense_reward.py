@@ -20,6 +20,7 @@ from dpr_lightning.functional import (
 from dpr_lightning.policies import (
     FrozenPolicies,
     PolicySpec,
+    Weights,
     action_logits,
     default_token_budget,
     model_device,
@@ -69,6 +70,7 @@ class DenseReward:
         attention: str = "sdpa",
         policy: nn.Module | None = None,
         policy_spec: PolicySpec | None = None,
+        weights: Weights = "whole",
     ) -> "DenseReward":
         """Load π_SFT and the references from folders (full models, or adapters of one base).
 
@@ -80,6 +82,7 @@ class DenseReward:
             attention: transformers' attention implementation.
             policy: a policy in training whose base the adapters may share.
             policy_spec: what ``policy`` was built from.
+            weights: whole on every rank, in shards, or whichever their size suggests.
 
         Raises:
             InputError: a folder cannot be loaded, tokenizers differ, or a reference *is* π_SFT.
@@ -91,7 +94,9 @@ class DenseReward:
                     "checkpoint of the same run, such as the one halfway through."
                 )
         folders = {SFT: sft} | {f"reference_{place}": folder for place, folder in enumerate(references)}
-        frozen = FrozenPolicies.load(folders, dtype=dtype, attention=attention, policy=policy, policy_spec=policy_spec)
+        frozen = FrozenPolicies.load(
+            folders, dtype=dtype, attention=attention, policy=policy, policy_spec=policy_spec, weights=weights
+        )
         return cls(frozen, spec)
 
     def score(
@@ -129,15 +134,17 @@ class DenseReward:
         if token_budget is None:
             with self.frozen.use(SFT) as model:
                 token_budget = default_token_budget(model)
-        for rows, part_tokens, part_mask in parts_by_length(tokens, mask, token_budget):
-            part = self._score_part(part_tokens, part_mask, wants_divergence)
-            columns = part[0].shape[1]
-            policy_logprob[rows, :columns] = part[0].cpu()
-            references[:, rows, :columns] = part[1].cpu()
-            if part[2] is not None:
-                divergences[rows, :columns] = part[2].cpu()
-            if progress is not None:
-                progress(len(rows))
+        with self.frozen.in_step() as lockstep:
+            for rows, part_tokens, part_mask in parts_by_length(tokens, mask, token_budget):
+                lockstep.begin()
+                part = self._score_part(part_tokens, part_mask, wants_divergence)
+                columns = part[0].shape[1]
+                policy_logprob[rows, :columns] = part[0].cpu()
+                references[:, rows, :columns] = part[1].cpu()
+                if part[2] is not None:
+                    divergences[rows, :columns] = part[2].cpu()
+                if progress is not None:
+                    progress(len(rows))
         policy_logprob = policy_logprob.masked_fill(~action_mask, 0.0)
         references = references.masked_fill(~action_mask, 0.0)
         reward = reward_of_logprobs(self.spec, policy_logprob, references, divergences if wants_divergence else None)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
 from dpr_lightning.errors import InputError
-from dpr_lightning.policies import model_device
+from dpr_lightning.policies import Lockstep, model_device
 from dpr_lightning.rollouts.random import counter_uniform, sample_keys
 from dpr_lightning.types import Rollouts
 
@@ -100,10 +100,10 @@ def sample(
     order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
     at_once = max(1, options.batch_size // num_samples)
     finished: dict[int, _Answers] = {}
-    with torch.no_grad(), _evaluating(sources):
+    with torch.no_grad(), _evaluating(sources), Lockstep(sources) as lockstep:
         for start in range(0, len(order), at_once):
             places = order[start : start + at_once]
-            decoding = _Decoding(sources, combine, options, stop_tokens, pad_token)
+            decoding = _Decoding(sources, combine, options, stop_tokens, pad_token, lockstep)
             answers = decoding.run(
                 [prompts[place] for place in places], [identities[place] for place in places], num_samples, seed
             )
@@ -151,8 +151,10 @@ class _Decoding:
         options: SamplingOptions,
         stop_tokens: Sequence[int],
         pad_token: int,
+        lockstep: Lockstep,
     ) -> None:
         self.models = models
+        self.lockstep = lockstep
         self.combine = combine
         self.options = options
         self.pad_token = pad_token
@@ -221,6 +223,7 @@ class _Decoding:
 
     def _forward(self, tokens: Tensor, position: Tensor | None) -> Tensor:
         logprobs = []
+        self.lockstep.begin()
         for model, cache in zip(self.models, self.caches, strict=True):
             output = model(
                 input_ids=tokens,

@@ -3,22 +3,27 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
 
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule
+
+from dpr_lightning.policies import Weights, holds_whole, share_out, weight_bytes
 
 
 class Fsdp2Strategy(ModelParallelStrategy):
     """Every rank holds a share of parameters, gradients and optimizer's state; each layer is gathered when it is used.
 
     Args:
+        sampling_weights: of the policy while it samples: ``whole`` on every rank, which needs no communication; in
+            ``shards``, layer by layer; ``auto`` goes by their size.
         timeout_s: seconds after which a rank that waits for another gives up.
     """
 
-    def __init__(self, timeout_s: int = 1800) -> None:
+    def __init__(self, sampling_weights: Weights = "auto", timeout_s: int = 1800) -> None:
         super().__init__(tensor_parallel_size=1, timeout=timedelta(seconds=timeout_s))
+        self.sampling_weights = sampling_weights
+        self._samples_whole: bool | None = None
 
     def setup_environment(self) -> None:
         """All ranks share the data among them."""
@@ -27,28 +32,32 @@ class Fsdp2Strategy(ModelParallelStrategy):
 
     def shard(self, model: nn.Module) -> None:
         """Cut the parameters up, layer by layer; what is in no layer (embeddings, head) is gathered together."""
-        mesh = self.device_mesh["data_parallel"]
-        layers = {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
-        for module in model.modules():
-            if type(module).__name__ in layers:
-                fully_shard(module, mesh=mesh)
-        fully_shard(model, mesh=mesh)
+        share_out(model, self.device_mesh["data_parallel"])
 
     @contextmanager
     def whole_weights(self, model: nn.Module) -> Iterator[None]:
         """Every parameter whole on every rank, and no communication in forward passes. All ranks must take part."""
         shards = [module for module in model.modules() if isinstance(module, FSDPModule)]
-        names = list(model.state_dict())
         for module in shards:
             module.unshard()
             module.set_reshard_after_forward(False, recurse=False)
-        held = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-        # The method of an FSDP2 module cuts everything up again before it answers.
-        whole: Any = model
-        whole.state_dict = lambda *_, **__: {name: held[name].detach() for name in names}
         yield
-        del whole.state_dict
         for module in shards:
             # The outermost one is needed again at once, in the backward pass.
             module.set_reshard_after_forward(module is not model, recurse=False)
             module.reshard()
+
+    @contextmanager
+    def weights_to_ask(self, model: nn.Module) -> Iterator[None]:
+        """The weights as ``sampling_weights`` says. All ranks must take part."""
+        if self._samples_whole is None:
+            size = weight_bytes(model)
+            self._samples_whole = holds_whole(self.sampling_weights, size, self.root_device, "The policy to sample")
+        if self._samples_whole:
+            with self.whole_weights(model):
+                yield
+            return
+        yield
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # the outermost one stays whole after a forward pass

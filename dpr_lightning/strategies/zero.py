@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor, nn
 
 from dpr_lightning.errors import InputError
-from dpr_lightning.policies import build_sharded
+from dpr_lightning.policies import Weights, build_sharded, holds_whole, weight_bytes
 
 Offload = Literal["nothing", "optimizer", "everything"]
 
@@ -141,11 +141,15 @@ class Zero3Strategy(ZeroStrategy):
 
     Args:
         offload: ``optimizer`` or ``everything`` lies in host memory or, with ``nvme_path``, on a disk.
+        sampling_weights: of the policy while it samples: ``whole`` on every rank, which needs no communication; in
+            ``shards``, layer by layer; ``auto`` goes by their size.
         options: of :class:`ZeroStrategy`.
     """
 
-    def __init__(self, offload: Offload = "nothing", **options: Any) -> None:
+    def __init__(self, offload: Offload = "nothing", sampling_weights: Weights = "auto", **options: Any) -> None:
         super().__init__(3, offload, **options)
+        self.sampling_weights = sampling_weights
+        self._samples_whole: bool | None = None
 
     @contextmanager
     def model_sharded_context(self) -> Iterator[None]:
@@ -167,6 +171,15 @@ class Zero3Strategy(ZeroStrategy):
         else:
             with deepspeed.zero.GatheredParameters(list(model.parameters())):
                 yield
+
+    @contextmanager
+    def weights_to_ask(self, model: nn.Module) -> Iterator[None]:
+        """The weights as ``sampling_weights`` says. All ranks must take part."""
+        if self._samples_whole is None:
+            size = weight_bytes(model)
+            self._samples_whole = holds_whole(self.sampling_weights, size, self.root_device, "The policy to sample")
+        with self.whole_weights(model) if self._samples_whole else nullcontext():
+            yield
 
 
 def _use_cpu() -> None:

@@ -7,10 +7,23 @@ import os
 import sys
 from pathlib import Path
 
+import torch
+
 from dpr_lightning.cli.main import run
 from dpr_lightning.modules.memory import LiveBytes
 
+resize = torch.UntypedStorage.resize_
+
+
+def resize_and_tell(storage: torch.UntypedStorage, size: int) -> torch.UntypedStorage:
+    """What no operation of tensors tells."""
+    resize(storage, size)
+    live.resized(storage)
+    return storage
+
+
 if __name__ == "__main__":
+    torch.UntypedStorage.resize_ = resize_and_tell  # type: ignore[method-assign]
     with LiveBytes() as live:
         run(["fit", "--config", sys.argv[1]])
     Path(f"{sys.argv[2]}.{os.environ['RANK']}").write_text(str(live.peak))

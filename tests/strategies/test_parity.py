@@ -2,20 +2,18 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.strategies.launch import run_ranks
-from tests.tiny import write_tiny_policy
-from tests.training import write_weaker_policy
+from tests.strategies.parity import difference, moved, steps, trained, write_inputs
 
 EXACT = ["sft:1:unclipped", "sft:3:unclipped", "dpr:3:unclipped"]
 CLOSE = ["sft:1", "sft:3", "dpr:1", "dpr:3", "dpr_one_sample:1"]
 BROKEN = "sft_broken:3"
 HALF = ["sft:3:bf16", "dpr:3:bf16"]
+CASES = [*EXACT, *CLOSE, BROKEN, *HALF]
 # In bfloat16 DeepSpeed computes with rounded copies of its float32 weights, half a unit in the ninth place off.
 BFLOAT16 = 2.0**-9
 STRATEGIES = ["ddp", "zero1", "zero2", "zero3", "fsdp2"]
@@ -24,61 +22,19 @@ STRATEGIES = ["ddp", "zero1", "zero2", "zero3", "fsdp2"]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What every run reads: a policy, a weaker one, and 14 rows of uneven length."""
-    folder = tmp_path_factory.mktemp("parity")
-    write_tiny_policy(folder / "policy")
-    write_weaker_policy(folder / "policy", folder / "reference")
-    rows = [
-        {"prompt": f"{n} {sign} {n} =", "completion": "Answer: " + "9" * (1 + 3 * (n % 4))}
-        for sign, count in (("+", 11), ("*", 3))
-        for n in range(count)
-    ]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
+    return write_inputs(tmp_path_factory.mktemp("parity"))
 
 
 @pytest.fixture(scope="module")
 def one(folder: Path) -> Path:
     """All cases in one process that takes the micro-batches of both ranks in turn."""
-    return trained("one", folder)
+    return trained("one", folder, CASES)
 
 
 @pytest.fixture(scope="module", params=STRATEGIES)
 def several(request: pytest.FixtureRequest, folder: Path) -> Path:
     """All cases on two ranks."""
-    return trained(request.param, folder)
-
-
-def trained(strategy: str, folder: Path) -> Path:
-    """Run all cases, once."""
-    if (folder / strategy).exists():
-        return folder / strategy
-    ranks = 1 if strategy == "one" else 2
-    command = ["tests.strategies.worker", strategy, str(folder), *EXACT, *CLOSE, BROKEN, *HALF]
-    run_ranks(command, ranks, folder / "logs" / strategy, timeout=600)
-    return folder / strategy
-
-
-def steps(run: Path, case: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads((run / f"{case}.json").read_text())["steps"]
-    return found
-
-
-def moved(run: Path, case: str) -> float:
-    """By how much training changed the weights, relative to their size."""
-    before, after = load_file(run.parent / "policy" / "model.safetensors"), load_file(run / f"{case}.safetensors")
-    return norm({name: after[name] - before[name] for name in after}) / norm(after)
-
-
-def norm(weights: dict[str, torch.Tensor]) -> float:
-    """Euclidean norm of all weights."""
-    return float(torch.cat([value.flatten().double() for value in weights.values()]).norm())
-
-
-def difference(first: Path, second: Path, case: str) -> float:
-    """Of all weights, relative to their size."""
-    one, other = (load_file(run / f"{case}.safetensors") for run in (first, second))
-    assert one.keys() == other.keys()
-    return norm({name: other[name].double() - one[name].double() for name in one}) / norm(one)
+    return trained(request.param, folder, CASES)
 
 
 def test_every_backend_takes_the_steps_of_one_process(one: Path, several: Path) -> None:
@@ -103,7 +59,7 @@ def test_a_step_that_one_rank_breaks_is_left_out_on_all(one: Path, several: Path
 @pytest.mark.parametrize(("strategy", "cases"), [("zero1", EXACT), ("zero2", ["sft:1:unclipped"])])
 def test_what_is_summed_in_the_same_order_is_the_same_to_the_bit(strategy: str, cases: list[str], folder: Path) -> None:
     """ZeRO-2 sums over ranks before it sums over micro-batches; ZeRO-1 and DDP afterwards."""
-    parallel, sharded = trained("ddp", folder), trained(strategy, folder)
+    parallel, sharded = trained("ddp", folder, CASES), trained(strategy, folder, CASES)
     for case in cases:
         first, second = (load_file(run / f"{case}.safetensors") for run in (parallel, sharded))
         assert all(torch.equal(first[name], second[name]) for name in first), case

@@ -5,6 +5,7 @@ other, for starting a process takes longer than any of them. Rank 0 writes, for 
 """
 
 import json
+import logging
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -34,6 +35,8 @@ STRATEGIES: dict[str, Any] = {
     "zero2": lambda: Zero2Strategy(**ZERO),
     "zero3": lambda: Zero3Strategy(**ZERO, persistence_threshold=0),
     "fsdp2": Fsdp2Strategy,
+    "zero3_asked_in_shards": lambda: Zero3Strategy(**ZERO, persistence_threshold=0, sampling_weights="shards"),
+    "fsdp2_asked_in_shards": lambda: Fsdp2Strategy(sampling_weights="shards"),
 }
 # Adam would hide a wrong scale of the gradient, and make much of rounding where gradients are tiny.
 OPTIMIZER = partial(torch.optim.SGD, lr=0.3, momentum=0.9)
@@ -117,10 +120,12 @@ def dpr(folder: Path, scale: int, **options: Any) -> tuple[Any, Any, int]:
         str(folder / "policy"),
         [str(folder / "reference")],
         RewardSpec("one_sided_centred"),
-        SamplingOptions(9),
+        SamplingOptions(9, batch_size=options.get("at_once", 512)),
         samples_per_prompt=options.get("samples", 2),
         prompts_per_rollout=6,
         refresh_every=options.get("refresh_every", 2),
+        token_budget=options.get("token_budget"),
+        frozen_weights=options.get("frozen_weights", "whole"),
     )
     return module, data, 4
 
@@ -130,6 +135,8 @@ CASES: dict[str, Any] = {
     "sft_broken": partial(sft, kind=BreaksOnce),
     "dpr": dpr,
     "dpr_one_sample": partial(dpr, samples=1, refresh_every=1),
+    # One answer and a few rows at a time: ranks need different numbers of passes.
+    "dpr_frozen_in_shards": partial(dpr, frozen_weights="shards", at_once=1, token_budget=33),
 }
 
 
@@ -175,5 +182,7 @@ def _whole(policy: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    logging.basicConfig(level=logging.WARNING)
+    logging.getLogger("dpr_lightning").setLevel(logging.INFO)
     for asked in sys.argv[3:]:
         run(sys.argv[1], Path(sys.argv[2]), asked)
