@@ -3,6 +3,7 @@
 from dpr_lightning.callbacks.generation_evaluation import GenerationEvaluation
 from dpr_lightning.callbacks.harness_evaluation import HarnessEvaluation
 from dpr_lightning.callbacks.held_out_reward import HeldOutReward
+from dpr_lightning.callbacks.micro_batch_halving import MicroBatchHalving
 from dpr_lightning.callbacks.reference_checkpoints import ReferenceCheckpoints
 from dpr_lightning.callbacks.resumable_checkpoints import ResumableCheckpoints
 from dpr_lightning.callbacks.rollout_samples import RolloutSamples
@@ -12,6 +13,7 @@ __all__ = [
     "GenerationEvaluation",
     "HarnessEvaluation",
     "HeldOutReward",
+    "MicroBatchHalving",
     "ReferenceCheckpoints",
     "ResumableCheckpoints",
     "RolloutSamples",

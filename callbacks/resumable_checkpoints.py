@@ -17,11 +17,9 @@ from lightning.pytorch.loggers import CSVLogger
 
 from dpr_lightning.callbacks.checkpoint_store import STATE, CheckpointStore
 from dpr_lightning.distributed import mark, max_over_ranks
-from dpr_lightning.errors import InputError
+from dpr_lightning.errors import REQUEUE, InputError
 
 log = logging.getLogger(__name__)
-REQUEUE = 75
-"""Exit code of a run that was asked to stop and can go on: EX_TEMPFAIL, "try again"."""
 
 
 class ResumableCheckpoints(Checkpoint):

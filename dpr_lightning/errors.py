@@ -2,9 +2,23 @@
 
 from collections.abc import Iterator
 
+REQUEUE = 75
+"""Exit code of a run that can go on, by the same command: EX_TEMPFAIL, "try again"."""
+
 
 class InputError(ValueError):
     """Wrong input: a file, a row, an option. The command line prints the message alone and exits with 2."""
+
+
+class TryAgain(Exception):
+    """The same command should be run once more: it has seen to it that it will go on otherwise.
+
+    ``alone``: no other rank takes part, so the command may do so itself.
+    """
+
+    def __init__(self, message: str, *, alone: bool) -> None:
+        super().__init__(message)
+        self.alone = alone
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:

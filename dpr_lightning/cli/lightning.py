@@ -13,9 +13,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from dpr_lightning.callbacks.resumable_checkpoints import REQUEUE
 from dpr_lightning.cli.resume import evaluate_from, resume_from
-from dpr_lightning.errors import InputError, causes
+from dpr_lightning.errors import REQUEUE, InputError, causes
 
 LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
 

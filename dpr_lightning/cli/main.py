@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dpr_lightning.errors import InputError
+from dpr_lightning.errors import REQUEUE, InputError, TryAgain
 
 HELP = """usage: dpr COMMAND [options]
 
@@ -107,12 +107,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         found = run(arguments)
+    except TryAgain as again:
+        print(f"dpr {arguments[0]}: {again}", file=sys.stderr)
+        sys.stderr.flush()
+        if again.alone:
+            # A new process: what this one holds of the GPU's memory goes with it.
+            os.execv(sys.executable, [sys.executable, "-m", "dpr_lightning.cli.main", *arguments])
+        # At once: to take leave of the other ranks this one would wait for them, and they wait for its gradients.
+        os._exit(REQUEUE)
     except (Exception, KeyboardInterrupt) as error:
         if debug:
             raise
         from dpr_lightning.cli.faults import explain
 
-        return explain(arguments[0], error)
+        return explain(arguments, error)
     return found if isinstance(found, int) else 0
 
 

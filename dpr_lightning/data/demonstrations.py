@@ -110,6 +110,7 @@ class DemonstrationDataModule(LightningDataModule):
         self.test_data: TokenizedDataset | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._train_loader: DemonstrationLoader | None = None
+        self._parts = 1
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -186,7 +187,7 @@ class DemonstrationDataModule(LightningDataModule):
             self.setup("fit")
         assert self.train_data is not None
         trainer = self.trainer
-        accumulate = 1 if trainer is None else int(trainer.accumulate_grad_batches)
+        accumulate = 1 if trainer is None else int(trainer.accumulate_grad_batches) // self._parts
         if trainer is not None and any(
             isinstance(callback, GradientAccumulationScheduler) and len(callback.scheduling) > 1
             for callback in trainer.callbacks  # type: ignore[attr-defined]
@@ -200,10 +201,14 @@ class DemonstrationDataModule(LightningDataModule):
         if loader is not None and _same_plan(loader.batches, sampler):
             return loader
         limit = None if trainer is None else trainer.limit_train_batches
-        if isinstance(limit, float):
-            limit = int(limit * len(sampler))
-        self._train_loader = self._loader(self.train_data, sampler, batches_per_epoch=limit)
+        if limit is not None:
+            limit = int(limit * len(sampler)) if isinstance(limit, float) else limit // self._parts
+        self._train_loader = self._loader(self.train_data, sampler, batches_per_epoch=limit, parts=self._parts)
         return self._train_loader
+
+    def split_micro_batches(self, parts: int) -> None:
+        """Hand each micro-batch of training out in so many parts; the trainer accumulates over all of them."""
+        self._parts = parts
 
     def val_dataloader(self) -> DemonstrationLoader | list[Any]:
         """Every validation example once, longest first; no loader when there is no validation set."""
@@ -289,11 +294,17 @@ class DemonstrationDataModule(LightningDataModule):
         return data.acted_tokens
 
     def _loader(
-        self, data: TokenizedDataset, sampler: TokenBudgetBatchSampler, batches_per_epoch: int | None = None
+        self,
+        data: TokenizedDataset,
+        sampler: TokenBudgetBatchSampler,
+        batches_per_epoch: int | None = None,
+        parts: int = 1,
     ) -> DemonstrationLoader:
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         pad = int(self.tokenizer.pad_token_id)
-        return DemonstrationLoader(data, sampler, pad, pin_memory=on_gpu, batches_per_epoch=batches_per_epoch)
+        return DemonstrationLoader(
+            data, sampler, pad, pin_memory=on_gpu, batches_per_epoch=batches_per_epoch, parts=parts
+        )
 
     def _evaluation_loader(self, data: TokenizedDataset | None) -> DemonstrationLoader | list[Any]:
         if data is None:

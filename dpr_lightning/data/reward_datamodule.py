@@ -5,7 +5,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Literal, Protocol, cast
 
 import numpy as np
@@ -21,7 +21,14 @@ from dpr_lightning.data.rewarded import rewarded, sampled_scores, with_actions
 from dpr_lightning.data.rollout_loader import RolloutLoader
 from dpr_lightning.distributed import mark, sum_over_ranks
 from dpr_lightning.errors import InputError
-from dpr_lightning.policies import PolicySpec, Weights, load_tokenizer, sequence_logprobs, stop_token_ids
+from dpr_lightning.policies import (
+    PolicySpec,
+    Weights,
+    budget_for_vocabulary,
+    load_tokenizer,
+    sequence_logprobs,
+    stop_token_ids,
+)
 from dpr_lightning.policies.tokenizers import same_vocabulary
 from dpr_lightning.rewards import SFT, ActionScores, DenseReward, RewardSpec
 from dpr_lightning.rewards.cache import load_cached, policy_hash, store_cached
@@ -218,6 +225,12 @@ class RewardDataModule(LightningDataModule):
             accumulate=trainer.accumulate_grad_batches,
             sum_over_ranks=sum_over_ranks,
         )
+
+    def split_micro_batches(self, parts: int) -> None:
+        """Let what is sampled and scored at once shrink as micro-batches do; that changes no sample and no score."""
+        self.sampling = replace(self.sampling, batch_size=max(1, self.sampling.batch_size // parts))
+        budget = self.token_budget if self.token_budget is not None else budget_for_vocabulary(len(self.tokenizer))
+        self.token_budget = max(1, budget // parts)
 
     def rollout(self, epoch: int, place: int) -> RolloutBatch:
         """Rollout number ``place`` of an epoch: sampled, scored and with advantages; this rank's share of it."""

@@ -5,6 +5,7 @@ from dpr_lightning.policies.export import flush, save_policy, whole_folder
 from dpr_lightning.policies.forward import (
     ActionLogits,
     action_logits,
+    budget_for_vocabulary,
     default_token_budget,
     disable_dropout,
     model_device,
@@ -43,6 +44,7 @@ __all__ = [
     "PolicySpec",
     "Weights",
     "action_logits",
+    "budget_for_vocabulary",
     "build_policy",
     "build_sharded",
     "build_verifier_head",

@@ -21,9 +21,9 @@ import torch
 from dpr_lightning.callbacks import checkpoint_store, reference_checkpoints
 from dpr_lightning.cli.main import main as dpr
 from dpr_lightning.data import reward_datamodule, token_cache
+from dpr_lightning.errors import REQUEUE
 from tests.reliability.runs import STAGES, differences, write_configs, write_inputs
 
-REQUEUE = 75
 KINDS = ("SIGKILL", "SIGTERM", "checkpoint", "sealed", "rollout", "policy", "cache")
 
 

@@ -16,8 +16,8 @@ import yaml
 
 from dpr_lightning.callbacks import checkpoint_store
 from dpr_lightning.callbacks.checkpoint_store import CheckpointStore
-from dpr_lightning.callbacks.resumable_checkpoints import REQUEUE
 from dpr_lightning.cli.main import main, run
+from dpr_lightning.errors import REQUEUE
 from tests.reliability.runs import differences, write_configs, write_inputs
 from tests.strategies.launch import run_ranks, start_ranks
 
