@@ -19,10 +19,9 @@ class MicroBatchHalving(Callback):
     """Cuts every micro-batch in two, and in two again, until a step fits into the memory of the GPU.
 
     A step stays what it was: the same rows in the same order, in more and smaller parts, whose gradients add up. What
-    else is computed in parts (sampling, scoring) takes smaller ones too. The run begins again from its last checkpoint,
-    by itself where it is one process; on several ranks it ends with exit code 75, for whoever starts them to start
-    them again (torchrun's ``--max-restarts``, a scheduler). ``micro_batches.json`` in the run's folder remembers it;
-    delete the file where there is more memory.
+    else is computed in parts (sampling, scoring) takes smaller ones too. The run goes on from its last checkpoint, by
+    itself where it is one process; of several ranks the one that ran out ends with exit code 75, and the same command
+    goes on. ``micro_batches.json`` in the run's folder remembers it; delete the file where there is more memory.
 
     Args:
         limit: how often micro-batches are halved before the run ends with the error.

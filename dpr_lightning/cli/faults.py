@@ -1,11 +1,13 @@
 """What an exception means to whoever ran the command: whose fault it is, what to say, which exit code."""
 
 import errno
+import os
 import re
+import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from jsonargparse import ArgumentError
@@ -24,7 +26,9 @@ _MORE_MEMORY = """What helps, the cheapest first:
     of DPR the latter alone. Activations and logits halve, and the result stays what it was.
   `model.policy.gradient_checkpointing: true`: of a layer's activations only its input is kept, for a third more work.
   weights, gradients and optimizer in shards: an overlay of configs/strategy/; or `model.policy.lora`.
-`dpr plan` with the same arguments tells how much each would save, without a GPU."""
+The callback `MicroBatchHalving` does the first by itself."""
+_SECONDS_TO_COUNT = 180
+"""Afterwards whoever waits for the machine is more important."""
 _OF_THE_PLACE = {
     errno.ENOSPC: "Free some space, or write somewhere else.",
     errno.EDQUOT: "Free some of your quota, or write somewhere else.",
@@ -39,14 +43,21 @@ _OF_THE_PLACE = {
 """Errors of the operating system that are nobody's mistake in a program, with the way out."""
 
 
-def explain(command: str, error: BaseException) -> int:
+def explain(arguments: Sequence[str], error: BaseException) -> int:
     """Say on standard error what went wrong, and return the exit code: 2 for what the user can mend, 1 for the rest.
 
     The traceback of what the user cannot mend goes to a file, which the message names.
+
+    Args:
+        arguments: of the command, its name first.
+        error: that ended it.
     """
+    command = arguments[0]
     known = _known(error)
     if known is not None:
         print(f"dpr {command}: {known}", file=sys.stderr)
+        if command == "fit" and _MORE_MEMORY in known:
+            print(_counted(arguments[1:]), file=sys.stderr)
         return USER
     if isinstance(error, KeyboardInterrupt):
         print(f"dpr {command}: stopped.", file=sys.stderr)
@@ -76,6 +87,18 @@ def _known(error: BaseException) -> str | None:
     if "No space left on device" in str(error):  # as safetensors and PyTorch say it
         return f"{first_line(error)}. {_OF_THE_PLACE[errno.ENOSPC]}"
     return None
+
+
+def _counted(arguments: Sequence[str]) -> str:
+    """How much each of these would save. In a process of its own, away from a GPU that is full."""
+    command = [sys.executable, "-m", "dpr_lightning.cli.main", "plan", *arguments, "--what_helps"]
+    print("Counting how much of that each would save …", file=sys.stderr, flush=True)
+    away = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    try:
+        done = subprocess.run(command, env=away, capture_output=True, text=True, check=True, timeout=_SECONDS_TO_COUNT)
+    except (subprocess.SubprocessError, OSError):
+        return "`dpr plan --what_helps` with the same arguments tells how much, on any machine."
+    return done.stdout.strip()
 
 
 def _lost(error: BaseException, begun: Mapping[int, str]) -> str:

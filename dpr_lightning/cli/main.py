@@ -16,7 +16,7 @@ From demonstrations to a dense reward to a better policy.
   test        the same on a test set                                                   (LightningCLI)
   predict     LightningCLI's predict                                                   (LightningCLI)
 
-  plan        the memory that the same arguments of `fit` would take of each rank
+  plan        the memory that the same arguments of `fit` would take of each rank; --what_helps: what would save some
 
   toy         a tiny policy and demonstrations with a verifier, to try the configs on
   quickstart  the whole path on a toy, in minutes on a CPU
@@ -81,9 +81,10 @@ def run(arguments: Sequence[str]) -> Any:
     if command in LIGHTNING_COMMANDS:
         return run_lightning([command, *rest])
     if command == "plan":
-        from dpr_lightning.cli.plan import plan
+        from dpr_lightning.cli.plan import WHAT_HELPS, plan, what_helps
 
-        print(plan(rest))
+        asked = [argument for argument in rest if argument != WHAT_HELPS]
+        print(plan(asked) if asked == rest else what_helps(asked))
         return 0
     commands = _commands()
     if command not in commands:

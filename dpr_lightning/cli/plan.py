@@ -13,6 +13,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dpr_lightning.cli.lightning import parse_lightning
+from dpr_lightning.data.demonstrations import DEFAULT_TOKEN_BUDGET
 from dpr_lightning.errors import InputError
 from dpr_lightning.modules.memory import (
     Shape,
@@ -31,6 +32,7 @@ from dpr_lightning.policies.sharding import layer_names
 from dpr_lightning.rollouts import SamplingOptions
 
 ZERO = {"Zero1Strategy": 1, "Zero2Strategy": 2, "Zero3Strategy": 3}
+WHAT_HELPS = "--what_helps"
 GATHERED_BY_ZERO3 = 1_000_000_000
 """Parameters that DeepSpeed leaves gathered before it lets any go (stage3_max_live_parameters)."""
 FETCHED_BY_ZERO3 = 50_000_000
@@ -68,6 +70,39 @@ class Plan:
         lines += [f"{'and beside it, one after the other':<42}"]
         lines += [f"  {name:<40}{value / 2**20:>12,.1f}" for name, value in self.phases.items()]
         return "\n".join([*lines, f"{'at its peak':<42}{self.peak / 2**20:>12,.1f}"])
+
+
+def what_helps(arguments: Sequence[str]) -> str:
+    """A line for each setting that makes a run take less: the options, and how much they save of a rank's peak.
+
+    Args:
+        arguments: of a ``dpr fit``.
+    """
+    now = plan(arguments).peak
+    found = [(options, now - plan([*arguments, *options.split()]).peak) for options in _remedies(arguments)]
+    width = max(len(options) for options, _ in found)
+    lines = [f"Of {now / 2**20:,.1f} MiB that a rank takes at its peak, these would save:"]
+    return "\n".join([*lines, *(f"  {options:<{width}}{saved / 2**20:>12,.1f} MiB" for options, saved in found)])
+
+
+def _remedies(arguments: Sequence[str]) -> list[str]:
+    """Options that make a run take less memory, the cheapest first; the first changes nothing but the speed."""
+    config = parse_lightning(["fit", *arguments])
+    trainer, data, policy = config["trainer"], config["data"]["init_args"], config["model"]["init_args"]["policy"]
+    smaller = f"--trainer.accumulate_grad_batches {2 * trainer['accumulate_grad_batches']}"
+    if "batch_size" in data:
+        size, budget = data["batch_size"], data["token_budget"] or DEFAULT_TOKEN_BUDGET
+        halved = f"--data.batch_size {max(1, size // 2)}" if size is not None else f"--data.token_budget {budget // 2}"
+        smaller = f"{halved} {smaller}"
+    found = [smaller]
+    if not policy["gradient_checkpointing"]:
+        found.append("--model.policy.gradient_checkpointing true")
+    ranks = _ranks(trainer)
+    if ranks.count > 1 and ranks.kind == "ddp":
+        found.append("--trainer.strategy dpr_lightning.strategies.Zero3Strategy")
+    elif policy["lora"] is None:
+        found.append("--model.policy.lora.rank 16")
+    return found
 
 
 def plan(arguments: Sequence[str]) -> Plan:
@@ -164,7 +199,7 @@ def _imitated(data: Any) -> Shape:
     length = int(data["max_length"] or 1024)
     if data["batch_size"] is not None:
         return Shape(int(data["batch_size"]), length, length - 1)
-    budget = int(data["token_budget"] or 8192)
+    budget = int(data["token_budget"] or DEFAULT_TOKEN_BUDGET)
     return Shape(max(1, budget // length), length, length - 1)
 
 

@@ -126,7 +126,7 @@ def test_our_own_fault_is_said_to_be_ours(
         (OSError(errno.ENOSPC, "No space left on device", "/data/cache.bin"), ("/data/cache.bin", "Free some space")),
         (PermissionError(errno.EACCES, "Permission denied", "/data/x"), ("/data/x: Permission denied", "right")),
         (OSError(errno.EROFS, "Read-only file system", "/data/x"), ("/data/x", "Write somewhere else")),
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), ("2 GiB", "token_budget", "dpr plan")),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), ("2 GiB", "token_budget", "Halving")),
         (RuntimeError("serialization: No space left on device (os error 28)"), ("No space left", "Free some space")),
     ],
 )

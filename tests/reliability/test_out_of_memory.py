@@ -1,6 +1,7 @@
 """Micro-batches that shrink until they fit, and what a run says where nothing is to shrink."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -13,7 +14,9 @@ import yaml
 from safetensors.torch import load_file
 
 from dpr_lightning.cli.main import main, run
+from dpr_lightning.cli.plan import plan
 from dpr_lightning.errors import InputError, TryAgain
+from dpr_lightning.modules import SupervisedIRL
 from tests.strategies.launch import ROOT
 from tests.strategies.parity import norm
 from tests.workspace import Workspace, make_workspace, write_dpr_config, write_sft_config
@@ -66,15 +69,12 @@ def test_steps_stay_what_they_were(stage: Any, kind: str, found: int, workspace:
     whole = stage(workspace, tmp_path / "whole", None)
     run(["fit", "--config", whole])
     small = stage(workspace, tmp_path / "small", kind)
-    died = 0
-    while True:
-        try:
+    for _ in range(round(math.log2(found))):
+        with pytest.raises(TryAgain) as again:
             run(["fit", "--config", small])
-            break
-        except TryAgain as again:
-            died += 1
-            assert again.alone
-    assert parts(small) == found == 2**died
+        assert again.value.alone
+    run(["fit", "--config", small])
+    assert parts(small) == found
     weights, other = (load_file(tmp_path / name / "policies/final/model.safetensors") for name in ("whole", "small"))
     distance = norm({name: weights[name].double() - other[name].double() for name in weights})
     before = load_file(f"{workspace.sft}/model.safetensors")
@@ -101,7 +101,33 @@ def test_it_gives_up(workspace: Workspace, tmp_path: Path, capsys: pytest.Captur
         run(["fit", "--config", config])
     assert parts(config) == 8
     assert main(["fit", "--config", config]) == 2
-    assert "dpr plan" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "MicroBatchHalving" in said
+    # A module of the tests is none that `dpr plan` knows.
+    assert "`dpr plan --what_helps` with the same arguments" in said
+
+
+def test_what_would_help_is_counted(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_sft_config(tmp_path, {"source": workspace.sft}, workspace.demonstrations, batch_size=64)
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(SupervisedIRL, "training_step", full)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    assert main(["fit", "--config", config]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    (total,) = (line for line in lines if line.startswith("Of "))
+    rows = {line.split()[0]: float(line.split()[-2].replace(",", "")) for line in lines if line.startswith("  --")}
+    assert set(rows) == {"--data.batch_size", "--model.policy.gradient_checkpointing", "--model.policy.lora.rank"}
+    now = plan(["--config", config]).peak / 2**20
+    halved = plan(["--config", config, "--data.batch_size", "32", "--trainer.accumulate_grad_batches", "2"]).peak
+    assert f"{now:,.1f} MiB" in total
+    assert rows["--data.batch_size"] == pytest.approx(now - halved / 2**20, abs=0.06)
+    assert rows["--data.batch_size"] > now / 3
+    assert rows["--model.policy.gradient_checkpointing"] > 0
 
 
 def test_a_limit_of_none_is_refused() -> None:
