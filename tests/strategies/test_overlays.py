@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,22 @@ from tests.strategies.launch import ROOT
 TOY = "toy --output runs/toy --demonstrations 40 --prompts 64 --development 8 --test 8 --hidden_size 32 --layers 2"
 
 
-@pytest.mark.parametrize("overlay", ["zero2", "zero3", pytest.param("fsdp2", marks=pytest.mark.slow)])
+# DeepSpeed compiles an Adam for CPUs, and what talks to a disk, at the first start.
+COMPILED = [pytest.mark.slow, pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler")]
+ON_DISK = [*COMPILED, pytest.mark.skipif(not Path("/usr/include/libaio.h").exists(), reason="no libaio")]
+
+
+@pytest.mark.parametrize(
+    "overlay",
+    [
+        "zero2",
+        "zero3",
+        pytest.param("fsdp2", marks=pytest.mark.slow),
+        pytest.param("zero2_offload", marks=COMPILED),
+        pytest.param("zero3_offload", marks=COMPILED),
+        pytest.param("zero3_nvme", marks=ON_DISK),
+    ],
+)
 def test_a_command_with_an_overlay(
     overlay: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -28,6 +44,8 @@ def test_a_command_with_an_overlay(
     assert main(shlex.split(TOY)) == 0
     command = f"fit --config configs/toy/sft.yaml --config configs/strategy/{overlay}.yaml --trainer.devices 2"
     shorter = ["--trainer.max_steps", "4"]
+    if overlay == "zero3_nvme":
+        shorter += ["--trainer.strategy.nvme_path", str(tmp_path)]
     ended = subprocess.run(
         [sys.executable, "-m", "dpr_lightning.cli.main", *shlex.split(command), *shorter],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
