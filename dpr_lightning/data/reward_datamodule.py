@@ -4,8 +4,9 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
 import numpy as np
@@ -19,8 +20,9 @@ from dpr_lightning.data.overlap import check_overlap
 from dpr_lightning.data.prompts import PromptSet
 from dpr_lightning.data.rewarded import rewarded, sampled_scores, with_actions
 from dpr_lightning.data.rollout_loader import RolloutLoader
-from dpr_lightning.distributed import mark, sum_over_ranks
+from dpr_lightning.distributed import mark, max_over_ranks, sum_over_ranks
 from dpr_lightning.errors import InputError
+from dpr_lightning.locking import only_one
 from dpr_lightning.policies import (
     PolicySpec,
     Weights,
@@ -344,20 +346,29 @@ class RewardDataModule(LightningDataModule):
             "seed": self.seed,
             "dtype": self.dtype,
         }
-        kept = load_cached(self.precomputed, key)
-        if kept is None:
-            self.reward.frozen.to(self._device)
-            total = len(self.prompts) * self.samples_per_prompt
-            with self.reward.frozen.use(SFT) as policy, tqdm(total=total, desc="rollouts of π_SFT") as bar:
-                rollouts = self._answers(policy, list(range(len(self.prompts))), self.seed, bar.update)
-            with tqdm(total=total, desc="rewards") as bar:
-                scored = self.score(rollouts, bar.update)
-            kept = {name: getattr(scored, name) for name in KEPT}
-            if self.trainer is None or self.trainer.is_global_zero:
-                store_cached(self.precomputed, key, kept)
-        else:
-            log.info("Using the rollouts kept in %s.", self.precomputed)
+        writes = self.trainer is None or self.trainer.is_global_zero
+        with only_one(Path(self.precomputed)) if writes else nullcontext():
+            max_over_ranks(0)  # no rank looks before the first one may write: then all find the same
+            kept = load_cached(self.precomputed, key)
+            if kept is None:
+                kept = self._kept_parts()
+                if writes:
+                    store_cached(self.precomputed, key, kept)
+            else:
+                log.info("Using the rollouts kept in %s.", self.precomputed)
         return RolloutBatch(**{name: kept[name] for name in KEPT}, num_tokens=kept["mask"].sum().float())
+
+    def _kept_parts(self) -> dict[str, Tensor]:
+        """One rollout of π_SFT over all prompts, scored."""
+        assert self.prompts is not None
+        assert self.reward is not None
+        self.reward.frozen.to(self._device)
+        total = len(self.prompts) * self.samples_per_prompt
+        with self.reward.frozen.use(SFT) as policy, tqdm(total=total, desc="rollouts of π_SFT") as bar:
+            rollouts = self._answers(policy, list(range(len(self.prompts))), self.seed, bar.update)
+        with tqdm(total=total, desc="rewards") as bar:
+            scored = self.score(rollouts, bar.update)
+        return {name: getattr(scored, name) for name in KEPT}
 
     @property
     def _learner(self) -> Learner:

@@ -3,15 +3,13 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 import torch
 import transformers
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -21,6 +19,7 @@ from dpr_lightning.data.over_length import TokenizationReport
 from dpr_lightning.data.tokenization import TOKENIZATION_VERSION, Format
 from dpr_lightning.data.tokenized import TokenizedDataset
 from dpr_lightning.errors import InputError
+from dpr_lightning.locking import only_one
 from dpr_lightning.policies import whole_folder
 
 log = logging.getLogger(__name__)
@@ -90,33 +89,9 @@ def load_or_tokenize(folder: Path, key: str, file: str, tokenize: Callable[[], T
     held = _load(entry, key, file)
     if held is not None:
         return held
-    with _only_one(entry) as waited:
+    with only_one(entry) as waited:
         made_meanwhile = _load(entry, key, file) if waited else None
         return made_meanwhile or _make(entry, key, file, tokenize)
-
-
-@contextmanager
-def _only_one(entry: Path) -> Iterator[bool]:
-    """One process at a time makes an entry; yields whether another one did before.
-
-    Where no lock can be held, each does its own work, as nothing is torn.
-    """
-    lock, waited = FileLock(entry.with_name(f".{entry.name}.lock")), False
-    with suppress(OSError, NotImplementedError):
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            waited = True
-            lock.acquire()
-    try:
-        yield waited
-    finally:
-        if lock.is_locked:
-            # Whoever waits holds the file that is gone, and finds the entry; whoever comes finds the entry too.
-            with suppress(OSError):
-                Path(lock.lock_file).unlink()
-            lock.release()
 
 
 def _make(entry: Path, key: str, file: str, tokenize: Callable[[], TokenizedDataset]) -> TokenizedDataset:

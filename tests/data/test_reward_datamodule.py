@@ -1,12 +1,15 @@
 """Rollouts with rewards: order, cutting, resuming, what is refused, and what is kept on disk."""
 
+import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import lightning
 import pytest
 import torch
+from filelock import FileLock
 
 from dpr_lightning.data import RewardDataModule
 from dpr_lightning.data.rollout_loader import RolloutLoader, split_by_length, take_rows
@@ -230,6 +233,23 @@ def test_kept_rollouts_are_refused_when_anything_behind_them_differs(
             rollouts_of(make(precomputed=kept, **option), policy, tmp_path)
     # The batch size changes no sample, so it is no reason to refuse.
     rollouts_of(make(precomputed=kept, sampling=SamplingOptions(5, batch_size=2)), policy, tmp_path)
+
+
+def test_of_two_runs_one_makes_what_is_kept_and_the_other_waits(
+    make: Any, tiny_policy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, kept = str(tiny_policy_folder), tmp_path / "kept"
+    first = rollouts_of(make(precomputed=str(tmp_path / "made")), policy, tmp_path, steps=1)
+    monkeypatch.setattr(RewardDataModule, "_kept_parts", lambda _: pytest.fail("it was made already"))
+    other = FileLock(tmp_path / ".kept.lock")
+    other.acquire()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(rollouts_of, make(precomputed=str(kept)), policy, tmp_path, steps=1)
+        with pytest.raises(TimeoutError):
+            waiting.result(3)
+        shutil.copytree(tmp_path / "made", kept)
+        other.release()
+        assert torch.equal(waiting.result(60)[0].tokens, first[0].tokens)
 
 
 def test_kept_rollouts_know_the_base_of_an_adapter(make: Any, tiny_policy_folder: Path, tmp_path: Path) -> None:
