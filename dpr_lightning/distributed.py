@@ -19,6 +19,11 @@ def max_over_ranks(number: int) -> int:
     return int(_reduced(torch.tensor(number), torch.distributed.ReduceOp.MAX)) if _several() else number
 
 
+def as_wide_on_all_ranks(value: Tensor) -> Tensor:
+    """[B, T] with columns of zeros on its right, as many as the widest on any rank has. All ranks must take part."""
+    return torch.nn.functional.pad(value, (0, max_over_ranks(value.shape[1]) - value.shape[1]))
+
+
 def _several() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dpr_lightning.distributed import max_over_ranks, sum_over_ranks
+from dpr_lightning.distributed import as_wide_on_all_ranks, sum_over_ranks
 from dpr_lightning.errors import InputError
 from dpr_lightning.functional import (
     batch_baseline,
@@ -121,10 +121,7 @@ def _baseline(returns: Tensor, mask: Tensor, credit: CreditSpec, group_size: int
     if credit.baseline == "batch":
         return batch_baseline(returns, mask, sum_over_ranks)
     if credit.baseline == "position":
-        # Ranks add up position by position, so they need one T.
-        missing = max_over_ranks(returns.shape[1]) - returns.shape[1]
-        wide = torch.nn.functional.pad(returns, (0, missing))
-        acting = torch.nn.functional.pad(mask, (0, missing))
+        wide, acting = as_wide_on_all_ranks(returns), as_wide_on_all_ranks(mask)
         return position_baseline(wide, acting, sum_over_ranks)[:, : returns.shape[1]]
     if credit.baseline == "leave_one_out":
         if group_size < 2:

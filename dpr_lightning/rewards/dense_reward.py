@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dpr_lightning.distributed import as_wide_on_all_ranks, sum_over_ranks
 from dpr_lightning.errors import InputError
 from dpr_lightning.functional import (
     action_positions,
@@ -151,7 +152,9 @@ class DenseReward:
         check_finite_rewards(reward, action_mask)
         self._check_different(policy_logprob, references, action_mask)
         if self.spec.position_zscore:
-            reward = zscore_by_position(reward, action_mask)
+            # Over the samples of all ranks: a reward must not depend on how many there are.
+            wide, acted = as_wide_on_all_ranks(reward), as_wide_on_all_ranks(action_mask)
+            reward = zscore_by_position(wide, acted, sum_over_ranks)[:, :width]
         if self.spec.length_normalise:
             reward = length_normalise(reward, action_mask)
         reward = reward.masked_fill(~action_mask, 0.0)

@@ -119,7 +119,7 @@ def dpr(folder: Path, scale: int, **options: Any) -> tuple[Any, Any, int]:
         str(folder / "rows.jsonl"),
         str(folder / "policy"),
         [str(folder / "reference")],
-        RewardSpec("one_sided_centred"),
+        RewardSpec("one_sided_centred", position_zscore=options.get("zscore", False)),
         SamplingOptions(9, batch_size=options.get("at_once", 512)),
         samples_per_prompt=options.get("samples", 2),
         prompts_per_rollout=6,
@@ -136,7 +136,7 @@ CASES: dict[str, Any] = {
     "dpr": dpr,
     "dpr_one_sample": partial(dpr, samples=1, refresh_every=1),
     # One answer and a few rows at a time: ranks need different numbers of passes.
-    "dpr_frozen_in_shards": partial(dpr, frozen_weights="shards", at_once=1, token_budget=33),
+    "dpr_frozen_in_shards": partial(dpr, frozen_weights="shards", at_once=1, token_budget=33, zscore=True),
 }
 
 
