@@ -84,7 +84,12 @@ def test_steps_stay_what_they_were(stage: Any, kind: str, found: int, workspace:
 
 def test_the_command_starts_itself_again(workspace: Workspace, tmp_path: Path) -> None:
     config = sft(workspace, tmp_path / "small", "SmallSFT")
-    command = [sys.executable, "-m", "dpr_lightning.cli.main", "fit", "--config", config]
+    held = yaml.safe_load(Path(config).read_text())
+    held["trainer"]["callbacks"].pop()
+    Path(config).write_text(yaml.safe_dump(held))
+    asked = "--trainer.callbacks+=dpr_lightning.callbacks.MicroBatchHalving"
+    assert asked in (ROOT / "docs" / "reliability.md").read_text()
+    command = [sys.executable, "-m", "dpr_lightning.cli.main", "fit", "--config", config, asked]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=200)
     assert ended.returncode == 0, ended.stderr[-3000:]
