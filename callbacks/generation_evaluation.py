@@ -2,10 +2,12 @@
 
 from typing import Any
 
+import torch
 from lightning import Trainer
 
 from dpr_lightning.callbacks.periodic_evaluation import PeriodicEvaluation
 from dpr_lightning.data import PromptSet
+from dpr_lightning.distributed import sum_over_ranks
 from dpr_lightning.evaluation.answers import collect_answers
 from dpr_lightning.evaluation.verifiers import load_verifier
 from dpr_lightning.rollouts import SamplingOptions
@@ -47,7 +49,7 @@ class GenerationEvaluation(PeriodicEvaluation):
         self._prompts: PromptSet | None = None
 
     def measure(self, trainer: Trainer, module: Any) -> dict[str, float]:
-        """Scores and lengths, by temperature."""
+        """Scores and lengths, by temperature; each rank asks its share of the prompts."""
         if self._prompts is None:
             self._prompts = PromptSet.load(
                 self.prompts_path,
@@ -55,6 +57,7 @@ class GenerationEvaluation(PeriodicEvaluation):
                 columns=self.columns,
                 limit=self.limit,
             )
+        share = list(range(trainer.global_rank, len(self._prompts), trainer.world_size))
         scores: dict[str, float] = {}
         with module.policy_to_ask() as policy:
             for temperature in self.temperatures:
@@ -65,8 +68,13 @@ class GenerationEvaluation(PeriodicEvaluation):
                     SamplingOptions(self.max_new_tokens, temperature),
                     verifier=self.verifier,
                     seed=self.seed,
+                    places=share or [0],
                 )
+                assert answers.scores is not None
+                # A rank without a share keeps the others company, and counts nothing.
+                parts = (sum(answers.scores), sum(answers.lengths), len(answers.lengths)) if share else (0, 0, 0)
+                score, length, count = sum_over_ranks(torch.tensor(parts, dtype=torch.float64)).tolist()
                 name = "greedy" if temperature == 0 else f"sampled_T{temperature:g}"
-                scores[f"evaluation/{name}"] = answers.score
-                scores[f"evaluation/length_{name}"] = answers.length
+                scores[f"evaluation/{name}"] = score / count
+                scores[f"evaluation/length_{name}"] = length / count
         return scores

@@ -53,6 +53,7 @@ def collect_answers(
     seed: int = 0,
     combine: Combine = only,
     sft: nn.Module | None = None,
+    places: Sequence[int] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Answers:
     """Sample answers, score them, and measure how far they are from π_SFT.
@@ -67,18 +68,21 @@ def collect_answers(
         seed: the same seed pairs samples of two policies.
         combine: turns several models into one distribution.
         sft: π_SFT, for the reverse KL of what was sampled; not meaningful for greedy answers.
+        places: of the prompts that are asked, which get the answers that they get among all; None: every prompt.
         progress: called with the number of sequences finished.
     """
     sources = [models] if isinstance(models, nn.Module) else list(models)
     pad = tokenizer.pad_token_id
+    asked = range(len(prompts)) if places is None else places
     rollouts = sample(
         sources,
-        prompts.tokens,
+        [prompts.tokens[place] for place in asked],
         options,
         stop_tokens=stop_token_ids(tokenizer, sources[0]),
         pad_token=int(pad),
         num_samples=num_samples,
         seed=seed,
+        prompt_ids=asked,
         combine=combine,
         progress=progress,
     )
