@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from jsonargparse import ArgumentError
+from lightning.pytorch.utilities import rank_zero_only
 
 from dpr_lightning.cli.parse_errors import plainly
 from dpr_lightning.distributed import marks
@@ -91,13 +92,16 @@ def _known(error: BaseException) -> str | None:
 
 def _counted(arguments: Sequence[str]) -> str:
     """How much each of these would save. In a process of its own, away from a GPU that is full."""
+    later = "`dpr plan --what_helps` with the same arguments tells how much, on any machine."
+    if getattr(rank_zero_only, "rank", 0):
+        return later  # ranks run out together, and one answer is enough
     command = [sys.executable, "-m", "dpr_lightning.cli.main", "plan", *arguments, "--what_helps"]
     print("Counting how much of that each would save …", file=sys.stderr, flush=True)
     away = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     try:
         done = subprocess.run(command, env=away, capture_output=True, text=True, check=True, timeout=_SECONDS_TO_COUNT)
     except (subprocess.SubprocessError, OSError):
-        return "`dpr plan --what_helps` with the same arguments tells how much, on any machine."
+        return later
     return done.stdout.strip()
 
 

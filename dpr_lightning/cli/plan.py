@@ -92,9 +92,9 @@ def _remedies(arguments: Sequence[str]) -> list[str]:
     smaller = f"--trainer.accumulate_grad_batches {2 * trainer['accumulate_grad_batches']}"
     if "batch_size" in data:
         size, budget = data["batch_size"], data["token_budget"] or DEFAULT_TOKEN_BUDGET
-        halved = f"--data.batch_size {max(1, size // 2)}" if size is not None else f"--data.token_budget {budget // 2}"
-        smaller = f"{halved} {smaller}"
-    found = [smaller]
+        halved = f"--data.batch_size {size // 2}" if size is not None else f"--data.token_budget {budget // 2}"
+        smaller = "" if size == 1 else f"{halved} {smaller}"
+    found = [smaller] if smaller else []
     if not policy["gradient_checkpointing"]:
         found.append("--model.policy.gradient_checkpointing true")
     ranks = _ranks(trainer)
@@ -113,7 +113,8 @@ def plan(arguments: Sequence[str]) -> Plan:
 
     Args:
         arguments: configs and options, as ``dpr fit`` takes them. No weights are read and nothing is trained. Devices
-            that are not a number (``auto``) count as one.
+            that are not a number (``auto``) count as one; weights that may lie whole or in shards by their size
+            (``auto``) as whole, for the memory of the device is not known here.
 
     Raises:
         InputError: the module is another than SupervisedIRL or DensePathReinforce, or a configuration is missing.

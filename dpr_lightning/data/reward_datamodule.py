@@ -199,6 +199,7 @@ class RewardDataModule(LightningDataModule):
             policy=policy,
             policy_spec=spec,
             weights=self.frozen_weights,
+            device=self.trainer.strategy.root_device if self.trainer is not None else None,
         )
 
     def train_dataloader(self) -> RolloutLoader:

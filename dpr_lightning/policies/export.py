@@ -35,7 +35,7 @@ def save_policy(
         folder: replaced only once the new one stands.
         spec: the description that ``model`` was built from; kept beside the weights so that an adapter finds its base.
         merge: write an adapter's policy as a full model; ``model`` stays as it is, to the bit.
-        weights: of a model in shards, from :func:`gathered_weights`; None: the model's own.
+        weights: of a model in shards, from :func:`gathered_weights`; None: the model's own, as ever with ``merge``.
     """
     folder = Path(folder)
     state = {} if weights is None else {"state_dict": dict(weights)}

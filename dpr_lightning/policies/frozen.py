@@ -8,11 +8,10 @@ from pathlib import Path
 import torch
 import torch.distributed
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from dpr_lightning.errors import InputError
 from dpr_lightning.policies.build import base_of, build_policy, is_adapter, load_adapter, resolve_adapter
-from dpr_lightning.policies.forward import model_device
 from dpr_lightning.policies.lockstep import Lockstep, ask_little
 from dpr_lightning.policies.sharding import Weights, holds_whole, share_out, weight_bytes
 from dpr_lightning.policies.spec import PolicySpec
@@ -46,12 +45,14 @@ class FrozenPolicies:
         policy: nn.Module | None = None,
         policy_spec: PolicySpec | None = None,
         weights: Weights = "whole",
+        device: torch.device | None = None,
     ) -> "FrozenPolicies":
         """Load the policies in ``folders``; all must share one vocabulary.
 
         When ``policy`` is being trained with LoRA and every folder holds an adapter of its base, they become adapters
         beside the trained one and cost no further copy of the base. Otherwise, with several ranks, ``weights`` says
-        whether each holds them whole or all of them share them out (FSDP2, whatever the policy's own strategy).
+        whether each holds them whole or all of them share them out over their ``device`` (FSDP2, whatever the policy's
+        own strategy).
 
         Raises:
             InputError: a folder cannot be loaded, or two tokenizers differ.
@@ -69,17 +70,20 @@ class FrozenPolicies:
             for name, folder in folders.items()
         }
         ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-        device = model_device(policy) if policy is not None else torch.device("cpu")
+        may_share = weights != "whole" and ranks > 1 and device is not None
         models: dict[str, nn.Module] = {}
-        in_shards = False
+        mesh: DeviceMesh | None = None
         for name, spec in specs.items():
-            models[name] = build_policy(spec, trainable=False)[0]
-            if not in_shards and len(models) == 1 and ranks > 1:
+            # In host memory, whatever device the trainer builds on: whole, it may be too large for that.
+            with torch.device("cpu"):
+                models[name] = build_policy(spec, trainable=False)[0]
+            if may_share and len(models) == 1:
+                assert device is not None
                 size = len(specs) * weight_bytes(models[name])
-                in_shards = not holds_whole(weights, size, device, "π_SFT and its references")
-            if in_shards:
-                # Before the next one is read.
-                share_out(models[name], init_device_mesh(device.type, (ranks,)), trained=False)
+                if not holds_whole(weights, size, device, "π_SFT and its references"):
+                    mesh = init_device_mesh(device.type, (ranks,))
+            if mesh is not None:
+                share_out(models[name], mesh, trained=False)  # before the next one is read
         return cls(models)
 
     @property

@@ -68,8 +68,8 @@ def sharded_construction() -> Iterator[None]:
 def _memory_given_back() -> Iterator[None]:
     """Within, what is freed goes back to the system at once, where the C library can be told to.
 
-    A parameter is whole for a moment before it is cut up. Kept by the allocator, those moments added up to more than
-    half of the model on every rank (docs/scaling.md).
+    A parameter is whole for a moment before it is cut up, or once it is put together. Kept by the allocator, those
+    moments added up to more than half of the model (docs/scaling.md).
     """
     tell = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if tell is not None:
@@ -167,7 +167,7 @@ def gathered_weights(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
         if name not in saved or (adapters and not ("lora_" in name or ".modules_to_save." in name)):
             continue
         if id(value) not in seen:
-            with _fetched(value) as whole:
+            with _memory_given_back(), _fetched(value) as whole:
                 seen[id(value)] = whole.detach().to("cpu", copy=True) if keep else torch.empty(0)
         if keep:
             found[name] = seen[id(value)]

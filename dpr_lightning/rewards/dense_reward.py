@@ -72,6 +72,7 @@ class DenseReward:
         policy: nn.Module | None = None,
         policy_spec: PolicySpec | None = None,
         weights: Weights = "whole",
+        device: torch.device | None = None,
     ) -> "DenseReward":
         """Load π_SFT and the references from folders (full models, or adapters of one base).
 
@@ -84,6 +85,7 @@ class DenseReward:
             policy: a policy in training whose base the adapters may share.
             policy_spec: what ``policy`` was built from.
             weights: whole on every rank, in shards, or whichever their size suggests.
+            device: of this rank, which takes its shard.
 
         Raises:
             InputError: a folder cannot be loaded, tokenizers differ, or a reference *is* π_SFT.
@@ -96,7 +98,13 @@ class DenseReward:
                 )
         folders = {SFT: sft} | {f"reference_{place}": folder for place, folder in enumerate(references)}
         frozen = FrozenPolicies.load(
-            folders, dtype=dtype, attention=attention, policy=policy, policy_spec=policy_spec, weights=weights
+            folders,
+            dtype=dtype,
+            attention=attention,
+            policy=policy,
+            policy_spec=policy_spec,
+            weights=weights,
+            device=device,
         )
         return cls(frozen, spec)
 

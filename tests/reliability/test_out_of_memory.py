@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 
 from dpr_lightning.cli.main import main, run
 from dpr_lightning.cli.plan import plan
-from dpr_lightning.errors import InputError, TryAgain
+from dpr_lightning.errors import REQUEUE, InputError, TryAgain
 from dpr_lightning.modules import SupervisedIRL
-from tests.strategies.launch import ROOT
+from tests.strategies.launch import ROOT, run_ranks, start_ranks
 from tests.strategies.parity import norm
 from tests.workspace import Workspace, make_workspace, write_dpr_config, write_sft_config
 
@@ -94,6 +94,23 @@ def test_the_command_starts_itself_again(workspace: Workspace, tmp_path: Path) -
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=200)
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert ended.stderr.count("cuts every micro-batch into 2 parts") == 1
+    assert (tmp_path / "small" / "policies" / "final" / "model.safetensors").is_file()
+
+
+def test_of_two_ranks_the_same_command_goes_on(workspace: Workspace, tmp_path: Path) -> None:
+    config = sft(workspace, tmp_path / "small", "SmallSFT")
+    held = yaml.safe_load(Path(config).read_text())
+    held["trainer"] |= {"strategy": "ddp", "devices": 2, "accumulate_grad_batches": 1}
+    Path(config).write_text(yaml.safe_dump(held))
+    command = ["dpr_lightning.cli.main", "fit", "--config", config]
+    processes = start_ranks(command, 2, tmp_path / "logs")
+    try:
+        assert [process.wait(100) for process in processes] == [REQUEUE, REQUEUE]
+    finally:
+        for process in processes:
+            process.kill()
+    assert parts(config) == 2
+    run_ranks(command, 2, tmp_path / "logs")
     assert (tmp_path / "small" / "policies" / "final" / "model.safetensors").is_file()
 
 

@@ -1,4 +1,4 @@
-"""One rank builds a policy, and writes the most memory of its own that this took, in bytes.
+"""One rank builds a policy, then helps to gather it, and writes the most memory of its own that each took, in bytes.
 
 python -m tests.strategies.host_memory STRATEGY FOLDER FILE
 """
@@ -6,6 +6,7 @@ python -m tests.strategies.host_memory STRATEGY FOLDER FILE
 import os
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 
 from dpr_lightning.data import DemonstrationDataModule
 from dpr_lightning.modules import SupervisedIRL
-from dpr_lightning.policies import PolicySpec
+from dpr_lightning.policies import PolicySpec, gathered_weights
 from tests.strategies.worker import STRATEGIES
 from tests.training import quiet_trainer
 
@@ -24,26 +25,34 @@ def own_memory() -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
 
 
+def most_memory(act: Callable[[], object]) -> int:
+    """Bytes that this process has more than before, at most, while it acts."""
+    before, most, done = own_memory(), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal most
+        while not done.wait(0.002):
+            most = max(most, own_memory() - before)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    act()
+    done.set()
+    watcher.join()
+    return most
+
+
 class Watched(SupervisedIRL):
-    """Ends after it was built."""
+    """Ends after it was built and gathered."""
 
     file = ""
 
     def configure_model(self) -> None:
         """Build, and look at the memory all the while."""
-        before, most, done = own_memory(), 0, threading.Event()
-
-        def watch() -> None:
-            nonlocal most
-            while not done.wait(0.002):
-                most = max(most, own_memory() - before)
-
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        super().configure_model()
-        done.set()
-        watcher.join()
-        Path(f"{self.file}.{os.environ['RANK']}").write_text(str(most))
+        built = most_memory(super().configure_model)
+        rank = os.environ["RANK"]
+        gathered = most_memory(lambda: gathered_weights(self.policy, keep=rank == "0"))
+        Path(f"{self.file}.{rank}").write_text(f"{built} {gathered}")
         torch.distributed.barrier()
         raise SystemExit
 

@@ -19,7 +19,9 @@ def test_a_rank_reads_its_share(strategy: str, tmp_path: Path) -> None:
     command = ["tests.strategies.host_memory", strategy, str(folder), str(tmp_path / "peak")]
     run_ranks(command, 2, tmp_path / "logs", {"OMP_NUM_THREADS": "1"})
     for rank in range(2):
-        peak = int((tmp_path / f"peak.{rank}").read_text())
-        print(strategy, rank, peak / size)
+        peak, gathering = map(int, (tmp_path / f"peak.{rank}").read_text().split())
+        print(strategy, rank, peak / size, gathering / size)
         assert size / 2 <= peak + 5e6
         assert peak <= size * (1 / 2 + 1 / 8)
+        # The first rank keeps the whole model; the other helps, with one weight at a time.
+        assert gathering <= size * ((1 if rank == 0 else 0) + 1 / 8)
