@@ -5,6 +5,8 @@ PYTHON ?= python3
 PIP_ARGS ?=
 # More options for pytest, for example PYTEST_ARGS="-k returns -x".
 PYTEST_ARGS ?=
+# More options for the scoreboard, for example BENCH_ARGS="--workloads sft score".
+BENCH_ARGS ?=
 # Tests run side by side.
 JOBS ?= 2
 
@@ -17,9 +19,10 @@ RUN_STAMP := $(VENV)/.installed-run-$(HASH)
 DEV_STAMP := $(VENV)/.installed-dev-$(HASH)
 SMOLLM2_STAMP := $(VENV)/.installed-smollm2-$(HASH)
 TYPES := .cache/types
+PEERS := .cache/peers
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev quickstart quickstart-smollm2 test test-slow chaos checks check-format check-lint format types lock clean
+.PHONY: help install install-dev quickstart quickstart-smollm2 test test-slow chaos bench checks check-format check-lint format types lock clean
 
 help: ## list the commands
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 22
@@ -39,6 +42,13 @@ test-slow: $(DEV_STAMP) ## the tests that take minutes
 
 chaos: $(DEV_STAMP) ## a hundred deaths of a run, each followed by the same command, then a comparison to the bit: minutes
 	rm -rf .cache/chaos && $(BIN)/python -m tests.reliability.chaos --kills $${KILLS:-100} --folder .cache/chaos
+
+bench: $(DEV_STAMP) ## this package against TRL on the same work, into docs/performance.md: an hour on two idle cores
+	@test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt $(PIP_ARGS) \
+		-r benchmarks/scoreboard/peers-requirements.txt
+	$(BIN)/python -m benchmarks.scoreboard.run --peers $(PEERS)/bin/python $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.scoreboard.report
 
 checks: check-format check-lint types ## formatting, lint and types; `make -k checks` goes on after a failure
 

@@ -1,0 +1,46 @@
+"""How a worker takes turns: it does a step when the driver says so, and tells what the step took."""
+
+import json
+import os
+import resource
+import sys
+import time
+from typing import Any
+
+
+class Gate:
+    """Between two steps of a worker, standing where a trainer calls back.
+
+    Lines of JSON go to what was standard output; what libraries print goes to standard error.
+    """
+
+    def __init__(self) -> None:
+        self._answers = os.fdopen(os.dup(1), "w", buffering=1)
+        os.dup2(2, 1)
+        self._wall = self._cpu = 0.0
+
+    def ready(self, **said: Any) -> None:
+        """Everything is loaded; wait for the first turn."""
+        self._say({"ready": True, **said})
+
+    def done(self, **said: Any) -> None:
+        """A step has ended; tell what it took, and wait for the next."""
+        wall, cpu = time.perf_counter() - self._wall, _cpu_seconds() - self._cpu
+        self._say({"wall": wall, "cpu": cpu, "peak": _peak_bytes(), **said})
+
+    def _say(self, said: dict[str, Any]) -> None:
+        self._answers.write(json.dumps(said) + "\n")
+        if sys.stdin.readline().strip() != "go":
+            self._answers.flush()
+            os._exit(0)  # trainers and their threads have nothing left to do
+        self._wall, self._cpu = time.perf_counter(), _cpu_seconds()
+
+
+def _cpu_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def _peak_bytes() -> int:
+    """The most memory that this process ever had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

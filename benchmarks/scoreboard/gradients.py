@@ -1,0 +1,39 @@
+"""Gradients of one step on disk, and how near they are to those of plain float32."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+
+def write_gradients(file: Path, model: Any, tokens: Tensor, mask: Tensor, loss: float) -> None:
+    """The batch, its loss (nats a token) and the gradient of every weight."""
+    held = {f"grad.{name}": weight.grad.float().contiguous() for name, weight in model.named_parameters()}
+    save_file({**held, "tokens": tokens, "mask": mask}, file, metadata={"loss": json.dumps(loss)})
+
+
+def compare_gradients(file: Path, policy: Path) -> dict[str, float]:
+    """Distance of the loss in nats a token, and cosine of the gradient, from autograd in float32 on the same batch."""
+    from safetensors import safe_open
+    from transformers import AutoModelForCausalLM
+
+    with safe_open(file, "pt") as opened:
+        loss = float(json.loads(opened.metadata()["loss"]))
+    held = load_file(file)
+    model: Any = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32)
+    tokens, mask = held["tokens"], held["mask"]
+    logprob = model(input_ids=tokens).logits[:, :-1].log_softmax(-1)
+    acted = logprob.gather(-1, tokens[:, 1:, None]).squeeze(-1)[mask[:, 1:]]
+    exact = -acted.mean()
+    exact.backward()
+    off = abs(loss - float(exact.detach()))
+    inner = ours = theirs = 0.0
+    for name, weight in model.named_parameters():
+        found, wanted = held[f"grad.{name}"].double(), weight.grad.double()
+        inner += float((found * wanted).sum())
+        ours += float((found * found).sum())
+        theirs += float((wanted * wanted).sum())
+    return {"loss_distance": off, "gradient_cosine": inner / (ours * theirs) ** 0.5}

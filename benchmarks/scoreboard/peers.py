@@ -1,0 +1,239 @@
+"""The other side: TRL, and plain transformers. Runs in an environment of its own, without this package.
+
+python -m benchmarks.scoreboard.peers WORKLOAD VARIANT FOLDER
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DataCollatorForSeq2Seq,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+from trl import RLOOConfig, RLOOTrainer, SFTConfig, SFTTrainer
+from trl.trainer.utils import selective_log_softmax
+
+from benchmarks.scoreboard.gate import Gate
+from benchmarks.scoreboard.gradients import write_gradients
+from benchmarks.scoreboard.workloads import WORKLOADS
+
+COMMON: dict[str, Any] = {
+    "learning_rate": 1e-5,
+    "lr_scheduler_type": "constant",
+    "max_grad_norm": 1.0,
+    "report_to": "none",
+    "save_strategy": "no",
+    "disable_tqdm": True,
+    "logging_steps": 1,
+    "num_train_epochs": 1,
+    "use_cpu": not torch.cuda.is_available(),
+}
+
+
+class _Turns(TrainerCallback):
+    """Steps at the gate; the gradient of the first goes to a file."""
+
+    def __init__(self, gate: Gate, found: Path | None = None) -> None:
+        self.gate, self.found = gate, found
+        self.first: dict[str, Tensor] = {}
+        self.losses: list[float] = []
+        self.acted = 0
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self.gate.ready()
+
+    def on_pre_optimizer_step(self, _args: Any, state: Any, _control: Any, **given: Any) -> None:
+        if state.global_step == 0 and self.found is not None:
+            tokens, labels = self.first["input_ids"], self.first["labels"]
+            write_gradients(self.found, given["model"], tokens, labels != -100, self.losses[0])
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.gate.done(acted=self.acted)
+        self.acted = 0
+
+
+def _watch_loss(trainer: Any, turns: _Turns) -> None:
+    """Keep the first batch and its loss, as the trainer computes it."""
+    plain = trainer.compute_loss
+
+    def watched(model: Any, inputs: dict[str, Tensor], *arguments: Any, **named: Any) -> Any:
+        if not turns.first:
+            turns.first = {name: inputs[name].clone() for name in ("input_ids", "labels")}
+        found = plain(model, inputs, *arguments, **named)
+        if not turns.losses:
+            turns.losses.append(float(found[0] if isinstance(found, tuple) else found))
+        return found
+
+    trainer.compute_loss = watched
+
+
+def _rows(folder: Path, name: str) -> tuple[list[list[int]], list[list[int]]]:
+    tokenizer = AutoTokenizer.from_pretrained(folder / "sft")
+    rows = [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+    prompts = [tokenizer(row["prompt"])["input_ids"] for row in rows]
+    return prompts, [[*tokenizer(row["completion"])["input_ids"], 1] for row in rows]
+
+
+def _labelled(folder: Path) -> Dataset:
+    """Token ids, with the prompt left out of the loss."""
+    prompts, completions = _rows(folder, "sft")
+    return Dataset.from_dict(
+        {
+            "input_ids": [[*prompt, *rest] for prompt, rest in zip(prompts, completions, strict=True)],
+            "labels": [[-100] * len(prompt) + rest for prompt, rest in zip(prompts, completions, strict=True)],
+        }
+    )
+
+
+def train_sft(gate: Gate, folder: Path, variant: dict[str, Any]) -> None:
+    """C1 in TRL's SFTTrainer, or in transformers' Trainer."""
+    work = WORKLOADS["sft"]
+    turns = _Turns(gate, folder / f"{variant['name']}.safetensors")
+    settings = {**COMMON, "output_dir": str(folder / "out"), "per_device_train_batch_size": work.rows}
+    tokenizer, data = AutoTokenizer.from_pretrained(folder / "sft"), _labelled(folder)
+    trainer: Any
+    if variant.get("plain"):
+        model = AutoModelForCausalLM.from_pretrained(folder / "sft", dtype=torch.float32)
+        arguments = TrainingArguments(**settings, **variant["settings"])
+        collate = DataCollatorForSeq2Seq(tokenizer)
+        trainer = Trainer(model, arguments, data_collator=collate, train_dataset=data, callbacks=[turns])
+    else:
+        # TRL takes the mask of what is learnt as a column of its own.
+        mask = [[int(label != -100) for label in labels] for labels in data["labels"]]
+        data = data.remove_columns("labels").add_column("completion_mask", mask)
+        config = SFTConfig(**settings, max_length=work.length, completion_only_loss=True, **variant["settings"])
+        trainer = SFTTrainer(
+            str(folder / "sft"), config, train_dataset=data, processing_class=tokenizer, callbacks=[turns]
+        )
+    _watch_loss(trainer, turns)
+    trainer.train()
+
+
+@torch.no_grad()
+def _logprobs(model: Any, tokens: Tensor, acted: int) -> Tensor:
+    """Log-probabilities of the last ``acted`` tokens, with logits for those alone, as TRL computes them."""
+    logits = model(input_ids=tokens, logits_to_keep=acted + 1, use_cache=False).logits[:, :-1]
+    return selective_log_softmax(logits, tokens[:, -acted:])
+
+
+def score(gate: Gate, folder: Path, variant: dict[str, Any]) -> None:
+    """C2: one forward pass and TRL's log-softmax of the chosen tokens."""
+    work = WORKLOADS["score"]
+    model = AutoModelForCausalLM.from_pretrained(folder / "sft", dtype=torch.bfloat16).eval()
+    prompts, completions = _rows(folder, "score")
+    tokens = torch.tensor([prompt + rest for prompt, rest in zip(prompts, completions, strict=True)])
+    gate.ready()
+    at_once = variant["rows"]
+    for start in range(0, len(tokens), work.rows):
+        parts = tokens[start : start + work.rows].split(at_once)
+        gate.done(sum=sum(float(_logprobs(model, part, work.completion).float().sum()) for part in parts))
+
+
+@torch.no_grad()
+def decode(gate: Gate, folder: Path, variant: dict[str, Any]) -> None:
+    """C3: `generate`; a turn is one token a row, then all of them."""
+    work = WORKLOADS["decode"]
+    model = AutoModelForCausalLM.from_pretrained(folder / "sft", dtype=torch.bfloat16).eval()
+    prompts, _ = _rows(folder, "decode")
+    gate.ready()
+    for start in range(0, len(prompts), work.rows):
+        tokens = torch.tensor(prompts[start : start + work.rows])
+        for length in (1, work.completion):
+            found = model.generate(
+                tokens,
+                attention_mask=torch.ones_like(tokens),
+                do_sample=True,
+                top_k=0,
+                max_new_tokens=length,
+                min_new_tokens=length,
+                **variant["settings"],
+            )
+            gate.done(acted=found.numel() - tokens.numel())
+
+
+def train_dpr(gate: Gate, folder: Path, variant: dict[str, Any]) -> None:
+    """C4: RLOO, whose reward is the sum of log π_SFT − log π_ref over a completion."""
+    work = WORKLOADS["dpr"]
+    turns = _Turns(gate)
+    frozen = [
+        AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.bfloat16).eval()
+        for name in ("sft", "reference")
+    ]
+    tokenizer = AutoTokenizer.from_pretrained(folder / "sft")
+
+    def reward(prompts: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
+        turns.acted += sum(map(len, completion_ids))
+        found = []
+        for prompt, completion in zip(prompts, completion_ids, strict=True):
+            tokens = torch.tensor([[*tokenizer(prompt)["input_ids"], *completion]])
+            logprob = [_logprobs(model, tokens, len(completion)).float() for model in frozen]
+            found.append(float((logprob[0] - logprob[1]).sum()))
+        return found
+
+    def reward_in_batches(prompts: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
+        if len({len(completion) for completion in completion_ids}) > 1:
+            return reward(prompts, completion_ids)
+        turns.acted += sum(map(len, completion_ids))
+        found: list[float] = []
+        for start in range(0, len(prompts), 16):
+            part = range(start, min(len(prompts), start + 16))
+            tokens = torch.tensor([[*tokenizer(prompts[place])["input_ids"], *completion_ids[place]] for place in part])
+            logprob = [_logprobs(model, tokens, work.completion).float() for model in frozen]
+            found += (logprob[0] - logprob[1]).sum(1).tolist()
+        return found
+
+    config = RLOOConfig(
+        **COMMON,
+        output_dir=str(folder / "out"),
+        per_device_train_batch_size=work.rows // work.micro_batches,
+        gradient_accumulation_steps=work.micro_batches,
+        num_generations=work.samples,
+        max_completion_length=work.completion,
+        generation_kwargs={"min_new_tokens": work.completion},
+        beta=0.0,
+        **variant["settings"],
+    )
+    rows = [json.loads(line) for line in (folder / "dpr.jsonl").read_text().splitlines()]
+    RLOOTrainer(
+        str(folder / "sft"),
+        reward_in_batches if variant["batched"] else reward,
+        config,
+        train_dataset=Dataset.from_list([{"prompt": row["prompt"]} for row in rows]),
+        processing_class=tokenizer,
+        callbacks=[turns],
+    ).train()
+
+
+TUNED: dict[str, Any] = {"gradient_checkpointing": False}
+HALF: dict[str, Any] = {**TUNED, "model_init_kwargs": {"dtype": "bfloat16"}}
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "sft": {
+        "trl": {"settings": {}},
+        "trl_tuned": {"settings": {**TUNED, "loss_type": "chunked_nll"}},
+        # Weights and optimizer in bf16: small updates are lost.
+        "trl_half": {"settings": {**HALF, "loss_type": "chunked_nll"}},
+        "transformers": {"plain": True, "settings": {"bf16": True}},
+    },
+    "score": {"trl": {"rows": 16}, "trl_tuned": {"rows": 4}},
+    "decode": {"transformers": {"settings": {}}, "static": {"settings": {"cache_implementation": "static"}}},
+    "dpr": {
+        "trl": {"settings": {}, "batched": False},
+        "trl_tuned": {"settings": TUNED, "batched": True},
+        "trl_half": {"settings": HALF, "batched": True},
+    },
+}
+WORK = {"sft": train_sft, "score": score, "decode": decode, "dpr": train_dpr}
+
+
+if __name__ == "__main__":
+    _, asked, chosen, where = sys.argv
+    WORK[asked](Gate(), Path(where), VARIANTS[asked][chosen] | {"name": f"peers_{chosen}"})

@@ -1,0 +1,89 @@
+"""Writes the scoreboard's tables into docs/performance.md: `python -m benchmarks.scoreboard.report`."""
+
+import argparse
+import json
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.scoreboard.workloads import WORKLOADS
+
+BEGIN, END = "<!-- scoreboard: written by benchmarks/scoreboard/report.py -->", "<!-- end of scoreboard -->"
+NAMES = {
+    "ours:mixed": "dpr_lightning, bf16-mixed",
+    "ours:master": "dpr_lightning, bf16 weights with float32 masters",
+    "ours:bf16": "dpr_lightning, bf16",
+    "peers:trl": "TRL 1.16, as it comes",
+    "peers:trl_tuned": "TRL 1.16, tuned",
+    "peers:trl_half": "TRL 1.16, tuned, everything in bf16",
+    "peers:transformers": "transformers",
+    "peers:static": "transformers, static cache",
+}
+
+
+def table(name: str, found: dict[str, Any]) -> str:
+    """One workload."""
+    work = WORKLOADS[name]
+    kept = {side: turns[found["warmups"] :] for side, turns in found["turns"].items()}
+    rate = max(found["gemm_rates"])
+    floor = found["operations"] / rate
+    ours = next(side for side in kept if side.startswith("ours"))
+    lines = [
+        f"### {work.title}",
+        "",
+        f"{work.rows} sequences of {work.prompt} + {work.completion} tokens"
+        + (f", {work.samples} of a prompt" if work.samples > 1 else "")
+        + f", {found['shape']}; commit {found['commit']}, {found['date']}; {found['machine']}; "
+        f"{len(kept[ours])} rounds after {found['warmups']}, products of bf16 matrices at {rate / 1e9:,.0f} GFLOP/s. "
+        f"Floor: {found['tokens'] / floor:,.0f} tokens/s.",
+        "",
+        "| side | tokens/s | of the floor | CPU s a step | peak MB | time against ours, spread |"
+        + (" loss off by, cosine of the gradient |" if "gate" in found else ""),
+        "|---|---|---|---|---|---|" + ("---|" if "gate" in found else ""),
+    ]
+    for side, turns in kept.items():
+        tokens = [_tokens(name, turn, found) for turn in turns]
+        speed = [count / turn["wall"] for count, turn in zip(tokens, turns, strict=True)]
+        against = [
+            turn["wall"] / other["wall"] * _tokens(name, other, found) / count
+            for turn, other, count in zip(turns, kept[ours], tokens, strict=True)
+        ]
+        ratio = f"{median(against):.2f} ({min(against):.2f}–{max(against):.2f})"
+        cells = [
+            NAMES[side],
+            f"{median(speed):,.0f}",
+            f"{median(speed) * floor / found['tokens']:.0%}",
+            f"{median(turn['cpu'] for turn in turns):.2f}",
+            f"{turns[-1]['peak'] / 1e6:,.0f}",
+            "1" if side == ours else ratio,
+        ]
+        if "gate" in found:
+            gate = found["gate"][side]
+            cells.append(f"{gate['loss_distance']:.0e}, {gate['gradient_cosine']:.5f}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _tokens(name: str, turn: dict[str, Any], found: dict[str, Any]) -> float:
+    """Of a DPR step those that were really written: a random policy ends an answer early now and then."""
+    return float(turn["acted"]) if name == "dpr" else float(found["tokens"])
+
+
+def main() -> None:
+    """Replace what lies between the two marks."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/scoreboard/results.json"))
+    parser.add_argument("--page", type=Path, default=Path("docs/performance.md"))
+    given = parser.parse_args()
+    results = json.loads(given.results.read_text())
+    written = "\n".join(table(name, results[name]) for name in WORKLOADS if name in results)
+    page = given.page.read_text()
+    before, _, rest = page.partition(BEGIN)
+    _, mark, after = rest.partition(END)
+    if not mark:
+        raise SystemExit(f"{given.page} has no place for the tables: {BEGIN} … {END}")
+    given.page.write_text(f"{before}{BEGIN}\n\n{written}\n{END}{after}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""The scoreboard: this package and its peers on the same work, taking turns.
+
+make bench                                              # builds the peers' environment, measures, writes the tables
+python -m benchmarks.scoreboard.run --workloads sft     # one row
+python -m benchmarks.scoreboard.run --shape tiny        # to try the script itself
+
+Every side is a process of its own that does one step when it is its turn, so that all of them meet the same machine.
+The results go to a JSON file; `benchmarks.scoreboard.report` turns that into docs/performance.md.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.scoreboard.gradients import compare_gradients
+from benchmarks.scoreboard.material import write_material
+from benchmarks.scoreboard.workloads import SHAPES, WORKLOADS, counted_tokens, least_operations
+
+SIDES = {
+    "sft": ["ours:mixed", "peers:trl", "peers:trl_tuned", "peers:trl_half", "peers:transformers"],
+    "score": ["ours:bf16", "peers:trl", "peers:trl_tuned"],
+    "decode": ["ours:bf16", "peers:transformers", "peers:static"],
+    "dpr": ["ours:mixed", "peers:trl", "peers:trl_tuned", "peers:trl_half"],
+}
+
+
+class Worker:
+    """A side in a process of its own."""
+
+    def __init__(self, python: str, side: str, workload: str, folder: Path) -> None:
+        module, variant = side.split(":")
+        self.side = side
+        command = [python, "-m", f"benchmarks.scoreboard.{module}", workload, variant, str(folder)]
+        self.log = folder / f"{workload}_{module}_{variant}.log"
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log.open("w"), text=True
+        )
+        self.hear()
+
+    def hear(self) -> dict[str, Any]:
+        """Its next line.
+
+        Raises:
+            SystemExit: it ended instead.
+        """
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self.side} ended with {self.process.wait()}:\n{self.log.read_text()[-3000:]}")
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+    def turn(self) -> dict[str, Any]:
+        """One step."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+        return self.hear()
+
+    def end(self) -> None:
+        """Let it go."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def gemm_rate(dtype: torch.dtype, size: int = 2048) -> float:
+    """Operations a second of one large product, the best of three."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(3):
+        begun = time.perf_counter()
+        product = left @ right
+        float(product[0, 0])  # waits for a GPU
+        best = min(best, time.perf_counter() - begun)
+    return 2 * size**3 / best
+
+
+def measure(workload: str, sides: list[str], pythons: dict[str, str], folder: Path, rounds: int) -> dict[str, Any]:
+    """All sides in turn, ``rounds`` times; what each turn took, and the rate of products in between."""
+    workers = [Worker(pythons[side.split(":")[0]], side, workload, folder) for side in sides]
+    turns: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+    rates = []
+    try:
+        for place in range(rounds):
+            rates.append(gemm_rate(torch.bfloat16))
+            for worker in workers:
+                found = worker.turn()
+                if workload == "decode":  # reading alone, then reading and writing
+                    both = worker.turn()
+                    found = {**both, "wall": both["wall"] - found["wall"], "cpu": both["cpu"] - found["cpu"]}
+                turns[worker.side].append(found)
+                print(f"{workload} {place} {worker.side}: {found['wall']:.2f} s", file=sys.stderr, flush=True)
+    finally:
+        for worker in workers:
+            worker.end()
+    return {"turns": turns, "gemm_rates": rates}
+
+
+def main() -> None:
+    """Measure, and leave the numbers in a file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workloads", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS))
+    parser.add_argument("--shape", choices=list(SHAPES), default="smollm2_135m")
+    parser.add_argument("--peers", default=".cache/peers/bin/python", help="Python of the environment with TRL")
+    parser.add_argument("--warmups", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--sides", nargs="+", help="only these, for example ours:mixed peers:trl")
+    parser.add_argument("--folder", type=Path, default=Path(".cache/bench"))
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/scoreboard/results.json"))
+    given = parser.parse_args()
+    shape, rounds = SHAPES[given.shape], given.warmups + given.repeats
+    folder = given.folder.resolve() / given.shape
+    folder.mkdir(parents=True, exist_ok=True)
+    write_material(folder, shape, rounds + 1)
+    pythons = {"ours": sys.executable, "peers": str(given.peers)}
+    results = json.loads(given.output.read_text()) if given.output.exists() else {}
+    for workload in given.workloads:
+        sides = [side for side in SIDES[workload] if given.sides is None or side in given.sides]
+        found = measure(workload, sides, pythons, folder, rounds)
+        if workload == "sft":
+            files = {side: folder / f"{side.replace(':', '_')}.safetensors" for side in sides}
+            found["gate"] = {side: compare_gradients(file, folder / "sft") for side, file in files.items()}
+        found |= {
+            "shape": given.shape,
+            "warmups": given.warmups,
+            "tokens": counted_tokens(workload),
+            "operations": least_operations(workload, shape),
+            "commit": _said("git", "rev-parse", "--short", "HEAD") + ("+" if _said("git", "status", "--short") else ""),
+            "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+            "machine": _machine(),
+        }
+        results[workload] = found
+        given.output.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def _said(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def _machine() -> str:
+    if torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+    names = [
+        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    name = names[0] if names else platform.machine()
+    return f"{name}, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""What the scoreboard measures, in numbers alone: both sides read this, in environments that share nothing else."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A decoder of the Llama kind with tied embeddings; weights are random."""
+
+    hidden_size: int
+    intermediate_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    vocabulary: int
+
+    @property
+    def body(self) -> int:
+        """Weights of all layers that every token is multiplied with."""
+        width = self.hidden_size // self.heads
+        attention = 2 * self.hidden_size**2 + 2 * self.hidden_size * self.kv_heads * width
+        return self.layers * (attention + 3 * self.hidden_size * self.intermediate_size)
+
+    @property
+    def head(self) -> int:
+        """Weights of the output head."""
+        return self.hidden_size * self.vocabulary
+
+    def forward(self, *, context: float, scored: float) -> float:
+        """Operations a token: 2 a weight, and 4 a hidden unit, layer and token of ``context`` attended to on average.
+
+        Args:
+            context: tokens.
+            scored: share of the positions whose logits are made.
+        """
+        return 2 * self.body + 2 * self.head * scored + 4 * self.hidden_size * self.layers * context
+
+
+SHAPES = {
+    "smollm2_135m": Shape(576, 1536, 30, 9, 3, 49152),
+    "tiny": Shape(64, 128, 2, 2, 1, 512),
+}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One row of the scoreboard.
+
+    Args:
+        rows: sequences of a step; for policy gradients, prompts × samples.
+        prompt: tokens.
+        completion: tokens.
+        samples: answers to one prompt.
+        micro_batches: of one optimizer step.
+    """
+
+    title: str
+    rows: int
+    prompt: int
+    completion: int
+    samples: int = 1
+    micro_batches: int = 1
+
+    @property
+    def length(self) -> int:
+        """Tokens of a sequence."""
+        return self.prompt + self.completion
+
+
+WORKLOADS = {
+    "sft": Workload("C1 SFT", rows=8, prompt=128, completion=128),
+    "score": Workload("C2 scoring by one frozen model", rows=16, prompt=128, completion=128),
+    "decode": Workload("C3 decoding", rows=64, prompt=128, completion=33),
+    "dpr": Workload("C4 DPR step", rows=64, prompt=64, completion=64, samples=8, micro_batches=4),
+}
+
+
+def counted_tokens(name: str) -> int:
+    """Tokens that a step's speed is quoted in: all of SFT and scoring; those sampled one by one of the other two."""
+    work = WORKLOADS[name]
+    if name == "decode":
+        return work.rows * (work.completion - 1)  # reading the prompt gives the first
+    return work.rows * (work.completion if name == "dpr" else work.length)
+
+
+def least_operations(name: str, shape: Shape) -> float:
+    """Operations that a step cannot do without.
+
+    Training is 3 forward passes. A DPR step is sampling, two frozen models, and training; a prompt is read once for all
+    of its samples wherever nothing is learnt (performance notes: 6 forward passes a completion token).
+    """
+    work = WORKLOADS[name]
+    half = work.length / 2
+    if name == "sft":
+        return 3 * work.rows * work.length * shape.forward(context=half, scored=work.completion / work.length)
+    if name == "score":
+        return work.rows * work.length * shape.forward(context=half, scored=work.completion / work.length)
+    late = work.prompt + work.completion / 2
+    if name == "decode":
+        return work.rows * (work.completion - 1) * shape.forward(context=late, scored=1.0)
+    written = work.rows * work.completion * shape.forward(context=late, scored=1.0)
+    read = work.rows * work.prompt * shape.forward(context=work.prompt / 2, scored=0.0)
+    return 6 * written + (3 + 3 / work.samples) * read
