@@ -23,6 +23,10 @@ class Gate:
         """Everything is loaded; wait for the first turn."""
         self._say({"ready": True, **said})
 
+    def begin(self) -> None:
+        """Measure from here on: what was before is not the workload."""
+        self._wall, self._cpu = time.perf_counter(), _cpu_seconds()
+
     def done(self, **said: Any) -> None:
         """A step has ended; tell what it took, and wait for the next."""
         wall, cpu = time.perf_counter() - self._wall, _cpu_seconds() - self._cpu
@@ -33,7 +37,17 @@ class Gate:
         if sys.stdin.readline().strip() != "go":
             self._answers.flush()
             os._exit(0)  # trainers and their threads have nothing left to do
-        self._wall, self._cpu = time.perf_counter(), _cpu_seconds()
+        self.begin()
+
+
+def begin_after_reading(model: Any, gate: Gate) -> None:
+    """Start the clock when a model has read more than a token a row."""
+
+    def read(_module: Any, _arguments: Any, given: dict[str, Any], _output: Any) -> None:
+        if given["input_ids"].shape[1] > 1:
+            gate.begin()
+
+    model.register_forward_hook(read, with_kwargs=True)
 
 
 def _cpu_seconds() -> float:

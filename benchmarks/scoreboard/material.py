@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -10,12 +11,12 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from benchmarks.scoreboard.workloads import WORKLOADS, Shape
+from benchmarks.scoreboard.workloads import Shape, Workload
 
 POLICIES = ("sft", "reference")
 
 
-def write_material(folder: Path, shape: Shape, steps: int) -> None:
+def write_material(folder: Path, shape: Shape, workloads: Mapping[str, Workload], steps: int) -> None:
     """Random weights of ``shape`` (two policies that differ a little), a word a token, and rows for ``steps`` steps."""
     words = {"<pad>": 0, "<eos>": 1} | {f"w{place}": place for place in range(2, shape.vocabulary)}
     tokenizer = Tokenizer(WordLevel(words, unk_token="<pad>"))
@@ -43,7 +44,8 @@ def write_material(folder: Path, shape: Shape, steps: int) -> None:
         with torch.no_grad():
             for weight in model.parameters():
                 weight.add_(torch.randn_like(weight), alpha=1e-3)
-    for name, work in WORKLOADS.items():
+    for name, work in workloads.items():
+        work.write(folder / f"{name}.json")
         draw = random.Random(0)
         count = work.rows // work.samples * steps
 

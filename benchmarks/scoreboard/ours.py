@@ -9,9 +9,9 @@ import torch
 from lightning import Callback, Trainer
 from torch import Tensor
 
-from benchmarks.scoreboard.gate import Gate
+from benchmarks.scoreboard.gate import Gate, begin_after_reading
 from benchmarks.scoreboard.gradients import write_gradients
-from benchmarks.scoreboard.workloads import WORKLOADS, Workload, counted_tokens
+from benchmarks.scoreboard.workloads import Workload
 from dpr_lightning.data import DemonstrationDataModule, RewardDataModule
 from dpr_lightning.modules import CreditSpec, DensePathReinforce, SupervisedIRL
 from dpr_lightning.policies import PolicySpec, build_policy, sequence_logprobs
@@ -22,7 +22,7 @@ from dpr_lightning.rollouts import SamplingOptions, sample
 class _Turns(Callback):
     """Steps at the gate; the first batch and its gradient go to a file."""
 
-    def __init__(self, gate: Gate, found: Path) -> None:
+    def __init__(self, gate: Gate, found: Path | None = None) -> None:
         self.gate, self.found = gate, found
         self.tokens = 0.0
 
@@ -30,7 +30,7 @@ class _Turns(Callback):
         self.gate.ready()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
-        if trainer.global_step == 0 and self.found.suffix:
+        if trainer.global_step == 0 and self.found is not None:
             loss = float(trainer.callback_metrics["train/nll"])
             write_gradients(self.found, pl_module.policy, self.batch.tokens, self.batch.mask, loss)
 
@@ -44,11 +44,15 @@ class _Turns(Callback):
             self.tokens = 0.0
 
 
-def _trainer(precision: str, callback: Callback, work: Workload) -> Trainer:
+def _policy(folder: Path, work: Workload) -> PolicySpec:
+    """In half precision the optimizer steps float32 copies."""
+    return PolicySpec(source=str(folder / "sft"), dtype=work.dtype)  # type: ignore[arg-type]
+
+
+def _trainer(callback: Callback, work: Workload) -> Trainer:
     return Trainer(
         accelerator="auto",
         devices=1,
-        precision=precision,  # type: ignore[arg-type]
         max_epochs=1,
         accumulate_grad_batches=work.micro_batches,
         gradient_clip_val=1.0,
@@ -64,21 +68,17 @@ def _optimizer(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=1e-5, weight_decay=0.0)
 
 
-def train_sft(gate: Gate, folder: Path, variant: dict[str, Any]) -> None:
+def train_sft(gate: Gate, folder: Path, work: Workload) -> None:
     """C1 through the Trainer, as `dpr fit` runs it."""
-    work = WORKLOADS["sft"]
     data = DemonstrationDataModule(
         str(folder / "sft.jsonl"), batch_size=work.rows, max_length=work.length, cache_dir=str(folder / "cache")
     )
-    policy = PolicySpec(source=str(folder / "sft"), **variant["policy"])
-    module = SupervisedIRL(policy, optimizer=_optimizer, **variant.get("module", {}))
-    turns = _Turns(gate, folder / f"{variant['name']}.safetensors")
-    _trainer(variant["precision"], turns, work).fit(module, data)
+    module = SupervisedIRL(_policy(folder, work), optimizer=_optimizer)
+    _trainer(_Turns(gate, folder / "ours.safetensors"), work).fit(module, data)
 
 
-def train_dpr(gate: Gate, folder: Path, variant: dict[str, Any]) -> None:
+def train_dpr(gate: Gate, folder: Path, work: Workload) -> None:
     """C4: rollout, two frozen models, one optimizer step."""
-    work = WORKLOADS["dpr"]
     data = RewardDataModule(
         str(folder / "dpr.jsonl"),
         sft=str(folder / "sft"),
@@ -87,18 +87,15 @@ def train_dpr(gate: Gate, folder: Path, variant: dict[str, Any]) -> None:
         sampling=SamplingOptions(max_new_tokens=work.completion, batch_size=work.rows),
         samples_per_prompt=work.samples,
         prompts_per_rollout=work.rows // work.samples,
-        **variant["data"],
+        dtype=work.dtype,
     )
-    policy = PolicySpec(source=str(folder / "sft"), **variant["policy"])
     module = DensePathReinforce(
-        policy,
+        _policy(folder, work),
         optimizer=_optimizer,
         estimator="reinforce",
         credit=CreditSpec(discount=1.0),
-        check_start=False,
-        **variant.get("module", {}),
     )
-    _trainer(variant["precision"], _Turns(gate, folder), work).fit(module, data)
+    _trainer(_Turns(gate), work).fit(module, data)
 
 
 def _rows(folder: Path, name: str, tokenizer: Any) -> tuple[list[list[int]], list[list[int]]]:
@@ -107,10 +104,9 @@ def _rows(folder: Path, name: str, tokenizer: Any) -> tuple[list[list[int]], lis
     return prompts, [tokenizer(row["completion"])["input_ids"] + [1] for row in rows]
 
 
-def score(gate: Gate, folder: Path, variant: dict[str, Any]) -> None:
+def score(gate: Gate, folder: Path, work: Workload) -> None:
     """C2: log-probabilities of given completions."""
-    work = WORKLOADS["score"]
-    model, tokenizer = build_policy(PolicySpec(source=str(folder / "sft"), **variant["policy"]), trainable=False)
+    model, tokenizer = build_policy(_policy(folder, work), trainable=False)
     prompts, completions = _rows(folder, "score", tokenizer)
     tokens = torch.tensor([prompt + rest for prompt, rest in zip(prompts, completions, strict=True)])
     mask = torch.zeros_like(tokens, dtype=torch.bool)
@@ -123,31 +119,21 @@ def score(gate: Gate, folder: Path, variant: dict[str, Any]) -> None:
         gate.done(sum=float(found.sum()))
 
 
-def decode(gate: Gate, folder: Path, variant: dict[str, Any]) -> None:
-    """C3: a turn is one token a row, then all of them; the difference is decoding without reading."""
-    work = WORKLOADS["decode"]
-    model, tokenizer = build_policy(PolicySpec(source=str(folder / "sft"), **variant["policy"]), trainable=False)
+def decode(gate: Gate, folder: Path, work: Workload) -> None:
+    """C3: the clock begins when the prompts have been read."""
+    model, tokenizer = build_policy(_policy(folder, work), trainable=False)
+    begin_after_reading(model, gate)
     prompts, _ = _rows(folder, "decode", tokenizer)
+    options = SamplingOptions(max_new_tokens=work.completion, batch_size=work.rows)
     gate.ready()
     for start in range(0, len(prompts), work.rows):
-        part = prompts[start : start + work.rows]
-        for length in (1, work.completion):
-            options = SamplingOptions(max_new_tokens=length, batch_size=work.rows)
-            found = sample(model, part, options, stop_tokens=[], pad_token=0, num_samples=1, seed=start)
-            gate.done(acted=int(found.mask.sum()))
+        found = sample(model, prompts[start : start + work.rows], options, stop_tokens=[], pad_token=0, seed=start)
+        gate.done(acted=int(found.mask.sum()))
 
 
-BF16: dict[str, Any] = {"policy": {"dtype": "bfloat16"}}
-VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
-    "sft": {"mixed": {"precision": "bf16-mixed", "policy": {}}, "fp32": {"precision": "32-true", "policy": {}}},
-    "score": {"bf16": BF16},
-    "decode": {"bf16": BF16},
-    "dpr": {"mixed": {"precision": "bf16-mixed", "policy": {}, "data": {"dtype": "bfloat16"}}},
-}
 WORK = {"sft": train_sft, "score": score, "decode": decode, "dpr": train_dpr}
 
 
 if __name__ == "__main__":
-    _, asked, chosen, where = sys.argv
-    assert counted_tokens(asked)
-    WORK[asked](Gate(), Path(where), VARIANTS[asked][chosen] | {"name": f"ours_{chosen}"})
+    _, asked, _, where = sys.argv
+    WORK[asked](Gate(), Path(where), Workload.read(Path(where) / f"{asked}.json"))

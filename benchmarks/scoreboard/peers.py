@@ -22,9 +22,9 @@ from transformers import (
 from trl import RLOOConfig, RLOOTrainer, SFTConfig, SFTTrainer
 from trl.trainer.utils import selective_log_softmax
 
-from benchmarks.scoreboard.gate import Gate
+from benchmarks.scoreboard.gate import Gate, begin_after_reading
 from benchmarks.scoreboard.gradients import write_gradients
-from benchmarks.scoreboard.workloads import WORKLOADS
+from benchmarks.scoreboard.workloads import Workload
 
 COMMON: dict[str, Any] = {
     "learning_rate": 1e-5,
@@ -94,16 +94,16 @@ def _labelled(folder: Path) -> Dataset:
     )
 
 
-def train_sft(gate: Gate, folder: Path, variant: dict[str, Any]) -> None:
+def train_sft(gate: Gate, folder: Path, work: Workload, variant: dict[str, Any]) -> None:
     """C1 in TRL's SFTTrainer, or in transformers' Trainer."""
-    work = WORKLOADS["sft"]
     turns = _Turns(gate, folder / f"{variant['name']}.safetensors")
     settings = {**COMMON, "output_dir": str(folder / "out"), "per_device_train_batch_size": work.rows}
+    settings["bf16"] = work.dtype == "bfloat16"  # autocast over float32 weights
     tokenizer, data = AutoTokenizer.from_pretrained(folder / "sft"), _labelled(folder)
     trainer: Any
     if variant.get("plain"):
         model = AutoModelForCausalLM.from_pretrained(folder / "sft", dtype=torch.float32)
-        arguments = TrainingArguments(**settings, **variant["settings"])
+        arguments = TrainingArguments(**settings)
         collate = DataCollatorForSeq2Seq(tokenizer)
         trainer = Trainer(model, arguments, data_collator=collate, train_dataset=data, callbacks=[turns])
     else:
@@ -118,6 +118,10 @@ def train_sft(gate: Gate, folder: Path, variant: dict[str, Any]) -> None:
     trainer.train()
 
 
+def _frozen(folder: Path, work: Workload) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=work.dtype).eval()
+
+
 @torch.no_grad()
 def _logprobs(model: Any, tokens: Tensor, acted: int) -> Tensor:
     """Log-probabilities of the last ``acted`` tokens, with logits for those alone, as TRL computes them."""
@@ -125,10 +129,9 @@ def _logprobs(model: Any, tokens: Tensor, acted: int) -> Tensor:
     return selective_log_softmax(logits, tokens[:, -acted:])
 
 
-def score(gate: Gate, folder: Path, variant: dict[str, Any]) -> None:
+def score(gate: Gate, folder: Path, work: Workload, variant: dict[str, Any]) -> None:
     """C2: one forward pass and TRL's log-softmax of the chosen tokens."""
-    work = WORKLOADS["score"]
-    model = AutoModelForCausalLM.from_pretrained(folder / "sft", dtype=torch.bfloat16).eval()
+    model = _frozen(folder / "sft", work)
     prompts, completions = _rows(folder, "score")
     tokens = torch.tensor([prompt + rest for prompt, rest in zip(prompts, completions, strict=True)])
     gate.ready()
@@ -139,30 +142,28 @@ def score(gate: Gate, folder: Path, variant: dict[str, Any]) -> None:
 
 
 @torch.no_grad()
-def decode(gate: Gate, folder: Path, variant: dict[str, Any]) -> None:
+def decode(gate: Gate, folder: Path, work: Workload, variant: dict[str, Any]) -> None:
     """C3: `generate`; a turn is one token a row, then all of them."""
-    work = WORKLOADS["decode"]
-    model = AutoModelForCausalLM.from_pretrained(folder / "sft", dtype=torch.bfloat16).eval()
+    model = _frozen(folder / "sft", work)
     prompts, _ = _rows(folder, "decode")
+    begin_after_reading(model, gate)
     gate.ready()
     for start in range(0, len(prompts), work.rows):
         tokens = torch.tensor(prompts[start : start + work.rows])
-        for length in (1, work.completion):
-            found = model.generate(
-                tokens,
-                attention_mask=torch.ones_like(tokens),
-                do_sample=True,
-                top_k=0,
-                max_new_tokens=length,
-                min_new_tokens=length,
-                **variant["settings"],
-            )
-            gate.done(acted=found.numel() - tokens.numel())
+        found = model.generate(
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            do_sample=True,
+            top_k=0,
+            max_new_tokens=work.completion,
+            min_new_tokens=work.completion,
+            **variant["settings"],
+        )
+        gate.done(acted=found.numel() - tokens.numel())
 
 
-def train_dpr(gate: Gate, folder: Path, variant: dict[str, Any]) -> None:
+def train_dpr(gate: Gate, folder: Path, work: Workload, variant: dict[str, Any]) -> None:
     """C4: RLOO, whose reward is the sum of log π_SFT − log π_ref over a completion."""
-    work = WORKLOADS["dpr"]
     turns = _Turns(gate)
     frozen = [
         AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.bfloat16).eval()
@@ -200,6 +201,7 @@ def train_dpr(gate: Gate, folder: Path, variant: dict[str, Any]) -> None:
         max_completion_length=work.completion,
         generation_kwargs={"min_new_tokens": work.completion},
         beta=0.0,
+        bf16=work.dtype == "bfloat16",
         **variant["settings"],
     )
     rows = [json.loads(line) for line in (folder / "dpr.jsonl").read_text().splitlines()]
@@ -214,26 +216,20 @@ def train_dpr(gate: Gate, folder: Path, variant: dict[str, Any]) -> None:
 
 
 TUNED: dict[str, Any] = {"gradient_checkpointing": False}
-HALF: dict[str, Any] = {**TUNED, "model_init_kwargs": {"dtype": "bfloat16"}}
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "sft": {
         "trl": {"settings": {}},
         "trl_tuned": {"settings": {**TUNED, "loss_type": "chunked_nll"}},
-        # Weights and optimizer in bf16: small updates are lost.
-        "trl_half": {"settings": {**HALF, "loss_type": "chunked_nll"}},
-        "transformers": {"plain": True, "settings": {"bf16": True}},
+        "transformers": {"plain": True},
     },
     "score": {"trl": {"rows": 16}, "trl_tuned": {"rows": 4}},
     "decode": {"transformers": {"settings": {}}, "static": {"settings": {"cache_implementation": "static"}}},
-    "dpr": {
-        "trl": {"settings": {}, "batched": False},
-        "trl_tuned": {"settings": TUNED, "batched": True},
-        "trl_half": {"settings": HALF, "batched": True},
-    },
+    "dpr": {"trl": {"settings": {}, "batched": False}, "trl_tuned": {"settings": TUNED, "batched": True}},
 }
 WORK = {"sft": train_sft, "score": score, "decode": decode, "dpr": train_dpr}
 
 
 if __name__ == "__main__":
     _, asked, chosen, where = sys.argv
-    WORK[asked](Gate(), Path(where), VARIANTS[asked][chosen] | {"name": f"peers_{chosen}"})
+    described = Workload.read(Path(where) / f"{asked}.json")
+    WORK[asked](Gate(), Path(where), described, VARIANTS[asked][chosen] | {"name": chosen})

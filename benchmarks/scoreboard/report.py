@@ -6,35 +6,32 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.scoreboard.workloads import WORKLOADS
+from benchmarks.scoreboard.workloads import WORKLOADS, Workload
 
 BEGIN, END = "<!-- scoreboard: written by benchmarks/scoreboard/report.py -->", "<!-- end of scoreboard -->"
 NAMES = {
-    "ours:mixed": "dpr_lightning, bf16-mixed",
-    "ours:master": "dpr_lightning, bf16 weights with float32 masters",
-    "ours:bf16": "dpr_lightning, bf16",
-    "peers:trl": "TRL 1.16, as it comes",
-    "peers:trl_tuned": "TRL 1.16, tuned",
-    "peers:trl_half": "TRL 1.16, tuned, everything in bf16",
-    "peers:transformers": "transformers",
-    "peers:static": "transformers, static cache",
+    "ours": "dpr_lightning",
+    "trl": "TRL 1.16, as it comes",
+    "trl_tuned": "TRL 1.16, tuned",
+    "transformers": "transformers",
+    "static": "transformers, static cache",
 }
 
 
 def table(name: str, found: dict[str, Any]) -> str:
     """One workload."""
-    work = WORKLOADS[name]
+    work = Workload(**found["work"])
     kept = {side: turns[found["warmups"] :] for side, turns in found["turns"].items()}
     rate = max(found["gemm_rates"])
     floor = found["operations"] / rate
-    ours = next(side for side in kept if side.startswith("ours"))
     lines = [
         f"### {work.title}",
         "",
         f"{work.rows} sequences of {work.prompt} + {work.completion} tokens"
         + (f", {work.samples} of a prompt" if work.samples > 1 else "")
         + f", {found['shape']}; commit {found['commit']}, {found['date']}; {found['machine']}; "
-        f"{len(kept[ours])} rounds after {found['warmups']}, products of bf16 matrices at {rate / 1e9:,.0f} GFLOP/s. "
+        f"{len(kept['ours'])} rounds after {found['warmups']}, "
+        f"{work.dtype} products at {rate / 1e9:,.0f} GFLOP/s. "
         f"Floor: {found['tokens'] / floor:,.0f} tokens/s.",
         "",
         "| side | tokens/s | of the floor | CPU s a step | peak MB | time against ours, spread |"
@@ -46,7 +43,7 @@ def table(name: str, found: dict[str, Any]) -> str:
         speed = [count / turn["wall"] for count, turn in zip(tokens, turns, strict=True)]
         against = [
             turn["wall"] / other["wall"] * _tokens(name, other, found) / count
-            for turn, other, count in zip(turns, kept[ours], tokens, strict=True)
+            for turn, other, count in zip(turns, kept["ours"], tokens, strict=True)
         ]
         ratio = f"{median(against):.2f} ({min(against):.2f}–{max(against):.2f})"
         cells = [
@@ -55,7 +52,7 @@ def table(name: str, found: dict[str, Any]) -> str:
             f"{median(speed) * floor / found['tokens']:.0%}",
             f"{median(turn['cpu'] for turn in turns):.2f}",
             f"{turns[-1]['peak'] / 1e6:,.0f}",
-            "1" if side == ours else ratio,
+            "1" if side == "ours" else ratio,
         ]
         if "gate" in found:
             gate = found["gate"][side]

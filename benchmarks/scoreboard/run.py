@@ -15,6 +15,7 @@ import platform
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,10 @@ from benchmarks.scoreboard.material import write_material
 from benchmarks.scoreboard.workloads import SHAPES, WORKLOADS, counted_tokens, least_operations
 
 SIDES = {
-    "sft": ["ours:mixed", "peers:trl", "peers:trl_tuned", "peers:trl_half", "peers:transformers"],
-    "score": ["ours:bf16", "peers:trl", "peers:trl_tuned"],
-    "decode": ["ours:bf16", "peers:transformers", "peers:static"],
-    "dpr": ["ours:mixed", "peers:trl", "peers:trl_tuned", "peers:trl_half"],
+    "sft": ["ours", "trl", "trl_tuned", "transformers"],
+    "score": ["ours", "trl", "trl_tuned"],
+    "decode": ["ours", "transformers", "static"],
+    "dpr": ["ours", "trl", "trl_tuned"],
 }
 
 
@@ -37,10 +38,10 @@ class Worker:
     """A side in a process of its own."""
 
     def __init__(self, python: str, side: str, workload: str, folder: Path) -> None:
-        module, variant = side.split(":")
         self.side = side
-        command = [python, "-m", f"benchmarks.scoreboard.{module}", workload, variant, str(folder)]
-        self.log = folder / f"{workload}_{module}_{variant}.log"
+        module = "ours" if side == "ours" else "peers"
+        command = [python, "-m", f"benchmarks.scoreboard.{module}", workload, side, str(folder)]
+        self.log = folder / f"{workload}_{side}.log"
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log.open("w"), text=True
         )
@@ -86,19 +87,16 @@ def gemm_rate(dtype: torch.dtype, size: int = 2048) -> float:
     return 2 * size**3 / best
 
 
-def measure(workload: str, sides: list[str], pythons: dict[str, str], folder: Path, rounds: int) -> dict[str, Any]:
+def measure(workload: str, sides: list[str], peers: str, folder: Path, dtype: str, rounds: int) -> dict[str, Any]:
     """All sides in turn, ``rounds`` times; what each turn took, and the rate of products in between."""
-    workers = [Worker(pythons[side.split(":")[0]], side, workload, folder) for side in sides]
+    workers = [Worker(sys.executable if side == "ours" else peers, side, workload, folder) for side in sides]
     turns: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     rates = []
     try:
         for place in range(rounds):
-            rates.append(gemm_rate(torch.bfloat16))
+            rates.append(gemm_rate(getattr(torch, dtype)))
             for worker in workers:
                 found = worker.turn()
-                if workload == "decode":  # reading alone, then reading and writing
-                    both = worker.turn()
-                    found = {**both, "wall": both["wall"] - found["wall"], "cpu": both["cpu"] - found["cpu"]}
                 turns[worker.side].append(found)
                 print(f"{workload} {place} {worker.side}: {found['wall']:.2f} s", file=sys.stderr, flush=True)
     finally:
@@ -115,27 +113,31 @@ def main() -> None:
     parser.add_argument("--peers", default=".cache/peers/bin/python", help="Python of the environment with TRL")
     parser.add_argument("--warmups", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--sides", nargs="+", help="only these, for example ours:mixed peers:trl")
+    parser.add_argument("--sides", nargs="+", help="only these, for example ours trl")
+    parser.add_argument("--rows", type=int, help="sequences a step, where a machine is slow")
+    parser.add_argument(
+        "--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="what the machine does best"
+    )
     parser.add_argument("--folder", type=Path, default=Path(".cache/bench"))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/scoreboard/results.json"))
     given = parser.parse_args()
     shape, rounds = SHAPES[given.shape], given.warmups + given.repeats
     folder = given.folder.resolve() / given.shape
     folder.mkdir(parents=True, exist_ok=True)
-    write_material(folder, shape, rounds + 1)
-    pythons = {"ours": sys.executable, "peers": str(given.peers)}
+    workloads = {name: WORKLOADS[name].resized(given.rows, given.dtype) for name in given.workloads}
+    write_material(folder, shape, workloads, rounds + 1)
     results = json.loads(given.output.read_text()) if given.output.exists() else {}
-    for workload in given.workloads:
+    for workload, work in workloads.items():
         sides = [side for side in SIDES[workload] if given.sides is None or side in given.sides]
-        found = measure(workload, sides, pythons, folder, rounds)
+        found = measure(workload, sides, given.peers, folder, given.dtype, rounds)
         if workload == "sft":
-            files = {side: folder / f"{side.replace(':', '_')}.safetensors" for side in sides}
-            found["gate"] = {side: compare_gradients(file, folder / "sft") for side, file in files.items()}
+            found["gate"] = {side: compare_gradients(folder / f"{side}.safetensors", folder / "sft") for side in sides}
         found |= {
             "shape": given.shape,
             "warmups": given.warmups,
-            "tokens": counted_tokens(workload),
-            "operations": least_operations(workload, shape),
+            "work": asdict(work),
+            "tokens": counted_tokens(workload, work),
+            "operations": least_operations(workload, work, shape),
             "commit": _said("git", "rev-parse", "--short", "HEAD") + ("+" if _said("git", "status", "--short") else ""),
             "date": datetime.now(UTC).strftime("%Y-%m-%d"),
             "machine": _machine(),

@@ -1,6 +1,8 @@
 """What the scoreboard measures, in numbers alone: both sides read this, in environments that share nothing else."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Workload:
         completion: tokens.
         samples: answers to one prompt.
         micro_batches: of one optimizer step.
+        dtype: that products are computed in, on all sides.
     """
 
     title: str
@@ -60,11 +63,25 @@ class Workload:
     completion: int
     samples: int = 1
     micro_batches: int = 1
+    dtype: str = "bfloat16"
 
     @property
     def length(self) -> int:
         """Tokens of a sequence."""
         return self.prompt + self.completion
+
+    def write(self, file: Path) -> None:
+        """For the sides to read."""
+        file.write_text(json.dumps(asdict(self)))
+
+    @classmethod
+    def read(cls, file: Path) -> "Workload":
+        """What :meth:`write` wrote."""
+        return cls(**json.loads(file.read_text()))
+
+    def resized(self, rows: int | None, dtype: str) -> "Workload":
+        """The same on another machine."""
+        return replace(self, rows=self.rows if rows is None else rows, dtype=dtype)
 
 
 WORKLOADS = {
@@ -75,21 +92,19 @@ WORKLOADS = {
 }
 
 
-def counted_tokens(name: str) -> int:
+def counted_tokens(name: str, work: Workload) -> int:
     """Tokens that a step's speed is quoted in: all of SFT and scoring; those sampled one by one of the other two."""
-    work = WORKLOADS[name]
     if name == "decode":
         return work.rows * (work.completion - 1)  # reading the prompt gives the first
     return work.rows * (work.completion if name == "dpr" else work.length)
 
 
-def least_operations(name: str, shape: Shape) -> float:
+def least_operations(name: str, work: Workload, shape: Shape) -> float:
     """Operations that a step cannot do without.
 
     Training is 3 forward passes. A DPR step is sampling, two frozen models, and training; a prompt is read once for all
     of its samples wherever nothing is learnt (performance notes: 6 forward passes a completion token).
     """
-    work = WORKLOADS[name]
     half = work.length / 2
     if name == "sft":
         return 3 * work.rows * work.length * shape.forward(context=half, scored=work.completion / work.length)
