@@ -1,0 +1,132 @@
+"""The output head and a loss of log-probabilities in one pass, without the logits ever existing together."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from dpr_lightning.functional._checks import at_least_float32, expect_dimensions, expect_shape
+
+TokenLoss = Callable[[Tensor, slice], Tensor]
+"""From the log-probabilities of some tokens, and which of the N they are, to the sum of their losses."""
+# Logits worked on at a time: 64 MiB of float32 on a CPU, whose caches like small blocks; 512 MiB where a small block
+# would leave most of the machine idle.
+_BLOCK, _BLOCK_ON_GPU = 1 << 24, 1 << 27
+
+
+class HeadLoss(NamedTuple):
+    """``loss`` [], which carries the gradient; ``logprob`` and ``entropy`` [N] in nats, which carry none."""
+
+    loss: Tensor
+    logprob: Tensor
+    entropy: Tensor
+
+
+def head_loss(
+    hidden: Float[Tensor, "N D"],
+    weight: Float[Tensor, "V D"],
+    tokens: Int[Tensor, " N"],
+    token_loss: TokenLoss,
+    *,
+    block: int | None = None,
+) -> HeadLoss:
+    """Σ f(log π(a_n|s_n)), with log π(a|s) = z[a] − logsumexp(z) and z = W·h, for a loss f of each token.
+
+    The gradient is formed on the way forward, block by block, while a block's softmax is at hand:
+
+        ∂L/∂z = f'(log π(a))·(onehot(a) − softmax(z)),   ∂L/∂h = Wᵀ·∂L/∂z,   ∂L/∂W = Σ ∂L/∂z·hᵀ
+
+    so the backward pass computes no logits again (6·V·D operations a token instead of 8) and keeps none. Beside the
+    gradients themselves a call takes some blocks of logits, however many tokens there are.
+
+    Args:
+        hidden: states before the head, of scored tokens alone.
+        weight: of the head.
+        tokens: ``tokens[n]`` was chosen in state n.
+        token_loss: called with log-probabilities [n] and the slice of the N tokens they belong to; f. It may hold the
+            log-probability without gradient as well, as clipped and probability-weighted losses do.
+        block: logits worked on at a time; changes nothing but memory and speed.
+
+    Returns:
+        float32 for half-precision states, else of their type. A token whose loss has no gradient adds exactly 0 to all
+        gradients, even where its logits are not finite.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    expect_dimensions("hidden", hidden, "N D")
+    expect_dimensions("weight", weight, "V D")
+    expect_shape("weight", weight, (weight.shape[0], hidden.shape[1]), "the width of hidden")
+    expect_shape("tokens", tokens, hidden.shape[:1], "the rows of hidden")
+    size = block if block is not None else _BLOCK_ON_GPU if hidden.is_cuda else _BLOCK
+    rows = max(1, size // max(1, weight.shape[0]))
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+    return HeadLoss(*_HeadLoss.apply(hidden, weight, tokens.long(), token_loss, rows))  # type: ignore[no-untyped-call]
+
+
+class _HeadLoss(torch.autograd.Function):
+    """See :func:`head_loss`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, tokens: Tensor, token_loss: TokenLoss, rows: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        wide = at_least_float32(hidden.new_empty(0)).dtype
+        logprob = torch.empty(len(tokens), dtype=wide, device=hidden.device)
+        entropy = torch.empty_like(logprob)
+        loss = logprob.new_zeros(())
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        hidden_grad = torch.empty_like(hidden) if wants_hidden else None
+        # Half precision would round the sum after each block.
+        weight_grad = torch.zeros_like(weight, dtype=wide) if wants_weight else None
+        for start in range(0, len(tokens), rows):
+            part = slice(start, start + rows)
+            states, chosen = hidden[part], tokens[part, None]
+            logits = (states @ weight.T).to(wide)
+            highest = logits.amax(-1, keepdim=True)
+            probability = (logits - highest).exp_()
+            total = probability.sum(-1, keepdim=True)
+            probability /= total
+            normaliser = total.log_().add_(highest)
+            logprob[part] = (logits.gather(-1, chosen) - normaliser).squeeze(-1)
+            # An impossible action adds nothing: 0·(−∞) would be no number.
+            expected = logits.clamp_(min=torch.finfo(wide).min).mul_(probability).sum(-1)
+            entropy[part] = normaliser.squeeze(-1) - expected
+            del logits
+            with torch.enable_grad():
+                leaf = logprob[part].detach().requires_grad_()
+                value = token_loss(leaf, part)
+            slope = torch.autograd.grad(value, leaf)[0] if value.requires_grad else torch.zeros_like(leaf)
+            loss += value.detach()
+            if not (wants_hidden or wants_weight):
+                continue
+            silent = (slope == 0)[:, None]
+            change = probability.mul_(-slope[:, None])
+            change.scatter_add_(-1, chosen, slope[:, None])
+            change = change.masked_fill_(silent, 0.0).to(hidden.dtype)
+            if hidden_grad is not None:
+                hidden_grad[part] = change @ weight
+            if weight_grad is not None:
+                held = states.masked_fill(silent, 0.0)
+                if weight_grad.dtype == change.dtype:
+                    torch.addmm(weight_grad, change.T, held, out=weight_grad)
+                else:
+                    weight_grad += change.T @ held
+        ctx.gradients = (hidden_grad, None if weight_grad is None else weight_grad.to(weight.dtype))
+        ctx.mark_non_differentiable(logprob, entropy)
+        return loss, logprob, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, loss_grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_grad, weight_grad = ctx.gradients
+        scale = loss_grad.to(torch.float64)
+        found = tuple(None if held is None else held.mul_(scale.to(held.dtype)) for held in (hidden_grad, weight_grad))
+        ctx.gradients = (None, None)
+        return (*found, None, None, None)
