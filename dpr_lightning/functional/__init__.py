@@ -12,6 +12,7 @@ from dpr_lightning.functional.baselines import (
     response_baseline,
     whiten,
 )
+from dpr_lightning.functional.head import HeadLoss, TokenLoss, head_loss
 from dpr_lightning.functional.imitation import ValueForm, dft_loss, iq_learn_loss, sft_loss
 from dpr_lightning.functional.logprobs import (
     KLEstimator,
@@ -46,11 +47,13 @@ from dpr_lightning.functional.self_play import SelfPlayLoss, self_play_loss
 
 __all__ = [
     "CENTRED_FORMS",
+    "HeadLoss",
     "KLEstimator",
     "ReferenceReduction",
     "RewardForm",
     "SelfPlayLoss",
     "SumOverRanks",
+    "TokenLoss",
     "ValueForm",
     "action_positions",
     "all_actions_loss",
@@ -64,6 +67,7 @@ __all__ = [
     "dft_loss",
     "entropy",
     "gather_actions",
+    "head_loss",
     "iq_learn_loss",
     "kl_divergence",
     "kl_estimate",

@@ -17,13 +17,12 @@ from dpr_lightning.functional import (
     entropy,
     masked_mean,
     masked_sum,
-    token_logprobs,
 )
 from dpr_lightning.modules.advantages import CreditSpec, estimate_advantages
 from dpr_lightning.modules.base import PolicyModule, default_optimizer
 from dpr_lightning.modules.non_finite import NonFinitePolicy
 from dpr_lightning.modules.schedule import ScheduleSpec
-from dpr_lightning.policies import PolicySpec, action_logits, disable_dropout
+from dpr_lightning.policies import ActedLoss, PolicySpec, acted_loss, action_logits, disable_dropout
 from dpr_lightning.types import RolloutBatch
 
 
@@ -156,18 +155,14 @@ class DensePathReinforce(PolicyModule):
 
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> Tensor:
         """One micro-batch's share of the optimizer step's loss."""
-        scored = action_logits(self.policy, batch.tokens, batch.mask)
-        mask = scored.mask
-        logits = scored.logits.to(torch.promote_types(scored.logits.dtype, torch.float32))
+        surrogate = _Surrogate(batch, self.improbable_floor, self.clip_range)
         if self.needs_action_rewards:
-            logprobs = logits.log_softmax(-1)
-            logprob = logprobs.gather(-1, scored.tokens.unsqueeze(-1)).squeeze(-1)
-            uncertainty = entropy(logprobs.detach())
+            scored = self._all_actions(batch, surrogate)
         else:
-            logprob = token_logprobs(logits, scored.tokens)
-            uncertainty = entropy(logits.detach().log_softmax(-1))
+            scored = acted_loss(self.policy, batch.tokens, batch.mask, surrogate)
+        loss, logprob, mask = scored.loss, scored.logprob, scored.mask
         if self.check_start and self.global_step == 0 and batch_idx == 0:
-            self._check_start(batch, logprob.detach(), mask)
+            self._check_start(batch, logprob, mask)
         self.non_finite.watch(
             batch.prompt,
             {
@@ -178,26 +173,29 @@ class DensePathReinforce(PolicyModule):
             },
             mask,
         )
-        advantage = bound_unlikelihood(batch.advantage, logprob, self.improbable_floor)
-        loss, clipped = clipped_surrogate_loss(
-            logprob, batch.behaviour_logprob, advantage, mask, batch.num_tokens, self.clip_range
-        )
-        if self.needs_action_rewards:
-            loss = loss + self._immediate_loss(logprobs, batch, mask)
-        count, current = mask.sum(), logprob.detach()
         self.log_step(
             {
-                "entropy": masked_sum(uncertainty, mask),
-                "clip_share": clipped * count,
-                "ratio": masked_sum((current - batch.behaviour_logprob).exp(), mask),
-                "kl_to_sft": masked_sum(current - batch.sft_logprob, mask),
+                "entropy": masked_sum(scored.entropy, mask),
+                "clip_share": surrogate.clipped,
+                "ratio": masked_sum((logprob - batch.behaviour_logprob).exp(), mask),
+                "kl_to_sft": masked_sum(logprob - batch.sft_logprob, mask),
             },
-            count,
+            mask.sum(),
             loss,
         )
         self.log("train/kl_coefficient", self.kl_coefficient)
         self._log_rollout()
         return self.to_step_loss(loss)
+
+    def _all_actions(self, batch: RolloutBatch, surrogate: "_Surrogate") -> ActedLoss:
+        """The sampled future, and beside it the immediate term, which takes whole distributions."""
+        scored = action_logits(self.policy, batch.tokens, batch.mask)
+        logits = scored.logits.to(torch.promote_types(scored.logits.dtype, torch.float32))
+        logprobs = logits.log_softmax(-1)
+        logprob = logprobs.gather(-1, scored.tokens.unsqueeze(-1)).squeeze(-1)
+        acted = logprob[scored.mask]
+        loss = surrogate(acted, slice(0, len(acted))) + self._immediate_loss(logprobs, batch, scored.mask)
+        return ActedLoss(loss, logprob.detach(), entropy(logprobs.detach()), scored.tokens, scored.mask)
 
     def _immediate_loss(self, logprobs: Tensor, batch: RolloutBatch, mask: Tensor) -> Tensor:
         """−Σ_a π_θ(a|s)·[r(s,a) − β·log(π_θ/π_SFT)(a|s)], exact."""
@@ -281,6 +279,30 @@ class DensePathReinforce(PolicyModule):
                 "sampling temperature or top_p other than 1, dropout left on, or rollouts kept from another policy. "
                 "`check_start: false` goes on with the ratio as correction."
             )
+
+
+class _Surrogate:
+    """The loss of sampled tokens, called with the log-probabilities of some of them after the others.
+
+    Attributes:
+        clipped: how many of those tokens lost their gradient to the clip.
+    """
+
+    def __init__(self, batch: RolloutBatch, improbable_floor: float, clip_range: float) -> None:
+        mask = _action_mask(batch)
+        self._advantage, self._behaviour = batch.advantage[mask], batch.behaviour_logprob[mask]
+        self._num_tokens = batch.num_tokens
+        self._floor, self._clip_range = improbable_floor, clip_range
+        self.clipped = torch.zeros((), device=batch.advantage.device)
+
+    def __call__(self, logprob: Tensor, part: slice) -> Tensor:
+        """The sum of these tokens' losses."""
+        advantage = bound_unlikelihood(self._advantage[part], logprob, self._floor)
+        every = torch.ones_like(logprob, dtype=torch.bool).unsqueeze(0)
+        parts = (logprob.unsqueeze(0), self._behaviour[part].unsqueeze(0), advantage.unsqueeze(0))
+        loss, share = clipped_surrogate_loss(*parts, every, self._num_tokens, self._clip_range)
+        self.clipped = self.clipped + share * len(logprob)
+        return loss
 
 
 def _action_mask(rollout: RolloutBatch) -> Tensor:

@@ -13,7 +13,7 @@ from dpr_lightning.functional import ValueForm, dft_loss, iq_learn_loss, masked_
 from dpr_lightning.modules.base import PolicyModule, default_optimizer
 from dpr_lightning.modules.non_finite import NonFinitePolicy
 from dpr_lightning.modules.schedule import ScheduleSpec
-from dpr_lightning.policies import ActionLogits, PolicySpec, action_logits, state_logits
+from dpr_lightning.policies import ActionLogits, PolicySpec, acted_loss, action_logits, state_logits
 from dpr_lightning.types import DemonstrationBatch
 
 
@@ -65,26 +65,29 @@ class SupervisedIRL(PolicyModule):
         self.iq_learn = iq_learn if iq_learn is not None else IQLearnSpec()
         self.metrics = torch.nn.ModuleDict({"nll": MeanMetric(), "token_accuracy": MeanMetric()})
 
-    def forward_actions(self, batch: DemonstrationBatch) -> ActionLogits:
-        """Logits at the demonstrated actions; for IQ-Learn with the state after the last one."""
-        forward = state_logits if self.loss == "iq_learn" else action_logits
-        return forward(self.policy, batch.tokens, batch.mask)
-
     def training_step(self, batch: DemonstrationBatch, batch_idx: int) -> Tensor:
         """One micro-batch's share of the optimizer step's loss."""
-        scored = self.forward_actions(batch)
-        width = scored.tokens.shape[1]
-        logprob = token_logprobs(scored.logits[:, :width], scored.tokens)
-        self.non_finite.watch(batch.row, {"log_probability": logprob}, scored.mask)
-        if self.loss == "iq_learn":
-            loss = self._iq_learn_loss(scored, batch)
-        elif self.loss == "dft":
-            loss = dft_loss(logprob, scored.mask, batch.num_tokens)
-        else:
-            loss = sft_loss(logprob, scored.mask, batch.num_tokens)
-        self.log_step({"nll": -masked_sum(logprob.detach(), scored.mask)}, scored.mask.sum(), loss, prog_bar=("nll",))
+        loss, logprob, mask = self._imitated(batch)
+        self.non_finite.watch(batch.row, {"log_probability": logprob}, mask)
+        self.log_step({"nll": -masked_sum(logprob, mask)}, mask.sum(), loss, prog_bar=("nll",))
         self.log("train/tokens", batch.num_tokens)
         return self.to_step_loss(loss)
+
+    def _imitated(self, batch: DemonstrationBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss, and log-probabilities [B, T] of the demonstrated tokens with their mask."""
+        if self.loss == "iq_learn":
+            # The soft value of a state is no function of log-probabilities, so it takes the logits.
+            states = state_logits(self.policy, batch.tokens, batch.mask)
+            logprob = token_logprobs(states.logits[:, : states.tokens.shape[1]], states.tokens)
+            return self._iq_learn_loss(states, batch), logprob.detach(), states.mask
+        of_tokens = dft_loss if self.loss == "dft" else sft_loss
+
+        def token_loss(logprob: Tensor, _: slice) -> Tensor:
+            every = torch.ones_like(logprob, dtype=torch.bool)
+            return of_tokens(logprob.unsqueeze(0), every.unsqueeze(0), batch.num_tokens)
+
+        scored = acted_loss(self.policy, batch.tokens, batch.mask, token_loss)
+        return scored.loss, scored.logprob, scored.mask
 
     def _iq_learn_loss(self, scored: ActionLogits, batch: DemonstrationBatch) -> Tensor:
         options = self.iq_learn

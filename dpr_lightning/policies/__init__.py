@@ -1,5 +1,6 @@
 """A policy: its description as data, and how it becomes a model, a frozen copy or a folder."""
 
+from dpr_lightning.policies.acted_loss import ActedLoss, acted_loss
 from dpr_lightning.policies.build import build_policy
 from dpr_lightning.policies.export import flush, save_policy, whole_folder
 from dpr_lightning.policies.forward import (
@@ -37,12 +38,14 @@ from dpr_lightning.policies.verifier_head import (
 )
 
 __all__ = [
+    "ActedLoss",
     "ActionLogits",
     "FrozenPolicies",
     "Lockstep",
     "LoraSpec",
     "PolicySpec",
     "Weights",
+    "acted_loss",
     "action_logits",
     "budget_for_vocabulary",
     "build_policy",

@@ -20,8 +20,8 @@ class ActionLogits(NamedTuple):
 
 
 @contextmanager
-def _head_sees(model: nn.Module, position: Tensor) -> Iterator[None]:
-    """Let the output head see only the hidden states at ``position`` [B, T].
+def _head_sees(model: nn.Module, place: Tensor) -> Iterator[None]:
+    """Let the output head see only the hidden states at ``place`` [B, T], counted through all rows.
 
     A hook on the head, and not a call around it, so that whatever an architecture does to its logits afterwards
     (soft caps, scaling) still happens.
@@ -29,9 +29,8 @@ def _head_sees(model: nn.Module, position: Tensor) -> Iterator[None]:
     head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
 
     def select(_module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        hidden = arguments[0]
-        index = position.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
-        return (hidden.gather(1, index), *arguments[1:])
+        hidden = arguments[0].flatten(0, 1).index_select(0, place.flatten())
+        return (hidden.view(*place.shape, hidden.shape[-1]), *arguments[1:])
 
     handle = head.register_forward_pre_hook(select)
     try:
@@ -58,18 +57,24 @@ def packs_rows(model: nn.Module) -> bool:
 
 def logits_at(model: nn.Module, tokens: Tensor, mask: Tensor, state: Tensor, packed: bool | None) -> Tensor:
     """Logits [B, S, V] at the positions ``state`` [B, S] of each row; the others as in :func:`action_logits`."""
-    if not (packs_rows(model) if packed is None else packed):
-        with _head_sees(model, state):
-            return model(input_ids=tokens, use_cache=False).logits  # type: ignore[no-any-return]
+    inputs, start = model_inputs(model, tokens, mask, packed)
+    with _head_sees(model, start.unsqueeze(1) + state):
+        return model(**inputs, use_cache=False).logits  # type: ignore[no-any-return]
+
+
+def model_inputs(
+    model: nn.Module, tokens: Tensor, mask: Tensor, packed: bool | None
+) -> tuple[dict[str, Tensor], Tensor]:
+    """What the model is given, and where each row begins in it, [B]: next to each other, or end to end in one row."""
     columns = torch.arange(tokens.shape[1], device=tokens.device)
+    if not (packs_rows(model) if packed is None else packed):
+        return {"input_ids": tokens}, torch.arange(len(tokens), device=tokens.device) * tokens.shape[1]
     length = (mask * (columns + 1)).amax(1).clamp_min(1)
     kept = columns < length.unsqueeze(1)
-    start = length.cumsum(0) - length
-    with _head_sees(model, (start.unsqueeze(1) + state).reshape(1, -1)):
-        # Positions that begin again at 0 are what tells transformers where a row ends and the next begins.
-        position = columns.expand_as(tokens)[kept].unsqueeze(0)
-        logits = model(input_ids=tokens[kept].unsqueeze(0), position_ids=position, use_cache=False).logits
-    return logits.reshape(*state.shape, -1)  # type: ignore[no-any-return]
+    # Positions that begin again at 0 are what tells transformers where a row ends and the next begins.
+    position = columns.expand_as(tokens)[kept].unsqueeze(0)
+    inputs = {"input_ids": tokens[kept].unsqueeze(0), "position_ids": position}
+    return inputs, length.cumsum(0) - length
 
 
 def action_logits(model: nn.Module, tokens: Tensor, mask: Tensor, *, packed: bool | None = None) -> ActionLogits:
