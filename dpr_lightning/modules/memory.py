@@ -11,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper
 from torch.utils._pytree import tree_map_only
 from transformers.cache_utils import DynamicCache
 
-from dpr_lightning.functional import all_actions_loss, clipped_surrogate_loss, entropy, token_logprobs
+from dpr_lightning.functional import TokenLoss, all_actions_loss, clipped_surrogate_loss, entropy, token_logprobs
+from dpr_lightning.policies.fused_loss import bare_head, loss_at
 from dpr_lightning.policies.forward import logits_at
 from dpr_lightning.rollouts import SamplingOptions
 from dpr_lightning.rollouts.sampler import draw
@@ -176,17 +177,25 @@ def training_memory(
 
 def imitation_loss(model: nn.Module, shape: Shape) -> Tensor:
     """As :class:`SupervisedIRL` computes it."""
-    tokens, mask, state, chosen = _batch(shape)
-    return -token_logprobs(logits_at(model, tokens, mask, state, packed=False), chosen).sum()
+    return _acted(model, shape, lambda logprob, _: -logprob.sum())
 
 
 def reinforce_loss(model: nn.Module, shape: Shape) -> Tensor:
     """As :class:`DensePathReinforce` computes it with ``estimator: reinforce``."""
+    return _acted(
+        model, shape, lambda logprob, _: _surrogate(logprob[None], torch.ones_like(logprob[None], dtype=torch.bool))
+    )
+
+
+def _acted(model: nn.Module, shape: Shape, token_loss: TokenLoss) -> Tensor:
+    """As :func:`dpr_lightning.policies.fused_loss` does it; what logits hold is not known here, so nothing is tried."""
     tokens, mask, state, chosen = _batch(shape)
+    if bare_head(model) is not None:
+        start = torch.arange(shape.rows).unsqueeze(1) * shape.length
+        return loss_at(model, {"input_ids": tokens}, (start + state).flatten(), chosen.flatten(), token_loss).loss
     logits = logits_at(model, tokens, mask, state, packed=False).float()
-    logprob = token_logprobs(logits, chosen)
     entropy(logits.detach().log_softmax(-1))
-    return _surrogate(logprob, mask[:, -shape.acted :])
+    return token_loss(token_logprobs(logits, chosen).flatten(), slice(0, chosen.numel()))
 
 
 def all_actions_step_loss(model: nn.Module, shape: Shape) -> Tensor:

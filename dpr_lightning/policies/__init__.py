@@ -1,6 +1,6 @@
 """A policy: its description as data, and how it becomes a model, a frozen copy or a folder."""
 
-from dpr_lightning.policies.acted_loss import ActedLoss, acted_loss
+from dpr_lightning.policies.fused_loss import ActedLoss, acted_loss
 from dpr_lightning.policies.build import build_policy
 from dpr_lightning.policies.export import flush, save_policy, whole_folder
 from dpr_lightning.policies.forward import (

@@ -14,7 +14,7 @@ from dpr_lightning.data import DemonstrationDataModule
 from dpr_lightning.errors import InputError
 from dpr_lightning.functional import dft_loss, iq_learn_loss, token_logprobs
 from dpr_lightning.modules import IQLearnSpec, ScheduleSpec, SupervisedIRL
-from dpr_lightning.policies import PolicySpec
+from dpr_lightning.policies import PolicySpec, state_logits
 from dpr_lightning.types import DemonstrationBatch
 from tests.modules.conftest import weights
 from tests.training import Metrics, write_demonstrations
@@ -53,7 +53,7 @@ def test_iq_learn_is_that_of_the_whole_sequence(
     trainer = Trainer(step)
     module.trainer = trainer  # type: ignore[assignment]
     batch = DemonstrationBatch(TOKENS, MASK, TERMINATED, torch.tensor(26.0), torch.arange(4))
-    found = module._iq_learn_loss(module.forward_actions(batch), batch)
+    found = module._iq_learn_loss(state_logits(module.policy, batch.tokens, batch.mask), batch)
     logits = module.policy(input_ids=TOKENS).logits
     total = sum(
         iq_learn_loss(

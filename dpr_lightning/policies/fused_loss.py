@@ -1,6 +1,6 @@
 """The forward pass of training: a loss of the acted tokens, with the head's work done while it is at hand."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -67,9 +67,8 @@ def _fused(
     token_loss: TokenLoss,
     packed: bool | None,
 ) -> HeadLoss | None:
-    get_head: Any = getattr(model, "get_output_embeddings", None)
-    head = get_head() if get_head is not None else None
-    if type(head) is not nn.Linear or head.bias is not None:
+    head = bare_head(model)
+    if head is None:
         return None
     if model not in _plain:
         _plain[model] = _ends_with_its_head(model, head)
@@ -77,10 +76,34 @@ def _fused(
         return None
     inputs, start = model_inputs(model, tokens, mask, packed)
     place = (start.unsqueeze(1) + (position - 1).clamp_min(0))[acted]
+    return loss_at(model, inputs, place, chosen, token_loss)
+
+
+def bare_head(model: nn.Module) -> nn.Linear | None:
+    """The output head, where it is a product with a matrix and no more."""
+    get_head: Any = getattr(model, "get_output_embeddings", None)
+    head = get_head() if get_head is not None else None
+    return head if type(head) is nn.Linear and head.bias is None else None
+
+
+def loss_at(
+    model: nn.Module, inputs: Mapping[str, Tensor], place: Tensor, chosen: Tensor, token_loss: TokenLoss
+) -> HeadLoss:
+    """The loss of a model whose logits are what its bare head makes.
+
+    Args:
+        model: asked once.
+        inputs: for its forward pass.
+        place: [N], states to look at, counted through all rows.
+        chosen: [N], tokens chosen there.
+        token_loss: see :func:`dpr_lightning.functional.head_loss`.
+    """
+    head: Any = bare_head(model)
     found: list[HeadLoss] = []
 
     def compute(hidden: Tensor) -> Tensor:
-        found.append(head_loss(hidden.flatten(0, 1).index_select(0, place), head.weight, chosen, token_loss))
+        states = hidden.flatten(0, 1).index_select(0, place)
+        found.append(head_loss(states, head.weight, chosen, token_loss))
         # In place of logits, so that whoever gathers weights for a layer sees its result go by.
         return found[0].loss.view(1, 1, 1)
 
@@ -102,12 +125,14 @@ def _head_does(head: nn.Module, compute: Callable[[Tensor], Tensor]) -> Iterator
 
 @torch.no_grad()
 def _ends_with_its_head(model: nn.Module, head: nn.Module) -> bool:
-    """Whether a model returns what its head computes; found out with one token, for architectures do not say."""
+    """Whether a model returns what its head computes; found out with a few tokens, for architectures do not say."""
     seen: list[Tensor] = []
     handle = head.register_forward_hook(lambda _module, _arguments, output: seen.append(output))
     try:
-        token = torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device)
-        logits = model(input_ids=token, use_cache=False).logits
+        # Several: the embedding of one that pads is 0, and so are all its logits, capped or not.
+        vocabulary = int(model.config.get_text_config().vocab_size)  # type: ignore[union-attr, operator]
+        tokens = torch.arange(min(8, vocabulary), device=next(model.parameters()).device).unsqueeze(0)
+        logits = model(input_ids=tokens, use_cache=False).logits
     finally:
         handle.remove()
     return len(seen) == 1 and seen[0].shape == logits.shape and bool(torch.equal(seen[0], logits))
