@@ -12,8 +12,8 @@ from torch.utils._pytree import tree_map_only
 from transformers.cache_utils import DynamicCache
 
 from dpr_lightning.functional import TokenLoss, all_actions_loss, clipped_surrogate_loss, entropy, token_logprobs
-from dpr_lightning.policies.fused_loss import bare_head, loss_at
 from dpr_lightning.policies.forward import logits_at
+from dpr_lightning.policies.fused_loss import bare_head, loss_at
 from dpr_lightning.rollouts import SamplingOptions
 from dpr_lightning.rollouts.sampler import draw
 

@@ -1,6 +1,5 @@
 """A policy: its description as data, and how it becomes a model, a frozen copy or a folder."""
 
-from dpr_lightning.policies.fused_loss import ActedLoss, acted_loss
 from dpr_lightning.policies.build import build_policy
 from dpr_lightning.policies.export import flush, save_policy, whole_folder
 from dpr_lightning.policies.forward import (
@@ -16,6 +15,7 @@ from dpr_lightning.policies.forward import (
     state_logits,
 )
 from dpr_lightning.policies.frozen import FrozenPolicies
+from dpr_lightning.policies.fused_loss import ActedLoss, acted_loss
 from dpr_lightning.policies.lightning_state import is_in_shards
 from dpr_lightning.policies.lockstep import Lockstep
 from dpr_lightning.policies.sharding import (
