@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dpr_lightning.functional._checks import at_least_float32, expect_dimensions, expect_shape
+from dpr_lightning.functional._checks import expect_dimensions, expect_shape
 
 TokenLoss = Callable[[Tensor, slice], Tensor]
 """From the log-probabilities of some tokens, and which of the N they are, to the sum of their losses."""
@@ -40,7 +40,8 @@ def head_loss(
         ∂L/∂z = f'(log π(a))·(onehot(a) − softmax(z)),   ∂L/∂h = Wᵀ·∂L/∂z,   ∂L/∂W = Σ ∂L/∂z·hᵀ
 
     so the backward pass computes no logits again (6·V·D operations a token instead of 8) and keeps none. Beside the
-    gradients themselves a call takes some blocks of logits, however many tokens there are.
+    gradients themselves, which are of the type of what they belong to, a call takes some blocks of logits, however
+    many tokens there are. Under autocast the products are of its type.
 
     Args:
         hidden: states before the head, of scored tokens alone.
@@ -64,10 +65,10 @@ def head_loss(
     size = block if block is not None else _BLOCK_ON_GPU if hidden.is_cuda else _BLOCK
     rows = max(1, size // max(1, weight.shape[0]))
     device = hidden.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        hidden, weight = hidden.to(dtype), weight.to(dtype)
-    return HeadLoss(*_HeadLoss.apply(hidden, weight, tokens.long(), token_loss, rows))  # type: ignore[no-untyped-call]
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    with torch.autocast(device, enabled=False):
+        found = _HeadLoss.apply(hidden, weight, tokens.long(), token_loss, rows, dtype)  # type: ignore[no-untyped-call]
+    return HeadLoss(*found)
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -75,20 +76,20 @@ class _HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, tokens: Tensor, token_loss: TokenLoss, rows: int
+        ctx: Any, hidden: Tensor, weight: Tensor, tokens: Tensor, token_loss: TokenLoss, rows: int, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor, Tensor]:
-        wide = at_least_float32(hidden.new_empty(0)).dtype
+        wide = torch.promote_types(dtype, torch.float32)
+        matrix = weight.to(dtype)
         logprob = torch.empty(len(tokens), dtype=wide, device=hidden.device)
         entropy = torch.empty_like(logprob)
         loss = logprob.new_zeros(())
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         hidden_grad = torch.empty_like(hidden) if wants_hidden else None
-        # Half precision would round the sum after each block.
-        weight_grad = torch.zeros_like(weight, dtype=wide) if wants_weight else None
+        weight_grad = torch.zeros_like(weight) if wants_weight else None
         for start in range(0, len(tokens), rows):
             part = slice(start, start + rows)
-            states, chosen = hidden[part], tokens[part, None]
-            logits = (states @ weight.T).to(wide)
+            states, chosen = hidden[part].to(dtype), tokens[part, None]
+            logits = (states @ matrix.T).to(wide)
             highest = logits.amax(-1, keepdim=True)
             probability = (logits - highest).exp_()
             total = probability.sum(-1, keepdim=True)
@@ -109,16 +110,16 @@ class _HeadLoss(torch.autograd.Function):
             silent = (slope == 0)[:, None]
             change = probability.mul_(-slope[:, None])
             change.scatter_add_(-1, chosen, slope[:, None])
-            change = change.masked_fill_(silent, 0.0).to(hidden.dtype)
+            change = change.masked_fill_(silent, 0.0).to(dtype)
             if hidden_grad is not None:
-                hidden_grad[part] = change @ weight
+                hidden_grad[part] = change @ matrix
             if weight_grad is not None:
                 held = states.masked_fill(silent, 0.0)
                 if weight_grad.dtype == change.dtype:
                     torch.addmm(weight_grad, change.T, held, out=weight_grad)
                 else:
                     weight_grad += change.T @ held
-        ctx.gradients = (hidden_grad, None if weight_grad is None else weight_grad.to(weight.dtype))
+        ctx.gradients = (hidden_grad, weight_grad)
         ctx.mark_non_differentiable(logprob, entropy)
         return loss, logprob, entropy
 
@@ -129,4 +130,4 @@ class _HeadLoss(torch.autograd.Function):
         scale = loss_grad.to(torch.float64)
         found = tuple(None if held is None else held.mul_(scale.to(held.dtype)) for held in (hidden_grad, weight_grad))
         ctx.gradients = (None, None)
-        return (*found, None, None, None)
+        return (*found, None, None, None, None)

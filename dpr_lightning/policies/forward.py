@@ -1,6 +1,6 @@
 """The forward pass that trains and scores: logits only where the policy acted."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -162,6 +162,19 @@ def parts_by_length(tokens: Tensor, mask: Tensor, token_budget: int) -> Iterator
         longest = int(length[rows].max())
         yield rows, tokens[rows.to(tokens.device), :longest], mask[rows.to(mask.device), :longest]
         start = end
+
+
+@contextmanager
+def evaluating(models: Sequence[nn.Module]) -> Iterator[None]:
+    """Dropout off within; gradient checkpointing, which only acts in training mode, is off too."""
+    training = [model.training for model in models]
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for model, was in zip(models, training, strict=True):
+            model.train(was)
 
 
 def disable_dropout(model: nn.Module) -> None:

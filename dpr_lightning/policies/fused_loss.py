@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dpr_lightning.functional import HeadLoss, TokenLoss, action_positions, entropy, head_loss, token_logprobs
-from dpr_lightning.policies.forward import action_logits, model_inputs
+from dpr_lightning.policies.forward import action_logits, evaluating, model_inputs
 
 _plain: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 """Whether the logits of a model are its head's product with the hidden states, and nothing else."""
@@ -130,9 +130,9 @@ def _ends_with_its_head(model: nn.Module, head: nn.Module) -> bool:
     handle = head.register_forward_hook(lambda _module, _arguments, output: seen.append(output))
     try:
         # Several: the embedding of one that pads is 0, and so are all its logits, capped or not.
-        vocabulary = int(model.config.get_text_config().vocab_size)  # type: ignore[union-attr, operator]
-        tokens = torch.arange(min(8, vocabulary), device=next(model.parameters()).device).unsqueeze(0)
-        logits = model(input_ids=tokens, use_cache=False).logits
+        tokens = torch.arange(min(8, head.out_features), device=head.weight.device).unsqueeze(0)
+        with evaluating([model]):  # which draws no random numbers: a run that goes on looks again
+            logits = model(input_ids=tokens, use_cache=False).logits
     finally:
         handle.remove()
     return len(seen) == 1 and seen[0].shape == logits.shape and bool(torch.equal(seen[0], logits))

@@ -1,7 +1,6 @@
 """Prompts in, sampled token ids and the log-probabilities they were drawn with out."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
 from dpr_lightning.errors import InputError
-from dpr_lightning.policies import Lockstep, model_device
+from dpr_lightning.policies import Lockstep, evaluating, model_device
 from dpr_lightning.rollouts.random import counter_uniform, sample_keys
 from dpr_lightning.types import Rollouts
 
@@ -100,7 +99,7 @@ def sample(
     order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
     at_once = max(1, options.batch_size // num_samples)
     finished: dict[int, _Answers] = {}
-    with torch.no_grad(), _evaluating(sources), Lockstep(sources) as lockstep:
+    with torch.no_grad(), evaluating(sources), Lockstep(sources) as lockstep:
         for start in range(0, len(order), at_once):
             places = order[start : start + at_once]
             decoding = _Decoding(sources, combine, options, stop_tokens, pad_token, lockstep)
@@ -126,19 +125,6 @@ class _Answers:
     logprob: Tensor
     length: Tensor
     terminated: Tensor
-
-
-@contextmanager
-def _evaluating(models: Sequence[nn.Module]) -> Iterator[None]:
-    """Dropout off while sampling; gradient checkpointing only acts in training mode, so it is off too."""
-    training = [model.training for model in models]
-    for model in models:
-        model.eval()
-    try:
-        yield
-    finally:
-        for model, was in zip(models, training, strict=True):
-            model.train(was)
 
 
 class _Decoding:
