@@ -2,17 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import DynamicCache
 
 from dpr_lightning.errors import InputError
 from dpr_lightning.policies import Lockstep, evaluating, model_device
+from dpr_lightning.rollouts.cache import fill_gaps, growing_cache, keep_rows
 from dpr_lightning.rollouts.random import counter_uniform, sample_keys
 from dpr_lightning.types import Rollouts
 
+_BLOCK = 256
+"""Tokens of the vocabulary whose probabilities are summed together before one of them is looked for."""
 Combine = Callable[[list[Tensor]], Tensor]
 """Turns the log-probabilities [B, V] of several models into the logits to sample from."""
 
@@ -146,7 +147,7 @@ class _Decoding:
         self.pad_token = pad_token
         self.device = model_device(models[0])
         self.stop = torch.tensor(list(stop_tokens), device=self.device)
-        self.caches = [DynamicCache(config=cast(Any, model.config)) for model in models]
+        self.caches = [growing_cache(model) for model in models]
 
     def run(
         self, prompts: Sequence[Sequence[int]], identities: Sequence[int], num_samples: int, seed: int
@@ -165,14 +166,16 @@ class _Decoding:
             tokens[row, step] = chosen
             logprob[row, step] = chosen_logprob
             ended = torch.isin(chosen, self.stop)
-            terminated[row[ended]] = True
-            length[row[ended]] = step + 1
-            if step + 1 == limit or bool(ended.all()):
+            ends = int(ended.sum())
+            if ends:
+                terminated[row[ended]] = True
+                length[row[ended]] = step + 1
+            if step + 1 == limit or ends == len(ended):
                 break
-            if bool(ended.any()):
-                keep = (~ended).nonzero().squeeze(1)
-                row, key, chosen = row[keep], key[keep], chosen[keep]
-                self._keep(keep)
+            if ends:
+                order = fill_gaps(ended)
+                row, key, chosen = row[order], key[order], chosen[order]
+                self._keep(order)
             logits = self._step(chosen)
         shape = (len(prompts), num_samples)
         parts = (tokens.cpu(), logprob.cpu(), length.cpu(), terminated.cpu())
@@ -219,15 +222,17 @@ class _Decoding:
                 use_cache=True,
                 logits_to_keep=1,
             )
-            logprobs.append(output.logits[:, -1].float().log_softmax(-1))
+            logits = output.logits[:, -1].float()
+            # One model's logits serve as they are: what is drawn from them is normalised there.
+            logprobs.append(logits if self.combine is only else logits.log_softmax(-1))
         return self.combine(logprobs)
 
-    def _keep(self, rows: Tensor) -> None:
+    def _keep(self, order: Tensor) -> None:
         for cache in self.caches:
-            cache.batch_select_indices(rows)
-        self.position = self.position[rows]
+            keep_rows(cache, order)
+        self.position = self.position[order]
         if self.attention is not None:
-            self.attention = self.attention[rows]
+            self.attention = self.attention[order]
 
 
 def draw(logits: Tensor, options: SamplingOptions, uniform: Tensor) -> tuple[Tensor, Tensor]:
@@ -244,14 +249,33 @@ def draw(logits: Tensor, options: SamplingOptions, uniform: Tensor) -> tuple[Ten
     if options.temperature == 0:
         chosen = logits.argmax(-1)
         return chosen, torch.zeros_like(chosen, dtype=torch.float32)
-    logprobs = (logits.float() / options.temperature).log_softmax(-1)
+    scaled = logits.float()
+    if options.temperature != 1:
+        scaled = scaled / options.temperature
     if options.top_p < 1:
-        logprobs = _nucleus(logprobs, options.top_p)
-    cumulative = logprobs.double().exp().cumsum(-1)
-    # Scaling by the last entry makes rounding harmless; `right` never lands on a token of probability zero.
-    target = (uniform * cumulative[:, -1]).unsqueeze(1)
-    chosen = torch.searchsorted(cumulative, target, right=True).squeeze(1).clamp_max(logits.shape[-1] - 1)
-    return chosen, logprobs.gather(1, chosen.unsqueeze(1)).squeeze(1)
+        scaled = _nucleus(scaled.log_softmax(-1), options.top_p)
+    highest = scaled.amax(-1, keepdim=True)
+    weight = scaled.new_zeros(len(scaled), -(-scaled.shape[-1] // _BLOCK) * _BLOCK)
+    torch.sub(scaled, highest, out=weight[:, : scaled.shape[-1]]).exp_()
+    # First the block, then the token in it: the vocabulary is summed once, and not once for every token.
+    blocks = weight.unflatten(-1, (-1, _BLOCK))
+    until = blocks.sum(-1).double().cumsum(-1)
+    total = until[:, -1:]
+    target = uniform.unsqueeze(1) * total
+    block = _first_above(until, target)
+    inside = blocks.gather(1, block.unsqueeze(-1).expand(-1, 1, _BLOCK)).squeeze(1).double().cumsum(-1)
+    before = torch.where(block > 0, until.gather(1, (block - 1).clamp_min(0)), 0.0)
+    chosen = block * _BLOCK + _first_above(inside, target - before)
+    chosen = chosen.clamp_max(scaled.shape[-1] - 1)  # where logits are no numbers
+    logprob = scaled.gather(1, chosen) - highest - total.log().float()
+    return chosen.squeeze(1), logprob.squeeze(1)
+
+
+def _first_above(cumulative: Tensor, target: Tensor) -> Tensor:
+    """Place [B, 1] of the first sum above the target; rounding of the target leads to none that adds nothing."""
+    largest = torch.nextafter(cumulative[:, -1:], cumulative.new_zeros(()))
+    place = torch.searchsorted(cumulative, torch.minimum(target, largest), right=True)
+    return place.clamp_max(cumulative.shape[-1] - 1)
 
 
 def _nucleus(logprobs: Tensor, top_p: float) -> Tensor:

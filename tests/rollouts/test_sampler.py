@@ -8,8 +8,9 @@ from scipy import stats
 
 from dpr_lightning.errors import InputError
 from dpr_lightning.functional import token_logprobs
-from dpr_lightning.policies import PolicySpec, action_logits, build_policy
+from dpr_lightning.policies import PolicySpec, action_logits, build_policy, sequence_logprobs
 from dpr_lightning.rollouts import SamplingOptions, counter_uniform, draw, sample, sample_keys
+from dpr_lightning.rollouts.cache import fill_gaps
 
 PROMPTS = [[5, 6, 7], [8, 9], [10, 11, 12, 13, 14], [7]]
 # Several stop tokens, so that an untrained policy ends some of its answers.
@@ -113,6 +114,40 @@ def test_temperature_enters_the_reported_logprob() -> None:
     chosen, logprob = draw(logits, SamplingOptions(1, temperature=0.5), torch.rand(50, dtype=torch.float64))
     expected = (logits / 0.5).log_softmax(-1).gather(1, chosen.unsqueeze(1)).squeeze(1)
     torch.testing.assert_close(logprob, expected)
+
+
+@pytest.mark.parametrize("vocabulary", [7, 256, 1000])
+def test_a_token_is_where_its_number_falls_in_the_distribution(vocabulary: int) -> None:
+    count = 20_000
+    logits = 3 * torch.randn(vocabulary, generator=torch.Generator().manual_seed(0))
+    uniform = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    chosen, logprob = draw(logits.expand(count, -1), SamplingOptions(1), uniform)
+    probability = logits.double().softmax(-1)
+    expected = torch.searchsorted(probability.cumsum(-1), uniform, right=True)
+    # Sums in float32 move the borders between tokens a little.
+    assert (chosen != expected).double().mean() < 1e-3
+    assert (chosen - expected).abs().max() <= 1
+    torch.testing.assert_close(logprob.double(), probability.log()[chosen], atol=1e-5, rtol=0)
+
+
+def test_long_answers_of_many_lengths(policy: torch.nn.Module) -> None:
+    """Keys and values outgrow their room, and rows take the places of others, over and over."""
+    prompts = [[5, 6, 7], [8], [9, 10, 11, 12]]
+    rollouts = sample(policy, prompts, SamplingOptions(150), stop_tokens=STOP[:2], pad_token=PAD, num_samples=16)
+    lengths = rollouts.mask.sum(1)
+    assert int(lengths.max()) > 100
+    assert len(lengths.unique()) > 15
+    fresh = sequence_logprobs(policy.eval(), rollouts.tokens, rollouts.mask)
+    torch.testing.assert_close(rollouts.logprob, fresh, atol=2e-5, rtol=0)
+
+
+def test_few_rows_move_when_some_end() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        ended = torch.rand(12, generator=generator) < 0.4
+        order = fill_gaps(ended)
+        assert sorted(order.tolist()) == (~ended).nonzero().squeeze(1).tolist()
+        assert int((order != torch.arange(len(order))).sum()) <= int(ended.sum())
 
 
 def test_counter_numbers_are_uniform_and_unrelated() -> None:
