@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from dpr_lightning.cli.lightning import parse_lightning
 from dpr_lightning.data.demonstrations import DEFAULT_TOKEN_BUDGET
 from dpr_lightning.errors import InputError
+from dpr_lightning.modules.master_weights import MasterWeights
 from dpr_lightning.modules.memory import (
     Shape,
     StepMemory,
@@ -126,6 +127,8 @@ def plan(arguments: Sequence[str]) -> Plan:
     spec, autocast = _precision(_policy(options["policy"]), str(trainer["precision"]), ranks)
     make = partial(_made, spec)
     optimizer = _optimizer(options["optimizer"])
+    if spec.master_weights and ranks.kind in ("one", "ddp"):
+        optimizer = partial(MasterWeights, build=optimizer)
     accumulate = trainer["accumulate_grad_batches"]
     phases: dict[str, int] = {}
     stays: dict[str, int] = {}

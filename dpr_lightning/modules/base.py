@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.distributed import mark, sum_over_ranks
 from dpr_lightning.errors import InputError
+from dpr_lightning.modules.master_weights import HALF, MasterWeights
 from dpr_lightning.modules.non_finite import NonFinitePolicy, NonFiniteSteps
 from dpr_lightning.modules.schedule import ScheduleSpec
 from dpr_lightning.policies import PolicySpec, build_policy, is_sharded
@@ -121,12 +122,23 @@ class PolicyModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer over trainable parameters, and its schedule."""
-        optimizer = self.optimizer_callable([weight for weight in self.parameters() if weight.requires_grad])
+        weights = [weight for weight in self.parameters() if weight.requires_grad]
+        if self._takes_copies and any(weight.dtype in HALF for weight in weights):
+            optimizer: torch.optim.Optimizer = MasterWeights(weights, self.optimizer_callable)
+        else:
+            optimizer = self.optimizer_callable(weights)
         self._optimizer_options = [
             {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
         ]
         scheduler = self.schedule.build(optimizer, self.trainer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    @property
+    def _takes_copies(self) -> bool:
+        """Whether half-precision weights are stepped in float32 here: DeepSpeed does that itself, FSDP2 differently."""
+        return self.policy_spec.master_weights and not (
+            hasattr(self.trainer.strategy, "gradient_norm") or is_sharded(self.policy)
+        )
 
     def on_train_start(self) -> None:
         """What the command line says of the optimizer wins over what a checkpoint remembers."""

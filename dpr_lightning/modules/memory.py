@@ -149,8 +149,9 @@ def training_memory(
         model = make_policy()
         live.watch_gradients(model)
         trained = [weight for weight in model.parameters() if weight.requires_grad]
-        optimizer = make_optimizer(trained)
         weights, state = live.live, 0
+        optimizer = make_optimizer(trained)
+        copies = live.live - weights
         for _ in range(2):
             live.reset()
             for _ in range(accumulate):
@@ -161,7 +162,7 @@ def training_memory(
             gradients = live.gradients
             before = live.live
             optimizer.step()
-            state = state or live.live - before
+            state = state or copies + live.live - before
             optimizer.zero_grad()
             live.gradients_gone()
         return StepMemory(

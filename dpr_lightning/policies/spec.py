@@ -36,6 +36,9 @@ class PolicySpec:
         checkpoint: weights to start from instead of the source's: a folder written by this package (a full model, or
             an adapter of this base) or a Lightning ``.ckpt`` file.
         dtype: of the parameters.
+        master_weights: of parameters in half precision, let the optimizer step float32 copies, in which small changes
+            are not lost. DeepSpeed keeps such copies anyway; FSDP2 holds weights in float32 instead (`dtype`) and
+            computes in the precision of the trainer.
         attention: transformers' attention implementation. With flash attention the rows of a micro-batch are packed
             end to end, without padding.
         lora: train adapters instead of every parameter.
@@ -49,6 +52,7 @@ class PolicySpec:
     gguf_file: str | None = None
     checkpoint: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    master_weights: bool = True
     attention: str = "sdpa"
     lora: LoraSpec | None = None
     gradient_checkpointing: bool = False
