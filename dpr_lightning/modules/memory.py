@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_map_only
-from transformers.cache_utils import DynamicCache
 
 from dpr_lightning.functional import TokenLoss, all_actions_loss, clipped_surrogate_loss, entropy, token_logprobs
 from dpr_lightning.policies.forward import logits_at
 from dpr_lightning.policies.fused_loss import bare_head, loss_at
 from dpr_lightning.rollouts import SamplingOptions
+from dpr_lightning.rollouts.cache import growing_cache
 from dpr_lightning.rollouts.sampler import draw
 
 
@@ -249,7 +249,7 @@ def sampling_memory(make_policy: Callable[[], nn.Module], rows: int, prompt: int
     with LiveBytes() as live, torch.no_grad():
         model = make_policy().eval()
         weights = live.live
-        cache = DynamicCache(config=model.config)  # type: ignore[arg-type]
+        cache = growing_cache(model, prompt + options.max_new_tokens)
         read = torch.zeros(rows, prompt + options.max_new_tokens - 1, dtype=torch.long)
         model(input_ids=read, past_key_values=cache, use_cache=True, logits_to_keep=1)
         live.reset()
@@ -257,7 +257,7 @@ def sampling_memory(make_policy: Callable[[], nn.Module], rows: int, prompt: int
         output = model(
             input_ids=read[:, :1], position_ids=position, past_key_values=cache, use_cache=True, logits_to_keep=1
         )
-        logits = output.logits[:, -1].float().log_softmax(-1)
+        logits = output.logits[:, -1].float()
         del output
         draw(logits, options, torch.zeros(rows, dtype=torch.float64))
         return int(live.peak - weights)

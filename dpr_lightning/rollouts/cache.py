@@ -15,10 +15,14 @@ class RoomyLayer(DynamicLayer):
 
     transformers' own joins old and new at every token, which reads and writes all there is. Here a token costs what it
     takes to write it, and a row that ends is replaced by the last one.
+
+    Args:
+        longest: tokens that a row will have at most.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, longest: int) -> None:
         super().__init__()
+        self._longest = longest
         self._held: list[Tensor] = []
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
@@ -30,7 +34,8 @@ class RoomyLayer(DynamicLayer):
             return self.keys, self.values
         length, new = self.keys.shape[-2], key_states.shape[-2]
         if length + new > self._held[0].shape[-2]:
-            self._held = [_with_room(part, length + new + _ROOM) for part in (self.keys, self.values)]
+            room = max(length + new, min(length + new + _ROOM, self._longest))
+            self._held = [_with_room(part, room) for part in (self.keys, self.values)]
         for held, part in zip(self._held, (key_states, value_states), strict=True):
             held[: len(part), :, length : length + new] = part
         self._show(len(key_states), length + new)
@@ -60,10 +65,13 @@ def _with_room(part: Tensor, length: int) -> Tensor:
     return roomy
 
 
-def growing_cache(model: nn.Module) -> DynamicCache:
-    """An empty cache for a model; layers of other kinds (sliding windows, recurrent states) stay transformers' own."""
+def growing_cache(model: nn.Module, longest: int) -> DynamicCache:
+    """An empty cache for rows of up to ``longest`` tokens.
+
+    Layers of other kinds (sliding windows, recurrent states) stay transformers' own.
+    """
     cache = DynamicCache(config=cast(Any, model.config))
-    cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    cache.layers = [RoomyLayer(longest) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 
 

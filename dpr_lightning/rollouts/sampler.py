@@ -147,7 +147,6 @@ class _Decoding:
         self.pad_token = pad_token
         self.device = model_device(models[0])
         self.stop = torch.tensor(list(stop_tokens), device=self.device)
-        self.caches = [growing_cache(model) for model in models]
 
     def run(
         self, prompts: Sequence[Sequence[int]], identities: Sequence[int], num_samples: int, seed: int
@@ -185,6 +184,7 @@ class _Decoding:
     def _read(self, prompts: Sequence[Sequence[int]], num_samples: int) -> Tensor:
         """Read every prompt once, then give each of its samples a copy of what was read."""
         longest = max(len(prompt) for prompt in prompts)
+        self.caches = [growing_cache(model, longest + self.options.max_new_tokens) for model in self.models]
         tokens = torch.full((len(prompts), longest), self.pad_token)
         attention = torch.zeros(len(prompts), longest, dtype=torch.int64)
         for place, prompt in enumerate(prompts):
