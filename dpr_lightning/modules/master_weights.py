@@ -38,7 +38,7 @@ class MasterWeights(Optimizer):
         self.state = self.inner.state
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of the optimizer within; weights without a gradient stay as they are."""
         loss = None
         if closure is not None:

@@ -124,7 +124,7 @@ def _head_does(head: nn.Module, compute: Callable[[Tensor], Tensor]) -> Iterator
 
 
 @torch.no_grad()
-def _ends_with_its_head(model: nn.Module, head: nn.Module) -> bool:
+def _ends_with_its_head(model: nn.Module, head: nn.Linear) -> bool:
     """Whether a model returns what its head computes; found out with a few tokens, for architectures do not say."""
     seen: list[Tensor] = []
     handle = head.register_forward_hook(lambda _module, _arguments, output: seen.append(output))

@@ -10,7 +10,7 @@ _ROOM = 64
 """Tokens of room that a full layer gets: what is there already is copied once for so many steps."""
 
 
-class RoomyLayer(DynamicLayer):
+class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """Keys and values of one layer, at the beginning of tensors that have room for more tokens.
 
     transformers' own joins old and new at every token, which reads and writes all there is. Here a token costs what it
@@ -21,42 +21,45 @@ class RoomyLayer(DynamicLayer):
     """
 
     def __init__(self, longest: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._longest = longest
-        self._held: list[Tensor] = []
+        self._held: tuple[Tensor, Tensor]
+        self._length = 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Write keys and values [B, heads, new, width] behind the others; returns all of them, as views."""
+        rows, start, end = len(key_states), self._length, self._length + key_states.shape[-2]
         if not self.is_initialized:
             # What is read at first is kept as it came: it will be copied for each sample anyway.
             self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
-            self._hold([key_states, value_states])
-            return self.keys, self.values
-        length, new = self.keys.shape[-2], key_states.shape[-2]
-        if length + new > self._held[0].shape[-2]:
-            room = max(length + new, min(length + new + _ROOM, self._longest))
-            self._held = [_with_room(part, room) for part in (self.keys, self.values)]
-        for held, part in zip(self._held, (key_states, value_states), strict=True):
-            held[: len(part), :, length : length + new] = part
-        self._show(len(key_states), length + new)
-        return self.keys, self.values
+            self._held = (key_states, value_states)
+            return self._show(rows, end)
+        keys, values = self._held
+        if end > keys.shape[-2]:
+            room = max(end, min(end + _ROOM, self._longest))
+            keys, values = _with_room(keys[:rows, :, :start], room), _with_room(values[:rows, :, :start], room)
+            self._held = (keys, values)
+        keys[:rows, :, start:end] = key_states
+        values[:rows, :, start:end] = value_states
+        return self._show(rows, end)
 
     def move(self, source: Tensor, target: Tensor, rows: int) -> None:
         """Put the rows ``source`` in the places ``target``, and drop all but the first ``rows``."""
         for held in self._held:
             held[target] = held[source]
-        self._show(rows, self.keys.shape[-2])
+        self._show(rows, self._length)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """``repeats`` copies of every row, next to each other."""
-        self._hold([part.repeat_interleave(repeats, 0) for part in (self.keys, self.values)])
+        keys, values = self._held
+        self._held = (keys.repeat_interleave(repeats, 0), values.repeat_interleave(repeats, 0))
+        self._show(len(self._held[0]), self._length)
 
-    def _hold(self, parts: list[Tensor]) -> None:
-        self._held = parts
-        self.keys, self.values = parts
-
-    def _show(self, rows: int, length: int) -> None:
-        self.keys, self.values = (held[:rows, :, :length] for held in self._held)
+    def _show(self, rows: int, length: int) -> tuple[Tensor, Tensor]:
+        """Let transformers see what is written, and no room."""
+        keys, values = self._held
+        self.keys, self.values, self._length = keys[:rows, :, :length], values[:rows, :, :length], length
+        return self.keys, self.values
 
 
 def _with_room(part: Tensor, length: int) -> Tensor:

@@ -258,7 +258,7 @@ def draw(logits: Tensor, options: SamplingOptions, uniform: Tensor) -> tuple[Ten
     weight = scaled.new_zeros(len(scaled), -(-scaled.shape[-1] // _BLOCK) * _BLOCK)
     torch.sub(scaled, highest, out=weight[:, : scaled.shape[-1]]).exp_()
     # First the block, then the token in it: the vocabulary is summed once, and not once for every token.
-    blocks = weight.unflatten(-1, (-1, _BLOCK))
+    blocks = weight.view(len(scaled), -1, _BLOCK)
     until = blocks.sum(-1).double().cumsum(-1)
     total = until[:, -1:]
     target = uniform.unsqueeze(1) * total
