@@ -22,6 +22,7 @@ from dpr_lightning.policies.lockstep import Lockstep
 from dpr_lightning.policies.sharding import (
     Weights,
     build_sharded,
+    fetches_weights,
     gathered_weights,
     holds_whole,
     is_sharded,
@@ -57,6 +58,7 @@ __all__ = [
     "default_token_budget",
     "disable_dropout",
     "evaluating",
+    "fetches_weights",
     "flush",
     "gathered_weights",
     "holds_whole",

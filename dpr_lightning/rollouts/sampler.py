@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from dpr_lightning.errors import InputError
 from dpr_lightning.policies import Lockstep, evaluating, model_device
 from dpr_lightning.rollouts.cache import fill_gaps, growing_cache, keep_rows
+from dpr_lightning.rollouts.one_token import OneTokenPass, knows
 from dpr_lightning.rollouts.random import counter_uniform, sample_keys
 from dpr_lightning.types import Rollouts
 
@@ -141,6 +142,7 @@ class _Decoding:
         lockstep: Lockstep,
     ) -> None:
         self.models = models
+        self.one_token = [OneTokenPass(model) if knows(model) else None for model in models]
         self.lockstep = lockstep
         self.combine = combine
         self.options = options
@@ -195,7 +197,10 @@ class _Decoding:
         self.attention = attention.to(self.device) if padded else None
         self.position = attention.sum(1).to(self.device)
         read_position = (attention.cumsum(1) - 1).clamp_min(0).to(self.device) if padded else None
-        logits = self._forward(tokens.to(self.device), read_position)
+        self.lockstep.begin()
+        logits = self._combined(
+            [self._ask(place, tokens.to(self.device), read_position) for place in range(len(self.models))]
+        )
         for cache in self.caches:
             cache.batch_repeat_interleave(num_samples)
         if self.attention is not None:
@@ -206,26 +211,33 @@ class _Decoding:
     def _step(self, chosen: Tensor) -> Tensor:
         if self.attention is not None:
             self.attention = torch.cat([self.attention, self.attention.new_ones(len(chosen), 1)], 1)
-        logits = self._forward(chosen.unsqueeze(1), self.position.unsqueeze(1))
-        self.position = self.position + 1
-        return logits
-
-    def _forward(self, tokens: Tensor, position: Tensor | None) -> Tensor:
-        logprobs = []
+        mask = None if self.attention is None else self.attention.bool()
         self.lockstep.begin()
-        for model, cache in zip(self.models, self.caches, strict=True):
-            output = model(
-                input_ids=tokens,
-                attention_mask=self.attention,
-                position_ids=position,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            logits = output.logits[:, -1].float()
-            # One model's logits serve as they are: what is drawn from them is normalised there.
-            logprobs.append(logits if self.combine is only else logits.log_softmax(-1))
-        return self.combine(logprobs)
+        logits = []
+        for place, quick in enumerate(self.one_token):
+            if quick is not None:
+                logits.append(quick(chosen, self.position, mask, self.caches[place].layers))
+            else:
+                logits.append(self._ask(place, chosen.unsqueeze(1), self.position.unsqueeze(1)))
+        self.position = self.position + 1
+        return self._combined(logits)
+
+    def _ask(self, place: int, tokens: Tensor, position: Tensor | None) -> Tensor:
+        """Logits [B, V] of the model at ``place`` after it has read ``tokens`` [B, T], by its own forward pass."""
+        output = self.models[place](
+            input_ids=tokens,
+            attention_mask=self.attention,
+            position_ids=position,
+            past_key_values=self.caches[place],
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return output.logits[:, -1]  # type: ignore[no-any-return]
+
+    def _combined(self, logits: list[Tensor]) -> Tensor:
+        # One model's logits serve as they are: what is drawn from them is normalised there.
+        wide = [part.float() for part in logits]
+        return self.combine(wide if self.combine is only else [part.log_softmax(-1) for part in wide])
 
     def _keep(self, order: Tensor) -> None:
         for cache in self.caches:
