@@ -15,7 +15,7 @@ Two alignments, never mixed:
 NamedTuples, because Lightning moves them between devices and would not move frozen dataclasses.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -78,14 +78,37 @@ class TokenScores(NamedTuple):
     mask: Tensor
 
 
+class ActionScores(NamedTuple):
+    """The reward and what the frozen models say of *every* token in some states, [n, V], at least float32, nats.
+
+    ``sft_logprob`` is log π_SFT; ``reference_logprob`` the mean log-probability over references.
+    """
+
+    reward: Tensor
+    sft_logprob: Tensor
+    reference_logprob: Tensor
+
+
+class EveryAction(Protocol):
+    """The scores of every token at each acted state of some rows; made for a few states at a time."""
+
+    def scores(self, place: Tensor) -> ActionScores:
+        """At the states ``place`` [n], counted through all rows and columns [B, T]."""
+        ...
+
+    def take(self, rows: Tensor, actions: int) -> "EveryAction":
+        """Those of some rows, cut to ``actions`` columns."""
+        ...
+
+
 class RolloutBatch(NamedTuple):
     """Rollouts with their rewards, as the policy-gradient step takes them.
 
     Sequence-aligned: ``tokens``, ``mask`` [B, L]. Per row: ``terminated``, ``prompt`` [B]. Action-aligned [B, T], nats:
     ``behaviour_logprob``, ``sft_logprob``, ``reference_logprob`` (mean over references), ``reward``, ``advantage``.
     ``num_tokens`` []: acted tokens of the whole optimizer step. ``outcome`` [B] float32: a verifier's score of each
-    whole response, a return stream of its own; None without a verifier. ``action_reward``, ``action_sft_logprob``,
-    ``action_reference_logprob`` [B, T, V]: the same of *every* token, for the all-actions estimator; None otherwise.
+    whole response, a return stream of its own; None without a verifier. ``actions``: the same of *every* token, for the
+    all-actions estimator; None otherwise.
     """
 
     tokens: Tensor
@@ -99,6 +122,4 @@ class RolloutBatch(NamedTuple):
     advantage: Tensor
     num_tokens: Tensor
     outcome: Tensor | None = None
-    action_reward: Tensor | None = None
-    action_sft_logprob: Tensor | None = None
-    action_reference_logprob: Tensor | None = None
+    actions: EveryAction | None = None

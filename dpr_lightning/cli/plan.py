@@ -138,7 +138,10 @@ def plan(arguments: Sequence[str]) -> Plan:
             step = training_memory(make, optimizer, shape, imitation_loss, accumulate=accumulate, autocast=autocast)
         elif kind == "DensePathReinforce":
             shape, phases, stays = _rollouts(spec, options, data["init_args"], ranks, accumulate)
-            loss = all_actions_step_loss if options["estimator"] == "all_actions" else reinforce_loss
+            loss = reinforce_loss
+            if options["estimator"] == "all_actions":
+                models = 1 + len(data["init_args"]["references"])
+                loss = partial(all_actions_step_loss, models=models, rollout=_answers(data["init_args"], ranks))
             step = training_memory(make, optimizer, shape, loss, accumulate=accumulate, autocast=autocast)
         else:
             raise InputError(f"`dpr plan` counts for SupervisedIRL and DensePathReinforce; this config trains {kind}.")
@@ -213,19 +216,22 @@ def _rollouts(
     """The micro-batch of DPR, what its phases before learning take, and the frozen models."""
     sampling = SamplingOptions(**dict(data["sampling"] or {}))
     prompt, answer = int(data["max_prompt_length"]), sampling.max_new_tokens
-    answers = max(1, int(data["prompts_per_rollout"]) // ranks.count) * int(data["samples_per_prompt"])
+    answers = _answers(data, ranks)
     micro = Shape(max(1, math.ceil(answers / accumulate)), prompt + answer, answer)
     models, every = 1 + len(data["references"]), options["estimator"] == "all_actions"
     frozen = PolicySpec(**{**vars(spec), "dtype": data["dtype"], "lora": None, "checkpoint": None})
     make = partial(_made, frozen, trainable=False)
     budget = int(data["token_budget"] or default_token_budget(outline_policy(frozen, trainable=False)))
     within_budget = max(1, min(answers, budget // (prompt + answer)))
-    scored = micro if every else Shape(within_budget, prompt + answer, answer)
+    scored = Shape(within_budget, prompt + answer, answer)
     at_once = min(sampling.batch_size, answers)
     together = _together_to_ask(_made(spec), ranks)
+    scoring = together + scoring_memory(make, scored, models, whole=every)
+    if every and answers > scored.rows:
+        scoring += models * answers * answer * _state_bytes(make())
     phases = {
         f"sampling {at_once} answers at once": together + sampling_memory(make, at_once, prompt, sampling),
-        f"scoring by {models} frozen models": together + scoring_memory(make, scored, models, whole=every),
+        f"scoring by {models} frozen models": scoring,
     }
     shared = spec.lora is not None and all(
         is_adapter(folder) or not Path(folder).exists() for folder in (data["sft"], *data["references"])
@@ -238,6 +244,17 @@ def _rollouts(
         phases[f"scoring by {models} frozen models"] += _in_passing(make())
         return micro, phases, {f"{models} frozen models, in shards": one * models // ranks.count}
     return micro, phases, {f"{models} frozen models": one * models}
+
+
+def _answers(data: Any, ranks: Ranks) -> int:
+    """Rows of a rollout that one rank has."""
+    return max(1, int(data["prompts_per_rollout"]) // ranks.count) * int(data["samples_per_prompt"])
+
+
+def _state_bytes(model: Any) -> int:
+    """Bytes of what a model's head is given of one token."""
+    weight = model.get_output_embeddings().weight
+    return int(weight.shape[1] * weight.element_size())
 
 
 def _together_to_ask(policy: nn.Module, ranks: Ranks) -> int:

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.data.overlap import check_overlap
 from dpr_lightning.data.prompts import PromptSet
-from dpr_lightning.data.rewarded import rewarded, sampled_scores, with_actions
+from dpr_lightning.data.rewarded import rewarded
 from dpr_lightning.data.rollout_loader import RolloutLoader
 from dpr_lightning.distributed import mark, max_over_ranks, sum_over_ranks
 from dpr_lightning.errors import InputError
@@ -32,7 +32,7 @@ from dpr_lightning.policies import (
     stop_token_ids,
 )
 from dpr_lightning.policies.tokenizers import same_vocabulary
-from dpr_lightning.rewards import SFT, ActionScores, DenseReward, RewardSpec
+from dpr_lightning.rewards import SFT, DenseReward, RewardSpec
 from dpr_lightning.rewards.cache import load_cached, policy_hash, store_cached
 from dpr_lightning.rollouts import SamplingOptions, decode_answers, sample
 from dpr_lightning.types import RolloutBatch, Rollouts
@@ -273,33 +273,33 @@ class RewardDataModule(LightningDataModule):
         return batch._replace(outcome=torch.tensor(scores, device=batch.reward.device))
 
     def _score_for_learner(self, rollouts: Rollouts) -> RolloutBatch:
-        """Rewards in one pass of the frozen models where micro-batch and rollout are one.
+        """Rewards, and with them those of every token where the estimator needs them and they can be held.
 
-        With several micro-batches, a rollout's [B, T, V] would be too much to hold: each is scored again in its turn.
+        Where a frozen model's distributions can only be held whole, those of several micro-batches would be too much:
+        each is then scored again in its turn.
         """
         assert self.trainer is not None
         assert self.reward is not None
-        if not self._learner.needs_action_rewards or self.trainer.accumulate_grad_batches > 1:
+        parts = self.trainer.accumulate_grad_batches
+        if not self._learner.needs_action_rewards or (parts > 1 and not self.reward.keeps_states):
             return self.score(rollouts)
         self.reward.frozen.to(self._device)
-        actions = self.reward.score_actions(rollouts.tokens, rollouts.mask)
-        return with_actions(rewarded(rollouts, sampled_scores(actions, rollouts)), actions)
+        return rewarded(rollouts, *self.reward.score_actions(rollouts.tokens, rollouts.mask, self.token_budget))
 
     def score(self, rollouts: Rollouts, progress: Callable[[int], None] | None = None) -> RolloutBatch:
         """Rollouts with their rewards; advantages are still 0."""
         assert self.reward is not None
         self.reward.frozen.to(self._device)
         scores = self.reward.score(rollouts.tokens, rollouts.mask, token_budget=self.token_budget, progress=progress)
-        sampled = ActionScores(scores.reward, scores.policy_logprob, scores.reference_logprobs.mean(0))
-        return rewarded(rollouts, sampled)
+        return rewarded(rollouts, scores)
 
-    def with_action_rewards(self, batch: RolloutBatch) -> RolloutBatch:
-        """Add the reward of every token when the estimator asks for it; only ever for one micro-batch."""
-        if batch.action_reward is not None or not self._learner.needs_action_rewards:
+    def with_actions(self, batch: RolloutBatch) -> RolloutBatch:
+        """Add the scores of every token when the estimator asks for them; only ever for one micro-batch."""
+        if batch.actions is not None or not self._learner.needs_action_rewards:
             return batch
         assert self.reward is not None
         self.reward.frozen.to(self._device)
-        return with_actions(batch, self.reward.score_actions(batch.tokens, batch.mask))
+        return batch._replace(actions=self.reward.score_actions(batch.tokens, batch.mask, self.token_budget)[1])
 
     def _sample(self, chosen: list[int], epoch: int) -> Rollouts:
         return self._answers(self._learner.policy, chosen, seed=self.seed + 1_000_003 * (epoch + 1))
@@ -357,7 +357,8 @@ class RewardDataModule(LightningDataModule):
                     store_cached(self.precomputed, key, kept)
             else:
                 log.info("Using the rollouts kept in %s.", self.precomputed)
-        return RolloutBatch(**{name: kept[name] for name in KEPT}, num_tokens=kept["mask"].sum().float())
+        parts: dict[str, Any] = {name: kept[name] for name in KEPT}
+        return RolloutBatch(**parts, num_tokens=kept["mask"].sum().float())
 
     def _kept_parts(self) -> dict[str, Tensor]:
         """One rollout of π_SFT over all prompts, scored."""

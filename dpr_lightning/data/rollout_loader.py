@@ -16,8 +16,8 @@ class RolloutSource(Protocol):
         """This rank's share of rollout number ``place`` of an epoch, with rewards and advantages."""
         ...
 
-    def with_action_rewards(self, batch: RolloutBatch) -> RolloutBatch:
-        """A micro-batch with the reward of every token, when the estimator needs it and the batch lacks it."""
+    def with_actions(self, batch: RolloutBatch) -> RolloutBatch:
+        """A micro-batch with the scores of every token, when the estimator needs them and the batch lacks them."""
         ...
 
 
@@ -73,8 +73,8 @@ class RolloutLoader:
             for use in range(1, self.refresh_every + 1):
                 self.resumable = use == self.refresh_every
                 for rows in split_by_length(rollout.mask, self.accumulate):
-                    yield self.source.with_action_rewards(take_rows(rollout, rows))
-            # Not kept while the next one is made: with the rewards of every token it can be gigabytes.
+                    yield self.source.with_actions(take_rows(rollout, rows))
+            # Not kept while the next one is made: with the scores of every token it can be gigabytes.
             del rollout
 
     def state_dict(self) -> dict[str, Any]:
@@ -121,4 +121,5 @@ def take_rows(rollout: RolloutBatch, rows: Tensor) -> RolloutBatch:
         reward=action(rollout.reward),
         advantage=action(rollout.advantage),
         outcome=None if rollout.outcome is None else rollout.outcome[rows],
+        actions=None if rollout.actions is None else rollout.actions.take(rows, actions),
     )

@@ -12,7 +12,7 @@ from dpr_lightning.functional.baselines import (
     response_baseline,
     whiten,
 )
-from dpr_lightning.functional.head import HeadLoss, TokenLoss, head_loss
+from dpr_lightning.functional.head import ActionValues, HeadLoss, TokenLoss, head_logprobs, head_loss
 from dpr_lightning.functional.imitation import ValueForm, dft_loss, iq_learn_loss, sft_loss
 from dpr_lightning.functional.logprobs import (
     KLEstimator,
@@ -47,6 +47,7 @@ from dpr_lightning.functional.self_play import SelfPlayLoss, self_play_loss
 
 __all__ = [
     "CENTRED_FORMS",
+    "ActionValues",
     "HeadLoss",
     "KLEstimator",
     "ReferenceReduction",
@@ -67,6 +68,7 @@ __all__ = [
     "dft_loss",
     "entropy",
     "gather_actions",
+    "head_logprobs",
     "head_loss",
     "iq_learn_loss",
     "kl_divergence",

@@ -1,4 +1,4 @@
-"""The output head and a loss of log-probabilities in one pass, without the logits ever existing together."""
+"""The output head and what is made of its log-probabilities in one pass, without the logits ever existing together."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,14 +7,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear
 
-from dpr_lightning.functional._checks import expect_dimensions, expect_shape
+from dpr_lightning.functional._checks import at_least_float32, expect_dimensions, expect_shape
 
 TokenLoss = Callable[[Tensor, slice], Tensor]
 """From the log-probabilities of some tokens, and which of the N they are, to the sum of their losses."""
+ActionValues = Callable[[Tensor, slice], Tensor]
+"""From log π of *every* token in some states, [n, V], and which of the N they are, to the value of each, [n, V]."""
 # Logits worked on at a time: 64 MiB of float32 on a CPU, whose caches like small blocks; 512 MiB where a small block
 # would leave most of the machine idle.
 _BLOCK, _BLOCK_ON_GPU = 1 << 24, 1 << 27
+# Values of every token take some blocks of their own beside those of the policy.
+_SMALLER_WITH_VALUES = 4
 
 
 class HeadLoss(NamedTuple):
@@ -30,14 +35,18 @@ def head_loss(
     weight: Float[Tensor, "V D"],
     tokens: Int[Tensor, " N"],
     token_loss: TokenLoss,
+    action_values: ActionValues | None = None,
     *,
     block: int | None = None,
 ) -> HeadLoss:
     """Σ f(log π(a_n|s_n)), with log π(a|s) = z[a] − logsumexp(z) and z = W·h, for a loss f of each token.
 
+    With values q of every token, less what is expected of them: − Σ_n Σ_a π(a|s_n)·q(s_n, a).
+
     The gradient is formed on the way forward, block by block, while a block's softmax is at hand:
 
-        ∂L/∂z = f'(log π(a))·(onehot(a) − softmax(z)),   ∂L/∂h = Wᵀ·∂L/∂z,   ∂L/∂W = Σ ∂L/∂z·hᵀ
+        ∂L/∂z = f'(log π(a))·(onehot(a) − softmax(z)) − π ⊙ (q − Σ_a π(a)·q(a)),
+        ∂L/∂h = Wᵀ·∂L/∂z,   ∂L/∂W = Σ ∂L/∂z·hᵀ
 
     so the backward pass computes no logits again (6·V·D operations a token instead of 8) and keeps none. Beside the
     gradients themselves, which are of the type of what they belong to, a call takes some blocks of logits, however
@@ -49,26 +58,73 @@ def head_loss(
         tokens: ``tokens[n]`` was chosen in state n.
         token_loss: called with log-probabilities [n] and the slice of the N tokens they belong to; f. It may hold the
             log-probability without gradient as well, as clipped and probability-weighted losses do.
+        action_values: q, through which no gradient flows. It may hold −β·log π(a), as a penalty of the divergence
+            does: the gradient of that has mean 0 under π. Tokens of probability 0 add 0, whatever their value is.
         block: logits worked on at a time; changes nothing but memory and speed.
 
     Returns:
         float32 for half-precision states, else of their type. A token whose loss has no gradient adds exactly 0 to all
-        gradients, even where its logits are not finite.
+        gradients, even where its logits are not finite; with values of every token, no token is such a one.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    Source: ours; the values' term is that of :func:`all_actions_loss`.
+    """
+    _check(hidden, weight)
+    expect_shape("tokens", tokens, hidden.shape[:1], "the rows of hidden")
+    rows = rows_at_a_time(weight, block if action_values is None or block is not None else _smaller(weight))
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    with torch.autocast(device, enabled=False):
+        found = _HeadLoss.apply(hidden, weight, tokens.long(), token_loss, action_values, rows, dtype)  # type: ignore[no-untyped-call]
+    return HeadLoss(*found)
+
+
+def rows_at_a_time(weight: Float[Tensor, "V D"], block: int | None = None) -> int:
+    """States whose logits are worked on together: those of ``block`` logits, or of what suits the device."""
+    size = block if block is not None else _BLOCK_ON_GPU if weight.is_cuda else _BLOCK
+    return max(1, size // max(1, weight.shape[0]))
+
+
+def head_logprobs(
+    hidden: Float[Tensor, "N D"], weight: Float[Tensor, "V D"], tokens: Int[Tensor, " N"], *, block: int | None = None
+) -> Float[Tensor, " N"]:
+    """log π(a_n|s_n) = z[a_n] − logsumexp(z), z = W·h, nats, without gradient and without the logits of all states.
+
+    Args:
+        hidden: states before the head, of scored tokens alone.
+        weight: of the head.
+        tokens: ``tokens[n]`` was chosen in state n.
+        block: logits worked on at a time.
+
+    Returns:
+        float32 for half-precision states, else of their type.
 
     Raises:
         ValueError: shapes that do not fit.
     """
+    _check(hidden, weight)
+    expect_shape("tokens", tokens, hidden.shape[:1], "the rows of hidden")
+    rows = rows_at_a_time(weight, block)
+    found = torch.empty(len(tokens), dtype=at_least_float32(hidden[:0]).dtype, device=hidden.device)
+    with torch.no_grad():
+        for start in range(0, len(tokens), rows):
+            part = slice(start, start + rows)
+            logits = linear(hidden[part], weight).to(found.dtype)
+            chosen = logits.gather(-1, tokens[part, None].long()).squeeze(-1)
+            highest = logits.amax(-1, keepdim=True)
+            found[part] = chosen - highest.squeeze(-1) - logits.sub_(highest).exp_().sum(-1).log_()
+    return found
+
+
+def _check(hidden: Tensor, weight: Tensor) -> None:
     expect_dimensions("hidden", hidden, "N D")
     expect_dimensions("weight", weight, "V D")
     expect_shape("weight", weight, (weight.shape[0], hidden.shape[1]), "the width of hidden")
-    expect_shape("tokens", tokens, hidden.shape[:1], "the rows of hidden")
-    size = block if block is not None else _BLOCK_ON_GPU if hidden.is_cuda else _BLOCK
-    rows = max(1, size // max(1, weight.shape[0]))
-    device = hidden.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-    with torch.autocast(device, enabled=False):
-        found = _HeadLoss.apply(hidden, weight, tokens.long(), token_loss, rows, dtype)  # type: ignore[no-untyped-call]
-    return HeadLoss(*found)
+
+
+def _smaller(weight: Tensor) -> int:
+    return (_BLOCK_ON_GPU if weight.is_cuda else _BLOCK) // _SMALLER_WITH_VALUES
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -76,7 +132,14 @@ class _HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, tokens: Tensor, token_loss: TokenLoss, rows: int, dtype: torch.dtype
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        tokens: Tensor,
+        token_loss: TokenLoss,
+        action_values: ActionValues | None,
+        rows: int,
+        dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor, Tensor]:
         wide = torch.promote_types(dtype, torch.float32)
         matrix = weight.to(dtype)
@@ -96,6 +159,12 @@ class _HeadLoss(torch.autograd.Function):
             probability /= total
             normaliser = total.log_().add_(highest)
             logprob[part] = (logits.gather(-1, chosen) - normaliser).squeeze(-1)
+            advantage = None
+            if action_values is not None:
+                values = action_values(logits - normaliser, part).masked_fill(probability == 0, 0.0)
+                mean = (values * probability).sum(-1, keepdim=True)
+                loss -= mean.sum()
+                advantage = values.sub_(mean)
             # An impossible action adds nothing: 0·(−∞) would be no number.
             expected = logits.clamp_(min=torch.finfo(wide).min).mul_(probability).sum(-1)
             entropy[part] = normaliser.squeeze(-1) - expected
@@ -107,8 +176,12 @@ class _HeadLoss(torch.autograd.Function):
             loss += value.detach()
             if not (wants_hidden or wants_weight):
                 continue
-            silent = (slope == 0)[:, None]
-            change = probability.mul_(-slope[:, None])
+            if advantage is None:
+                silent = (slope == 0)[:, None]
+                change = probability.mul_(-slope[:, None])
+            else:
+                silent = torch.zeros_like(slope, dtype=torch.bool)[:, None]
+                change = probability.mul_(-(advantage.add_(slope[:, None])))
             change.scatter_add_(-1, chosen, slope[:, None])
             change = change.masked_fill_(silent, 0.0).to(dtype)
             if hidden_grad is not None:
@@ -130,4 +203,4 @@ class _HeadLoss(torch.autograd.Function):
         scale = loss_grad.to(torch.float64)
         found = tuple(None if held is None else held.mul_(scale.to(held.dtype)) for held in (hidden_grad, weight_grad))
         ctx.gradients = (None, None)
-        return (*found, None, None, None, None)
+        return (*found, None, None, None, None, None)

@@ -11,10 +11,8 @@ from torch import Tensor
 from dpr_lightning.distributed import sum_over_ranks
 from dpr_lightning.errors import InputError
 from dpr_lightning.functional import (
-    all_actions_loss,
     bound_unlikelihood,
     clipped_surrogate_loss,
-    entropy,
     masked_mean,
     masked_sum,
 )
@@ -22,7 +20,7 @@ from dpr_lightning.modules.advantages import CreditSpec, estimate_advantages
 from dpr_lightning.modules.base import PolicyModule, default_optimizer
 from dpr_lightning.modules.non_finite import NonFinitePolicy
 from dpr_lightning.modules.schedule import ScheduleSpec
-from dpr_lightning.policies import ActedLoss, PolicySpec, acted_loss, action_logits, disable_dropout
+from dpr_lightning.policies import PolicySpec, acted_loss, disable_dropout
 from dpr_lightning.types import RolloutBatch
 
 
@@ -148,18 +146,16 @@ class DensePathReinforce(PolicyModule):
                 policy_logprob=policy_logprob,
             )
         )
-        # Rewards of every token, [B, T, V], would stay in memory until the next rollout is scored.
-        self.last_rollout = kept._replace(action_reward=None, action_sft_logprob=None, action_reference_logprob=None)
+        # The scores of every token would stay in memory until the next rollout is scored.
+        self.last_rollout = kept._replace(actions=None)
         self.rollout_count += 1
         return kept
 
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> Tensor:
         """One micro-batch's share of the optimizer step's loss."""
         surrogate = _Surrogate(batch, self.improbable_floor, self.clip_range)
-        if self.needs_action_rewards:
-            scored = self._all_actions(batch, surrogate)
-        else:
-            scored = acted_loss(self.policy, batch.tokens, batch.mask, surrogate)
+        values = _ImmediateValues(self, batch) if self.needs_action_rewards else None
+        scored = acted_loss(self.policy, batch.tokens, batch.mask, surrogate, values)
         loss, logprob, mask = scored.loss, scored.logprob, scored.mask
         if self.check_start and self.global_step == 0 and batch_idx == 0:
             self._check_start(batch, logprob, mask)
@@ -186,27 +182,6 @@ class DensePathReinforce(PolicyModule):
         self.log("train/kl_coefficient", self.kl_coefficient)
         self._log_rollout()
         return self.to_step_loss(loss)
-
-    def _all_actions(self, batch: RolloutBatch, surrogate: "_Surrogate") -> ActedLoss:
-        """The sampled future, and beside it the immediate term, which takes whole distributions."""
-        scored = action_logits(self.policy, batch.tokens, batch.mask)
-        logits = scored.logits.to(torch.promote_types(scored.logits.dtype, torch.float32))
-        logprobs = logits.log_softmax(-1)
-        logprob = logprobs.gather(-1, scored.tokens.unsqueeze(-1)).squeeze(-1)
-        acted = logprob[scored.mask]
-        loss = surrogate(acted, slice(0, len(acted))) + self._immediate_loss(logprobs, batch, scored.mask)
-        return ActedLoss(loss, logprob.detach(), entropy(logprobs.detach()), scored.tokens, scored.mask)
-
-    def _immediate_loss(self, logprobs: Tensor, batch: RolloutBatch, mask: Tensor) -> Tensor:
-        """−Σ_a π_θ(a|s)·[r(s,a) − β·log(π_θ/π_SFT)(a|s)], exact."""
-        assert batch.action_reward is not None
-        assert batch.action_sft_logprob is not None
-        assert batch.action_reference_logprob is not None
-        drift = logprobs - batch.action_sft_logprob
-        reward = self.credit.dense_weight * batch.action_reward - self.kl_coefficient * drift
-        if self.kl.reference_coefficient:
-            reward = reward - self.kl.reference_coefficient * (logprobs - batch.action_reference_logprob)
-        return all_actions_loss(logprobs, reward, mask, batch.num_tokens)
 
     def _adapt_kl_coefficient(self, rollout: RolloutBatch, mask: Tensor) -> None:
         """Raise β when the rollout is further from π_SFT than the target, lower it when it is nearer."""
@@ -279,6 +254,25 @@ class DensePathReinforce(PolicyModule):
                 "sampling temperature or top_p other than 1, dropout left on, or rollouts kept from another policy. "
                 "`check_start: false` goes on with the ratio as correction."
             )
+
+
+class _ImmediateValues:
+    """[r(s,a) − β·log(π_θ/π_SFT)(a|s)] / N of every token; called with log π_θ of some states after the others."""
+
+    def __init__(self, module: DensePathReinforce, batch: RolloutBatch) -> None:
+        assert batch.actions is not None
+        self._actions, self._num_tokens = batch.actions, batch.num_tokens
+        self._place = _action_mask(batch).flatten().nonzero().squeeze(1)
+        self._dense_weight, self._hold = module.credit.dense_weight, module.kl_coefficient
+        self._reference_hold = module.kl.reference_coefficient
+
+    def __call__(self, logprobs: Tensor, part: slice) -> Tensor:
+        """The values [n, V] of these states."""
+        scores = self._actions.scores(self._place[part])
+        value = self._dense_weight * scores.reward - self._hold * (logprobs - scores.sft_logprob)
+        if self._reference_hold:
+            value = value - self._reference_hold * (logprobs - scores.reference_logprob)
+        return value / self._num_tokens
 
 
 class _Surrogate:

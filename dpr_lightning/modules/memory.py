@@ -10,9 +10,18 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_map_only
 
-from dpr_lightning.functional import TokenLoss, all_actions_loss, clipped_surrogate_loss, entropy, token_logprobs
+from dpr_lightning.functional import (
+    ActionValues,
+    TokenLoss,
+    clipped_surrogate_loss,
+    entropy,
+    token_logprobs,
+)
+from dpr_lightning.functional.head import rows_at_a_time
 from dpr_lightning.policies.forward import logits_at
-from dpr_lightning.policies.fused_loss import bare_head, loss_at
+from dpr_lightning.policies.fused_loss import loss_at
+from dpr_lightning.policies.plain_head import bare_head
+from dpr_lightning.policies.scoring import ActedStates, logprobs_at, states_at
 from dpr_lightning.rollouts import SamplingOptions
 from dpr_lightning.rollouts.cache import growing_cache
 from dpr_lightning.rollouts.sampler import draw
@@ -183,35 +192,46 @@ def imitation_loss(model: nn.Module, shape: Shape) -> Tensor:
 
 def reinforce_loss(model: nn.Module, shape: Shape) -> Tensor:
     """As :class:`DensePathReinforce` computes it with ``estimator: reinforce``."""
-    return _acted(
-        model, shape, lambda logprob, _: _surrogate(logprob[None], torch.ones_like(logprob[None], dtype=torch.bool))
-    )
+    return _acted(model, shape, lambda logprob, _: _one_surrogate(logprob))
 
 
-def _acted(model: nn.Module, shape: Shape, token_loss: TokenLoss) -> Tensor:
-    """As :func:`dpr_lightning.policies.fused_loss` does it; what logits hold is not known here, so nothing is tried."""
+def _acted(model: nn.Module, shape: Shape, token_loss: TokenLoss, action_values: ActionValues | None = None) -> Tensor:
+    """As :func:`dpr_lightning.policies.acted_loss` does it; what logits hold is not known here, so nothing is tried."""
     tokens, mask, state, chosen = _batch(shape)
     if bare_head(model) is not None:
         start = torch.arange(shape.rows).unsqueeze(1) * shape.length
-        return loss_at(model, {"input_ids": tokens}, (start + state).flatten(), chosen.flatten(), token_loss).loss
+        place = (start + state).flatten()
+        return loss_at(model, {"input_ids": tokens}, place, chosen.flatten(), token_loss, action_values).loss
     logits = logits_at(model, tokens, mask, state, packed=False).float()
+    every = slice(0, chosen.numel())
+    loss = token_loss(token_logprobs(logits, chosen).flatten(), every)
+    if action_values is not None:
+        logprobs = logits.flatten(0, 1).log_softmax(-1)
+        loss = loss - (logprobs.exp() * action_values(logprobs.detach(), every)).sum()
     entropy(logits.detach().log_softmax(-1))
-    return token_loss(token_logprobs(logits, chosen).flatten(), slice(0, chosen.numel()))
+    return loss
 
 
-def all_actions_step_loss(model: nn.Module, shape: Shape) -> Tensor:
-    """As :class:`DensePathReinforce` computes it with ``estimator: all_actions``, with the rewards of every token."""
-    tokens, mask, state, chosen = _batch(shape)
-    width = model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
-    reward, sft, _reference = (torch.zeros(shape.rows, shape.acted, width) for _ in range(3))
-    logits = logits_at(model, tokens, mask, state, packed=False).float()
-    logprobs = logits.log_softmax(-1)
-    logprob = logprobs.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
-    entropy(logprobs.detach())
-    acted = mask[:, -shape.acted :]
-    loss = _surrogate(logprob, acted)
-    drift = logprobs - sft
-    return loss + all_actions_loss(logprobs, 1.0 * reward - 0.5 * drift, acted, 1.0)
+def all_actions_step_loss(model: nn.Module, shape: Shape, *, models: int, rollout: int) -> Tensor:
+    """As :class:`DensePathReinforce` computes it with ``estimator: all_actions``.
+
+    Args:
+        model: the policy.
+        shape: of a micro-batch.
+        models: frozen ones, whose states at the acted positions are held.
+        rollout: rows of the whole rollout that they are held of.
+    """
+    weight: Tensor = model.get_output_embeddings().weight.detach()  # type: ignore[operator]
+    states = [weight.new_zeros(rollout, shape.acted, weight.shape[1]) for _ in range(models)]
+    held = [every[: shape.rows].clone() if shape.rows < rollout else every for every in states]
+    held = [part.flatten(0, 1) for part in held]
+
+    def values(logprobs: Tensor, part: slice) -> Tensor:
+        sft, *references = ((part_of[part] @ weight.T).float().log_softmax(-1) for part_of in held)
+        reward = sft - torch.stack(references).mean(0)
+        return 1.0 * reward - 0.5 * (logprobs - sft)
+
+    return _acted(model, shape, lambda logprob, _: _one_surrogate(logprob), values)
 
 
 def scoring_memory(make_policy: Callable[[], nn.Module], shape: Shape, models: int, *, whole: bool) -> int:
@@ -227,13 +247,24 @@ def scoring_memory(make_policy: Callable[[], nn.Module], shape: Shape, models: i
         model = make_policy()
         weights = live.live
         tokens, mask, state, chosen = _batch(shape)
-        held = []
+        place = torch.arange(shape.rows).unsqueeze(1) * shape.length + state
+        head, held = bare_head(model), []
         for _ in range(models):
-            logits = logits_at(model, tokens, mask, state, packed=False)
-            held.append(logits.float().log_softmax(-1) if whole else token_logprobs(logits, chosen))
+            if head is None:
+                logits = logits_at(model, tokens, mask, state, packed=False)
+                held.append(logits if whole else token_logprobs(logits, chosen))
+            elif whole:
+                held.append(states_at(model, head, {"input_ids": tokens}, place))
+            else:
+                inputs = {"input_ids": tokens}
+                held.append(logprobs_at(model, head, inputs, place.flatten(), chosen.flatten()))
         if whole:
-            reward = held[0] - torch.stack(held[1:]).mean(0) if len(held) > 1 else held[0]
-            reward.clamp_max(0.0)
+            # As rewards.distributions does it: one block of states after the other.
+            weight = None if head is None else head.weight
+            wide = held[0].flatten(0, 1).T if weight is None else weight
+            place = torch.arange(min(rows_at_a_time(wide), chosen.numel()))
+            policy, *references = (ActedStates(states, weight).logprobs(place) for states in held)
+            (policy - torch.stack(references).mean(0)).clamp_max(0.0)
         return int(live.peak - weights)
 
 
@@ -271,9 +302,10 @@ def _batch(shape: Shape) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return tokens, mask, state, tokens[:, first:]
 
 
-def _surrogate(logprob: Tensor, mask: Tensor) -> Tensor:
-    behaviour = logprob.detach()
-    return clipped_surrogate_loss(logprob, behaviour, torch.zeros_like(behaviour), mask, 1.0, 0.2)[0]
+def _one_surrogate(logprob: Tensor) -> Tensor:
+    rows = logprob[None]
+    every = torch.ones_like(rows, dtype=torch.bool)
+    return clipped_surrogate_loss(rows, rows.detach(), torch.zeros_like(rows).detach(), every, 1.0, 0.2)[0]
 
 
 def _size(tensor: Tensor) -> int:

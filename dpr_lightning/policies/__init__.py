@@ -11,14 +11,20 @@ from dpr_lightning.policies.forward import (
     evaluating,
     model_device,
     packs_rows,
-    parts_by_length,
-    sequence_logprobs,
     state_logits,
 )
 from dpr_lightning.policies.frozen import FrozenPolicies
 from dpr_lightning.policies.fused_loss import ActedLoss, acted_loss
 from dpr_lightning.policies.lightning_state import is_in_shards
 from dpr_lightning.policies.lockstep import Lockstep
+from dpr_lightning.policies.scoring import (
+    ActedStates,
+    acted_logprobs,
+    acted_states,
+    keeps_states,
+    parts_by_length,
+    sequence_logprobs,
+)
 from dpr_lightning.policies.sharding import (
     Weights,
     build_sharded,
@@ -41,13 +47,16 @@ from dpr_lightning.policies.verifier_head import (
 
 __all__ = [
     "ActedLoss",
+    "ActedStates",
     "ActionLogits",
     "FrozenPolicies",
     "Lockstep",
     "LoraSpec",
     "PolicySpec",
     "Weights",
+    "acted_logprobs",
     "acted_loss",
+    "acted_states",
     "action_logits",
     "budget_for_vocabulary",
     "build_policy",
@@ -64,6 +73,7 @@ __all__ = [
     "holds_whole",
     "is_in_shards",
     "is_sharded",
+    "keeps_states",
     "load_tokenizer",
     "load_verifier_head",
     "model_device",

@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dpr_lightning.functional import action_positions, token_logprobs
-from dpr_lightning.policies.lockstep import Lockstep
+from dpr_lightning.functional import action_positions
 
 
 class ActionLogits(NamedTuple):
@@ -118,50 +117,6 @@ def default_token_budget(model: nn.Module) -> int:
 def budget_for_vocabulary(size: int) -> int:
     """The same of a model whose vocabulary has so many tokens."""
     return max(1, min(16384, 2**28 // size))
-
-
-@torch.no_grad()
-def sequence_logprobs(model: nn.Module, tokens: Tensor, mask: Tensor, *, token_budget: int | None = None) -> Tensor:
-    """Log-probabilities of the acted tokens under ``model``, without gradients.
-
-    Args:
-        model: a causal language model; it keeps its mode.
-        tokens: [B, L] right-padded.
-        mask: [B, L] True where the policy acted.
-        token_budget: tokens forwarded at once, padding included; None: :func:`default_token_budget`.
-
-    Returns:
-        [B, T] float32, nats, on the device of ``tokens``; 0 where a row has no action.
-    """
-    logprob = torch.zeros(len(tokens), int(mask.sum(1).amax()) if mask.numel() else 0, device=tokens.device)
-    device = model_device(model)
-    budget = token_budget if token_budget is not None else default_token_budget(model)
-    with Lockstep([model]) as lockstep:
-        for rows, part_tokens, part_mask in parts_by_length(tokens, mask, budget):
-            lockstep.begin()
-            scored = action_logits(model, part_tokens.to(device), part_mask.to(device))
-            part = token_logprobs(scored.logits, scored.tokens).float().masked_fill(~scored.mask, 0.0)
-            logprob[rows.to(logprob.device), : part.shape[1]] = part.to(logprob.device)
-    return logprob
-
-
-def parts_by_length(tokens: Tensor, mask: Tensor, token_budget: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Rows of like length together, cut to the longest of their part, with at most ``token_budget`` tokens a part.
-
-    Yields row numbers (on the CPU), and ``tokens`` and ``mask`` of these rows.
-    """
-    columns = torch.arange(1, tokens.shape[1] + 1, device=mask.device)
-    length = (mask * columns).amax(1).clamp_min(2).cpu()
-    order = length.argsort()
-    start = 0
-    while start < len(order):
-        end = start + 1
-        while end < len(order) and int(length[order[end]]) * (end + 1 - start) <= token_budget:
-            end += 1
-        rows = order[start:end]
-        longest = int(length[rows].max())
-        yield rows, tokens[rows.to(tokens.device), :longest], mask[rows.to(mask.device), :longest]
-        start = end
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Dense token rewards recovered from the checkpoints of an SFT run."""
 
-from dpr_lightning.rewards.dense_reward import SFT, ActionScores, DenseReward
+from dpr_lightning.rewards.dense_reward import SFT, DenseReward
 from dpr_lightning.rewards.forms import reward_of_logprobs, token_rewards
 from dpr_lightning.rewards.optimum import decode_time_optimum
 from dpr_lightning.rewards.spec import FORMS, RewardSpec
@@ -8,7 +8,6 @@ from dpr_lightning.rewards.spec import FORMS, RewardSpec
 __all__ = [
     "FORMS",
     "SFT",
-    "ActionScores",
     "DenseReward",
     "RewardSpec",
     "decode_time_optimum",

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,39 +11,29 @@ from torch import Tensor, nn
 from dpr_lightning.distributed import as_wide_on_all_ranks, sum_over_ranks
 from dpr_lightning.errors import InputError
 from dpr_lightning.functional import (
-    action_positions,
     check_finite_rewards,
-    gather_actions,
     length_normalise,
-    token_logprobs,
     zscore_by_position,
 )
 from dpr_lightning.policies import (
+    ActedStates,
     FrozenPolicies,
     PolicySpec,
     Weights,
-    action_logits,
+    acted_logprobs,
+    acted_states,
     default_token_budget,
+    keeps_states,
     model_device,
     parts_by_length,
 )
-from dpr_lightning.rewards.forms import expected_log_ratio, reward_of_logprobs
+from dpr_lightning.rewards.distributions import ActionDistributions
+from dpr_lightning.rewards.forms import reward_of_logprobs
 from dpr_lightning.rewards.spec import RewardSpec
 from dpr_lightning.types import TokenScores
 
 log = logging.getLogger(__name__)
 SFT = "sft"
-
-
-class ActionScores(NamedTuple):
-    """The reward and what the frozen models say of *every* token, [B, T, V] float32, nats.
-
-    ``sft_logprob`` is log π_SFT; ``reference_logprob`` the mean log-probability over references.
-    """
-
-    reward: Tensor
-    sft_logprob: Tensor
-    reference_logprob: Tensor
 
 
 class DenseReward:
@@ -133,6 +123,44 @@ class DenseReward:
         Raises:
             InputError: rewards that are not finite, or π_SFT and a reference agree on every token.
         """
+        return self._score(tokens, mask, token_budget, divergence, progress, keep=False)[0]
+
+    @property
+    def keeps_states(self) -> bool:
+        """Whether the scores of every token of a whole rollout can be held: as what the models' heads are given."""
+        for name in (SFT, *self.references):
+            with self.frozen.use(name) as model:
+                if not keeps_states(model):
+                    return False
+        return True
+
+    def score_actions(
+        self, tokens: Tensor, mask: Tensor, token_budget: int | None = None
+    ) -> tuple[TokenScores, "ActionDistributions"]:
+        """The scores of given tokens, as of :meth:`score`, and those of every token of the vocabulary beside them.
+
+        Raises:
+            InputError: as of :meth:`score`; or the reward is standardised by position or length, which only sampled
+                tokens define.
+        """
+        if self.spec.position_zscore or self.spec.length_normalise:
+            raise InputError(
+                "The all-actions estimator scores tokens that were not sampled, for which position_zscore and "
+                "length_normalise are not defined. Turn them off, or use `estimator: reinforce`."
+            )
+        scores, states = self._score(tokens, mask, token_budget, False, None, keep=True)
+        return scores, ActionDistributions(self.spec, states)
+
+    def _score(
+        self,
+        tokens: Tensor,
+        mask: Tensor,
+        token_budget: int | None,
+        divergence: bool,
+        progress: Callable[[int], None] | None,
+        *,
+        keep: bool,
+    ) -> tuple[TokenScores, list[ActedStates]]:
         width = int(mask.sum(1).amax()) if mask.numel() else 0
         shape = (tokens.shape[0], width)
         policy_logprob = torch.zeros(shape)
@@ -140,18 +168,23 @@ class DenseReward:
         wants_divergence = divergence or self.spec.needs_divergence
         divergences = torch.zeros(shape) if wants_divergence else torch.full(shape, float("nan"))
         action_mask = torch.arange(width) < mask.sum(1, keepdim=True).cpu()
+        kept: list[ActedStates] = []
         if token_budget is None:
             with self.frozen.use(SFT) as model:
                 token_budget = default_token_budget(model)
         with self.frozen.in_step() as lockstep:
             for rows, part_tokens, part_mask in parts_by_length(tokens, mask, token_budget):
                 lockstep.begin()
-                part = self._score_part(part_tokens, part_mask, wants_divergence)
+                part, states = self._score_part(part_tokens, part_mask, wants_divergence, keep)
                 columns = part[0].shape[1]
-                policy_logprob[rows, :columns] = part[0].cpu()
-                references[:, rows, :columns] = part[1].cpu()
+                policy_logprob[rows, :columns] = part[0].float().cpu()
+                references[:, rows, :columns] = part[1].float().cpu()
                 if part[2] is not None:
-                    divergences[rows, :columns] = part[2].cpu()
+                    divergences[rows, :columns] = part[2].float().cpu()
+                if keep:
+                    kept = kept or [held.room(*shape) for held in states]
+                    for whole, held in zip(kept, states, strict=True):
+                        whole.hidden[rows.to(whole.hidden.device), :columns] = held.hidden
                 if progress is not None:
                     progress(len(rows))
         policy_logprob = policy_logprob.masked_fill(~action_mask, 0.0)
@@ -167,56 +200,21 @@ class DenseReward:
             reward = length_normalise(reward, action_mask)
         reward = reward.masked_fill(~action_mask, 0.0)
         parts = (policy_logprob, references, divergences, reward, action_mask)
-        return TokenScores(*(part.to(tokens.device) for part in parts))
+        return TokenScores(*(part.to(tokens.device) for part in parts)), kept
 
     @torch.no_grad()
-    def score_actions(self, tokens: Tensor, mask: Tensor) -> ActionScores:
-        """The reward of every token of the vocabulary at each acted state, [B, T, V].
+    def _score_part(
+        self, tokens: Tensor, mask: Tensor, divergence: bool, keep: bool
+    ) -> tuple[tuple[Tensor, Tensor, Tensor | None], list[ActedStates]]:
+        if not divergence and not keep:
+            scores = torch.stack([self._ask(acted_logprobs, name, tokens, mask) for name in (SFT, *self.references)])
+            return (scores[0], scores[1:], None), []
+        states = [self._ask(acted_states, name, tokens, mask) for name in (SFT, *self.references)]
+        return ActionDistributions(self.spec, states).chosen(tokens, mask, divergence), states
 
-        One micro-batch at a time: this holds R + 2 tensors of that size.
-
-        Raises:
-            InputError: the reward is standardised by position or length, which only sampled tokens define; it is not
-                finite for a token that π_SFT may choose; or π_SFT and a reference agree on every token.
-        """
-        if self.spec.position_zscore or self.spec.length_normalise:
-            raise InputError(
-                "The all-actions estimator scores tokens that were not sampled, for which position_zscore and "
-                "length_normalise are not defined. Turn them off, or use `estimator: reinforce`."
-            )
-        policy = self._distribution(SFT, tokens, mask)
-        references = torch.stack([self._distribution(name, tokens, mask) for name in self.references])
-        divergence = (
-            expected_log_ratio(self.spec, policy, references).unsqueeze(-1) if self.spec.needs_divergence else None
-        )
-        reward = reward_of_logprobs(self.spec, policy, references, divergence)
-        acted = torch.arange(policy.shape[1], device=policy.device) < mask.sum(1, keepdim=True).to(policy.device)
-        check_finite_rewards(reward, acted.unsqueeze(-1) & (policy > -torch.inf))
-        self._check_different(policy, references, acted)
-        return ActionScores(reward, policy, references.mean(0))
-
-    @torch.no_grad()
-    def _score_part(self, tokens: Tensor, mask: Tensor, divergence: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-        if not divergence:
-            scores = torch.stack([self._logprobs(name, tokens, mask) for name in (SFT, *self.references)])
-            return scores[0], scores[1:], None
-        policy = self._distribution(SFT, tokens, mask)
-        references = torch.stack([self._distribution(name, tokens, mask) for name in self.references])
-        position, action_mask = action_positions(mask)
-        index = gather_actions(tokens, position, action_mask).unsqueeze(-1).to(policy.device)
-        held = references.gather(-1, index.expand(len(self.references), *index.shape)).squeeze(-1)
-        return policy.gather(-1, index).squeeze(-1), held, expected_log_ratio(self.spec, policy, references)
-
-    def _logprobs(self, name: str, tokens: Tensor, mask: Tensor) -> Tensor:
+    def _ask(self, question: Callable[[nn.Module, Tensor, Tensor], Any], name: str, *inputs: Tensor) -> Any:
         with self.frozen.use(name) as model:
-            device = model_device(model)
-            scored = action_logits(model, tokens.to(device), mask.to(device))
-        return token_logprobs(scored.logits, scored.tokens)
-
-    def _distribution(self, name: str, tokens: Tensor, mask: Tensor) -> Tensor:
-        with self.frozen.use(name) as model:
-            device = model_device(model)
-            return action_logits(model, tokens.to(device), mask.to(device)).logits.float().log_softmax(-1)
+            return question(model, *(part.to(model_device(model)) for part in inputs))
 
     def _check_different(self, policy: Tensor, references: Tensor, mask: Tensor) -> None:
         if not mask.any():

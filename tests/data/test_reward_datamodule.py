@@ -46,7 +46,7 @@ class Source:
         self.asked.append((epoch, place))
         return rollout_of(epoch, place)
 
-    def with_action_rewards(self, batch: RolloutBatch) -> RolloutBatch:
+    def with_actions(self, batch: RolloutBatch) -> RolloutBatch:
         return batch
 
 
@@ -178,18 +178,20 @@ def test_rewards_are_those_of_the_dense_reward(
     assert float(batch.num_tokens) == int(batch.mask.sum())
 
 
-@pytest.mark.parametrize(("accumulate", "passes"), [(1, 1), (2, 3)])
+@pytest.mark.parametrize(("accumulate", "plain", "passes"), [(1, True, 1), (2, True, 1), (1, False, 1), (2, False, 3)])
 def test_the_reward_of_every_token_holds_that_of_the_sampled_ones(
-    accumulate: int, passes: int, make: Any, tiny_policy_folder: Path, tmp_path: Path, monkeypatch: Any
+    accumulate: int, plain: bool, passes: int, make: Any, tiny_policy_folder: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    """In one pass of the frozen models where micro-batch and rollout are one, else one more for each micro-batch."""
+    """In one pass of the frozen models; where only whole logits can be held, in one more for each micro-batch."""
+    if not plain:
+        monkeypatch.setattr("dpr_lightning.policies.scoring.plain_head", lambda model: None)
     counted: list[int] = []
     for name in ("score", "score_actions"):
         inner = getattr(DenseReward, name)
 
-        def count(self: Any, tokens: Any, mask: Any, _inner: Any = inner, **options: Any) -> Any:
+        def count(self: Any, tokens: Any, *options: Any, _inner: Any = inner, **named: Any) -> Any:
             counted.append(len(tokens))
-            return _inner(self, tokens, mask, **options)
+            return _inner(self, tokens, *options, **named)
 
         monkeypatch.setattr(DenseReward, name, count)
     data = make(reward=RewardSpec("one_sided_centred"))
@@ -200,14 +202,14 @@ def test_the_reward_of_every_token_holds_that_of_the_sampled_ones(
     assert len(counted) == passes
     for batch in kept:
         position, acted = action_positions(batch.mask)
-        index = batch.tokens.gather(1, position).unsqueeze(-1)
+        index = batch.tokens.gather(1, position)[acted].unsqueeze(-1)
+        scores = batch.actions.scores(acted.flatten().nonzero().squeeze(1))
         for every, sampled in (
-            (batch.action_reward, batch.reward),
-            (batch.action_sft_logprob, batch.sft_logprob),
-            (batch.action_reference_logprob, batch.reference_logprob),
+            (scores.reward, batch.reward),
+            (scores.sft_logprob, batch.sft_logprob),
+            (scores.reference_logprob, batch.reference_logprob),
         ):
-            held = every.gather(-1, index).squeeze(-1).masked_fill(~acted, 0.0)
-            torch.testing.assert_close(held, sampled, atol=2e-6, rtol=0)
+            torch.testing.assert_close(every.gather(-1, index).squeeze(-1), sampled[acted], atol=2e-6, rtol=0)
             assert bool((sampled[acted] != 0).any())
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from dpr_lightning import functional as F
-from dpr_lightning.functional.head import head_loss
+from dpr_lightning.functional.head import head_logprobs, head_loss
 from dpr_lightning.modules.memory import LiveBytes
 
 N, D, V = 37, 5, 23
@@ -65,6 +65,57 @@ def test_a_frozen_head_gets_no_gradient() -> None:
     wanted = torch.autograd.grad(plain(hidden, weight, tokens, constant)[0], hidden)[0]
     found = head_loss(hidden, weight.detach(), tokens, constant)
     torch.testing.assert_close(torch.autograd.grad(found.loss, hidden)[0], wanted, atol=1e-12, rtol=1e-12)
+
+
+def divergence(logprobs: Tensor, part: slice) -> Tensor:
+    """What all-actions policy gradients weigh every token with: a reward, less a hold that depends on the policy."""
+    generator = torch.Generator().manual_seed(2)
+    reward, other = (torch.randn(N, V, generator=generator, dtype=logprobs.dtype)[part] for _ in range(2))
+    return reward - 0.5 * (logprobs - other.log_softmax(-1))
+
+
+@pytest.mark.parametrize("block", [1, 5 * V, None])
+def test_values_of_every_token_are_autograd_on_whole_logits(block: int | None) -> None:
+    hidden, weight, tokens = inputs()
+    logprobs = (hidden @ weight.T).log_softmax(-1)
+    values = divergence(logprobs, slice(0, N))
+    every = F.all_actions_loss(logprobs[None], values[None], torch.ones(1, N, dtype=torch.bool), 1.0)
+    expected = constant(logprobs.gather(-1, tokens[:, None]).squeeze(-1), slice(0, N)) + every
+    wanted = torch.autograd.grad(3.0 * expected, (hidden, weight))
+    found = head_loss(hidden, weight, tokens, constant, divergence, block=block)
+    gradients = torch.autograd.grad(3.0 * found.loss, (hidden, weight))
+    for ours, theirs in zip((found.loss, *gradients), (expected, *wanted), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-10)
+    torch.testing.assert_close(found.entropy, F.entropy(logprobs), atol=1e-12, rtol=1e-12)
+
+
+def test_a_token_that_cannot_be_chosen_adds_nothing_whatever_its_value() -> None:
+    hidden, weight, tokens = inputs()
+    with torch.no_grad():
+        hidden[:, 0], weight[3, 0] = 1.0, -1e30  # e^−1e30 is 0
+    safe = tokens.masked_fill(tokens == 3, 4)
+
+    def infinite(logprobs: Tensor, part: slice) -> Tensor:
+        return divergence(logprobs, part).index_fill(-1, torch.tensor([3]), float("inf"))
+
+    found = head_loss(hidden, weight, safe, constant, infinite)
+    gradients = torch.autograd.grad(found.loss, (hidden, weight))
+    assert found.loss.isfinite()
+    assert all(bool(part.isfinite().all()) for part in gradients)
+
+
+@pytest.mark.parametrize("block", [1, 5 * V, None])
+def test_logprobs_without_a_loss(block: int | None) -> None:
+    hidden, weight, tokens = inputs()
+    found = head_logprobs(hidden, weight, tokens, block=block)
+    wanted = plain(hidden, weight, tokens, constant)[1]
+    torch.testing.assert_close(found, wanted.detach(), atol=1e-12, rtol=1e-12)
+    assert not found.requires_grad
+    half = head_logprobs(hidden.bfloat16(), weight.bfloat16(), tokens)
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half.double(), wanted.detach(), atol=0.1, rtol=0.05)
+    with pytest.raises(ValueError, match="tokens"):
+        head_logprobs(hidden, weight, tokens[:-1])
 
 
 def test_nothing_is_wrong_with_no_token() -> None:

@@ -35,6 +35,7 @@ EXAMPLES: dict[str, Callable[[], tuple]] = {
     "dft_loss": lambda: (values(B, T), MASK, 7.0),
     "entropy": lambda: (values(B, T, V), MASK),
     "gather_actions": lambda: (values(B, T + 1, V), *F.action_positions(SEQUENCE_MASK)),
+    "head_logprobs": lambda: (values(T, V), values(V, V), TOKENS[0]),
     "head_loss": lambda: (values(T, V), values(V, V), TOKENS[0], lambda logprob, _: -logprob.sum()),
     "iq_learn_loss": lambda: (values(B, T, V), TOKENS, MASK, TERMINATED),
     "kl_divergence": lambda: (values(B, T, V), values(B, T, V), MASK),
@@ -98,7 +99,13 @@ CUT = [
     # functions of one tensor cannot be given two that disagree
     if sum(isinstance(other, torch.Tensor) and other.dim() > 0 for other in example()) > 1
     # a shorter sequence may still hold every position; one reference or one token of the vocabulary fewer is no mistake
-    if (name, index, axis) not in {("gather_actions", 0, 1), ("baseline_relative_reward", 1, 0), ("head_loss", 1, 0)}
+    if (name, index, axis)
+    not in {
+        ("gather_actions", 0, 1),
+        ("baseline_relative_reward", 1, 0),
+        ("head_loss", 1, 0),
+        ("head_logprobs", 1, 0),
+    }
 ]
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dpr_lightning.modules import CreditSpec, DensePathReinforce, KLSpec
 from dpr_lightning.policies import PolicySpec, action_logits
-from dpr_lightning.types import RolloutBatch
+from dpr_lightning.types import ActionScores, RolloutBatch
 from tests.tabular import TinyLanguage
 
 LANGUAGE = TinyLanguage(vocabulary=3, horizon=3)
@@ -36,6 +36,19 @@ class TabularPolicy(nn.Module):
                 prefix = tuple(tokens[1 : place + 1])
                 hidden[row, place, states.index(prefix) if prefix in states else 0] = 1.0
         return SimpleNamespace(logits=self.head(hidden))
+
+
+class Tabled:
+    """Scores of every token [B, T, V] that are simply known."""
+
+    def __init__(self, known: ActionScores) -> None:
+        self.known = known
+
+    def scores(self, place: Tensor) -> ActionScores:
+        return ActionScores(*(part.flatten(0, 1)[place] for part in self.known))
+
+    def take(self, rows: Tensor, actions: int) -> "Tabled":
+        return Tabled(ActionScores(*(part[rows, :actions] for part in self.known)))
 
 
 class Trainer:
@@ -69,9 +82,7 @@ def every_path(sft: Tensor, reference: Tensor) -> RolloutBatch:
         reward=chosen[0] - chosen[1],
         advantage=torch.zeros(mask.shape, dtype=torch.float64),
         num_tokens=torch.tensor(float(len(rows))),
-        action_reward=by_sft - by_reference,
-        action_sft_logprob=by_sft,
-        action_reference_logprob=by_reference,
+        actions=Tabled(ActionScores(by_sft - by_reference, by_sft, by_reference)),
     )
 
 

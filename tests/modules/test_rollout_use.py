@@ -16,7 +16,7 @@ from dpr_lightning.data import RewardDataModule
 from dpr_lightning.errors import InputError
 from dpr_lightning.modules import CreditSpec, DensePathReinforce, KLSpec, ScheduleSpec, estimate_advantages
 from dpr_lightning.policies import PolicySpec, disable_dropout, sequence_logprobs
-from dpr_lightning.rewards import ActionScores, DenseReward, RewardSpec
+from dpr_lightning.rewards import DenseReward, RewardSpec
 from dpr_lightning.rollouts import SamplingOptions
 from dpr_lightning.types import RolloutBatch
 from tests.modules.conftest import weights
@@ -74,11 +74,11 @@ def test_rewards_of_every_token_are_gone_when_the_next_ones_are_made(
     alive: list[int] = []
     inner = DenseReward.score_actions
 
-    def score_actions(self: DenseReward, *arguments: Any) -> ActionScores:
+    def score_actions(self: DenseReward, *arguments: Any) -> Any:
         alive.append(sum(kept() is not None for kept in made))
-        scores = inner(self, *arguments)
-        made.extend(weakref.ref(part) for part in scores)
-        return scores
+        scores, actions = inner(self, *arguments)
+        made.extend(weakref.ref(held.hidden) for held in actions.states)
+        return scores, actions
 
     monkeypatch.setattr(DenseReward, "score_actions", score_actions)
     trainer(max_steps=4, max_epochs=-1).fit(learner(estimator="all_actions"), datamodule=data())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, PreTrainedModel
 
-from dpr_lightning.functional import entropy
+from dpr_lightning.functional import all_actions_loss, entropy
 from dpr_lightning.policies import LoraSpec, PolicySpec, acted_loss, action_logits, build_policy
 from dpr_lightning.policies import fused_loss as module
 
@@ -52,6 +52,21 @@ def counted() -> Iterator[list[int]]:
         yield calls
     finally:
         module.head_loss = real
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_values_of_every_token_go_through_either_way(name: str) -> None:
+    model = MODELS[name]()
+    tokens = torch.randint(3, 40, MASK.shape, generator=torch.Generator().manual_seed(1))
+    reward = torch.randn(7, 40, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    whole = action_logits(model, tokens, MASK)
+    logprobs = whole.logits.log_softmax(-1)[whole.mask]
+    every = all_actions_loss(logprobs[None], (reward - 0.5 * logprobs)[None], torch.ones(1, 7, dtype=torch.bool), 1.0)
+    chosen = logprobs.gather(-1, whole.tokens[whole.mask][:, None]).squeeze(-1)
+    wanted = torch.autograd.grad(squares(chosen, slice(0, 7)) + every, list(model.parameters()))
+    found = acted_loss(model, tokens, MASK, squares, lambda logprobs, part: reward[part] - 0.5 * logprobs)
+    for ours, theirs in zip(torch.autograd.grad(found.loss, list(model.parameters())), wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-10)
 
 
 @pytest.mark.parametrize("packed", [False, True])

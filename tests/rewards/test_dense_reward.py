@@ -86,14 +86,21 @@ def test_divergence_and_centred_forms(folders: list[str], distributions: torch.T
 @pytest.mark.parametrize("form", FORMS)
 def test_rewards_of_all_actions_hold_those_of_the_sampled_ones(form: str, folders: list[str]) -> None:
     dense = DenseReward.from_folders(folders[0], folders[1:], RewardSpec(form=form))  # type: ignore[arg-type]
-    scores, actions = dense.score(TOKENS, MASK), dense.score_actions(TOKENS, MASK)
-    for row in range(len(TOKENS)):
-        chosen = TOKENS[row, MASK[row]]
-        column = torch.arange(len(chosen))
-        torch.testing.assert_close(actions.reward[row, column, chosen], scores.reward[row, column], atol=2e-6, rtol=0)
-        torch.testing.assert_close(
-            actions.sft_logprob[row, column, chosen], scores.policy_logprob[row, column], atol=2e-6, rtol=0
-        )
+    scores = dense.score(TOKENS, MASK)
+    same, actions = dense.score_actions(TOKENS, MASK)
+    torch.testing.assert_close(same.reward, scores.reward, atol=2e-6, rtol=0)
+    torch.testing.assert_close(same.reference_logprobs, scores.reference_logprobs, atol=2e-6, rtol=0)
+    some = torch.tensor([2, 0])
+    for rows, held in ((torch.arange(len(TOKENS)), actions), (some, actions.take(some, int(MASK[some].sum(1).max())))):
+        width = held.states[0].hidden.shape[1]
+        for row, whole in enumerate(rows.tolist()):
+            chosen = TOKENS[whole, MASK[whole]]
+            every = held.scores(row * width + torch.arange(len(chosen)))
+            picked = [part.gather(-1, chosen[:, None]).squeeze(-1) for part in every]
+            for found, wanted in zip(
+                picked, (scores.reward, scores.policy_logprob, scores.reference_logprobs.mean(0)), strict=True
+            ):
+                torch.testing.assert_close(found, wanted[whole, : len(chosen)], atol=2e-6, rtol=0)
 
 
 def test_score_does_not_depend_on_the_token_budget(folders: list[str]) -> None:
@@ -195,8 +202,8 @@ def test_a_token_that_only_the_reference_excludes(excluded_by_sft: bool, folders
     dense, tokens = DenseReward(FrozenPolicies(models)), TOKENS.masked_fill(TOKENS == 5, 6)
     dense.score(tokens, MASK)
     if excluded_by_sft:
-        reward = dense.score_actions(tokens, MASK).reward
+        reward = dense.score_actions(tokens, MASK)[1].scores(torch.arange(3)).reward
         assert reward[..., 6].isfinite().all()
     else:
         with pytest.raises(InputError, match="not finite"):
-            dense.score_actions(tokens, MASK)
+            dense.score_actions(tokens, MASK)[1].scores(torch.arange(3))

@@ -1,0 +1,153 @@
+"""Forward passes that score, without gradients: no logits of more than a block of states are ever at hand."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dpr_lightning.functional import action_positions, head_logprobs, token_logprobs
+from dpr_lightning.policies.forward import (
+    action_logits,
+    default_token_budget,
+    logits_at,
+    model_device,
+    model_inputs,
+)
+from dpr_lightning.policies.lockstep import Lockstep
+from dpr_lightning.policies.plain_head import head_does, plain_head
+from dpr_lightning.policies.sharding import fetches_weights
+
+
+@dataclass(frozen=True)
+class ActedStates:
+    """What a model says of every token where the policy acted, kept as what its head is given.
+
+    ``hidden`` [B, T, D], ``weight`` [V, D]; where ``weight`` is None, the logits [B, T, V] are in their place.
+    """
+
+    hidden: Tensor
+    weight: Tensor | None
+
+    def logprobs(self, place: Tensor) -> Tensor:
+        """Log-probabilities [n, V] of all tokens, at ``place`` [n] counted through all rows; at least float32."""
+        states = self.hidden.flatten(0, 1)[place]
+        logits = states if self.weight is None else states @ self.weight.T
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+
+    def room(self, rows: int, actions: int) -> "ActedStates":
+        """Zeros in the place of these, for so many rows and actions."""
+        return ActedStates(self.hidden.new_zeros(rows, actions, self.hidden.shape[-1]), self.weight)
+
+    def take(self, rows: Tensor, actions: int) -> "ActedStates":
+        """Those of some rows, cut to ``actions``."""
+        return ActedStates(self.hidden[rows.to(self.hidden.device), :actions], self.weight)
+
+
+def keeps_states(model: nn.Module) -> bool:
+    """Whether :func:`acted_states` keeps what the head is given, and not logits."""
+    return not fetches_weights(model) and plain_head(model) is not None
+
+
+@torch.no_grad()
+def acted_states(model: nn.Module, tokens: Tensor, mask: Tensor, *, packed: bool | None = None) -> ActedStates:
+    """One forward pass, up to the head where that is a plain one and its weights are here.
+
+    Args:
+        model: a causal language model of transformers, possibly wrapped by peft.
+        tokens: [B, L] right-padded.
+        mask: [B, L] True where the policy acted.
+        packed: as for :func:`dpr_lightning.policies.action_logits`.
+    """
+    if not keeps_states(model):
+        return ActedStates(action_logits(model, tokens, mask, packed=packed).logits, None)
+    head: Any = plain_head(model)
+    position, _ = action_positions(mask)
+    inputs, start = model_inputs(model, tokens, mask, packed)
+    place = start.unsqueeze(1) + (position - 1).clamp_min(0)
+    return ActedStates(states_at(model, head, inputs, place), head.weight)
+
+
+def states_at(model: nn.Module, head: nn.Module, inputs: dict[str, Tensor], place: Tensor) -> Tensor:
+    """What ``head`` is given, [B, T, D], at ``place`` [B, T] counted through all rows."""
+
+    def select(hidden: Tensor) -> Tensor:
+        return hidden.flatten(0, 1).index_select(0, place.flatten()).view(*place.shape, -1)
+
+    with head_does(head, select):
+        return model(**inputs, use_cache=False).logits  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def acted_logprobs(model: nn.Module, tokens: Tensor, mask: Tensor, *, packed: bool | None = None) -> Tensor:
+    """Log-probabilities [B, T] of the acted tokens, nats, at least float32; 0 where a row has no action.
+
+    Arguments as for :func:`acted_states`.
+    """
+    position, acted = action_positions(mask)
+    chosen, state = tokens.gather(1, position), (position - 1).clamp_min(0)
+    # The weights of one in shards come and go, and to find out about its head is a pass that all ranks must make.
+    head = None if fetches_weights(model) else plain_head(model)
+    if head is None:
+        logprob = token_logprobs(logits_at(model, tokens, mask, state, packed), chosen)
+        return logprob.masked_fill(~acted, 0.0)
+    inputs, start = model_inputs(model, tokens, mask, packed)
+    found = logprobs_at(model, head, inputs, (start.unsqueeze(1) + state)[acted], chosen[acted])
+    return found.new_zeros(acted.shape).masked_scatter(acted, found)
+
+
+def logprobs_at(model: nn.Module, head: nn.Module, inputs: dict[str, Tensor], place: Tensor, chosen: Tensor) -> Tensor:
+    """Log-probabilities [N] of ``chosen`` [N] in the states at ``place`` [N], counted through all rows."""
+    weighted: Any = head
+
+    def compute(hidden: Tensor) -> Tensor:
+        states = hidden.flatten(0, 1).index_select(0, place)
+        return head_logprobs(states, weighted.weight, chosen).view(1, 1, -1)
+
+    with head_does(head, compute):
+        return model(**inputs, use_cache=False).logits.flatten()  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def sequence_logprobs(model: nn.Module, tokens: Tensor, mask: Tensor, *, token_budget: int | None = None) -> Tensor:
+    """Log-probabilities of the acted tokens under ``model``, without gradients.
+
+    Args:
+        model: a causal language model; it keeps its mode.
+        tokens: [B, L] right-padded.
+        mask: [B, L] True where the policy acted.
+        token_budget: tokens forwarded at once, padding included; None:
+            :func:`dpr_lightning.policies.default_token_budget`.
+
+    Returns:
+        [B, T] float32, nats, on the device of ``tokens``; 0 where a row has no action.
+    """
+    logprob = torch.zeros(len(tokens), int(mask.sum(1).amax()) if mask.numel() else 0, device=tokens.device)
+    device = model_device(model)
+    budget = token_budget if token_budget is not None else default_token_budget(model)
+    with Lockstep([model]) as lockstep:
+        for rows, part_tokens, part_mask in parts_by_length(tokens, mask, budget):
+            lockstep.begin()
+            part = acted_logprobs(model, part_tokens.to(device), part_mask.to(device)).float()
+            logprob[rows.to(logprob.device), : part.shape[1]] = part.to(logprob.device)
+    return logprob
+
+
+def parts_by_length(tokens: Tensor, mask: Tensor, token_budget: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Rows of like length together, cut to the longest of their part, with at most ``token_budget`` tokens a part.
+
+    Yields row numbers (on the CPU), and ``tokens`` and ``mask`` of these rows.
+    """
+    columns = torch.arange(1, tokens.shape[1] + 1, device=mask.device)
+    length = (mask * columns).amax(1).clamp_min(2).cpu()
+    order = length.argsort()
+    start = 0
+    while start < len(order):
+        end = start + 1
+        while end < len(order) and int(length[order[end]]) * (end + 1 - start) <= token_budget:
+            end += 1
+        rows = order[start:end]
+        longest = int(length[rows].max())
+        yield rows, tokens[rows.to(tokens.device), :longest], mask[rows.to(mask.device), :longest]
+        start = end
