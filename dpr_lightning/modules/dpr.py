@@ -155,7 +155,7 @@ class DensePathReinforce(PolicyModule):
         """One micro-batch's share of the optimizer step's loss."""
         surrogate = _Surrogate(batch, self.improbable_floor, self.clip_range)
         values = _ImmediateValues(self, batch) if self.needs_action_rewards else None
-        scored = acted_loss(self.policy, batch.tokens, batch.mask, surrogate, values)
+        scored = acted_loss(self.policy, batch.tokens, batch.mask, surrogate, values, sampled=True)
         loss, logprob, mask = scored.loss, scored.logprob, scored.mask
         if self.check_start and self.global_step == 0 and batch_idx == 0:
             self._check_start(batch, logprob, mask)

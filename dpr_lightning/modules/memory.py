@@ -201,7 +201,9 @@ def _acted(model: nn.Module, shape: Shape, token_loss: TokenLoss, action_values:
     if bare_head(model) is not None:
         start = torch.arange(shape.rows).unsqueeze(1) * shape.length
         place = (start + state).flatten()
-        return loss_at(model, {"input_ids": tokens}, place, chosen.flatten(), token_loss, action_values).loss
+        return loss_at(
+            model, {"input_ids": tokens, "use_cache": False}, place, chosen.flatten(), token_loss, action_values
+        ).loss
     logits = logits_at(model, tokens, mask, state, packed=False).float()
     every = slice(0, chosen.numel())
     loss = token_loss(token_logprobs(logits, chosen).flatten(), every)
@@ -254,9 +256,9 @@ def scoring_memory(make_policy: Callable[[], nn.Module], shape: Shape, models: i
                 logits = logits_at(model, tokens, mask, state, packed=False)
                 held.append(logits if whole else token_logprobs(logits, chosen))
             elif whole:
-                held.append(states_at(model, head, {"input_ids": tokens}, place))
+                held.append(states_at(model, head, {"input_ids": tokens, "use_cache": False}, place))
             else:
-                inputs = {"input_ids": tokens}
+                inputs = {"input_ids": tokens, "use_cache": False}
                 held.append(logprobs_at(model, head, inputs, place.flatten(), chosen.flatten()))
         if whole:
             # As rewards.distributions does it: one block of states after the other.

@@ -1,6 +1,7 @@
 """A policy: its description as data, and how it becomes a model, a frozen copy or a folder."""
 
 from dpr_lightning.policies.build import build_policy
+from dpr_lightning.policies.decoders import inside_of_adapters, is_known_decoder
 from dpr_lightning.policies.export import flush, save_policy, whole_folder
 from dpr_lightning.policies.forward import (
     ActionLogits,
@@ -10,11 +11,11 @@ from dpr_lightning.policies.forward import (
     disable_dropout,
     evaluating,
     model_device,
-    packs_rows,
     state_logits,
 )
 from dpr_lightning.policies.frozen import FrozenPolicies
 from dpr_lightning.policies.fused_loss import ActedLoss, acted_loss
+from dpr_lightning.policies.inputs import packs_rows
 from dpr_lightning.policies.lightning_state import is_in_shards
 from dpr_lightning.policies.lockstep import Lockstep
 from dpr_lightning.policies.scoring import (
@@ -71,7 +72,9 @@ __all__ = [
     "flush",
     "gathered_weights",
     "holds_whole",
+    "inside_of_adapters",
     "is_in_shards",
+    "is_known_decoder",
     "is_sharded",
     "keeps_states",
     "load_tokenizer",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dpr_lightning.functional import action_positions
+from dpr_lightning.policies.inputs import model_inputs
 
 
 class ActionLogits(NamedTuple):
@@ -38,42 +39,16 @@ def _head_sees(model: nn.Module, place: Tensor) -> Iterator[None]:
         handle.remove()
 
 
-ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
-"""Layers that start anew where positions do. Convolutions and recurrent states would leak from row to row."""
+def logits_at(
+    model: nn.Module, tokens: Tensor, mask: Tensor, state: Tensor, packed: bool | None, *, sampled: bool = False
+) -> Tensor:
+    """Logits [B, S, V] at the positions ``state`` [B, S] of each row; the others as in :func:`action_logits`.
 
-
-def packs_rows(model: nn.Module) -> bool:
-    """Whether rows go through ``model`` end to end in one long row: under flash attention, which then skips padding.
-
-    Only where every layer is attention, which sees from the positions where a row ends.
+    With ``sampled``, prompts that several rows answer may be read once; then ``state`` may lie in no prompt.
     """
-    if "flash" not in str(getattr(model.config, "_attn_implementation", None)):
-        return False
-    config = model.config.get_text_config()  # type: ignore[union-attr, operator]
-    layers = set(getattr(config, "layer_types", None) or ()) | set(getattr(config, "layers_block_type", None) or ())
-    return not getattr(model, "_is_stateful", False) and layers <= ATTENTION_LAYERS
-
-
-def logits_at(model: nn.Module, tokens: Tensor, mask: Tensor, state: Tensor, packed: bool | None) -> Tensor:
-    """Logits [B, S, V] at the positions ``state`` [B, S] of each row; the others as in :func:`action_logits`."""
-    inputs, start = model_inputs(model, tokens, mask, packed)
-    with _head_sees(model, start.unsqueeze(1) + state):
-        return model(**inputs, use_cache=False).logits  # type: ignore[no-any-return]
-
-
-def model_inputs(
-    model: nn.Module, tokens: Tensor, mask: Tensor, packed: bool | None
-) -> tuple[dict[str, Tensor], Tensor]:
-    """What the model is given, and where each row begins in it, [B]: next to each other, or end to end in one row."""
-    columns = torch.arange(tokens.shape[1], device=tokens.device)
-    if not (packs_rows(model) if packed is None else packed):
-        return {"input_ids": tokens}, torch.arange(len(tokens), device=tokens.device) * tokens.shape[1]
-    length = (mask * (columns + 1)).amax(1).clamp_min(1)
-    kept = columns < length.unsqueeze(1)
-    # Positions that begin again at 0 are what tells transformers where a row ends and the next begins.
-    position = columns.expand_as(tokens)[kept].unsqueeze(0)
-    inputs = {"input_ids": tokens[kept].unsqueeze(0), "position_ids": position}
-    return inputs, length.cumsum(0) - length
+    inputs, start = model_inputs(model, tokens, mask, packed, sampled=sampled)
+    with _head_sees(model, (start.unsqueeze(1) + state).clamp_min(0)):
+        return model(**inputs).logits  # type: ignore[no-any-return]
 
 
 def action_logits(model: nn.Module, tokens: Tensor, mask: Tensor, *, packed: bool | None = None) -> ActionLogits:

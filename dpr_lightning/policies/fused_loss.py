@@ -1,6 +1,5 @@
 """The forward pass of training: a loss of the acted tokens, with the head's work done while it is at hand."""
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +14,8 @@ from dpr_lightning.functional import (
     head_loss,
     token_logprobs,
 )
-from dpr_lightning.policies.forward import action_logits, model_inputs
+from dpr_lightning.policies.forward import logits_at
+from dpr_lightning.policies.inputs import Inputs, model_inputs
 from dpr_lightning.policies.plain_head import bare_head, head_does, plain_head
 
 
@@ -40,6 +40,7 @@ def acted_loss(
     action_values: ActionValues | None = None,
     *,
     packed: bool | None = None,
+    sampled: bool = False,
 ) -> ActedLoss:
     """Sum of a loss over the acted tokens, by :func:`dpr_lightning.functional.head_loss` where the head is a plain one.
 
@@ -52,13 +53,14 @@ def acted_loss(
         mask: [B, L] True where the policy acted.
         token_loss: of the acted tokens, counted through the rows; see :func:`dpr_lightning.functional.head_loss`.
         action_values: of every token in the same states, for an objective that is exact over the vocabulary.
-        packed: as for :func:`action_logits`.
+        packed: as for :func:`dpr_lightning.policies.action_logits`.
+        sampled: whether several rows may answer one prompt, which is then read once.
     """
     position, acted = action_positions(mask)
     chosen = tokens.gather(1, position)
-    found = _fused(model, tokens, mask, position, acted, chosen[acted], token_loss, action_values, packed)
+    found = _fused(model, tokens, mask, position, acted, chosen[acted], token_loss, action_values, packed, sampled)
     if found is None:
-        logits = action_logits(model, tokens, mask, packed=packed).logits
+        logits = logits_at(model, tokens, mask, (position - 1).clamp_min(0), packed, sampled=sampled)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         logprob = token_logprobs(logits, chosen)[acted]
         every = slice(0, len(logprob))
@@ -84,17 +86,18 @@ def _fused(
     token_loss: TokenLoss,
     action_values: ActionValues | None,
     packed: bool | None,
+    sampled: bool,
 ) -> HeadLoss | None:
     if plain_head(model) is None:
         return None
-    inputs, start = model_inputs(model, tokens, mask, packed)
+    inputs, start = model_inputs(model, tokens, mask, packed, sampled=sampled)
     place = (start.unsqueeze(1) + (position - 1).clamp_min(0))[acted]
     return loss_at(model, inputs, place, chosen, token_loss, action_values)
 
 
 def loss_at(
     model: nn.Module,
-    inputs: Mapping[str, Tensor],
+    inputs: Inputs,
     place: Tensor,
     chosen: Tensor,
     token_loss: TokenLoss,
@@ -119,5 +122,5 @@ def loss_at(
         return found[0].loss.view(1, 1, 1)
 
     with head_does(head, compute):
-        output = model(**inputs, use_cache=False).logits
+        output = model(**inputs).logits
     return found[0]._replace(loss=output.view(()))

@@ -9,12 +9,11 @@ from torch import Tensor, nn
 
 from dpr_lightning.functional import action_positions, head_logprobs, token_logprobs
 from dpr_lightning.policies.forward import (
-    action_logits,
     default_token_budget,
     logits_at,
     model_device,
-    model_inputs,
 )
+from dpr_lightning.policies.inputs import Inputs, model_inputs
 from dpr_lightning.policies.lockstep import Lockstep
 from dpr_lightning.policies.plain_head import head_does, plain_head
 from dpr_lightning.policies.sharding import fetches_weights
@@ -61,22 +60,24 @@ def acted_states(model: nn.Module, tokens: Tensor, mask: Tensor, *, packed: bool
         packed: as for :func:`dpr_lightning.policies.action_logits`.
     """
     if not keeps_states(model):
-        return ActedStates(action_logits(model, tokens, mask, packed=packed).logits, None)
+        position, _ = action_positions(mask)
+        state = (position - 1).clamp_min(0)
+        return ActedStates(logits_at(model, tokens, mask, state, packed, sampled=True), None)
     head: Any = plain_head(model)
     position, _ = action_positions(mask)
-    inputs, start = model_inputs(model, tokens, mask, packed)
-    place = start.unsqueeze(1) + (position - 1).clamp_min(0)
+    inputs, start = model_inputs(model, tokens, mask, packed, sampled=True)
+    place = (start.unsqueeze(1) + (position - 1).clamp_min(0)).clamp_min(0)
     return ActedStates(states_at(model, head, inputs, place), head.weight)
 
 
-def states_at(model: nn.Module, head: nn.Module, inputs: dict[str, Tensor], place: Tensor) -> Tensor:
+def states_at(model: nn.Module, head: nn.Module, inputs: Inputs, place: Tensor) -> Tensor:
     """What ``head`` is given, [B, T, D], at ``place`` [B, T] counted through all rows."""
 
     def select(hidden: Tensor) -> Tensor:
         return hidden.flatten(0, 1).index_select(0, place.flatten()).view(*place.shape, -1)
 
     with head_does(head, select):
-        return model(**inputs, use_cache=False).logits  # type: ignore[no-any-return]
+        return model(**inputs).logits  # type: ignore[no-any-return]
 
 
 @torch.no_grad()
@@ -90,14 +91,14 @@ def acted_logprobs(model: nn.Module, tokens: Tensor, mask: Tensor, *, packed: bo
     # The weights of one in shards come and go, and to find out about its head is a pass that all ranks must make.
     head = None if fetches_weights(model) else plain_head(model)
     if head is None:
-        logprob = token_logprobs(logits_at(model, tokens, mask, state, packed), chosen)
+        logprob = token_logprobs(logits_at(model, tokens, mask, state, packed, sampled=True), chosen)
         return logprob.masked_fill(~acted, 0.0)
-    inputs, start = model_inputs(model, tokens, mask, packed)
+    inputs, start = model_inputs(model, tokens, mask, packed, sampled=True)
     found = logprobs_at(model, head, inputs, (start.unsqueeze(1) + state)[acted], chosen[acted])
     return found.new_zeros(acted.shape).masked_scatter(acted, found)
 
 
-def logprobs_at(model: nn.Module, head: nn.Module, inputs: dict[str, Tensor], place: Tensor, chosen: Tensor) -> Tensor:
+def logprobs_at(model: nn.Module, head: nn.Module, inputs: Inputs, place: Tensor, chosen: Tensor) -> Tensor:
     """Log-probabilities [N] of ``chosen`` [N] in the states at ``place`` [N], counted through all rows."""
     weighted: Any = head
 
@@ -106,7 +107,7 @@ def logprobs_at(model: nn.Module, head: nn.Module, inputs: dict[str, Tensor], pl
         return head_logprobs(states, weighted.weight, chosen).view(1, 1, -1)
 
     with head_does(head, compute):
-        return model(**inputs, use_cache=False).logits.flatten()  # type: ignore[no-any-return]
+        return model(**inputs).logits.flatten()  # type: ignore[no-any-return]
 
 
 @torch.no_grad()

@@ -9,12 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention
 
-from dpr_lightning.policies import fetches_weights
+from dpr_lightning.policies import fetches_weights, inside_of_adapters, is_known_decoder
 from dpr_lightning.rollouts.cache import RoomyLayer, growing_cache
 
 log = logging.getLogger(__name__)
-KNOWN = {"llama", "mistral", "qwen2", "qwen3"}
-"""Architectures whose layers are: norm, attention with rotary positions, norm, gated linear units."""
 FEW_ROWS, MANY_WEIGHTS = range(6, 64), 1 << 16
 """Rows, and weights of a layer from which on, a float32 product on a CPU is faster with the weights on the left: up to
 three times (docs/performance.md)."""
@@ -35,7 +33,7 @@ class OneTokenPass:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        held: Any = _inside_of_adapters(model)
+        held = inside_of_adapters(model)
         self._decoder = held.model
         self._embedding, self._head = held.get_input_embeddings(), held.get_output_embeddings()
 
@@ -103,24 +101,20 @@ def _product(layer: nn.Module, rows: Tensor) -> Tensor:
 
 def knows(model: nn.Module) -> bool:
     """Whether :class:`OneTokenPass` gives the logits of ``model``: of a known kind, whole, and found to be equal."""
-    held: Any = _inside_of_adapters(model)
-    kind = held.config.model_type
-    if kind not in KNOWN or fetches_weights(model):
+    held = inside_of_adapters(model)
+    if not is_known_decoder(model) or fetches_weights(model):
         return False
     called = held.get_input_embeddings()
     if any(_has_hooks(module) for module in model.modules() if module is not called):
         return False
-    if not all(isinstance(layer, RoomyLayer) for layer in growing_cache(model, 1).layers):
-        return False
     if model not in _equal:
         _equal[model] = _gives_the_same(model)
         if not _equal[model]:
-            log.warning("This %s does not compute what others do; its own forward pass writes its answers.", kind)
+            log.warning(
+                "This %s does not compute what others do; its own forward pass writes its answers.",
+                held.config.model_type,
+            )
     return _equal[model]
-
-
-def _inside_of_adapters(model: nn.Module) -> nn.Module:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
 
 
 def _has_hooks(module: nn.Module) -> bool:

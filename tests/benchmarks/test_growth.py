@@ -66,11 +66,22 @@ def test_imitation_is_three_forward_passes(folder: Path, tmp_path: Path) -> None
     assert counted.counter.get_total_flops() == pytest.approx(expected, rel=0.02)
 
 
+PROMPTS = DPR.rows // DPR.samples
+
+
+def read_once(acted: int) -> float:
+    """Operations of a pass in which a prompt is read once for its samples, but for its last token."""
+    before = DPR.prompt - 1
+    prompts = PROMPTS * before * SHAPE.forward(context=before, scored=0.0)
+    rest = DPR.rows * (DPR.completion + 1) * SHAPE.forward(context=DPR.length, scored=0.0)
+    return prompts + rest + 2 * SHAPE.head * acted
+
+
 def test_learning_from_rollouts_is_three_forward_passes(folder: Path, tmp_path: Path) -> None:
     counted = reinforced(folder, tmp_path)
     acted = int(counted.batch.mask.sum())
-    whole = 3 * DPR.rows * DPR.length * SHAPE.forward(context=DPR.length, scored=0.0)
-    assert counted.counter.get_total_flops() == pytest.approx(whole + 6 * SHAPE.head * acted, rel=0.02)
+    # What a prompt's last layer makes of its keys and values is read by nobody, and has no gradient.
+    assert 0.95 < counted.counter.get_total_flops() / (3 * read_once(acted)) < 1.02
 
 
 def reinforced(folder: Path, tmp_path: Path) -> SecondStep:
@@ -95,13 +106,12 @@ def test_a_whole_step_of_reinforcement_reads_nothing_twice(folder: Path, tmp_pat
     with FlopCounterMode(display=False) as counter:
         counted = reinforced(folder, tmp_path)
     acted = int(counted.batch.mask.sum())
-    prompts, steps = DPR.rows // DPR.samples, 2
-    read = prompts * DPR.prompt * SHAPE.forward(context=DPR.prompt, scored=0.0)
-    # A prompt is read once for all its samples. The last token of an answer is not read again.
+    steps = 2
+    read = PROMPTS * DPR.prompt * SHAPE.forward(context=DPR.prompt, scored=0.0)
+    # The last token of an answer is not read again.
     late = DPR.prompt + DPR.completion / 2
-    written = (acted - DPR.rows) * SHAPE.forward(context=late, scored=1.0) + 2 * prompts * SHAPE.head
-    passes = 5 * (DPR.rows * DPR.length * SHAPE.forward(context=DPR.length, scored=0.0) + 2 * SHAPE.head * acted)
-    assert counter.get_total_flops() <= 1.02 * steps * (read + written + passes)
+    written = (acted - DPR.rows) * SHAPE.forward(context=late, scored=1.0) + 2 * PROMPTS * SHAPE.head
+    assert counter.get_total_flops() <= 1.02 * steps * (read + written + 5 * read_once(acted))
 
 
 def test_decoding_costs_what_is_written(folder: Path) -> None:

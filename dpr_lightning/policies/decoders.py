@@ -1,0 +1,23 @@
+"""Decoders whose insides are known: what may be done beside their own forward pass."""
+
+from typing import Any
+
+from torch import nn
+
+KNOWN = {"llama", "mistral", "qwen2", "qwen3"}
+"""Architectures whose layers are: norm, attention with rotary positions, norm, gated linear units."""
+
+
+def inside_of_adapters(model: nn.Module) -> Any:
+    """The causal language model that peft has put adapters into."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+
+
+def is_known_decoder(model: nn.Module) -> bool:
+    """Whether the layers are of a known kind and see all tokens before them."""
+    config: Any = inside_of_adapters(model).config if hasattr(model, "config") else None
+    if getattr(config, "model_type", None) not in KNOWN:
+        return False
+    layers = set(getattr(config, "layer_types", None) or {"full_attention"})
+    windowed = getattr(config, "sliding_window", None) if config.model_type == "mistral" else None
+    return layers == {"full_attention"} and windowed is None

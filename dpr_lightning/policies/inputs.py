@@ -1,0 +1,52 @@
+"""What a model is given for some rows: side by side, end to end, or behind prompts that are read once."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dpr_lightning.policies.prefixes import behind_prompts
+
+Inputs = dict[str, Any]
+"""Keyword arguments of a forward pass."""
+ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
+"""Layers that start anew where positions do. Convolutions and recurrent states would leak from row to row."""
+
+
+def packs_rows(model: nn.Module) -> bool:
+    """Whether rows go through ``model`` end to end in one long row: under flash attention, which then skips padding.
+
+    Only where every layer is attention, which sees from the positions where a row ends.
+    """
+    if "flash" not in str(getattr(model.config, "_attn_implementation", None)):
+        return False
+    config = model.config.get_text_config()  # type: ignore[union-attr, operator]
+    layers = set(getattr(config, "layer_types", None) or ()) | set(getattr(config, "layers_block_type", None) or ())
+    return not getattr(model, "_is_stateful", False) and layers <= ATTENTION_LAYERS
+
+
+def model_inputs(
+    model: nn.Module, tokens: Tensor, mask: Tensor, packed: bool | None, *, sampled: bool = False
+) -> tuple[Inputs, Tensor]:
+    """What the model is given, and where each row begins in what comes out, counted through all of its rows, [B].
+
+    Args:
+        model: that will be given it.
+        tokens: [B, L] right-padded.
+        mask: [B, L] True where the policy acted.
+        packed: rows end to end in one; None: where :func:`packs_rows` says so.
+        sampled: whether several rows may answer one prompt, which is then read once where that is less to read.
+    """
+    columns = torch.arange(tokens.shape[1], device=tokens.device)
+    if not (packs_rows(model) if packed is None else packed):
+        found = behind_prompts(model, tokens, mask) if sampled else None
+        if found is not None:
+            return found
+        start = torch.arange(len(tokens), device=tokens.device) * tokens.shape[1]
+        return {"input_ids": tokens, "use_cache": False}, start
+    length = (mask * (columns + 1)).amax(1).clamp_min(1)
+    kept = columns < length.unsqueeze(1)
+    # Positions that begin again at 0 are what tells transformers where a row ends and the next begins.
+    position = columns.expand_as(tokens)[kept].unsqueeze(0)
+    inputs = {"input_ids": tokens[kept].unsqueeze(0), "position_ids": position, "use_cache": False}
+    return inputs, length.cumsum(0) - length
