@@ -15,10 +15,11 @@ import yaml
 from dpr_lightning.cli.compare_arms import SeedRun
 from dpr_lightning.cli.compare_findings import BASE, Results, foresight, foretold, pooled, verdict_lines
 from dpr_lightning.cli.compare_page import Examples, curves, pairs, ranked, samples, scatters
-from dpr_lightning.cli.compare_preview import Promise
+from dpr_lightning.cli.compare_pool import Measured, asked_of, keep, measured_elsewhere
 from dpr_lightning.cli.compare_specs import ArmSpec, Recipes
 from dpr_lightning.cli.loading import console
 from dpr_lightning.cli.report import machine, save_report
+from dpr_lightning.cli.stage_configs import recipe_text
 from dpr_lightning.cli.stages import announce, keep_wandb_inside
 from dpr_lightning.cli.toy import ToyTask, toy
 from dpr_lightning.data import open_rows
@@ -49,6 +50,7 @@ def compare(
     dpr_steps: int | None = None,
     preview_samples: int = 16,
     preview_prompts: int = 100,
+    pool: list[str] | None = None,
     online: bool = False,
 ) -> None:
     """Run every arm for every seed from the same SFT run, and compare all of them with SFT.
@@ -75,6 +77,8 @@ def compare(
         dpr_steps: optimizer steps of DPR as its config has it, which set the budget of all arms that train.
         preview_samples: of π_SFT a prompt, to foretell where each reward leads; 0 foretells nothing.
         preview_prompts: development prompts that these are drawn for.
+        pool: folders with `seed_N.json` of seeds that the same comparison measured elsewhere, on another machine for
+            example; these are not made again.
         online: send the tables to W&B's server; otherwise its run is kept in the folder.
     """
     options, started = dict(locals()), time.monotonic()
@@ -90,25 +94,30 @@ def compare(
     keep_wandb_inside(folder)
     _write_settings(folder, options)
     asked = {BASE: ArmSpec()} | arms
-    results: dict[str, list[dict[str, Any]]] = {name: [] for name in asked}
-    flops: dict[str, float] = {}
-    promised: list[dict[str, Promise]] = []
+    measured: list[Measured] = []
     examples: Examples = {}
+    shown: Path | None = None
     recipes = Recipes(sft, dpr, self_play, home, sft_steps, dpr_steps, preview_samples, preview_prompts)
+    fixed = asked_of(options, [recipe_text(recipe) for recipe in (sft, dpr, self_play)])
+    elsewhere = measured_elsewhere(pool or [], fixed)
     for place, seed in enumerate(seeds, 1):
         announce(f"Seed {seed} ({place} of {len(seeds)})")
+        if seed in elsewhere:
+            measured.append(elsewhere[seed])
+            continue
         run_folder = folder / f"seed_{seed}"
         made = {"task": task, "source": source, "demonstrations": demonstrations, "test": test}
         _prepare(run_folder, data, made, seed)
         run = SeedRun(run_folder, seed, recipes, samples)
-        promised.append(run.promised(asked))
-        for name, arm in asked.items():
-            results[name].append(run.result(name, arm))
-        if place == 1:
-            flops = {name: run.flops(name, arm) for name, arm in asked.items()}
+        promised = run.promised(asked)
+        results = {name: run.result(name, arm) for name, arm in asked.items()}
+        measured.append(Measured(results, promised, {name: run.flops(name, arm) for name, arm in asked.items()}))
+        keep(folder, seed, fixed, measured[-1])
+        if shown is None:
+            shown = run_folder
             examples = {name: run.examples(name, arm) for name, arm in asked.items()}
         del run  # and with it the models it holds, before the next seed trains
-    _conclude(folder, title, results, seeds, asked, flops, promised, examples, started)
+    _conclude(folder, title, measured, seeds, asked, examples, shown, started)
     _log_tables(folder, title, online)
 
 
@@ -156,15 +165,16 @@ def _content(data: str, part: str) -> str:
 def _conclude(
     folder: Path,
     title: str,
-    results: Results,
+    measured: Sequence[Measured],
     seeds: list[int],
     specs: Mapping[str, ArmSpec],
-    flops: Mapping[str, float],
-    promised: Sequence[Mapping[str, Promise]],
     examples: Examples,
+    shown: Path | None,
     started: float,
 ) -> None:
-    """Tables on screen, compare.json, report.html."""
+    """Tables on screen, compare.json, report.html; ``examples`` and curves are of the seed made in ``shown``."""
+    results: Results = {name: [seed.results[name] for seed in measured] for name in specs}
+    flops, promised = measured[0].flops, [seed.promised for seed in measured]
     means = {
         name: {key: _mean([run[key] for run in runs]) for key in ("greedy", "sampled", "length", "reverse_kl")}
         | {"teraflops": flops[name] / 1e12}
@@ -186,10 +196,10 @@ def _conclude(
             verdict="\n".join(verdict_lines(paired)),
             arms=means,
             paired=paired,
-            scatters=scatters(examples, specs, means, preview),
-            samples=samples(examples, order),
-            panels=curves(folder / f"seed_{seeds[0]}", specs, order),
-            pairs=pairs(examples),
+            scatters=scatters(examples, specs, means, preview) if shown else [],
+            samples=samples(examples, order) if shown else [],
+            panels=curves(shown, specs, order) if shown else {},
+            pairs=pairs(examples) if shown else [],
             commands=[f"dpr compare --config {folder / SETTINGS}"],
             settings=settings,
             machine=machine(),

@@ -76,14 +76,17 @@ def stage_config(
 
 def _read(packaged: str) -> dict[str, Any]:
     """A packaged config, or one's own."""
+    return dict(yaml.safe_load(recipe_text(packaged)))
+
+
+def recipe_text(packaged: str) -> str:
+    """The text of a packaged config, or of one's own file."""
     found = files("dpr_lightning.configs").joinpath(*packaged.split("/"))
     if Path(packaged).is_file():
-        text = Path(packaged).read_text(encoding="utf-8")
-    elif found.is_file():
-        text = found.read_text(encoding="utf-8")
-    else:
-        raise InputError(f"There is no config {packaged!r}, neither as a file nor among the packaged ones.")
-    return dict(yaml.safe_load(text))
+        return Path(packaged).read_text(encoding="utf-8")
+    if found.is_file():
+        return found.read_text(encoding="utf-8")
+    raise InputError(f"There is no config {packaged!r}, neither as a file nor among the packaged ones.")
 
 
 def move_paths(config: Any, before: str, after: str) -> Any:

@@ -57,7 +57,7 @@ def behind_prompts(model: nn.Module, tokens: Tensor, mask: Tensor) -> tuple[dict
     if longest == 0:
         return None
     prompts = torch.where(columns[:longest] < before.unsqueeze(1), tokens[:, :longest], -1)
-    distinct, prompt = prompts.unique(dim=0, return_inverse=True)
+    distinct, prompt = torch.unique(prompts, dim=0, return_inverse=True)
     if distinct.numel() + len(tokens) * width > WORTH * tokens.numel():
         return None
     cache = DynamicCache(config=cast(Any, model.config))

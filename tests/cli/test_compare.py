@@ -143,6 +143,13 @@ def test_arms_over_seeds_are_made_once(
     figure(str(tmp_path / "figure.svg"), f"A & B={tmp_path}/out/compare.json")
     drawn = ElementTree.parse(tmp_path / "figure.svg").getroot()
     assert "A & B" in {part.text for part in drawn}
+    # Seeds measured apart are one comparison: here both came from elsewhere, and nothing is made.
+    pooled = tmp_path / "pooled"
+    assert main(configured(output=str(pooled), pool=[str(tmp_path / "out")])) == 0
+    again = json.loads((pooled / "compare.json").read_text())
+    assert again == found
+    assert "no detectable difference" in (pooled / "report.html").read_text()
+    assert sorted(path.name for path in pooled.glob("seed_*")) == []
     # The page is drawn again from what is kept beside it.
     page_now = (tmp_path / "out" / "report.html").read_text()
     assert main(["report", "--run", str(tmp_path / "out"), "--output", str(tmp_path / "again.html")]) == 0
@@ -159,6 +166,28 @@ def test_arms_over_seeds_are_made_once(
     assert fitted == ["arm_dpr", "arm_dpr_beta", "arm_dpr_beta"]
     again = {path: path.stat().st_mtime_ns for path in kept}
     assert {path.stem for path in kept if kept[path] != again[path]} == {"dpr"}
+
+
+def test_seeds_of_another_comparison_are_not_pooled(
+    configured: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = {"cool": {"temperature": 0.5}}
+    there = tmp_path / "out"
+    assert main(configured(arms=few, seeds=[1])) == 0
+
+    def refused(**options: Any) -> str:
+        here = {"arms": few, "seeds": [1, 2], "output": str(tmp_path / "here"), "pool": [str(there)]}
+        capsys.readouterr()
+        assert main(configured(**(here | options))) == 2
+        return " ".join(capsys.readouterr().err.split())
+
+    assert "the arms cool differ" in refused(arms={"cool": {"temperature": 0.25}})
+    assert "`samples` was 2 and is 3" in refused(samples=3)
+    assert "in the pool twice" in refused(pool=[str(there), str(there)])
+    assert "no seed_N.json" in refused(pool=[str(tmp_path)])
+    file = there / "seed_1.json"
+    file.write_text(file.read_text()[:-100])
+    assert "make it again" in refused()
 
 
 @pytest.mark.parametrize(
