@@ -102,8 +102,8 @@ def counted_tokens(name: str, work: Workload) -> int:
 def least_operations(name: str, work: Workload, shape: Shape) -> float:
     """Operations that a step cannot do without.
 
-    Training is 3 forward passes. A DPR step is sampling, two frozen models, and training; a prompt is read once for all
-    of its samples wherever nothing is learnt (performance notes: 6 forward passes a completion token).
+    Training is 3 forward passes. A DPR step is sampling, two frozen models, and training, and in each of them a prompt
+    can be read once for all of its samples (performance notes: 6 forward passes a completion token).
     """
     half = work.length / 2
     if name == "sft":
@@ -115,4 +115,4 @@ def least_operations(name: str, work: Workload, shape: Shape) -> float:
         return work.rows * (work.completion - 1) * shape.forward(context=late, scored=1.0)
     written = work.rows * work.completion * shape.forward(context=late, scored=1.0)
     read = work.rows * work.prompt * shape.forward(context=work.prompt / 2, scored=0.0)
-    return 6 * written + (3 + 3 / work.samples) * read
+    return 6 * (written + read / work.samples)
