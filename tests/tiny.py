@@ -6,6 +6,15 @@ from transformers import PreTrainedTokenizerFast
 
 from dpr_lightning.policies import character_tokenizer, create_toy_policy
 
+DECODER = {
+    "vocab_size": 50,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+"""Sizes of a decoder whose queries share keys, for configs of several architectures."""
 ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz ABCDEFGHIJ+-*/=.,:;?!()>\n"
 
 

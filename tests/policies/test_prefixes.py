@@ -20,21 +20,14 @@ from transformers import (
 
 from dpr_lightning.policies import acted_logprobs, acted_loss, acted_states
 from dpr_lightning.policies.prefixes import behind_prompts
+from tests.tiny import DECODER
 
-SHAPE = {
-    "vocab_size": 50,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
 KINDS: dict[str, Any] = {
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE)),
-    "eager": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, attn_implementation="eager")),
-    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SHAPE, head_dim=8)),
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**DECODER)),
+    "eager": lambda: LlamaForCausalLM(LlamaConfig(**DECODER, attn_implementation="eager")),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**DECODER, head_dim=8)),
     "lora": lambda: get_peft_model(
-        LlamaForCausalLM(LlamaConfig(**SHAPE)),
+        LlamaForCausalLM(LlamaConfig(**DECODER)),
         LoraConfig(target_modules="all-linear", r=4, init_lora_weights=False),  # type: ignore[arg-type]
     ),
 }
@@ -124,7 +117,7 @@ def test_eight_answers_read_their_prompt_once() -> None:
     ("model", "why"),
     [
         (lambda: GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=32, n_layer=1, n_head=2)), "an unknown kind"),
-        (lambda: MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=4)), "a window"),
+        (lambda: MistralForCausalLM(MistralConfig(**DECODER, sliding_window=4)), "a window"),
     ],
 )
 def test_models_that_must_read_every_row(model: Any, why: str) -> None:

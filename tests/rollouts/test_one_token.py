@@ -23,25 +23,18 @@ from transformers import (
 from dpr_lightning.rollouts import SamplingOptions, one_token, sample
 from dpr_lightning.rollouts.cache import growing_cache
 from dpr_lightning.rollouts.one_token import OneTokenPass, knows
+from tests.tiny import DECODER
 
-SHAPE = {
-    "vocab_size": 50,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
 KINDS: dict[str, Any] = {
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE)),
-    "llama_with_biases": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, attention_bias=True, mlp_bias=True)),
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**DECODER)),
+    "llama_with_biases": lambda: LlamaForCausalLM(LlamaConfig(**DECODER, attention_bias=True, mlp_bias=True)),
     "llama_of_long_texts": lambda: LlamaForCausalLM(
-        LlamaConfig(**SHAPE, rope_scaling={"rope_type": "linear", "factor": 4.0})
+        LlamaConfig(**DECODER, rope_scaling={"rope_type": "linear", "factor": 4.0})
     ),
-    "tied": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=True)),
-    "mistral": lambda: MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=None)),
-    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SHAPE)),
-    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SHAPE, head_dim=32)),
+    "tied": lambda: LlamaForCausalLM(LlamaConfig(**DECODER, tie_word_embeddings=True)),
+    "mistral": lambda: MistralForCausalLM(MistralConfig(**DECODER, sliding_window=None)),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**DECODER)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**DECODER, head_dim=32)),
 }
 
 
@@ -110,7 +103,7 @@ class Louder(nn.Module):
 def test_others_are_left_to_their_own_forward_pass(caplog: pytest.LogCaptureFixture) -> None:
     torch.manual_seed(0)
     assert not knows(GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=32, n_layer=1, n_head=2)))
-    assert not knows(MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=4)))
+    assert not knows(MistralForCausalLM(MistralConfig(**DECODER, sliding_window=4)))
     hooked: Any = made("llama")
     hooked.model.layers[0].register_forward_hook(lambda *_: None)
     assert not knows(hooked)
