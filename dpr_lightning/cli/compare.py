@@ -1,6 +1,7 @@
 """``dpr compare``: which arm gives the best policy, by how much, and how sure are we? Over seeds, from one config."""
 
 import dataclasses
+import hashlib
 import json
 import shutil
 import time
@@ -98,7 +99,8 @@ def compare(
     examples: Examples = {}
     shown: Path | None = None
     recipes = Recipes(sft, dpr, self_play, home, sft_steps, dpr_steps, preview_samples, preview_prompts)
-    fixed = asked_of(options, [recipe_text(recipe) for recipe in (sft, dpr, self_play)])
+    read = {"data": None if data is None else [_content(data, part) for part in PARTS], "source": _digest(source)}
+    fixed = asked_of(options | read, [recipe_text(recipe) for recipe in (sft, dpr, self_play)])
     elsewhere = measured_elsewhere(pool or [], fixed)
     for place, seed in enumerate(seeds, 1):
         announce(f"Seed {seed} ({place} of {len(seeds)})")
@@ -154,6 +156,13 @@ def _write_settings(folder: Path, options: Mapping[str, Any]) -> None:
 def _mean(values: list[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if len(known) == len(values) else None
+
+
+def _digest(source: str | None) -> str | None:
+    """Of what the file holds, wherever it lies."""
+    if source is None or not Path(source).is_file():
+        return source
+    return hashlib.sha256(Path(source).read_bytes()).hexdigest()
 
 
 def _content(data: str, part: str) -> str:

@@ -18,8 +18,8 @@ ActionValues = Callable[[Tensor, slice], Tensor]
 # Logits worked on at a time: 64 MiB of float32 on a CPU, whose caches like small blocks; 512 MiB where a small block
 # would leave most of the machine idle.
 _BLOCK, _BLOCK_ON_GPU = 1 << 24, 1 << 27
-# Values of every token take some blocks of their own beside those of the policy.
-_SMALLER_WITH_VALUES = 4
+# Values of every token take some blocks of their own beside those of the policy, which are smaller then.
+_WITH_VALUES = 4
 
 
 class HeadLoss(NamedTuple):
@@ -72,7 +72,7 @@ def head_loss(
     """
     _check(hidden, weight)
     expect_shape("tokens", tokens, hidden.shape[:1], "the rows of hidden")
-    rows = rows_at_a_time(weight, block if action_values is None or block is not None else _smaller(weight))
+    rows = rows_at_a_time(weight, block, 1 if action_values is None else _WITH_VALUES)
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     with torch.autocast(device, enabled=False):
@@ -80,9 +80,9 @@ def head_loss(
     return HeadLoss(*found)
 
 
-def rows_at_a_time(weight: Float[Tensor, "V D"], block: int | None = None) -> int:
-    """States whose logits are worked on together: those of ``block`` logits, or of what suits the device."""
-    size = block if block is not None else _BLOCK_ON_GPU if weight.is_cuda else _BLOCK
+def rows_at_a_time(weight: Float[Tensor, "V D"], block: int | None = None, smaller: int = 1) -> int:
+    """States whose logits are worked on together: those of ``block``, or a part of what suits the device."""
+    size = block if block is not None else (_BLOCK_ON_GPU if weight.is_cuda else _BLOCK) // smaller
     return max(1, size // max(1, weight.shape[0]))
 
 
@@ -121,10 +121,6 @@ def _check(hidden: Tensor, weight: Tensor) -> None:
     expect_dimensions("hidden", hidden, "N D")
     expect_dimensions("weight", weight, "V D")
     expect_shape("weight", weight, (weight.shape[0], hidden.shape[1]), "the width of hidden")
-
-
-def _smaller(weight: Tensor) -> int:
-    return (_BLOCK_ON_GPU if weight.is_cuda else _BLOCK) // _SMALLER_WITH_VALUES
 
 
 class _HeadLoss(torch.autograd.Function):

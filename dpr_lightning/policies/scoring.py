@@ -46,7 +46,15 @@ class ActedStates:
 
 def keeps_states(model: nn.Module) -> bool:
     """Whether :func:`acted_states` keeps what the head is given, and not logits."""
-    return not fetches_weights(model) and plain_head(model) is not None
+    return _plain_head_here(model) is not None
+
+
+def _plain_head_here(model: nn.Module) -> nn.Linear | None:
+    """The plain head of a model that is whole.
+
+    The weights of one in shards come and go, and to find out about its head is a pass that all ranks must make.
+    """
+    return None if fetches_weights(model) else plain_head(model)
 
 
 @torch.no_grad()
@@ -59,14 +67,12 @@ def acted_states(model: nn.Module, tokens: Tensor, mask: Tensor, *, packed: bool
         mask: [B, L] True where the policy acted.
         packed: as for :func:`dpr_lightning.policies.action_logits`.
     """
-    if not keeps_states(model):
-        position, _ = action_positions(mask)
-        state = (position - 1).clamp_min(0)
-        return ActedStates(logits_at(model, tokens, mask, state, packed, sampled=True), None)
-    head: Any = plain_head(model)
     position, _ = action_positions(mask)
+    state, head = (position - 1).clamp_min(0), _plain_head_here(model)
+    if head is None:
+        return ActedStates(logits_at(model, tokens, mask, state, packed, sampled=True), None)
     inputs, start = model_inputs(model, tokens, mask, packed, sampled=True)
-    place = (start.unsqueeze(1) + (position - 1).clamp_min(0)).clamp_min(0)
+    place = (start.unsqueeze(1) + state).clamp_min(0)
     return ActedStates(states_at(model, head, inputs, place), head.weight)
 
 
@@ -88,8 +94,7 @@ def acted_logprobs(model: nn.Module, tokens: Tensor, mask: Tensor, *, packed: bo
     """
     position, acted = action_positions(mask)
     chosen, state = tokens.gather(1, position), (position - 1).clamp_min(0)
-    # The weights of one in shards come and go, and to find out about its head is a pass that all ranks must make.
-    head = None if fetches_weights(model) else plain_head(model)
+    head = _plain_head_here(model)
     if head is None:
         logprob = token_logprobs(logits_at(model, tokens, mask, state, packed, sampled=True), chosen)
         return logprob.masked_fill(~acted, 0.0)

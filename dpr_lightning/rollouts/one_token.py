@@ -13,7 +13,7 @@ from dpr_lightning.policies import fetches_weights, inside_of_adapters, is_known
 from dpr_lightning.rollouts.cache import RoomyLayer, growing_cache
 
 log = logging.getLogger(__name__)
-FEW_ROWS, MANY_WEIGHTS = range(6, 64), 1 << 16
+FEW_ROWS, MANY_WEIGHTS = range(8, 64), 1 << 16
 """Rows, and weights of a layer from which on, a float32 product on a CPU is faster with the weights on the left: up to
 three times (docs/performance.md)."""
 _equal: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()

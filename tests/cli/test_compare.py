@@ -64,6 +64,11 @@ def configured(tmp_path: Path, data: str) -> Callable[..., list[str]]:
     return write
 
 
+def configured_data(folder: Path) -> str:
+    """The data that the config in ``folder`` names."""
+    return str(yaml.safe_load((folder / "compare.yaml").read_text())["data"])
+
+
 def _cost(seed: Path, config: str) -> float:
     """Operations of one optimizer step, as the comparison counted them."""
     return float(json.loads((seed / "flops" / f"{config}.json").read_text())["flops_of_a_step"])
@@ -144,8 +149,9 @@ def test_arms_over_seeds_are_made_once(
     drawn = ElementTree.parse(tmp_path / "figure.svg").getroot()
     assert "A & B" in {part.text for part in drawn}
     # Seeds measured apart are one comparison: here both came from elsewhere, and nothing is made.
-    pooled = tmp_path / "pooled"
-    assert main(configured(output=str(pooled), pool=[str(tmp_path / "out")])) == 0
+    pooled, moved = tmp_path / "pooled", tmp_path / "moved"
+    shutil.copytree(configured_data(tmp_path), moved)
+    assert main(configured(output=str(pooled), pool=[str(tmp_path / "out")], data=str(moved))) == 0
     again = json.loads((pooled / "compare.json").read_text())
     assert again == found
     assert "no detectable difference" in (pooled / "report.html").read_text()
@@ -169,7 +175,7 @@ def test_arms_over_seeds_are_made_once(
 
 
 def test_seeds_of_another_comparison_are_not_pooled(
-    configured: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    configured: Callable[..., list[str]], data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     few = {"cool": {"temperature": 0.5}}
     there = tmp_path / "out"
@@ -183,6 +189,11 @@ def test_seeds_of_another_comparison_are_not_pooled(
 
     assert "the arms cool differ" in refused(arms={"cool": {"temperature": 0.25}})
     assert "`samples` was 2 and is 3" in refused(samples=3)
+    other = tmp_path / "other"
+    shutil.copytree(data, other)
+    with (other / "data" / "test.jsonl").open("a") as rows:
+        rows.write((other / "data" / "test.jsonl").read_text().splitlines()[0] + "\n")
+    assert "`data` was" in refused(data=str(other))  # what is in it, and not where it lies
     assert "in the pool twice" in refused(pool=[str(there), str(there)])
     assert "no seed_N.json" in refused(pool=[str(tmp_path)])
     file = there / "seed_1.json"
