@@ -141,7 +141,12 @@ def plan(arguments: Sequence[str]) -> Plan:
             loss = reinforce_loss
             if options["estimator"] == "all_actions":
                 models = 1 + len(data["init_args"]["references"])
-                loss = partial(all_actions_step_loss, models=models, rollout=_answers(data["init_args"], ranks))
+                loss = partial(
+                    all_actions_step_loss,
+                    models=models,
+                    rollout=_answers(data["init_args"], ranks),
+                    logits=_frozen_in_shards(data["init_args"], ranks),
+                )
             step = training_memory(make, optimizer, shape, loss, accumulate=accumulate, autocast=autocast)
         else:
             raise InputError(f"`dpr plan` counts for SupervisedIRL and DensePathReinforce; this config trains {kind}.")
@@ -223,11 +228,12 @@ def _rollouts(
     make = partial(_made, frozen, trainable=False)
     budget = int(data["token_budget"] or default_token_budget(outline_policy(frozen, trainable=False)))
     within_budget = max(1, min(answers, budget // (prompt + answer)))
-    scored = Shape(within_budget, prompt + answer, answer)
+    in_shards = _frozen_in_shards(data, ranks)
+    scored = micro if every and in_shards else Shape(within_budget, prompt + answer, answer)
     at_once = min(sampling.batch_size, answers)
     together = _together_to_ask(_made(spec), ranks)
-    scoring = together + scoring_memory(make, scored, models, whole=every)
-    if every and answers > scored.rows:
+    scoring = together + scoring_memory(make, scored, models, whole=every, logits=in_shards)
+    if every and not in_shards and answers > scored.rows:
         scoring += models * answers * answer * _state_bytes(make())
     phases = {
         f"sampling {at_once} answers at once": together + sampling_memory(make, at_once, prompt, sampling),
@@ -240,7 +246,7 @@ def _rollouts(
         weight = sum(held.numel() for name, held in _made(spec).named_parameters() if "lora_" in name)
         return micro, phases, {f"{models} frozen adapters on its base": 4 * weight * models}
     one = weight_bytes(make())
-    if data["frozen_weights"] == "shards" and ranks.count > 1:
+    if in_shards:
         phases[f"scoring by {models} frozen models"] += _in_passing(make())
         return micro, phases, {f"{models} frozen models, in shards": one * models // ranks.count}
     return micro, phases, {f"{models} frozen models": one * models}
@@ -249,6 +255,11 @@ def _rollouts(
 def _answers(data: Any, ranks: Ranks) -> int:
     """Rows of a rollout that one rank has."""
     return max(1, int(data["prompts_per_rollout"]) // ranks.count) * int(data["samples_per_prompt"])
+
+
+def _frozen_in_shards(data: Any, ranks: Ranks) -> bool:
+    """Whether no rank holds a frozen model whole."""
+    return data["frozen_weights"] == "shards" and ranks.count > 1
 
 
 def _state_bytes(model: Any) -> int:

@@ -214,7 +214,7 @@ def _acted(model: nn.Module, shape: Shape, token_loss: TokenLoss, action_values:
     return loss
 
 
-def all_actions_step_loss(model: nn.Module, shape: Shape, *, models: int, rollout: int) -> Tensor:
+def all_actions_step_loss(model: nn.Module, shape: Shape, *, models: int, rollout: int, logits: bool = False) -> Tensor:
     """As :class:`DensePathReinforce` computes it with ``estimator: all_actions``.
 
     Args:
@@ -222,21 +222,26 @@ def all_actions_step_loss(model: nn.Module, shape: Shape, *, models: int, rollou
         shape: of a micro-batch.
         models: frozen ones, whose states at the acted positions are held.
         rollout: rows of the whole rollout that they are held of.
+        logits: whether, being in shards, they are held as the logits of this micro-batch instead.
     """
     weight: Tensor = model.get_output_embeddings().weight.detach()  # type: ignore[operator]
-    states = [weight.new_zeros(rollout, shape.acted, weight.shape[1]) for _ in range(models)]
-    held = [every[: shape.rows].clone() if shape.rows < rollout else every for every in states]
+    kept = shape.rows if logits else rollout
+    states = [weight.new_zeros(kept, shape.acted, weight.shape[0 if logits else 1]) for _ in range(models)]
+    held = [every[: shape.rows].clone() if shape.rows < kept else every for every in states]
     held = [part.flatten(0, 1) for part in held]
 
-    def values(logprobs: Tensor, part: slice) -> Tensor:
-        sft, *references = ((part_of[part] @ weight.T).float().log_softmax(-1) for part_of in held)
+    def values(logprobs: Tensor, chosen: slice) -> Tensor:
+        place = torch.arange(chosen.start, min(chosen.stop, len(held[0])))
+        sft, *references = (ActedStates(part[None], None if logits else weight).logprobs(place) for part in held)
         reward = sft - torch.stack(references).mean(0)
         return 1.0 * reward - 0.5 * (logprobs - sft)
 
     return _acted(model, shape, lambda logprob, _: _one_surrogate(logprob), values)
 
 
-def scoring_memory(make_policy: Callable[[], nn.Module], shape: Shape, models: int, *, whole: bool) -> int:
+def scoring_memory(
+    make_policy: Callable[[], nn.Module], shape: Shape, models: int, *, whole: bool, logits: bool = False
+) -> int:
     """Bytes that come and go while ``models`` frozen models score a part of that shape.
 
     Args:
@@ -244,17 +249,18 @@ def scoring_memory(make_policy: Callable[[], nn.Module], shape: Shape, models: i
         shape: rows scored at once.
         models: π_SFT and its references.
         whole: whether rewards of every token are wanted, and not of those chosen alone.
+        logits: whether, being in shards, they keep no states before the head.
     """
     with LiveBytes() as live, torch.no_grad():
         model = make_policy()
         weights = live.live
         tokens, mask, state, chosen = _batch(shape)
         place = torch.arange(shape.rows).unsqueeze(1) * shape.length + state
-        head, held = bare_head(model), []
+        head, held = None if logits else bare_head(model), []
         for _ in range(models):
             if head is None:
-                logits = logits_at(model, tokens, mask, state, packed=False)
-                held.append(logits if whole else token_logprobs(logits, chosen))
+                every = logits_at(model, tokens, mask, state, packed=False)
+                held.append(every if whole else token_logprobs(every, chosen))
             elif whole:
                 held.append(states_at(model, head, {"input_ids": tokens, "use_cache": False}, place))
             else:

@@ -37,7 +37,7 @@ def test_every_arm_runs(recipe: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     }  # fmt: skip
     path = tmp_path / "compare.yaml"
     path.write_text(yaml.safe_dump(config))
-    # Counting operations trains every arm twice more; test_flops does that.
+    # Counting operations trains every arm once more; test_flops does that.
     monkeypatch.setattr(compare_arms, "flops_of_a_step", lambda _: 1.0)
     assert main(["compare", "--config", str(path)]) == 0
     found = json.loads((tmp_path / "out" / "compare.json").read_text())
