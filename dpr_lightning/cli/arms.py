@@ -1,7 +1,7 @@
 """The arms of a comparison: policies and controls, asked the same prompts, paired by prompt."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -84,11 +84,14 @@ def evaluate_arms(
     verifier: Verifier,
     *,
     sft: nn.Module,
-    max_new_tokens: int,
+    options: SamplingOptions,
     samples: int,
     seed: int,
 ) -> dict[str, ArmResult]:
-    """Ask every arm the same prompts, greedily once and sampled ``samples`` times with the same random numbers."""
+    """Ask every arm the same prompts, greedily once and sampled ``samples`` times with the same random numbers.
+
+    ``options`` say where answers end; each arm has its temperature.
+    """
     results: dict[str, ArmResult] = {}
     with progress_bar("evaluation", len(arms) * len(prompts) * (1 + samples)) as advance:
         for name, arm in arms.items():
@@ -98,7 +101,7 @@ def evaluate_arms(
                     arm.models,
                     tokenizer,
                     prompts,
-                    SamplingOptions(max_new_tokens, temperature),
+                    replace(options, temperature=temperature),
                     verifier=verifier,
                     num_samples=count,
                     seed=seed,
@@ -114,13 +117,14 @@ def evaluate_arms(
                     arm.models[0],
                     arm.selection.score,
                     prompts.tokens,
-                    SamplingOptions(max_new_tokens, arm.temperature),
+                    replace(options, temperature=arm.temperature),
                     candidates=arm.selection.candidates,
                     chunk=arm.selection.chunk,
                     stop_tokens=stop_token_ids(tokenizer, arm.models[0]),
                     pad_token=int(tokenizer.pad_token_id),
                     num_samples=samples,
                     seed=seed,
+                    tokenizer=tokenizer,
                     progress=advance,
                 )
                 answers = judge_answers(picked, tokenizer, prompts, verifier=verifier)

@@ -35,6 +35,7 @@ def audit(
     samples: int = 4,
     limit: int = 200,
     max_new_tokens: int = 256,
+    stop_strings: list[str] | None = None,
     batch_size: int = 512,
     suspicious: int = 20,
     columns: dict[str, str] | None = None,
@@ -54,6 +55,7 @@ def audit(
         samples: own samples a prompt.
         limit: demonstrations used.
         max_new_tokens: length limit of a sample.
+        stop_strings: texts that end an answer.
         batch_size: sequences decoded at once.
         suspicious: demonstrations listed whose worst token has the lowest reward.
         columns: names of columns.
@@ -88,7 +90,7 @@ def audit(
                         policy,
                         tokenizer,
                         prompts,
-                        SamplingOptions(max_new_tokens, batch_size=batch_size),
+                        SamplingOptions(max_new_tokens, batch_size=batch_size, stop_strings=tuple(stop_strings or ())),
                         verifier=verifier_named(verifier),
                         num_samples=samples,
                         seed=seed,

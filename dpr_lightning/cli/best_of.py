@@ -34,6 +34,7 @@ def best_of(
     samples: int = 64,
     limit: int = 200,
     max_new_tokens: int = 256,
+    stop_strings: list[str] | None = None,
     batch_size: int = 512,
     columns: dict[str, str] | None = None,
     dtype: str = "float32",
@@ -52,6 +53,7 @@ def best_of(
         samples: drawn for each prompt, the largest n.
         limit: prompts used.
         max_new_tokens: length limit of an answer.
+        stop_strings: texts that end an answer.
         batch_size: sequences decoded at once.
         columns: names of columns in the prompt file.
         dtype: of the models' parameters.
@@ -60,6 +62,7 @@ def best_of(
     if samples < 2:
         raise InputError(f"The best of `samples` needs at least 2; found {samples}.")
     spec = reward if reward is not None else RewardSpec.recommended()
+    options = SamplingOptions(max_new_tokens, batch_size=batch_size, stop_strings=tuple(stop_strings or ()))
     tokenizer = load_tokenizer(sft)
     judge = verifier_named(verifier)
     questions = PromptSet.load(prompts, tokenizer, columns=columns, limit=limit)
@@ -71,9 +74,8 @@ def best_of(
     dense.frozen.to(best_device())
     with progress_bar("samples of π_SFT", len(questions) * samples) as advance, dense.frozen.use(SFT) as policy:
         answers = collect_answers(
-            policy, tokenizer, questions, SamplingOptions(max_new_tokens, batch_size=batch_size), verifier=judge,
-            num_samples=samples, seed=seed, progress=advance,
-        )  # fmt: skip
+            policy, tokenizer, questions, options, verifier=judge, num_samples=samples, seed=seed, progress=advance
+        )
     tokens, mask = answers.rollouts.tokens, answers.rollouts.mask
     scores = dense.score(tokens, mask, divergence=True)
     rankings = {name: token_rewards(scores, form).sum(1) for name, form in forms.items()}

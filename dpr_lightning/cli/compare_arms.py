@@ -21,7 +21,14 @@ from dpr_lightning.cli.compare_preview import Promise, promises
 from dpr_lightning.cli.compare_specs import ArmSpec, Evaluation, Recipes, reward_of
 from dpr_lightning.cli.flops import flops_of_a_step
 from dpr_lightning.cli.loading import best_device, console, frozen_policy, verifier_named
-from dpr_lightning.cli.stage_configs import continued_config, move_paths, nearest_reference, stage_config, write_config
+from dpr_lightning.cli.stage_configs import (
+    answers_of,
+    continued_config,
+    move_paths,
+    nearest_reference,
+    stage_config,
+    write_config,
+)
 from dpr_lightning.cli.stages import VERIFIER, fit
 from dpr_lightning.data import PromptSet
 from dpr_lightning.errors import InputError
@@ -60,8 +67,7 @@ class SeedRun:
         config = _read(self.dpr_config)
         self.budget = self._flops_of_a_step(self.dpr_config) * config["trainer"]["max_steps"]
         self.references = [Path(folder).name for folder in config["data"]["init_args"]["references"]]
-        answer_length = int(config["data"]["init_args"]["sampling"]["max_new_tokens"])
-        self.evaluation = Evaluation(answer_length, samples, seed + 7919)
+        self.evaluation = Evaluation(answers_of(config["data"]["init_args"]), samples, seed + 7919)
         self.reward = reward_of(config)
 
     def result(self, name: str, arm: ArmSpec) -> dict[str, Any]:
@@ -216,7 +222,11 @@ class SeedRun:
             dense = self.dense(references, arm.best_of.reward)
             selection = Selection(dense, arm.best_of.candidates, arm.best_of.chunk)
         asked = Arm(tuple(models), arm.temperature, combine, selection)
-        found = evaluate_arms({"arm": asked}, tokenizer, prompts, verifier, sft=self._sft, **asdict(self.evaluation))
+        how = self.evaluation
+        found = evaluate_arms(
+            {"arm": asked}, tokenizer, prompts, verifier,
+            sft=self._sft, options=how.options, samples=how.samples, seed=how.seed,
+        )  # fmt: skip
         return found["arm"]
 
     def dense(self, references: list[Path], reward: RewardSpec) -> DenseReward:

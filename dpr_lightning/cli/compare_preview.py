@@ -10,12 +10,12 @@ from scipy import stats
 
 from dpr_lightning.cli.compare_specs import reward_of
 from dpr_lightning.cli.loading import best_device, progress_bar, verifier_named
+from dpr_lightning.cli.stage_configs import answers_of
 from dpr_lightning.cli.stages import VERIFIER
 from dpr_lightning.data import PromptSet
 from dpr_lightning.evaluation.reward_preview import preview_reward
 from dpr_lightning.policies import load_tokenizer
 from dpr_lightning.rewards import DenseReward
-from dpr_lightning.rollouts import SamplingOptions
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def promises(configs: Mapping[str, Path], prompts: Path, *, samples: int, limit:
                 dense,
                 tokenizer,
                 questions,
-                SamplingOptions(int(data["sampling"]["max_new_tokens"])),
+                answers_of(data),
                 verifier=verifier_named(VERIFIER),
                 num_samples=samples,
                 betas=sorted(set(betas.values())),

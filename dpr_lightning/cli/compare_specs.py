@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from dpr_lightning.errors import InputError
 from dpr_lightning.rewards import RewardSpec
+from dpr_lightning.rollouts import SamplingOptions
 
 
 @dataclass
@@ -80,9 +81,9 @@ def reward_of(config: Mapping[str, Any]) -> RewardSpec:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How every arm is asked: answers of at most ``max_new_tokens``, ``samples`` a prompt beside the greedy one."""
+    """How every arm is asked: ``samples`` a prompt beside the greedy answer, which end as ``options`` have it."""
 
-    max_new_tokens: int
+    options: SamplingOptions
     samples: int
     seed: int
 

@@ -30,6 +30,7 @@ def generate(
     max_new_tokens: int = 256,
     temperature: float = 1.0,
     top_p: float = 1.0,
+    stop_strings: list[str] | None = None,
     batch_size: int = 256,
     limit: int | None = None,
     columns: dict[str, str] | None = None,
@@ -49,13 +50,14 @@ def generate(
         max_new_tokens: length limit of an answer.
         temperature: 0 is greedy.
         top_p: draw from the smallest set of tokens with this probability.
+        stop_strings: texts that end an answer.
         batch_size: sequences decoded at once.
         limit: answer the first so many prompts.
         columns: names of columns in the prompt file.
         dtype: of the models' parameters.
         seed: of the samples.
     """
-    options = SamplingOptions(max_new_tokens, temperature, top_p, batch_size)
+    options = SamplingOptions(max_new_tokens, temperature, top_p, batch_size, tuple(stop_strings or ()))
     answers, questions = _answer(
         _Asked(policy, references or [], reward, beta, dtype), prompts, options, samples, limit, columns, seed, None
     )
@@ -85,6 +87,7 @@ def evaluate(
     samples: int = 1,
     max_new_tokens: int = 256,
     temperature: float = 1.0,
+    stop_strings: list[str] | None = None,
     batch_size: int = 256,
     limit: int | None = None,
     columns: dict[str, str] | None = None,
@@ -105,6 +108,7 @@ def evaluate(
         samples: answers a prompt.
         max_new_tokens: length limit of an answer.
         temperature: 0 is greedy.
+        stop_strings: texts that end an answer.
         batch_size: sequences decoded at once.
         limit: use the first so many prompts.
         columns: names of columns in the prompt file.
@@ -112,7 +116,7 @@ def evaluate(
         seed: of the samples.
         output: JSON file to write.
     """
-    options = SamplingOptions(max_new_tokens, temperature, 1.0, batch_size)
+    options = SamplingOptions(max_new_tokens, temperature, 1.0, batch_size, tuple(stop_strings or ()))
     answers, _ = _answer(
         _Asked(policy, references or [], reward, beta, dtype),
         prompts,

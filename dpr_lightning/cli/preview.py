@@ -24,6 +24,7 @@ def preview(
     samples: int = 32,
     limit: int = 200,
     max_new_tokens: int = 256,
+    stop_strings: list[str] | None = None,
     batch_size: int = 512,
     columns: dict[str, str] | None = None,
     dtype: str = "float32",
@@ -43,6 +44,7 @@ def preview(
         samples: n answers a prompt.
         limit: prompts used.
         max_new_tokens: length limit of an answer.
+        stop_strings: texts that end an answer.
         batch_size: sequences decoded at once.
         columns: names of columns in the prompt file.
         dtype: of the models' parameters.
@@ -59,7 +61,7 @@ def preview(
             dense,
             tokenizer,
             questions,
-            SamplingOptions(max_new_tokens, batch_size=batch_size),
+            SamplingOptions(max_new_tokens, batch_size=batch_size, stop_strings=tuple(stop_strings or ())),
             verifier=verifier_named(verifier),
             num_samples=samples,
             betas=sorted({*(betas or BETAS), beta}),

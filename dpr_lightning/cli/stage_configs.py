@@ -12,6 +12,7 @@ import yaml
 
 from dpr_lightning.errors import InputError
 from dpr_lightning.rewards import RewardSpec
+from dpr_lightning.rollouts import SamplingOptions
 
 TRAINING_PASSES = 3  # forward and backward, in forward passes over a token
 
@@ -23,7 +24,7 @@ class DprSettings:
     reference: str
     reward: RewardSpec
     beta: float
-    max_new_tokens: int
+    answers: SamplingOptions
 
     @classmethod
     def read(cls, config: Path) -> "DprSettings":
@@ -34,8 +35,14 @@ class DprSettings:
             data["references"][0],
             RewardSpec(**data["reward"]),
             float(held["model"]["init_args"]["kl"]["coefficient"]),
-            int(data["sampling"]["max_new_tokens"]),
+            answers_of(data),
         )
+
+
+def answers_of(data: Mapping[str, Any]) -> SamplingOptions:
+    """Where answers end, as the data options of a DPR config have it; they are drawn from the policy as it is."""
+    sampling = data["sampling"]
+    return SamplingOptions(int(sampling["max_new_tokens"]), stop_strings=tuple(sampling.get("stop_strings") or ()))
 
 
 def stage_config(

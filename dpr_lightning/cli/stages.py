@@ -23,7 +23,6 @@ from dpr_lightning.policies import load_tokenizer
 from dpr_lightning.reports import arms_table, preview_table
 from dpr_lightning.reports import paired_table as paired_rows
 from dpr_lightning.rewards import DenseReward, RewardSpec, decode_time_optimum
-from dpr_lightning.rollouts import SamplingOptions
 
 VERIFIER = "answer"
 
@@ -78,7 +77,7 @@ def preview(
             reward,
             tokenizer,
             questions,
-            SamplingOptions(settings.max_new_tokens),
+            settings.answers,
             verifier=verifier_named(VERIFIER),
             num_samples=samples,
             seed=seed,
@@ -128,7 +127,7 @@ def evaluate_policies(
         PromptSet.load(str(folder / "data" / "test.jsonl"), tokenizer),
         verifier,
         sft=models["sft"],
-        max_new_tokens=settings.max_new_tokens,
+        options=settings.answers,
         samples=samples,
         seed=seed + 7919,
     )

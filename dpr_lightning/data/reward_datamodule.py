@@ -316,6 +316,7 @@ class RewardDataModule(LightningDataModule):
             num_samples=self.samples_per_prompt,
             seed=seed,
             prompt_ids=chosen,
+            tokenizer=self.tokenizer,
             progress=progress,
         )
 

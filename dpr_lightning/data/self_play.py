@@ -89,6 +89,7 @@ class SelfPlayDataModule(DemonstrationDataModule):
                 pad_token=pad,
                 seed=self.seed + 1_000_003 * (epoch + 1),
                 prompt_ids=batch.row.tolist(),
+                tokenizer=self.tokenizer,
             )
             width = max(batch.tokens.shape[1], answers.tokens.shape[1])
             tokens = torch.cat([_widen(part, width, pad) for part in (batch.tokens, answers.tokens)])

@@ -84,6 +84,7 @@ def collect_answers(
         seed=seed,
         prompt_ids=asked,
         combine=combine,
+        tokenizer=tokenizer,
         progress=progress,
     )
     reverse_kl = _reverse_kl(rollouts, sft) if sft is not None and options.temperature > 0 else None

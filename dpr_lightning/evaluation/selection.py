@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.errors import InputError
 from dpr_lightning.rollouts import SamplingOptions, sample
@@ -27,6 +28,7 @@ def best_of(
     pad_token: int,
     num_samples: int = 1,
     seed: int = 0,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Rollouts:
     """Answers whose every chunk is the best of several by a reward.
@@ -42,6 +44,7 @@ def best_of(
         pad_token: fills the right of shorter rows.
         num_samples: answers a prompt, independent of each other.
         seed: of the random streams.
+        tokenizer: reads answers for the stop strings of ``options``.
         progress: called with the number of answers finished.
 
     Returns:
@@ -70,6 +73,8 @@ def best_of(
             num_samples=candidates,
             seed=seed + 7_368_787 * place,
             prompt_ids=open_rows,
+            tokenizer=tokenizer,
+            begun=[len(rows[row]) - starts[row] for row in open_rows],
         )
         best = score(written).reshape(len(open_rows), candidates).argmax(1).tolist()
         chosen = [place * candidates + pick for place, pick in enumerate(best)]

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.errors import InputError
 from dpr_lightning.policies import Lockstep, evaluating, model_device
 from dpr_lightning.rollouts.cache import fill_gaps, growing_cache, keep_rows
+from dpr_lightning.rollouts.ending import Ending, StopStrings
 from dpr_lightning.rollouts.one_token import OneTokenPass, knows
 from dpr_lightning.rollouts.random import counter_uniform, sample_keys
 from dpr_lightning.types import Rollouts
@@ -29,12 +31,15 @@ class SamplingOptions:
         top_p: draw from the smallest set of tokens with this probability. 1 leaves the distribution whole, which
             on-policy training needs.
         batch_size: sequences decoded at once; a limit on memory that changes no sample.
+        stop_strings: texts that end an answer, beside the tokens that do. The token that completes one belongs to the
+            answer, which is then terminated.
     """
 
     max_new_tokens: int = 256
     temperature: float = 1.0
     top_p: float = 1.0
     batch_size: int = 512
+    stop_strings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -44,6 +49,13 @@ class SamplingOptions:
             raise InputError(
                 f"`temperature` must be ≥ 0 and `top_p` in (0, 1]; found {self.temperature} and {self.top_p}."
             )
+        found: object = self.stop_strings
+        if isinstance(found, str) or not all(self.stop_strings):
+            raise InputError(
+                f"`stop_strings` is a list of texts that are not empty; found {found!r}. One alone is written "
+                '["\\n\\n"].'
+            )
+        object.__setattr__(self, "stop_strings", tuple(self.stop_strings))  # a list in YAML
 
 
 def only(logprobs: list[Tensor]) -> Tensor:
@@ -62,6 +74,8 @@ def sample(
     seed: int = 0,
     prompt_ids: Sequence[int] | None = None,
     combine: Combine = only,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    begun: Sequence[int] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Rollouts:
     """Let a policy answer every prompt ``num_samples`` times.
@@ -79,6 +93,9 @@ def sample(
         seed: of the random streams.
         prompt_ids: identity of each prompt for the random streams and the result; its place by default.
         combine: see ``models``.
+        tokenizer: reads answers for stop strings; needed where ``options`` has some.
+        begun: of each prompt, how many of its last tokens are the beginning of its answer, where a stop string may have
+            begun as well; none by default.
         progress: called with the number of sequences finished.
 
     Returns:
@@ -87,7 +104,10 @@ def sample(
 
     Raises:
         InputError: there is no prompt, one is empty, or the policy gives log-probabilities that are not numbers.
+        ValueError: stop strings without a tokenizer.
     """
+    if options.stop_strings and tokenizer is None:
+        raise ValueError("Stop strings are looked for in text: `sample` takes the tokenizer with them.")
     sources = [models] if isinstance(models, nn.Module) else list(models)
     if len(prompts) == 0:
         raise InputError("There are no prompts to answer.")
@@ -97,6 +117,8 @@ def sample(
     if empty:
         raise InputError(f"Prompt number {empty[0] + 1} of {len(prompts)} is empty; a policy needs a token to start.")
     identities = list(range(len(prompts))) if prompt_ids is None else list(prompt_ids)
+    answered = [0] * len(prompts) if begun is None else list(begun)
+    strings = StopStrings(options.stop_strings, tokenizer) if tokenizer is not None and options.stop_strings else None
     # Prompts of like length share a batch, so that little padding is read.
     order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
     at_once = max(1, options.batch_size // num_samples)
@@ -104,10 +126,13 @@ def sample(
     with torch.no_grad(), evaluating(sources), Lockstep(sources) as lockstep:
         for start in range(0, len(order), at_once):
             places = order[start : start + at_once]
-            decoding = _Decoding(sources, combine, options, stop_tokens, pad_token, lockstep)
-            answers = decoding.run(
-                [prompts[place] for place in places], [identities[place] for place in places], num_samples, seed
-            )
+            asked = [prompts[place] for place in places]
+            opening = [
+                list(prompt[len(prompt) - answered[place] :]) for place, prompt in zip(places, asked, strict=True)
+            ]
+            ending = Ending(stop_tokens, strings, opening, num_samples)
+            decoding = _Decoding(sources, combine, options, ending, pad_token, lockstep)
+            answers = decoding.run(asked, [identities[place] for place in places], num_samples, seed)
             finished.update(zip(places, answers, strict=True))
             if progress is not None:
                 progress(len(places) * num_samples)
@@ -137,7 +162,7 @@ class _Decoding:
         models: Sequence[nn.Module],
         combine: Combine,
         options: SamplingOptions,
-        stop_tokens: Sequence[int],
+        ending: Ending,
         pad_token: int,
         lockstep: Lockstep,
     ) -> None:
@@ -148,7 +173,7 @@ class _Decoding:
         self.options = options
         self.pad_token = pad_token
         self.device = model_device(models[0])
-        self.stop = torch.tensor(list(stop_tokens), device=self.device)
+        self.ending = ending
 
     def run(
         self, prompts: Sequence[Sequence[int]], identities: Sequence[int], num_samples: int, seed: int
@@ -166,7 +191,7 @@ class _Decoding:
             chosen, chosen_logprob = draw(logits, self.options, counter_uniform(key, step))
             tokens[row, step] = chosen
             logprob[row, step] = chosen_logprob
-            ended = torch.isin(chosen, self.stop)
+            ended = self.ending(chosen, row, tokens[:, : step + 1], logits.shape[-1])
             ends = int(ended.sum())
             if ends:
                 terminated[row[ended]] = True

@@ -39,6 +39,13 @@ def test_generate_writes_answers_that_a_seed_repeats(workspace: Workspace, tmp_p
     assert first == again
     assert first != answers("c.jsonl", "--seed", "4")
     assert all(row["length"] <= 5 for row in first)
+    letter = next(row["completion"] for row in first if len(str(row["completion"])) > 2)
+    stop = str(letter)[1]
+    for row, whole in zip(answers("f.jsonl", "--seed", "3", "--stop_strings", json.dumps([stop])), first, strict=True):
+        assert str(whole["completion"]).startswith(str(row["completion"]))
+        assert (stop in str(row["completion"])) == (stop in str(whole["completion"]))
+        assert row["terminated"] or row == whole
+        assert stop not in str(row["completion"])[:-1]
     contrasted = answers("d.jsonl", "--seed", "3", "--references", f"[{workspace.reference}]", "--beta", "0.5")
     assert contrasted != first
     far = answers("e.jsonl", "--seed", "3", "--references", f"[{workspace.reference}]", "--beta", "1e9")

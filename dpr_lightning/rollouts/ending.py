@@ -1,0 +1,106 @@
+"""What ends an answer: a token, or a text, whatever tokens it is written with."""
+
+from collections.abc import Sequence
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+_ANCHOR = "a"
+_MARGIN = 8
+"""Tokens decoded before those that can be of a stop string: the text of the first ones depends on what is missing."""
+_PARTIAL = "\ufffd"
+_finishing: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[str, ...], Tensor]] = WeakKeyDictionary()
+
+
+class StopStrings:
+    """Texts at which an answer ends, with the token that completes the first of them.
+
+    That token may say more than the stop string does, and belongs to the answer whole. An answer is looked at only when
+    one of the few tokens is drawn that could complete a stop string.
+
+    Args:
+        strings: that end an answer.
+        tokenizer: decodes answers.
+    """
+
+    def __init__(self, strings: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> None:
+        self._strings, self._tokenizer = tuple(strings), tokenizer
+        self._special = set(tokenizer.all_special_ids)
+        # Every token but special ones, which are left out, writes a byte or more.
+        self._width = _MARGIN + max(len(string.encode()) for string in self._strings)
+        held = _finishing.setdefault(tokenizer, {})
+        if self._strings not in held:
+            held[self._strings] = _could_finish(self._strings, tokenizer)
+        self._finishing = held[self._strings]
+
+    def could_finish(self, vocabulary: int) -> Tensor:
+        """Whether a token could complete a stop string, [V] bool on the CPU, for so many ids of a model."""
+        room = max(0, vocabulary - len(self._finishing))
+        return torch.nn.functional.pad(self._finishing, (0, room))[:vocabulary]
+
+    def ends(self, answer: Sequence[int]) -> bool:
+        """Whether the last token of an answer completed a stop string, if none was complete before it."""
+        last = [token for token in answer if token not in self._special][-self._width :]
+        text = str(self._tokenizer.decode(last, skip_special_tokens=True))
+        return any(string in text for string in self._strings)
+
+
+class Ending:
+    """What ends the answers of a batch: tokens, and texts that tokens make together.
+
+    Args:
+        tokens: that end an answer.
+        strings: that end one.
+        opening: tokens of each prompt that its answers begin with.
+        num_samples: answers a prompt.
+    """
+
+    def __init__(
+        self, tokens: Sequence[int], strings: StopStrings | None, opening: Sequence[list[int]], num_samples: int
+    ) -> None:
+        self._tokens = torch.tensor(list(tokens))
+        self._strings, self._opening, self._num_samples = strings, opening, num_samples
+        self._could: Tensor | None = None
+
+    def __call__(self, chosen: Tensor, row: Tensor, written: Tensor, vocabulary: int) -> Tensor:
+        """Whether each answer has ended, [n] bool.
+
+        Args:
+            chosen: [n], the tokens just drawn.
+            row: [n], whose they are.
+            written: [B, T] all answers so far, those tokens included.
+            vocabulary: ids of the model.
+        """
+        self._tokens = self._tokens.to(chosen.device)
+        ended = torch.isin(chosen, self._tokens)
+        if self._strings is None:
+            return ended
+        if self._could is None:
+            self._could = self._strings.could_finish(vocabulary).to(chosen.device)
+        place = (self._could[chosen] & ~ended).nonzero().squeeze(1)
+        rows = row[place].tolist()
+        for index, number, answer in zip(place.tolist(), rows, written[row[place]].tolist(), strict=True):
+            ended[index] = self._strings.ends(self._opening[number // self._num_samples] + answer)
+        return ended
+
+
+def _could_finish(strings: tuple[str, ...], tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """Whether the text of each token has the end of a stop string in it, [V] bool."""
+    # Behind another token, for some tokenizers leave out the space that a text begins with.
+    before = tokenizer(_ANCHOR, add_special_tokens=False)["input_ids"]
+    start = str(tokenizer.decode(before))
+    texts = tokenizer.batch_decode([[*before, token] for token in range(len(tokenizer))])
+    beyond_ascii = not all(string.isascii() for string in strings)
+
+    def could(text: str) -> bool:
+        if not text.startswith(start) or (beyond_ascii and _PARTIAL in text):
+            return True
+        added = text[len(start) :]
+        return any(
+            string in added or any(string.endswith(added[:end]) for end in range(1, len(added) + 1))
+            for string in strings
+        )
+
+    return torch.tensor([could(str(text)) for text in texts])
