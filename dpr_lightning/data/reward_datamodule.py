@@ -29,6 +29,7 @@ from dpr_lightning.policies import (
     budget_for_vocabulary,
     load_tokenizer,
     sequence_logprobs,
+    shares_prompts,
     stop_token_ids,
 )
 from dpr_lightning.policies.tokenizers import same_vocabulary
@@ -234,6 +235,11 @@ class RewardDataModule(LightningDataModule):
         self.sampling = replace(self.sampling, batch_size=max(1, self.sampling.batch_size // parts))
         budget = self.token_budget if self.token_budget is not None else budget_for_vocabulary(len(self.tokenizer))
         self.token_budget = max(1, budget // parts)
+
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether the policy reads a prompt once for the rows of a micro-batch that answer it."""
+        return shares_prompts(self._learner.policy)
 
     def rollout(self, epoch: int, place: int) -> RolloutBatch:
         """Rollout number ``place`` of an epoch: sampled, scored and with advantages; this rank's share of it."""

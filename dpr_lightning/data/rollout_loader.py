@@ -6,11 +6,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from dpr_lightning.policies import micro_batches
 from dpr_lightning.types import RolloutBatch
 
 
 class RolloutSource(Protocol):
     """Where rollouts come from."""
+
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether rows of a micro-batch that answer one prompt have it read once."""
+        ...
 
     def rollout(self, epoch: int, place: int) -> RolloutBatch:
         """This rank's share of rollout number ``place`` of an epoch, with rewards and advantages."""
@@ -24,8 +30,8 @@ class RolloutSource(Protocol):
 class RolloutLoader:
     """Yields micro-batches; makes a new rollout every ``refresh_every`` optimizer steps.
 
-    Each optimizer step goes over the whole rollout in ``accumulate`` micro-batches of like length, whose losses add
-    up to that of one big batch. It has a length, so that Lightning does not fetch ahead: a rollout is always drawn
+    Each optimizer step goes over the whole rollout in ``accumulate`` micro-batches, whose losses add up to that of one
+    big batch. It has a length, so that Lightning does not fetch ahead: a rollout is always drawn
     from the policy as it is *after* the step before.
     """
 
@@ -70,9 +76,10 @@ class RolloutLoader:
             self.next_rollout += 1
             num_tokens = self.sum_over_ranks(rollout.mask.sum().float()).clamp_min(1.0)
             rollout = rollout._replace(num_tokens=num_tokens)
+            shared = self.source.shares_prompts
             for use in range(1, self.refresh_every + 1):
                 self.resumable = use == self.refresh_every
-                for rows in split_by_length(rollout.mask, self.accumulate):
+                for rows in micro_batches(rollout.tokens, rollout.mask, self.accumulate, shared=shared):
                     yield self.source.with_actions(take_rows(rollout, rows))
             # Not kept while the next one is made: with the scores of every token it can be gigabytes.
             del rollout
@@ -89,13 +96,6 @@ class RolloutLoader:
         self.epoch = int(state["epoch"])
         self.next_rollout = int(state["next_rollout"])
         self._resuming = True
-
-
-def split_by_length(mask: Tensor, parts: int) -> list[Tensor]:
-    """Row numbers in exactly ``parts`` groups of like length; the sum over groups does not depend on the grouping."""
-    columns = torch.arange(mask.shape[1], device=mask.device)
-    order = (mask * columns).amax(1).argsort()
-    return list(order.tensor_split(parts))
 
 
 def take_rows(rollout: RolloutBatch, rows: Tensor) -> RolloutBatch:

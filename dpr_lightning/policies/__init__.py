@@ -18,12 +18,13 @@ from dpr_lightning.policies.fused_loss import ActedLoss, acted_loss
 from dpr_lightning.policies.inputs import packs_rows
 from dpr_lightning.policies.lightning_state import is_in_shards
 from dpr_lightning.policies.lockstep import Lockstep
+from dpr_lightning.policies.parts import micro_batches, parts_by_length
+from dpr_lightning.policies.prefixes import shares_prompts
 from dpr_lightning.policies.scoring import (
     ActedStates,
     acted_logprobs,
     acted_states,
     keeps_states,
-    parts_by_length,
     sequence_logprobs,
 )
 from dpr_lightning.policies.sharding import (
@@ -79,6 +80,7 @@ __all__ = [
     "keeps_states",
     "load_tokenizer",
     "load_verifier_head",
+    "micro_batches",
     "model_device",
     "packs_rows",
     "parts_by_length",
@@ -88,6 +90,7 @@ __all__ = [
     "score_responses",
     "sequence_logprobs",
     "share_out",
+    "shares_prompts",
     "state_logits",
     "stop_token_ids",
     "weight_bytes",

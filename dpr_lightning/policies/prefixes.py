@@ -1,5 +1,6 @@
 """Prompts that several rows answer, read once: their keys and values stand before each of the answers."""
 
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -11,6 +12,52 @@ from dpr_lightning.policies.sharding import fetches_weights
 
 WORTH = 0.85
 """Share of the tokens from which on it is not worth while: positions, masks and joined keys cost a little too."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What stands before the answers of rows, and is read once for those where it is the same.
+
+    ``asked`` [B]: which of the distinct prompts each row answers; ``before`` [B]: its tokens but for the last, which is
+    read with the answer, for what comes out of it chooses the first action; ``width`` [B]: tokens from there to the
+    last of the row.
+    """
+
+    tokens: Tensor
+    asked: Tensor
+    before: Tensor
+    width: Tensor
+
+    @classmethod
+    def of(cls, tokens: Tensor, mask: Tensor) -> "Prompts":
+        """Those of rows [B, L], by equality; ``mask`` [B, L] is True where the policy acted."""
+        columns = torch.arange(tokens.shape[1], device=tokens.device)
+        last = torch.where(mask, columns, 0).amax(1)
+        first = torch.where(mask, columns, tokens.shape[1]).amin(1)
+        before = torch.where(mask.any(1), first - 1, 0).clamp_min(0)
+        longest = max(1, int(before.max()))
+        read = torch.where(columns[:longest] < before.unsqueeze(1), tokens[:, :longest], -1)
+        distinct, asked = torch.unique(read, dim=0, return_inverse=True)
+        return cls(distinct, asked, before, last - before + 1)
+
+    def take(self, rows: Tensor) -> "Prompts":
+        """Of some of the rows."""
+        return Prompts(self.tokens, self.asked[rows], self.before[rows], self.width[rows])
+
+    def pays(self) -> bool:
+        """Whether reading each prompt once leaves enough less to read."""
+        return self._once() <= WORTH * self._alone()
+
+    def to_read(self) -> int:
+        """Tokens of a forward pass, padding included."""
+        return self._once() if self.pays() else self._alone()
+
+    def _once(self) -> int:
+        prompts = int(self.before.max()) * len(set(self.asked.tolist()))
+        return prompts + len(self.width) * int(self.width.max())
+
+    def _alone(self) -> int:
+        return len(self.width) * int((self.before + self.width).max())
 
 
 class PromptLayer(DynamicLayer):  # type: ignore[no-untyped-call]
@@ -46,27 +93,20 @@ def behind_prompts(model: nn.Module, tokens: Tensor, mask: Tensor) -> tuple[dict
         inputs of the forward pass, and the places [B] where rows would begin in what comes out, counted through all of
         its rows, if their prompts were there.
     """
-    if len(tokens) < 2 or not _can_share(model):
+    if len(tokens) < 2 or not shares_prompts(model):
         return None
-    columns = torch.arange(tokens.shape[1], device=tokens.device)
-    last = torch.where(mask, columns, 0).amax(1)
-    first = torch.where(mask, columns, tokens.shape[1]).amin(1)
-    # The last token of a prompt is read with the answer: what comes out of it chooses the first action.
-    before = torch.where(mask.any(1), first - 1, 0).clamp_min(0)
-    longest, width = int(before.max()), int((last - before).max()) + 1
-    if longest == 0:
+    prompts = Prompts.of(tokens, mask)
+    if not prompts.pays():
         return None
-    prompts = torch.where(columns[:longest] < before.unsqueeze(1), tokens[:, :longest], -1)
-    distinct, prompt = torch.unique(prompts, dim=0, return_inverse=True)
-    if distinct.numel() + len(tokens) * width > WORTH * tokens.numel():
-        return None
+    before, read = prompts.before, prompts.tokens
     cache = DynamicCache(config=cast(Any, model.config))
-    inside_of_adapters(model).model(input_ids=distinct.clamp_min(0), past_key_values=cache, use_cache=True)
-    cache.layers = [PromptLayer(layer.keys, layer.values, prompt) for layer in cast(Any, cache.layers)]
+    inside_of_adapters(model).model(input_ids=read.clamp_min(0), past_key_values=cache, use_cache=True)
+    cache.layers = [PromptLayer(layer.keys, layer.values, prompts.asked) for layer in cast(Any, cache.layers)]
+    width = int(prompts.width.max())
     place = torch.arange(width, device=tokens.device)
     position = before.unsqueeze(1) + place
     rest = tokens.gather(1, position.clamp_max(tokens.shape[1] - 1))
-    of_prompt = columns[:longest] < before.unsqueeze(1)
+    of_prompt = torch.arange(read.shape[1], device=tokens.device) < before.unsqueeze(1)
     of_rest = (place <= place.unsqueeze(1)).expand(len(tokens), width, width)
     seen = torch.cat([of_prompt.unsqueeze(1).expand(-1, width, -1), of_rest], -1).unsqueeze(1)
     if _attention(model) == "eager":  # which adds what it is given
@@ -83,8 +123,11 @@ def behind_prompts(model: nn.Module, tokens: Tensor, mask: Tensor) -> tuple[dict
     return inputs, torch.arange(len(tokens), device=tokens.device) * width - before
 
 
-def _can_share(model: nn.Module) -> bool:
-    """Whether the model's layers take keys and values from us, and a mask of ours."""
+def shares_prompts(model: nn.Module) -> bool:
+    """Whether rows that a model is given together have a prompt that they share read once.
+
+    Its layers must take keys and values from us, and a mask of ours.
+    """
     if not is_known_decoder(model) or fetches_weights(model):
         return False
     recomputes = model.training and any(getattr(part, "gradient_checkpointing", False) for part in model.modules())

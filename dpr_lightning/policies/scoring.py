@@ -1,6 +1,5 @@
 """Forward passes that score, without gradients: no logits of more than a block of states are ever at hand."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,9 @@ from dpr_lightning.policies.forward import (
 )
 from dpr_lightning.policies.inputs import Inputs, model_inputs
 from dpr_lightning.policies.lockstep import Lockstep
+from dpr_lightning.policies.parts import parts_by_length
 from dpr_lightning.policies.plain_head import head_does, plain_head
+from dpr_lightning.policies.prefixes import shares_prompts
 from dpr_lightning.policies.sharding import fetches_weights
 
 
@@ -133,27 +134,8 @@ def sequence_logprobs(model: nn.Module, tokens: Tensor, mask: Tensor, *, token_b
     device = model_device(model)
     budget = token_budget if token_budget is not None else default_token_budget(model)
     with Lockstep([model]) as lockstep:
-        for rows, part_tokens, part_mask in parts_by_length(tokens, mask, budget):
+        for rows, part_tokens, part_mask in parts_by_length(tokens, mask, budget, shared=shares_prompts(model)):
             lockstep.begin()
             part = acted_logprobs(model, part_tokens.to(device), part_mask.to(device)).float()
             logprob[rows.to(logprob.device), : part.shape[1]] = part.to(logprob.device)
     return logprob
-
-
-def parts_by_length(tokens: Tensor, mask: Tensor, token_budget: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Rows of like length together, cut to the longest of their part, with at most ``token_budget`` tokens a part.
-
-    Yields row numbers (on the CPU), and ``tokens`` and ``mask`` of these rows.
-    """
-    columns = torch.arange(1, tokens.shape[1] + 1, device=mask.device)
-    length = (mask * columns).amax(1).clamp_min(2).cpu()
-    order = length.argsort()
-    start = 0
-    while start < len(order):
-        end = start + 1
-        while end < len(order) and int(length[order[end]]) * (end + 1 - start) <= token_budget:
-            end += 1
-        rows = order[start:end]
-        longest = int(length[rows].max())
-        yield rows, tokens[rows.to(tokens.device), :longest], mask[rows.to(mask.device), :longest]
-        start = end

@@ -26,6 +26,7 @@ from dpr_lightning.policies import (
     keeps_states,
     model_device,
     parts_by_length,
+    shares_prompts,
 )
 from dpr_lightning.rewards.distributions import ActionDistributions
 from dpr_lightning.rewards.forms import reward_of_logprobs
@@ -169,11 +170,10 @@ class DenseReward:
         divergences = torch.zeros(shape) if wants_divergence else torch.full(shape, float("nan"))
         action_mask = torch.arange(width) < mask.sum(1, keepdim=True).cpu()
         kept: list[ActedStates] = []
-        if token_budget is None:
-            with self.frozen.use(SFT) as model:
-                token_budget = default_token_budget(model)
+        with self.frozen.use(SFT) as model:
+            budget, shared = token_budget or default_token_budget(model), shares_prompts(model)
         with self.frozen.in_step() as lockstep:
-            for rows, part_tokens, part_mask in parts_by_length(tokens, mask, token_budget):
+            for rows, part_tokens, part_mask in parts_by_length(tokens, mask, budget, shared=shared):
                 lockstep.begin()
                 part, states = self._score_part(part_tokens, part_mask, wants_divergence, keep)
                 columns = part[0].shape[1]

@@ -12,11 +12,11 @@ import torch
 from filelock import FileLock
 
 from dpr_lightning.data import RewardDataModule
-from dpr_lightning.data.rollout_loader import RolloutLoader, split_by_length, take_rows
+from dpr_lightning.data.rollout_loader import RolloutLoader, take_rows
 from dpr_lightning.errors import InputError
 from dpr_lightning.functional import action_positions
 from dpr_lightning.modules import CreditSpec, DensePathReinforce
-from dpr_lightning.policies import PolicySpec
+from dpr_lightning.policies import PolicySpec, micro_batches
 from dpr_lightning.rewards import DenseReward, RewardSpec
 from dpr_lightning.rollouts import SamplingOptions
 from dpr_lightning.types import RolloutBatch
@@ -38,6 +38,8 @@ def rollout_of(epoch: int, place: int) -> RolloutBatch:
 
 class Source:
     """Counts what is asked of it."""
+
+    shares_prompts = False
 
     def __init__(self) -> None:
         self.asked: list[tuple[int, int]] = []
@@ -119,8 +121,8 @@ def test_micro_batches_hold_every_token_once_and_the_whole_count() -> None:
 
 
 def test_splitting_keeps_rows_of_like_length_together() -> None:
-    mask = rollout_of(0, 0).mask
-    assert [rows.tolist() for rows in split_by_length(mask, 2)] == [[1, 3, 0], [4, 2]]
+    held = rollout_of(0, 0)
+    assert [rows.tolist() for rows in micro_batches(held.tokens, held.mask, 2)] == [[1, 3, 0], [4, 2]]
     assert take_rows(rollout_of(0, 0), torch.tensor([1])).tokens.shape == (1, 3)
 
 
