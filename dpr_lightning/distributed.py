@@ -24,6 +24,11 @@ def as_wide_on_all_ranks(value: Tensor) -> Tensor:
     return torch.nn.functional.pad(value, (0, max_over_ranks(value.shape[1]) - value.shape[1]))
 
 
+def rank_and_world() -> tuple[int, int]:
+    """Which rank this is, and how many there are."""
+    return (torch.distributed.get_rank(), torch.distributed.get_world_size()) if _several() else (0, 1)
+
+
 def _several() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
@@ -18,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.data.overlap import check_overlap
 from dpr_lightning.data.prompts import PromptSet
-from dpr_lightning.data.rewarded import rewarded
+from dpr_lightning.data.rewarded import rewarded, weighted
 from dpr_lightning.data.rollout_loader import RolloutLoader
 from dpr_lightning.distributed import mark, max_over_ranks, sum_over_ranks
 from dpr_lightning.errors import InputError
@@ -35,7 +36,7 @@ from dpr_lightning.policies import (
 from dpr_lightning.policies.tokenizers import same_vocabulary
 from dpr_lightning.rewards import SFT, DenseReward, RewardSpec
 from dpr_lightning.rewards.cache import load_cached, policy_hash, store_cached
-from dpr_lightning.rollouts import SamplingOptions, decode_answers, sample
+from dpr_lightning.rollouts import OtherSampler, SamplingOptions, decode_answers, sample
 from dpr_lightning.types import RolloutBatch, Rollouts
 
 log = logging.getLogger(__name__)
@@ -94,6 +95,9 @@ class RewardDataModule(LightningDataModule):
         verifier: a function (prompt text, answer text, metadata) -> score in [0, 1] to learn from beside the token
             reward, or instead of it: see ``credit.outcome_weight`` and ``credit.dense_weight``; in a config its import
             path, such as ``dpr_lightning.evaluation.verifiers.answer``. None: demonstrations are all there is.
+        sampler: another program that writes the answers, such as ``VllmSampler``; None: this package does.
+        importance_cap: C; a token of its answers counts min(π(a|s)/b(a|s), C) times, for b, which drew it, is not quite
+            the policy π.
     """
 
     def __init__(
@@ -119,6 +123,8 @@ class RewardDataModule(LightningDataModule):
         frozen_weights: Weights = "auto",
         seed: int = 0,
         verifier: Callable[[str, str, Mapping[str, Any]], float] | None = None,
+        sampler: OtherSampler | None = None,
+        importance_cap: float = 2.0,
     ) -> None:
         super().__init__()
         if refresh_every < 1 or samples_per_prompt < 1 or prompts_per_rollout < 1:
@@ -128,6 +134,9 @@ class RewardDataModule(LightningDataModule):
                 "Rollouts at temperature 0 hold no alternatives to compare, and no log-probabilities. Set "
                 "`sampling.temperature` to 1."
             )
+        if importance_cap <= 0:
+            raise InputError(f"`importance_cap` must be above 0; found {importance_cap}.")
+        self.sampler, self.importance_cap = sampler, importance_cap
         self.prompts_path, self.held_out_path, self.evaluation_path = prompts, held_out, evaluation
         self.sft, self.references = sft, list(references)
         self.reward_spec = reward if reward is not None else RewardSpec.recommended()
@@ -259,12 +268,16 @@ class RewardDataModule(LightningDataModule):
         else:
             batch = self._score_for_learner(self._sample(chosen, epoch))
         batch = self._judge(batch)
+        others = self.precomputed is not None or self.sampling.temperature != 1.0 or self.sampling.top_p < 1.0
         policy_logprob = None
-        if self.precomputed is not None or self.sampling.temperature != 1.0 or self.sampling.top_p < 1.0:
+        if others or self.sampler is not None:
             policy_logprob = sequence_logprobs(
                 self._learner.policy, batch.tokens, batch.mask, token_budget=self.token_budget
             )
-        return self._learner.prepare_rollout(batch, self.samples_per_prompt, policy_logprob)
+        if self.sampler is not None and self.precomputed is None:
+            assert policy_logprob is not None
+            batch = weighted(batch, policy_logprob, self.importance_cap)
+        return self._learner.prepare_rollout(batch, self.samples_per_prompt, policy_logprob if others else None)
 
     def _judge(self, batch: RolloutBatch) -> RolloutBatch:
         """Add what the verifier says of each response, where there is one."""
@@ -312,17 +325,17 @@ class RewardDataModule(LightningDataModule):
 
     def _answers(self, policy: nn.Module, chosen: list[int], seed: int, progress: Any = None) -> Rollouts:
         assert self.prompts is not None
-        pad = self.tokenizer.pad_token_id
-        return sample(
+        pad = int(self.tokenizer.pad_token_id)
+        write = partial(sample, pad_token=pad) if self.sampler is None else self.sampler
+        return write(
             policy,
             [self.prompts.tokens[place] for place in chosen],
             self.sampling,
+            tokenizer=self.tokenizer,
             stop_tokens=stop_token_ids(self.tokenizer, policy),
-            pad_token=int(pad),
             num_samples=self.samples_per_prompt,
             seed=seed,
             prompt_ids=chosen,
-            tokenizer=self.tokenizer,
             progress=progress,
         )
 

@@ -51,6 +51,10 @@ class KLSpec:
             )
 
 
+SAMPLER_TOLERANCE = 0.1
+"""Nats a token by which another program that samples may differ from the policy at the first step."""
+
+
 class DensePathReinforce(PolicyModule):
     """Improves a policy on its token reward:  ∇J = E Σ_t ∇log π_θ(a_t|s_t)·(G_t − b_t).
 
@@ -134,18 +138,17 @@ class DensePathReinforce(PolicyModule):
         self._on_policy = policy_logprob is None
         # Before anything uses β, so that one β holds for the advantages and for every micro-batch.
         self._adapt_kl_coefficient(rollout, mask)
-        kept = rollout._replace(
-            advantage=estimate_advantages(
-                rollout,
-                mask,
-                self.credit,
-                kl_coefficient=self.kl_coefficient,
-                reference_coefficient=self.kl.reference_coefficient,
-                group_size=group_size,
-                future_only=self.needs_action_rewards,
-                policy_logprob=policy_logprob,
-            )
+        advantage = estimate_advantages(
+            rollout,
+            mask,
+            self.credit,
+            kl_coefficient=self.kl_coefficient,
+            reference_coefficient=self.kl.reference_coefficient,
+            group_size=group_size,
+            future_only=self.needs_action_rewards,
+            policy_logprob=policy_logprob,
         )
+        kept = rollout._replace(advantage=advantage if rollout.importance is None else advantage * rollout.importance)
         # The scores of every token would stay in memory until the next rollout is scored.
         self.last_rollout = kept._replace(actions=None)
         self.rollout_count += 1
@@ -226,6 +229,8 @@ class DensePathReinforce(PolicyModule):
         }
         if rollout.outcome is not None:
             sums["outcome"] = rollout.outcome.sum()
+        if rollout.importance is not None:
+            sums["sampler_gap"] = masked_sum(rollout.importance.log().abs(), mask)
         if self._on_policy:
             # Only samples of π_θ estimate KL(π_θ‖π_SFT), in nats a response.
             sums["reverse_kl"] = masked_sum(rollout.behaviour_logprob - rollout.sft_logprob, mask)
@@ -233,6 +238,8 @@ class DensePathReinforce(PolicyModule):
         sequences, tokens, reward = total[0], total[1], total[2]
         averages = dict(zip(sums, total / sequences, strict=True))
         del averages["sequences"]
+        if "sampler_gap" in averages:
+            averages["sampler_gap"] *= sequences / tokens.clamp_min(1)  # nats a token
         self.log_dict({f"rollout/{name}": value for name, value in averages.items()})
         self.log("rollout/reward_per_token", reward / tokens.clamp_min(1))
         shown = {"reward": averages["reward"], "kl": averages.get("reverse_kl")}
@@ -254,6 +261,15 @@ class DensePathReinforce(PolicyModule):
                 "sampling temperature or top_p other than 1, dropout left on, or rollouts kept from another policy. "
                 "`check_start: false` goes on with the ratio as correction."
             )
+        if batch.importance is not None:
+            gap = float(masked_mean(batch.importance.log().abs(), mask))
+            if gap > SAMPLER_TOLERANCE:
+                raise InputError(
+                    f"The policy and the program that writes its answers (`data.sampler`) disagree by {gap:.3g} nats a "
+                    f"token or more (allowed: {SAMPLER_TOLERANCE}); rounding alone makes them differ by hundredths. It "
+                    "may not have taken the policy's weights, or reads its config otherwise. `check_start: false` goes "
+                    "on, with weights for its tokens."
+                )
 
 
 class _ImmediateValues:

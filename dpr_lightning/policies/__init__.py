@@ -2,7 +2,7 @@
 
 from dpr_lightning.policies.build import build_policy
 from dpr_lightning.policies.decoders import inside_of_adapters, is_known_decoder
-from dpr_lightning.policies.export import flush, save_policy, whole_folder
+from dpr_lightning.policies.export import flush, merged_weights, save_policy, whole_folder
 from dpr_lightning.policies.forward import (
     ActionLogits,
     action_logits,
@@ -80,6 +80,7 @@ __all__ = [
     "keeps_states",
     "load_tokenizer",
     "load_verifier_head",
+    "merged_weights",
     "micro_batches",
     "model_device",
     "packs_rows",

@@ -41,7 +41,8 @@ def save_policy(
     state = {} if weights is None else {"state_dict": dict(weights)}
     with whole_folder(folder) as unfinished:
         if merge and hasattr(model, "merge_and_unload"):
-            _save_merged(model, unfinished)
+            with merged_weights(model) as (inside, merged):
+                inside.save_pretrained(unfinished, state_dict=merged)  # type: ignore[operator]
         elif hasattr(model, "peft_config"):
             selected = [model.active_adapter]
             model.save_pretrained(unfinished, selected_adapters=selected, **state)  # type: ignore[operator]
@@ -63,27 +64,32 @@ def save_policy(
     return folder
 
 
-def _save_merged(model: nn.Module, folder: Path) -> None:
-    """Merge in place, save, and put back: subtracting what was added would leave rounding behind, a lot in bf16."""
+@contextmanager
+def merged_weights(model: nn.Module) -> Iterator[tuple[nn.Module, dict[str, Tensor]]]:
+    """The model inside of adapters and its weights, by the names that they have without; the active one is merged in.
+
+    Merged in place, and put back afterwards: subtracting what was added would leave rounding behind, a lot in bf16. A
+    model without adapters is left alone.
+    """
+    if not hasattr(model, "merge_and_unload"):
+        yield model, dict(model.state_dict())
+        return
     before = {name: weight.detach().clone() for name, weight in model.named_parameters() if ".base_layer." in name}
     model.merge_adapter()  # type: ignore[operator]
     try:
-        _save_base(model.get_base_model(), folder)  # type: ignore[operator]
+        base: nn.Module = model.get_base_model()  # type: ignore[operator]
+        weights = {
+            name.replace(".base_layer.", "."): value
+            for name, value in base.state_dict().items()
+            if "lora_" not in name and ".modules_to_save." not in name
+        }
+        yield base, weights
     finally:
         model.unmerge_adapter()  # type: ignore[operator]
         with torch.no_grad():
             for name, weight in model.named_parameters():
                 if name in before:
                     weight.copy_(before[name])
-
-
-def _save_base(base: nn.Module, folder: Path) -> None:
-    weights = {
-        name.replace(".base_layer.", "."): value
-        for name, value in base.state_dict().items()
-        if "lora_" not in name and ".modules_to_save." not in name
-    }
-    base.save_pretrained(folder, state_dict=weights)  # type: ignore[operator]
 
 
 def _lasting(source: str | None) -> str | None:

@@ -1,7 +1,20 @@
 """From prompts to sampled tokens, masks and behaviour log-probabilities."""
 
 from dpr_lightning.rollouts.decode import decode_answers
+from dpr_lightning.rollouts.other_sampler import OtherSampler
 from dpr_lightning.rollouts.random import counter_uniform, sample_keys
 from dpr_lightning.rollouts.sampler import Combine, SamplingOptions, draw, only, sample
+from dpr_lightning.rollouts.vllm_sampler import VllmSampler
 
-__all__ = ["Combine", "SamplingOptions", "counter_uniform", "decode_answers", "draw", "only", "sample", "sample_keys"]
+__all__ = [
+    "Combine",
+    "OtherSampler",
+    "SamplingOptions",
+    "VllmSampler",
+    "counter_uniform",
+    "decode_answers",
+    "draw",
+    "only",
+    "sample",
+    "sample_keys",
+]

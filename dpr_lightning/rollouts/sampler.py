@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.errors import InputError
 from dpr_lightning.policies import Lockstep, evaluating, model_device
+from dpr_lightning.rollouts.answers import Answers, joined
 from dpr_lightning.rollouts.cache import fill_gaps, growing_cache, keep_rows
 from dpr_lightning.rollouts.ending import Ending, StopStrings
 from dpr_lightning.rollouts.one_token import OneTokenPass, knows
@@ -122,7 +123,7 @@ def sample(
     # Prompts of like length share a batch, so that little padding is read.
     order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
     at_once = max(1, options.batch_size // num_samples)
-    finished: dict[int, _Answers] = {}
+    finished: dict[int, Answers] = {}
     with torch.no_grad(), evaluating(sources), Lockstep(sources) as lockstep:
         for start in range(0, len(order), at_once):
             places = order[start : start + at_once]
@@ -136,22 +137,7 @@ def sample(
             finished.update(zip(places, answers, strict=True))
             if progress is not None:
                 progress(len(places) * num_samples)
-    if not all(bool(answer.logprob.isfinite().all()) for answer in finished.values()):
-        raise InputError(
-            "The policy gives log-probabilities that are not numbers: its weights are damaged, or training diverged. "
-            "Go back to an earlier checkpoint and lower the learning rate."
-        )
-    return _assemble(prompts, [finished[place] for place in range(len(prompts))], identities, pad_token)
-
-
-@dataclass
-class _Answers:
-    """The K answers to one prompt: tokens and log-probs [K, T], lengths and terminated [K]."""
-
-    tokens: Tensor
-    logprob: Tensor
-    length: Tensor
-    terminated: Tensor
+    return joined(prompts, [finished[place] for place in range(len(prompts))], identities, pad_token)
 
 
 class _Decoding:
@@ -177,7 +163,7 @@ class _Decoding:
 
     def run(
         self, prompts: Sequence[Sequence[int]], identities: Sequence[int], num_samples: int, seed: int
-    ) -> list[_Answers]:
+    ) -> list[Answers]:
         limit, count = self.options.max_new_tokens, len(prompts) * num_samples
         logits = self._read(prompts, num_samples)
         identity = torch.tensor(identities, device=self.device).repeat_interleave(num_samples)
@@ -206,7 +192,7 @@ class _Decoding:
         shape = (len(prompts), num_samples)
         parts = (tokens.cpu(), logprob.cpu(), length.cpu(), terminated.cpu())
         split = [part.reshape(*shape, *part.shape[1:]) for part in parts]
-        return [_Answers(*(part[place] for part in split)) for place in range(len(prompts))]
+        return [Answers(*(part[place] for part in split)) for place in range(len(prompts))]
 
     def _read(self, prompts: Sequence[Sequence[int]], num_samples: int) -> Tensor:
         """Read every prompt once, then give each of its samples a copy of what was read."""
@@ -321,27 +307,3 @@ def _nucleus(logprobs: Tensor, top_p: float) -> Tensor:
     before = ordered.exp().cumsum(-1) - ordered.exp()
     kept = torch.zeros_like(logprobs, dtype=torch.bool).scatter(-1, place, before < top_p)
     return logprobs.masked_fill(~kept, float("-inf")).log_softmax(-1)
-
-
-def _assemble(
-    prompts: Sequence[Sequence[int]], answers: Sequence[_Answers], identities: Sequence[int], pad_token: int
-) -> Rollouts:
-    """Prompt and answer of each row side by side, padded on the right."""
-    num_samples = len(answers[0].length)
-    longest_answer = max(int(answer.length.max()) for answer in answers)
-    longest = max(len(prompt) + int(answer.length.max()) for prompt, answer in zip(prompts, answers, strict=True))
-    count = len(prompts) * num_samples
-    tokens = torch.full((count, longest), pad_token)
-    mask = torch.zeros(count, longest, dtype=torch.bool)
-    logprob = torch.zeros(count, longest_answer)
-    for place, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        rows = slice(place * num_samples, (place + 1) * num_samples)
-        start, end = len(prompt), min(longest, len(prompt) + longest_answer)
-        written = torch.arange(longest_answer).unsqueeze(0) < answer.length.unsqueeze(1)
-        tokens[rows, :start] = torch.tensor(list(prompt))
-        padded = torch.where(written, answer.tokens[:, :longest_answer], pad_token)
-        tokens[rows, start:end] = padded[:, : end - start]
-        mask[rows, start:end] = written[:, : end - start]
-        logprob[rows] = torch.where(written, answer.logprob[:, :longest_answer], 0.0)
-    prompt_ids = torch.tensor(list(identities)).repeat_interleave(num_samples)
-    return Rollouts(tokens, mask, torch.cat([answer.terminated for answer in answers]), logprob, prompt_ids)

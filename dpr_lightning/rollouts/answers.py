@@ -1,0 +1,59 @@
+"""Answers of many lengths as rows of one batch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dpr_lightning.errors import InputError
+from dpr_lightning.types import Rollouts
+
+
+@dataclass
+class Answers:
+    """The K answers to one prompt: tokens and log-probs [K, T], lengths and terminated [K]."""
+
+    tokens: Tensor
+    logprob: Tensor
+    length: Tensor
+    terminated: Tensor
+
+
+def joined(
+    prompts: Sequence[Sequence[int]], answers: Sequence[Answers], identities: Sequence[int], pad_token: int
+) -> Rollouts:
+    """Prompt and answer of each row side by side, padded on the right.
+
+    Args:
+        prompts: token ids.
+        answers: to each prompt, as many to every one.
+        identities: of the prompts.
+        pad_token: fills the right of shorter rows.
+
+    Raises:
+        InputError: log-probabilities that are not numbers.
+    """
+    if not all(bool(answer.logprob.isfinite().all()) for answer in answers):
+        raise InputError(
+            "The policy gives log-probabilities that are not numbers: its weights are damaged, or training diverged. "
+            "Go back to an earlier checkpoint and lower the learning rate."
+        )
+    num_samples = len(answers[0].length)
+    longest_answer = max(int(answer.length.max()) for answer in answers)
+    longest = max(len(prompt) + int(answer.length.max()) for prompt, answer in zip(prompts, answers, strict=True))
+    count = len(prompts) * num_samples
+    tokens = torch.full((count, longest), pad_token)
+    mask = torch.zeros(count, longest, dtype=torch.bool)
+    logprob = torch.zeros(count, longest_answer)
+    for place, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        rows = slice(place * num_samples, (place + 1) * num_samples)
+        start, end = len(prompt), min(longest, len(prompt) + longest_answer)
+        written = torch.arange(longest_answer).unsqueeze(0) < answer.length.unsqueeze(1)
+        tokens[rows, :start] = torch.tensor(list(prompt))
+        padded = torch.where(written, answer.tokens[:, :longest_answer], pad_token)
+        tokens[rows, start:end] = padded[:, : end - start]
+        mask[rows, start:end] = written[:, : end - start]
+        logprob[rows] = torch.where(written, answer.logprob[:, :longest_answer], 0.0)
+    prompt_ids = torch.tensor(list(identities)).repeat_interleave(num_samples)
+    return Rollouts(tokens, mask, torch.cat([answer.terminated for answer in answers]), logprob, prompt_ids)

@@ -1,0 +1,189 @@
+"""Answers written by vLLM, in the process and on the GPU that trains."""
+
+import copy
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from dpr_lightning.distributed import rank_and_world
+from dpr_lightning.errors import InputError
+from dpr_lightning.policies import fetches_weights, inside_of_adapters, merged_weights
+from dpr_lightning.rollouts.answers import Answers, joined
+from dpr_lightning.rollouts.other_sampler import OtherSampler
+from dpr_lightning.rollouts.random import sample_keys
+from dpr_lightning.rollouts.sampler import SamplingOptions
+from dpr_lightning.types import Rollouts
+
+
+class VllmSampler(OtherSampler):
+    """vLLM beside the trainer: every rank has an engine of its own, which takes the policy's weights before it writes.
+
+    Written against the documented interface of vLLM 0.33 and its source; it has not been run with vLLM itself.
+
+    Args:
+        memory_share: of the GPU's memory, for the engine's weights and its keys and values.
+        sleep: give that memory back while the policy learns.
+        max_length: tokens of a prompt and its answer; None: as many as the policy's config allows.
+        options: more arguments of ``vllm.LLM``, such as ``enforce_eager: true``.
+    """
+
+    def __init__(
+        self,
+        memory_share: float = 0.4,
+        sleep: bool = True,
+        max_length: int | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        if not 0 < memory_share < 1:
+            raise InputError(f"`memory_share` is a share of the GPU's memory, between 0 and 1; found {memory_share}.")
+        self.memory_share, self.sleep, self.max_length = memory_share, sleep, max_length
+        self.options = dict(options or {})
+        self._engine: Any = None
+        self._asleep = False
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def __call__(
+        self,
+        policy: nn.Module,
+        prompts: Sequence[Sequence[int]],
+        options: SamplingOptions,
+        *,
+        tokenizer: PreTrainedTokenizerBase,
+        stop_tokens: Sequence[int],
+        num_samples: int = 1,
+        seed: int = 0,
+        prompt_ids: Sequence[int] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> Rollouts:
+        """Answers under the weights that ``policy`` has now; ``logprob`` is what vLLM drew them with.
+
+        The same seed gives a prompt the same answers wherever vLLM computes the same numbers, which it does not promise
+        for batches that differ. ``options.batch_size`` is not used: the engine fills its own memory.
+
+        Raises:
+            InputError: vLLM is not installed, or the policy's weights are in shards.
+        """
+        if fetches_weights(policy):
+            raise InputError(
+                "vLLM takes whole weights, and the policy's are in shards while it is sampled from. Set "
+                "`sampling_weights: whole` of the strategy, or leave `sampler` out."
+            )
+        identities = list(range(len(prompts))) if prompt_ids is None else list(prompt_ids)
+        self._take(policy, tokenizer)
+        asked = [{"prompt_token_ids": [int(token) for token in prompt]} for prompt in prompts]
+        keys = sample_keys(seed, torch.tensor(identities), torch.zeros(len(prompts), dtype=torch.int64))
+        params = [_params(options, stop_tokens, num_samples, int(key)) for key in keys]
+        found = self._engine.generate(asked, params, use_tqdm=False)
+        if self.sleep:
+            self._engine.sleep(level=2)  # the weights too: new ones come next time
+            self._asleep = True
+        if progress is not None:
+            progress(len(prompts) * num_samples)
+        pad = int(tokenizer.pad_token_id)
+        answers = [_answers(result.outputs, options, pad) for result in found]
+        return joined(prompts, answers, identities, pad)
+
+    def _take(self, policy: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Give the engine the policy's weights, and forget keys and values of earlier ones."""
+        if self._engine is None:
+            self._engine = self._start(policy, tokenizer)
+        if self._asleep:
+            self._engine.wake_up(tags=["weights"])
+        with merged_weights(policy) as (_, weights):
+            given = {"weights_iterator": iter(weights.items()), "is_checkpoint_format": True}
+            self._engine.collective_rpc("reload_weights", kwargs=given)
+        if self._asleep:
+            self._engine.wake_up(tags=["kv_cache"])
+            self._asleep = False
+        self._engine.reset_prefix_cache()
+
+    def _start(self, policy: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Any:
+        rank, world = rank_and_world()
+        try:
+            from vllm import LLM
+        except ImportError as error:
+            raise InputError(
+                f"`VllmSampler` needs vLLM, which is not installed here ({error}): pip install 'dpr-lightning[vllm]'. "
+                "Without `sampler`, answers are written by this package."
+            ) from error
+        held = inside_of_adapters(policy)
+        self._folder = tempfile.TemporaryDirectory(prefix="dpr-vllm-")
+        config = copy.deepcopy(held.config)
+        config.architectures = [type(held).__name__]
+        config.save_pretrained(self._folder.name)
+        tokenizer.save_pretrained(self._folder.name)
+        options: dict[str, Any] = {
+            "load_format": "dummy",
+            "dtype": str(held.dtype).removeprefix("torch."),
+            "gpu_memory_utilization": self.memory_share,
+            "enable_sleep_mode": self.sleep,
+            "enable_prefix_caching": True,
+            "logprobs_mode": "processed_logprobs",
+        }
+        if self.max_length is not None:
+            options["max_model_len"] = self.max_length
+        # Weights are handed over as they lie in memory, which another process could not read.
+        environment = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+        if world > 1:
+            options["distributed_executor_backend"] = "external_launcher"
+            place = held.device.index or 0
+            environment |= {"RANK": str(rank), "LOCAL_RANK": str(place), "WORLD_SIZE": str(world)}
+        with _environment(environment):
+            return LLM(model=self._folder.name, **(options | self.options))
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """The variables of the environment within; other programs draw conclusions from them."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _params(options: SamplingOptions, stop_tokens: Sequence[int], num_samples: int, seed: int) -> Any:
+    from vllm import SamplingParams
+
+    return SamplingParams(
+        n=num_samples,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        max_tokens=options.max_new_tokens,
+        stop=list(options.stop_strings) or None,
+        stop_token_ids=list(stop_tokens),
+        detokenize=bool(options.stop_strings),
+        seed=seed & ((1 << 62) - 1),
+        logprobs=0,
+    )
+
+
+def _answers(outputs: Sequence[Any], options: SamplingOptions, pad_token: int) -> Answers:
+    """The K answers to one prompt."""
+    count = len(outputs)
+    ordered = sorted(outputs, key=lambda output: output.index)
+    length = torch.tensor([len(output.token_ids) for output in ordered])
+    tokens = torch.full((count, int(length.max())), pad_token)
+    logprob = torch.zeros(tokens.shape)
+    for row, output in enumerate(ordered):
+        written = [int(token) for token in output.token_ids]
+        tokens[row, : len(written)] = torch.tensor(written)
+        if options.temperature > 0:
+            logprob[row, : len(written)] = _chosen(output.logprobs, written)
+    return Answers(tokens, logprob, length, torch.tensor([output.finish_reason == "stop" for output in ordered]))
+
+
+def _chosen(logprobs: Sequence[Any], tokens: Sequence[int]) -> Tensor:
+    """Of each position's log-probabilities, that of the token that was drawn, nats."""
+    return torch.tensor([float(held[token].logprob) for held, token in zip(logprobs, tokens, strict=True)])

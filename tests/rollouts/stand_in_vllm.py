@@ -1,0 +1,135 @@
+"""A module in the place of vLLM: the parts of its interface that are used, as vLLM 0.33 documents them."""
+
+import math
+import os
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any, ClassVar
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from dpr_lightning.rollouts import counter_uniform
+
+
+@dataclass
+class SamplingParams:
+    n: int
+    temperature: float
+    top_p: float
+    max_tokens: int
+    stop: list[str] | None
+    stop_token_ids: list[int]
+    detokenize: bool
+    seed: int
+    logprobs: int
+
+    def __post_init__(self) -> None:
+        if self.stop and not self.detokenize:
+            raise ValueError("stop strings are only supported when detokenize is True.")
+
+
+@dataclass
+class Logprob:
+    logprob: float
+    rank: int | None = None
+
+
+@dataclass
+class CompletionOutput:
+    index: int
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[dict[int, Logprob]] = field(default_factory=list)
+    finish_reason: str | None = None
+
+
+@dataclass
+class RequestOutput:
+    outputs: list[CompletionOutput]
+
+
+class LLM:
+    """Draws token by token with the weights it was given; its logits are off by ``noise``, as those of kernels are."""
+
+    noise = 0.0
+    made: ClassVar[list["LLM"]] = []
+
+    def __init__(self, model: str, **options: Any) -> None:
+        assert options["load_format"] == "dummy"
+        assert options["logprobs_mode"] == "processed_logprobs"
+        assert os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+        self.options, self.calls = options, list[str]()
+        self.model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model)).eval()
+        self.tokenizer = AutoTokenizer.from_pretrained(model)
+        self.asleep: set[str] = set()
+        LLM.made.append(self)
+
+    def sleep(self, level: int) -> None:
+        assert not self.asleep
+        assert level == 2
+        self.calls.append("sleep")
+        self.asleep = {"weights", "kv_cache"}
+        with torch.no_grad():
+            for weight in self.model.parameters():
+                weight.fill_(math.nan)
+
+    def wake_up(self, tags: list[str]) -> None:
+        assert set(tags) <= self.asleep
+        self.calls.append(f"wake {tags[0]}")
+        self.asleep -= set(tags)
+
+    def reset_prefix_cache(self) -> None:
+        self.calls.append("forget")
+
+    def collective_rpc(self, method: str, kwargs: dict[str, Any]) -> None:
+        assert method == "reload_weights"
+        assert kwargs["is_checkpoint_format"]
+        assert "weights" not in self.asleep
+        self.calls.append("weights")
+        own = self.model.state_dict()
+        given = dict(kwargs["weights_iterator"])
+        assert set(given) == set(own)
+        with torch.no_grad():
+            for name, weight in given.items():
+                own[name].copy_(weight)
+
+    @torch.no_grad()
+    def generate(
+        self, prompts: list[dict[str, list[int]]], params: list[SamplingParams], use_tqdm: bool
+    ) -> list[RequestOutput]:
+        assert not self.asleep
+        self.calls.append("generate")
+        return [
+            RequestOutput(
+                [self._answer(prompt["prompt_token_ids"], asked, place) for place in reversed(range(asked.n))]
+            )
+            for prompt, asked in zip(prompts, params, strict=True)
+        ]
+
+    def _answer(self, prompt: list[int], asked: SamplingParams, place: int) -> CompletionOutput:
+        found = CompletionOutput(place)
+        for step in range(asked.max_tokens):
+            tokens = torch.tensor([[*prompt, *found.token_ids]])
+            logits = self.model(tokens).logits[0, -1].double() / max(asked.temperature, 1e-6)
+            wave = torch.sin(torch.arange(len(logits)) * (1.0 + len(prompt) + step))
+            logprob = (logits + self.noise * wave).log_softmax(-1)
+            uniform = counter_uniform(torch.tensor([asked.seed + place]), step)
+            token = int(torch.searchsorted(logprob.exp().cumsum(0), uniform).clamp_max(len(logprob) - 1))
+            if asked.temperature == 0:
+                token = int(logprob.argmax())
+            found.token_ids.append(token)
+            found.logprobs.append({token: Logprob(float(logprob[token]), 1)})
+            text = self.tokenizer.decode(found.token_ids, skip_special_tokens=True) if asked.detokenize else ""
+            if token in asked.stop_token_ids or any(string in text for string in asked.stop or ()):
+                found.finish_reason = "stop"
+                return found
+        found.finish_reason = "length"
+        return found
+
+
+def stand_in() -> ModuleType:
+    """To be put into ``sys.modules`` as vllm."""
+    module = ModuleType("vllm")
+    LLM.made = []
+    module.LLM, module.SamplingParams = LLM, SamplingParams  # type: ignore[attr-defined]
+    return module

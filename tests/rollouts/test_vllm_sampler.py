@@ -1,0 +1,174 @@
+"""Answers of vLLM, whose place a stand-in takes: what it is given, and what is made of what it gives back."""
+
+import builtins
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import PreTrainedTokenizerBase
+
+from dpr_lightning.data import RewardDataModule
+from dpr_lightning.errors import InputError
+from dpr_lightning.modules import CreditSpec, DensePathReinforce
+from dpr_lightning.policies import PolicySpec, build_policy, load_tokenizer, sequence_logprobs
+from dpr_lightning.rollouts import SamplingOptions, VllmSampler, sample
+from tests.rollouts.stand_in_vllm import LLM, stand_in
+from tests.training import quiet_trainer, write_prompts, write_weaker_policy
+
+PROMPTS = [[5, 6, 7], [8, 9], [10, 11, 12, 13, 14]]
+
+
+@pytest.fixture(autouse=True)
+def vllm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setitem(sys.modules, "vllm", stand_in())
+    yield
+    LLM.noise = 0.0
+
+
+@pytest.fixture
+def policy(tiny_policy_folder: Path) -> torch.nn.Module:
+    model, _ = build_policy(PolicySpec(source=str(tiny_policy_folder)))
+    return model.eval()
+
+
+@pytest.fixture
+def asked(tiny_policy_folder: Path) -> dict[str, Any]:
+    tokenizer: PreTrainedTokenizerBase = load_tokenizer(str(tiny_policy_folder))
+    return {"tokenizer": tokenizer, "stop_tokens": [1, 20, 30], "num_samples": 3}
+
+
+def test_answers_are_those_of_the_weights_that_the_policy_has(policy: torch.nn.Module, asked: dict[str, Any]) -> None:
+    written = VllmSampler()
+    for step in range(3):
+        found = written(policy, PROMPTS, SamplingOptions(9), seed=step, **asked)
+        assert found.prompt.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+        for row, prompt in enumerate(found.prompt.tolist()):
+            assert found.tokens[row, : len(PROMPTS[prompt])].tolist() == PROMPTS[prompt]
+            last = int(found.tokens[row][found.mask[row]][-1])
+            assert bool(found.terminated[row]) == (last in asked["stop_tokens"])
+        torch.testing.assert_close(
+            sequence_logprobs(policy, found.tokens, found.mask), found.logprob, atol=1e-5, rtol=0
+        )
+        with torch.no_grad():
+            for weight in policy.parameters():
+                weight.add_(0.05 * torch.randn_like(weight))
+    assert len(LLM.made) == 1
+    woken = ["wake weights", "weights", "wake kv_cache", "forget", "generate", "sleep"]
+    assert LLM.made[0].calls == ["weights", "forget", "generate", "sleep", *woken, *woken]
+
+
+def test_an_engine_that_stays_awake_forgets_earlier_keys(policy: torch.nn.Module, asked: dict[str, Any]) -> None:
+    written = VllmSampler(sleep=False, options={"enforce_eager": True}, max_length=64)
+    for _ in range(2):
+        written(policy, PROMPTS, SamplingOptions(4), **asked)
+    assert LLM.made[0].calls == ["weights", "forget", "generate"] * 2
+    assert LLM.made[0].options["enforce_eager"]
+    assert LLM.made[0].options["max_model_len"] == 64
+    assert not LLM.made[0].options["enable_sleep_mode"]
+
+
+def test_adapters_are_merged_in_and_taken_out_again(policy: torch.nn.Module, asked: dict[str, Any]) -> None:
+    config = LoraConfig(target_modules="all-linear", r=4, init_lora_weights=False)  # type: ignore[arg-type]
+    adapted = get_peft_model(policy, config).eval()  # type: ignore[arg-type]
+    before = {name: weight.clone() for name, weight in adapted.state_dict().items()}
+    found = VllmSampler()(adapted, PROMPTS, SamplingOptions(9), **asked)
+    torch.testing.assert_close(sequence_logprobs(adapted, found.tokens, found.mask), found.logprob, atol=1e-5, rtol=0)
+    assert all(torch.equal(weight, before[name]) for name, weight in adapted.state_dict().items())
+
+
+def test_a_seed_gives_a_prompt_its_answers(policy: torch.nn.Module, asked: dict[str, Any]) -> None:
+    written, options = VllmSampler(), SamplingOptions(9)
+    whole = written(policy, PROMPTS, options, seed=3, **asked)
+    alone = written(policy, PROMPTS[1:2], options, seed=3, prompt_ids=[1], **asked)
+    for row in range(3):
+        assert alone.tokens[row][alone.mask[row]].tolist() == whole.tokens[3 + row][whole.mask[3 + row]].tolist()
+    single = written(policy, PROMPTS, options, seed=3, **(asked | {"num_samples": 1}))
+    for row in range(3):
+        assert single.tokens[row][single.mask[row]].tolist() == whole.tokens[3 * row][whole.mask[3 * row]].tolist()
+    assert not torch.equal(written(policy, PROMPTS, options, seed=4, **asked).tokens, whole.tokens)
+
+
+def test_greedy_answers_and_stop_strings_are_as_ever(policy: torch.nn.Module, asked: dict[str, Any]) -> None:
+    options = SamplingOptions(12, temperature=0)
+    ours = sample(policy, PROMPTS, options, pad_token=int(asked["tokenizer"].pad_token_id), **asked)
+    theirs = VllmSampler()(policy, PROMPTS, options, **asked)
+    assert torch.equal(ours.tokens, theirs.tokens)
+    assert torch.equal(ours.logprob, theirs.logprob)
+    text = asked["tokenizer"].decode(ours.tokens[0][ours.mask[0]], skip_special_tokens=True)
+    options = SamplingOptions(12, temperature=0, stop_strings=(text[len(text) // 2],))
+    ours = sample(policy, PROMPTS, options, pad_token=int(asked["tokenizer"].pad_token_id), **asked)
+    theirs = VllmSampler()(policy, PROMPTS, options, **asked)
+    assert torch.equal(ours.tokens, theirs.tokens)
+    assert torch.equal(ours.terminated, theirs.terminated)
+
+
+def learnt(folder: Path, sft: Path, noise: float, **options: Any) -> tuple[DensePathReinforce, dict[str, float]]:
+    LLM.noise = noise
+    data = RewardDataModule(
+        write_prompts(folder / "prompts.jsonl", 6),
+        sft=str(sft),
+        references=[write_weaker_policy(sft, folder / "reference")],
+        sampling=SamplingOptions(6),
+        samples_per_prompt=2,
+        prompts_per_rollout=6,
+        sampler=VllmSampler(),
+        **options,
+    )
+    module = DensePathReinforce(PolicySpec(source=str(sft)), credit=CreditSpec(discount=1.0, baseline="none"))
+    trainer = quiet_trainer(folder, max_steps=2)
+    trainer.fit(module, datamodule=data)
+    return module, {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def test_a_policy_learns_from_its_answers(tiny_policy_folder: Path, tmp_path: Path) -> None:
+    module, metrics = learnt(tmp_path, tiny_policy_folder, noise=0.03)
+    assert 1e-3 < metrics["rollout/sampler_gap"] < 0.1
+    assert metrics["train/ratio"] == pytest.approx(1.0, abs=1e-4)
+    rollout = module.last_rollout
+    assert rollout is not None
+    assert rollout.importance is not None
+    acted = rollout.importance > 0
+    assert 0.9 < float(rollout.importance[acted].min()) < 1 < float(rollout.importance.max()) < 1.1
+    # Returns to go without a baseline, weighed.
+    reward = rollout.reward - module.kl_coefficient * (rollout.behaviour_logprob - rollout.sft_logprob)
+    returns = reward.flip(1).cumsum(1).flip(1)
+    torch.testing.assert_close(rollout.advantage, returns * rollout.importance, atol=1e-5, rtol=1e-4)
+
+
+def test_a_program_with_other_weights_is_found_out(
+    tiny_policy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ignore(engine: LLM, *_: Any, **__: Any) -> None:
+        with torch.no_grad():
+            for weight in engine.model.parameters():
+                weight.normal_(std=0.3)
+
+    monkeypatch.setattr(LLM, "collective_rpc", ignore)
+    with pytest.raises(InputError, match=r"may not have taken the policy's weights"):
+        learnt(tmp_path, tiny_policy_folder, noise=0.0)
+
+
+def test_it_says_what_to_install(
+    policy: torch.nn.Module, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = builtins.__import__
+
+    def without(name: str, *arguments: Any, **options: Any) -> Any:
+        if name == "vllm":
+            raise ImportError("No module named 'vllm'")
+        return inner(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(InputError, match=r"pip install 'dpr-lightning\[vllm\]'"):
+        VllmSampler()(policy, PROMPTS, SamplingOptions(4), **asked)
+
+
+def test_shares_out_of_range_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="`memory_share` is a share"):
+        VllmSampler(memory_share=1.2)
+    with pytest.raises(InputError, match="`importance_cap` must be above 0"):
+        RewardDataModule("a", sft="b", references=["c"], importance_cap=0.0)
