@@ -56,6 +56,7 @@ EXAMPLES: dict[str, Callable[[], tuple]] = {
     "shape_reward": lambda: (values(B, T), values(B, T + 1), MASK, TERMINATED),
     "token_logprobs": lambda: (values(B, T, V), TOKENS),
     "token_logprobs_and_normaliser": lambda: (values(B, T, V), TOKENS),
+    "truncated_importance": lambda: (values(B, T), values(B, T), MASK, 2.0),
     "whiten": lambda: (values(B, T), MASK),
     "zscore_by_position": lambda: (values(B, T), MASK),
 }
