@@ -222,14 +222,18 @@ def _rollouts(
     sampling = SamplingOptions(**dict(data["sampling"] or {}))
     prompt, answer = int(data["max_prompt_length"]), sampling.max_new_tokens
     answers = _answers(data, ranks)
-    micro = Shape(max(1, math.ceil(answers / accumulate)), prompt + answer, answer)
+    samples = int(data["samples_per_prompt"])
+    # Weights in shards are read by the model's own forward pass alone.
+    whole = ranks.kind != "fsdp2" and ranks.stage < 3
+    micro = _answering(math.ceil(answers / accumulate), prompt, answer, samples if whole else 1, answers)
     models, every = 1 + len(data["references"]), options["estimator"] == "all_actions"
     frozen = PolicySpec(**{**vars(spec), "dtype": data["dtype"], "lora": None, "checkpoint": None})
     make = partial(_made, frozen, trainable=False)
     budget = int(data["token_budget"] or default_token_budget(outline_policy(frozen, trainable=False)))
     within_budget = max(1, min(answers, budget // (prompt + answer)))
     in_shards = _frozen_in_shards(data, ranks)
-    scored = micro if every and in_shards else Shape(within_budget, prompt + answer, answer)
+    alone = 1 if in_shards else samples
+    scored = _answering(micro.rows if every and in_shards else within_budget, prompt, answer, alone, answers)
     at_once = min(sampling.batch_size, answers)
     together = _together_to_ask(_made(spec), ranks)
     scoring = together + scoring_memory(make, scored, models, whole=every, logits=in_shards)
@@ -250,6 +254,13 @@ def _rollouts(
         phases[f"scoring by {models} frozen models"] += _in_passing(make())
         return micro, phases, {f"{models} frozen models, in shards": one * models // ranks.count}
     return micro, phases, {f"{models} frozen models": one * models}
+
+
+def _answering(rows: int, prompt: int, answer: int, samples: int, whole: int) -> Shape:
+    """So many of the ``whole`` rows of a rollout, ``samples`` of which answer one prompt; parts may cut two groups."""
+    rows = max(1, rows)
+    prompts = min(rows, math.ceil(rows / samples) + (rows < whole))
+    return Shape(rows, prompt + answer, answer, prompts if samples > 1 else None)
 
 
 def _answers(data: Any, ranks: Ranks) -> int:

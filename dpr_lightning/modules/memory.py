@@ -21,6 +21,7 @@ from dpr_lightning.functional.head import rows_at_a_time
 from dpr_lightning.policies.forward import logits_at
 from dpr_lightning.policies.fused_loss import loss_at
 from dpr_lightning.policies.plain_head import bare_head
+from dpr_lightning.policies.prefixes import Prompts, pays, read_once, shares_prompts
 from dpr_lightning.policies.scoring import ActedStates, logprobs_at, states_at
 from dpr_lightning.rollouts import SamplingOptions
 from dpr_lightning.rollouts.cache import growing_cache
@@ -105,11 +106,15 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @dataclass(frozen=True)
 class Shape:
-    """A micro-batch at its largest: ``rows`` of ``length`` tokens, of which the last ``acted`` are the policy's."""
+    """A micro-batch at its largest: ``rows`` of ``length`` tokens, of which the last ``acted`` are the policy's.
+
+    ``prompts``: how many of them are different, where rows that answer one have it read once; None: rows on their own.
+    """
 
     rows: int
     length: int
     acted: int
+    prompts: int | None = None
 
 
 @dataclass(frozen=True)
@@ -199,11 +204,9 @@ def _acted(model: nn.Module, shape: Shape, token_loss: TokenLoss, action_values:
     """As :func:`dpr_lightning.policies.acted_loss` does it; what logits hold is not known here, so nothing is tried."""
     tokens, mask, state, chosen = _batch(shape)
     if bare_head(model) is not None:
-        start = torch.arange(shape.rows).unsqueeze(1) * shape.length
-        place = (start + state).flatten()
-        return loss_at(
-            model, {"input_ids": tokens, "use_cache": False}, place, chosen.flatten(), token_loss, action_values
-        ).loss
+        inputs, start = _inputs(model, tokens, shape)
+        place = (start.unsqueeze(1) + state).flatten()
+        return loss_at(model, inputs, place, chosen.flatten(), token_loss, action_values).loss
     logits = logits_at(model, tokens, mask, state, packed=False).float()
     every = slice(0, chosen.numel())
     loss = token_loss(token_logprobs(logits, chosen).flatten(), every)
@@ -255,17 +258,19 @@ def scoring_memory(
         model = make_policy()
         weights = live.live
         tokens, mask, state, chosen = _batch(shape)
-        place = torch.arange(shape.rows).unsqueeze(1) * shape.length + state
         head, held = None if logits else bare_head(model), []
         for _ in range(models):
             if head is None:
                 every = logits_at(model, tokens, mask, state, packed=False)
                 held.append(every if whole else token_logprobs(every, chosen))
-            elif whole:
-                held.append(states_at(model, head, {"input_ids": tokens, "use_cache": False}, place))
+                continue
+            inputs, start = _inputs(model, tokens, shape)
+            place = start.unsqueeze(1) + state
+            if whole:
+                held.append(states_at(model, head, inputs, place))
             else:
-                inputs = {"input_ids": tokens, "use_cache": False}
                 held.append(logprobs_at(model, head, inputs, place.flatten(), chosen.flatten()))
+            del inputs
         if whole:
             # As rewards.distributions does it: one block of states after the other.
             weight = None if head is None else head.weight
@@ -308,6 +313,24 @@ def _batch(shape: Shape) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     first = shape.length - shape.acted
     state = torch.arange(first - 1, shape.length - 1).expand(shape.rows, -1)
     return tokens, mask, state, tokens[:, first:]
+
+
+def _inputs(model: nn.Module, tokens: Tensor, shape: Shape) -> tuple[dict[str, Any], Tensor]:
+    """What the model is given, and the places [B] where rows begin in what comes out of it."""
+    plain = {"input_ids": tokens, "use_cache": False}, torch.arange(shape.rows) * shape.length
+    if shape.prompts is None or not shares_prompts(model):
+        return plain
+    before, width = shape.length - shape.acted - 1, shape.acted + 1
+    if not pays(shape.prompts * before + shape.rows * width, shape.rows * shape.length):
+        return plain
+    rows = torch.arange(shape.rows)
+    prompts = Prompts(
+        tokens.new_zeros(shape.prompts, before),
+        rows * shape.prompts // shape.rows,
+        torch.full_like(rows, before),
+        torch.full_like(rows, width),
+    )
+    return read_once(model, tokens, prompts, width)
 
 
 def _one_surrogate(logprob: Tensor) -> Tensor:

@@ -45,8 +45,8 @@ class Prompts:
         return Prompts(self.tokens, self.asked[rows], self.before[rows], self.width[rows])
 
     def pays(self) -> bool:
-        """Whether reading each prompt once leaves enough less to read."""
-        return self._once() <= WORTH * self._alone()
+        """As :func:`pays`, of these rows together."""
+        return pays(self._once(), self._alone())
 
     def to_read(self) -> int:
         """Tokens of a forward pass, padding included."""
@@ -58,6 +58,11 @@ class Prompts:
 
     def _alone(self) -> int:
         return len(self.width) * int((self.before + self.width).max())
+
+
+def pays(once: int, alone: int) -> bool:
+    """Whether reading each prompt once, ``once`` tokens in all, leaves enough less to read than rows ``alone``."""
+    return once <= WORTH * alone
 
 
 class PromptLayer(DynamicLayer):  # type: ignore[no-untyped-call]
@@ -96,13 +101,22 @@ def behind_prompts(model: nn.Module, tokens: Tensor, mask: Tensor) -> tuple[dict
     if len(tokens) < 2 or not shares_prompts(model):
         return None
     prompts = Prompts.of(tokens, mask)
-    if not prompts.pays():
-        return None
+    return read_once(model, tokens, prompts, int(prompts.width.max())) if prompts.pays() else None
+
+
+def read_once(model: nn.Module, tokens: Tensor, prompts: Prompts, width: int) -> tuple[dict[str, Any], Tensor]:
+    """As :func:`behind_prompts`, of prompts that are known.
+
+    Args:
+        model: for which :func:`shares_prompts` is true.
+        tokens: [B, L] right-padded.
+        prompts: of these rows.
+        width: tokens of the longest row without what is before it.
+    """
     before, read = prompts.before, prompts.tokens
     cache = DynamicCache(config=cast(Any, model.config))
     inside_of_adapters(model).model(input_ids=read.clamp_min(0), past_key_values=cache, use_cache=True)
     cache.layers = [PromptLayer(layer.keys, layer.values, prompts.asked) for layer in cast(Any, cache.layers)]
-    width = int(prompts.width.max())
     place = torch.arange(width, device=tokens.device)
     position = before.unsqueeze(1) + place
     rest = tokens.gather(1, position.clamp_max(tokens.shape[1] - 1))

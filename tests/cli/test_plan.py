@@ -88,6 +88,28 @@ def test_reinforcement(model: dict[str, Any], accumulate: int, folder: Path, tmp
     assert planned.peak == pytest.approx(measured, rel=0.1)
 
 
+@pytest.mark.parametrize(
+    ("model", "accumulate"),
+    [({"estimator": "reinforce"}, 1), ({"estimator": "all_actions", "credit": {"discount": 0.0}}, 2)],
+)
+def test_prompts_that_are_read_once(model: dict[str, Any], accumulate: int, folder: Path, tmp_path: Path) -> None:
+    """Eight answers to each of four prompts that are longer than they."""
+    rows = tmp_path / "prompts.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": chr(97 + n) * 48}) + "\n" for n in range(8)))
+    workspace = Workspace(str(folder / "sft"), str(folder / "reference"), str(rows), str(rows))
+    data = {"max_prompt_length": 48, "sampling": {"max_new_tokens": 16}, "prompts_per_rollout": 4}
+    config = Path(write_dpr_config(tmp_path, workspace, **data, samples_per_prompt=8))
+    held = yaml.safe_load(config.read_text())
+    held["model"]["init_args"] |= model | {"policy": {"source": workspace.sft}}
+    held["trainer"]["accumulate_grad_batches"] = accumulate
+    config.write_text(yaml.safe_dump(held))
+    measured, planned = _measured(str(config)), _planned(str(config))
+    assert planned.peak == pytest.approx(measured, rel=0.1)
+    held["data"]["init_args"] |= {"samples_per_prompt": 1, "prompts_per_rollout": 32}
+    config.write_text(yaml.safe_dump(held))
+    assert planned.peak < 0.8 * _planned(str(config)).peak
+
+
 def test_float16_takes_as_much_as_bfloat16(folder: Path, tmp_path: Path) -> None:
     found = []
     for precision in ("16-mixed", "bf16-mixed", "32-true"):
