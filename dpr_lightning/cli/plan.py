@@ -26,9 +26,10 @@ from dpr_lightning.modules.memory import (
     scoring_memory,
     training_memory,
 )
-from dpr_lightning.policies import LoraSpec, PolicySpec, default_token_budget, weight_bytes
+from dpr_lightning.policies import LoraSpec, PolicySpec, token_budget_for, weight_bytes
 from dpr_lightning.policies.build import is_adapter
 from dpr_lightning.policies.outline import materialise, outline_policy
+from dpr_lightning.policies.plain_head import bare_head
 from dpr_lightning.policies.sharding import layer_names
 from dpr_lightning.rollouts import SamplingOptions
 
@@ -229,9 +230,11 @@ def _rollouts(
     models, every = 1 + len(data["references"]), options["estimator"] == "all_actions"
     frozen = PolicySpec(**{**vars(spec), "dtype": data["dtype"], "lora": None, "checkpoint": None})
     make = partial(_made, frozen, trainable=False)
-    budget = int(data["token_budget"] or default_token_budget(outline_policy(frozen, trainable=False)))
+    in_shards, outline = _frozen_in_shards(data, ranks), outline_policy(frozen, trainable=False)
+    states = bare_head(outline) is not None and not in_shards
+    vocabulary: int = outline.config.get_text_config().vocab_size  # type: ignore[union-attr, operator]
+    budget = int(data["token_budget"] or token_budget_for(vocabulary, states))
     within_budget = max(1, min(answers, budget // (prompt + answer)))
-    in_shards = _frozen_in_shards(data, ranks)
     alone = 1 if in_shards else samples
     scored = _answering(micro.rows if every and in_shards else within_budget, prompt, answer, alone, answers)
     at_once = min(sampling.batch_size, answers)

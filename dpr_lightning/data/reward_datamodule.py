@@ -27,7 +27,7 @@ from dpr_lightning.locking import only_one
 from dpr_lightning.policies import (
     PolicySpec,
     Weights,
-    budget_for_vocabulary,
+    default_token_budget,
     load_tokenizer,
     sequence_logprobs,
     shares_prompts,
@@ -88,7 +88,8 @@ class RewardDataModule(LightningDataModule):
         over_length: what happens to longer prompts: ``error`` or ``drop``.
         dtype: of the frozen models' parameters.
         attention: their attention implementation.
-        token_budget: tokens the frozen models read at once; None: as many as have a GiB of logits.
+        token_budget: tokens the frozen models read at once; None: 16,384, or, where their logits are whole, as many as
+            have a GiB of them.
         frozen_weights: of π_SFT and references: ``whole`` on every rank, in ``shards`` over all ranks, or ``auto``,
             which goes by their size. Adapters on the policy's base lie where that lies.
         seed: of prompt order and samples.
@@ -150,7 +151,7 @@ class RewardDataModule(LightningDataModule):
         self.columns = columns
         self.max_prompt_length, self.over_length = max_prompt_length, over_length
         self.dtype, self.attention = dtype, attention
-        self.token_budget = token_budget
+        self.token_budget, self._parts = token_budget, 1
         self.frozen_weights = frozen_weights
         self.seed = seed
         self.prompts: PromptSet | None = None
@@ -242,8 +243,7 @@ class RewardDataModule(LightningDataModule):
     def split_micro_batches(self, parts: int) -> None:
         """Let what is sampled and scored at once shrink as micro-batches do; that changes no sample and no score."""
         self.sampling = replace(self.sampling, batch_size=max(1, self.sampling.batch_size // parts))
-        budget = self.token_budget if self.token_budget is not None else budget_for_vocabulary(len(self.tokenizer))
-        self.token_budget = max(1, budget // parts)
+        self._parts = parts
 
     @property
     def shares_prompts(self) -> bool:
@@ -272,7 +272,7 @@ class RewardDataModule(LightningDataModule):
         policy_logprob = None
         if others or self.sampler is not None:
             policy_logprob = sequence_logprobs(
-                self._learner.policy, batch.tokens, batch.mask, token_budget=self.token_budget
+                self._learner.policy, batch.tokens, batch.mask, token_budget=self._budget
             )
         if self.sampler is not None and self.precomputed is None:
             assert policy_logprob is not None
@@ -303,13 +303,21 @@ class RewardDataModule(LightningDataModule):
         if not self._learner.needs_action_rewards or (parts > 1 and not self.reward.keeps_states):
             return self.score(rollouts)
         self.reward.frozen.to(self._device)
-        return rewarded(rollouts, *self.reward.score_actions(rollouts.tokens, rollouts.mask, self.token_budget))
+        return rewarded(rollouts, *self.reward.score_actions(rollouts.tokens, rollouts.mask, self._budget))
+
+    @property
+    def _budget(self) -> int | None:
+        """Tokens to score at once; None: as many as the model's kind allows."""
+        if self._parts == 1:
+            return self.token_budget
+        budget = self.token_budget if self.token_budget is not None else default_token_budget(self._learner.policy)
+        return max(1, budget // self._parts)
 
     def score(self, rollouts: Rollouts, progress: Callable[[int], None] | None = None) -> RolloutBatch:
         """Rollouts with their rewards; advantages are still 0."""
         assert self.reward is not None
         self.reward.frozen.to(self._device)
-        scores = self.reward.score(rollouts.tokens, rollouts.mask, token_budget=self.token_budget, progress=progress)
+        scores = self.reward.score(rollouts.tokens, rollouts.mask, token_budget=self._budget, progress=progress)
         return rewarded(rollouts, scores)
 
     def with_actions(self, batch: RolloutBatch) -> RolloutBatch:
@@ -318,7 +326,7 @@ class RewardDataModule(LightningDataModule):
             return batch
         assert self.reward is not None
         self.reward.frozen.to(self._device)
-        return batch._replace(actions=self.reward.score_actions(batch.tokens, batch.mask, self.token_budget)[1])
+        return batch._replace(actions=self.reward.score_actions(batch.tokens, batch.mask, self._budget)[1])
 
     def _sample(self, chosen: list[int], epoch: int) -> Rollouts:
         return self._answers(self._learner.policy, chosen, seed=self.seed + 1_000_003 * (epoch + 1))

@@ -6,8 +6,6 @@ from dpr_lightning.policies.export import flush, merged_weights, save_policy, wh
 from dpr_lightning.policies.forward import (
     ActionLogits,
     action_logits,
-    budget_for_vocabulary,
-    default_token_budget,
     disable_dropout,
     evaluating,
     model_device,
@@ -24,8 +22,10 @@ from dpr_lightning.policies.scoring import (
     ActedStates,
     acted_logprobs,
     acted_states,
+    default_token_budget,
     keeps_states,
     sequence_logprobs,
+    token_budget_for,
 )
 from dpr_lightning.policies.sharding import (
     Weights,
@@ -60,7 +60,6 @@ __all__ = [
     "acted_loss",
     "acted_states",
     "action_logits",
-    "budget_for_vocabulary",
     "build_policy",
     "build_sharded",
     "build_verifier_head",
@@ -94,6 +93,7 @@ __all__ = [
     "shares_prompts",
     "state_logits",
     "stop_token_ids",
+    "token_budget_for",
     "weight_bytes",
     "whole_folder",
     "word_tokenizer",

@@ -84,16 +84,6 @@ def state_logits(model: nn.Module, tokens: Tensor, mask: Tensor, *, packed: bool
     return ActionLogits(logits, tokens.gather(1, position[:, :-1]), action_mask)
 
 
-def default_token_budget(model: nn.Module) -> int:
-    """Tokens to forward at once where nobody says how many: 16,384, or as many as have a GiB of float32 logits."""
-    return budget_for_vocabulary(int(model.config.get_text_config().vocab_size))  # type: ignore[union-attr, operator]
-
-
-def budget_for_vocabulary(size: int) -> int:
-    """The same of a model whose vocabulary has so many tokens."""
-    return max(1, min(16384, 2**28 // size))
-
-
 @contextmanager
 def evaluating(models: Sequence[nn.Module]) -> Iterator[None]:
     """Dropout off within; gradient checkpointing, which only acts in training mode, is off too."""

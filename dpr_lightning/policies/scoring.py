@@ -7,17 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from dpr_lightning.functional import action_positions, head_logprobs, token_logprobs
-from dpr_lightning.policies.forward import (
-    default_token_budget,
-    logits_at,
-    model_device,
-)
+from dpr_lightning.policies.forward import logits_at, model_device
 from dpr_lightning.policies.inputs import Inputs, model_inputs
 from dpr_lightning.policies.lockstep import Lockstep
 from dpr_lightning.policies.parts import parts_by_length
 from dpr_lightning.policies.plain_head import head_does, plain_head
 from dpr_lightning.policies.prefixes import shares_prompts
 from dpr_lightning.policies.sharding import fetches_weights
+
+_TOKENS = 16384
 
 
 @dataclass(frozen=True)
@@ -48,6 +46,16 @@ class ActedStates:
 def keeps_states(model: nn.Module) -> bool:
     """Whether :func:`acted_states` keeps what the head is given, and not logits."""
     return _plain_head_here(model) is not None
+
+
+def default_token_budget(model: nn.Module) -> int:
+    """Tokens to forward at once where nobody says how many; see :func:`token_budget_for`."""
+    return token_budget_for(int(model.config.get_text_config().vocab_size), keeps_states(model))  # type: ignore[union-attr, operator]
+
+
+def token_budget_for(vocabulary: int, keeps_states: bool) -> int:
+    """16,384; or, of a model whose logits are all at hand at once, as many as have a GiB of them in float32."""
+    return _TOKENS if keeps_states else max(1, min(_TOKENS, 2**28 // vocabulary))
 
 
 def _plain_head_here(model: nn.Module) -> nn.Linear | None:

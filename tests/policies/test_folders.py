@@ -8,7 +8,7 @@ from shutil import copytree
 import pytest
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from dpr_lightning.errors import InputError
 from dpr_lightning.policies import (
@@ -152,9 +152,15 @@ def test_a_policy_may_be_read_by_whoever_may_read_other_files(tiny_policy_folder
 
 @pytest.mark.parametrize(("vocabulary", "budget"), [(65, 16384), (49152, 5461), (2**30, 1)])
 def test_the_default_budget_bounds_the_logits(vocabulary: int, budget: int) -> None:
-    model = torch.nn.Module()
+    model = torch.nn.Module()  # whose head is not known
     model.config = LlamaConfig(vocab_size=vocabulary)  # type: ignore[assignment]
     assert default_token_budget(model) == budget
+
+
+def test_a_plain_head_needs_no_such_bound() -> None:
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=49152, **sizes))  # type: ignore[arg-type]
+    assert default_token_budget(model) == 16384
 
 
 @pytest.mark.parametrize("budget", [1, 20, 10_000, None])
