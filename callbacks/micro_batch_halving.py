@@ -18,7 +18,7 @@ RECORD = "micro_batches.json"
 class MicroBatchHalving(Callback):
     """Cuts every micro-batch in two, and in two again, until a step fits into the memory of the GPU.
 
-    A step stays what it was: the same rows in the same order, in more and smaller parts, whose gradients add up. What
+    A step stays what it was: the same rows, in more and smaller parts, whose gradients add up. What
     else is computed in parts (sampling, scoring) takes smaller ones too. The run goes on from its last checkpoint, by
     itself where it is one process; of several ranks the one that ran out ends with exit code 75, and the same command
     goes on. ``micro_batches.json`` in the run's folder remembers it; delete the file where there is more memory.

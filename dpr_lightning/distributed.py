@@ -30,7 +30,9 @@ def rank_and_world() -> tuple[int, int]:
 
 
 def _several() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
+    # Other programs in this process may have begun a group of one.
+    held = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return held and torch.distributed.get_world_size() > 1
 
 
 def _reduced(value: Tensor, operation: torch.distributed.ReduceOp.RedOpType) -> Tensor:

@@ -108,8 +108,8 @@ class RolloutBatch(NamedTuple):
     ``behaviour_logprob``, ``sft_logprob``, ``reference_logprob`` (mean over references), ``reward``, ``advantage``.
     ``num_tokens`` []: acted tokens of the whole optimizer step. ``outcome`` [B] float32: a verifier's score of each
     whole response, a return stream of its own; None without a verifier. ``actions``: the same of *every* token, for the
-    all-actions estimator; None otherwise. ``importance`` [B, T]: what each token counts, where another program drew it
-    (``behaviour_logprob`` is then the policy's own); None: 1.
+    all-actions estimator; None otherwise. ``sampler_logprob`` [B, T]: what another program drew each token with, where
+    one did; ``behaviour_logprob`` is then the policy's own.
     """
 
     tokens: Tensor
@@ -124,4 +124,4 @@ class RolloutBatch(NamedTuple):
     num_tokens: Tensor
     outcome: Tensor | None = None
     actions: EveryAction | None = None
-    importance: Tensor | None = None
+    sampler_logprob: Tensor | None = None

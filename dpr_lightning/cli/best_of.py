@@ -112,7 +112,8 @@ def best_of(
         paired={f"{each.name} - one sample": {f"best of {samples}": vars(each.gain)} for each in found},
         panels={"Best of n": _curves(found, counts)},
         settings={"sft": sft, "references": references, "prompts": prompts, "verifier": verifier, "head": head}
-        | {"samples": samples, "max_new_tokens": max_new_tokens, "seed": seed, "dtype": dtype},
+        | {"samples": samples, "max_new_tokens": max_new_tokens, "stop_strings": stop_strings or []}
+        | {"seed": seed, "dtype": dtype},
         machine=machine(),
         notes=[f"{len(questions)} prompts. Curves are exact over all subsets of the {samples} samples of a prompt."],
     )

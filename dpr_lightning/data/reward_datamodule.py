@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.data.overlap import check_overlap
 from dpr_lightning.data.prompts import PromptSet
-from dpr_lightning.data.rewarded import rewarded, weighted
+from dpr_lightning.data.rewarded import rewarded
 from dpr_lightning.data.rollout_loader import RolloutLoader
 from dpr_lightning.distributed import mark, max_over_ranks, sum_over_ranks
 from dpr_lightning.errors import InputError
@@ -97,8 +97,6 @@ class RewardDataModule(LightningDataModule):
             reward, or instead of it: see ``credit.outcome_weight`` and ``credit.dense_weight``; in a config its import
             path, such as ``dpr_lightning.evaluation.verifiers.answer``. None: demonstrations are all there is.
         sampler: another program that writes the answers, such as ``VllmSampler``; None: this package does.
-        importance_cap: C; a token of its answers counts min(π(a|s)/b(a|s), C) times, for b, which drew it, is not quite
-            the policy π.
     """
 
     def __init__(
@@ -125,7 +123,6 @@ class RewardDataModule(LightningDataModule):
         seed: int = 0,
         verifier: Callable[[str, str, Mapping[str, Any]], float] | None = None,
         sampler: OtherSampler | None = None,
-        importance_cap: float = 2.0,
     ) -> None:
         super().__init__()
         if refresh_every < 1 or samples_per_prompt < 1 or prompts_per_rollout < 1:
@@ -135,9 +132,12 @@ class RewardDataModule(LightningDataModule):
                 "Rollouts at temperature 0 hold no alternatives to compare, and no log-probabilities. Set "
                 "`sampling.temperature` to 1."
             )
-        if importance_cap <= 0:
-            raise InputError(f"`importance_cap` must be above 0; found {importance_cap}.")
-        self.sampler, self.importance_cap = sampler, importance_cap
+        if sampler is not None and precomputed is not None:
+            raise InputError(
+                "`precomputed` keeps rollouts of this package's own sampler, whose ranks make the same ones. Leave "
+                "`sampler` or `precomputed` out."
+            )
+        self.sampler = sampler
         self.prompts_path, self.held_out_path, self.evaluation_path = prompts, held_out, evaluation
         self.sft, self.references = sft, list(references)
         self.reward_spec = reward if reward is not None else RewardSpec.recommended()
@@ -274,9 +274,9 @@ class RewardDataModule(LightningDataModule):
             policy_logprob = sequence_logprobs(
                 self._learner.policy, batch.tokens, batch.mask, token_budget=self._budget
             )
-        if self.sampler is not None and self.precomputed is None:
+        if self.sampler is not None:
             assert policy_logprob is not None
-            batch = weighted(batch, policy_logprob, self.importance_cap)
+            batch = batch._replace(behaviour_logprob=policy_logprob, sampler_logprob=batch.behaviour_logprob)
         return self._learner.prepare_rollout(batch, self.samples_per_prompt, policy_logprob if others else None)
 
     def _judge(self, batch: RolloutBatch) -> RolloutBatch:
@@ -333,8 +333,10 @@ class RewardDataModule(LightningDataModule):
 
     def _answers(self, policy: nn.Module, chosen: list[int], seed: int, progress: Any = None) -> Rollouts:
         assert self.prompts is not None
-        pad = int(self.tokenizer.pad_token_id)
-        write = partial(sample, pad_token=pad) if self.sampler is None else self.sampler
+        if self.sampler is None:
+            write: Callable[..., Rollouts] = partial(sample, pad_token=int(self.tokenizer.pad_token_id))
+        else:
+            write = partial(self.sampler, longest_prompt=max(map(len, self.prompts.tokens)))
         return write(
             policy,
             [self.prompts.tokens[place] for place in chosen],
@@ -346,6 +348,11 @@ class RewardDataModule(LightningDataModule):
             prompt_ids=chosen,
             progress=progress,
         )
+
+    def teardown(self, stage: str) -> None:
+        """Let another program that samples go."""
+        if self.sampler is not None:
+            self.sampler.close()
 
     def _recall(self, chosen: list[int]) -> RolloutBatch:
         """Rows of the precomputed rollouts, which are made on first use."""
@@ -370,7 +377,8 @@ class RewardDataModule(LightningDataModule):
                 "max_new_tokens": self.sampling.max_new_tokens,
                 "temperature": self.sampling.temperature,
                 "top_p": self.sampling.top_p,
-            },
+            }
+            | ({"stop_strings": self.sampling.stop_strings} if self.sampling.stop_strings else {}),
             "samples_per_prompt": self.samples_per_prompt,
             "seed": self.seed,
             "dtype": self.dtype,

@@ -1,9 +1,7 @@
 """Rollouts joined with what the frozen models say of them."""
 
 import torch
-from torch import Tensor
 
-from dpr_lightning.functional import truncated_importance
 from dpr_lightning.types import EveryAction, RolloutBatch, Rollouts, TokenScores
 
 
@@ -28,17 +26,3 @@ def rewarded(rollouts: Rollouts, scores: TokenScores, actions: EveryAction | Non
         num_tokens=rollouts.mask.sum().float(),
         actions=actions,
     )
-
-
-def weighted(rollout: RolloutBatch, policy_logprob: Tensor, cap: float) -> RolloutBatch:
-    """A rollout that another program drew, as if the policy had, with what each of its tokens counts.
-
-    Args:
-        rollout: ``behaviour_logprob`` is the other program's.
-        policy_logprob: log π_θ [B, T] of its tokens, nats.
-        cap: of the weights.
-    """
-    width = policy_logprob.shape[1]
-    acted = torch.arange(width, device=policy_logprob.device) < rollout.mask.sum(1, keepdim=True)
-    weights = truncated_importance(policy_logprob, rollout.behaviour_logprob, acted, cap)
-    return rollout._replace(behaviour_logprob=policy_logprob, importance=weights.weight)

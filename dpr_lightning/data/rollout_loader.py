@@ -122,5 +122,5 @@ def take_rows(rollout: RolloutBatch, rows: Tensor) -> RolloutBatch:
         advantage=action(rollout.advantage),
         outcome=None if rollout.outcome is None else rollout.outcome[rows],
         actions=None if rollout.actions is None else rollout.actions.take(rows, actions),
-        importance=None if rollout.importance is None else action(rollout.importance),
+        sampler_logprob=None if rollout.sampler_logprob is None else action(rollout.sampler_logprob),
     )

@@ -11,10 +11,12 @@ from torch import Tensor
 from dpr_lightning.distributed import sum_over_ranks
 from dpr_lightning.errors import InputError
 from dpr_lightning.functional import (
+    ImportanceWeights,
     bound_unlikelihood,
     clipped_surrogate_loss,
     masked_mean,
     masked_sum,
+    truncated_importance,
 )
 from dpr_lightning.modules.advantages import CreditSpec, estimate_advantages
 from dpr_lightning.modules.base import PolicyModule, default_optimizer
@@ -52,7 +54,7 @@ class KLSpec:
 
 
 SAMPLER_TOLERANCE = 0.1
-"""Nats a token by which another program that samples may differ from the policy at the first step."""
+"""Nats a token by which another program that samples may differ from the policy at first."""
 
 
 class DensePathReinforce(PolicyModule):
@@ -69,6 +71,9 @@ class DensePathReinforce(PolicyModule):
             token the policy already finds improbable fades instead of blowing up.
         check_start: at the first step, refuse to go on when the policy is not π_SFT or the training pass disagrees
             with the sampler.
+        importance_cap: C; where another program writes the answers (``data.sampler``), the advantage of each of their
+            tokens is multiplied by min(π(a|s)/b(a|s), C), for b, which drew it, is not quite the policy π. The exact
+            immediate term of ``all_actions`` samples no token, and takes the states as they are.
         optimizer: called with the trainable parameters.
         schedule: of the learning rate.
         seed: of an adapter initialised at random.
@@ -87,6 +92,7 @@ class DensePathReinforce(PolicyModule):
         clip_range: float = 0.2,
         improbable_floor: float = 1e-4,
         check_start: bool = True,
+        importance_cap: float = 2.0,
         optimizer: OptimizerCallable = default_optimizer,
         schedule: ScheduleSpec | None = None,
         seed: int = 0,
@@ -99,6 +105,9 @@ class DensePathReinforce(PolicyModule):
         self.clip_range = clip_range
         self.improbable_floor = improbable_floor
         self.check_start = check_start
+        self.importance_cap = importance_cap
+        if importance_cap <= 0:
+            raise InputError(f"`importance_cap` must be above 0; found {importance_cap}.")
         if estimator not in ("reinforce", "all_actions"):
             raise InputError(f"There is no estimator {estimator!r}; they are reinforce and all_actions.")
         if estimator == "all_actions" and self.credit.level != "token":
@@ -114,6 +123,8 @@ class DensePathReinforce(PolicyModule):
         self.rollout_count = 0
         self._logged_rollouts = 0
         self._on_policy = True
+        self._weights: ImportanceWeights | None = None
+        self._looks_at_sampler = True
 
     @property
     def needs_action_rewards(self) -> bool:
@@ -148,7 +159,12 @@ class DensePathReinforce(PolicyModule):
             future_only=self.needs_action_rewards,
             policy_logprob=policy_logprob,
         )
-        kept = rollout._replace(advantage=advantage if rollout.importance is None else advantage * rollout.importance)
+        if rollout.sampler_logprob is not None:
+            self._weights = truncated_importance(
+                rollout.behaviour_logprob, rollout.sampler_logprob, mask, self.importance_cap
+            )
+            advantage = advantage * self._weights.weight
+        kept = rollout._replace(advantage=advantage)
         # The scores of every token would stay in memory until the next rollout is scored.
         self.last_rollout = kept._replace(actions=None)
         self.rollout_count += 1
@@ -162,6 +178,8 @@ class DensePathReinforce(PolicyModule):
         loss, logprob, mask = scored.loss, scored.logprob, scored.mask
         if self.check_start and self.global_step == 0 and batch_idx == 0:
             self._check_start(batch, logprob, mask)
+        if self.check_start:
+            self._check_sampler(batch, mask)
         self.non_finite.watch(
             batch.prompt,
             {
@@ -229,8 +247,9 @@ class DensePathReinforce(PolicyModule):
         }
         if rollout.outcome is not None:
             sums["outcome"] = rollout.outcome.sum()
-        if rollout.importance is not None:
-            sums["sampler_gap"] = masked_sum(rollout.importance.log().abs(), mask)
+        if rollout.sampler_logprob is not None and self._weights is not None:
+            sums["sampler_gap"] = masked_sum((rollout.behaviour_logprob - rollout.sampler_logprob).abs(), mask)
+            sums["importance_truncated"] = self._weights.truncated.sum()
         if self._on_policy:
             # Only samples of π_θ estimate KL(π_θ‖π_SFT), in nats a response.
             sums["reverse_kl"] = masked_sum(rollout.behaviour_logprob - rollout.sft_logprob, mask)
@@ -238,8 +257,8 @@ class DensePathReinforce(PolicyModule):
         sequences, tokens, reward = total[0], total[1], total[2]
         averages = dict(zip(sums, total / sequences, strict=True))
         del averages["sequences"]
-        if "sampler_gap" in averages:
-            averages["sampler_gap"] *= sequences / tokens.clamp_min(1)  # nats a token
+        for name in {"sampler_gap", "importance_truncated"} & averages.keys():
+            averages[name] = averages[name] * sequences / tokens.clamp_min(1)  # of a token
         self.log_dict({f"rollout/{name}": value for name, value in averages.items()})
         self.log("rollout/reward_per_token", reward / tokens.clamp_min(1))
         shown = {"reward": averages["reward"], "kl": averages.get("reverse_kl")}
@@ -261,15 +280,24 @@ class DensePathReinforce(PolicyModule):
                 "sampling temperature or top_p other than 1, dropout left on, or rollouts kept from another policy. "
                 "`check_start: false` goes on with the ratio as correction."
             )
-        if batch.importance is not None:
-            gap = float(masked_mean(batch.importance.log().abs(), mask))
-            if gap > SAMPLER_TOLERANCE:
-                raise InputError(
-                    f"The policy and the program that writes its answers (`data.sampler`) disagree by {gap:.3g} nats a "
-                    f"token or more (allowed: {SAMPLER_TOLERANCE}); rounding alone makes them differ by hundredths. It "
-                    "may not have taken the policy's weights, or reads its config otherwise. `check_start: false` goes "
-                    "on, with weights for its tokens."
-                )
+
+    def _check_sampler(self, batch: RolloutBatch, mask: Tensor) -> None:
+        """What another program draws tokens with is near the policy's log-probabilities; looked at once a process.
+
+        Raises:
+            InputError: it is not.
+        """
+        asked, self._looks_at_sampler = self._looks_at_sampler, False
+        # At another temperature, or from a nucleus, they differ as they should.
+        if batch.sampler_logprob is None or not asked or not self._on_policy:
+            return
+        gap = float(masked_mean((batch.behaviour_logprob - batch.sampler_logprob).abs(), mask))
+        if not gap <= SAMPLER_TOLERANCE:
+            raise InputError(
+                f"The policy and the program that writes its answers (`data.sampler`) disagree by {gap:.3g} nats a "
+                f"token (allowed: {SAMPLER_TOLERANCE}). It may not have taken the policy's weights, reads its config "
+                "otherwise, or computes in too few bits. `check_start: false` goes on, with weights for its tokens."
+            )
 
 
 class _ImmediateValues:

@@ -68,11 +68,11 @@ def save_policy(
 def merged_weights(model: nn.Module) -> Iterator[tuple[nn.Module, dict[str, Tensor]]]:
     """The model inside of adapters and its weights, by the names that they have without; the active one is merged in.
 
-    Merged in place, and put back afterwards: subtracting what was added would leave rounding behind, a lot in bf16. A
-    model without adapters is left alone.
+    Merged in place, and put back afterwards: subtracting what was added would leave rounding behind, a lot in bf16. In
+    the meantime the weights that adapters change are there twice. A model without adapters is left alone.
     """
     if not hasattr(model, "merge_and_unload"):
-        yield model, dict(model.state_dict())
+        yield model, _held(model)
         return
     before = {name: weight.detach().clone() for name, weight in model.named_parameters() if ".base_layer." in name}
     model.merge_adapter()  # type: ignore[operator]
@@ -80,7 +80,7 @@ def merged_weights(model: nn.Module) -> Iterator[tuple[nn.Module, dict[str, Tens
         base: nn.Module = model.get_base_model()  # type: ignore[operator]
         weights = {
             name.replace(".base_layer.", "."): value
-            for name, value in base.state_dict().items()
+            for name, value in _held(base).items()
             if "lora_" not in name and ".modules_to_save." not in name
         }
         yield base, weights
@@ -90,6 +90,16 @@ def merged_weights(model: nn.Module) -> Iterator[tuple[nn.Module, dict[str, Tens
             for name, weight in model.named_parameters():
                 if name in before:
                     weight.copy_(before[name])
+
+
+def _held(model: nn.Module) -> dict[str, Tensor]:
+    """What a state has, by the modules themselves: to ask FSDP2's for a state puts them back into shards."""
+    found = {name: weight.detach() for name, weight in model.named_parameters(remove_duplicate=False)}
+    for prefix, module in model.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set:
+                found[f"{prefix}.{name}" if prefix else name] = buffer
+    return found
 
 
 def _lasting(source: str | None) -> str | None:

@@ -69,7 +69,7 @@ def _parts(tokens: Tensor, mask: Tensor, cut: Cut, shared: bool) -> list[Tensor]
         order = order[key[order].argsort(stable=True)]
 
     def to_read(parts: Sequence[Tensor]) -> int:
-        return sum(prompts.take(rows).to_read() for rows in parts)
+        return sum(prompts.take(rows).to_read() for rows in parts if len(rows))
 
     return min(plain, split(order), key=to_read)
 

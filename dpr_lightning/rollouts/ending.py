@@ -1,17 +1,33 @@
 """What ends an answer: a token, or a text, whatever tokens it is written with."""
 
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from dpr_lightning.errors import InputError
+
 _ANCHOR = "a"
 _MARGIN = 8
 """Tokens decoded before those that can be of a stop string: the text of the first ones depends on what is missing."""
 _PARTIAL = "\ufffd"
-_finishing: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[str, ...], Tensor]] = WeakKeyDictionary()
+_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+
+
+@dataclass(frozen=True)
+class _Vocabulary:
+    """``finishing`` [V] bool: whether each token could complete a stop string; ``partial``: those that are a part of a
+    character, or a byte that is decoded together with its neighbours."""
+
+    finishing: Tensor
+    partial: frozenset[int]
+
+
+_read: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[str, ...], _Vocabulary]] = WeakKeyDictionary()
 
 
 class StopStrings:
@@ -23,27 +39,40 @@ class StopStrings:
     Args:
         strings: that end an answer.
         tokenizer: decodes answers.
+
+    Raises:
+        InputError: one of them has a special token in it, which is not text.
     """
 
     def __init__(self, strings: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> None:
         self._strings, self._tokenizer = tuple(strings), tokenizer
+        for special in map(str, tokenizer.all_special_tokens):
+            if any(special in string for string in strings):
+                raise InputError(
+                    f"`stop_strings` are looked for in the text of answers, and {special!r} is a special token, which "
+                    "is left out of it. Let it end answers as a token: with `end_of_turn` of the demonstrations, or "
+                    "`eos_token_id` in the policy's generation_config.json."
+                )
         self._special = set(tokenizer.all_special_ids)
         # Every token but special ones, which are left out, writes a byte or more.
         self._width = _MARGIN + max(len(string.encode()) for string in self._strings)
-        held = _finishing.setdefault(tokenizer, {})
+        held = _read.setdefault(tokenizer, {})
         if self._strings not in held:
-            held[self._strings] = _could_finish(self._strings, tokenizer)
-        self._finishing = held[self._strings]
+            held[self._strings] = _vocabulary(self._strings, tokenizer)
+        self._vocabulary = held[self._strings]
 
     def could_finish(self, vocabulary: int) -> Tensor:
         """Whether a token could complete a stop string, [V] bool on the CPU, for so many ids of a model."""
-        room = max(0, vocabulary - len(self._finishing))
-        return torch.nn.functional.pad(self._finishing, (0, room))[:vocabulary]
+        finishing = self._vocabulary.finishing
+        return torch.nn.functional.pad(finishing, (0, max(0, vocabulary - len(finishing))))[:vocabulary]
 
     def ends(self, answer: Sequence[int]) -> bool:
         """Whether the last token of an answer completed a stop string, if none was complete before it."""
-        last = [token for token in answer if token not in self._special][-self._width :]
-        text = str(self._tokenizer.decode(last, skip_special_tokens=True))
+        said = [token for token in answer if token not in self._special]
+        start = max(0, len(said) - self._width)
+        while start > 0 and said[start] in self._vocabulary.partial:  # bytes are decoded together, or not at all
+            start -= 1
+        text = str(self._tokenizer.decode(said[start:], skip_special_tokens=True))
         return any(string in text for string in self._strings)
 
 
@@ -86,8 +115,8 @@ class Ending:
         return ended
 
 
-def _could_finish(strings: tuple[str, ...], tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """Whether the text of each token has the end of a stop string in it, [V] bool."""
+def _vocabulary(strings: tuple[str, ...], tokenizer: PreTrainedTokenizerBase) -> _Vocabulary:
+    """Which tokens have the end of a stop string in their text, and which are no text by themselves."""
     # Behind another token, for some tokenizers leave out the space that a text begins with.
     before = tokenizer(_ANCHOR, add_special_tokens=False)["input_ids"]
     start = str(tokenizer.decode(before))
@@ -103,4 +132,10 @@ def _could_finish(strings: tuple[str, ...], tokenizer: PreTrainedTokenizerBase) 
             for string in strings
         )
 
-    return torch.tensor([could(str(text)) for text in texts])
+    names = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    partial = (
+        place
+        for place, (text, name) in enumerate(zip(texts, names, strict=True))
+        if _PARTIAL in str(text) or _BYTE.fullmatch(str(name))
+    )
+    return _Vocabulary(torch.tensor([could(str(text)) for text in texts]), frozenset(partial))

@@ -28,6 +28,13 @@ class OtherSampler(ABC):
         num_samples: int = 1,
         seed: int = 0,
         prompt_ids: Sequence[int] | None = None,
+        longest_prompt: int | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> Rollouts:
-        """As :func:`dpr_lightning.rollouts.sample`, with the weights that ``policy`` has now."""
+        """As :func:`dpr_lightning.rollouts.sample`, with the weights that ``policy`` has now.
+
+        ``longest_prompt``: tokens of the longest prompt that will ever be asked.
+        """
+
+    def close(self) -> None:  # noqa: B027 - most have nothing to let go
+        """Let go of whatever the program holds; it may be asked again."""

@@ -1,6 +1,7 @@
 """Answers written by vLLM, in the process and on the GPU that trains."""
 
 import copy
+import gc
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -8,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -29,8 +31,9 @@ class VllmSampler(OtherSampler):
     Args:
         memory_share: of the GPU's memory, for the engine's weights and its keys and values.
         sleep: give that memory back while the policy learns.
-        max_length: tokens of a prompt and its answer; None: as many as the policy's config allows.
-        options: more arguments of ``vllm.LLM``, such as ``enforce_eager: true``.
+        max_length: tokens of a prompt and its answer; None: as many as the first call needs.
+        options: more arguments of ``vllm.LLM``, such as ``enforce_eager: true``, or ``dtype: bfloat16`` where float32
+            weights are trained in mixed precision.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class VllmSampler(OtherSampler):
         num_samples: int = 1,
         seed: int = 0,
         prompt_ids: Sequence[int] | None = None,
+        longest_prompt: int | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> Rollouts:
         """Answers under the weights that ``policy`` has now; ``logprob`` is what vLLM drew them with.
@@ -67,7 +71,7 @@ class VllmSampler(OtherSampler):
         for batches that differ. ``options.batch_size`` is not used: the engine fills its own memory.
 
         Raises:
-            InputError: vLLM is not installed, or the policy's weights are in shards.
+            InputError: vLLM is not installed, the policy's weights are in shards, or it is not where vLLM would be.
         """
         if fetches_weights(policy):
             raise InputError(
@@ -75,7 +79,10 @@ class VllmSampler(OtherSampler):
                 "`sampling_weights: whole` of the strategy, or leave `sampler` out."
             )
         identities = list(range(len(prompts))) if prompt_ids is None else list(prompt_ids)
-        self._take(policy, tokenizer)
+        if self._engine is None:
+            longest = longest_prompt if longest_prompt is not None else max(map(len, prompts))
+            self._engine = self._start(policy, tokenizer, self.max_length or longest + options.max_new_tokens)
+        self._take(policy)
         asked = [{"prompt_token_ids": [int(token) for token in prompt]} for prompt in prompts]
         keys = sample_keys(seed, torch.tensor(identities), torch.zeros(len(prompts), dtype=torch.int64))
         params = [_params(options, stop_tokens, num_samples, int(key)) for key in keys]
@@ -89,10 +96,15 @@ class VllmSampler(OtherSampler):
         answers = [_answers(result.outputs, options, pad) for result in found]
         return joined(prompts, answers, identities, pad)
 
-    def _take(self, policy: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
+    def close(self) -> None:
+        """End the engine: a process can have one whose memory sleeps."""
+        if self._engine is not None:
+            self._engine.llm_engine.engine_core.shutdown()
+        self._engine, self._asleep, self._folder = None, False, None
+        gc.collect()
+
+    def _take(self, policy: nn.Module) -> None:
         """Give the engine the policy's weights, and forget keys and values of earlier ones."""
-        if self._engine is None:
-            self._engine = self._start(policy, tokenizer)
         if self._asleep:
             self._engine.wake_up(tags=["weights"])
         with merged_weights(policy) as (_, weights):
@@ -103,8 +115,15 @@ class VllmSampler(OtherSampler):
             self._asleep = False
         self._engine.reset_prefix_cache()
 
-    def _start(self, policy: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Any:
+    def _start(self, policy: nn.Module, tokenizer: PreTrainedTokenizerBase, length: int) -> Any:
         rank, world = rank_and_world()
+        held = inside_of_adapters(policy)
+        place = held.device.index or 0
+        if world == 1 and place > 0:
+            raise InputError(
+                f"The policy is on GPU {place}, and in a single process vLLM takes the first one that it sees. Say "
+                f"CUDA_VISIBLE_DEVICES={place} and `trainer.devices: 1`."
+            )
         try:
             from vllm import LLM
         except ImportError as error:
@@ -112,40 +131,40 @@ class VllmSampler(OtherSampler):
                 f"`VllmSampler` needs vLLM, which is not installed here ({error}): pip install 'dpr-lightning[vllm]'. "
                 "Without `sampler`, answers are written by this package."
             ) from error
-        held = inside_of_adapters(policy)
         self._folder = tempfile.TemporaryDirectory(prefix="dpr-vllm-")
         config = copy.deepcopy(held.config)
-        config.architectures = [type(held).__name__]
+        # Wrappers of weights in shards put a name of their own before the class's.
+        config.architectures = [type(held).__name__.removeprefix("FSDP")]
         config.save_pretrained(self._folder.name)
         tokenizer.save_pretrained(self._folder.name)
         options: dict[str, Any] = {
             "load_format": "dummy",
             "dtype": str(held.dtype).removeprefix("torch."),
+            "max_model_len": length,
             "gpu_memory_utilization": self.memory_share,
             "enable_sleep_mode": self.sleep,
             "enable_prefix_caching": True,
             "logprobs_mode": "processed_logprobs",
         }
-        if self.max_length is not None:
-            options["max_model_len"] = self.max_length
         # Weights are handed over as they lie in memory, which another process could not read.
         environment = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
         if world > 1:
             options["distributed_executor_backend"] = "external_launcher"
-            place = held.device.index or 0
             environment |= {"RANK": str(rank), "LOCAL_RANK": str(place), "WORLD_SIZE": str(world)}
-        with _environment(environment):
+        with _as_it_was(environment):
             return LLM(model=self._folder.name, **(options | self.options))
 
 
 @contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    """The variables of the environment within; other programs draw conclusions from them."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
+def _as_it_was(environment: dict[str, str]) -> Iterator[None]:
+    """These variables within; afterwards they, the threads and the random numbers of this process are as before."""
+    before, threads = {name: os.environ.get(name) for name in environment}, torch.get_num_threads()
+    os.environ.update(environment)
     try:
-        yield
+        with isolate_rng():
+            yield
     finally:
+        torch.set_num_threads(threads)
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
@@ -164,6 +183,7 @@ def _params(options: SamplingOptions, stop_tokens: Sequence[int], num_samples: i
         stop=list(options.stop_strings) or None,
         stop_token_ids=list(stop_tokens),
         detokenize=bool(options.stop_strings),
+        ignore_eos=True,  # what ends an answer has been said; the config of a base model may know of another token
         seed=seed & ((1 << 62) - 1),
         logprobs=0,
     )

@@ -6,18 +6,31 @@ from pathlib import Path
 import pytest
 
 from dpr_lightning.cli.flops import flops_of_a_step
+from dpr_lightning.errors import InputError
 from dpr_lightning.policies import PolicySpec, build_policy
-from tests.workspace import Workspace, write_rows
+from tests.workspace import Workspace, write_rows, write_sft_config
 
 
 def test_a_step_of_sft_is_three_passes(sft_config: Callable[..., str], workspace: Workspace, tmp_path: Path) -> None:
     """A forward pass takes 2 operations a weight and token; the head only reads where there is something to learn."""
     rows = [{"prompt": "1 + 1 =", "completion": "Answer: 2"}] * 8
-    config = sft_config(write_rows(tmp_path / "rows.jsonl", rows), batch_size=4)
+    rows_file = write_rows(tmp_path / "rows.jsonl", rows)
+    config = sft_config(rows_file, batch_size=4)
     model, tokenizer = build_policy(PolicySpec(source=workspace.sft))
     prompt, answer = len(tokenizer("1 + 1 =")["input_ids"]), len(tokenizer("Answer: 2")["input_ids"]) + 1
     head = model.config.vocab_size * model.config.hidden_size  # type: ignore[union-attr]
     body = sum(weight.numel() for name, weight in model.named_parameters() if weight.dim() == 2) - head
     expected = 3 * 2 * 4 * (body * (prompt + answer) + head * answer)
     # Attention's own products are beside that, and the first layer needs no gradient for its input.
-    assert flops_of_a_step(Path(config)) == pytest.approx(expected, rel=0.15)
+    found = flops_of_a_step(Path(config))
+    assert found == pytest.approx(expected, rel=0.15)
+    # Weights in half precision are stepped by an optimizer within another.
+    half = {"source": workspace.sft, "dtype": "bfloat16"}
+    config = write_sft_config(tmp_path, half, rows_file, batch_size=4)
+    assert flops_of_a_step(Path(config)) == pytest.approx(found, rel=1e-6)
+
+
+def test_one_step_says_nothing_of_a_step(sft_config: Callable[..., str], workspace: Workspace, tmp_path: Path) -> None:
+    rows_file = write_rows(tmp_path / "rows.jsonl", [{"prompt": "1 + 1 =", "completion": "Answer: 2"}])
+    with pytest.raises(InputError, match="takes 1 optimizer steps"):
+        flops_of_a_step(Path(sft_config(rows_file, batch_size=4, trainer={"max_epochs": 1})))

@@ -21,6 +21,7 @@ class SamplingParams:
     stop: list[str] | None
     stop_token_ids: list[int]
     detokenize: bool
+    ignore_eos: bool
     seed: int
     logprobs: int
 
@@ -59,10 +60,17 @@ class LLM:
         assert options["logprobs_mode"] == "processed_logprobs"
         assert os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
         self.options, self.calls = options, list[str]()
-        self.model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model)).eval()
+        config = AutoConfig.from_pretrained(model)
+        assert config.architectures == ["LlamaForCausalLM"]
+        self.model = AutoModelForCausalLM.from_config(config).eval()
+        self.llm_engine = self.engine_core = self
+        torch.manual_seed(0)
         self.tokenizer = AutoTokenizer.from_pretrained(model)
         self.asleep: set[str] = set()
         LLM.made.append(self)
+
+    def shutdown(self) -> None:
+        self.calls.append("shutdown")
 
     def sleep(self, level: int) -> None:
         assert not self.asleep
@@ -108,6 +116,8 @@ class LLM:
 
     def _answer(self, prompt: list[int], asked: SamplingParams, place: int) -> CompletionOutput:
         found = CompletionOutput(place)
+        assert len(prompt) + asked.max_tokens <= self.options["max_model_len"]
+        torch.rand(7)  # engines draw random numbers
         for step in range(asked.max_tokens):
             tokens = torch.tensor([[*prompt, *found.token_ids]])
             logits = self.model(tokens).logits[0, -1].double() / max(asked.temperature, 1e-6)
@@ -120,7 +130,8 @@ class LLM:
             found.token_ids.append(token)
             found.logprobs.append({token: Logprob(float(logprob[token]), 1)})
             text = self.tokenizer.decode(found.token_ids, skip_special_tokens=True) if asked.detokenize else ""
-            if token in asked.stop_token_ids or any(string in text for string in asked.stop or ()):
+            eos = not asked.ignore_eos and token == self.model.config.eos_token_id
+            if eos or token in asked.stop_token_ids or any(string in text for string in asked.stop or ()):
                 found.finish_reason = "stop"
                 return found
         found.finish_reason = "length"

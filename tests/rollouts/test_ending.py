@@ -85,6 +85,32 @@ def test_answers_are_those_without_cut_where_a_text_is_complete(
     assert cut > 10
 
 
+@pytest.mark.parametrize("string", ["\n", "\n\n", "本\n"])
+@pytest.mark.parametrize(
+    "said", ["a日本語\n", "a日本語日本語\n", "a日本語日本語日\n\n", "日本語日本語日本\n\nb", "日本語日本\n"]
+)
+@pytest.mark.parametrize("tokenizer", [spaced(), byte_level()], ids=["bytes as tokens", "byte-level"])
+def test_bytes_before_a_stop_string_are_read_with_it(
+    tokenizer: PreTrainedTokenizerBase, said: str, string: str
+) -> None:
+    """Some decoders make whole runs of bytes one text, and of a run that is cut nothing."""
+    tokens: list[int] = tokenizer(said, add_special_tokens=False)["input_ids"]
+    stop = StopStrings([string], tokenizer)
+    could = stop.could_finish(len(tokenizer))
+    for end in range(1, len(tokens) + 1):
+        text = tokenizer.decode(tokens[:end], skip_special_tokens=True)
+        assert stop.ends(tokens[:end]) == (string in text)
+        if string in text:
+            assert could[tokens[end - 1]]
+            return
+    assert string not in said
+
+
+def test_special_tokens_are_no_text() -> None:
+    with pytest.raises(InputError, match="'<eos>' is a special token"):
+        StopStrings(["a", "b<eos>"], byte_level())
+
+
 def test_few_tokens_are_looked_at() -> None:
     tokenizer = byte_level()
     could = StopStrings(["\n\n"], tokenizer).could_finish(320)

@@ -1,6 +1,7 @@
 """Answers of vLLM, whose place a stand-in takes: what it is given, and what is made of what it gives back."""
 
 import builtins
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,6 +62,33 @@ def test_answers_are_those_of_the_weights_that_the_policy_has(policy: torch.nn.M
     assert LLM.made[0].calls == ["weights", "forget", "generate", "sleep", *woken, *woken]
 
 
+def test_answers_end_where_they_are_said_to(policy: torch.nn.Module, asked: dict[str, Any]) -> None:
+    """Not at the token that a base model's config calls the end."""
+    liked: Any = policy
+    liked.config.eos_token_id = 40
+    with torch.no_grad():
+        liked.get_output_embeddings().weight[40] = liked.get_output_embeddings().weight[20]
+    found = VllmSampler()(policy, PROMPTS, SamplingOptions(30), **(asked | {"num_samples": 20}))
+    answers = [row[held].tolist() for row, held in zip(found.tokens, found.mask, strict=True)]
+    assert any(40 in answer[:-1] for answer in answers)
+    assert all(len(answer) == 30 or answer[-1] in asked["stop_tokens"] for answer in answers)
+
+
+def test_an_engine_begins_and_ends_without_a_trace(policy: torch.nn.Module, asked: dict[str, Any]) -> None:
+    written, before = VllmSampler(), torch.get_rng_state()
+    written._engine = written._start(policy, asked["tokenizer"], 40)
+    assert torch.equal(torch.get_rng_state(), before)
+    written._engine = None
+    LLM.made.clear()
+    written(policy, PROMPTS, SamplingOptions(9), longest_prompt=31, **asked)
+    assert LLM.made[0].options["max_model_len"] == 40
+    assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in os.environ
+    written.close()
+    assert LLM.made[0].calls[-1] == "shutdown"
+    written(policy, PROMPTS, SamplingOptions(9), **asked)
+    assert LLM.made[1].calls == ["weights", "forget", "generate", "sleep"]
+
+
 def test_an_engine_that_stays_awake_forgets_earlier_keys(policy: torch.nn.Module, asked: dict[str, Any]) -> None:
     written = VllmSampler(sleep=False, options={"enforce_eager": True}, max_length=64)
     for _ in range(2):
@@ -106,7 +134,7 @@ def test_greedy_answers_and_stop_strings_are_as_ever(policy: torch.nn.Module, as
     assert torch.equal(ours.terminated, theirs.terminated)
 
 
-def learnt(folder: Path, sft: Path, noise: float, **options: Any) -> tuple[DensePathReinforce, dict[str, float]]:
+def learnt(folder: Path, sft: Path, noise: float, **model: Any) -> tuple[DensePathReinforce, dict[str, float]]:
     LLM.noise = noise
     data = RewardDataModule(
         write_prompts(folder / "prompts.jsonl", 6),
@@ -116,11 +144,12 @@ def learnt(folder: Path, sft: Path, noise: float, **options: Any) -> tuple[Dense
         samples_per_prompt=2,
         prompts_per_rollout=6,
         sampler=VllmSampler(),
-        **options,
     )
-    module = DensePathReinforce(PolicySpec(source=str(sft)), credit=CreditSpec(discount=1.0, baseline="none"))
+    credit = CreditSpec(discount=1.0, baseline="none")
+    module = DensePathReinforce(PolicySpec(source=str(sft)), credit=credit, **model)
     trainer = quiet_trainer(folder, max_steps=2)
     trainer.fit(module, datamodule=data)
+    assert LLM.made[0].calls[-1] == "shutdown"
     return module, {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
@@ -128,15 +157,30 @@ def test_a_policy_learns_from_its_answers(tiny_policy_folder: Path, tmp_path: Pa
     module, metrics = learnt(tmp_path, tiny_policy_folder, noise=0.03)
     assert 1e-3 < metrics["rollout/sampler_gap"] < 0.1
     assert metrics["train/ratio"] == pytest.approx(1.0, abs=1e-4)
+    assert metrics["rollout/importance_truncated"] == 0
     rollout = module.last_rollout
     assert rollout is not None
-    assert rollout.importance is not None
-    acted = rollout.importance > 0
-    assert 0.9 < float(rollout.importance[acted].min()) < 1 < float(rollout.importance.max()) < 1.1
+    assert rollout.sampler_logprob is not None
+    importance = (rollout.behaviour_logprob - rollout.sampler_logprob).exp()
+    assert 0.9 < float(importance.min()) < 1 < float(importance.max()) < 1.1
     # Returns to go without a baseline, weighed.
     reward = rollout.reward - module.kl_coefficient * (rollout.behaviour_logprob - rollout.sft_logprob)
     returns = reward.flip(1).cumsum(1).flip(1)
-    torch.testing.assert_close(rollout.advantage, returns * rollout.importance, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(rollout.advantage, returns * importance, atol=1e-5, rtol=1e-4)
+
+
+def test_a_weight_is_capped(tiny_policy_folder: Path, tmp_path: Path) -> None:
+    module, metrics = learnt(tmp_path, tiny_policy_folder, noise=1.0, importance_cap=1.5, check_start=False)
+    rollout = module.last_rollout
+    assert rollout is not None
+    assert rollout.sampler_logprob is not None
+    ratio = (rollout.behaviour_logprob - rollout.sampler_logprob).exp()
+    acted = torch.arange(6) < rollout.mask.sum(1, keepdim=True)
+    assert metrics["rollout/importance_truncated"] == pytest.approx(float((ratio > 1.5)[acted].float().mean()))
+    assert 0 < metrics["rollout/importance_truncated"] < 0.9
+    reward = rollout.reward - module.kl_coefficient * (rollout.behaviour_logprob - rollout.sft_logprob)
+    returns = reward.flip(1).cumsum(1).flip(1) * acted
+    torch.testing.assert_close(rollout.advantage, returns * ratio.clamp_max(1.5), atol=1e-5, rtol=1e-4)
 
 
 def test_a_program_with_other_weights_is_found_out(
@@ -171,4 +215,6 @@ def test_shares_out_of_range_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="`memory_share` is a share"):
         VllmSampler(memory_share=1.2)
     with pytest.raises(InputError, match="`importance_cap` must be above 0"):
-        RewardDataModule("a", sft="b", references=["c"], importance_cap=0.0)
+        DensePathReinforce(PolicySpec(source="a"), importance_cap=0.0)
+    with pytest.raises(InputError, match="Leave `sampler` or `precomputed` out"):
+        RewardDataModule("a", sft="b", references=["c"], sampler=VllmSampler(), precomputed=str(tmp_path))
