@@ -1,12 +1,20 @@
 """The numbers of a comparison as the Markdown tables of docs/results.md.
 
 python benchmarks/compare_table.py runs/compare/toy/compare.json
+
+With folders that hold its seeds (``seed_N.json``), also DPR against every other arm, not corrected for their number:
+
+python benchmarks/compare_table.py runs/compare/toy/compare.json docs/measurements/addition
 """
 
 import json
 import sys
 from pathlib import Path
 from typing import Any
+
+from dpr_lightning.cli.compare_findings import MEASURES, pooled
+
+OURS = "dpr"
 
 
 def shown(value: float | None, digits: int = 3) -> str:
@@ -18,12 +26,30 @@ def difference(found: dict[str, Any] | None) -> str:
     """Difference and interval; bold where the verdict is better or worse."""
     if found is None:
         return "–"
-    text = f"{found['difference']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
+    centre, low, high = (f"{round(found[key], 3) + 0.0:+.3f}" for key in ("difference", "low", "high"))
+    text = f"{centre} [{low}, {high}]"
     return text if found["verdict"] == "no detectable difference" else f"**{text}**"
 
 
-def main(path: str) -> None:
-    """Print both tables: the arms against SFT, and the preview's promises beside what was reached."""
+def against(arm: str, folders: list[str]) -> None:
+    """Print the difference of one arm from each of the others, pooled over the seeds in ``folders``."""
+    files = sorted(file for folder in folders for file in Path(folder).glob("seed_*.json"))
+    seeds = [json.loads(file.read_text(encoding="utf-8"))["results"] for file in files]
+    found = pooled({name: [results[name] for results in seeds] for name in seeds[0]}, arm)
+    print(f"\n| {arm} − | {' | '.join(MEASURES)} |\n|---|---|---|")
+    ranked = sorted(found.items(), key=lambda item: item[1]["sampled"]["difference"])
+    for name, paired in ranked:
+        cells = []
+        for measure in MEASURES:
+            held = paired.get(measure)
+            # Ours less theirs.
+            turned = held and {"difference": -held["difference"], "low": -held["high"], "high": -held["low"]}
+            cells.append(difference(turned and turned | {"verdict": "no detectable difference"}))
+        print(f"| {name.removesuffix(f' - {arm}')} | {' | '.join(cells)} |")
+
+
+def main(path: str, *folders: str) -> None:
+    """Print the arms against SFT, the preview's promises beside what was reached, and DPR against the others."""
     held = json.loads(Path(path).read_text(encoding="utf-8"))
     print(
         "| arm | greedy | sampled | sampled − SFT | greedy − SFT | length | reverse KL |\n|---|---|---|---|---|---|---|"
@@ -41,7 +67,9 @@ def main(path: str) -> None:
         promised, reached = (sum(run[key] for run in runs) / len(runs) for key in ("promised", "reached"))
         print(f"| {name} | {promised:+.3f} | {reached:+.3f} | {sum(run['reliable'] for run in runs)} of {len(runs)} |")
     print({key: value for key, value in held["preview"].items() if key != "runs"})
+    if folders:
+        against(OURS, list(folders))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -142,8 +142,12 @@ def test_arms_over_seeds_are_made_once(
     assert main(configured()) == 0
     # What docs/results.md and the README are made with.
     scripts = Path(__file__).parents[2] / "benchmarks"
-    runpy.run_path(str(scripts / "compare_table.py"))["main"](str(tmp_path / "out" / "compare.json"))
-    assert "| dpr |" in capsys.readouterr().out
+    table = runpy.run_path(str(scripts / "compare_table.py"))["main"]
+    table(str(tmp_path / "out" / "compare.json"), str(tmp_path / "out"))
+    printed = capsys.readouterr().out
+    assert "| dpr |" in printed
+    ours, sft = (found["arms"][name]["sampled"] for name in ("dpr", "sft"))
+    assert f"| sft | {ours - sft:+.3f} [" in printed.partition("| dpr − |")[2]
     figure = runpy.run_path(str(scripts / "figure.py"))["main"]
     figure(str(tmp_path / "figure.svg"), f"A & B={tmp_path}/out/compare.json")
     drawn = ElementTree.parse(tmp_path / "figure.svg").getroot()
