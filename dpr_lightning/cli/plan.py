@@ -126,7 +126,7 @@ def plan(arguments: Sequence[str]) -> Plan:
     kind, options = model["class_path"].rpartition(".")[2], model["init_args"]
     ranks = _ranks(trainer)
     spec, autocast = _precision(_policy(options["policy"]), str(trainer["precision"]), ranks)
-    make = partial(_made, spec)
+    make = partial(_made, spec, lean=ranks.stage < 3)
     optimizer = _optimizer(options["optimizer"])
     if spec.master_weights and ranks.kind in ("one", "ddp"):
         optimizer = partial(MasterWeights, build=optimizer)
@@ -158,8 +158,8 @@ def plan(arguments: Sequence[str]) -> Plan:
     return Plan(own | stays, phases | {f"learning from {rows}": learning})
 
 
-def _made(spec: PolicySpec, trainable: bool = True) -> nn.Module:
-    return materialise(outline_policy(spec, trainable=trainable))
+def _made(spec: PolicySpec, trainable: bool = True, lean: bool = True) -> nn.Module:
+    return materialise(outline_policy(spec, trainable=trainable, lean=lean))
 
 
 def _policy(values: Any) -> PolicySpec:

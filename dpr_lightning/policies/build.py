@@ -20,6 +20,7 @@ from transformers import (
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from dpr_lightning.errors import InputError, last_line
+from dpr_lightning.policies.lean_layers import keep_less
 from dpr_lightning.policies.lightning_state import load_lightning_weights
 from dpr_lightning.policies.reading import UNREADABLE, complaint
 from dpr_lightning.policies.sharding import sharded_construction
@@ -63,6 +64,8 @@ def build_policy(
             model = add_adapter(model, spec.lora)
     if spec.checkpoint is not None and spec.checkpoint.endswith(".ckpt"):
         load_lightning_weights(model, spec.checkpoint)
+    if trainable:
+        keep_less(model)
     if spec.gradient_checkpointing and trainable:
         model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
         if spec.lora is not None:

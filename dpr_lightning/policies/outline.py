@@ -8,16 +8,18 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from dpr_lightning.errors import InputError, first_line
 from dpr_lightning.policies.build import add_adapter, architecture_config, resolve_adapter
+from dpr_lightning.policies.lean_layers import keep_less
 from dpr_lightning.policies.spec import PolicySpec
 from dpr_lightning.policies.tokenizers import load_tokenizer
 
 
-def outline_policy(spec: PolicySpec, *, trainable: bool = True) -> nn.Module:
+def outline_policy(spec: PolicySpec, *, trainable: bool = True, lean: bool = True) -> nn.Module:
     """The model that ``spec`` names on PyTorch's meta device; of its folder only ``config.json`` is read.
 
     Args:
         spec: the description.
         trainable: False leaves out adapters and freezes everything.
+        lean: whether its layers may keep less for the backward pass; those whose weights are in DeepSpeed's shards do not.
 
     Raises:
         InputError: there is no configuration to read.
@@ -39,6 +41,8 @@ def outline_policy(spec: PolicySpec, *, trainable: bool = True) -> nn.Module:
         model: nn.Module = make(config, dtype=getattr(torch, base.dtype), **options)
         if spec.lora is not None and trainable:
             model = add_adapter(model, spec.lora)
+    if trainable and lean:
+        keep_less(model)
     if spec.gradient_checkpointing and trainable:
         model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
         if spec.lora is not None:

@@ -1,0 +1,107 @@
+"""Layers of known decoders that keep less for the backward pass, and compute the same."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear, silu
+
+from dpr_lightning.policies.decoders import inside_of_adapters, is_known_decoder
+
+SILU = ("SiLU", "SiLUActivation")
+
+
+def keep_less(model: nn.Module) -> None:
+    """Let norms and gated linear units of a known decoder keep their inputs alone, and make the rest again.
+
+    Norms keep what they are given, and not its normalised copy (in half precision: nor a float32 one of it); gated
+    linear units keep what their two projections give, and not the activation and the product, which are a
+    multiplication away. Values and gradients are those of the model's own layers, but that norms of half precision take
+    theirs in float32 all the way. Where nothing is learnt, under autocast, and around weights that others hold (in
+    shards, in adapters), the model's own layers are called.
+
+    Source: the trade of memory for recomputation of single operations is that of Liger kernels (Hsu et al. 2024,
+    arXiv:2410.10989); this one is ours, in plain PyTorch.
+    """
+    if not is_known_decoder(model):
+        return
+    for layer in inside_of_adapters(model).model.layers:
+        layer.mlp.forward = partial(_gated, layer.mlp, type(layer.mlp).forward)
+    for module in model.modules():
+        if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
+            held: Any = module
+            held.forward = partial(_normed, held, type(held).forward)
+
+
+def _own_layers_learn() -> bool:
+    return torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu") and not torch.is_autocast_enabled("cuda")
+
+
+def _normed(module: Any, own: Callable[..., Tensor], hidden: Tensor) -> Tensor:
+    if not (_own_layers_learn() and hidden.requires_grad):
+        return own(module, hidden)
+    found: Tensor = _Norm.apply(hidden, module.weight, module.variance_epsilon)  # type: ignore[no-untyped-call]
+    return found
+
+
+def _gated(module: Any, own: Callable[..., Tensor], hidden: Tensor) -> Tensor:
+    down = module.down_proj
+    plain = type(down) is nn.Linear and not down._forward_pre_hooks and not down._forward_hooks
+    whole = plain and type(down.weight) is nn.Parameter and not hasattr(down.weight, "ds_id")
+    if not (whole and _own_layers_learn() and type(module.act_fn).__name__ in SILU):
+        return own(module, hidden)
+    gate, up = module.gate_proj(hidden), module.up_proj(hidden)
+    found: Tensor = _GatedLinear.apply(gate, up, down.weight, down.bias)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _Norm(torch.autograd.Function):
+    """y = w ⊙ n, n = x/s, s = √(mean(x²) + ε):  ∂L/∂x = (h − n·mean(h ⊙ n))/s, h = w ⊙ ∂L/∂y;  ∂L/∂w = Σ ∂L/∂y ⊙ n."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        wide = hidden.to(torch.float32)
+        scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)
+        ctx.save_for_backward(hidden, weight, scale)
+        return weight * (wide * scale).to(hidden.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, scale = ctx.saved_tensors
+        normed = hidden.to(torch.float32) * scale
+        wide = gradient.to(torch.float32)
+        weight_grad = None
+        if ctx.needs_input_grad[1]:
+            weight_grad = (wide * normed).flatten(0, -2).sum(0).to(weight.dtype)
+        inner = wide * weight.to(torch.float32)
+        inner -= normed.mul_((inner * normed).mean(-1, keepdim=True))
+        return inner.mul_(scale).to(hidden.dtype), weight_grad, None
+
+
+class _GatedLinear(torch.autograd.Function):
+    """(silu(g) ⊙ u)·Wᵀ + b, of which g and u are kept; gradients are those of the three operations."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(gate, up, weight)
+        return linear(silu(gate) * up, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        gate, up, weight = ctx.saved_tensors
+        active = silu(gate)
+        weight_grad = bias_grad = None
+        flat = gradient.flatten(0, -2)
+        if ctx.needs_input_grad[2]:
+            weight_grad = flat.T @ (active * up).flatten(0, -2)
+        if ctx.needs_input_grad[3]:
+            bias_grad = flat.sum(0)
+        product_grad = gradient @ weight
+        up_grad = active.mul_(product_grad)
+        gate_grad = torch.ops.aten.silu_backward(product_grad.mul_(up), gate)
+        return gate_grad, up_grad, weight_grad, bias_grad

@@ -1,0 +1,123 @@
+"""Layers that keep less, against the model's own."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from dpr_lightning.policies.lean_layers import keep_less
+from tests.tiny import DECODER
+
+KINDS: dict[str, Any] = {
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**DECODER)),
+    "biases": lambda: LlamaForCausalLM(LlamaConfig(**DECODER, mlp_bias=True, attention_bias=True)),
+    "mistral": lambda: MistralForCausalLM(MistralConfig(**DECODER, sliding_window=None)),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**DECODER)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**DECODER, head_dim=8)),
+    "lora": lambda: get_peft_model(
+        LlamaForCausalLM(LlamaConfig(**DECODER)),
+        LoraConfig(target_modules="all-linear", r=4, init_lora_weights=False),  # type: ignore[arg-type]
+    ),
+}
+TOKENS = torch.randint(2, 50, (3, 12), generator=torch.Generator().manual_seed(0))
+
+
+def both(kind: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, nn.Module]:
+    torch.manual_seed(1)
+    own: nn.Module = KINDS[kind]().to(dtype).train()
+    for name, weight in own.named_parameters():
+        if "norm" in name:
+            weight.data.uniform_(0.5, 1.5)
+    lean = copy.deepcopy(own)
+    keep_less(lean)
+    return own, lean
+
+
+def gradients(model: nn.Module) -> tuple[Tensor, list[Tensor]]:
+    loss = model(input_ids=TOKENS, labels=TOKENS).loss
+    return loss, list(torch.autograd.grad(loss, [weight for weight in model.parameters() if weight.requires_grad]))
+
+
+def kept(model: nn.Module) -> int:
+    """Bytes that autograd keeps, but for weights."""
+    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    found: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        place = tensor.untyped_storage().data_ptr()
+        if place not in weights:
+            found[place] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = model(input_ids=TOKENS, use_cache=False).logits.sum()  # alive, so that no place is taken twice
+        assert loss.requires_grad
+    return sum(found.values())
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_values_and_gradients_are_those_of_the_models_own(kind: str, checkpointed: bool) -> None:
+    own, lean = both(kind)
+    if checkpointed:
+        for model in (own, lean):
+            model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+            model.enable_input_require_grads()  # type: ignore[operator]
+    (loss, wanted), (found_loss, found) = gradients(own), gradients(lean)
+    assert torch.equal(loss, found_loss)
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+
+
+def test_half_precision() -> None:
+    """Nearer to float32 than the model's own layers are, or as near."""
+    own, lean = both("llama", torch.bfloat16)
+    _, exact = gradients(copy.deepcopy(own).float())
+    (loss, wanted), (found_loss, found) = gradients(own), gradients(lean)
+    assert torch.equal(loss, found_loss)
+    distances = [
+        sum(float((ours.float() - theirs).square().sum()) for ours, theirs in zip(given, exact, strict=True)) ** 0.5
+        for given in (found, wanted)
+    ]
+    assert distances[0] <= 1.1 * distances[1]
+
+
+@pytest.mark.parametrize(("dtype", "norm"), [(torch.float32, 1), (torch.bfloat16, 2)])
+def test_what_is_kept_is_less_by_what_can_be_made_again(dtype: torch.dtype, norm: int) -> None:
+    own, lean = both("llama", dtype)
+    config: Any = own.config
+    tokens, size, layers = TOKENS.numel(), torch.finfo(dtype).bits // 8, config.num_hidden_layers
+    # The activation and the product of each unit; the normalised copy of each norm, and, where it is not float32, twice
+    # as much for a copy that is, in the place of what the norm was given.
+    units = 2 * layers * config.intermediate_size
+    norms = norm * (2 * layers + 1) * config.hidden_size
+    assert kept(own) - kept(lean) == tokens * size * (units + norms)
+
+
+def test_others_are_left_alone() -> None:
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=60, n_embd=16, n_layer=1, n_head=2))
+    keep_less(model)
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_under_autocast_the_models_own_layers_are_called() -> None:
+    own, lean = both("llama")
+    with torch.autocast("cpu", torch.bfloat16):
+        (loss, wanted), (found_loss, found) = gradients(own), gradients(lean)
+    assert torch.equal(loss, found_loss)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, wanted, strict=True))
