@@ -19,7 +19,7 @@ def outline_policy(spec: PolicySpec, *, trainable: bool = True, lean: bool = Tru
     Args:
         spec: the description.
         trainable: False leaves out adapters and freezes everything.
-        lean: whether its layers may keep less for the backward pass; those whose weights are in DeepSpeed's shards do not.
+        lean: whether its layers may keep less for the backward pass; with weights in DeepSpeed's shards they do not.
 
     Raises:
         InputError: there is no configuration to read.
