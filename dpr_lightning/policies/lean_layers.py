@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear, silu
 
 from dpr_lightning.policies.decoders import inside_of_adapters, is_known_decoder
+from dpr_lightning.policies.sharding import is_sharded
 
 SILU = ("SiLU", "SiLUActivation")
 
@@ -50,8 +51,7 @@ def _normed(module: Any, own: Callable[..., Tensor], hidden: Tensor) -> Tensor:
 def _gated(module: Any, own: Callable[..., Tensor], hidden: Tensor) -> Tensor:
     down = module.down_proj
     plain = type(down) is nn.Linear and not down._forward_pre_hooks and not down._forward_hooks
-    whole = plain and type(down.weight) is nn.Parameter and not hasattr(down.weight, "ds_id")
-    if not (whole and _own_layers_learn() and type(module.act_fn).__name__ in SILU):
+    if not (plain and _own_layers_learn() and type(module.act_fn).__name__ in SILU) or is_sharded(down):
         return own(module, hidden)
     gate, up = module.gate_proj(hidden), module.up_proj(hidden)
     found: Tensor = _GatedLinear.apply(gate, up, down.weight, down.bias)  # type: ignore[no-untyped-call]
