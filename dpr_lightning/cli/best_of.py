@@ -34,7 +34,7 @@ def best_of(
     samples: int = 64,
     limit: int = 200,
     max_new_tokens: int = 256,
-    stop_strings: list[str] | None = None,
+    stop_strings: tuple[str, ...] = (),
     batch_size: int = 512,
     columns: dict[str, str] | None = None,
     dtype: str = "float32",
@@ -62,7 +62,7 @@ def best_of(
     if samples < 2:
         raise InputError(f"The best of `samples` needs at least 2; found {samples}.")
     spec = reward if reward is not None else RewardSpec.recommended()
-    options = SamplingOptions(max_new_tokens, batch_size=batch_size, stop_strings=tuple(stop_strings or ()))
+    options = SamplingOptions(max_new_tokens, batch_size=batch_size, stop_strings=stop_strings)
     tokenizer = load_tokenizer(sft)
     judge = verifier_named(verifier)
     questions = PromptSet.load(prompts, tokenizer, columns=columns, limit=limit)
@@ -112,7 +112,7 @@ def best_of(
         paired={f"{each.name} - one sample": {f"best of {samples}": vars(each.gain)} for each in found},
         panels={"Best of n": _curves(found, counts)},
         settings={"sft": sft, "references": references, "prompts": prompts, "verifier": verifier, "head": head}
-        | {"samples": samples, "max_new_tokens": max_new_tokens, "stop_strings": stop_strings or []}
+        | {"samples": samples, "max_new_tokens": max_new_tokens, "stop_strings": list(stop_strings)}
         | {"seed": seed, "dtype": dtype},
         machine=machine(),
         notes=[f"{len(questions)} prompts. Curves are exact over all subsets of the {samples} samples of a prompt."],

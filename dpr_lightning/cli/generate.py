@@ -30,7 +30,7 @@ def generate(
     max_new_tokens: int = 256,
     temperature: float = 1.0,
     top_p: float = 1.0,
-    stop_strings: list[str] | None = None,
+    stop_strings: tuple[str, ...] = (),
     batch_size: int = 256,
     limit: int | None = None,
     columns: dict[str, str] | None = None,
@@ -57,7 +57,7 @@ def generate(
         dtype: of the models' parameters.
         seed: of the samples.
     """
-    options = SamplingOptions(max_new_tokens, temperature, top_p, batch_size, tuple(stop_strings or ()))
+    options = SamplingOptions(max_new_tokens, temperature, top_p, batch_size, stop_strings)
     answers, questions = _answer(
         _Asked(policy, references or [], reward, beta, dtype), prompts, options, samples, limit, columns, seed, None
     )
@@ -87,7 +87,7 @@ def evaluate(
     samples: int = 1,
     max_new_tokens: int = 256,
     temperature: float = 1.0,
-    stop_strings: list[str] | None = None,
+    stop_strings: tuple[str, ...] = (),
     batch_size: int = 256,
     limit: int | None = None,
     columns: dict[str, str] | None = None,
@@ -116,7 +116,7 @@ def evaluate(
         seed: of the samples.
         output: JSON file to write.
     """
-    options = SamplingOptions(max_new_tokens, temperature, 1.0, batch_size, tuple(stop_strings or ()))
+    options = SamplingOptions(max_new_tokens, temperature, 1.0, batch_size, stop_strings)
     answers, _ = _answer(
         _Asked(policy, references or [], reward, beta, dtype),
         prompts,

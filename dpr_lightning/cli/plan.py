@@ -235,8 +235,8 @@ def _rollouts(
     vocabulary: int = outline.config.get_text_config().vocab_size  # type: ignore[union-attr, operator]
     budget = int(data["token_budget"] or token_budget_for(vocabulary, states))
     within_budget = max(1, min(answers, budget // (prompt + answer)))
-    alone = 1 if in_shards else samples
-    scored = _answering(micro.rows if every and in_shards else within_budget, prompt, answer, alone, answers)
+    scored_rows = micro.rows if every and in_shards else within_budget
+    scored = _answering(scored_rows, prompt, answer, 1 if in_shards else samples, answers)
     at_once = min(sampling.batch_size, answers)
     together = _together_to_ask(_made(spec), ranks)
     scoring = together + scoring_memory(make, scored, models, whole=every, logits=in_shards)

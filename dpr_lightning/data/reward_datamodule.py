@@ -1,13 +1,10 @@
 """Prompts become rollouts with rewards before the policy-gradient step sees them."""
 
-import hashlib
-import json
 import logging
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
 import numpy as np
@@ -18,12 +15,12 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.data.overlap import check_overlap
+from dpr_lightning.data.precomputed import KEPT, hash_of_prompts, hashed_options, kept_rollouts
 from dpr_lightning.data.prompts import PromptSet
 from dpr_lightning.data.rewarded import rewarded
 from dpr_lightning.data.rollout_loader import RolloutLoader
-from dpr_lightning.distributed import mark, max_over_ranks, sum_over_ranks
+from dpr_lightning.distributed import mark, sum_over_ranks
 from dpr_lightning.errors import InputError
-from dpr_lightning.locking import only_one
 from dpr_lightning.policies import (
     PolicySpec,
     Weights,
@@ -35,16 +32,11 @@ from dpr_lightning.policies import (
 )
 from dpr_lightning.policies.tokenizers import same_vocabulary
 from dpr_lightning.rewards import SFT, DenseReward, RewardSpec
-from dpr_lightning.rewards.cache import load_cached, policy_hash, store_cached
+from dpr_lightning.rewards.cache import policy_hash
 from dpr_lightning.rollouts import OtherSampler, SamplingOptions, decode_answers, sample
 from dpr_lightning.types import RolloutBatch, Rollouts
 
 log = logging.getLogger(__name__)
-KEPT = (
-    "tokens", "mask", "terminated", "prompt", "behaviour_logprob", "sft_logprob", "reference_logprob", "reward",
-    "advantage",
-)  # fmt: skip
-"""What a precomputed rollout keeps."""
 
 
 class Learner(Protocol):
@@ -363,38 +355,21 @@ class RewardDataModule(LightningDataModule):
         return self._kept._replace(**{name: getattr(self._kept, name)[rows] for name in KEPT})
 
     def _precompute(self) -> RolloutBatch:
-        """Read the kept rollouts, or make them. Several ranks each make the same ones; the first writes them."""
+        """Read the kept rollouts, or make them."""
         assert self.prompts is not None
         assert self.precomputed is not None
-        assert self.reward is not None
-        prompts = json.dumps([list(map(int, prompt)) for prompt in self.prompts.tokens])
         key = {
             "sft": policy_hash(self.sft),
             "references": [policy_hash(reference) for reference in self.references],
             "reward": asdict(self.reward_spec),
-            "prompts": hashlib.sha256(prompts.encode()).hexdigest(),
-            "sampling": {
-                "max_new_tokens": self.sampling.max_new_tokens,
-                "temperature": self.sampling.temperature,
-                "top_p": self.sampling.top_p,
-            }
-            | ({"stop_strings": self.sampling.stop_strings} if self.sampling.stop_strings else {}),
+            "prompts": hash_of_prompts(self.prompts.tokens),
+            "sampling": hashed_options(self.sampling),
             "samples_per_prompt": self.samples_per_prompt,
             "seed": self.seed,
             "dtype": self.dtype,
         }
         writes = self.trainer is None or self.trainer.is_global_zero
-        with only_one(Path(self.precomputed)) if writes else nullcontext():
-            max_over_ranks(0)  # no rank looks before the first one may write: then all find the same
-            kept = load_cached(self.precomputed, key)
-            if kept is None:
-                kept = self._kept_parts()
-                if writes:
-                    store_cached(self.precomputed, key, kept)
-            else:
-                log.info("Using the rollouts kept in %s.", self.precomputed)
-        parts: dict[str, Any] = {name: kept[name] for name in KEPT}
-        return RolloutBatch(**parts, num_tokens=kept["mask"].sum().float())
+        return kept_rollouts(self.precomputed, key, self._kept_parts, writes=writes)
 
     def _kept_parts(self) -> dict[str, Tensor]:
         """One rollout of π_SFT over all prompts, scored."""

@@ -2,14 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.errors import InputError
 from dpr_lightning.rollouts import SamplingOptions, sample
+from dpr_lightning.rollouts.answers import Answers, joined
 from dpr_lightning.types import Rollouts
 
 Score = Callable[[Rollouts], Tensor]
@@ -89,29 +88,7 @@ def best_of(
             break
     if progress is not None:
         progress(len(open_rows))
-    return _joined(rows, starts, logprobs, terminated, num_samples, pad_token)
-
-
-def _joined(
-    rows: list[list[int]],
-    starts: list[int],
-    logprobs: list[list[float]],
-    terminated: list[bool],
-    num_samples: int,
-    pad_token: int,
-) -> Rollouts:
-    def padded(values: Sequence[Sequence[Any]], fill: float, dtype: torch.dtype) -> Tensor:
-        table = torch.full((len(values), max(map(len, values))), fill, dtype=dtype)
-        for place, row in enumerate(values):
-            table[place, : len(row)] = torch.tensor(row, dtype=dtype)
-        return table
-
-    column = torch.arange(max(map(len, rows)))
-    lengths, begun = torch.tensor([len(row) for row in rows]), torch.tensor(starts)
-    return Rollouts(
-        padded(rows, pad_token, torch.int64),
-        (column >= begun.unsqueeze(1)) & (column < lengths.unsqueeze(1)),
-        torch.tensor(terminated),
-        padded(logprobs, 0.0, torch.float32),
-        torch.arange(len(rows)) // num_samples,
-    )
+    written_by = [slice(start, start + num_samples) for start in range(0, len(rows), num_samples)]
+    own = [row[start:] for row, start in zip(rows, starts, strict=True)]
+    answers = [Answers.of(own[part], logprobs[part], terminated[part]) for part in written_by]
+    return joined(prompts, answers, range(len(prompts)), pad_token)

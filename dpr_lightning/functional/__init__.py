@@ -14,7 +14,7 @@ from dpr_lightning.functional.baselines import (
 )
 from dpr_lightning.functional.head import ActionValues, HeadLoss, TokenLoss, head_logprobs, head_loss
 from dpr_lightning.functional.imitation import ValueForm, dft_loss, iq_learn_loss, sft_loss
-from dpr_lightning.functional.importance import ImportanceWeights, truncated_importance
+from dpr_lightning.functional.importance import truncated_importance
 from dpr_lightning.functional.logprobs import (
     KLEstimator,
     entropy,
@@ -50,7 +50,6 @@ __all__ = [
     "CENTRED_FORMS",
     "ActionValues",
     "HeadLoss",
-    "ImportanceWeights",
     "KLEstimator",
     "ReferenceReduction",
     "RewardForm",

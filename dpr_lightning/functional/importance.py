@@ -1,19 +1,9 @@
 """Samples of one distribution that stand for another's."""
 
-from typing import NamedTuple
-
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from dpr_lightning.functional._checks import at_least_float32, expect_mask, expect_positive, expect_shape
-
-
-class ImportanceWeights(NamedTuple):
-    """``weight`` [B, T] ≥ 0, 0 outside the mask; ``truncated`` [B, T] bool: where it would have been larger."""
-
-    weight: Tensor
-    truncated: Tensor
 
 
 def truncated_importance(
@@ -21,7 +11,7 @@ def truncated_importance(
     behaviour_logprob: Float[Tensor, "B T"],
     mask: Bool[Tensor, "B T"],
     cap: float,
-) -> ImportanceWeights:
+) -> Float[Tensor, "B T"]:
     """w = min(π(a|s)/b(a|s), C) of each token that b drew, for an expectation under π.
 
     Without a cap E_b[w·f] = E_π[f]; the cap bounds the variance of tokens that π likes much better than b does, and
@@ -33,6 +23,9 @@ def truncated_importance(
         mask: True where a token was drawn.
         cap: C; at 1 no token counts more than it was drawn.
 
+    Returns:
+        w ≥ 0, without gradient; 0 outside the mask.
+
     Raises:
         ValueError: shapes that differ, or C ≤ 0.
     Source: Ionides 2008, Truncated importance sampling; for policies sampled by other programs than train them, Yao et
@@ -42,5 +35,4 @@ def truncated_importance(
     mask = expect_mask(mask, policy_logprob.shape, "that of policy_logprob")
     expect_shape("behaviour_logprob", behaviour_logprob, policy_logprob.shape, "that of policy_logprob")
     gap = at_least_float32(policy_logprob) - at_least_float32(behaviour_logprob)
-    ratio = gap.detach().masked_fill(~mask, float("-inf")).exp()
-    return ImportanceWeights(torch.clamp(ratio, max=cap), ratio > cap)
+    return gap.detach().masked_fill(~mask, float("-inf")).exp().clamp(max=cap)

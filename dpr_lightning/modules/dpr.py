@@ -11,7 +11,6 @@ from torch import Tensor
 from dpr_lightning.distributed import sum_over_ranks
 from dpr_lightning.errors import InputError
 from dpr_lightning.functional import (
-    ImportanceWeights,
     bound_unlikelihood,
     clipped_surrogate_loss,
     masked_mean,
@@ -123,7 +122,6 @@ class DensePathReinforce(PolicyModule):
         self.rollout_count = 0
         self._logged_rollouts = 0
         self._on_policy = True
-        self._weights: ImportanceWeights | None = None
         self._looks_at_sampler = True
 
     @property
@@ -160,10 +158,8 @@ class DensePathReinforce(PolicyModule):
             policy_logprob=policy_logprob,
         )
         if rollout.sampler_logprob is not None:
-            self._weights = truncated_importance(
-                rollout.behaviour_logprob, rollout.sampler_logprob, mask, self.importance_cap
-            )
-            advantage = advantage * self._weights.weight
+            drawn = (rollout.behaviour_logprob, rollout.sampler_logprob)
+            advantage = advantage * truncated_importance(*drawn, mask, self.importance_cap)
         kept = rollout._replace(advantage=advantage)
         # The scores of every token would stay in memory until the next rollout is scored.
         self.last_rollout = kept._replace(actions=None)
@@ -247,9 +243,10 @@ class DensePathReinforce(PolicyModule):
         }
         if rollout.outcome is not None:
             sums["outcome"] = rollout.outcome.sum()
-        if rollout.sampler_logprob is not None and self._weights is not None:
-            sums["sampler_gap"] = masked_sum((rollout.behaviour_logprob - rollout.sampler_logprob).abs(), mask)
-            sums["importance_truncated"] = self._weights.truncated.sum()
+        if rollout.sampler_logprob is not None:
+            gap = rollout.behaviour_logprob - rollout.sampler_logprob
+            sums["sampler_gap"] = masked_sum(gap.abs(), mask)
+            sums["importance_truncated"] = (mask & (gap > math.log(self.importance_cap))).sum()
         if self._on_policy:
             # Only samples of π_θ estimate KL(π_θ‖π_SFT), in nats a response.
             sums["reverse_kl"] = masked_sum(rollout.behaviour_logprob - rollout.sft_logprob, mask)

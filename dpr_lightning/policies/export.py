@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.errors import InputError
 from dpr_lightning.policies.build import DESCRIPTION, is_adapter, resolve_adapter
+from dpr_lightning.policies.sharding import tensors_of_state
 from dpr_lightning.policies.spec import PolicySpec
 
 
@@ -72,15 +73,15 @@ def merged_weights(model: nn.Module) -> Iterator[tuple[nn.Module, dict[str, Tens
     the meantime the weights that adapters change are there twice. A model without adapters is left alone.
     """
     if not hasattr(model, "merge_and_unload"):
-        yield model, _held(model)
+        yield model, {name: value.detach() for name, value in tensors_of_state(model).items()}
         return
     before = {name: weight.detach().clone() for name, weight in model.named_parameters() if ".base_layer." in name}
     model.merge_adapter()  # type: ignore[operator]
     try:
         base: nn.Module = model.get_base_model()  # type: ignore[operator]
         weights = {
-            name.replace(".base_layer.", "."): value
-            for name, value in _held(base).items()
+            name.replace(".base_layer.", "."): value.detach()
+            for name, value in tensors_of_state(base).items()
             if "lora_" not in name and ".modules_to_save." not in name
         }
         yield base, weights
@@ -90,16 +91,6 @@ def merged_weights(model: nn.Module) -> Iterator[tuple[nn.Module, dict[str, Tens
             for name, weight in model.named_parameters():
                 if name in before:
                     weight.copy_(before[name])
-
-
-def _held(model: nn.Module) -> dict[str, Tensor]:
-    """What a state has, by the modules themselves: to ask FSDP2's for a state puts them back into shards."""
-    found = {name: weight.detach() for name, weight in model.named_parameters(remove_duplicate=False)}
-    for prefix, module in model.named_modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            if name not in module._non_persistent_buffers_set:
-                found[f"{prefix}.{name}" if prefix else name] = buffer
-    return found
 
 
 def _lasting(source: str | None) -> str | None:

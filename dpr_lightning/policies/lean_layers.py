@@ -37,12 +37,12 @@ def keep_less(model: nn.Module) -> None:
             held.forward = partial(_normed, held, type(held).forward)
 
 
-def _own_layers_learn() -> bool:
+def _learns() -> bool:
     return torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu") and not torch.is_autocast_enabled("cuda")
 
 
 def _normed(module: Any, own: Callable[..., Tensor], hidden: Tensor) -> Tensor:
-    if not (_own_layers_learn() and hidden.requires_grad):
+    if not (_learns() and hidden.requires_grad):
         return own(module, hidden)
     found: Tensor = _Norm.apply(hidden, module.weight, module.variance_epsilon)  # type: ignore[no-untyped-call]
     return found
@@ -51,7 +51,7 @@ def _normed(module: Any, own: Callable[..., Tensor], hidden: Tensor) -> Tensor:
 def _gated(module: Any, own: Callable[..., Tensor], hidden: Tensor) -> Tensor:
     down = module.down_proj
     plain = type(down) is nn.Linear and not down._forward_pre_hooks and not down._forward_hooks
-    if not (plain and _own_layers_learn() and type(module.act_fn).__name__ in SILU) or is_sharded(down):
+    if not (plain and _learns() and type(module.act_fn).__name__ in SILU) or is_sharded(down):
         return own(module, hidden)
     gate, up = module.gate_proj(hidden), module.up_proj(hidden)
     found: Tensor = _GatedLinear.apply(gate, up, down.weight, down.bias)  # type: ignore[no-untyped-call]

@@ -35,8 +35,9 @@ def parts_by_length(
             sizes[-1] += 1
         return sizes
 
-    for rows in _parts(tokens, mask, cut, shared):
-        longest = int(_lengths(mask)[rows].max())
+    length = _lengths(mask)
+    for rows in _parts(tokens, mask, length, cut, shared):
+        longest = int(length[rows].max())
         yield rows, tokens[rows.to(tokens.device), :longest], mask[rows.to(mask.device), :longest]
 
 
@@ -49,12 +50,11 @@ def micro_batches(tokens: Tensor, mask: Tensor, number: int, *, shared: bool = F
     def cut(length: Sequence[int]) -> list[int]:
         return [len(part) for part in torch.arange(len(length)).tensor_split(number)]
 
-    return [rows.to(mask.device) for rows in _parts(tokens, mask, cut, shared)]
+    return [rows.to(mask.device) for rows in _parts(tokens, mask, _lengths(mask), cut, shared)]
 
 
-def _parts(tokens: Tensor, mask: Tensor, cut: Cut, shared: bool) -> list[Tensor]:
+def _parts(tokens: Tensor, mask: Tensor, length: Tensor, cut: Cut, shared: bool) -> list[Tensor]:
     """Rows in the order of their lengths, or, where that is less to read, behind those that answer the same prompt."""
-    length = _lengths(mask)
 
     def split(order: Tensor) -> list[Tensor]:
         return list(torch.split(order, cut(length[order].tolist())))

@@ -147,6 +147,20 @@ def device_memory(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // here
 
 
+def tensors_of_state(model: nn.Module) -> dict[str, Tensor]:
+    """The weights and buffers that a state of ``model`` has, tied ones by each of their names.
+
+    They are the model's own, where ``state_dict`` has copies without gradient; and FSDP2, asked for that, puts weights
+    that are together back into shards.
+    """
+    found: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    for prefix, module in model.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set:
+                found[f"{prefix}.{name}" if prefix else name] = buffer
+    return found
+
+
 @torch.no_grad()
 def gathered_weights(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
     """The state of a model in shards, on the CPU, one weight fetched after the other. All ranks must take part.
@@ -161,10 +175,8 @@ def gathered_weights(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
     adapters = hasattr(model, "peft_config")
     found: dict[str, Tensor] = {}
     seen: dict[int, Tensor] = {}
-    held = [*model.named_parameters(remove_duplicate=False), *model.named_buffers()]
-    saved = set(model.state_dict())
-    for name, value in held:
-        if name not in saved or (adapters and not ("lora_" in name or ".modules_to_save." in name)):
+    for name, value in tensors_of_state(model).items():
+        if adapters and not ("lora_" in name or ".modules_to_save." in name):
             continue
         if id(value) not in seen:
             with _memory_given_back(), _fetched(value) as whole:

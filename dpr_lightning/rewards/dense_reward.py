@@ -171,7 +171,8 @@ class DenseReward:
         action_mask = torch.arange(width) < mask.sum(1, keepdim=True).cpu()
         kept: list[ActedStates] = []
         with self.frozen.use(SFT) as model:
-            budget, shared = token_budget or default_token_budget(model), shares_prompts(model)
+            budget = token_budget if token_budget is not None else default_token_budget(model)
+            shared = shares_prompts(model)
         with self.frozen.in_step() as lockstep:
             for rows, part_tokens, part_mask in parts_by_length(tokens, mask, budget, shared=shared):
                 lockstep.begin()

@@ -19,6 +19,19 @@ class Answers:
     length: Tensor
     terminated: Tensor
 
+    @classmethod
+    def of(
+        cls, tokens: Sequence[Sequence[int]], logprobs: Sequence[Sequence[float]], terminated: Sequence[bool]
+    ) -> "Answers":
+        """From lists, one for each answer."""
+        length = torch.tensor([len(written) for written in tokens])
+        width = int(length.max())
+        ids, logprob = torch.zeros(len(tokens), width, dtype=torch.int64), torch.zeros(len(tokens), width)
+        for row, (written, drawn) in enumerate(zip(tokens, logprobs, strict=True)):
+            ids[row, : len(written)] = torch.tensor(written, dtype=torch.int64)
+            logprob[row, : len(drawn)] = torch.tensor(drawn)
+        return cls(ids, logprob, length, torch.tensor(terminated))
+
 
 def joined(
     prompts: Sequence[Sequence[int]], answers: Sequence[Answers], identities: Sequence[int], pad_token: int

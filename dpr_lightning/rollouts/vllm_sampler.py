@@ -4,23 +4,21 @@ import copy
 import gc
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.distributed import rank_and_world
 from dpr_lightning.errors import InputError
 from dpr_lightning.policies import fetches_weights, inside_of_adapters, merged_weights
-from dpr_lightning.rollouts.answers import Answers, joined
-from dpr_lightning.rollouts.other_sampler import OtherSampler
-from dpr_lightning.rollouts.random import sample_keys
+from dpr_lightning.rollouts.answers import Answers
+from dpr_lightning.rollouts.other_sampler import OtherSampler, Request
 from dpr_lightning.rollouts.sampler import SamplingOptions
-from dpr_lightning.types import Rollouts
 
 
 class VllmSampler(OtherSampler):
@@ -51,21 +49,8 @@ class VllmSampler(OtherSampler):
         self._asleep = False
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
-    def __call__(
-        self,
-        policy: nn.Module,
-        prompts: Sequence[Sequence[int]],
-        options: SamplingOptions,
-        *,
-        tokenizer: PreTrainedTokenizerBase,
-        stop_tokens: Sequence[int],
-        num_samples: int = 1,
-        seed: int = 0,
-        prompt_ids: Sequence[int] | None = None,
-        longest_prompt: int | None = None,
-        progress: Callable[[int], None] | None = None,
-    ) -> Rollouts:
-        """Answers under the weights that ``policy`` has now; ``logprob`` is what vLLM drew them with.
+    def write(self, policy: nn.Module, tokenizer: PreTrainedTokenizerBase, request: Request) -> list[Answers]:
+        """Answers under the weights that ``policy`` has now.
 
         The same seed gives a prompt the same answers wherever vLLM computes the same numbers, which it does not promise
         for batches that differ. ``options.batch_size`` is not used: the engine fills its own memory.
@@ -78,23 +63,16 @@ class VllmSampler(OtherSampler):
                 "vLLM takes whole weights, and the policy's are in shards while it is sampled from. Set "
                 "`sampling_weights: whole` of the strategy, or leave `sampler` out."
             )
-        identities = list(range(len(prompts))) if prompt_ids is None else list(prompt_ids)
         if self._engine is None:
-            longest = longest_prompt if longest_prompt is not None else max(map(len, prompts))
-            self._engine = self._start(policy, tokenizer, self.max_length or longest + options.max_new_tokens)
+            needed = request.longest_prompt + request.options.max_new_tokens
+            self._engine = self._start(policy, tokenizer, self.max_length or needed)
         self._take(policy)
-        asked = [{"prompt_token_ids": [int(token) for token in prompt]} for prompt in prompts]
-        keys = sample_keys(seed, torch.tensor(identities), torch.zeros(len(prompts), dtype=torch.int64))
-        params = [_params(options, stop_tokens, num_samples, int(key)) for key in keys]
-        found = self._engine.generate(asked, params, use_tqdm=False)
+        asked = [{"prompt_token_ids": [int(token) for token in prompt]} for prompt in request.prompts]
+        found = self._engine.generate(asked, [_params(request, seed) for seed in request.seeds], use_tqdm=False)
         if self.sleep:
             self._engine.sleep(level=2)  # the weights too: new ones come next time
             self._asleep = True
-        if progress is not None:
-            progress(len(prompts) * num_samples)
-        pad = int(tokenizer.pad_token_id)
-        answers = [_answers(result.outputs, options, pad) for result in found]
-        return joined(prompts, answers, identities, pad)
+        return [_answers(result.outputs, request.options) for result in found]
 
     def close(self) -> None:
         """End the engine: a process can have one whose memory sleeps."""
@@ -172,16 +150,17 @@ def _as_it_was(environment: dict[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _params(options: SamplingOptions, stop_tokens: Sequence[int], num_samples: int, seed: int) -> Any:
+def _params(request: Request, seed: int) -> Any:
     from vllm import SamplingParams
 
+    options = request.options
     return SamplingParams(
-        n=num_samples,
+        n=request.num_samples,
         temperature=options.temperature,
         top_p=options.top_p,
         max_tokens=options.max_new_tokens,
         stop=list(options.stop_strings) or None,
-        stop_token_ids=list(stop_tokens),
+        stop_token_ids=list(request.stop_tokens),
         detokenize=bool(options.stop_strings),
         ignore_eos=True,  # what ends an answer has been said; the config of a base model may know of another token
         seed=seed & ((1 << 62) - 1),
@@ -189,21 +168,14 @@ def _params(options: SamplingOptions, stop_tokens: Sequence[int], num_samples: i
     )
 
 
-def _answers(outputs: Sequence[Any], options: SamplingOptions, pad_token: int) -> Answers:
-    """The K answers to one prompt."""
-    count = len(outputs)
+def _answers(outputs: Sequence[Any], options: SamplingOptions) -> Answers:
+    """The K answers to one prompt; greedy ones have log-probabilities of 0."""
     ordered = sorted(outputs, key=lambda output: output.index)
-    length = torch.tensor([len(output.token_ids) for output in ordered])
-    tokens = torch.full((count, int(length.max())), pad_token)
-    logprob = torch.zeros(tokens.shape)
-    for row, output in enumerate(ordered):
-        written = [int(token) for token in output.token_ids]
-        tokens[row, : len(written)] = torch.tensor(written)
-        if options.temperature > 0:
-            logprob[row, : len(written)] = _chosen(output.logprobs, written)
-    return Answers(tokens, logprob, length, torch.tensor([output.finish_reason == "stop" for output in ordered]))
-
-
-def _chosen(logprobs: Sequence[Any], tokens: Sequence[int]) -> Tensor:
-    """Of each position's log-probabilities, that of the token that was drawn, nats."""
-    return torch.tensor([float(held[token].logprob) for held, token in zip(logprobs, tokens, strict=True)])
+    tokens = [[int(token) for token in output.token_ids] for output in ordered]
+    logprobs = [
+        [float(held[token].logprob) for held, token in zip(output.logprobs, written, strict=True)]
+        if options.temperature > 0
+        else [0.0] * len(written)
+        for output, written in zip(ordered, tokens, strict=True)
+    ]
+    return Answers.of(tokens, logprobs, [output.finish_reason == "stop" for output in ordered])

@@ -1,4 +1,4 @@
-"""Equal compute: the forward passes that a phase of Dense-Path REINFORCE costs, in steps of SFT."""
+"""What stages read from a DPR config: the steps of SFT that its forward passes cost, where its answers end."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,11 @@ from typing import Any
 import pytest
 import yaml
 
-from dpr_lightning.cli.stage_configs import equal_compute_steps
+from dpr_lightning.cli.stage_configs import DprSettings, equal_compute_steps
+from dpr_lightning.data.precomputed import hashed_options
+from dpr_lightning.rollouts import SamplingOptions
+
+CONFIG = Path(__file__).parents[2] / "configs" / "toy" / "dpr.yaml"
 
 
 @pytest.mark.parametrize(
@@ -33,3 +37,16 @@ def test_steps_of_sft_that_cost_as_much(
     for name, config in (("dpr", dpr), ("sft", sft)):
         (tmp_path / name).write_text(yaml.safe_dump(config))
     assert equal_compute_steps(tmp_path / "dpr", tmp_path / "sft") == 100 * passes
+
+
+@pytest.mark.parametrize("strings", [[], ["\n\n", "Q:"]])
+def test_answers_end_where_the_config_has_it(strings: list[str], tmp_path: Path) -> None:
+    held = yaml.safe_load(CONFIG.read_text())
+    if strings:
+        held["data"]["init_args"]["sampling"]["stop_strings"] = strings
+    (tmp_path / "dpr.yaml").write_text(yaml.safe_dump(held))
+    answers = DprSettings.read(tmp_path / "dpr.yaml").answers
+    assert answers == SamplingOptions(96, stop_strings=tuple(strings))
+    # Precomputed rollouts are others with others; those without are what they were before there were any.
+    assert hashed_options(answers).get("stop_strings", []) == strings
+    assert ("stop_strings" in hashed_options(answers)) == bool(strings)

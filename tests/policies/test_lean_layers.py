@@ -5,34 +5,18 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
 
 from dpr_lightning.policies.lean_layers import keep_less
-from tests.tiny import DECODER
+from tests.tiny import decoder, unknown_decoder, with_adapters
 
 KINDS: dict[str, Any] = {
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**DECODER)),
-    "biases": lambda: LlamaForCausalLM(LlamaConfig(**DECODER, mlp_bias=True, attention_bias=True)),
-    "mistral": lambda: MistralForCausalLM(MistralConfig(**DECODER, sliding_window=None)),
-    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**DECODER)),
-    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**DECODER, head_dim=8)),
-    "lora": lambda: get_peft_model(
-        LlamaForCausalLM(LlamaConfig(**DECODER)),
-        LoraConfig(target_modules="all-linear", r=4, init_lora_weights=False),  # type: ignore[arg-type]
-    ),
+    "llama": lambda: decoder("llama"),
+    "biases": lambda: decoder("llama", mlp_bias=True, attention_bias=True),
+    "mistral": lambda: decoder("mistral", sliding_window=None),
+    "qwen2": lambda: decoder("qwen2"),
+    "qwen3": lambda: decoder("qwen3", head_dim=8),
+    "lora": lambda: with_adapters(decoder("llama")),
 }
 TOKENS = torch.randint(2, 50, (3, 12), generator=torch.Generator().manual_seed(0))
 
@@ -110,7 +94,7 @@ def test_what_is_kept_is_less_by_what_can_be_made_again(dtype: torch.dtype, norm
 
 
 def test_others_are_left_alone() -> None:
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=60, n_embd=16, n_layer=1, n_head=2))
+    model = unknown_decoder()
     keep_less(model)
     assert not any("forward" in vars(module) for module in model.modules())
 

@@ -4,32 +4,18 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
 
 from dpr_lightning.policies import acted_logprobs, acted_loss, acted_states
 from dpr_lightning.policies.prefixes import behind_prompts
-from tests.tiny import DECODER
+from tests.tiny import decoder, unknown_decoder, with_adapters
 
 KINDS: dict[str, Any] = {
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**DECODER)),
-    "eager": lambda: LlamaForCausalLM(LlamaConfig(**DECODER, attn_implementation="eager")),
-    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**DECODER, head_dim=8)),
-    "lora": lambda: get_peft_model(
-        LlamaForCausalLM(LlamaConfig(**DECODER)),
-        LoraConfig(target_modules="all-linear", r=4, init_lora_weights=False),  # type: ignore[arg-type]
-    ),
+    "llama": lambda: decoder("llama"),
+    "eager": lambda: decoder("llama", attn_implementation="eager"),
+    "qwen3": lambda: decoder("qwen3", head_dim=8),
+    "lora": lambda: with_adapters(decoder("llama")),
 }
 PROMPTS = [9, 6, 9]
 LENGTHS = [[13, 16, 11, 14], [9, 8, 14, 7], [10, 17, 12, 10]]
@@ -116,8 +102,8 @@ def test_eight_answers_read_their_prompt_once() -> None:
 @pytest.mark.parametrize(
     ("model", "why"),
     [
-        (lambda: GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=32, n_layer=1, n_head=2)), "an unknown kind"),
-        (lambda: MistralForCausalLM(MistralConfig(**DECODER, sliding_window=4)), "a window"),
+        (unknown_decoder, "an unknown kind"),
+        (lambda: decoder("mistral", sliding_window=4), "a window"),
     ],
 )
 def test_models_that_must_read_every_row(model: Any, why: str) -> None:

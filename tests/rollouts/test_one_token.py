@@ -7,34 +7,20 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
 
 from dpr_lightning.rollouts import SamplingOptions, one_token, sample
 from dpr_lightning.rollouts.cache import growing_cache
 from dpr_lightning.rollouts.one_token import OneTokenPass, knows
-from tests.tiny import DECODER
+from tests.tiny import decoder, unknown_decoder
 
 KINDS: dict[str, Any] = {
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**DECODER)),
-    "llama_with_biases": lambda: LlamaForCausalLM(LlamaConfig(**DECODER, attention_bias=True, mlp_bias=True)),
-    "llama_of_long_texts": lambda: LlamaForCausalLM(
-        LlamaConfig(**DECODER, rope_scaling={"rope_type": "linear", "factor": 4.0})
-    ),
-    "tied": lambda: LlamaForCausalLM(LlamaConfig(**DECODER, tie_word_embeddings=True)),
-    "mistral": lambda: MistralForCausalLM(MistralConfig(**DECODER, sliding_window=None)),
-    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**DECODER)),
-    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**DECODER, head_dim=32)),
+    "llama": lambda: decoder("llama"),
+    "llama_with_biases": lambda: decoder("llama", attention_bias=True, mlp_bias=True),
+    "llama_of_long_texts": lambda: decoder("llama", rope_scaling={"rope_type": "linear", "factor": 4.0}),
+    "tied": lambda: decoder("llama", tie_word_embeddings=True),
+    "mistral": lambda: decoder("mistral", sliding_window=None),
+    "qwen2": lambda: decoder("qwen2"),
+    "qwen3": lambda: decoder("qwen3", head_dim=32),
 }
 
 
@@ -102,8 +88,8 @@ class Louder(nn.Module):
 
 def test_others_are_left_to_their_own_forward_pass(caplog: pytest.LogCaptureFixture) -> None:
     torch.manual_seed(0)
-    assert not knows(GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=32, n_layer=1, n_head=2)))
-    assert not knows(MistralForCausalLM(MistralConfig(**DECODER, sliding_window=4)))
+    assert not knows(unknown_decoder())
+    assert not knows(decoder("mistral", sliding_window=4))
     hooked: Any = made("llama")
     hooked.model.layers[0].register_forward_hook(lambda *_: None)
     assert not knows(hooked)

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.data import RewardDataModule
@@ -18,6 +17,7 @@ from dpr_lightning.modules import CreditSpec, DensePathReinforce
 from dpr_lightning.policies import PolicySpec, build_policy, load_tokenizer, sequence_logprobs
 from dpr_lightning.rollouts import SamplingOptions, VllmSampler, sample
 from tests.rollouts.stand_in_vllm import LLM, stand_in
+from tests.tiny import with_adapters
 from tests.training import quiet_trainer, write_prompts, write_weaker_policy
 
 PROMPTS = [[5, 6, 7], [8, 9], [10, 11, 12, 13, 14]]
@@ -100,8 +100,7 @@ def test_an_engine_that_stays_awake_forgets_earlier_keys(policy: torch.nn.Module
 
 
 def test_adapters_are_merged_in_and_taken_out_again(policy: torch.nn.Module, asked: dict[str, Any]) -> None:
-    config = LoraConfig(target_modules="all-linear", r=4, init_lora_weights=False)  # type: ignore[arg-type]
-    adapted = get_peft_model(policy, config).eval()  # type: ignore[arg-type]
+    adapted = with_adapters(policy).eval()
     before = {name: weight.clone() for name, weight in adapted.state_dict().items()}
     found = VllmSampler()(adapted, PROMPTS, SamplingOptions(9), **asked)
     torch.testing.assert_close(sequence_logprobs(adapted, found.tokens, found.mask), found.logprob, atol=1e-5, rtol=0)
