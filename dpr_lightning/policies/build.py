@@ -64,8 +64,7 @@ def build_policy(
             model = add_adapter(model, spec.lora)
     if spec.checkpoint is not None and spec.checkpoint.endswith(".ckpt"):
         load_lightning_weights(model, spec.checkpoint)
-    if trainable:
-        keep_less(model)
+    keep_less(model)
     if spec.gradient_checkpointing and trainable:
         model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
         if spec.lora is not None:

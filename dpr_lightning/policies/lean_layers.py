@@ -1,4 +1,4 @@
-"""Layers of known decoders that keep less for the backward pass, and compute the same."""
+"""Layers of known decoders that keep less, for the backward pass and within a forward pass, and compute the same."""
 
 from collections.abc import Callable
 from functools import partial
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import linear, silu
+from torch.nn.functional import linear, rms_norm, silu
 
 from dpr_lightning.policies.decoders import inside_of_adapters, is_known_decoder
 from dpr_lightning.policies.sharding import is_sharded
@@ -21,8 +21,9 @@ def keep_less(model: nn.Module) -> None:
     Norms keep what they are given, and not its normalised copy (in half precision: nor a float32 one of it); gated
     linear units keep what their two projections give, and not the activation and the product, which are a
     multiplication away. Values and gradients are those of the model's own layers, but that norms of half precision take
-    theirs in float32 all the way. Where nothing is learnt, under autocast, and around weights that others hold (in
-    shards, in adapters), the model's own layers are called.
+    theirs in float32 all the way. Where no gradient is asked for, norms of float32 are one call, and the product of a
+    unit lies where its gate lay. Under autocast, and around weights that others hold (in shards, in adapters), the
+    model's own layers are called.
 
     Source: the trade of memory for recomputation of single operations is that of Liger kernels (Hsu et al. 2024,
     arXiv:2410.10989); this one is ours, in plain PyTorch.
@@ -37,25 +38,36 @@ def keep_less(model: nn.Module) -> None:
             held.forward = partial(_normed, held, type(held).forward)
 
 
-def _learns() -> bool:
-    return torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu") and not torch.is_autocast_enabled("cuda")
+def _autocasts() -> bool:
+    return torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
 
 
 def _normed(module: Any, own: Callable[..., Tensor], hidden: Tensor) -> Tensor:
-    if not (_learns() and hidden.requires_grad):
-        return own(module, hidden)
-    found: Tensor = _Norm.apply(hidden, module.weight, module.variance_epsilon)  # type: ignore[no-untyped-call]
-    return found
+    if not _autocasts():
+        if not torch.is_grad_enabled() and hidden.dtype == torch.float32:
+            return rms_norm(hidden, module.weight.shape, module.weight, module.variance_epsilon)
+        if torch.is_grad_enabled() and hidden.requires_grad:
+            found: Tensor = _Norm.apply(hidden, module.weight, module.variance_epsilon)  # type: ignore[no-untyped-call]
+            return found
+    return own(module, hidden)
 
 
 def _gated(module: Any, own: Callable[..., Tensor], hidden: Tensor) -> Tensor:
-    down = module.down_proj
-    plain = type(down) is nn.Linear and not down._forward_pre_hooks and not down._forward_hooks
-    if not (plain and _learns() and type(module.act_fn).__name__ in SILU) or is_sharded(down):
-        return own(module, hidden)
-    gate, up = module.gate_proj(hidden), module.up_proj(hidden)
-    found: Tensor = _GatedLinear.apply(gate, up, down.weight, down.bias)  # type: ignore[no-untyped-call]
-    return found
+    if not _autocasts() and type(module.act_fn).__name__ in SILU:
+        if not torch.is_grad_enabled() and _is_plain(module.gate_proj):
+            product = silu(module.gate_proj(hidden), inplace=True).mul_(module.up_proj(hidden))
+            return module.down_proj(product)  # type: ignore[no-any-return]
+        down = module.down_proj
+        if torch.is_grad_enabled() and _is_plain(down) and not is_sharded(down):
+            gate, up = module.gate_proj(hidden), module.up_proj(hidden)
+            found: Tensor = _GatedLinear.apply(gate, up, down.weight, down.bias)  # type: ignore[no-untyped-call]
+            return found
+    return own(module, hidden)
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether nobody else sees what a layer gives, and nothing is to be done around it."""
+    return type(layer) is nn.Linear and not layer._forward_pre_hooks and not layer._forward_hooks
 
 
 class _Norm(torch.autograd.Function):

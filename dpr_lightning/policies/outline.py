@@ -19,7 +19,7 @@ def outline_policy(spec: PolicySpec, *, trainable: bool = True, lean: bool = Tru
     Args:
         spec: the description.
         trainable: False leaves out adapters and freezes everything.
-        lean: whether its layers may keep less for the backward pass; with weights in DeepSpeed's shards they do not.
+        lean: whether its layers may keep less; with weights in DeepSpeed's shards they do not.
 
     Raises:
         InputError: there is no configuration to read.
@@ -41,7 +41,7 @@ def outline_policy(spec: PolicySpec, *, trainable: bool = True, lean: bool = Tru
         model: nn.Module = make(config, dtype=getattr(torch, base.dtype), **options)
         if spec.lora is not None and trainable:
             model = add_adapter(model, spec.lora)
-    if trainable and lean:
+    if lean:
         keep_less(model)
     if spec.gradient_checkpointing and trainable:
         model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dpr_lightning.policies.lean_layers import keep_less
 from tests.tiny import decoder, unknown_decoder, with_adapters
@@ -66,6 +67,44 @@ def test_values_and_gradients_are_those_of_the_models_own(kind: str, checkpointe
     assert torch.equal(loss, found_loss)
     for ours, theirs in zip(found, wanted, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+
+
+class _Taken(TorchDispatchMode):
+    """Numbers that operations find new places for, instead of looking at them in another way or writing over them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = operation(*args, **(kwargs or {}))
+        if not operation.is_view and not operation._schema.is_mutable and isinstance(found, Tensor):
+            self.numbers += found.numel()
+        return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_without_gradients_a_pass_gives_the_same_and_takes_less(kind: str) -> None:
+    own, lean = both(kind)
+    with _Taken() as of_own:
+        wanted = own(input_ids=TOKENS).logits
+    with _Taken() as of_lean:
+        found = lean(input_ids=TOKENS).logits
+    assert torch.equal(wanted, found)
+    config: Any = own.config
+    units = 2 * config.num_hidden_layers * config.intermediate_size  # the activation and the product
+    assert of_own.numbers - of_lean.numbers >= (0 if kind == "lora" else TOKENS.numel() * units)
+
+
+@torch.no_grad()
+def test_what_a_hook_was_shown_is_not_written_over() -> None:
+    _, lean = both("llama")
+    shown: list[tuple[Tensor, Tensor]] = []
+    gate: Any = lean.get_submodule("model.layers.0.mlp.gate_proj")
+    gate.register_forward_hook(lambda module, given, found: shown.append((found, found.clone())))
+    lean(input_ids=TOKENS)
+    assert torch.equal(*shown[0])
 
 
 def test_half_precision() -> None:
