@@ -154,8 +154,17 @@ def plan(arguments: Sequence[str]) -> Plan:
         # Once its hooks were lifted for a rollout, DeepSpeed has to see a pass before it fetches ahead.
         lifted = bool(phases) and ranks.sampling_weights != "shards" and accumulate == 1
         own, learning = _shared_out(step, ranks, make, fetches_ahead=not lifted)
-    rows = f"{shape.rows} rows of {shape.length:,} tokens"
-    return Plan(own | stays, phases | {f"learning from {rows}": learning})
+        rows = f"{shape.rows} rows of {shape.length:,} tokens"
+        found = Plan(own | stays, phases | {f"learning from {rows}": learning})
+        return _with_a_copy(found, spec) if phases and data["init_args"]["draw_ahead"] == "same" else found
+
+
+def _with_a_copy(found: Plan, spec: PolicySpec) -> Plan:
+    """The same where a copy of the policy samples while the policy scores and learns."""
+    copied = weight_bytes(_made(PolicySpec(**{**vars(spec), "lora": None, "checkpoint": None}), trainable=False))
+    (sampling,) = (name for name in found.phases if name.startswith("sampling"))
+    beside = {name: size if name == sampling else size + found.phases[sampling] for name, size in found.phases.items()}
+    return Plan(found.stays | {"a copy of the policy that draws ahead": copied}, beside)
 
 
 def _made(spec: PolicySpec, trainable: bool = True, lean: bool = True) -> nn.Module:

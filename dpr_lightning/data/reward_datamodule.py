@@ -33,7 +33,7 @@ from dpr_lightning.policies import (
 from dpr_lightning.policies.tokenizers import same_vocabulary
 from dpr_lightning.rewards import SFT, DenseReward, RewardSpec
 from dpr_lightning.rewards.cache import policy_hash
-from dpr_lightning.rollouts import OtherSampler, SamplingOptions, decode_answers, sample
+from dpr_lightning.rollouts import DrawsAhead, OtherSampler, SamplingOptions, decode_answers, sample
 from dpr_lightning.types import RolloutBatch, Rollouts
 
 log = logging.getLogger(__name__)
@@ -89,6 +89,9 @@ class RewardDataModule(LightningDataModule):
             reward, or instead of it: see ``credit.outcome_weight`` and ``credit.dense_weight``; in a config its import
             path, such as ``dpr_lightning.evaluation.verifiers.answer``. None: demonstrations are all there is.
         sampler: another program that writes the answers, such as ``VllmSampler``; None: this package does.
+        draw_ahead: device where a copy of the policy writes the next rollout's answers while the policy learns from
+            this one's, such as ``cuda:1``, or ``same``: where the policy lies. Rollouts are then as many steps
+            off-policy as each serves (``refresh_every``). None: the policy itself writes each when it is needed.
     """
 
     def __init__(
@@ -115,6 +118,7 @@ class RewardDataModule(LightningDataModule):
         seed: int = 0,
         verifier: Callable[[str, str, Mapping[str, Any]], float] | None = None,
         sampler: OtherSampler | None = None,
+        draw_ahead: str | None = None,
     ) -> None:
         super().__init__()
         if refresh_every < 1 or samples_per_prompt < 1 or prompts_per_rollout < 1:
@@ -129,7 +133,14 @@ class RewardDataModule(LightningDataModule):
                 "`precomputed` keeps rollouts of this package's own sampler, whose ranks make the same ones. Leave "
                 "`sampler` or `precomputed` out."
             )
+        if draw_ahead is not None and (sampler is not None or precomputed is not None):
+            raise InputError(
+                "`draw_ahead` lets this package's sampler write rollouts of a policy that learns. Leave it out, or "
+                "`sampler` and `precomputed`."
+            )
         self.sampler = sampler
+        self.draw_ahead = draw_ahead
+        self._ahead: DrawsAhead | None = None
         self.prompts_path, self.held_out_path, self.evaluation_path = prompts, held_out, evaluation
         self.sft, self.references = sft, list(references)
         self.reward_spec = reward if reward is not None else RewardSpec.recommended()
@@ -154,6 +165,9 @@ class RewardDataModule(LightningDataModule):
         """Read the prompts and refuse those that evaluation or held-out demonstrations also have."""
         if self.prompts is not None:
             return
+        if self.draw_ahead is not None:
+            ranks = self.trainer.world_size if self.trainer is not None else 1
+            self._ahead = DrawsAhead(self.sft, self.attention, _device_to_draw_on(self.draw_ahead, ranks))
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(self.sft)
         self.prompts = self._read_prompts(self.prompts_path)
         others = {"held-out demonstrations": self.held_out_path, "evaluation prompts": self.evaluation_path}
@@ -249,16 +263,10 @@ class RewardDataModule(LightningDataModule):
             return self._rollout(epoch, place)
 
     def _rollout(self, epoch: int, place: int) -> RolloutBatch:
-        assert self.trainer is not None
-        assert self.prompts is not None
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.prompts))
-        share = self.prompts_per_rollout // self.trainer.world_size
-        start = place * self.prompts_per_rollout + self.trainer.global_rank * share
-        chosen = [int(prompt) for prompt in order[start : start + share]]
         if self.precomputed is not None:
-            batch = self._recall(chosen)
+            batch = self._recall(self._chosen(epoch, place))
         else:
-            batch = self._score_for_learner(self._sample(chosen, epoch))
+            batch = self._score_for_learner(self._drawn(epoch, place))
         batch = self._judge(batch)
         others = self.precomputed is not None or self.sampling.temperature != 1.0 or self.sampling.top_p < 1.0
         policy_logprob = None
@@ -320,8 +328,46 @@ class RewardDataModule(LightningDataModule):
         self.reward.frozen.to(self._device)
         return batch._replace(actions=self.reward.score_actions(batch.tokens, batch.mask, self._budget)[1])
 
-    def _sample(self, chosen: list[int], epoch: int) -> Rollouts:
-        return self._answers(self._learner.policy, chosen, seed=self.seed + 1_000_003 * (epoch + 1))
+    def _chosen(self, epoch: int, place: int) -> list[int]:
+        """Prompts of this rank in rollout number ``place`` of an epoch."""
+        assert self.trainer is not None
+        assert self.prompts is not None
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.prompts))
+        share = self.prompts_per_rollout // self.trainer.world_size
+        start = place * self.prompts_per_rollout + self.trainer.global_rank * share
+        return [int(prompt) for prompt in order[start : start + share]]
+
+    def _drawn(self, epoch: int, place: int) -> Rollouts:
+        """Answers of a rollout; where some are drawn ahead, those after it are begun."""
+        policy = self._learner.policy
+        if self._ahead is None:
+            return self._sample(policy, epoch, place)
+        ready = self._ahead.take((epoch, place))
+        drawn = ready if ready is not None else self._sample(policy, epoch, place)
+        if (following := self._following(epoch, place)) is not None:
+            self._ahead.begin(following, policy, lambda copy: self._sample(copy, *following))
+        return drawn
+
+    def _following(self, epoch: int, place: int) -> tuple[int, int] | None:
+        """Epoch and place of the next rollout; None where the run's steps end before it."""
+        assert self.trainer is not None
+        assert self.prompts is not None
+        if 0 <= self.trainer.max_steps <= self.trainer.global_step + self.refresh_every:
+            return None
+        rollouts = len(self.prompts) // self.prompts_per_rollout
+        return (epoch, place + 1) if place + 1 < rollouts else (epoch + 1, 0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing is kept, and what was drawn ahead is not used: a run goes on from a checkpoint with fresh answers.
+
+        An interrupted run and one that was not then learn from the same.
+        """
+        if self._ahead is not None:
+            self._ahead.forget()
+        return {}
+
+    def _sample(self, policy: nn.Module, epoch: int, place: int) -> Rollouts:
+        return self._answers(policy, self._chosen(epoch, place), seed=self.seed + 1_000_003 * (epoch + 1))
 
     def _answers(self, policy: nn.Module, chosen: list[int], seed: int, progress: Any = None) -> Rollouts:
         assert self.prompts is not None
@@ -342,9 +388,10 @@ class RewardDataModule(LightningDataModule):
         )
 
     def teardown(self, stage: str) -> None:
-        """Let another program that samples go."""
-        if self.sampler is not None:
-            self.sampler.close()
+        """Let go of what samples beside the policy."""
+        for held in (self.sampler, self._ahead):
+            if held is not None:
+                held.close()
 
     def _recall(self, chosen: list[int]) -> RolloutBatch:
         """Rows of the precomputed rollouts, which are made on first use."""
@@ -391,3 +438,21 @@ class RewardDataModule(LightningDataModule):
     @property
     def _device(self) -> torch.device:
         return next(self._learner.policy.parameters()).device
+
+
+def _device_to_draw_on(name: str, ranks: int) -> torch.device | None:
+    """The device that ``draw_ahead`` names; None is that of each rank's policy."""
+    if name == "same":
+        return None
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"`draw_ahead` is `same` or a device such as cuda:1; found {name!r}.") from error
+    if ranks > 1:
+        raise InputError(f"`draw_ahead` is {name!r}, and {ranks} ranks would all draw there. Say `same`.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"`draw_ahead` is {name!r}, and this process sees {torch.cuda.device_count()} GPUs. Say `same`, or let it "
+            "see more (CUDA_VISIBLE_DEVICES)."
+        )
+    return device

@@ -31,8 +31,7 @@ class RolloutLoader:
     """Yields micro-batches; makes a new rollout every ``refresh_every`` optimizer steps.
 
     Each optimizer step goes over the whole rollout in ``accumulate`` micro-batches, whose losses add up to that of one
-    big batch. It has a length, so that Lightning does not fetch ahead: a rollout is always drawn
-    from the policy as it is *after* the step before.
+    big batch. It has a length, so that Lightning does not fetch ahead: a rollout is asked for *after* the step before.
     """
 
     def __init__(

@@ -1,5 +1,6 @@
 """From prompts to sampled tokens, masks and behaviour log-probabilities."""
 
+from dpr_lightning.rollouts.ahead import DrawsAhead
 from dpr_lightning.rollouts.decode import decode_answers
 from dpr_lightning.rollouts.other_sampler import OtherSampler
 from dpr_lightning.rollouts.random import counter_uniform, sample_keys
@@ -8,6 +9,7 @@ from dpr_lightning.rollouts.vllm_sampler import VllmSampler
 
 __all__ = [
     "Combine",
+    "DrawsAhead",
     "OtherSampler",
     "SamplingOptions",
     "VllmSampler",

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+from safetensors.torch import load_file
 
 from dpr_lightning.cli.main import run
 from dpr_lightning.cli.plan import Plan, plan
@@ -108,6 +109,19 @@ def test_prompts_that_are_read_once(model: dict[str, Any], accumulate: int, fold
     held["data"]["init_args"] |= {"samples_per_prompt": 1, "prompts_per_rollout": 32}
     config.write_text(yaml.safe_dump(held))
     assert planned.peak < 0.8 * _planned(str(config)).peak
+
+
+def test_a_copy_that_draws_ahead(folder: Path, tmp_path: Path) -> None:
+    """Its weights stay, and what it takes comes on top of what the policy does meanwhile."""
+    rows = str(folder / "rows.jsonl")
+    workspace = Workspace(str(folder / "sft"), str(folder / "reference"), rows, rows)
+    config = write_dpr_config(tmp_path, workspace, max_prompt_length=1, prompts_per_rollout=16)
+    alone, beside = _planned(config), plan(["--config", config, "--data.draw_ahead", "same"])
+    (copied,) = (size for name, size in beside.stays.items() if name not in alone.stays)
+    assert copied == sum(value.numel() * 4 for value in load_file(folder / "sft" / "model.safetensors").values())
+    added = {name: size - alone.phases[name] for name, size in beside.phases.items()}
+    sampling = next(size for name, size in alone.phases.items() if name.startswith("sampling"))
+    assert sorted(added.values()) == [0, sampling, sampling]
 
 
 def test_float16_takes_as_much_as_bfloat16(folder: Path, tmp_path: Path) -> None:

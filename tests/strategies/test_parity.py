@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from tests.strategies.parity import difference, moved, steps, trained, write_inputs
 
 EXACT = ["sft:1:unclipped", "sft:3:unclipped", "dpr:3:unclipped"]
-CLOSE = ["sft:1", "sft:3", "dpr:1", "dpr:3", "dpr_one_sample:1"]
+CLOSE = ["sft:1", "sft:3", "dpr:1", "dpr:3", "dpr_one_sample:1", "dpr_ahead:1"]
 BROKEN = "sft_broken:3"
 HALF = ["sft:3:bf16", "dpr:3:bf16"]
 CASES = [*EXACT, *CLOSE, BROKEN, *HALF]

@@ -126,6 +126,7 @@ def dpr(folder: Path, scale: int, **options: Any) -> tuple[Any, Any, int]:
         refresh_every=options.get("refresh_every", 2),
         token_budget=options.get("token_budget"),
         frozen_weights=options.get("frozen_weights", "whole"),
+        draw_ahead=options.get("draw_ahead"),
     )
     return module, data, 4
 
@@ -135,6 +136,7 @@ CASES: dict[str, Any] = {
     "sft_broken": partial(sft, kind=BreaksOnce),
     "dpr": dpr,
     "dpr_one_sample": partial(dpr, samples=1, refresh_every=1),
+    "dpr_ahead": partial(dpr, samples=1, refresh_every=1, draw_ahead="same"),
     # One answer and a few rows at a time: ranks need different numbers of passes.
     "dpr_frozen_in_shards": partial(dpr, frozen_weights="shards", at_once=1, token_budget=33, zscore=True),
 }

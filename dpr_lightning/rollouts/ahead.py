@@ -1,0 +1,90 @@
+"""Answers to the next prompts, written while the policy learns from those to the last ones."""
+
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+
+import torch
+from torch import nn
+
+from dpr_lightning.errors import InputError
+from dpr_lightning.policies import PolicySpec, build_policy, fetches_weights, merged_weights
+from dpr_lightning.types import Rollouts
+
+
+class DrawsAhead:
+    """A copy of the policy that writes in a thread of its own, with the weights that the policy had when it began.
+
+    What it has written is as old as the steps that the policy took meanwhile; its ``logprob`` is of the copy, so that a
+    ratio to it corrects what is learnt.
+
+    Args:
+        source: folder of a policy with the same layers, such as π_SFT.
+        attention: transformers' attention implementation.
+        device: where the copy lies; None: where the policy does.
+    """
+
+    def __init__(self, source: str, attention: str = "sdpa", device: torch.device | None = None) -> None:
+        self._source, self._attention, self._device = source, attention, device
+        self._copy: nn.Module | None = None
+        self._thread: ThreadPoolExecutor | None = None
+        self._running: Future[Rollouts] | None = None
+        self._key: Hashable | None = None
+
+    def begin(self, key: Hashable, policy: nn.Module, write: Callable[[nn.Module], Rollouts]) -> None:
+        """Copy the weights of ``policy`` and let the copy ``write``; what was begun before is forgotten.
+
+        Raises:
+            InputError: the policy's weights are in shards.
+        """
+        if self._running is not None:
+            wait([self._running])  # the weights are in use
+        copy = self._with_weights_of(policy)
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "draws-ahead")
+        self._key, self._running = key, self._thread.submit(_written, copy, write)
+
+    def take(self, key: Hashable) -> Rollouts | None:
+        """What was begun for ``key``, as soon as it is finished; None: nothing was, or it was forgotten.
+
+        Raises whatever writing raised.
+        """
+        begun, self._key = self._key, None
+        return self._running.result() if self._running is not None and begun == key else None
+
+    def forget(self) -> None:
+        """Let nobody have what is being written."""
+        self._key = None
+
+    def close(self) -> None:
+        """End the thread, once it has written what it was at, and let the copy go; it may begin again."""
+        if self._thread is not None:
+            self._thread.shutdown()
+        self._thread, self._copy, self._running, self._key = None, None, None, None
+
+    @torch.no_grad()
+    def _with_weights_of(self, policy: nn.Module) -> nn.Module:
+        if fetches_weights(policy):
+            raise InputError(
+                "`draw_ahead` copies whole weights, and the policy's are in shards while it is sampled from. Set "
+                "`sampling_weights: whole` of the strategy, or leave `draw_ahead` out."
+            )
+        weight = next(policy.parameters())
+        if self._copy is None:
+            dtype = str(weight.dtype).removeprefix("torch.")
+            spec = PolicySpec(source=self._source, dtype=dtype, attention=self._attention)  # type: ignore[arg-type]
+            self._copy = build_policy(spec, trainable=False)[0].to(self._device or weight.device)
+        with merged_weights(policy) as (_, weights):
+            for name, own in self._copy.named_parameters():
+                own.copy_(weights[name])
+        if weight.is_cuda:
+            torch.cuda.synchronize(weight.device)  # the thread's stream does not wait for ours
+        return self._copy
+
+
+def _written(copy: nn.Module, write: Callable[[nn.Module], Rollouts]) -> Rollouts:
+    device = next(copy.parameters()).device
+    if device.type != "cuda":
+        return write(copy)
+    beside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    with torch.cuda.device(device), torch.cuda.stream(beside):
+        return write(copy)

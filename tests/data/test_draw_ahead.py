@@ -1,0 +1,153 @@
+"""Rollouts drawn while the policy learns: of which weights, and what a run that goes on learns from."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+import torch
+from torch import nn
+
+from dpr_lightning.data import RewardDataModule
+from dpr_lightning.errors import InputError
+from dpr_lightning.modules import CreditSpec, DensePathReinforce
+from dpr_lightning.policies import LoraSpec, PolicySpec
+from dpr_lightning.rollouts import SamplingOptions
+from dpr_lightning.types import RolloutBatch
+from tests.training import quiet_trainer, write_adapter, write_prompts, write_weaker_policy
+
+
+class Keep(lightning.Callback):
+    """The rollouts that were learnt from, and the weights at the end."""
+
+    def __init__(self) -> None:
+        self.batches: list[RolloutBatch] = []
+        self.ratio: list[float] = []
+        self.weights: list[torch.Tensor] = []
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.batches.append(batch)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        self.ratio.append(float(trainer.callback_metrics["train/ratio"]))
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self.weights = [weight.detach().clone() for weight in pl_module.policy.parameters()]
+
+
+@pytest.fixture(scope="module")
+def folders(tiny_policy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    root = tmp_path_factory.mktemp("ahead")
+    return {
+        "prompts": write_prompts(root / "prompts.jsonl", 6),
+        "policy": str(tiny_policy_folder),
+        "reference": write_weaker_policy(tiny_policy_folder, root / "reference"),
+    }
+
+
+def data_of(folders: dict[str, str], **options: Any) -> RewardDataModule:
+    settings: dict[str, Any] = {
+        "sampling": SamplingOptions(5), "samples_per_prompt": 2, "prompts_per_rollout": 3, "draw_ahead": "same"
+    }  # fmt: skip
+    held = {"sft": folders["policy"], "references": [folders["reference"]]}
+    return RewardDataModule(folders["prompts"], **(held | settings | options))
+
+
+def run(
+    folders: dict[str, str], root: Path, steps: int = 4, rate: float = 0.5, ckpt_path: str | None = None, **options: Any
+) -> Keep:
+    kept = Keep()
+    optimizer: Any = lambda weights: torch.optim.SGD(weights, lr=rate)  # noqa: E731
+    policy = options.pop("policy", PolicySpec(source=folders["policy"]))
+    module = DensePathReinforce(policy, credit=CreditSpec(baseline="position"), optimizer=optimizer)
+    saves = lightning.pytorch.callbacks.ModelCheckpoint(root / "saved", every_n_train_steps=2, save_top_k=-1)
+    settings = {"enable_checkpointing": True, "max_steps": steps, "max_epochs": -1, "callbacks": [kept, saves]}
+    quiet_trainer(root, **settings).fit(module, datamodule=data_of(folders, **options), ckpt_path=ckpt_path)
+    return kept
+
+
+def same(one: RolloutBatch, other: RolloutBatch) -> bool:
+    """The same answers, of weights that are the same but for where they lie."""
+    near = torch.allclose(one.behaviour_logprob, other.behaviour_logprob, atol=1e-5, rtol=0)
+    return torch.equal(one.tokens, other.tokens) and near
+
+
+def test_a_rollout_is_of_the_policy_at_the_start_of_the_step_before(folders: dict[str, str], tmp_path: Path) -> None:
+    """The first two rollouts are of π_SFT; the third, behind a checkpoint, and the fourth of what it is then."""
+    ahead = run(folders, tmp_path / "ahead")
+    still = run(folders, tmp_path / "still", steps=2, rate=0.0, draw_ahead=None)
+    fresh = run(folders, tmp_path / "fresh", draw_ahead=None)
+    (saved,) = (tmp_path / "ahead" / "saved").glob("*step=2.ckpt")
+    later = run(folders, tmp_path / "later", rate=0.0, draw_ahead=None, ckpt_path=str(saved))
+    expected = [*still.batches, *later.batches]
+    assert all(same(one, other) for one, other in zip(ahead.batches, expected, strict=True))
+    assert not same(expected[1], fresh.batches[1])
+    assert [ratio == pytest.approx(1, abs=1e-5) for ratio in fresh.ratio] == [True] * 4
+    assert [ratio == pytest.approx(1, abs=1e-5) for ratio in ahead.ratio] == [True, False, True, False]
+
+
+def test_a_run_that_goes_on_learns_from_the_same(folders: dict[str, str], tmp_path: Path) -> None:
+    whole = run(folders, tmp_path / "whole")
+    (saved,) = (tmp_path / "whole" / "saved").glob("*step=2.ckpt")
+    rest = run(folders, tmp_path / "rest", ckpt_path=str(saved))
+    assert all(same(one, other) for one, other in zip(whole.batches[2:], rest.batches, strict=True))
+    for one, other in zip(whole.weights, rest.weights, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
+
+
+def test_an_adapter_is_merged_into_the_copy(folders: dict[str, str], tmp_path: Path) -> None:
+    """What is learnt is in the adapter alone, and what is drawn in the third step has it."""
+    adapter = write_adapter(folders["policy"], tmp_path / "adapter")
+    spec = PolicySpec(source=folders["policy"], checkpoint=adapter, lora=LoraSpec(rank=2, alpha=4.0))
+    drawn = {
+        draw_ahead: run(folders, tmp_path / str(draw_ahead), 3, rate, policy=spec, sft=adapter, draw_ahead=draw_ahead)
+        for draw_ahead, rate in (("same", 0.0), (None, 0.0))
+    }
+    for ahead, fresh in zip(drawn["same"].batches, drawn[None].batches, strict=True):
+        assert torch.equal(ahead.tokens, fresh.tokens)
+        torch.testing.assert_close(ahead.behaviour_logprob, fresh.behaviour_logprob, atol=1e-5, rtol=0)
+
+
+def test_it_is_written_beside_the_step_and_never_in_vain(
+    folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[str] = []
+    sample = RewardDataModule._sample
+
+    def watched(self: Any, policy: nn.Module, epoch: int, place: int) -> Any:
+        threads.append(threading.current_thread().name.split("_")[0])
+        return sample(self, policy, epoch, place)
+
+    monkeypatch.setattr(RewardDataModule, "_sample", watched)
+    run(folders, tmp_path, steps=2)
+    assert sorted(threads) == ["MainThread", "draws-ahead"]
+    assert not any(thread.name.startswith("draws-ahead") for thread in threading.enumerate())
+
+
+def test_what_goes_wrong_there_ends_the_run(
+    folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample = RewardDataModule._sample
+
+    def breaks(self: Any, policy: nn.Module, epoch: int, place: int) -> Any:
+        if threading.current_thread() is not threading.main_thread():
+            raise torch.OutOfMemoryError("out of memory")
+        return sample(self, policy, epoch, place)
+
+    monkeypatch.setattr(RewardDataModule, "_sample", breaks)
+    with pytest.raises(torch.OutOfMemoryError):
+        run(folders, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"precomputed": "kept"}, "`draw_ahead` lets this package's sampler"),
+        ({"draw_ahead": "gpu"}, "`same` or a device such as cuda:1; found 'gpu'"),
+        ({"draw_ahead": "cuda:99"}, "'cuda:99', and this process sees"),
+    ],
+)
+def test_what_cannot_be_is_refused(options: Any, says: str, folders: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=says):
+        run(folders, tmp_path, **options)
