@@ -33,7 +33,14 @@ from dpr_lightning.policies import (
 from dpr_lightning.policies.tokenizers import same_vocabulary
 from dpr_lightning.rewards import SFT, DenseReward, RewardSpec
 from dpr_lightning.rewards.cache import policy_hash
-from dpr_lightning.rollouts import DrawsAhead, OtherSampler, SamplingOptions, decode_answers, sample
+from dpr_lightning.rollouts import (
+    DrawsAhead,
+    OtherSampler,
+    SamplingOptions,
+    decode_answers,
+    device_to_draw_on,
+    sample,
+)
 from dpr_lightning.types import RolloutBatch, Rollouts
 
 log = logging.getLogger(__name__)
@@ -167,7 +174,7 @@ class RewardDataModule(LightningDataModule):
             return
         if self.draw_ahead is not None:
             ranks = self.trainer.world_size if self.trainer is not None else 1
-            self._ahead = DrawsAhead(self.sft, self.attention, _device_to_draw_on(self.draw_ahead, ranks))
+            self._ahead = DrawsAhead(self.sft, self.attention, device_to_draw_on(self.draw_ahead, ranks))
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(self.sft)
         self.prompts = self._read_prompts(self.prompts_path)
         others = {"held-out demonstrations": self.held_out_path, "evaluation prompts": self.evaluation_path}
@@ -354,8 +361,9 @@ class RewardDataModule(LightningDataModule):
         assert self.prompts is not None
         if 0 <= self.trainer.max_steps <= self.trainer.global_step + self.refresh_every:
             return None
-        rollouts = len(self.prompts) // self.prompts_per_rollout
-        return (epoch, place + 1) if place + 1 < rollouts else (epoch + 1, 0)
+        if place + 1 < len(self.prompts) // self.prompts_per_rollout:
+            return epoch, place + 1
+        return (epoch + 1, 0) if epoch + 1 != self.trainer.max_epochs else None
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing is kept, and what was drawn ahead is not used: a run goes on from a checkpoint with fresh answers.
@@ -392,6 +400,10 @@ class RewardDataModule(LightningDataModule):
         for held in (self.sampler, self._ahead):
             if held is not None:
                 held.close()
+
+    def on_exception(self, exception: BaseException) -> None:
+        """As at the end of a run."""
+        self.teardown("fit")
 
     def _recall(self, chosen: list[int]) -> RolloutBatch:
         """Rows of the precomputed rollouts, which are made on first use."""
@@ -438,21 +450,3 @@ class RewardDataModule(LightningDataModule):
     @property
     def _device(self) -> torch.device:
         return next(self._learner.policy.parameters()).device
-
-
-def _device_to_draw_on(name: str, ranks: int) -> torch.device | None:
-    """The device that ``draw_ahead`` names; None is that of each rank's policy."""
-    if name == "same":
-        return None
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"`draw_ahead` is `same` or a device such as cuda:1; found {name!r}.") from error
-    if ranks > 1:
-        raise InputError(f"`draw_ahead` is {name!r}, and {ranks} ranks would all draw there. Say `same`.")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(
-            f"`draw_ahead` is {name!r}, and this process sees {torch.cuda.device_count()} GPUs. Say `same`, or let it "
-            "see more (CUDA_VISIBLE_DEVICES)."
-        )
-    return device

@@ -1,6 +1,6 @@
 """From prompts to sampled tokens, masks and behaviour log-probabilities."""
 
-from dpr_lightning.rollouts.ahead import DrawsAhead
+from dpr_lightning.rollouts.ahead import DrawsAhead, device_to_draw_on
 from dpr_lightning.rollouts.decode import decode_answers
 from dpr_lightning.rollouts.other_sampler import OtherSampler
 from dpr_lightning.rollouts.random import counter_uniform, sample_keys
@@ -15,6 +15,7 @@ __all__ = [
     "VllmSampler",
     "counter_uniform",
     "decode_answers",
+    "device_to_draw_on",
     "draw",
     "only",
     "sample",

@@ -81,6 +81,28 @@ class DrawsAhead:
         return self._copy
 
 
+def device_to_draw_on(name: str, ranks: int) -> torch.device | None:
+    """The device that ``draw_ahead`` names; None is that of each rank's policy.
+
+    Raises:
+        InputError: it is none, is not here, or several ``ranks`` would share it.
+    """
+    if name == "same":
+        return None
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"`draw_ahead` is `same` or a device such as cuda:1; found {name!r}.") from error
+    if ranks > 1:
+        raise InputError(f"`draw_ahead` is {name!r}, and {ranks} ranks would all draw there. Say `same`.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"`draw_ahead` is {name!r}, and this process sees {torch.cuda.device_count()} GPUs. Say `same`, or let it "
+            "see more (CUDA_VISIBLE_DEVICES)."
+        )
+    return device
+
+
 def _written(copy: nn.Module, write: Callable[[nn.Module], Rollouts]) -> Rollouts:
     device = next(copy.parameters()).device
     if device.type != "cuda":

@@ -13,7 +13,7 @@ from dpr_lightning.data import RewardDataModule
 from dpr_lightning.errors import InputError
 from dpr_lightning.modules import CreditSpec, DensePathReinforce
 from dpr_lightning.policies import LoraSpec, PolicySpec
-from dpr_lightning.rollouts import SamplingOptions
+from dpr_lightning.rollouts import SamplingOptions, device_to_draw_on
 from dpr_lightning.types import RolloutBatch
 from tests.training import quiet_trainer, write_adapter, write_prompts, write_weaker_policy
 
@@ -55,14 +55,20 @@ def data_of(folders: dict[str, str], **options: Any) -> RewardDataModule:
 
 
 def run(
-    folders: dict[str, str], root: Path, steps: int = 4, rate: float = 0.5, ckpt_path: str | None = None, **options: Any
+    folders: dict[str, str],
+    root: Path,
+    steps: int = 4,
+    rate: float = 0.5,
+    ckpt_path: str | None = None,
+    max_epochs: int = -1,
+    **options: Any,
 ) -> Keep:
     kept = Keep()
     optimizer: Any = lambda weights: torch.optim.SGD(weights, lr=rate)  # noqa: E731
     policy = options.pop("policy", PolicySpec(source=folders["policy"]))
     module = DensePathReinforce(policy, credit=CreditSpec(baseline="position"), optimizer=optimizer)
     saves = lightning.pytorch.callbacks.ModelCheckpoint(root / "saved", every_n_train_steps=2, save_top_k=-1)
-    settings = {"enable_checkpointing": True, "max_steps": steps, "max_epochs": -1, "callbacks": [kept, saves]}
+    settings = {"enable_checkpointing": True, "max_steps": steps, "max_epochs": max_epochs, "callbacks": [kept, saves]}
     quiet_trainer(root, **settings).fit(module, datamodule=data_of(folders, **options), ckpt_path=ckpt_path)
     return kept
 
@@ -109,8 +115,9 @@ def test_an_adapter_is_merged_into_the_copy(folders: dict[str, str], tmp_path: P
         torch.testing.assert_close(ahead.behaviour_logprob, fresh.behaviour_logprob, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("end", [{"steps": 2}, {"steps": -1, "max_epochs": 1}])
 def test_it_is_written_beside_the_step_and_never_in_vain(
-    folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    end: dict[str, int], folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads: list[str] = []
     sample = RewardDataModule._sample
@@ -120,7 +127,7 @@ def test_it_is_written_beside_the_step_and_never_in_vain(
         return sample(self, policy, epoch, place)
 
     monkeypatch.setattr(RewardDataModule, "_sample", watched)
-    run(folders, tmp_path, steps=2)
+    run(folders, tmp_path, **end)
     assert sorted(threads) == ["MainThread", "draws-ahead"]
     assert not any(thread.name.startswith("draws-ahead") for thread in threading.enumerate())
 
@@ -138,6 +145,7 @@ def test_what_goes_wrong_there_ends_the_run(
     monkeypatch.setattr(RewardDataModule, "_sample", breaks)
     with pytest.raises(torch.OutOfMemoryError):
         run(folders, tmp_path)
+    assert not any(thread.name.startswith("draws-ahead") for thread in threading.enumerate())
 
 
 @pytest.mark.parametrize(
@@ -151,3 +159,9 @@ def test_what_goes_wrong_there_ends_the_run(
 def test_what_cannot_be_is_refused(options: Any, says: str, folders: dict[str, str], tmp_path: Path) -> None:
     with pytest.raises(InputError, match=says):
         run(folders, tmp_path, **options)
+
+
+def test_several_ranks_draw_where_their_policies_lie() -> None:
+    assert device_to_draw_on("same", 2) is None
+    with pytest.raises(InputError, match="2 ranks would all draw there"):
+        device_to_draw_on("cpu", 2)
