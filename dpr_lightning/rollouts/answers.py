@@ -61,12 +61,11 @@ def joined(
     logprob = torch.zeros(count, longest_answer)
     for place, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         rows = slice(place * num_samples, (place + 1) * num_samples)
-        start, end = len(prompt), min(longest, len(prompt) + longest_answer)
-        written = torch.arange(longest_answer).unsqueeze(0) < answer.length.unsqueeze(1)
+        start, width = len(prompt), int(answer.length.max())
+        written = torch.arange(width).unsqueeze(0) < answer.length.unsqueeze(1)
         tokens[rows, :start] = torch.tensor(list(prompt))
-        padded = torch.where(written, answer.tokens[:, :longest_answer], pad_token)
-        tokens[rows, start:end] = padded[:, : end - start]
-        mask[rows, start:end] = written[:, : end - start]
-        logprob[rows] = torch.where(written, answer.logprob[:, :longest_answer], 0.0)
+        tokens[rows, start : start + width] = torch.where(written, answer.tokens[:, :width], pad_token)
+        mask[rows, start : start + width] = written
+        logprob[rows, :width] = torch.where(written, answer.logprob[:, :width], 0.0)
     prompt_ids = torch.tensor(list(identities)).repeat_interleave(num_samples)
     return Rollouts(tokens, mask, torch.cat([answer.terminated for answer in answers]), logprob, prompt_ids)
