@@ -97,6 +97,8 @@ def _remedies(arguments: Sequence[str]) -> list[str]:
         halved = f"--data.batch_size {size // 2}" if size is not None else f"--data.token_budget {budget // 2}"
         smaller = "" if size == 1 else f"{halved} {smaller}"
     found = [smaller] if smaller else []
+    if data.get("draw_ahead") == "same":
+        found.append("--data.draw_ahead null")
     if not policy["gradient_checkpointing"]:
         found.append("--model.policy.gradient_checkpointing true")
     ranks = _ranks(trainer)

@@ -1,6 +1,7 @@
 """What `dpr plan` counts without weights, against what training really takes."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import yaml
 from safetensors.torch import load_file
 
 from dpr_lightning.cli.main import run
-from dpr_lightning.cli.plan import Plan, plan
+from dpr_lightning.cli.plan import Plan, plan, what_helps
 from dpr_lightning.errors import InputError
 from dpr_lightning.modules.memory import LiveBytes
 from tests.tiny import write_tiny_policy
@@ -122,6 +123,11 @@ def test_a_copy_that_draws_ahead(folder: Path, tmp_path: Path) -> None:
     added = {name: size - alone.phases[name] for name, size in beside.phases.items()}
     sampling = next(size for name, size in alone.phases.items() if name.startswith("sampling"))
     assert sorted(added.values()) == [0, sampling, sampling]
+    saved = re.search(
+        r"--data\.draw_ahead null +([\d,.]+) MiB", what_helps(["--config", config, "--data.draw_ahead", "same"])
+    )
+    assert saved is not None
+    assert float(saved[1].replace(",", "")) == pytest.approx((beside.peak - alone.peak) / 2**20, abs=0.1)
 
 
 def test_float16_takes_as_much_as_bfloat16(folder: Path, tmp_path: Path) -> None:
