@@ -26,10 +26,11 @@ class Answers:
         """From lists, one for each answer."""
         length = torch.tensor([len(written) for written in tokens])
         width = int(length.max())
-        ids, logprob = torch.zeros(len(tokens), width, dtype=torch.int64), torch.zeros(len(tokens), width)
+        ids = torch.zeros(len(tokens), width, dtype=torch.int64)
+        logprob = torch.zeros(len(tokens), width, dtype=torch.float32)
         for row, (written, drawn) in enumerate(zip(tokens, logprobs, strict=True)):
             ids[row, : len(written)] = torch.tensor(written, dtype=torch.int64)
-            logprob[row, : len(drawn)] = torch.tensor(drawn)
+            logprob[row, : len(drawn)] = torch.tensor(drawn, dtype=torch.float32)
         return cls(ids, logprob, length, torch.tensor(terminated))
 
 
@@ -58,7 +59,7 @@ def joined(
     count = len(prompts) * num_samples
     tokens = torch.full((count, longest), pad_token)
     mask = torch.zeros(count, longest, dtype=torch.bool)
-    logprob = torch.zeros(count, longest_answer)
+    logprob = torch.zeros(count, longest_answer, dtype=torch.float32)
     for place, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         rows = slice(place * num_samples, (place + 1) * num_samples)
         start, width = len(prompt), int(answer.length.max())

@@ -169,7 +169,7 @@ class _Decoding:
         identity = torch.tensor(identities, device=self.device).repeat_interleave(num_samples)
         key = sample_keys(seed, identity, torch.arange(num_samples, device=self.device).repeat(len(prompts)))
         tokens = torch.full((count, limit), self.pad_token, device=self.device)
-        logprob = torch.zeros(count, limit, device=self.device)
+        logprob = torch.zeros(count, limit, dtype=torch.float32, device=self.device)
         length = torch.full((count,), limit, device=self.device)
         terminated = torch.zeros(count, dtype=torch.bool, device=self.device)
         row = torch.arange(count, device=self.device)

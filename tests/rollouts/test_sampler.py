@@ -10,6 +10,7 @@ from dpr_lightning.errors import InputError
 from dpr_lightning.functional import token_logprobs
 from dpr_lightning.policies import PolicySpec, action_logits, build_policy, sequence_logprobs
 from dpr_lightning.rollouts import SamplingOptions, counter_uniform, draw, sample, sample_keys
+from dpr_lightning.rollouts.answers import Answers
 from dpr_lightning.rollouts.cache import fill_gaps
 
 PROMPTS = [[5, 6, 7], [8, 9], [10, 11, 12, 13, 14], [7]]
@@ -197,3 +198,18 @@ def test_a_policy_that_diverged_is_not_sampled(tiny_policy_folder: Path) -> None
         sample(broken, PROMPTS, SamplingOptions(3), stop_tokens=STOP, pad_token=PAD)
     with pytest.raises(InputError, match="no prompts"):
         sample(broken, [], SamplingOptions(3), stop_tokens=STOP, pad_token=PAD)
+
+
+def test_a_default_dtype_of_others_changes_no_number(policy: torch.nn.Module) -> None:
+    """The half-precision plugins of a trainer set one, for all threads, while the policy learns."""
+    asked = {"stop_tokens": STOP, "pad_token": PAD, "num_samples": 2, "seed": 4}
+    wanted = sample(policy, PROMPTS, SamplingOptions(8), **asked)  # type: ignore[arg-type]
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = sample(policy, PROMPTS, SamplingOptions(8), **asked)  # type: ignore[arg-type]
+        listed = Answers.of([[1]], [[-8.03]], [True])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found.tokens, wanted.tokens)
+    assert torch.equal(found.logprob, wanted.logprob)
+    assert torch.equal(listed.logprob, torch.tensor([[-8.03]]))
