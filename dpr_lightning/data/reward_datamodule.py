@@ -97,8 +97,8 @@ class RewardDataModule(LightningDataModule):
             path, such as ``dpr_lightning.evaluation.verifiers.answer``. None: demonstrations are all there is.
         sampler: another program that writes the answers, such as ``VllmSampler``; None: this package does.
         draw_ahead: device where a copy of the policy writes the next rollout's answers while the policy learns from
-            this one's, such as ``cuda:1``, or ``same``: where the policy lies. A rollout is then as many steps old, when
-            it is first used, as each serves (``refresh_every``). None: the policy writes each when it is needed.
+            this one's, such as ``cuda:1``, or ``same``: where the policy lies. A rollout is then as many steps old,
+            when it is first used, as each serves (``refresh_every``). None: the policy writes each when it is needed.
     """
 
     def __init__(
