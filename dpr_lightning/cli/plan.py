@@ -158,14 +158,16 @@ def plan(arguments: Sequence[str]) -> Plan:
         own, learning = _shared_out(step, ranks, make, fetches_ahead=not lifted)
         rows = f"{shape.rows} rows of {shape.length:,} tokens"
         found = Plan(own | stays, phases | {f"learning from {rows}": learning})
-        return _with_a_copy(found, spec) if phases and data["init_args"]["draw_ahead"] == "same" else found
+        return _with_a_copy(found, spec, ranks) if phases and data["init_args"]["draw_ahead"] == "same" else found
 
 
-def _with_a_copy(found: Plan, spec: PolicySpec) -> Plan:
+def _with_a_copy(found: Plan, spec: PolicySpec, ranks: Ranks) -> Plan:
     """The same where a copy of the policy samples while the policy scores and learns."""
     copied = weight_bytes(_made(PolicySpec(**{**vars(spec), "lora": None, "checkpoint": None}), trainable=False))
     (sampling,) = (name for name in found.phases if name.startswith("sampling"))
-    beside = {name: size if name == sampling else size + found.phases[sampling] for name, size in found.phases.items()}
+    # The copy is whole: what is fetched of a policy in shards to sample from it comes once.
+    drawing = found.phases[sampling] - _together_to_ask(_made(spec), ranks)
+    beside = {name: size if name == sampling else size + drawing for name, size in found.phases.items()}
     return Plan(found.stays | {"a copy of the policy that draws ahead": copied}, beside)
 
 

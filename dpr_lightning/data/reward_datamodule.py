@@ -348,11 +348,11 @@ class RewardDataModule(LightningDataModule):
         """Answers of a rollout; where some are drawn ahead, those after it are begun."""
         policy = self._learner.policy
         if self._ahead is None:
-            return self._sample(policy, epoch, place)
+            return self._sample(epoch, place, policy)
         ready = self._ahead.take((epoch, place))
-        drawn = ready if ready is not None else self._sample(policy, epoch, place)
+        drawn = ready if ready is not None else self._sample(epoch, place, policy)
         if (following := self._following(epoch, place)) is not None:
-            self._ahead.begin(following, policy, lambda copy: self._sample(copy, *following))
+            self._ahead.begin(following, policy, partial(self._sample, *following))
         return drawn
 
     def _following(self, epoch: int, place: int) -> tuple[int, int] | None:
@@ -368,16 +368,26 @@ class RewardDataModule(LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """Nothing is kept, and what was drawn ahead is not used: a run goes on from a checkpoint with fresh answers.
 
-        An interrupted run and one that was not then learn from the same.
+        One that goes on from it then learns from the same as the one that saved it.
         """
         if self._ahead is not None:
             self._ahead.forget()
         return {}
 
-    def _sample(self, policy: nn.Module, epoch: int, place: int) -> Rollouts:
-        return self._answers(policy, self._chosen(epoch, place), seed=self.seed + 1_000_003 * (epoch + 1))
+    def _sample(
+        self, epoch: int, place: int, policy: nn.Module, unwanted: Callable[[], bool] | None = None
+    ) -> Rollouts:
+        seed = self.seed + 1_000_003 * (epoch + 1)
+        return self._answers(policy, self._chosen(epoch, place), seed, unwanted=unwanted)
 
-    def _answers(self, policy: nn.Module, chosen: list[int], seed: int, progress: Any = None) -> Rollouts:
+    def _answers(
+        self,
+        policy: nn.Module,
+        chosen: list[int],
+        seed: int,
+        progress: Any = None,
+        unwanted: Callable[[], bool] | None = None,
+    ) -> Rollouts:
         assert self.prompts is not None
         if self.sampler is None:
             write: Callable[..., Rollouts] = partial(sample, pad_token=int(self.tokenizer.pad_token_id))

@@ -68,7 +68,8 @@ def estimate_advantages(
 
         G_t = Σ_{k≥t} γ^{k−t}·[v·r_k − β·(log π_θ − log π_SFT)_k − β_ref·(log π_θ − log π_ref)_k]
 
-    π_θ is the policy at the start of the rollout's use: the one that drew it, unless ``policy_logprob`` says otherwise.
+    π_θ is the policy that drew the rollout, as a rule that at the start of its use, unless ``policy_logprob`` says
+    otherwise.
 
     Args:
         rollout: rewards and log-probabilities [B, T]; the samples of one prompt next to each other.

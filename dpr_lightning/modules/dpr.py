@@ -65,7 +65,7 @@ class DensePathReinforce(PolicyModule):
             vocabulary and samples only the future (none at discount 0).
         credit: discount, baseline, whitening, tokens or sentences.
         kl: the hold on π_SFT.
-        clip_range: ε of the ratio clip for rollouts used more than once; at ratio 1 it changes nothing.
+        clip_range: ε of the ratio clip for rollouts used more than once, or drawn ahead; at ratio 1 it changes nothing.
         improbable_floor: probability below which a negative advantage is scaled by π/floor, so that pushing down a
             token the policy already finds improbable fades instead of blowing up.
         check_start: at the first step, refuse to go on when the policy is not π_SFT or the training pass disagrees
@@ -248,7 +248,7 @@ class DensePathReinforce(PolicyModule):
             sums["sampler_gap"] = masked_sum(gap.abs(), mask)
             sums["importance_truncated"] = (mask & (gap > math.log(self.importance_cap))).sum()
         if self._on_policy:
-            # Only samples of π_θ estimate KL(π_θ‖π_SFT), in nats a response.
+            # Only samples of π_θ (drawn ahead: of an earlier one) estimate KL(π_θ‖π_SFT), in nats a response.
             sums["reverse_kl"] = masked_sum(rollout.behaviour_logprob - rollout.sft_logprob, mask)
         total = sum_over_ranks(torch.stack([value.double().to(self.device) for value in sums.values()]))
         sequences, tokens, reward = total[0], total[1], total[2]

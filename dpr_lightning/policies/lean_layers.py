@@ -1,7 +1,7 @@
 """Layers of known decoders that keep less, for the backward pass and within a forward pass, and compute the same."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache
 from typing import Any
 
 import torch
@@ -31,11 +31,20 @@ def keep_less(model: nn.Module) -> None:
     if not is_known_decoder(model):
         return
     for layer in inside_of_adapters(model).model.layers:
-        layer.mlp.forward = partial(_gated, layer.mlp, type(layer.mlp).forward)
+        layer.mlp.__class__ = _with_forward(type(layer.mlp), _gated)  # type: ignore[arg-type]
     for module in model.modules():
         if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
-            held: Any = module
-            held.forward = partial(_normed, held, type(held).forward)
+            module.__class__ = _with_forward(type(module), _normed)  # type: ignore[arg-type]
+
+
+@cache
+def _with_forward(kind: Any, forward: Callable[..., Tensor]) -> Any:
+    """A class of the same name; a function kept in each module would be a cycle, which holds on to its weights."""
+
+    def compute(module: Any, hidden: Tensor) -> Tensor:
+        return forward(module, kind.forward, hidden)
+
+    return type(kind.__name__, (kind,), {"forward": compute, "__module__": kind.__module__})
 
 
 def _autocasts() -> bool:

@@ -2,13 +2,17 @@
 
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from threading import Event
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from dpr_lightning.errors import InputError
-from dpr_lightning.policies import PolicySpec, build_policy, fetches_weights, merged_weights
+from dpr_lightning.policies import PolicySpec, build_policy, fetches_weights, inside_of_adapters, merged_weights
 from dpr_lightning.types import Rollouts
+
+Write = Callable[[nn.Module, Callable[[], bool]], Rollouts]
 
 
 class DrawsAhead:
@@ -26,40 +30,55 @@ class DrawsAhead:
     def __init__(self, source: str, attention: str = "sdpa", device: torch.device | None = None) -> None:
         self._source, self._attention, self._device = source, attention, device
         self._copy: nn.Module | None = None
+        self._stream: torch.cuda.Stream | None = None
         self._thread: ThreadPoolExecutor | None = None
         self._running: Future[Rollouts] | None = None
         self._key: Hashable | None = None
+        self._unwanted = Event()
 
-    def begin(self, key: Hashable, policy: nn.Module, write: Callable[[nn.Module], Rollouts]) -> None:
+    def begin(self, key: Hashable, policy: nn.Module, write: Write) -> None:
         """Copy the weights of ``policy`` and let the copy ``write``; what was begun before is forgotten.
+
+        Args:
+            key: to :meth:`take` it by.
+            policy: to copy.
+            write: given the copy, and a function that says whether nobody wants the rollout any more, in which case
+                it may raise.
 
         Raises:
             InputError: the policy's weights are in shards.
         """
-        if self._running is not None:
-            wait([self._running])  # the weights are in use
+        self.forget()
         copy = self._with_weights_of(policy)
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, "draws-ahead")
-        self._key, self._running = key, self._thread.submit(_written, copy, write)
+        self._unwanted.clear()
+        self._key, self._running = key, self._thread.submit(self._written, copy, write)
 
     def take(self, key: Hashable) -> Rollouts | None:
         """What was begun for ``key``, as soon as it is finished; None: nothing was, or it was forgotten.
 
         Raises whatever writing raised.
         """
-        begun, self._key = self._key, None
-        return self._running.result() if self._running is not None and begun == key else None
+        if self._running is None or self._key != key:
+            self.forget()
+            return None
+        running, self._running = self._running, None
+        return running.result()
 
     def forget(self) -> None:
-        """Let nobody have what is being written."""
-        self._key = None
+        """Let nobody have what is being written, and wait until it is given up."""
+        if self._running is not None:
+            self._unwanted.set()
+            wait([self._running])
+            self._running = None
 
     def close(self) -> None:
-        """End the thread, once it has written what it was at, and let the copy go; it may begin again."""
+        """End the thread and let the copy go; it may begin again."""
+        self.forget()
         if self._thread is not None:
             self._thread.shutdown()
-        self._thread, self._copy, self._running, self._key = None, None, None, None
+        self._thread, self._copy, self._stream = None, None, None
 
     @torch.no_grad()
     def _with_weights_of(self, policy: nn.Module) -> nn.Module:
@@ -73,12 +92,23 @@ class DrawsAhead:
             dtype = str(weight.dtype).removeprefix("torch.")
             spec = PolicySpec(source=self._source, dtype=dtype, attention=self._attention)  # type: ignore[arg-type]
             self._copy = build_policy(spec, trainable=False)[0].to(self._device or weight.device)
+            # What ends an answer is the policy's to say.
+            cast(Any, self._copy).generation_config = cast(Any, inside_of_adapters(policy)).generation_config
         with merged_weights(policy) as (_, weights):
             for name, own in self._copy.named_parameters():
                 own.copy_(weights[name])
         if weight.is_cuda:
             torch.cuda.synchronize(weight.device)  # the thread's stream does not wait for ours
         return self._copy
+
+    def _written(self, copy: nn.Module, write: Write) -> Rollouts:
+        device = next(copy.parameters()).device
+        if device.type != "cuda":
+            return write(copy, self._unwanted.is_set)
+        if self._stream is None:  # one: memory freed on a stream serves that stream alone
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        with torch.cuda.device(device), torch.cuda.stream(self._stream):
+            return write(copy, self._unwanted.is_set)
 
 
 def device_to_draw_on(name: str, ranks: int) -> torch.device | None:
@@ -101,12 +131,3 @@ def device_to_draw_on(name: str, ranks: int) -> torch.device | None:
             "see more (CUDA_VISIBLE_DEVICES)."
         )
     return device
-
-
-def _written(copy: nn.Module, write: Callable[[nn.Module], Rollouts]) -> Rollouts:
-    device = next(copy.parameters()).device
-    if device.type != "cuda":
-        return write(copy)
-    beside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    with torch.cuda.device(device), torch.cuda.stream(beside):
-        return write(copy)

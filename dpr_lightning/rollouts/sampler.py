@@ -22,6 +22,10 @@ Combine = Callable[[list[Tensor]], Tensor]
 """Turns the log-probabilities [B, V] of several models into the logits to sample from."""
 
 
+class GivenUp(Exception):
+    """Nobody wanted the answers any more."""
+
+
 @dataclass(frozen=True)
 class SamplingOptions:
     """How tokens are drawn.
@@ -78,6 +82,7 @@ def sample(
     tokenizer: PreTrainedTokenizerBase | None = None,
     begun: Sequence[int] | None = None,
     progress: Callable[[int], None] | None = None,
+    unwanted: Callable[[], bool] | None = None,
 ) -> Rollouts:
     """Let a policy answer every prompt ``num_samples`` times.
 
@@ -98,6 +103,7 @@ def sample(
         begun: of each prompt, how many of its last tokens are the beginning of its answer, where a stop string may have
             begun as well; none by default.
         progress: called with the number of sequences finished.
+        unwanted: asked before every token whether to give up.
 
     Returns:
         rollouts on the CPU; ``logprob`` is under the distribution really drawn from, temperature and top-p included
@@ -106,6 +112,7 @@ def sample(
     Raises:
         InputError: there is no prompt, one is empty, or the policy gives log-probabilities that are not numbers.
         ValueError: stop strings without a tokenizer.
+        GivenUp: ``unwanted`` said so.
     """
     if options.stop_strings and tokenizer is None:
         raise ValueError("Stop strings are looked for in text: `sample` takes the tokenizer with them.")
@@ -132,7 +139,7 @@ def sample(
                 list(prompt[len(prompt) - answered[place] :]) for place, prompt in zip(places, asked, strict=True)
             ]
             ending = Ending(stop_tokens, strings, opening, num_samples)
-            decoding = _Decoding(sources, combine, options, ending, pad_token, lockstep)
+            decoding = _Decoding(sources, combine, options, ending, pad_token, lockstep, unwanted)
             answers = decoding.run(asked, [identities[place] for place in places], num_samples, seed)
             finished.update(zip(places, answers, strict=True))
             if progress is not None:
@@ -151,10 +158,12 @@ class _Decoding:
         ending: Ending,
         pad_token: int,
         lockstep: Lockstep,
+        unwanted: Callable[[], bool] | None,
     ) -> None:
         self.models = models
         self.one_token = [OneTokenPass(model) if knows(model) else None for model in models]
         self.lockstep = lockstep
+        self.unwanted = unwanted if unwanted is not None else lambda: False
         self.combine = combine
         self.options = options
         self.pad_token = pad_token
@@ -174,6 +183,8 @@ class _Decoding:
         terminated = torch.zeros(count, dtype=torch.bool, device=self.device)
         row = torch.arange(count, device=self.device)
         for step in range(limit):
+            if self.unwanted():
+                raise GivenUp
             chosen, chosen_logprob = draw(logits, self.options, counter_uniform(key, step))
             tokens[row, step] = chosen
             logprob[row, step] = chosen_logprob

@@ -1,19 +1,19 @@
 """Rollouts drawn while the policy learns: of which weights, and what a run that goes on learns from."""
 
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import lightning
 import pytest
 import torch
-from torch import nn
 
 from dpr_lightning.data import RewardDataModule
 from dpr_lightning.errors import InputError
 from dpr_lightning.modules import CreditSpec, DensePathReinforce
-from dpr_lightning.policies import LoraSpec, PolicySpec
-from dpr_lightning.rollouts import SamplingOptions, device_to_draw_on
+from dpr_lightning.policies import LoraSpec, PolicySpec, build_policy
+from dpr_lightning.rollouts import DrawsAhead, SamplingOptions, device_to_draw_on, sample
 from dpr_lightning.types import RolloutBatch
 from tests.training import quiet_trainer, write_adapter, write_prompts, write_weaker_policy
 
@@ -61,13 +61,14 @@ def run(
     rate: float = 0.5,
     ckpt_path: str | None = None,
     max_epochs: int = -1,
+    every: int = 2,
     **options: Any,
 ) -> Keep:
     kept = Keep()
     optimizer: Any = lambda weights: torch.optim.SGD(weights, lr=rate)  # noqa: E731
     policy = options.pop("policy", PolicySpec(source=folders["policy"]))
     module = DensePathReinforce(policy, credit=CreditSpec(baseline="position"), optimizer=optimizer)
-    saves = lightning.pytorch.callbacks.ModelCheckpoint(root / "saved", every_n_train_steps=2, save_top_k=-1)
+    saves = lightning.pytorch.callbacks.ModelCheckpoint(root / "saved", every_n_train_steps=every, save_top_k=-1)
     settings = {"enable_checkpointing": True, "max_steps": steps, "max_epochs": max_epochs, "callbacks": [kept, saves]}
     quiet_trainer(root, **settings).fit(module, datamodule=data_of(folders, **options), ckpt_path=ckpt_path)
     return kept
@@ -102,17 +103,51 @@ def test_a_run_that_goes_on_learns_from_the_same(folders: dict[str, str], tmp_pa
         torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
 
 
-def test_an_adapter_is_merged_into_the_copy(folders: dict[str, str], tmp_path: Path) -> None:
-    """What is learnt is in the adapter alone, and what is drawn in the third step has it."""
+def test_an_adapter_is_merged_into_the_copy_as_it_is_then(folders: dict[str, str], tmp_path: Path) -> None:
+    """The fourth rollout is of an adapter that has taken two steps."""
     adapter = write_adapter(folders["policy"], tmp_path / "adapter")
     spec = PolicySpec(source=folders["policy"], checkpoint=adapter, lora=LoraSpec(rank=2, alpha=4.0))
-    drawn = {
-        draw_ahead: run(folders, tmp_path / str(draw_ahead), 3, rate, policy=spec, sft=adapter, draw_ahead=draw_ahead)
-        for draw_ahead, rate in (("same", 0.0), (None, 0.0))
-    }
-    for ahead, fresh in zip(drawn["same"].batches, drawn[None].batches, strict=True):
-        assert torch.equal(ahead.tokens, fresh.tokens)
-        torch.testing.assert_close(ahead.behaviour_logprob, fresh.behaviour_logprob, atol=1e-5, rtol=0)
+    ahead = run(folders, tmp_path / "ahead", rate=50.0, policy=spec, sft=adapter)
+    (saved,) = (tmp_path / "ahead" / "saved").glob("*step=2.ckpt")
+    options: Any = {"rate": 0.0, "policy": spec, "sft": adapter, "draw_ahead": None}
+    later = run(folders, tmp_path / "later", ckpt_path=str(saved), **options)
+    start = run(folders, tmp_path / "start", **options)
+    assert same(ahead.batches[3], later.batches[1])
+    assert same(ahead.batches[1], start.batches[1])
+    assert not same(later.batches[1], start.batches[3])
+
+
+def test_a_rollout_that_serves_several_steps(folders: dict[str, str], tmp_path: Path) -> None:
+    """The second is drawn while the first is learnt from twice."""
+    options: Any = {"refresh_every": 2}
+    ahead = run(folders, tmp_path / "ahead", every=100, **options)
+    still = run(folders, tmp_path / "still", rate=0.0, every=100, **(options | {"draw_ahead": None}))
+    fresh = run(folders, tmp_path / "fresh", every=100, **(options | {"draw_ahead": None}))
+    assert same(ahead.batches[2], still.batches[2])
+    assert not same(ahead.batches[2], fresh.batches[2])
+
+
+def test_what_nobody_wants_is_given_up(folders: dict[str, str], tmp_path: Path) -> None:
+    """Within a token, and not when all answers are written."""
+    model, _ = build_policy(PolicySpec(source=folders["policy"]))
+    started, ahead = threading.Event(), DrawsAhead(folders["policy"])
+    tokens: list[int] = []
+
+    def write(copy: Any, unwanted: Any) -> Any:
+        def asked() -> bool:
+            started.set()
+            tokens.append(1)
+            time.sleep(0.01)
+            return bool(unwanted())
+
+        return sample(copy, [[5]], SamplingOptions(100_000), stop_tokens=[], pad_token=0, unwanted=asked)
+
+    ahead.begin("it", model, write)
+    assert started.wait(30)
+    ahead.forget()
+    assert len(tokens) < 10_000
+    assert ahead.take("it") is None
+    ahead.close()
 
 
 @pytest.mark.parametrize("end", [{"steps": 2}, {"steps": -1, "max_epochs": 1}])
@@ -120,11 +155,11 @@ def test_it_is_written_beside_the_step_and_never_in_vain(
     end: dict[str, int], folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads: list[str] = []
-    sample = RewardDataModule._sample
+    drawn = RewardDataModule._sample
 
-    def watched(self: Any, policy: nn.Module, epoch: int, place: int) -> Any:
+    def watched(self: Any, *asked: Any) -> Any:
         threads.append(threading.current_thread().name.split("_")[0])
-        return sample(self, policy, epoch, place)
+        return drawn(self, *asked)
 
     monkeypatch.setattr(RewardDataModule, "_sample", watched)
     run(folders, tmp_path, **end)
@@ -135,12 +170,12 @@ def test_it_is_written_beside_the_step_and_never_in_vain(
 def test_what_goes_wrong_there_ends_the_run(
     folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sample = RewardDataModule._sample
+    drawn = RewardDataModule._sample
 
-    def breaks(self: Any, policy: nn.Module, epoch: int, place: int) -> Any:
+    def breaks(self: Any, *asked: Any) -> Any:
         if threading.current_thread() is not threading.main_thread():
             raise torch.OutOfMemoryError("out of memory")
-        return sample(self, policy, epoch, place)
+        return drawn(self, *asked)
 
     monkeypatch.setattr(RewardDataModule, "_sample", breaks)
     with pytest.raises(torch.OutOfMemoryError):

@@ -1,6 +1,8 @@
 """Layers that keep less, against the model's own."""
 
 import copy
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -134,8 +136,21 @@ def test_what_is_kept_is_less_by_what_can_be_made_again(dtype: torch.dtype, norm
 
 def test_others_are_left_alone() -> None:
     model = unknown_decoder()
+    before = [type(module) for module in model.modules()]
     keep_less(model)
-    assert not any("forward" in vars(module) for module in model.modules())
+    assert [type(module) for module in model.modules()] == before
+
+
+def test_a_model_that_is_let_go_is_gone() -> None:
+    _, lean = both("llama")
+    assert "forward" not in vars(lean.get_submodule("model.norm"))
+    held = [weakref.ref(weight) for weight in lean.parameters()]
+    gc.disable()
+    try:
+        del lean
+        assert not any(weight() is not None for weight in held)
+    finally:
+        gc.enable()
 
 
 def test_under_autocast_the_models_own_layers_are_called() -> None:
