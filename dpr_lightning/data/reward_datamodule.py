@@ -390,7 +390,8 @@ class RewardDataModule(LightningDataModule):
     ) -> Rollouts:
         assert self.prompts is not None
         if self.sampler is None:
-            write: Callable[..., Rollouts] = partial(sample, pad_token=int(self.tokenizer.pad_token_id))
+            pad_token = int(self.tokenizer.pad_token_id)
+            write: Callable[..., Rollouts] = partial(sample, pad_token=pad_token, unwanted=unwanted)
         else:
             write = partial(self.sampler, longest_prompt=max(map(len, self.prompts.tokens)))
         return write(

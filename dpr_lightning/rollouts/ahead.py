@@ -3,7 +3,7 @@
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from threading import Event
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,7 +29,7 @@ class DrawsAhead:
 
     def __init__(self, source: str, attention: str = "sdpa", device: torch.device | None = None) -> None:
         self._source, self._attention, self._device = source, attention, device
-        self._copy: nn.Module | None = None
+        self._copy: Any = None
         self._stream: torch.cuda.Stream | None = None
         self._thread: ThreadPoolExecutor | None = None
         self._running: Future[Rollouts] | None = None
@@ -81,7 +81,7 @@ class DrawsAhead:
         self._thread, self._copy, self._stream = None, None, None
 
     @torch.no_grad()
-    def _with_weights_of(self, policy: nn.Module) -> nn.Module:
+    def _with_weights_of(self, policy: nn.Module) -> Any:
         if fetches_weights(policy):
             raise InputError(
                 "`draw_ahead` copies whole weights, and the policy's are in shards while it is sampled from. Set "
@@ -93,7 +93,7 @@ class DrawsAhead:
             spec = PolicySpec(source=self._source, dtype=dtype, attention=self._attention)  # type: ignore[arg-type]
             self._copy = build_policy(spec, trainable=False)[0].to(self._device or weight.device)
             # What ends an answer is the policy's to say.
-            cast(Any, self._copy).generation_config = cast(Any, inside_of_adapters(policy)).generation_config
+            self._copy.generation_config = inside_of_adapters(policy).generation_config
         with merged_weights(policy) as (_, weights):
             for name, own in self._copy.named_parameters():
                 own.copy_(weights[name])

@@ -14,6 +14,7 @@ from dpr_lightning.errors import InputError
 from dpr_lightning.modules import CreditSpec, DensePathReinforce
 from dpr_lightning.policies import LoraSpec, PolicySpec, build_policy
 from dpr_lightning.rollouts import DrawsAhead, SamplingOptions, device_to_draw_on, sample
+from dpr_lightning.rollouts.sampler import GivenUp
 from dpr_lightning.types import RolloutBatch
 from tests.training import quiet_trainer, write_adapter, write_prompts, write_weaker_policy
 
@@ -148,6 +149,26 @@ def test_what_nobody_wants_is_given_up(folders: dict[str, str], tmp_path: Path) 
     assert len(tokens) < 10_000
     assert ahead.take("it") is None
     ahead.close()
+
+
+def test_a_checkpoint_ends_what_is_being_written(
+    folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is written until somebody says that nobody wants it, which a checkpoint does after every step here."""
+    given_up: list[bool] = []
+
+    def until_unwanted(*asked: Any, unwanted: Any, **options: Any) -> Any:
+        if threading.current_thread() is threading.main_thread():
+            return sample(*asked, unwanted=unwanted, **options)
+        ends = time.monotonic() + 30
+        while time.monotonic() < ends and not unwanted():
+            time.sleep(0.01)
+        given_up.append(unwanted())
+        raise GivenUp
+
+    monkeypatch.setattr("dpr_lightning.data.reward_datamodule.sample", until_unwanted)
+    run(folders, tmp_path, steps=3, every=1)
+    assert given_up == [True, True]
 
 
 @pytest.mark.parametrize("end", [{"steps": 2}, {"steps": -1, "max_epochs": 1}])
