@@ -4,16 +4,15 @@ import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
-from functools import partial
 from typing import Any, Literal, Protocol, cast
 
-import numpy as np
 import torch
 from lightning import LightningDataModule
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from dpr_lightning.data.drawing import Drawing
 from dpr_lightning.data.overlap import check_overlap
 from dpr_lightning.data.precomputed import KEPT, hash_of_prompts, hashed_options, kept_rollouts
 from dpr_lightning.data.prompts import PromptSet
@@ -28,7 +27,6 @@ from dpr_lightning.policies import (
     load_tokenizer,
     sequence_logprobs,
     shares_prompts,
-    stop_token_ids,
 )
 from dpr_lightning.policies.tokenizers import same_vocabulary
 from dpr_lightning.rewards import SFT, DenseReward, RewardSpec
@@ -39,7 +37,6 @@ from dpr_lightning.rollouts import (
     SamplingOptions,
     decode_answers,
     device_to_draw_on,
-    sample,
 )
 from dpr_lightning.types import RolloutBatch, Rollouts
 
@@ -165,6 +162,7 @@ class RewardDataModule(LightningDataModule):
         self.frozen_weights = frozen_weights
         self.seed = seed
         self.prompts: PromptSet | None = None
+        self._drawing: Drawing | None = None
         self.reward: DenseReward | None = None
         self._kept: RolloutBatch | None = None
 
@@ -245,9 +243,21 @@ class RewardDataModule(LightningDataModule):
         if self.reward is None:
             learner = cast(Any, trainer.lightning_module)
             self.attach_policy(learner.policy, learner.policy_spec, learner.tokenizer)
+        self._drawing = Drawing(
+            self.prompts,
+            self.tokenizer,
+            self.sampling,
+            self.samples_per_prompt,
+            self.prompts_per_rollout,
+            self.seed,
+            trainer.global_rank,
+            trainer.world_size,
+            self.sampler,
+            self._ahead,
+        )
         return RolloutLoader(
             self,
-            rollouts_per_epoch=len(self.prompts) // self.prompts_per_rollout,
+            rollouts_per_epoch=self._drawing.rollouts_per_epoch,
             refresh_every=self.refresh_every,
             accumulate=trainer.accumulate_grad_batches,
             sum_over_ranks=sum_over_ranks,
@@ -270,10 +280,14 @@ class RewardDataModule(LightningDataModule):
             return self._rollout(epoch, place)
 
     def _rollout(self, epoch: int, place: int) -> RolloutBatch:
+        assert self.trainer is not None
+        assert self._drawing is not None
         if self.precomputed is not None:
-            batch = self._recall(self._chosen(epoch, place))
+            batch = self._recall(self._drawing.chosen(epoch, place))
         else:
-            batch = self._score_for_learner(self._drawn(epoch, place))
+            last = 0 <= self.trainer.max_steps <= self.trainer.global_step + self.refresh_every
+            drawn = self._drawing.rollout(epoch, place, self._learner.policy, last=last, epochs=self.trainer.max_epochs)
+            batch = self._score_for_learner(drawn)
         batch = self._judge(batch)
         others = self.precomputed is not None or self.sampling.temperature != 1.0 or self.sampling.top_p < 1.0
         policy_logprob = None
@@ -335,36 +349,6 @@ class RewardDataModule(LightningDataModule):
         self.reward.frozen.to(self._device)
         return batch._replace(actions=self.reward.score_actions(batch.tokens, batch.mask, self._budget)[1])
 
-    def _chosen(self, epoch: int, place: int) -> list[int]:
-        """Prompts of this rank in rollout number ``place`` of an epoch."""
-        assert self.trainer is not None
-        assert self.prompts is not None
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.prompts))
-        share = self.prompts_per_rollout // self.trainer.world_size
-        start = place * self.prompts_per_rollout + self.trainer.global_rank * share
-        return [int(prompt) for prompt in order[start : start + share]]
-
-    def _drawn(self, epoch: int, place: int) -> Rollouts:
-        """Answers of a rollout; where some are drawn ahead, those after it are begun."""
-        policy = self._learner.policy
-        if self._ahead is None:
-            return self._sample(epoch, place, policy)
-        ready = self._ahead.take((epoch, place))
-        drawn = ready if ready is not None else self._sample(epoch, place, policy)
-        if (following := self._following(epoch, place)) is not None:
-            self._ahead.begin(following, policy, partial(self._sample, *following))
-        return drawn
-
-    def _following(self, epoch: int, place: int) -> tuple[int, int] | None:
-        """Epoch and place of the next rollout; None where the run's steps end before it."""
-        assert self.trainer is not None
-        assert self.prompts is not None
-        if 0 <= self.trainer.max_steps <= self.trainer.global_step + self.refresh_every:
-            return None
-        if place + 1 < len(self.prompts) // self.prompts_per_rollout:
-            return epoch, place + 1
-        return (epoch + 1, 0) if epoch + 1 != self.trainer.max_epochs else None
-
     def state_dict(self) -> dict[str, Any]:
         """Nothing is kept, and what was drawn ahead is not used: a run goes on from a checkpoint with fresh answers.
 
@@ -373,38 +357,6 @@ class RewardDataModule(LightningDataModule):
         if self._ahead is not None:
             self._ahead.forget()
         return {}
-
-    def _sample(
-        self, epoch: int, place: int, policy: nn.Module, unwanted: Callable[[], bool] | None = None
-    ) -> Rollouts:
-        seed = self.seed + 1_000_003 * (epoch + 1)
-        return self._answers(policy, self._chosen(epoch, place), seed, unwanted=unwanted)
-
-    def _answers(
-        self,
-        policy: nn.Module,
-        chosen: list[int],
-        seed: int,
-        progress: Any = None,
-        unwanted: Callable[[], bool] | None = None,
-    ) -> Rollouts:
-        assert self.prompts is not None
-        if self.sampler is None:
-            pad_token = int(self.tokenizer.pad_token_id)
-            write: Callable[..., Rollouts] = partial(sample, pad_token=pad_token, unwanted=unwanted)
-        else:
-            write = partial(self.sampler, longest_prompt=max(map(len, self.prompts.tokens)))
-        return write(
-            policy,
-            [self.prompts.tokens[place] for place in chosen],
-            self.sampling,
-            tokenizer=self.tokenizer,
-            stop_tokens=stop_token_ids(self.tokenizer, policy),
-            num_samples=self.samples_per_prompt,
-            seed=seed,
-            prompt_ids=chosen,
-            progress=progress,
-        )
 
     def teardown(self, stage: str) -> None:
         """Let go of what samples beside the policy."""
@@ -444,11 +396,12 @@ class RewardDataModule(LightningDataModule):
     def _kept_parts(self) -> dict[str, Tensor]:
         """One rollout of π_SFT over all prompts, scored."""
         assert self.prompts is not None
+        assert self._drawing is not None
         assert self.reward is not None
         self.reward.frozen.to(self._device)
         total = len(self.prompts) * self.samples_per_prompt
         with self.reward.frozen.use(SFT) as policy, tqdm(total=total, desc="rollouts of π_SFT") as bar:
-            rollouts = self._answers(policy, list(range(len(self.prompts))), self.seed, bar.update)
+            rollouts = self._drawing.answers(policy, list(range(len(self.prompts))), self.seed, bar.update)
         with tqdm(total=total, desc="rewards") as bar:
             scored = self.score(rollouts, bar.update)
         return {name: getattr(scored, name) for name in KEPT}

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from dpr_lightning.data import RewardDataModule
+from dpr_lightning.data.drawing import Drawing
 from dpr_lightning.errors import InputError
 from dpr_lightning.modules import CreditSpec, DensePathReinforce
 from dpr_lightning.policies import LoraSpec, PolicySpec, build_policy
@@ -166,7 +167,7 @@ def test_a_checkpoint_ends_what_is_being_written(
         given_up.append(unwanted())
         raise GivenUp
 
-    monkeypatch.setattr("dpr_lightning.data.reward_datamodule.sample", until_unwanted)
+    monkeypatch.setattr("dpr_lightning.data.drawing.sample", until_unwanted)
     run(folders, tmp_path, steps=3, every=1)
     assert given_up == [True, True]
 
@@ -176,13 +177,13 @@ def test_it_is_written_beside_the_step_and_never_in_vain(
     end: dict[str, int], folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads: list[str] = []
-    drawn = RewardDataModule._sample
+    drawn = Drawing._written
 
     def watched(self: Any, *asked: Any) -> Any:
         threads.append(threading.current_thread().name.split("_")[0])
         return drawn(self, *asked)
 
-    monkeypatch.setattr(RewardDataModule, "_sample", watched)
+    monkeypatch.setattr(Drawing, "_written", watched)
     run(folders, tmp_path, **end)
     assert sorted(threads) == ["MainThread", "draws-ahead"]
     assert not any(thread.name.startswith("draws-ahead") for thread in threading.enumerate())
@@ -191,14 +192,14 @@ def test_it_is_written_beside_the_step_and_never_in_vain(
 def test_what_goes_wrong_there_ends_the_run(
     folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drawn = RewardDataModule._sample
+    drawn = Drawing._written
 
     def breaks(self: Any, *asked: Any) -> Any:
         if threading.current_thread() is not threading.main_thread():
             raise torch.OutOfMemoryError("out of memory")
         return drawn(self, *asked)
 
-    monkeypatch.setattr(RewardDataModule, "_sample", breaks)
+    monkeypatch.setattr(Drawing, "_written", breaks)
     with pytest.raises(torch.OutOfMemoryError):
         run(folders, tmp_path)
     assert not any(thread.name.startswith("draws-ahead") for thread in threading.enumerate())

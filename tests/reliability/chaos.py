@@ -20,7 +20,7 @@ import torch
 
 from dpr_lightning.callbacks import checkpoint_store, reference_checkpoints
 from dpr_lightning.cli.main import main as dpr
-from dpr_lightning.data import reward_datamodule, token_cache
+from dpr_lightning.data import drawing, token_cache
 from dpr_lightning.errors import REQUEUE
 from tests.reliability.runs import STAGES, differences, write_configs, write_inputs
 
@@ -71,7 +71,7 @@ def wound(kind: str, at: int) -> None:
     elif kind == "sealed":
         die_inside(checkpoint_store.CheckpointStore, "finish", at, after=True)  # the ones before are not pruned yet
     elif kind == "rollout":
-        die_inside(reward_datamodule, "sample", at, after=True)
+        die_inside(drawing, "sample", at, after=True)
     elif kind == "policy":
         die_inside(reference_checkpoints, "save_policy", at)
     elif kind == "cache":
