@@ -7,6 +7,8 @@ import sys
 import time
 from typing import Any
 
+import torch
+
 
 class Gate:
     """Between two steps of a worker, standing where a trainer calls back.
@@ -17,7 +19,7 @@ class Gate:
     def __init__(self) -> None:
         self._answers = os.fdopen(os.dup(1), "w", buffering=1)
         os.dup2(2, 1)
-        self._wall = self._cpu = 0.0
+        self._clock, self._cpu = Clock(), 0.0
 
     def ready(self, **said: Any) -> None:
         """Everything is loaded; wait for the first turn."""
@@ -25,11 +27,11 @@ class Gate:
 
     def begin(self) -> None:
         """Measure from here on: what was before is not the workload."""
-        self._wall, self._cpu = time.perf_counter(), _cpu_seconds()
+        self._clock, self._cpu = Clock(), _cpu_seconds()
 
     def done(self, **said: Any) -> None:
         """A step has ended; tell what it took, and wait for the next."""
-        wall, cpu = time.perf_counter() - self._wall, _cpu_seconds() - self._cpu
+        wall, cpu = self._clock.seconds(), _cpu_seconds() - self._cpu
         self._say({"wall": wall, "cpu": cpu, "peak": _peak_bytes(), **said})
 
     def _say(self, said: dict[str, Any]) -> None:
@@ -38,6 +40,30 @@ class Gate:
             self._answers.flush()
             os._exit(0)  # trainers and their threads have nothing left to do
         self.begin()
+
+
+class Clock:
+    """Seconds since it was made: of the GPU's stream where there is one, which may still be at work."""
+
+    def __init__(self) -> None:
+        self._event = _event()
+        self._begun = time.perf_counter()
+
+    def seconds(self) -> float:
+        """Waits for the GPU."""
+        if self._event is None:
+            return time.perf_counter() - self._begun
+        end = _event()
+        torch.cuda.synchronize()
+        return float(self._event.elapsed_time(end)) / 1000
+
+
+def _event() -> Any:
+    if not torch.cuda.is_available():
+        return None
+    event: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record()
+    return event
 
 
 def begin_after_reading(model: Any, gate: Gate) -> None:
@@ -56,5 +82,7 @@ def _cpu_seconds() -> float:
 
 
 def _peak_bytes() -> int:
-    """The most memory that this process ever had."""
+    """The most memory that this process ever had; of the GPU where there is one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

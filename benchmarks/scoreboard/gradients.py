@@ -16,20 +16,26 @@ def write_gradients(file: Path, model: Any, tokens: Tensor, mask: Tensor, loss: 
 
 
 def compare_gradients(file: Path, policy: Path) -> dict[str, float]:
-    """Distance of the loss in nats a token, and cosine of the gradient, from autograd in float32 on the same batch."""
+    """Distance of the loss in nats a token, and cosine of the gradient, from autograd in float32 on the same batch.
+
+    A row at a time: a whole batch of logits may be more than there is room for.
+    """
     from safetensors import safe_open
     from transformers import AutoModelForCausalLM
 
     with safe_open(file, "pt") as opened:
         loss = float(json.loads(opened.metadata()["loss"]))
-    held = load_file(file)
-    model: Any = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32)
-    tokens, mask = held["tokens"], held["mask"]
-    logprob = model(input_ids=tokens).logits[:, :-1].log_softmax(-1)
-    acted = logprob.gather(-1, tokens[:, 1:, None]).squeeze(-1)[mask[:, 1:]]
-    exact = -acted.mean()
-    exact.backward()
-    off = abs(loss - float(exact.detach()))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    held = load_file(file, device)
+    model: Any = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32).to(device)
+    exact = 0.0
+    for tokens, mask in zip(held["tokens"], held["mask"], strict=True):
+        logprob = model(input_ids=tokens[None]).logits[0, :-1].log_softmax(-1)
+        acted = logprob.gather(-1, tokens[1:, None]).squeeze(-1)[mask[1:]]
+        part = -acted.sum() / held["mask"][:, 1:].sum()
+        part.backward()
+        exact += float(part.detach())
+    off = abs(loss - exact)
     inner = ours = theirs = 0.0
     for name, weight in model.named_parameters():
         found, wanted = held[f"grad.{name}"].double(), weight.grad.double()

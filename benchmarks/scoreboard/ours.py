@@ -18,6 +18,8 @@ from dpr_lightning.policies import PolicySpec, build_policy, sequence_logprobs
 from dpr_lightning.rewards import RewardSpec
 from dpr_lightning.rollouts import SamplingOptions, sample
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
 
 class _Turns(Callback):
     """Steps at the gate; the first batch and its gradient go to a file."""
@@ -107,8 +109,9 @@ def _rows(folder: Path, name: str, tokenizer: Any) -> tuple[list[list[int]], lis
 def score(gate: Gate, folder: Path, work: Workload) -> None:
     """C2: log-probabilities of given completions."""
     model, tokenizer = build_policy(_policy(folder, work), trainable=False)
+    model.to(DEVICE)
     prompts, completions = _rows(folder, "score", tokenizer)
-    tokens = torch.tensor([prompt + rest for prompt, rest in zip(prompts, completions, strict=True)])
+    tokens = torch.tensor([prompt + rest for prompt, rest in zip(prompts, completions, strict=True)], device=DEVICE)
     mask = torch.zeros_like(tokens, dtype=torch.bool)
     mask[:, work.prompt :] = True
     gate.ready()
@@ -122,7 +125,7 @@ def score(gate: Gate, folder: Path, work: Workload) -> None:
 def decode(gate: Gate, folder: Path, work: Workload) -> None:
     """C3: the clock begins when the prompts have been read."""
     model, tokenizer = build_policy(_policy(folder, work), trainable=False)
-    begin_after_reading(model, gate)
+    begin_after_reading(model.to(DEVICE), gate)
     prompts, _ = _rows(folder, "decode", tokenizer)
     options = SamplingOptions(max_new_tokens=work.completion, batch_size=work.rows)
     gate.ready()

@@ -26,6 +26,7 @@ from benchmarks.scoreboard.gate import Gate, begin_after_reading
 from benchmarks.scoreboard.gradients import write_gradients
 from benchmarks.scoreboard.workloads import Workload
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 COMMON: dict[str, Any] = {
     "learning_rate": 1e-5,
     "lr_scheduler_type": "constant",
@@ -35,7 +36,7 @@ COMMON: dict[str, Any] = {
     "disable_tqdm": True,
     "logging_steps": 1,
     "num_train_epochs": 1,
-    "use_cpu": not torch.cuda.is_available(),
+    "use_cpu": DEVICE == "cpu",
 }
 
 
@@ -119,7 +120,7 @@ def train_sft(gate: Gate, folder: Path, work: Workload, variant: dict[str, Any])
 
 
 def _frozen(folder: Path, work: Workload) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=work.dtype).eval()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=work.dtype).eval().to(DEVICE)
 
 
 @torch.no_grad()
@@ -133,7 +134,7 @@ def score(gate: Gate, folder: Path, work: Workload, variant: dict[str, Any]) -> 
     """C2: one forward pass and TRL's log-softmax of the chosen tokens."""
     model = _frozen(folder / "sft", work)
     prompts, completions = _rows(folder, "score")
-    tokens = torch.tensor([prompt + rest for prompt, rest in zip(prompts, completions, strict=True)])
+    tokens = torch.tensor([prompt + rest for prompt, rest in zip(prompts, completions, strict=True)], device=DEVICE)
     gate.ready()
     at_once = variant["rows"]
     for start in range(0, len(tokens), work.rows):
@@ -149,7 +150,7 @@ def decode(gate: Gate, folder: Path, work: Workload, variant: dict[str, Any]) ->
     begin_after_reading(model, gate)
     gate.ready()
     for start in range(0, len(prompts), work.rows):
-        tokens = torch.tensor(prompts[start : start + work.rows])
+        tokens = torch.tensor(prompts[start : start + work.rows], device=DEVICE)
         found = model.generate(
             tokens,
             attention_mask=torch.ones_like(tokens),
@@ -165,17 +166,14 @@ def decode(gate: Gate, folder: Path, work: Workload, variant: dict[str, Any]) ->
 def train_dpr(gate: Gate, folder: Path, work: Workload, variant: dict[str, Any]) -> None:
     """C4: RLOO, whose reward is the sum of log π_SFT − log π_ref over a completion."""
     turns = _Turns(gate)
-    frozen = [
-        AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.bfloat16).eval()
-        for name in ("sft", "reference")
-    ]
+    frozen = [_frozen(folder / name, work) for name in ("sft", "reference")]
     tokenizer = AutoTokenizer.from_pretrained(folder / "sft")
 
     def reward(prompts: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
         turns.acted += sum(map(len, completion_ids))
         found = []
         for prompt, completion in zip(prompts, completion_ids, strict=True):
-            tokens = torch.tensor([[*tokenizer(prompt)["input_ids"], *completion]])
+            tokens = torch.tensor([[*tokenizer(prompt)["input_ids"], *completion]], device=DEVICE)
             logprob = [_logprobs(model, tokens, len(completion)).float() for model in frozen]
             found.append(float((logprob[0] - logprob[1]).sum()))
         return found
@@ -187,7 +185,8 @@ def train_dpr(gate: Gate, folder: Path, work: Workload, variant: dict[str, Any])
         found: list[float] = []
         for start in range(0, len(prompts), 16):
             part = range(start, min(len(prompts), start + 16))
-            tokens = torch.tensor([[*tokenizer(prompts[place])["input_ids"], *completion_ids[place]] for place in part])
+            rows = [[*tokenizer(prompts[place])["input_ids"], *completion_ids[place]] for place in part]
+            tokens = torch.tensor(rows, device=DEVICE)
             logprob = [_logprobs(model, tokens, work.completion).float() for model in frozen]
             found += (logprob[0] - logprob[1]).sum(1).tolist()
         return found

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.scoreboard.workloads import WORKLOADS, Workload
+from benchmarks.scoreboard.workloads import CPU, GPU, Workload
 
 BEGIN, END = "<!-- scoreboard: written by benchmarks/scoreboard/report.py -->", "<!-- end of scoreboard -->"
 NAMES = {
@@ -18,7 +18,7 @@ NAMES = {
 }
 
 
-def table(name: str, found: dict[str, Any]) -> str:
+def table(found: dict[str, Any]) -> str:
     """One workload."""
     work = Workload(**found["work"])
     kept = {side: turns[found["warmups"] :] for side, turns in found["turns"].items()}
@@ -29,7 +29,7 @@ def table(name: str, found: dict[str, Any]) -> str:
         "",
         f"{work.rows} sequences of {work.prompt} + {work.completion} tokens"
         + (f", {work.samples} of a prompt" if work.samples > 1 else "")
-        + f", {found['shape']}; commit {found['commit']}, {found['date']}; {found['machine']}; "
+        + f", {work.shape}; commit {found['commit']}, {found['date']}; {found['machine']}; "
         f"{len(kept['ours'])} rounds after {found['warmups']}, "
         f"{work.dtype} products at {rate / 1e9:,.0f} GFLOP/s. "
         f"Floor: {found['tokens'] / floor:,.0f} tokens/s.",
@@ -39,10 +39,10 @@ def table(name: str, found: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|" + ("---|" if "gate" in found else ""),
     ]
     for side, turns in kept.items():
-        tokens = [_tokens(name, turn, found) for turn in turns]
+        tokens = [_tokens(work, turn, found) for turn in turns]
         speed = [count / turn["wall"] for count, turn in zip(tokens, turns, strict=True)]
         against = [
-            turn["wall"] / other["wall"] * _tokens(name, other, found) / count
+            turn["wall"] / other["wall"] * _tokens(work, other, found) / count
             for turn, other, count in zip(turns, kept["ours"], tokens, strict=True)
         ]
         ratio = f"{median(against):.2f} ({min(against):.2f}–{max(against):.2f})"
@@ -61,9 +61,9 @@ def table(name: str, found: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _tokens(name: str, turn: dict[str, Any], found: dict[str, Any]) -> float:
+def _tokens(work: Workload, turn: dict[str, Any], found: dict[str, Any]) -> float:
     """Of a DPR step those that were really written: a random policy ends an answer early now and then."""
-    return float(turn["acted"]) if name == "dpr" else float(found["tokens"])
+    return float(turn["acted"]) if work.kind == "dpr" else float(found["tokens"])
 
 
 def main() -> None:
@@ -73,7 +73,8 @@ def main() -> None:
     parser.add_argument("--page", type=Path, default=Path("docs/performance.md"))
     given = parser.parse_args()
     results = json.loads(given.results.read_text())
-    written = "\n".join(table(name, results[name]) for name in WORKLOADS if name in results)
+    keys = [*CPU, *(f"gpu_{kind}" for kind in GPU)]
+    written = "\n".join(table(results[key]) for key in keys if key in results)
     page = given.page.read_text()
     before, _, rest = page.partition(BEGIN)
     _, mark, after = rest.partition(END)

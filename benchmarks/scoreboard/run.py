@@ -1,6 +1,7 @@
 """The scoreboard: this package and its peers on the same work, taking turns.
 
 make bench                                              # builds the peers' environment, measures, writes the tables
+make bench BENCH_ARGS=--gpu                             # the rows of a GPU: half a billion weights, eight minutes
 python -m benchmarks.scoreboard.run --workloads sft     # one row
 python -m benchmarks.scoreboard.run --shape tiny        # to try the script itself
 
@@ -24,7 +25,7 @@ import torch
 
 from benchmarks.scoreboard.gradients import compare_gradients
 from benchmarks.scoreboard.material import write_material
-from benchmarks.scoreboard.workloads import SHAPES, WORKLOADS, counted_tokens, least_operations
+from benchmarks.scoreboard.workloads import CPU, GPU, SHAPES, Workload, counted_tokens, least_operations
 
 SIDES = {
     "sft": ["ours", "trl", "trl_tuned", "transformers"],
@@ -74,9 +75,9 @@ class Worker:
         self.process.wait()
 
 
-def gemm_rate(dtype: torch.dtype, size: int = 2048) -> float:
+def gemm_rate(dtype: torch.dtype) -> float:
     """Operations a second of one large product, the best of three."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device, size = ("cuda", 8192) if torch.cuda.is_available() else ("cpu", 2048)
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best = float("inf")
     for _ in range(3):
@@ -87,18 +88,33 @@ def gemm_rate(dtype: torch.dtype, size: int = 2048) -> float:
     return 2 * size**3 / best
 
 
-def measure(workload: str, sides: list[str], peers: str, folder: Path, dtype: str, rounds: int) -> dict[str, Any]:
-    """All sides in turn, ``rounds`` times; what each turn took, and the rate of products in between."""
-    workers = [Worker(sys.executable if side == "ours" else peers, side, workload, folder) for side in sides]
+def measure(
+    work: Workload, sides: list[str], peers: str, folder: Path, warmups: int, rounds: int, ends: float
+) -> dict[str, Any]:
+    """All sides in turn, ``rounds`` times; what each turn took, and the rate of products in between.
+
+    Args:
+        work: what a turn is.
+        sides: who does it.
+        peers: Python of the environment with TRL.
+        folder: of its material.
+        warmups: rounds that do not count.
+        rounds: all of them.
+        ends: no round that could be left out begins after this time (``time.monotonic``), in seconds.
+    """
+    workers = [Worker(sys.executable if side == "ours" else peers, side, work.kind, folder) for side in sides]
     turns: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     rates = []
     try:
         for place in range(rounds):
-            rates.append(gemm_rate(getattr(torch, dtype)))
+            if place > warmups and time.monotonic() > ends:
+                print(f"{work.kind}: no time for more than {place} rounds.", file=sys.stderr)
+                break
+            rates.append(gemm_rate(getattr(torch, work.dtype)))
             for worker in workers:
                 found = worker.turn()
                 turns[worker.side].append(found)
-                print(f"{workload} {place} {worker.side}: {found['wall']:.2f} s", file=sys.stderr, flush=True)
+                print(f"{work.kind} {place} {worker.side}: {found['wall']:.2f} s", file=sys.stderr, flush=True)
     finally:
         for worker in workers:
             worker.end()
@@ -108,8 +124,12 @@ def measure(workload: str, sides: list[str], peers: str, folder: Path, dtype: st
 def main() -> None:
     """Measure, and leave the numbers in a file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workloads", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS))
-    parser.add_argument("--shape", choices=list(SHAPES), default="smollm2_135m")
+    parser.add_argument("--workloads", nargs="+", choices=list(CPU), default=list(CPU))
+    parser.add_argument("--gpu", action="store_true", help="the rows of a GPU instead of those of a CPU")
+    parser.add_argument(
+        "--minutes", type=float, help="no round begins later but for one that counts; 8 with --gpu, no limit without"
+    )
+    parser.add_argument("--shape", choices=list(SHAPES), help="of the models, instead of each row's own")
     parser.add_argument("--peers", default=".cache/peers/bin/python", help="Python of the environment with TRL")
     parser.add_argument("--warmups", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
@@ -121,28 +141,35 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(".cache/bench"))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/scoreboard/results.json"))
     given = parser.parse_args()
-    shape, rounds = SHAPES[given.shape], given.warmups + given.repeats
-    folder = given.folder.resolve() / given.shape
-    folder.mkdir(parents=True, exist_ok=True)
-    workloads = {name: WORKLOADS[name].resized(given.rows, given.dtype) for name in given.workloads}
-    write_material(folder, shape, workloads, rounds + 1)
+    if given.gpu and not torch.cuda.is_available() and given.shape is None:
+        parser.error("--gpu measures a GPU, and PyTorch sees none here; `--gpu --shape tiny` tries the script itself")
+    minutes = given.minutes if given.minutes is not None else 8.0 if given.gpu else float("inf")
+    ends, rounds = time.monotonic() + 60 * minutes, given.warmups + given.repeats
+    rows_of = GPU if given.gpu else CPU
+    workloads = {kind: rows_of[kind].resized(given.rows, given.dtype, given.shape) for kind in given.workloads}
+    folders = {shape: given.folder.resolve() / shape for shape in sorted({work.shape for work in workloads.values()})}
+    for shape, folder in folders.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        those = {name: work for name, work in workloads.items() if work.shape == shape}
+        write_material(folder, SHAPES[shape], those, rounds + 1)
     results = json.loads(given.output.read_text()) if given.output.exists() else {}
-    for workload, work in workloads.items():
-        sides = [side for side in SIDES[workload] if given.sides is None or side in given.sides]
-        found = measure(workload, sides, given.peers, folder, given.dtype, rounds)
-        if workload == "sft":
+    for place, (kind, work) in enumerate(workloads.items()):
+        folder = folders[work.shape]
+        sides = [side for side in SIDES[kind] if given.sides is None or side in given.sides]
+        share = time.monotonic() + (ends - time.monotonic()) / (len(workloads) - place)
+        found = measure(work, sides, given.peers, folder, given.warmups, rounds, share)
+        if kind == "sft":
             found["gate"] = {side: compare_gradients(folder / f"{side}.safetensors", folder / "sft") for side in sides}
         found |= {
-            "shape": given.shape,
             "warmups": given.warmups,
             "work": asdict(work),
-            "tokens": counted_tokens(workload, work),
-            "operations": least_operations(workload, work, shape),
+            "tokens": counted_tokens(work),
+            "operations": least_operations(work),
             "commit": _said("git", "rev-parse", "--short", "HEAD") + ("+" if _said("git", "status", "--short") else ""),
             "date": datetime.now(UTC).strftime("%Y-%m-%d"),
             "machine": _machine(),
         }
-        results[workload] = found
+        results[f"gpu_{kind}" if given.gpu else kind] = found
         given.output.write_text(json.dumps(results, indent=1) + "\n")
 
 

@@ -40,6 +40,7 @@ class Shape:
 
 SHAPES = {
     "smollm2_135m": Shape(576, 1536, 30, 9, 3, 49152),
+    "qwen2_5_half_billion": Shape(896, 4864, 24, 14, 2, 151936),
     "tiny": Shape(64, 128, 2, 2, 1, 512),
 }
 
@@ -49,14 +50,17 @@ class Workload:
     """One row of the scoreboard.
 
     Args:
+        kind: what is done: ``sft``, ``score``, ``decode`` or ``dpr``.
         rows: sequences of a step; for policy gradients, prompts × samples.
         prompt: tokens.
         completion: tokens.
         samples: answers to one prompt.
         micro_batches: of one optimizer step.
         dtype: that products are computed in, on all sides.
+        shape: of the models, one of :data:`SHAPES`.
     """
 
+    kind: str
     title: str
     rows: int
     prompt: int
@@ -64,6 +68,7 @@ class Workload:
     samples: int = 1
     micro_batches: int = 1
     dtype: str = "bfloat16"
+    shape: str = "smollm2_135m"
 
     @property
     def length(self) -> int:
@@ -79,39 +84,49 @@ class Workload:
         """What :meth:`write` wrote."""
         return cls(**json.loads(file.read_text()))
 
-    def resized(self, rows: int | None, dtype: str) -> "Workload":
+    def resized(self, rows: int | None, dtype: str, shape: str | None) -> "Workload":
         """The same on another machine."""
-        return replace(self, rows=self.rows if rows is None else rows, dtype=dtype)
+        return replace(self, rows=rows or self.rows, dtype=dtype, shape=shape or self.shape)
 
 
-WORKLOADS = {
-    "sft": Workload("C1 SFT", rows=8, prompt=128, completion=128),
-    "score": Workload("C2 scoring by one frozen model", rows=16, prompt=128, completion=128),
-    "decode": Workload("C3 decoding", rows=64, prompt=128, completion=33),
-    "dpr": Workload("C4 DPR step", rows=64, prompt=64, completion=64, samples=8, micro_batches=4),
+CPU = {
+    "sft": Workload("sft", "C1 SFT", rows=8, prompt=128, completion=128),
+    "score": Workload("score", "C2 scoring by one frozen model", rows=16, prompt=128, completion=128),
+    "decode": Workload("decode", "C3 decoding", rows=64, prompt=128, completion=33),
+    "dpr": Workload("dpr", "C4 DPR step", rows=64, prompt=64, completion=64, samples=8, micro_batches=4),
+}
+_HALF_BILLION = {"shape": "qwen2_5_half_billion"}
+GPU = {
+    # Rows without padding: what packing makes of shorter ones.
+    "sft": Workload("sft", "G1 SFT", rows=32, prompt=128, completion=896, **_HALF_BILLION),
+    "score": Workload("score", "G2 scoring by one frozen model", rows=64, prompt=512, completion=512, **_HALF_BILLION),
+    "decode": Workload("decode", "G5 decoding", rows=512, prompt=128, completion=129, **_HALF_BILLION),
+    "dpr": Workload(
+        "dpr", "G6 DPR step", rows=512, prompt=256, completion=256, samples=8, micro_batches=8, **_HALF_BILLION
+    ),
 }
 
 
-def counted_tokens(name: str, work: Workload) -> int:
+def counted_tokens(work: Workload) -> int:
     """Tokens that a step's speed is quoted in: all of SFT and scoring; those sampled one by one of the other two."""
-    if name == "decode":
+    if work.kind == "decode":
         return work.rows * (work.completion - 1)  # reading the prompt gives the first
-    return work.rows * (work.completion if name == "dpr" else work.length)
+    return work.rows * (work.completion if work.kind == "dpr" else work.length)
 
 
-def least_operations(name: str, work: Workload, shape: Shape) -> float:
+def least_operations(work: Workload) -> float:
     """Operations that a step cannot do without.
 
     Training is 3 forward passes. A DPR step is sampling, two frozen models, and training, and in each of them a prompt
     can be read once for all of its samples (performance notes: 6 forward passes a completion token).
     """
-    half = work.length / 2
-    if name == "sft":
+    shape, half = SHAPES[work.shape], work.length / 2
+    if work.kind == "sft":
         return 3 * work.rows * work.length * shape.forward(context=half, scored=work.completion / work.length)
-    if name == "score":
+    if work.kind == "score":
         return work.rows * work.length * shape.forward(context=half, scored=work.completion / work.length)
     late = work.prompt + work.completion / 2
-    if name == "decode":
+    if work.kind == "decode":
         return work.rows * (work.completion - 1) * shape.forward(context=late, scored=1.0)
     written = work.rows * work.completion * shape.forward(context=late, scored=1.0)
     read = work.rows * work.prompt * shape.forward(context=work.prompt / 2, scored=0.0)

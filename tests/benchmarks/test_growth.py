@@ -19,8 +19,8 @@ from tests.training import quiet_trainer
 
 # Wide for its length, as real models are, so that attention to padding or to the future is a small part.
 SHAPE = Shape(hidden_size=256, intermediate_size=512, layers=2, heads=4, kv_heads=2, vocabulary=600)
-SFT = Workload("", rows=8, prompt=24, completion=40)
-DPR = Workload("", rows=16, prompt=16, completion=24, samples=4)
+SFT = Workload("sft", "", rows=8, prompt=24, completion=40)
+DPR = Workload("dpr", "", rows=16, prompt=16, completion=24, samples=4)
 
 
 @pytest.fixture(scope="module")
