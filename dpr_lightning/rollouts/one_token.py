@@ -85,8 +85,14 @@ def _rotate(heads: Tensor, cosine: Tensor, turned: Tensor) -> Tensor:
 
 
 def _norm(layer: Any, hidden: Tensor) -> Tensor:
-    """``layer(hidden)`` in one operation instead of six."""
-    return rms_norm(hidden, layer.weight.shape, layer.weight, layer.variance_epsilon)
+    """``layer(hidden)`` in fewer operations."""
+    weight, epsilon = layer.weight, layer.variance_epsilon
+    if not hidden.is_cpu or hidden.dtype != torch.float32:
+        return rms_norm(hidden, weight.shape, weight, epsilon)
+    # A CPU takes `rms_norm` apart: 52 µs for 16 rows of 128, and 22 so (one thread).
+    length = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True)
+    squares = torch.addcmul(hidden.new_full((), epsilon), length, length, value=1 / hidden.shape[-1])
+    return (hidden * squares.rsqrt_()).mul_(weight)
 
 
 def _product(layer: nn.Module, rows: Tensor) -> Tensor:

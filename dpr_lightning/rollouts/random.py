@@ -30,6 +30,6 @@ def sample_keys(seed: int, prompt: Tensor, sample: Tensor) -> Tensor:
     return _mix(_mix(_mix(torch.full_like(prompt, seed)) + prompt) + sample)
 
 
-def counter_uniform(key: Tensor, position: int) -> Tensor:
-    """Uniform float64 numbers in [0, 1), one for each key [B], at a position of its sequence."""
-    return _shift(_mix(key + _mix(torch.full_like(key, position))), 11).double() * 2.0**-53
+def counter_uniform(key: Tensor, position: Tensor) -> Tensor:
+    """Uniform float64 numbers in [0, 1) for each key [B] and each of its sequence's positions [T]: [B, T]."""
+    return _shift(_mix(key.unsqueeze(1) + _mix(position)), 11).double() * 2.0**-53

@@ -18,6 +18,8 @@ from dpr_lightning.types import Rollouts
 
 _BLOCK = 256
 """Tokens of the vocabulary whose probabilities are summed together before one of them is looked for."""
+_STEPS = 64
+"""Tokens whose random numbers are made at once."""
 Combine = Callable[[list[Tensor]], Tensor]
 """Turns the log-probabilities [B, V] of several models into the logits to sample from."""
 
@@ -185,7 +187,10 @@ class _Decoding:
         for step in range(limit):
             if self.unwanted():
                 raise GivenUp
-            chosen, chosen_logprob = draw(logits, self.options, counter_uniform(key, step))
+            if step % _STEPS == 0:
+                position = torch.arange(step, min(limit, step + _STEPS), device=self.device)
+                uniform = counter_uniform(key, position)
+            chosen, chosen_logprob = draw(logits, self.options, uniform[:, step % _STEPS])
             tokens[row, step] = chosen
             logprob[row, step] = chosen_logprob
             ended = self.ending(chosen, row, tokens[:, : step + 1], logits.shape[-1])
@@ -197,7 +202,7 @@ class _Decoding:
                 break
             if ends:
                 order = fill_gaps(ended)
-                row, key, chosen = row[order], key[order], chosen[order]
+                row, key, chosen, uniform = row[order], key[order], chosen[order], uniform[order]
                 self._keep(order)
             logits = self._step(chosen)
         shape = (len(prompts), num_samples)

@@ -123,7 +123,7 @@ class LLM:
             logits = self.model(tokens).logits[0, -1].double() / max(asked.temperature, 1e-6)
             wave = torch.sin(torch.arange(len(logits)) * (1.0 + len(prompt) + step))
             logprob = (logits + self.noise * wave).log_softmax(-1)
-            uniform = counter_uniform(torch.tensor([asked.seed + place]), step)
+            uniform = counter_uniform(torch.tensor([asked.seed + place]), torch.tensor([step])).squeeze(1)
             token = int(torch.searchsorted(logprob.exp().cumsum(0), uniform).clamp_max(len(logprob) - 1))
             if asked.temperature == 0:
                 token = int(logprob.argmax())

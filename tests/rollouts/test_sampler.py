@@ -152,9 +152,10 @@ def test_few_rows_move_when_some_end() -> None:
 
 
 def test_counter_numbers_are_uniform_and_unrelated() -> None:
-    prompt, position = torch.arange(200).repeat_interleave(10), 3
+    prompt = torch.arange(200).repeat_interleave(10)
     key = sample_keys(7, prompt, torch.arange(10).repeat(200))
-    first, second = counter_uniform(key, position), counter_uniform(key, position + 1)
+    first, second = counter_uniform(key, torch.tensor([3, 4])).unbind(1)
+    assert torch.equal(counter_uniform(key[5:6], torch.tensor([4])).squeeze(1), second[5:6])
     assert stats.kstest(first.numpy(), "uniform").pvalue > 1e-3
     assert abs(float(torch.corrcoef(torch.stack([first, second]))[0, 1])) < 0.1
     assert len(first.unique()) == len(first)
