@@ -4,8 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dpr_lightning.cli.stage_configs import DprSettings, continued_config, equal_compute_steps, stage_config
-from dpr_lightning.cli.stages import announce, conclude, evaluate_policies, fit, preview
+from dpr_lightning.cli.beside import beside
+from dpr_lightning.cli.stage_configs import DprSettings, continued_config, equal_compute_steps, on_cpu, stage_config
+from dpr_lightning.cli.stages import ARMS, announce, conclude, evaluate_policies, fit, preview
+from dpr_lightning.policies import load_tokenizer
+
+BESIDE = "beside.log"
+EARLY = ("sft", "reference", "sft_low_temperature", "contrast")
+"""Arms that can be evaluated before Dense-Path REINFORCE ends."""
 
 
 def run_path(
@@ -53,24 +59,27 @@ def run_path(
         seed=seed,
     )
 
-    announce("4/6  Dense-Path REINFORCE")
-    fit(dpr_config)
-
-    announce("5/6  Control: continued SFT at equal compute")
     steps = equal_compute_steps(dpr_config, sft_config)
     continued = continued_config(folder, seed, sft_config, sft, steps)
-    fit(continued)
+    evaluation = {
+        "strength": options["contrast_strength"],
+        "low_temperature": options["low_temperature"],
+        "samples": options["samples"],
+        "seed": seed,
+    }
+    announce("4/6  Dense-Path REINFORCE")
+    with beside(folder / BESIDE, allowed=on_cpu(dpr_config)) as begin:
+        control = begin(fit, continued)
+        early = begin(evaluate_policies, folder, sft, settings, EARLY, **evaluation)
+        fit(dpr_config)
 
-    announce(f"6/6  Evaluation on {options['test']} prompts that nothing was trained on")
-    results, tokenizer = evaluate_policies(
-        folder,
-        sft,
-        settings,
-        strength=options["contrast_strength"],
-        low_temperature=options["low_temperature"],
-        samples=options["samples"],
-        seed=seed,
-    )
+        announce("5/6  Control: continued SFT at equal compute")
+        control()
+
+        announce(f"6/6  Evaluation on {options['test']} prompts that nothing was trained on")
+        late = [name for name in ARMS if name not in EARLY]
+        found = evaluate_policies(folder, sft, settings, late, **evaluation) | early()
+    results = {name: found[name] for name in ARMS}
     conclude(
         folder,
         title=title,
@@ -81,7 +90,7 @@ def run_path(
         preview_run=preview_run,
         questions=questions,
         sft=sft,
-        tokenizer=tokenizer,
+        tokenizer=load_tokenizer(str(sft)),
         continued_steps=steps,
         commands=[
             command,

@@ -130,6 +130,11 @@ def equal_compute_steps(dpr_config: Path, sft_config: Path) -> int:
     return max(1, math.ceil(passes / passes_of_a_step(sft)))
 
 
+def on_cpu(config: Path) -> bool:
+    """Whether a stage's config asks for no accelerator."""
+    return bool(yaml.safe_load(config.read_text(encoding="utf-8"))["trainer"].get("accelerator") == "cpu")
+
+
 def passes_of_a_step(config: Mapping[str, Any]) -> float:
     """Forward passes over a sequence that one optimizer step costs: of DPR or SFT, as their configs say.
 

@@ -4,7 +4,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,15 @@ from dpr_lightning.reports import paired_table as paired_rows
 from dpr_lightning.rewards import DenseReward, RewardSpec, decode_time_optimum
 
 VERIFIER = "answer"
+ARMS: dict[str, tuple[str, ...]] = {
+    "sft": ("sft",),
+    "reference": ("reference",),
+    "continued_sft": ("continued_sft",),
+    "sft_low_temperature": ("sft",),
+    "contrast": ("sft", "reference"),
+    "dpr": ("dpr",),
+}
+"""What a whole run evaluates, and the policies that each arm asks."""
 
 
 def announce(title: str) -> None:
@@ -94,34 +104,32 @@ def evaluate_policies(
     folder: Path,
     sft: Path,
     settings: DprSettings,
+    names: Collection[str],
     *,
     strength: float,
     low_temperature: float,
     samples: int,
     seed: int,
-) -> tuple[dict[str, ArmResult], PreTrainedTokenizerBase]:
-    """DPR and its controls on the test prompts: SFT, reference, continued SFT, lower temperature, contrast."""
+) -> dict[str, ArmResult]:
+    """Those of :data:`ARMS` that are named, on the test prompts: DPR and its controls."""
     policies = {
         "sft": sft,
         "reference": Path(settings.reference),
         "continued_sft": folder / "continued_sft" / "policies" / "final",
         "dpr": folder / "dpr" / "policies" / "final",
     }
-    models = {name: frozen_policy(str(path))[0] for name, path in policies.items()}
+    asked = {"sft", *(policy for name in names for policy in ARMS[name])}
+    models = {name: frozen_policy(str(policies[name]))[0] for name in asked}
     tokenizer = load_tokenizer(str(sft))
-    arms = {
-        "sft": Arm((models["sft"],)),
-        "reference": Arm((models["reference"],)),
-        "continued_sft": Arm((models["continued_sft"],)),
-        "sft_low_temperature": Arm((models["sft"],), temperature=low_temperature),
-        "contrast": Arm(
-            (models["sft"], models["reference"]), combine=decode_time_optimum(RewardSpec("log_ratio"), 1.0 / strength)
-        ),
-        "dpr": Arm((models["dpr"],)),
+    arms = {name: Arm(tuple(models[policy] for policy in ARMS[name])) for name in names}
+    changes: dict[str, dict[str, Any]] = {
+        "sft_low_temperature": {"temperature": low_temperature},
+        "contrast": {"combine": decode_time_optimum(RewardSpec("log_ratio"), 1.0 / strength)},
     }
+    arms |= {name: replace(arms[name], **change) for name, change in changes.items() if name in arms}
     verifier = verifier_named(VERIFIER)
     assert verifier is not None
-    results = evaluate_arms(
+    return evaluate_arms(
         arms,
         tokenizer,
         PromptSet.load(str(folder / "data" / "test.jsonl"), tokenizer),
@@ -131,7 +139,6 @@ def evaluate_policies(
         samples=samples,
         seed=seed + 7919,
     )
-    return results, tokenizer
 
 
 def conclude(

@@ -1,0 +1,88 @@
+"""Work beside other work: the same results wherever it is done, and no waiting for what nobody wants."""
+
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dpr_lightning.cli import beside as module
+from dpr_lightning.cli.beside import beside
+from dpr_lightning.errors import InputError
+
+
+def said(text: str, *, times: int) -> tuple[int, torch.Tensor]:
+    print(text, flush=True)
+    return os.getpid(), torch.arange(times)
+
+
+def sleeps(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+def refuses() -> None:
+    raise InputError("It is wrong. Mend it.")
+
+
+def dies() -> None:
+    os._exit(9)
+
+
+@pytest.fixture
+def cores(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    return lambda free: monkeypatch.setattr(module, "spare_cores", lambda: free)
+
+
+@pytest.mark.parametrize(("free", "allowed"), [(64, True), (0, True), (64, False)])
+def test_it_gives_what_the_function_gives(
+    free: int, allowed: bool, cores: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    cores(free)
+    log = tmp_path / "log"
+    with beside(log, allowed=allowed) as begin:
+        waiting = [begin(said, text, times=3) for text in ("one", "two")]
+        found = [wait() for wait in waiting]
+    elsewhere = free > 0 and allowed
+    assert [torch.equal(numbers, torch.arange(3)) for _, numbers in found] == [True, True]
+    assert len({process for process, _ in found}) == 1
+    assert (found[0][0] != os.getpid()) == elsewhere
+    printed = log.read_text() if elsewhere else capfd.readouterr().out
+    assert printed.split() == ["one", "two"]
+
+
+def test_what_goes_wrong_there_goes_wrong_here(cores: Any, tmp_path: Path) -> None:
+    cores(64)
+    with pytest.raises(InputError, match=r"It is wrong\. Mend it\."), beside(tmp_path / "log") as begin:
+        begin(refuses)()
+
+
+def test_a_process_that_dies_is_not_waited_for(cores: Any, tmp_path: Path) -> None:
+    cores(64)
+    with pytest.raises(BrokenProcessPool), beside(tmp_path / "log") as begin:
+        begin(dies)()
+
+
+def test_it_is_given_up_when_what_is_beside_it_fails(cores: Any, tmp_path: Path) -> None:
+    cores(64)
+    started = time.monotonic()
+
+    def fails() -> None:
+        with beside(tmp_path / "log") as begin:
+            begin(said, "running", times=1)()
+            begin(sleeps, 120.0)
+            begin(sleeps, 120.0)
+            raise SystemExit(75)
+
+    with pytest.raises(SystemExit):
+        fails()
+    assert time.monotonic() - started < 60
+
+
+def test_threads_of_this_process_take_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert module.spare_cores() == 4
