@@ -27,7 +27,7 @@ PEERS := .cache/peers
 help: ## list the commands
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 22
 
-# One thread: so small a policy loses by two (docs/results.md).
+# One thread: so small a policy loses by two (docs/results.md). A second core serves a second process.
 quickstart: $(RUN_STAMP) ## demonstrations, SFT, dense reward, DPR and a report, on a toy policy: minutes on two cores
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/dpr quickstart
 
