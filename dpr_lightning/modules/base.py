@@ -19,6 +19,7 @@ from dpr_lightning.distributed import mark, sum_over_ranks
 from dpr_lightning.errors import InputError
 from dpr_lightning.modules.master_weights import HALF, MasterWeights
 from dpr_lightning.modules.non_finite import NonFinitePolicy, NonFiniteSteps
+from dpr_lightning.modules.one_pass import in_one_pass
 from dpr_lightning.modules.schedule import ScheduleSpec
 from dpr_lightning.policies import PolicySpec, build_policy, is_sharded
 
@@ -124,14 +125,17 @@ class PolicyModule(LightningModule):
         """The optimizer over trainable parameters, and its schedule."""
         weights = [weight for weight in self.parameters() if weight.requires_grad]
         if self._takes_copies and any(weight.dtype in HALF for weight in weights):
-            optimizer: torch.optim.Optimizer = MasterWeights(weights, self.optimizer_callable)
+            optimizer: torch.optim.Optimizer = MasterWeights(weights, self._built_optimizer)
         else:
-            optimizer = self.optimizer_callable(weights)
+            optimizer = self._built_optimizer(weights)
         self._optimizer_options = [
             {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
         ]
         scheduler = self.schedule.build(optimizer, self.trainer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _built_optimizer(self, weights: Iterable[Any]) -> torch.optim.Optimizer:
+        return in_one_pass(self.optimizer_callable(weights))
 
     @property
     def _takes_copies(self) -> bool:

@@ -1,0 +1,123 @@
+"""Where the time of one step goes: shares of its operations, and how near its matrix products are to a large one.
+
+OMP_NUM_THREADS=1 python -m benchmarks.where_time_goes --rows 4
+python -m benchmarks.where_time_goes --shape tiny --rows 8    # to try the script itself
+
+One step of each workload of the scoreboard, after one that is not counted, under PyTorch's profiler, which itself takes
+some time of every operation: shares of small operations are therefore rather too large.
+"""
+
+import argparse
+from collections import Counter
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import profile
+
+from benchmarks.scoreboard.material import write_material
+from benchmarks.scoreboard.ours import WORK
+from benchmarks.scoreboard.run import gemm_rate
+from benchmarks.scoreboard.workloads import CPU, SHAPES, least_operations
+
+KINDS = {
+    "products": ("mm", "addmm", "bmm", "baddbmm", "dot"),
+    "attention": ("scaled_dot_product", "softmax"),
+    "activations and norms": ("silu", "rms_norm", "pow", "rsqrt", "mean", "linalg_vector_norm", "Norm", "Gated"),
+    "log-softmax and drawing": ("exp", "log", "logsumexp", "cumsum", "searchsorted", "gather", "amax", "nextafter"),
+    "optimizer": ("lerp_", "addcdiv_", "addcmul_", "sqrt", "fused_adamw_", "foreach"),
+    "copies": ("copy_", "cat", "index", "index_select", "index_put_impl_", "fill_", "zero_", "clone", "embedding"),
+    "sums and products of elements": ("mul", "mul_", "add", "add_", "sub", "sub_", "div", "div_", "neg", "sum"),
+}
+REST = "all else: dispatch, Python's calls, views"
+
+
+class _Done(BaseException):
+    """The step has been profiled."""
+
+
+class _Profiled:
+    """Stands where the scoreboard's gate does, and profiles the second turn."""
+
+    def __init__(self) -> None:
+        self.turn, self.profile = 0, profile(with_flops=True)
+        self.running = False
+
+    def ready(self, **_: Any) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        if self.turn == 1:
+            if self.running:  # what was before is not the workload
+                self.profile.stop()
+                self.profile = profile(with_flops=True)
+            self.profile.start()
+            self.running = True
+
+    def done(self, **_: Any) -> None:
+        if self.running:
+            self.profile.stop()
+            raise _Done
+        self.turn += 1
+        self.begin()
+
+
+def kind_of(name: str) -> str:
+    """The kind of an operation, by its name."""
+    plain = name.removeprefix("aten::").lstrip("_").removesuffix("Backward")
+    for kind, names in KINDS.items():
+        for known in names:
+            # A name of one letter more is another operation; parts of the long ones differ between versions.
+            if plain == known or (len(known) > 4 and plain.startswith(known)):
+                return kind
+    return REST
+
+
+def step(kind: str, folder: Path) -> tuple[Counter[str], float, float]:
+    """Seconds of one step by kind of operation, all seconds, and operations of its products a second of theirs."""
+    gate: Any = _Profiled()
+    with suppress(_Done):
+        WORK[kind](gate, folder, CPU[kind].read(folder / f"{kind}.json"))
+    spent: Counter[str] = Counter()
+    flops = 0.0
+    for found in gate.profile.key_averages():
+        spent[kind_of(found.key)] += found.self_cpu_time_total / 1e6
+        if kind_of(found.key) == "products":
+            flops += found.flops
+    return spent, sum(spent.values()), flops / spent["products"]
+
+
+def main() -> None:
+    """Print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=list(SHAPES), default="smollm2_135m")
+    parser.add_argument(
+        "--rows", type=int, default=4, help="of SFT; the others take twice, twice and four times as many"
+    )
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="float32")
+    parser.add_argument("--folder", type=Path, default=Path(".cache/where_time_goes"))
+    given = parser.parse_args()
+    times = {"sft": 1, "score": 2, "decode": 4, "dpr": 2}
+    works = {
+        kind: replace(CPU[kind].resized(given.rows * times[kind], given.dtype, given.shape), micro_batches=1)
+        for kind in CPU
+    }
+    given.folder.mkdir(parents=True, exist_ok=True)
+    write_material(given.folder, SHAPES[given.shape], works, 4)
+    print("| | " + " | ".join(works[kind].title for kind in works) + " |\n|---|" + "---|" * len(works))
+    found = {kind: step(kind, given.folder) for kind in works}
+    rate = gemm_rate(getattr(torch, given.dtype))
+    rows = {name: [f"{spent[name] / total:.0%}" for spent, total, _ in found.values()] for name in (*KINDS, REST)}
+    rows["products: rate, of a large one's"] = [f"{products / rate:.0%}" for _, _, products in found.values()]
+    rows["least operations, at a large product's rate, of all time"] = [
+        f"{least_operations(works[kind]) / rate / total:.0%}" for kind, (_, total, _) in found.items()
+    ]
+    for name, cells in rows.items():
+        print(f"| {name} | " + " | ".join(cells) + " |")
+    print(f"\n{torch.get_num_threads()} threads, {given.dtype}, a large product at {rate / 1e9:,.0f} GFLOP/s.")
+
+
+if __name__ == "__main__":
+    main()
