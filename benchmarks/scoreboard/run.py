@@ -147,14 +147,12 @@ def main() -> None:
     ends, rounds = time.monotonic() + 60 * minutes, given.warmups + given.repeats
     rows_of = GPU if given.gpu else CPU
     workloads = {kind: rows_of[kind].resized(given.rows, given.dtype, given.shape) for kind in given.workloads}
-    folders = {shape: given.folder.resolve() / shape for shape in sorted({work.shape for work in workloads.values()})}
-    for shape, folder in folders.items():
-        folder.mkdir(parents=True, exist_ok=True)
-        those = {name: work for name, work in workloads.items() if work.shape == shape}
-        write_material(folder, SHAPES[shape], those, rounds + 1)
+    (shape,) = {work.shape for work in workloads.values()}
+    folder = given.folder.resolve() / shape
+    folder.mkdir(parents=True, exist_ok=True)
+    write_material(folder, SHAPES[shape], workloads, rounds + 1)
     results = json.loads(given.output.read_text()) if given.output.exists() else {}
     for place, (kind, work) in enumerate(workloads.items()):
-        folder = folders[work.shape]
         sides = [side for side in SIDES[kind] if given.sides is None or side in given.sides]
         share = time.monotonic() + (ends - time.monotonic()) / (len(workloads) - place)
         found = measure(work, sides, given.peers, folder, given.warmups, rounds, share)
