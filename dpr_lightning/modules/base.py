@@ -135,7 +135,9 @@ class PolicyModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _built_optimizer(self, weights: Iterable[Any]) -> torch.optim.Optimizer:
-        return in_one_pass(self.optimizer_callable(weights))
+        optimizer = self.optimizer_callable(weights)
+        # Where weights are to move to a GPU after this, how to step there is PyTorch's choice.
+        return in_one_pass(optimizer) if self.trainer.strategy.root_device.type == "cpu" else optimizer
 
     @property
     def _takes_copies(self) -> bool:
