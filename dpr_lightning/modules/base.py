@@ -19,7 +19,6 @@ from dpr_lightning.distributed import mark, sum_over_ranks
 from dpr_lightning.errors import InputError
 from dpr_lightning.modules.master_weights import HALF, MasterWeights
 from dpr_lightning.modules.non_finite import NonFinitePolicy, NonFiniteSteps
-from dpr_lightning.modules.one_pass import in_one_pass
 from dpr_lightning.modules.schedule import ScheduleSpec
 from dpr_lightning.policies import PolicySpec, build_policy, is_sharded
 
@@ -125,19 +124,14 @@ class PolicyModule(LightningModule):
         """The optimizer over trainable parameters, and its schedule."""
         weights = [weight for weight in self.parameters() if weight.requires_grad]
         if self._takes_copies and any(weight.dtype in HALF for weight in weights):
-            optimizer: torch.optim.Optimizer = MasterWeights(weights, self._built_optimizer)
+            optimizer: torch.optim.Optimizer = MasterWeights(weights, self.optimizer_callable)
         else:
-            optimizer = self._built_optimizer(weights)
+            optimizer = self.optimizer_callable(weights)
         self._optimizer_options = [
             {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
         ]
         scheduler = self.schedule.build(optimizer, self.trainer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def _built_optimizer(self, weights: Iterable[Any]) -> torch.optim.Optimizer:
-        optimizer = self.optimizer_callable(weights)
-        # Where weights are to move to a GPU after this, how to step there is PyTorch's choice.
-        return in_one_pass(optimizer) if self.trainer.strategy.root_device.type == "cpu" else optimizer
 
     @property
     def _takes_copies(self) -> bool:
