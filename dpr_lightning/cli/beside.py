@@ -1,9 +1,8 @@
 """Work that need not wait for other work: in a process of its own, where there is a core for it."""
 
 import os
-import pickle
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import active_children, get_context
@@ -34,7 +33,7 @@ def beside(log: Path, *, allowed: bool = True) -> Iterator[Begin]:
     with ProcessPoolExecutor(1, get_context("spawn"), _print_into, (str(log),)) as pool:
 
         def begin(function: Callable[..., Any], *arguments: Any, **options: Any) -> Callable[[], Any]:
-            return partial(_result, pool.submit(_pickled, function, *arguments, **options))
+            return pool.submit(function, *arguments, **options).result
 
         try:
             yield begin
@@ -54,12 +53,3 @@ def _print_into(log: str) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
-
-
-def _pickled(function: Callable[..., Any], *arguments: Any, **options: Any) -> bytes:
-    """Bytes, for tensors would lie in memory that the two processes share, and end with this one."""
-    return pickle.dumps(function(*arguments, **options))
-
-
-def _result(future: "Future[bytes]") -> Any:
-    return pickle.loads(future.result())
