@@ -94,7 +94,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=list(SHAPES), default="smollm2_135m")
     parser.add_argument(
-        "--rows", type=int, default=4, help="of SFT; the others take twice, twice and four times as many"
+        "--rows", type=int, default=4, help="of SFT; scoring and the DPR step take twice as many, decoding four times"
     )
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="float32")
     parser.add_argument("--folder", type=Path, default=Path(".cache/where_time_goes"))

@@ -28,11 +28,11 @@ def compare_gradients(file: Path, policy: Path) -> dict[str, float]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     held = load_file(file, device)
     model: Any = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32).to(device)
-    exact = 0.0
+    exact, acted_tokens = 0.0, held["mask"][:, 1:].sum()
     for tokens, mask in zip(held["tokens"], held["mask"], strict=True):
         logprob = model(input_ids=tokens[None]).logits[0, :-1].log_softmax(-1)
         acted = logprob.gather(-1, tokens[1:, None]).squeeze(-1)[mask[1:]]
-        part = -acted.sum() / held["mask"][:, 1:].sum()
+        part = -acted.sum() / acted_tokens
         part.backward()
         exact += float(part.detach())
     off = abs(loss - exact)

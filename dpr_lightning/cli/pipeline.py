@@ -10,8 +10,8 @@ from dpr_lightning.cli.stages import ARMS, announce, conclude, evaluate_policies
 from dpr_lightning.policies import load_tokenizer
 
 BESIDE = "beside.log"
-EARLY = ("sft", "reference", "sft_low_temperature", "contrast")
-"""Arms that can be evaluated before Dense-Path REINFORCE ends."""
+CONTROLS = tuple(name for name in ARMS if name != "dpr")
+"""Arms that need not wait for Dense-Path REINFORCE."""
 
 
 def run_path(
@@ -70,16 +70,15 @@ def run_path(
     announce("4/6  Dense-Path REINFORCE")
     with beside(folder / BESIDE, allowed=on_cpu(dpr_config)) as begin:
         control = begin(fit, continued)
-        early = begin(evaluate_policies, folder, sft, settings, EARLY, **evaluation)
+        controls = begin(evaluate_policies, folder, sft, settings, CONTROLS, **evaluation)
         fit(dpr_config)
 
         announce("5/6  Control: continued SFT at equal compute")
         control()
 
         announce(f"6/6  Evaluation on {options['test']} prompts that nothing was trained on")
-        late = [name for name in ARMS if name not in EARLY]
-        found = evaluate_policies(folder, sft, settings, late, **evaluation) | early()
-    results = {name: found[name] for name in ARMS}
+        found = evaluate_policies(folder, sft, settings, ["dpr"], **evaluation)
+        results = controls() | found
     conclude(
         folder,
         title=title,
