@@ -4,6 +4,7 @@ float64 in, float64 out; half precision is raised to float32. ``mask`` is True w
 nothing outside it, NaN included, reaches a value or a gradient. ``logits[b, t]`` predicts ``tokens[b, t]``.
 """
 
+from dpr_lightning.functional.attention import block_attention, rotate, turn, turned_sine
 from dpr_lightning.functional.baselines import (
     SumOverRanks,
     batch_baseline,
@@ -61,6 +62,7 @@ __all__ = [
     "all_actions_loss",
     "baseline_relative_reward",
     "batch_baseline",
+    "block_attention",
     "bound_unlikelihood",
     "check_finite_rewards",
     "clip_reward",
@@ -85,12 +87,15 @@ __all__ = [
     "reinforce_loss",
     "response_baseline",
     "returns_to_go",
+    "rotate",
     "self_play_loss",
     "sft_loss",
     "shape_reward",
     "token_logprobs",
     "token_logprobs_and_normaliser",
     "truncated_importance",
+    "turn",
+    "turned_sine",
     "whiten",
     "zscore_by_position",
 ]

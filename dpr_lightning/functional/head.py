@@ -1,6 +1,6 @@
 """The output head and what is made of its log-probabilities in one pass, without the logits ever existing together."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +18,8 @@ ActionValues = Callable[[Tensor, slice], Tensor]
 # Logits worked on at a time: 64 MiB of float32 on a CPU, whose caches like small blocks; 512 MiB where a small block
 # would leave most of the machine idle.
 _BLOCK, _BLOCK_ON_GPU = 1 << 24, 1 << 27
+# Of these, logits whose elements are worked on at a time: what a CPU's caches hold.
+_STRIP = 1 << 19
 # Values of every token take some blocks of their own beside those of the policy, which are smaller then.
 _WITH_VALUES = 4
 
@@ -109,12 +111,21 @@ def head_logprobs(
     found = torch.empty(len(tokens), dtype=at_least_float32(hidden[:0]).dtype, device=hidden.device)
     with torch.no_grad():
         for start in range(0, len(tokens), rows):
-            part = slice(start, start + rows)
-            logits = linear(hidden[part], weight).to(found.dtype)
-            chosen = logits.gather(-1, tokens[part, None].long()).squeeze(-1)
-            highest = logits.amax(-1, keepdim=True)
-            found[part] = chosen - highest.squeeze(-1) - logits.sub_(highest).exp_().sum(-1).log_()
+            product = linear(hidden[start : start + rows], weight)
+            for within in _strips(product):
+                part = slice(start + within.start, start + within.stop)
+                logits = product[within].to(found.dtype)
+                chosen = logits.gather(-1, tokens[part, None].long()).squeeze(-1)
+                highest = logits.amax(-1, keepdim=True)
+                found[part] = chosen - highest.squeeze(-1) - logits.sub_(highest).exp_().sum(-1).log_()
     return found
+
+
+def _strips(logits: Tensor) -> Iterator[slice]:
+    """Rows whose logits are worked on while a CPU's caches hold them; all of them at once on a GPU."""
+    rows = len(logits) if logits.is_cuda else max(1, _STRIP // max(1, logits.shape[-1]))
+    for start in range(0, len(logits), rows):
+        yield slice(start, min(start + rows, len(logits)))
 
 
 def _check(hidden: Tensor, weight: Tensor) -> None:
@@ -146,48 +157,27 @@ class _HeadLoss(torch.autograd.Function):
         hidden_grad = torch.empty_like(hidden) if wants_hidden else None
         weight_grad = torch.zeros_like(weight) if wants_weight else None
         for start in range(0, len(tokens), rows):
-            part = slice(start, start + rows)
-            states, chosen = hidden[part].to(dtype), tokens[part, None]
-            logits = (states @ matrix.T).to(wide)
-            highest = logits.amax(-1, keepdim=True)
-            probability = (logits - highest).exp_()
-            total = probability.sum(-1, keepdim=True)
-            probability /= total
-            normaliser = total.log_().add_(highest)
-            logprob[part] = (logits.gather(-1, chosen) - normaliser).squeeze(-1)
-            advantage = None
-            if action_values is not None:
-                values = action_values(logits - normaliser, part).masked_fill(probability == 0, 0.0)
-                mean = (values * probability).sum(-1, keepdim=True)
-                loss -= mean.sum()
-                advantage = values.sub_(mean)
-            # An impossible action adds nothing: 0·(−∞) would be no number.
-            expected = logits.clamp_(min=torch.finfo(wide).min).mul_(probability).sum(-1)
-            entropy[part] = normaliser.squeeze(-1) - expected
-            del logits
-            with torch.enable_grad():
-                leaf = logprob[part].detach().requires_grad_()
-                value = token_loss(leaf, part)
-            slope = torch.autograd.grad(value, leaf)[0] if value.requires_grad else torch.zeros_like(leaf)
-            loss += value.detach()
-            if not (wants_hidden or wants_weight):
-                continue
-            if advantage is None:
-                silent = (slope == 0)[:, None]
-                change = probability.mul_(-slope[:, None])
-            else:
-                silent = torch.zeros_like(slope, dtype=torch.bool)[:, None]
-                change = probability.mul_(-(advantage.add_(slope[:, None])))
-            change.scatter_add_(-1, chosen, slope[:, None])
-            change = change.masked_fill_(silent, 0.0).to(dtype)
+            block = slice(start, start + rows)
+            states = hidden[block].to(dtype)
+            product = states @ matrix.T
+            silent = torch.zeros(len(product), 1, dtype=torch.bool, device=hidden.device)
+            # Values of every token are themselves products, which want many rows.
+            strips = _strips(product) if action_values is None else [slice(0, len(product))]
+            for within in strips:
+                part = slice(start + within.start, start + within.stop)
+                made = _of_strip(product[within], tokens[part], part, token_loss, action_values)
+                loss += made.loss
+                logprob[part], entropy[part] = made.logprob, made.entropy
+                if wants_hidden or wants_weight:
+                    product[within], silent[within] = made.change, made.silent
             if hidden_grad is not None:
-                hidden_grad[part] = change @ matrix
+                hidden_grad[block] = product @ matrix
             if weight_grad is not None:
-                held = states.masked_fill(silent, 0.0)
-                if weight_grad.dtype == change.dtype:
-                    torch.addmm(weight_grad, change.T, held, out=weight_grad)
+                heard = states.masked_fill(silent, 0.0)
+                if weight_grad.dtype == product.dtype:
+                    torch.addmm(weight_grad, product.T, heard, out=weight_grad)
                 else:
-                    weight_grad += change.T @ held
+                    weight_grad += product.T @ heard
         ctx.gradients = (hidden_grad, weight_grad)
         ctx.mark_non_differentiable(logprob, entropy)
         return loss, logprob, entropy
@@ -200,3 +190,54 @@ class _HeadLoss(torch.autograd.Function):
         found = tuple(None if held is None else held.mul_(scale.to(held.dtype)) for held in (hidden_grad, weight_grad))
         ctx.gradients = (None, None)
         return (*found, None, None, None, None, None)
+
+
+class _Strip(NamedTuple):
+    """What is made of some rows of logits [n, V]: ``loss`` [], ``logprob`` and ``entropy`` [n], ∂L/∂z as ``change``
+    [n, V], and which rows are ``silent`` [n, 1], for their loss has no gradient.
+    """
+
+    loss: Tensor
+    logprob: Tensor
+    entropy: Tensor
+    change: Tensor
+    silent: Tensor
+
+
+def _of_strip(
+    product: Tensor, tokens: Tensor, part: slice, token_loss: TokenLoss, action_values: ActionValues | None
+) -> _Strip:
+    """Of logits that may be written over."""
+    logits = product.to(torch.promote_types(product.dtype, torch.float32))
+    chosen = tokens[:, None]
+    highest = logits.amax(-1, keepdim=True)
+    probability = (logits - highest).exp_()
+    total = probability.sum(-1, keepdim=True)
+    probability /= total
+    normaliser = total.log_().add_(highest)
+    logprob = (logits.gather(-1, chosen) - normaliser).squeeze(-1)
+    loss = logits.new_zeros(())
+    advantage = None
+    if action_values is not None:
+        values = action_values(logits - normaliser, part).masked_fill(probability == 0, 0.0)
+        mean = (values * probability).sum(-1, keepdim=True)
+        loss -= mean.sum()
+        advantage = values.sub_(mean)
+    # An impossible action adds nothing: 0·(−∞) would be no number.
+    expected = logits.clamp_(min=torch.finfo(logits.dtype).min).mul_(probability).sum(-1)
+    entropy = normaliser.squeeze(-1) - expected
+    with torch.enable_grad():
+        leaf = logprob.detach().requires_grad_()
+        value = token_loss(leaf, part)
+    slope = torch.autograd.grad(value, leaf)[0] if value.requires_grad else torch.zeros_like(leaf)
+    loss += value.detach()
+    if advantage is None:
+        silent = (slope == 0)[:, None]
+        change = probability.mul_(-slope[:, None])
+    else:
+        silent = torch.zeros_like(slope, dtype=torch.bool)[:, None]
+        change = probability.mul_(-(advantage.add_(slope[:, None])))
+    change.scatter_add_(-1, chosen, slope[:, None])
+    if bool(silent.any()):
+        change = change.masked_fill_(silent, 0.0)
+    return _Strip(loss, logprob, entropy, change, silent)

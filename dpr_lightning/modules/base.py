@@ -17,8 +17,10 @@ from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.distributed import mark, sum_over_ranks
 from dpr_lightning.errors import InputError
+from dpr_lightning.host_memory import keep_freed_memory
 from dpr_lightning.modules.master_weights import HALF, MasterWeights
 from dpr_lightning.modules.non_finite import NonFinitePolicy, NonFiniteSteps
+from dpr_lightning.modules.one_pass import in_one_pass
 from dpr_lightning.modules.schedule import ScheduleSpec
 from dpr_lightning.policies import PolicySpec, build_policy, is_sharded
 
@@ -64,12 +66,14 @@ class PolicyModule(LightningModule):
         self._gradient_norm: float | None = None
 
     def setup(self, stage: str) -> None:
-        """Let batches keep their precision, whatever the trainer's is.
+        """Let batches keep their precision, whatever the trainer's is, and a CPU's memory be kept from step to step.
 
         A policy is given token ids alone. The numbers beside them (token counts, rewards, log-probabilities) are no
         inputs of a model, and in bfloat16 a count of 1,001 tokens is 1,000 and a log-probability of −8.03 is −8.
         """
         self.trainer.precision_plugin.convert_input = _unchanged  # type: ignore[method-assign]
+        if self.trainer.strategy.root_device.type == "cpu":
+            keep_freed_memory()
 
     def configure_model(self) -> None:
         """Build the policy once, and show it to the data, which may have something to do with it."""
@@ -124,14 +128,19 @@ class PolicyModule(LightningModule):
         """The optimizer over trainable parameters, and its schedule."""
         weights = [weight for weight in self.parameters() if weight.requires_grad]
         if self._takes_copies and any(weight.dtype in HALF for weight in weights):
-            optimizer: torch.optim.Optimizer = MasterWeights(weights, self.optimizer_callable)
+            optimizer: torch.optim.Optimizer = MasterWeights(weights, self._built_optimizer)
         else:
-            optimizer = self.optimizer_callable(weights)
+            optimizer = self._built_optimizer(weights)
         self._optimizer_options = [
             {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
         ]
         scheduler = self.schedule.build(optimizer, self.trainer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _built_optimizer(self, weights: Iterable[Any]) -> torch.optim.Optimizer:
+        optimizer = self.optimizer_callable(weights)
+        # Where weights are to move to a GPU after this, how to step there is PyTorch's choice.
+        return in_one_pass(optimizer) if self.trainer.strategy.root_device.type == "cpu" else optimizer
 
     @property
     def _takes_copies(self) -> bool:

@@ -1,13 +1,15 @@
 """A policy: its description as data, and how it becomes a model, a frozen copy or a folder."""
 
+from dpr_lightning.policies.attention import multiplies_bfloat16
 from dpr_lightning.policies.build import build_policy
-from dpr_lightning.policies.decoders import inside_of_adapters, is_known_decoder
+from dpr_lightning.policies.decoders import inside_of_adapters, is_known_decoder, is_silu
 from dpr_lightning.policies.export import flush, merged_weights, save_policy, whole_folder
 from dpr_lightning.policies.forward import (
     ActionLogits,
     action_logits,
     disable_dropout,
     evaluating,
+    last_logits,
     model_device,
     state_logits,
 )
@@ -76,12 +78,15 @@ __all__ = [
     "is_in_shards",
     "is_known_decoder",
     "is_sharded",
+    "is_silu",
     "keeps_states",
+    "last_logits",
     "load_tokenizer",
     "load_verifier_head",
     "merged_weights",
     "micro_batches",
     "model_device",
+    "multiplies_bfloat16",
     "packs_rows",
     "parts_by_length",
     "response_scores",

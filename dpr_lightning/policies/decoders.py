@@ -21,3 +21,8 @@ def is_known_decoder(model: nn.Module) -> bool:
     layers = set(getattr(config, "layer_types", None) or {"full_attention"})
     windowed = getattr(config, "sliding_window", None) if config.model_type == "mistral" else None
     return layers == {"full_attention"} and windowed is None
+
+
+def is_silu(activation: Any) -> bool:
+    """Whether a gate is x·sigmoid(x)."""
+    return type(activation).__name__ in ("SiLU", "SiLUActivation")

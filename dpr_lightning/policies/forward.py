@@ -51,6 +51,21 @@ def logits_at(
         return model(**inputs).logits  # type: ignore[no-any-return]
 
 
+def last_logits(model: nn.Module, **inputs: Any) -> Tensor:
+    """Logits [B, V] after the last token of each row, of a model that is given ``inputs``.
+
+    The head is shown those states next to each other. As parts of all states they would make PyTorch multiply each row
+    with a copy of the weights of its own on a CPU in half precision: 4 of the 11 s that reading 64 prompts of 128
+    tokens took.
+    """
+    head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
+    handle = head.register_forward_pre_hook(lambda _module, given: (given[0].contiguous(), *given[1:]))
+    try:
+        return model(**inputs, logits_to_keep=1).logits[:, -1]  # type: ignore[no-any-return]
+    finally:
+        handle.remove()
+
+
 def action_logits(model: nn.Module, tokens: Tensor, mask: Tensor, *, packed: bool | None = None) -> ActionLogits:
     """Logits of every acted position, action-aligned, without computing those of any other position.
 

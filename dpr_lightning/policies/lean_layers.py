@@ -9,10 +9,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear, rms_norm, silu
 
-from dpr_lightning.policies.decoders import inside_of_adapters, is_known_decoder
+from dpr_lightning.policies.attention import attended, autocasts
+from dpr_lightning.policies.decoders import inside_of_adapters, is_known_decoder, is_silu
 from dpr_lightning.policies.sharding import is_sharded
-
-SILU = ("SiLU", "SiLUActivation")
 
 
 def keep_less(model: nn.Module) -> None:
@@ -32,27 +31,24 @@ def keep_less(model: nn.Module) -> None:
         return
     for layer in inside_of_adapters(model).model.layers:
         layer.mlp.__class__ = _with_forward(type(layer.mlp), _gated)  # type: ignore[arg-type]
+        layer.self_attn.__class__ = _with_forward(type(layer.self_attn), attended)  # type: ignore[arg-type]
     for module in model.modules():
         if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
             module.__class__ = _with_forward(type(module), _normed)  # type: ignore[arg-type]
 
 
 @cache
-def _with_forward(kind: Any, forward: Callable[..., Tensor]) -> Any:
+def _with_forward(kind: Any, forward: Callable[..., Any]) -> Any:
     """A class of the same name; a function kept in each module would be a cycle, which holds on to its weights."""
 
-    def compute(module: Any, hidden: Tensor) -> Tensor:
-        return forward(module, kind.forward, hidden)
+    def compute(module: Any, *given: Any, **named: Any) -> Any:
+        return forward(module, kind.forward, *given, **named)
 
     return type(kind.__name__, (kind,), {"forward": compute, "__module__": kind.__module__})
 
 
-def _autocasts() -> bool:
-    return torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
-
-
 def _normed(module: Any, own: Callable[..., Tensor], hidden: Tensor) -> Tensor:
-    if not _autocasts():
+    if not autocasts():
         if not torch.is_grad_enabled() and hidden.dtype == torch.float32:
             return rms_norm(hidden, module.weight.shape, module.weight, module.variance_epsilon)
         if torch.is_grad_enabled() and hidden.requires_grad:
@@ -62,7 +58,7 @@ def _normed(module: Any, own: Callable[..., Tensor], hidden: Tensor) -> Tensor:
 
 
 def _gated(module: Any, own: Callable[..., Tensor], hidden: Tensor) -> Tensor:
-    if not _autocasts() and type(module.act_fn).__name__ in SILU:
+    if not autocasts() and is_silu(module.act_fn):
         if not torch.is_grad_enabled() and _is_plain(module.gate_proj):
             product = silu(module.gate_proj(hidden), inplace=True).mul_(module.up_proj(hidden))
             return module.down_proj(product)  # type: ignore[no-any-return]

@@ -1,6 +1,5 @@
 """Models too large for one rank: built in shards, asked in shards, and brought together to be saved."""
 
-import ctypes
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -15,14 +14,14 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+from dpr_lightning.host_memory import memory_given_back
+
 log = logging.getLogger(__name__)
 Weights = Literal["auto", "whole", "shards"]
 """Where weights lie while a model is asked: whole on every rank, in shards, or whichever their size suggests."""
 LARGEST_WHOLE = 1 / 3
 """The share of a device's memory that ``auto`` lets weights take that every rank holds whole."""
 _config: ContextVar[Mapping[str, Any] | None] = ContextVar("zero3_config", default=None)
-# Of glibc's malloc.h: from which size on an allocation is a mapping of its own, and the most it would choose by itself.
-_M_MMAP_THRESHOLD, _LARGEST_THRESHOLD = -3, 32 * 2**20
 
 
 @contextmanager
@@ -58,27 +57,10 @@ def sharded_construction() -> Iterator[None]:
     held = _Config(config)  # transformers keeps a weak reference
     deepspeed.set_hf_deepspeed_config(held)  # type: ignore[no-untyped-call]
     try:
-        with _memory_given_back():
+        with memory_given_back():
             yield
     finally:
         deepspeed.unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
-
-
-@contextmanager
-def _memory_given_back() -> Iterator[None]:
-    """Within, what is freed goes back to the system at once, where the C library can be told to.
-
-    A parameter is whole for a moment before it is cut up, or once it is put together. Kept by the allocator, those
-    moments added up to more than half of the model (docs/scaling.md).
-    """
-    tell = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    if tell is not None:
-        tell(_M_MMAP_THRESHOLD, 2**20)
-    try:
-        yield
-    finally:
-        if tell is not None:
-            tell(_M_MMAP_THRESHOLD, _LARGEST_THRESHOLD)
 
 
 def share_out(model: nn.Module, mesh: DeviceMesh, *, trained: bool = True) -> None:
@@ -179,7 +161,7 @@ def gathered_weights(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
         if adapters and not ("lora_" in name or ".modules_to_save." in name):
             continue
         if id(value) not in seen:
-            with _memory_given_back(), _fetched(value) as whole:
+            with memory_given_back(), _fetched(value) as whole:
                 seen[id(value)] = whole.detach().to("cpu", copy=True) if keep else torch.empty(0)
         if keep:
             found[name] = seen[id(value)]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-_ROOM = 64
+_ROOM = 32
 """Tokens of room that a full layer gets: what is there already is copied once for so many steps."""
 
 
@@ -43,6 +43,11 @@ class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         values[:rows, :, start:end] = value_states
         return self._show(rows, end)
 
+    def room(self, rows: int) -> tuple[Tensor, Tensor]:
+        """Keys and values [rows, heads, room, width] of the first rows, with all their room: zeros where it is."""
+        keys, values = self._held
+        return keys[:rows], values[:rows]
+
     def move(self, source: Tensor, target: Tensor, rows: int) -> None:
         """Put the rows ``source`` in the places ``target``, and drop all but the first ``rows``."""
         for held in self._held:
@@ -63,7 +68,7 @@ class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 
 
 def _with_room(part: Tensor, length: int) -> Tensor:
-    roomy = part.new_empty(*part.shape[:2], length, part.shape[-1])
+    roomy = part.new_zeros(*part.shape[:2], length, part.shape[-1])
     roomy[:, :, : part.shape[-2]] = part
     return roomy
 

@@ -7,15 +7,21 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention
+from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
-from dpr_lightning.policies import fetches_weights, inside_of_adapters, is_known_decoder
+from dpr_lightning.functional import turn, turned_sine
+from dpr_lightning.policies import (
+    fetches_weights,
+    inside_of_adapters,
+    is_known_decoder,
+    is_silu,
+    last_logits,
+    multiplies_bfloat16,
+)
 from dpr_lightning.rollouts.cache import RoomyLayer, growing_cache
+from dpr_lightning.rollouts.products import Product
 
 log = logging.getLogger(__name__)
-FEW_ROWS, MANY_WEIGHTS = range(8, 64), 1 << 16
-"""Rows, and weights of a layer from which on, a float32 product on a CPU is faster with the weights on the left: up to
-three times (docs/performance.md)."""
 _equal: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 """Whether a model's logits were found to be the same in both ways."""
 
@@ -25,17 +31,18 @@ class OneTokenPass:
 
     It calls the model's own modules, so that adapters act, and differs from the model's forward in what lies between:
     the queries that share a key head are attended to as if they were positions of one head, so that keys are read once
-    and never copied; masks and positions are made once a step; and few rows are multiplied with the weights on the
-    left.
+    and never copied; masks and positions are made once a step; and weights on a CPU are laid out once for many steps
+    (:class:`Product`).
 
     Args:
-        model: for which :func:`knows` is true.
+        model: for which :func:`knows` is true; its weights stay as they are while this is in use.
     """
 
     def __init__(self, model: nn.Module) -> None:
         held = inside_of_adapters(model)
         self._decoder = held.model
-        self._embedding, self._head = held.get_input_embeddings(), held.get_output_embeddings()
+        self._embedding, self._head = held.get_input_embeddings(), Product(held.get_output_embeddings())
+        self._layers = [_Layer(layer) for layer in self._decoder.layers]
 
     def __call__(self, tokens: Tensor, position: Tensor, mask: Tensor | None, layers: Sequence[Any]) -> Tensor:
         """Logits [B, V] after one more token a row.
@@ -48,40 +55,81 @@ class OneTokenPass:
         """
         hidden = self._embedding(tokens)
         cosine, sine = self._decoder.rotary_emb(hidden.unsqueeze(1), position.unsqueeze(1))
-        # The second half of a head turns the first the other way: the sign goes into the table.
-        half = sine.shape[-1] // 2
-        turned = torch.cat([-sine[..., :half], sine[..., half:]], -1)
-        bias = None
-        if mask is not None:
-            bias = torch.zeros(mask.shape, dtype=hidden.dtype, device=mask.device)
-            bias = bias.masked_fill_(~mask, float("-inf"))[:, None, None]
-        for layer, held in zip(self._decoder.layers, layers, strict=True):
-            hidden = hidden + _attend(layer.self_attn, _norm(layer.input_layernorm, hidden), cosine, turned, bias, held)
-            inner, mlp = _norm(layer.post_attention_layernorm, hidden), layer.mlp
-            gated = mlp.act_fn(_product(mlp.gate_proj, inner)) * _product(mlp.up_proj, inner)
-            hidden = hidden + _product(mlp.down_proj, gated)
-        return _product(self._head, _norm(self._decoder.norm, hidden))
+        seen = _Seen(cosine, turned_sine(sine), mask)
+        for layer, held in zip(self._layers, layers, strict=True):
+            hidden = layer(hidden, seen, held)
+        return self._head(_norm(self._decoder.norm, hidden))
 
 
-def _attend(
-    attention: Any, hidden: Tensor, cosine: Tensor, turned: Tensor, bias: Tensor | None, held: RoomyLayer
-) -> Tensor:
-    rows, width = len(hidden), attention.head_dim
-    query, key, value = (
-        _product(part, hidden).reshape(rows, -1, width)
-        for part in (attention.q_proj, attention.k_proj, attention.v_proj)
-    )
-    if hasattr(attention, "q_norm"):
-        query, key = _norm(attention.q_norm, query), _norm(attention.k_norm, key)
-    keys, values = held.update(_rotate(key, cosine, turned).unsqueeze(2), value.unsqueeze(2))
-    grouped = _rotate(query, cosine, turned).view(rows, keys.shape[1], -1, width)
-    seen = scaled_dot_product_attention(grouped, keys, values, attn_mask=bias, scale=attention.scaling)
-    return _product(attention.o_proj, seen.reshape(rows, -1))
+class _Seen:
+    """What all layers share: the turn of the new tokens' positions [B, 1, width], and which keys are seen."""
+
+    def __init__(self, cosine: Tensor, turned: Tensor, mask: Tensor | None) -> None:
+        self.cosine, self.turned, self._mask = cosine, turned, mask
+        self._bias: Tensor | None = None
+
+    def bias(self, keys: Tensor, length: int) -> Tensor | None:
+        """Added to scores of ``keys`` [B, heads, room, width], ``length`` of them written; [B or 1, 1, 1, room]."""
+        room = keys.shape[-2]
+        if self._mask is None and room == length:
+            return None
+        if self._bias is None:
+            seen = keys.new_ones(1, length, dtype=torch.bool) if self._mask is None else self._mask
+            bias = torch.full((len(seen), room), float("-inf"), dtype=keys.dtype, device=keys.device)
+            bias[:, :length].masked_fill_(seen, 0.0)
+            self._bias = bias[:, None, None]
+        return self._bias
 
 
-def _rotate(heads: Tensor, cosine: Tensor, turned: Tensor) -> Tensor:
-    """Rotary positions of heads [B, H, width]."""
-    return torch.addcmul(heads * cosine, heads.roll(heads.shape[-1] // 2, -1), turned)
+class _Layer:
+    """A layer of a known decoder, for one more token a row."""
+
+    def __init__(self, layer: Any) -> None:
+        attention, unit = layer.self_attn, layer.mlp
+        self._before, self._between = layer.input_layernorm, layer.post_attention_layernorm
+        self._attention, self._act = attention, unit.act_fn
+        self._asked = [Product(part) for part in (attention.q_proj, attention.k_proj, attention.v_proj)]
+        self._given = Product(attention.o_proj)
+        self._gate, self._up, self._down = (Product(part) for part in (unit.gate_proj, unit.up_proj, unit.down_proj))
+
+    def __call__(self, hidden: Tensor, seen: _Seen, held: RoomyLayer) -> Tensor:
+        hidden = self._given.plus(self._attend(_norm(self._before, hidden), seen, held), hidden)
+        inner = _norm(self._between, hidden)
+        active = self._gate.silu(inner) if is_silu(self._act) else self._act(self._gate(inner))
+        return self._down.plus(self._up.times(inner, active), hidden)
+
+    def _attend(self, hidden: Tensor, seen: _Seen, held: RoomyLayer) -> Tensor:
+        """What the heads of each row have mixed, [B, H·width]."""
+        attention = self._attention
+        rows, width, scale = len(hidden), attention.head_dim, attention.scaling
+        asked = [part(hidden) for part in self._asked]
+        queries, keys = (part.shape[1] // width for part in asked[:2])
+        # Next to each other, so that queries and keys are turned at once.
+        heads = torch.cat(asked, 1).view(rows, -1, width)
+        placed, value = heads[:, : queries + keys], heads[:, queries + keys :]
+        if hasattr(attention, "q_norm"):
+            query, key = placed.split((queries, keys), 1)
+            placed = torch.cat([_norm(attention.q_norm, query), _norm(attention.k_norm, key)], 1)
+        query, key = turn(placed, seen.cosine, seen.turned).split((queries, keys), 1)
+        written = held.update(key.unsqueeze(2), value.unsqueeze(2))
+        length = written[0].shape[-2]
+        if hidden.is_cpu and hidden.dtype == torch.bfloat16 and multiplies_bfloat16():
+            mixed = _by_products(query * scale, *held.room(rows), seen, length)
+        else:
+            grouped = query.reshape(rows, keys, -1, width)
+            bias = seen.bias(written[0], length)
+            mixed = scaled_dot_product_attention(grouped, *written, attn_mask=bias, scale=scale)
+        return mixed.reshape(rows, -1)
+
+
+def _by_products(query: Tensor, keys: Tensor, values: Tensor, seen: _Seen, length: int) -> Tensor:
+    """Attention over all there is room for: tensors that are whole go into products as they are, others are copied."""
+    rows, groups, room, width = keys.shape
+    score = torch.bmm(query.reshape(rows * groups, -1, width), keys.flatten(0, 1).transpose(1, 2))
+    bias = seen.bias(keys, length)
+    if bias is not None:
+        score.view(rows, groups, -1, room).add_(bias)
+    return torch.bmm(score.softmax(-1), values.flatten(0, 1))
 
 
 def _norm(layer: Any, hidden: Tensor) -> Tensor:
@@ -93,16 +141,6 @@ def _norm(layer: Any, hidden: Tensor) -> Tensor:
     length = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True)
     squares = torch.addcmul(hidden.new_full((), epsilon), length, length, value=1 / hidden.shape[-1])
     return (hidden * squares.rsqrt_()).mul_(weight)
-
-
-def _product(layer: nn.Module, rows: Tensor) -> Tensor:
-    """``layer(rows)`` of [B, width]."""
-    if type(layer) is not nn.Linear or rows.dtype != torch.float32 or not rows.is_cpu:
-        return layer(rows)  # type: ignore[no-any-return]
-    if len(rows) not in FEW_ROWS or layer.weight.numel() < MANY_WEIGHTS:
-        return linear(rows, layer.weight, layer.bias)
-    found = torch.mm(layer.weight, rows.t()).t()
-    return found if layer.bias is None else found + layer.bias
 
 
 def knows(model: nn.Module) -> bool:
@@ -133,8 +171,9 @@ def _gives_the_same(model: nn.Module) -> bool:
     model_: Any = model
     tokens = torch.arange(1, 5, device=model_.device).view(2, 2) % model_.config.vocab_size
     cache = growing_cache(model, 3)
-    model_(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    expected = model_(input_ids=torch.cat([tokens, tokens[:, :1]], 1), use_cache=False).logits[:, -1].float()
+    last_logits(model, input_ids=tokens, past_key_values=cache, use_cache=True)
+    asked = torch.cat([tokens, tokens[:, :1]], 1)
+    expected = last_logits(model, input_ids=asked, use_cache=False).float()
     found = OneTokenPass(model)(tokens[:, 0], tokens.new_full((2,), 2), None, cache.layers).float()
     allowed = 1e-3 if torch.finfo(model_.dtype).bits >= 32 else 5e-2
     spread = (expected - expected.mean(-1, keepdim=True)).abs().amax()

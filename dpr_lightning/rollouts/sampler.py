@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.errors import InputError
-from dpr_lightning.policies import Lockstep, evaluating, model_device
+from dpr_lightning.policies import Lockstep, evaluating, last_logits, model_device
 from dpr_lightning.rollouts.answers import Answers, joined
 from dpr_lightning.rollouts.cache import fill_gaps, growing_cache, keep_rows
 from dpr_lightning.rollouts.ending import Ending, StopStrings
@@ -134,6 +134,7 @@ def sample(
     at_once = max(1, options.batch_size // num_samples)
     finished: dict[int, Answers] = {}
     with torch.no_grad(), evaluating(sources), Lockstep(sources) as lockstep:
+        one_token = [OneTokenPass(model) if knows(model) else None for model in sources]
         for start in range(0, len(order), at_once):
             places = order[start : start + at_once]
             asked = [prompts[place] for place in places]
@@ -141,7 +142,7 @@ def sample(
                 list(prompt[len(prompt) - answered[place] :]) for place, prompt in zip(places, asked, strict=True)
             ]
             ending = Ending(stop_tokens, strings, opening, num_samples)
-            decoding = _Decoding(sources, combine, options, ending, pad_token, lockstep, unwanted)
+            decoding = _Decoding(sources, one_token, combine, options, ending, pad_token, lockstep, unwanted)
             answers = decoding.run(asked, [identities[place] for place in places], num_samples, seed)
             finished.update(zip(places, answers, strict=True))
             if progress is not None:
@@ -155,6 +156,7 @@ class _Decoding:
     def __init__(
         self,
         models: Sequence[nn.Module],
+        one_token: Sequence[OneTokenPass | None],
         combine: Combine,
         options: SamplingOptions,
         ending: Ending,
@@ -163,7 +165,7 @@ class _Decoding:
         unwanted: Callable[[], bool] | None,
     ) -> None:
         self.models = models
-        self.one_token = [OneTokenPass(model) if knows(model) else None for model in models]
+        self.one_token = one_token
         self.lockstep = lockstep
         self.unwanted = unwanted if unwanted is not None else lambda: False
         self.combine = combine
@@ -251,15 +253,14 @@ class _Decoding:
 
     def _ask(self, place: int, tokens: Tensor, position: Tensor | None) -> Tensor:
         """Logits [B, V] of the model at ``place`` after it has read ``tokens`` [B, T], by its own forward pass."""
-        output = self.models[place](
+        return last_logits(
+            self.models[place],
             input_ids=tokens,
             attention_mask=self.attention,
             position_ids=position,
             past_key_values=self.caches[place],
             use_cache=True,
-            logits_to_keep=1,
         )
-        return output.logits[:, -1]  # type: ignore[no-any-return]
 
     def _combined(self, logits: list[Tensor]) -> Tensor:
         # One model's logits serve as they are: what is drawn from them is normalised there.

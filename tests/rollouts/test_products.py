@@ -1,0 +1,72 @@
+"""Products with weights that are laid out once, against the layers whose weights they are."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from dpr_lightning.rollouts.products import Product, _packed_types
+from tests.tiny import decoder, with_adapters
+
+WIDTH, HEIGHT = 192, 384
+
+
+def layer(bias: bool = True, dtype: torch.dtype = torch.float32) -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(WIDTH, HEIGHT, bias=bias).to(dtype)
+
+
+def is_laid_out(product: Product) -> bool:
+    return product._packed is not None
+
+
+@pytest.mark.parametrize("rows", [1, 5, 64, 300])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_values_are_those_of_the_layer(dtype: torch.dtype, bias: bool, rows: int) -> None:
+    made, exact = layer(bias, dtype), layer(bias, dtype).double()
+    given, other = torch.randn(rows, WIDTH).to(dtype), torch.randn(rows, HEIGHT).to(dtype)
+    product = Product(made)
+    assert is_laid_out(product) == (dtype in _packed_types())
+    wanted: Tensor = exact(given.double())
+    relative = 1e-5 if dtype == torch.float32 else 1.6e-2
+    for found, expected in (
+        (product(given), wanted),
+        (product.silu(given), silu(wanted)),
+        (product.times(given, other), wanted * other.double()),
+        (product.plus(given, other), wanted + other.double()),
+    ):
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.double(), expected, atol=relative, rtol=relative)
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        lambda: nn.Linear(8, 8),  # small
+        lambda: nn.Linear(WIDTH, HEIGHT).double(),
+        lambda: with_adapters(decoder("llama")).get_submodule("base_model.model.model.layers.0.mlp.up_proj"),
+    ],
+    ids=["small", "double", "adapted"],
+)
+@torch.no_grad()
+def test_other_layers_are_called(others: object) -> None:
+    assert callable(others)
+    made: nn.Module = others()
+    weight = next(made.parameters())
+    given = torch.randn(3, weight.shape[1], dtype=weight.dtype)
+    product = Product(made)
+    assert not is_laid_out(product)
+    assert torch.equal(product(given), made(given))
+    assert torch.equal(product.plus(given, made(given)), 2 * made(given))
+
+
+def test_the_copy_goes_with_the_product() -> None:
+    """Weights that have changed in the meantime are those of a new one."""
+    made = layer()
+    given = torch.randn(3, WIDTH)
+    with torch.no_grad():
+        before = Product(made)(given)
+        made.weight.mul_(2.0)
+        torch.testing.assert_close(Product(made)(given) - made.bias, 2 * (before - made.bias))
