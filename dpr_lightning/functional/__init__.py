@@ -4,7 +4,7 @@ float64 in, float64 out; half precision is raised to float32. ``mask`` is True w
 nothing outside it, NaN included, reaches a value or a gradient. ``logits[b, t]`` predicts ``tokens[b, t]``.
 """
 
-from dpr_lightning.functional.attention import block_attention, rotate, turn, turned_sine
+from dpr_lightning.functional.attention import block_attention, rotate, turned_sine
 from dpr_lightning.functional.baselines import (
     SumOverRanks,
     batch_baseline,
@@ -94,7 +94,6 @@ __all__ = [
     "token_logprobs",
     "token_logprobs_and_normaliser",
     "truncated_importance",
-    "turn",
     "turned_sine",
     "whiten",
     "zscore_by_position",

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dpr_lightning.functional._checks import expect_dimensions, expect_shape
+from dpr_lightning.functional._checks import expect_dimensions, expect_shape, shape_text
 
 _BLOCK = 64
 """Queries worked on together: keys that none of them sees are not read, and their scores stay in a CPU's cache."""
@@ -49,7 +49,8 @@ def block_attention(
     expect_shape("key", key, (rows, key.shape[1], key.shape[2], width), "the rows and width of query")
     if heads % key.shape[1] or length > key.shape[2]:
         raise ValueError(
-            f"{heads} heads of {length} queries do not share {key.shape[1]} heads of {key.shape[2]} keys evenly."
+            f"query has shape {shape_text(query.shape)} and key {shape_text(key.shape)}: {heads} heads of {length} "
+            f"queries do not share {key.shape[1]} heads of {key.shape[2]} keys evenly, or stand at the end of them."
         )
     if seen is not None:
         expect_shape("seen", seen, (rows, 1, length, key.shape[2]), "queries by keys")
@@ -66,8 +67,14 @@ def rotate(
         heads: queries or keys.
         cosine: of the angles, twice next to each other.
         turned: what :func:`turned_sine` makes of their sines.
+
+    Raises:
+        ValueError: shapes that do not fit.
     Source: Su et al. 2021 (arXiv:2104.09864), eq. 34.
     """
+    expect_dimensions("heads", heads, "B T H D")
+    for name, table in (("cosine", cosine), ("turned", turned)):
+        expect_shape(name, table, (*heads.shape[:2], heads.shape[3]), "positions by the width of heads")
     found: Tensor = _Rotate.apply(heads, cosine.unsqueeze(2), turned.unsqueeze(2))  # type: ignore[no-untyped-call]
     return found
 
@@ -84,17 +91,16 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, heads: Tensor, cosine: Tensor, turned: Tensor) -> Tensor:
         ctx.save_for_backward(cosine, turned)
-        return turn(heads, cosine, turned)
+        return _turn(heads, cosine, turned)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         cosine, turned = ctx.saved_tensors
-        return turn(gradient, cosine, -turned), None, None
+        return _turn(gradient, cosine, -turned), None, None
 
 
-def turn(heads: Tensor, cosine: Tensor, turned: Tensor) -> Tensor:
-    """:func:`rotate` without gradients, of tables [B, 1, D] or [B, T, 1, D] that are as wide as the heads."""
+def _turn(heads: Tensor, cosine: Tensor, turned: Tensor) -> Tensor:
     return torch.addcmul(heads * cosine, heads.roll(heads.shape[-1] // 2, -1), turned)
 
 

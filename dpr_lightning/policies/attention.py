@@ -37,8 +37,10 @@ def attended(
     query, key, value = (part(hidden_states).view(shape) for part in (module.q_proj, module.k_proj, module.v_proj))
     if hasattr(module, "q_norm"):
         query, key = module.q_norm(query), module.k_norm(key)
-    cosine, sine = position_embeddings
-    turned = turned_sine(sine)
+    cosine, turned = (
+        table.expand(len(hidden_states), -1, -1)
+        for table in (position_embeddings[0], turned_sine(position_embeddings[1]))
+    )
     query, key = (rotate(part, cosine, turned).transpose(1, 2) for part in (query, key))
     value = value.transpose(1, 2)
     if past_key_values is not None:

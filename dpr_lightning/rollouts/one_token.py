@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
-from dpr_lightning.functional import turn, turned_sine
+from dpr_lightning.functional import rotate, turned_sine
 from dpr_lightning.policies import (
     fetches_weights,
     inside_of_adapters,
@@ -110,7 +110,7 @@ class _Layer:
         if hasattr(attention, "q_norm"):
             query, key = placed.split((queries, keys), 1)
             placed = torch.cat([_norm(attention.q_norm, query), _norm(attention.k_norm, key)], 1)
-        query, key = turn(placed, seen.cosine, seen.turned).split((queries, keys), 1)
+        query, key = rotate(placed.unsqueeze(1), seen.cosine, seen.turned).squeeze(1).split((queries, keys), 1)
         written = held.update(key.unsqueeze(2), value.unsqueeze(2))
         length = written[0].shape[-2]
         if hidden.is_cpu and hidden.dtype == torch.bfloat16 and multiplies_bfloat16():

@@ -20,6 +20,7 @@ def values(*shape, dtype=torch.float64):
 MASK = torch.tensor([[True, True, True], [True, False, True], [False, False, False], [True, True, False]])
 SEQUENCE_MASK = torch.cat([torch.zeros(B, 1, dtype=torch.bool), MASK], dim=1)
 TOKENS = torch.ones(B, T, dtype=torch.int64)
+KEYS_SEEN = torch.ones(B, 1, T, T, dtype=torch.bool).tril()
 TERMINATED = torch.tensor([True, False, True, False])
 
 EXAMPLES: dict[str, Callable[[], tuple]] = {
@@ -27,6 +28,7 @@ EXAMPLES: dict[str, Callable[[], tuple]] = {
     "all_actions_loss": lambda: (values(B, T, V), values(B, T, V), MASK, 7.0),
     "baseline_relative_reward": lambda: (values(B, T), values(R, B, T)),
     "batch_baseline": lambda: (values(B, T), MASK),
+    "block_attention": lambda: (values(B, 4, T, V), values(B, 2, T, V), values(B, 2, T, V), 0.5, KEYS_SEEN),
     "bound_unlikelihood": lambda: (values(B, T), values(B, T), 0.1),
     "check_finite_rewards": lambda: (values(B, T), MASK),
     "clip_reward": lambda: (values(B, T), 1.0),
@@ -51,12 +53,14 @@ EXAMPLES: dict[str, Callable[[], tuple]] = {
     "reinforce_loss": lambda: (values(B, T), values(B, T), MASK, torch.tensor(7.0)),
     "response_baseline": lambda: (values(B, T), MASK),
     "returns_to_go": lambda: (values(B, T), MASK, 0.9),
+    "rotate": lambda: (values(B, T, R, 4), values(B, T, 4), values(B, T, 4)),
     "self_play_loss": lambda: ("spin", values(B), values(B)),
     "sft_loss": lambda: (values(B, T), MASK, 7.0),
     "shape_reward": lambda: (values(B, T), values(B, T + 1), MASK, TERMINATED),
     "token_logprobs": lambda: (values(B, T, V), TOKENS),
     "token_logprobs_and_normaliser": lambda: (values(B, T, V), TOKENS),
     "truncated_importance": lambda: (values(B, T), values(B, T), MASK, 2.0),
+    "turned_sine": lambda: (values(B, T, 4),),
     "whiten": lambda: (values(B, T), MASK),
     "zscore_by_position": lambda: (values(B, T), MASK),
 }
