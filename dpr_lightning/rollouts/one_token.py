@@ -88,7 +88,8 @@ class _Layer:
         attention, unit = layer.self_attn, layer.mlp
         self._before, self._between = layer.input_layernorm, layer.post_attention_layernorm
         self._attention, self._act = attention, unit.act_fn
-        self._asked = [Product(part) for part in (attention.q_proj, attention.k_proj, attention.v_proj)]
+        # Next to each other, so that queries and keys are turned at once.
+        self._asked = Product(attention.q_proj, attention.k_proj, attention.v_proj)
         self._given = Product(attention.o_proj)
         self._gate, self._up, self._down = (Product(part) for part in (unit.gate_proj, unit.up_proj, unit.down_proj))
 
@@ -102,10 +103,9 @@ class _Layer:
         """What the heads of each row have mixed, [B, H·width]."""
         attention = self._attention
         rows, width, scale = len(hidden), attention.head_dim, attention.scaling
-        asked = [part(hidden) for part in self._asked]
-        queries, keys = (part.shape[1] // width for part in asked[:2])
-        # Next to each other, so that queries and keys are turned at once.
-        heads = torch.cat(asked, 1).view(rows, -1, width)
+        heads = self._asked(hidden).view(rows, -1, width)
+        keys = heads.shape[1] // (attention.num_key_value_groups + 2)
+        queries = heads.shape[1] - 2 * keys
         placed, value = heads[:, : queries + keys], heads[:, queries + keys :]
         if hasattr(attention, "q_norm"):
             query, key = placed.split((queries, keys), 1)

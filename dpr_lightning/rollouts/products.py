@@ -1,6 +1,7 @@
 """Products of few rows with weights that stay as they are for many of them."""
 
-from functools import cache
+from collections.abc import Sequence
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -17,49 +18,63 @@ class Product:
     """``layer(rows)`` of rows [B, width], without gradient, and what often follows in the same call.
 
     PyTorch brings the weights of a linear layer into oneDNN's or MKL's order in every call; where rows are few, that
-    takes as long as the product. Here it is done once, for layers of a CPU that are plain ones: a copy of their weights
-    that lives as long as this (docs/performance.md). Others, and all on a GPU, are called as they are.
+    takes as long as the product. Here it is done once, for layers of a CPU that are plain ones: the first call makes a
+    copy of their weights that lives as long as this (docs/performance.md). Others, and all on a GPU, are called as they
+    are.
 
     Args:
-        layer: whose weights do not change in the meantime.
+        layers: whose weights do not change in the meantime; what several give stands next to each other.
     """
 
-    def __init__(self, layer: nn.Module) -> None:
-        self._layer: Any = layer
-        self._packed = _ops()._reorder_linear_weight(layer.weight.detach(), _ROWS) if _pays(layer) else None
+    def __init__(self, *layers: nn.Module) -> None:
+        self._layers: Any = layers
+        biased = {getattr(layer, "bias", None) is not None for layer in layers}
+        self._lays_out = len(biased) == 1 and all(map(_may, layers)) and _size(layers) >= _MANY_WEIGHTS
 
     def __call__(self, rows: Tensor) -> Tensor:
         """``layer(rows)``."""
-        return self._then(rows, "none")
+        return self._then(rows, "none") if self._lays_out else self._called(rows)
 
     def silu(self, rows: Tensor) -> Tensor:
         """``silu(layer(rows))``."""
-        return self._then(rows, "swish")
+        return self._then(rows, "swish") if self._lays_out else silu(self._called(rows))
 
     def times(self, rows: Tensor, other: Tensor) -> Tensor:
         """``layer(rows) * other``."""
-        return self._layer(rows) * other if self._packed is None else self._with(rows, other, "mul")
+        return self._with(rows, other, "mul") if self._lays_out else self._called(rows) * other
 
     def plus(self, rows: Tensor, other: Tensor) -> Tensor:
         """``layer(rows) + other``."""
-        return self._layer(rows) + other if self._packed is None else self._with(rows, other, "add")
+        return self._with(rows, other, "add") if self._lays_out else self._called(rows) + other
+
+    def _called(self, rows: Tensor) -> Tensor:
+        given = [layer(rows) for layer in self._layers]
+        return given[0] if len(given) == 1 else torch.cat(given, -1)
+
+    @cached_property
+    def _laid_out(self) -> tuple[Tensor, Tensor | None]:
+        weights, biases = (
+            [held.detach() for layer in self._layers if (held := getattr(layer, name)) is not None]
+            for name in ("weight", "bias")
+        )
+        weight = weights[0] if len(weights) == 1 else torch.cat(weights)
+        return _ops()._reorder_linear_weight(weight, _ROWS), torch.cat(biases) if biases else None
 
     def _then(self, rows: Tensor, what: str) -> Tensor:
-        if self._packed is None:
-            found: Tensor = self._layer(rows)
-            return silu(found) if what == "swish" else found
-        made: Tensor = _ops()._linear_pointwise(rows, self._packed, self._layer.bias, what, [], "")
+        made: Tensor = _ops()._linear_pointwise(rows, *self._laid_out, what, [], "")
         return made
 
     def _with(self, rows: Tensor, other: Tensor, what: str) -> Tensor:
-        made: Tensor = _ops()._linear_pointwise.binary(rows, other, self._packed, self._layer.bias, what)
+        made: Tensor = _ops()._linear_pointwise.binary(rows, other, *self._laid_out, what)
         return made
 
 
-def _pays(layer: Any) -> bool:
-    if type(layer) is not nn.Linear or not layer.weight.is_cpu or layer.weight.numel() < _MANY_WEIGHTS:
-        return False
-    return layer.weight.dtype in _packed_types()
+def _may(layer: Any) -> bool:
+    return type(layer) is nn.Linear and layer.weight.is_cpu and layer.weight.dtype in _packed_types()
+
+
+def _size(layers: Sequence[Any]) -> int:
+    return sum(layer.weight.numel() for layer in layers)
 
 
 @cache

@@ -17,7 +17,7 @@ def layer(bias: bool = True, dtype: torch.dtype = torch.float32) -> nn.Linear:
 
 
 def is_laid_out(product: Product) -> bool:
-    return product._packed is not None
+    return product._lays_out
 
 
 @pytest.mark.parametrize("rows", [1, 5, 64, 300])
@@ -39,6 +39,17 @@ def test_values_are_those_of_the_layer(dtype: torch.dtype, bias: bool, rows: int
     ):
         assert found.dtype == dtype
         torch.testing.assert_close(found.double(), expected, atol=relative, rtol=relative)
+
+
+@pytest.mark.parametrize("biases", [(True, True), (False, False), (True, False)])
+@torch.no_grad()
+def test_several_stand_next_to_each_other(biases: tuple[bool, bool]) -> None:
+    layers = [layer(bias) for bias in biases]
+    given = torch.randn(5, WIDTH)
+    product = Product(*layers)
+    assert is_laid_out(product) == (len(set(biases)) == 1 and torch.float32 in _packed_types())
+    expected = torch.cat([made(given) for made in layers], -1)
+    torch.testing.assert_close(product(given), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
