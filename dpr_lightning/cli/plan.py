@@ -31,7 +31,7 @@ from dpr_lightning.policies.build import is_adapter
 from dpr_lightning.policies.outline import materialise, outline_policy
 from dpr_lightning.policies.plain_head import bare_head
 from dpr_lightning.policies.sharding import layer_names
-from dpr_lightning.rollouts import SamplingOptions
+from dpr_lightning.rollouts import SamplingOptions, laid_out_bytes
 
 ZERO = {"Zero1Strategy": 1, "Zero2Strategy": 2, "Zero3Strategy": 3}
 WHAT_HELPS = "--what_helps"
@@ -141,6 +141,8 @@ def plan(arguments: Sequence[str]) -> Plan:
             step = training_memory(make, optimizer, shape, imitation_loss, accumulate=accumulate, autocast=autocast)
         elif kind == "DensePathReinforce":
             shape, phases, stays = _rollouts(spec, options, data["init_args"], ranks, accumulate)
+            if trainer["accelerator"] == "cpu" and ranks.kind != "fsdp2" and ranks.stage < 3:
+                phases[next(iter(phases))] += laid_out_bytes(_made(spec))
             loss = reinforce_loss
             if options["estimator"] == "all_actions":
                 models = 1 + len(data["init_args"]["references"])

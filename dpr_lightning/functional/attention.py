@@ -122,7 +122,8 @@ class _Heads(NamedTuple):
 
     @classmethod
     def of(cls, query: Tensor, key: Tensor, value: Tensor) -> "_Heads":
-        grouped = query.unflatten(1, (key.shape[1], -1))
+        rows, _, length, width = query.shape
+        grouped = query.view(rows, key.shape[1], -1, length, width)
         return cls(grouped, *(part.contiguous().flatten(0, 1) for part in (key, value)))
 
     def blocks(self, scale: float, seen: Tensor | None) -> Iterator[_Block]:
@@ -182,7 +183,7 @@ class _BlockAttention(torch.autograd.Function):
             score_grad = torch._softmax_backward_data(score_grad, block.probability, -1, query.dtype)
             key_grad[:, : block.keys] += torch.bmm(score_grad.transpose(1, 2), block.query)
             found = torch.bmm(score_grad, heads.key[:, : block.keys]).mul_(ctx.scale)
-            query_grad.unflatten(1, (groups, share))[..., block.places, :] = found.view(rows, groups, share, -1, width)
+            query_grad.view(heads.query.shape)[..., block.places, :] = found.view(rows, groups, share, -1, width)
         return (
             query_grad,
             key_grad.to(key.dtype).view(key.shape),

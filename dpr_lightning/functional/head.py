@@ -238,6 +238,4 @@ def _of_strip(
         silent = torch.zeros_like(slope, dtype=torch.bool)[:, None]
         change = probability.mul_(-(advantage.add_(slope[:, None])))
     change.scatter_add_(-1, chosen, slope[:, None])
-    if bool(silent.any()):
-        change = change.masked_fill_(silent, 0.0)
-    return _Strip(loss, logprob, entropy, change, silent)
+    return _Strip(loss, logprob, entropy, change.masked_fill_(silent, 0.0), silent)

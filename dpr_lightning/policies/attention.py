@@ -52,7 +52,8 @@ def attended(
 def _by_blocks(module: Any, hidden: Tensor, mask: Tensor | None, more: dict[str, Any]) -> bool:
     drops = module.training and module.attention_dropout > 0
     return (
-        hidden.is_cpu
+        type(hidden) is Tensor  # one without content, of which `dpr plan` makes many, is of no machine in particular
+        and hidden.is_cpu
         and hidden.dtype == torch.bfloat16
         and hidden.shape[1] > 1
         and not (drops or autocasts() or more.get("output_attentions"))

@@ -2,6 +2,7 @@
 
 from dpr_lightning.rollouts.ahead import DrawsAhead, device_to_draw_on
 from dpr_lightning.rollouts.decode import decode_answers
+from dpr_lightning.rollouts.one_token import laid_out_bytes
 from dpr_lightning.rollouts.other_sampler import OtherSampler
 from dpr_lightning.rollouts.random import counter_uniform, sample_keys
 from dpr_lightning.rollouts.sampler import Combine, SamplingOptions, draw, only, sample
@@ -17,6 +18,7 @@ __all__ = [
     "decode_answers",
     "device_to_draw_on",
     "draw",
+    "laid_out_bytes",
     "only",
     "sample",
     "sample_keys",

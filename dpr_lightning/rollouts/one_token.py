@@ -60,6 +60,12 @@ class OneTokenPass:
             hidden = layer(hidden, seen, held)
         return self._head(_norm(self._decoder.norm, hidden))
 
+    @property
+    def laid_out_bytes(self) -> int:
+        """Of the copies of weights that the first call makes."""
+        products = [self._head, *(product for layer in self._layers for product in layer.products)]
+        return sum(product.laid_out_bytes for product in products)
+
 
 class _Seen:
     """What all layers share: the turn of the new tokens' positions [B, 1, width], and which keys are seen."""
@@ -92,6 +98,7 @@ class _Layer:
         self._asked = Product(attention.q_proj, attention.k_proj, attention.v_proj)
         self._given = Product(attention.o_proj)
         self._gate, self._up, self._down = (Product(part) for part in (unit.gate_proj, unit.up_proj, unit.down_proj))
+        self.products = (self._asked, self._given, self._gate, self._up, self._down)
 
     def __call__(self, hidden: Tensor, seen: _Seen, held: RoomyLayer) -> Tensor:
         hidden = self._given.plus(self._attend(_norm(self._before, hidden), seen, held), hidden)
@@ -108,9 +115,10 @@ class _Layer:
         queries = heads.shape[1] - 2 * keys
         placed, value = heads[:, : queries + keys], heads[:, queries + keys :]
         if hasattr(attention, "q_norm"):
-            query, key = placed.split((queries, keys), 1)
-            placed = torch.cat([_norm(attention.q_norm, query), _norm(attention.k_norm, key)], 1)
-        query, key = rotate(placed.unsqueeze(1), seen.cosine, seen.turned).squeeze(1).split((queries, keys), 1)
+            normed = _norm(attention.q_norm, placed[:, :queries]), _norm(attention.k_norm, placed[:, queries:])
+            placed = torch.cat(normed, 1)
+        placed = rotate(placed.unsqueeze(1), seen.cosine, seen.turned).squeeze(1)
+        query, key = placed[:, :queries], placed[:, queries:]
         written = held.update(key.unsqueeze(2), value.unsqueeze(2))
         length = written[0].shape[-2]
         if hidden.is_cpu and hidden.dtype == torch.bfloat16 and multiplies_bfloat16():
@@ -159,6 +167,11 @@ def knows(model: nn.Module) -> bool:
                 held.config.model_type,
             )
     return _equal[model]
+
+
+def laid_out_bytes(model: nn.Module) -> int:
+    """Bytes of the copies that sampling from ``model`` on a CPU makes of its weights."""
+    return OneTokenPass(model).laid_out_bytes if is_known_decoder(model) else 0
 
 
 def _has_hooks(module: nn.Module) -> bool:

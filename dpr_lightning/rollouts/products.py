@@ -24,28 +24,36 @@ class Product:
 
     Args:
         layers: whose weights do not change in the meantime; what several give stands next to each other.
+
+    Attributes:
+        lays_out: whether it makes a copy.
     """
 
     def __init__(self, *layers: nn.Module) -> None:
         self._layers: Any = layers
         biased = {getattr(layer, "bias", None) is not None for layer in layers}
-        self._lays_out = len(biased) == 1 and all(map(_may, layers)) and _size(layers) >= _MANY_WEIGHTS
+        self.lays_out = len(biased) == 1 and all(map(_may, layers)) and _size(layers) >= _MANY_WEIGHTS
 
     def __call__(self, rows: Tensor) -> Tensor:
         """``layer(rows)``."""
-        return self._then(rows, "none") if self._lays_out else self._called(rows)
+        return self._then(rows, "none") if self.lays_out else self._called(rows)
 
     def silu(self, rows: Tensor) -> Tensor:
         """``silu(layer(rows))``."""
-        return self._then(rows, "swish") if self._lays_out else silu(self._called(rows))
+        return self._then(rows, "swish") if self.lays_out else silu(self._called(rows))
 
     def times(self, rows: Tensor, other: Tensor) -> Tensor:
         """``layer(rows) * other``."""
-        return self._with(rows, other, "mul") if self._lays_out else self._called(rows) * other
+        return self._with(rows, other, "mul") if self.lays_out else self._called(rows) * other
 
     def plus(self, rows: Tensor, other: Tensor) -> Tensor:
         """``layer(rows) + other``."""
-        return self._with(rows, other, "add") if self._lays_out else self._called(rows) + other
+        return self._with(rows, other, "add") if self.lays_out else self._called(rows) + other
+
+    @property
+    def laid_out_bytes(self) -> int:
+        """Of the copy that the first call makes."""
+        return sum(layer.weight.nbytes for layer in self._layers) if self.lays_out else 0
 
     def _called(self, rows: Tensor) -> Tensor:
         given = [layer(rows) for layer in self._layers]
@@ -79,7 +87,7 @@ def _size(layers: Sequence[Any]) -> int:
 
 @cache
 def _packed_types() -> tuple[torch.dtype, ...]:
-    if not torch.backends.mkldnn.is_available() or not hasattr(_ops(), "_linear_pointwise"):
+    if not hasattr(_ops(), "_linear_pointwise") or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return ()
     half = (torch.bfloat16,) if _ops()._is_mkldnn_bf16_supported() else ()
     return (torch.float32, *half)

@@ -9,10 +9,17 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from dpr_lightning import functional as F
+from dpr_lightning.functional import head
 from dpr_lightning.functional.head import head_logprobs, head_loss
 from dpr_lightning.modules.memory import LiveBytes
 
 N, D, V = 37, 5, 23
+
+
+@pytest.fixture(autouse=True, params=[2 * V, 1 << 19], ids=["in strips", "at once"])
+def _strips(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever part of the logits is worked on at a time."""
+    monkeypatch.setattr(head, "_STRIP", request.param)
 
 
 def inputs(dtype: torch.dtype = torch.float64, rows: int = N) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,8 +5,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from dpr_lightning.rollouts import SamplingOptions, laid_out_bytes, products, sample
+from dpr_lightning.rollouts.one_token import OneTokenPass
 from dpr_lightning.rollouts.products import Product, _packed_types
-from tests.tiny import decoder, with_adapters
+from tests.tiny import decoder, unknown_decoder, with_adapters
 
 WIDTH, HEIGHT = 192, 384
 
@@ -14,10 +16,6 @@ WIDTH, HEIGHT = 192, 384
 def layer(bias: bool = True, dtype: torch.dtype = torch.float32) -> nn.Linear:
     torch.manual_seed(0)
     return nn.Linear(WIDTH, HEIGHT, bias=bias).to(dtype)
-
-
-def is_laid_out(product: Product) -> bool:
-    return product._lays_out
 
 
 @pytest.mark.parametrize("rows", [1, 5, 64, 300])
@@ -28,7 +26,7 @@ def test_values_are_those_of_the_layer(dtype: torch.dtype, bias: bool, rows: int
     made, exact = layer(bias, dtype), layer(bias, dtype).double()
     given, other = torch.randn(rows, WIDTH).to(dtype), torch.randn(rows, HEIGHT).to(dtype)
     product = Product(made)
-    assert is_laid_out(product) == (dtype in _packed_types())
+    assert product.lays_out == (dtype in _packed_types())
     wanted: Tensor = exact(given.double())
     relative = 1e-5 if dtype == torch.float32 else 1.6e-2
     for found, expected in (
@@ -47,7 +45,7 @@ def test_several_stand_next_to_each_other(biases: tuple[bool, bool]) -> None:
     layers = [layer(bias) for bias in biases]
     given = torch.randn(5, WIDTH)
     product = Product(*layers)
-    assert is_laid_out(product) == (len(set(biases)) == 1 and torch.float32 in _packed_types())
+    assert product.lays_out == (len(set(biases)) == 1 and torch.float32 in _packed_types())
     expected = torch.cat([made(given) for made in layers], -1)
     torch.testing.assert_close(product(given), expected, atol=1e-5, rtol=1e-5)
 
@@ -68,9 +66,35 @@ def test_other_layers_are_called(others: object) -> None:
     weight = next(made.parameters())
     given = torch.randn(3, weight.shape[1], dtype=weight.dtype)
     product = Product(made)
-    assert not is_laid_out(product)
+    assert not product.lays_out
     assert torch.equal(product(given), made(given))
     assert torch.equal(product.plus(given, made(given)), 2 * made(given))
+
+
+def test_bytes_of_copies_are_those_that_sampling_makes(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    monkeypatch.setattr(products, "_MANY_WEIGHTS", 1024)
+    plain = products._ops
+
+    class Counting:
+        def __getattr__(self, name: str) -> object:
+            return getattr(plain(), name)
+
+        def _reorder_linear_weight(self, weight: Tensor, rows: int) -> Tensor:
+            made.append(weight.numel() * weight.element_size())
+            return plain()._reorder_linear_weight(weight, rows)
+
+    monkeypatch.setattr(products, "_ops", Counting)
+    model = decoder("llama").eval()
+    OneTokenPass(model)  # makes none before it is called
+    assert not made
+    with torch.no_grad():
+        sample(model, [[1, 2, 3]], SamplingOptions(3), stop_tokens=[], pad_token=0)
+    # Found to be equal to the model's own pass, and used.
+    assert sum(made) == 2 * laid_out_bytes(model) > 0
+    head = model.get_output_embeddings().weight.nbytes  # type: ignore[operator, union-attr]
+    assert laid_out_bytes(with_adapters(model)) == head  # which has none
+    assert laid_out_bytes(unknown_decoder()) == 0
 
 
 def test_the_copy_goes_with_the_product() -> None:
