@@ -105,7 +105,7 @@ def _turn(heads: Tensor, cosine: Tensor, turned: Tensor) -> Tensor:
 
 
 class _Block(NamedTuple):
-    """Some queries [B·K, n, D] (scaled), the probabilities [B·K, n, keys] they give, and where they are."""
+    """Some queries [B·K, n, D], the probabilities [B·K, n, keys] they give, and where they are."""
 
     query: Tensor
     probability: Tensor
@@ -114,19 +114,20 @@ class _Block(NamedTuple):
 
 
 class _Heads(NamedTuple):
-    """Keys and values [B·K, S, D], beside the queries [B, K, H/K, T, D] that ask for them."""
+    """Keys, which have the scale of the scores, and values [B·K, S, D]; queries [B, K, H/K, T, D]."""
 
     query: Tensor
     key: Tensor
     value: Tensor
 
     @classmethod
-    def of(cls, query: Tensor, key: Tensor, value: Tensor) -> "_Heads":
+    def of(cls, query: Tensor, key: Tensor, value: Tensor, scale: float) -> "_Heads":
         rows, _, length, width = query.shape
         grouped = query.view(rows, key.shape[1], -1, length, width)
-        return cls(grouped, *(part.contiguous().flatten(0, 1) for part in (key, value)))
+        scaled = torch.mul(key, scale, out=torch.empty_like(key, memory_format=torch.contiguous_format))
+        return cls(grouped, scaled.flatten(0, 1), value.contiguous().flatten(0, 1))
 
-    def blocks(self, scale: float, seen: Tensor | None) -> Iterator[_Block]:
+    def blocks(self, seen: Tensor | None) -> Iterator[_Block]:
         rows, groups, share, length, width = self.query.shape
         lowest = torch.finfo(self.query.dtype).min
         later = self.query.new_full((_BLOCK, _BLOCK), lowest).triu_(1)
@@ -134,9 +135,7 @@ class _Heads(NamedTuple):
             places = slice(start, min(start + _BLOCK, length))
             count = places.stop - start
             keys = self.key.shape[1] - length + places.stop
-            query = self.query.new_empty(rows, groups, share, count, width)
-            torch.mul(self.query[..., places, :], scale, out=query)
-            query = query.view(rows * groups, share * count, width)
+            query = self.query[..., places, :].reshape(rows * groups, share * count, width)
             score = torch.bmm(query, self.key[:, :keys].transpose(1, 2))
             shown = score.view(rows, groups, share, count, keys)
             if seen is None:
@@ -158,10 +157,10 @@ class _BlockAttention(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, seen: Tensor | None) -> Tensor:
         ctx.save_for_backward(query, key, value, seen)
         ctx.scale = scale
-        heads = _Heads.of(query, key, value)
+        heads = _Heads.of(query, key, value, scale)
         rows, groups, share, length, width = heads.query.shape
         found = query.new_empty(rows, length, groups, share, width)
-        for block in heads.blocks(scale, seen):
+        for block in heads.blocks(seen):
             mixed = torch.bmm(block.probability, heads.value[:, : block.keys])
             found[:, block.places] = mixed.view(rows, groups, share, -1, width).permute(0, 3, 1, 2, 4)
         return found.flatten(2)
@@ -170,23 +169,23 @@ class _BlockAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, seen = ctx.saved_tensors
-        heads = _Heads.of(query, key, value)
+        heads = _Heads.of(query, key, value, ctx.scale)
         rows, groups, share, length, width = heads.query.shape
         wide = torch.promote_types(query.dtype, torch.float32)
         query_grad = torch.empty_like(query, memory_format=torch.contiguous_format)
         key_grad, value_grad = (torch.zeros_like(part, dtype=wide) for part in (heads.key, heads.value))
         by_head = gradient.view(rows, length, groups, share, width).permute(0, 2, 3, 1, 4)
-        for block in heads.blocks(ctx.scale, seen):
+        for block in heads.blocks(seen):
             inner = by_head[..., block.places, :].reshape(rows * groups, -1, width)
             value_grad[:, : block.keys] += torch.bmm(block.probability.transpose(1, 2), inner)
             score_grad = torch.bmm(inner, heads.value[:, : block.keys].transpose(1, 2))
             score_grad = torch._softmax_backward_data(score_grad, block.probability, -1, query.dtype)
             key_grad[:, : block.keys] += torch.bmm(score_grad.transpose(1, 2), block.query)
-            found = torch.bmm(score_grad, heads.key[:, : block.keys]).mul_(ctx.scale)
+            found = torch.bmm(score_grad, heads.key[:, : block.keys])
             query_grad.view(heads.query.shape)[..., block.places, :] = found.view(rows, groups, share, -1, width)
         return (
             query_grad,
-            key_grad.to(key.dtype).view(key.shape),
+            key_grad.mul_(ctx.scale).to(key.dtype).view(key.shape),
             value_grad.to(value.dtype).view(value.shape),
             None,
             None,
