@@ -7,11 +7,13 @@ import pytest
 
 from dpr_lightning.cli.flops import flops_of_a_step
 from dpr_lightning.errors import InputError
-from dpr_lightning.policies import PolicySpec, build_policy
+from dpr_lightning.policies import PolicySpec, attention, build_policy
 from tests.workspace import Workspace, write_rows, write_sft_config
 
 
-def test_a_step_of_sft_is_three_passes(sft_config: Callable[..., str], workspace: Workspace, tmp_path: Path) -> None:
+def test_a_step_of_sft_is_three_passes(
+    sft_config: Callable[..., str], workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A forward pass takes 2 operations a weight and token; the head only reads where there is something to learn."""
     rows = [{"prompt": "1 + 1 =", "completion": "Answer: 2"}] * 8
     rows_file = write_rows(tmp_path / "rows.jsonl", rows)
@@ -24,7 +26,8 @@ def test_a_step_of_sft_is_three_passes(sft_config: Callable[..., str], workspace
     # Attention's own products are beside that, and the first layer needs no gradient for its input.
     found = flops_of_a_step(Path(config))
     assert found == pytest.approx(expected, rel=0.15)
-    # Weights in half precision are stepped by an optimizer within another.
+    # Weights in half precision are stepped by an optimizer within another; their attention by blocks costs less.
+    monkeypatch.setattr(attention, "multiplies_bfloat16", lambda: False)
     half = {"source": workspace.sft, "dtype": "bfloat16"}
     config = write_sft_config(tmp_path, half, rows_file, batch_size=4)
     assert flops_of_a_step(Path(config)) == pytest.approx(found, rel=1e-6)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
+from torch.utils.flop_counter import FlopCounterMode
 
 from dpr_lightning.rollouts import SamplingOptions, laid_out_bytes, products, sample
 from dpr_lightning.rollouts.one_token import OneTokenPass
@@ -48,6 +49,15 @@ def test_several_stand_next_to_each_other(biases: tuple[bool, bool]) -> None:
     assert product.lays_out == (len(set(biases)) == 1 and torch.float32 in _packed_types())
     expected = torch.cat([made(given) for made in layers], -1)
     torch.testing.assert_close(product(given), expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_operations_are_counted() -> None:
+    product, given = Product(layer()), torch.randn(5, WIDTH)
+    assert product.lays_out
+    with FlopCounterMode(display=False) as counter:
+        product.times(given, product.silu(given))
+    assert counter.get_total_flops() == 2 * 2 * 5 * WIDTH * HEIGHT
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,132 @@
+"""What the parts of a step on a CPU gain, each against what PyTorch does by itself: one table a part.
+
+python -m benchmarks.cpu_parts                    # all of them, some minutes
+python -m benchmarks.cpu_parts attention products
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from benchmarks.lean_layers import SMOLLM2_135M
+from dpr_lightning.functional import block_attention
+from dpr_lightning.host_memory import keep_freed_memory
+from dpr_lightning.policies import acted_loss
+from dpr_lightning.policies.lean_layers import keep_less
+from dpr_lightning.rollouts.products import Product
+
+HEADS, SHARED, WIDTH, TOKENS = 9, 3, 64, 2048
+ROWS = (1, 4, 8, 16, 32, 64, 128, 256)
+KEPT = "DPR_KEEPS_MEMORY"
+
+
+def seconds(run: Callable[[], object], least: float = 0.5) -> float:
+    """Median of as many calls as take ``least`` seconds, five at least, after two."""
+    run()
+    run()
+    taken: list[float] = []
+    while len(taken) < 5 or sum(taken) < least:
+        begun = time.perf_counter()
+        run()
+        taken.append(time.perf_counter() - begun)
+    return statistics.median(taken)
+
+
+def attention() -> None:
+    """Of 2,048 bfloat16 tokens in rows of one length, 9 heads over 3: ms forth, and forth and back."""
+    print(
+        "| tokens a row | PyTorch's, forth | in blocks | PyTorch's, forth and back | in blocks |\n|---|---|---|---|---|"
+    )
+    for length in (64, 128, 256, 512, 1024, 2048):
+        query, key, value = (
+            torch.randn(TOKENS // length, length, heads, WIDTH).bfloat16().transpose(1, 2).requires_grad_()
+            for heads in (HEADS, SHARED, SHARED)
+        )
+        gradient = torch.randn(TOKENS // length, length, HEADS * WIDTH).bfloat16()
+
+        def own(parts: tuple[Tensor, ...] = (query, key, value)) -> Tensor:
+            found = scaled_dot_product_attention(*parts, is_causal=True, enable_gqa=True)
+            return found.transpose(1, 2).flatten(2)
+
+        def ours(parts: tuple[Tensor, ...] = (query, key, value)) -> Tensor:
+            return block_attention(*parts, WIDTH**-0.5)
+
+        cells: list[float] = []
+        with torch.no_grad():
+            cells += [seconds(own), seconds(ours)]
+        for forth in (own, ours):
+
+            def back(forth: Callable[[], Tensor] = forth, gradient: Tensor = gradient) -> object:
+                return torch.autograd.grad(forth(), (query, key, value), gradient)  # noqa: B023
+
+            cells.append(seconds(back))
+        print(f"| {length} | " + " | ".join(f"{1e3 * cell:.1f}" for cell in cells) + " |")
+
+
+@torch.no_grad()
+def products() -> None:
+    """GFLOP/s of `linear` / of weights laid out once, 60 MB of them in turn."""
+    print("| type, weights | " + " | ".join(f"{rows} rows" for rows in ROWS) + " |\n|---|" + "---|" * len(ROWS))
+    for dtype in (torch.float32, torch.bfloat16):
+        for width, height in ((576, 1536), (1536, 576), (576, 49152)):
+            count = max(1, int(60e6 / (width * height * dtype.itemsize)))
+            layers = [torch.nn.Linear(width, height, bias=False).to(dtype) for _ in range(count)]
+            laid_out = [Product(layer) for layer in layers]
+            cells = []
+            for rows in ROWS:
+                given = torch.randn(rows, width).to(dtype)
+                work = 2 * rows * width * height * count / 1e9
+                rates = [
+                    work / seconds(lambda each=each, given=given: [one(given) for one in each], 0.2)  # type: ignore[misc]
+                    for each in (layers, laid_out)
+                ]
+                cells.append(" / ".join(f"{rate:.0f}" for rate in rates))
+            print(f"| {str(dtype).removeprefix('torch.')}, {width} × {height} | " + " | ".join(cells) + " |")
+
+
+def memory() -> None:
+    """Seconds and page faults of a step of SFT without its optimizer, with freed memory kept or not, twice in turn."""
+    for kept in ("", "1", "", "1"):
+        subprocess.run([sys.executable, "-m", __spec__.name, "step"], env=os.environ | {KEPT: kept}, check=True)
+
+
+def step() -> None:
+    """One side of :func:`memory`."""
+    import resource
+
+    if os.environ.get(KEPT):
+        keep_freed_memory()
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SMOLLM2_135M)).bfloat16().train()
+    keep_less(model)
+    tokens = torch.randint(0, SMOLLM2_135M["vocab_size"], (8, 256))
+    mask = torch.arange(256).expand(8, -1) >= 128
+
+    def one() -> None:
+        acted_loss(model, tokens, mask, lambda logprob, _: -logprob.mean()).loss.backward()
+        model.zero_grad()
+
+    one()
+    before, taken = resource.getrusage(resource.RUSAGE_SELF), seconds(one)
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    faults = after.ru_minflt - before.ru_minflt
+    kept = "kept" if os.environ.get(KEPT) else "given back"
+    print(f"memory {kept}: {taken:.2f} s a step, {faults:,} page faults in all, peak {after.ru_maxrss / 1024:,.0f} MB")
+
+
+PARTS = {"attention": attention, "products": products, "memory": memory, "step": step}
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=list(PARTS), default=["attention", "products", "memory"])
+    for part in parser.parse_args().parts:
+        print(f"\n{part}: {PARTS[part].__doc__}\n")
+        PARTS[part]()
