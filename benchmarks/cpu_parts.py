@@ -20,6 +20,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from benchmarks.lean_layers import SMOLLM2_135M
 from dpr_lightning.functional import block_attention
 from dpr_lightning.host_memory import keep_freed_memory
+from dpr_lightning.modules.master_weights import MasterWeights
+from dpr_lightning.modules.one_pass import in_one_pass
 from dpr_lightning.policies import acted_loss
 from dpr_lightning.policies.lean_layers import keep_less
 from dpr_lightning.rollouts.products import Product
@@ -94,7 +96,7 @@ def products() -> None:
 
 
 def memory() -> None:
-    """Seconds and page faults of a step of SFT without its optimizer, with freed memory kept or not, twice in turn."""
+    """Seconds and page faults of a step of SFT in bfloat16, with freed memory kept or not, twice in turn."""
     for kept in ("", "1", "", "1"):
         subprocess.run([sys.executable, "-m", __spec__.name, "step"], env=os.environ | {KEPT: kept}, check=True)
 
@@ -110,9 +112,12 @@ def step() -> None:
     tokens = torch.randint(0, SMOLLM2_135M["vocab_size"], (8, 256))
     mask = torch.arange(256).expand(8, -1) >= 128
 
+    optimizer = MasterWeights(model.parameters(), lambda weights: in_one_pass(torch.optim.AdamW(weights, lr=1e-6)))
+
     def one() -> None:
         acted_loss(model, tokens, mask, lambda logprob, _: -logprob.mean()).loss.backward()
-        model.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
 
     one()
     before, taken = resource.getrusage(resource.RUSAGE_SELF), seconds(one)
@@ -126,7 +131,7 @@ PARTS = {"attention": attention, "products": products, "memory": memory, "step":
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=list(PARTS), default=["attention", "products", "memory"])
-    for part in parser.parse_args().parts:
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; the first three by default")
+    for part in parser.parse_args().parts or list(PARTS)[:3]:
         print(f"\n{part}: {PARTS[part].__doc__}\n")
         PARTS[part]()

@@ -16,7 +16,7 @@ def keep_freed_memory() -> None:
     """From now on this process keeps what tensors free, where the C library is glibc; elsewhere nothing changes.
 
     A step of training frees what its forward pass kept, and asks for it again a moment later. Given back in between,
-    it comes as pages that the system fills with zeros one by one: a quarter of a step's time (docs/performance.md).
+    it comes as pages that the system fills with zeros one by one: a twentieth of a step's time (docs/performance.md).
     The process stays as large as it ever was.
     """
     global _kept

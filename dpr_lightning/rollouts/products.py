@@ -22,7 +22,7 @@ class Product:
     PyTorch brings the weights of a linear layer into oneDNN's or MKL's order in every call; where rows are few, that
     takes as long as the product. Here it is done once, for layers of a CPU that are plain ones: the first call makes a
     copy of their weights that lives as long as this (docs/performance.md). Others, and all on a GPU, are called as they
-    are.
+    are; so are all under autocast.
 
     Args:
         layers: whose weights do not change in the meantime; what several give stands next to each other.
@@ -38,24 +38,27 @@ class Product:
 
     def __call__(self, rows: Tensor) -> Tensor:
         """``layer(rows)``."""
-        return self._then(rows, "none") if self.lays_out else self._called(rows)
+        return self._then(rows, "none") if self._is_laid_out() else self._called(rows)
 
     def silu(self, rows: Tensor) -> Tensor:
         """``silu(layer(rows))``."""
-        return self._then(rows, "swish") if self.lays_out else silu(self._called(rows))
+        return self._then(rows, "swish") if self._is_laid_out() else silu(self._called(rows))
 
     def times(self, rows: Tensor, other: Tensor) -> Tensor:
         """``layer(rows) * other``."""
-        return self._with(rows, other, "mul") if self.lays_out else self._called(rows) * other
+        return self._with(rows, other, "mul") if self._is_laid_out() else self._called(rows) * other
 
     def plus(self, rows: Tensor, other: Tensor) -> Tensor:
         """``layer(rows) + other``."""
-        return self._with(rows, other, "add") if self.lays_out else self._called(rows) + other
+        return self._with(rows, other, "add") if self._is_laid_out() else self._called(rows) + other
 
     @property
     def laid_out_bytes(self) -> int:
         """Of the copy that the first call makes."""
         return sum(layer.weight.nbytes for layer in self._layers) if self.lays_out else 0
+
+    def _is_laid_out(self) -> bool:
+        return self.lays_out and not torch.is_autocast_enabled("cpu")
 
     def _called(self, rows: Tensor) -> Tensor:
         given = [layer(rows) for layer in self._layers]

@@ -52,6 +52,18 @@ def test_several_stand_next_to_each_other(biases: tuple[bool, bool]) -> None:
 
 
 @torch.no_grad()
+def test_under_autocast_the_layer_is_called() -> None:
+    made, given = layer(), torch.randn(5, WIDTH)
+    product = Product(made)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, wanted = product(given), made(given)
+        added = product.plus(given, wanted)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, wanted)
+    assert torch.equal(added, wanted + wanted)
+
+
+@torch.no_grad()
 def test_operations_are_counted() -> None:
     product, given = Product(layer()), torch.randn(5, WIDTH)
     assert product.lays_out
