@@ -1,12 +1,13 @@
 """Logits of acted positions against the whole forward pass."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, Lfm2Config, LlamaConfig
 
-from dpr_lightning.policies import action_logits, disable_dropout, packs_rows, state_logits
+from dpr_lightning.policies import action_logits, disable_dropout, last_logits, packs_rows, state_logits
 
 # A reply, two turns with a gap, a row cut at the end, and a single action.
 MASK = torch.tensor(
@@ -137,3 +138,20 @@ def test_dropout_is_off_in_every_mode() -> None:
     assert not torch.equal(model(tokens).logits, model(tokens).logits)
     disable_dropout(model)
     assert torch.equal(model(tokens).logits, model(tokens).logits)
+
+
+@pytest.mark.parametrize("name", ["policy", "soft_capped"])
+@torch.no_grad()
+def test_the_last_logits_are_made_of_states_next_to_each_other(name: str, request: pytest.FixtureRequest) -> None:
+    """A part of all states would have every row multiplied with a copy of the head of its own."""
+    model: Any = request.getfixturevalue(name)
+    seen: list[torch.Tensor] = []
+    tokens = torch.randint(3, 40, (4, 8), generator=torch.Generator().manual_seed(0))
+    watching = model.lm_head.register_forward_hook(lambda _module, given, _found: seen.append(given[0]))
+    try:
+        found = last_logits(model, input_ids=tokens)
+    finally:
+        watching.remove()
+    assert [(states.shape[:2], states.is_contiguous()) for states in seen] == [((4, 1), True)]
+    assert not model.lm_head._forward_pre_hooks
+    torch.testing.assert_close(found, model(input_ids=tokens).logits[:, -1], atol=1e-12, rtol=1e-12)
