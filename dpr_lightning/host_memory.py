@@ -22,7 +22,7 @@ def keep_freed_memory() -> None:
     global _kept
     tell = _mallopt()
     if tell is not None and not _kept:
-        tell(_M_TRIM_THRESHOLD, 2**31 - 1)
+        tell(_M_TRIM_THRESHOLD, -1)  # never
         tell(_M_MMAP_MAX, 0)
         _kept = True
 
