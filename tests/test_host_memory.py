@@ -4,6 +4,7 @@ import ctypes
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -51,3 +52,40 @@ def test_pages_are_asked_for_once_or_every_time() -> None:
     assert kept < pages
     assert within > 4 * pages * TIMES // 2
     assert afterwards < 2 * pages
+
+
+HUGE = """
+import resource
+import torch
+from dpr_lightning import host_memory
+from pathlib import Path
+
+{before}
+
+def huge():
+    found = [line.split()[1] for line in Path("/proc/self/smaps").read_text().splitlines() if "AnonHugePages" in line]
+    return sum(map(int, found)) * 1024
+
+host_memory.keep_freed_memory()
+before = huge()
+held = torch.ones({size}, dtype=torch.int8)
+print(huge() - before)
+"""
+
+
+def huge_bytes(before: str = "") -> int:
+    """Of a tensor, those that lie in huge pages."""
+    program = HUGE.format(before=before, size=SIZE)
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return int(found.stdout)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="nothing tells of what pages memory is")
+def test_what_is_kept_lies_in_huge_pages() -> None:
+    limited = "resource.setrlimit(resource.RLIMIT_DATA, (2**31, 2**31))"
+    strict = "host_memory._OVERCOMMIT = Path('strict')"
+    enabled = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not enabled.exists() or "[madvise]" not in enabled.read_text():
+        pytest.skip("this system has huge pages for all, or for nobody")
+    assert huge_bytes() > SIZE * 3 // 4
+    assert huge_bytes(limited) == huge_bytes(strict) == 0
