@@ -26,7 +26,7 @@ from dpr_lightning.modules.memory import (
     scoring_memory,
     training_memory,
 )
-from dpr_lightning.policies import LoraSpec, PolicySpec, token_budget_for, weight_bytes
+from dpr_lightning.policies import LoraSpec, PolicySpec, is_known_decoder, token_budget_for, weight_bytes
 from dpr_lightning.policies.build import is_adapter
 from dpr_lightning.policies.outline import materialise, outline_policy
 from dpr_lightning.policies.plain_head import bare_head
@@ -257,8 +257,10 @@ def _rollouts(
     scoring = together + scoring_memory(make, scored, models, whole=every, logits=in_shards)
     if every and not in_shards and answers > scored.rows:
         scoring += models * answers * answer * _state_bytes(make())
+    shares = whole and samples > 1 and is_known_decoder(outline)
+    asked = max(1, at_once // samples) if shares else None
     phases = {
-        f"sampling {at_once} answers at once": together + sampling_memory(make, at_once, prompt, sampling),
+        f"sampling {at_once} answers at once": together + sampling_memory(make, at_once, prompt, sampling, asked),
         f"scoring by {models} frozen models": scoring,
     }
     shared = spec.lora is not None and all(

@@ -25,6 +25,7 @@ from dpr_lightning.policies.prefixes import Prompts, pays, read_once, shares_pro
 from dpr_lightning.policies.scoring import ActedStates, logprobs_at, states_at
 from dpr_lightning.rollouts import SamplingOptions
 from dpr_lightning.rollouts.cache import growing_cache
+from dpr_lightning.rollouts.reading import TOKENS_AT_ONCE
 from dpr_lightning.rollouts.sampler import draw
 
 
@@ -281,30 +282,50 @@ def scoring_memory(
         return int(live.peak - weights)
 
 
-def sampling_memory(make_policy: Callable[[], nn.Module], rows: int, prompt: int, options: SamplingOptions) -> int:
-    """Bytes of keys, values and logits at the last token of answers of full length.
+def sampling_memory(
+    make_policy: Callable[[], nn.Module], rows: int, prompt: int, options: SamplingOptions, prompts: int | None = None
+) -> int:
+    """Bytes of keys, values and what else there is while the last prompts are read, or at the last token of answers.
 
     Args:
         make_policy: builds the policy.
         rows: answers decoded at once.
         prompt: tokens of the longest prompt.
         options: their length limit.
+        prompts: whose keys are kept once for all answers to them; None: each answer has its own.
     """
     with LiveBytes() as live, torch.no_grad():
         model = make_policy().eval()
         weights = live.live
-        cache = growing_cache(model, prompt + options.max_new_tokens)
-        read = torch.zeros(rows, prompt + options.max_new_tokens - 1, dtype=torch.long)
-        model(input_ids=read, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        asked = rows if prompts is None else prompts
+        held = _reads(model, asked, prompt)
         live.reset()
-        position = torch.zeros(rows, 1, dtype=torch.long)
+        _reads(model, max(1, min(asked, TOKENS_AT_ONCE // prompt)), prompt)
+        reading = live.peak
+        if prompts is None:
+            del held
+        longest = options.max_new_tokens + (prompt if prompts is None else 0)
+        cache = _reads(model, rows, max(1, longest - 1))
+        live.reset()
         output = model(
-            input_ids=read[:, :1], position_ids=position, past_key_values=cache, use_cache=True, logits_to_keep=1
+            input_ids=torch.zeros(rows, 1, dtype=torch.long),
+            position_ids=torch.zeros(rows, 1, dtype=torch.long),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
         )
         logits = output.logits[:, -1].float()
         del output
         draw(logits, options, torch.zeros(rows, dtype=torch.float64))
-        return int(live.peak - weights)
+        return int(max(reading, live.peak) - weights)
+
+
+def _reads(model: nn.Module, rows: int, length: int) -> Any:
+    """What is kept of so many tokens."""
+    cache = growing_cache(model, length + 1)
+    read = torch.zeros(rows, length, dtype=torch.long)
+    model(input_ids=read, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return cache
 
 
 def _batch(shape: Shape) -> tuple[Tensor, Tensor, Tensor, Tensor]:

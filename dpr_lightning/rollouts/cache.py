@@ -1,5 +1,6 @@
 """Keys and values of answers being written, with room for what comes."""
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -50,12 +51,16 @@ class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 
     def move(self, source: Tensor, target: Tensor, rows: int) -> None:
         """Put the rows ``source`` in the places ``target``, and drop all but the first ``rows``."""
+        if not self.is_initialized:
+            return
         for held in self._held:
             held[target] = held[source]
         self._show(rows, self._length)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """``repeats`` copies of every row, next to each other."""
+        if repeats == 1:
+            return
         keys, values = self._held
         self._held = (keys.repeat_interleave(repeats, 0), values.repeat_interleave(repeats, 0))
         self._show(len(self._held[0]), self._length)
@@ -65,6 +70,24 @@ class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         keys, values = self._held
         self.keys, self.values, self._length = keys[:rows, :, :length], values[:rows, :, :length], length
         return self.keys, self.values
+
+
+def join_layers(parts: Sequence[RoomyLayer]) -> RoomyLayer:
+    """The rows of all parts, one below the other; shorter ones end on the right, zeros before them."""
+    made = RoomyLayer(parts[0]._longest)
+    keys, values = ([cast(Tensor, getattr(part, name)) for part in parts] for name in ("keys", "values"))
+    made.update(_below_each_other(keys), _below_each_other(values))
+    return made
+
+
+def _below_each_other(parts: list[Tensor]) -> Tensor:
+    length = max(part.shape[-2] for part in parts)
+    whole = parts[0].new_zeros(sum(map(len, parts)), parts[0].shape[1], length, parts[0].shape[-1])
+    row = 0
+    for part in parts:
+        whole[row : row + len(part), :, length - part.shape[-2] :] = part
+        row += len(part)
+    return whole
 
 
 def _with_room(part: Tensor, length: int) -> Tensor:

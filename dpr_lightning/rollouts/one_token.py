@@ -20,6 +20,7 @@ from dpr_lightning.policies import (
 )
 from dpr_lightning.rollouts.cache import RoomyLayer, growing_cache
 from dpr_lightning.rollouts.products import Product
+from dpr_lightning.rollouts.prompt_keys import PromptKeys
 
 log = logging.getLogger(__name__)
 _equal: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
@@ -42,9 +43,16 @@ class OneTokenPass:
         held = inside_of_adapters(model)
         self._decoder = held.model
         self._embedding, self._head = held.get_input_embeddings(), Product(held.get_output_embeddings())
-        self._layers = [_Layer(layer) for layer in self._decoder.layers]
+        self._layers = [_Layer(place, layer) for place, layer in enumerate(self._decoder.layers)]
 
-    def __call__(self, tokens: Tensor, position: Tensor, mask: Tensor | None, layers: Sequence[Any]) -> Tensor:
+    def __call__(
+        self,
+        tokens: Tensor,
+        position: Tensor,
+        mask: Tensor | None,
+        layers: Sequence[Any],
+        prompts: PromptKeys | None = None,
+    ) -> Tensor:
         """Logits [B, V] after one more token a row.
 
         Args:
@@ -52,10 +60,11 @@ class OneTokenPass:
             position: [B], of these tokens in their rows.
             mask: [B, T+1], False where a row has no token; None: nowhere.
             layers: keys and values of T tokens a row; those of the new ones are written behind them.
+            prompts: what stands before them, where it is not among them.
         """
         hidden = self._embedding(tokens)
         cosine, sine = self._decoder.rotary_emb(hidden.unsqueeze(1), position.unsqueeze(1))
-        seen = _Seen(cosine, turned_sine(sine), mask)
+        seen = _Seen(cosine, turned_sine(sine), mask, prompts)
         for layer, held in zip(self._layers, layers, strict=True):
             hidden = layer(hidden, seen, held)
         return self._head(_norm(self._decoder.norm, hidden))
@@ -70,8 +79,8 @@ class OneTokenPass:
 class _Seen:
     """What all layers share: the turn of the new tokens' positions [B, 1, width], and which keys are seen."""
 
-    def __init__(self, cosine: Tensor, turned: Tensor, mask: Tensor | None) -> None:
-        self.cosine, self.turned, self._mask = cosine, turned, mask
+    def __init__(self, cosine: Tensor, turned: Tensor, mask: Tensor | None, prompts: PromptKeys | None) -> None:
+        self.cosine, self.turned, self.prompts, self._mask = cosine, turned, prompts, mask
         self._bias: Tensor | None = None
 
     def bias(self, keys: Tensor, length: int) -> Tensor | None:
@@ -90,8 +99,9 @@ class _Seen:
 class _Layer:
     """A layer of a known decoder, for one more token a row."""
 
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, place: int, layer: Any) -> None:
         attention, unit = layer.self_attn, layer.mlp
+        self._place = place
         self._before, self._between = layer.input_layernorm, layer.post_attention_layernorm
         self._attention, self._act = attention, unit.act_fn
         # Next to each other, so that queries and keys are turned at once.
@@ -121,34 +131,47 @@ class _Layer:
         query, key = placed[:, :queries], placed[:, queries:]
         written = held.update(key.unsqueeze(2), value.unsqueeze(2))
         length = written[0].shape[-2]
-        if hidden.is_cpu and hidden.dtype == torch.bfloat16 and multiplies_bfloat16():
-            mixed = _by_products(query * scale, *held.room(rows), seen, length)
+        if seen.prompts is not None or _multiplies_fast(hidden):
+            held_keys, held_values = held.room(rows)
+            grouped = (query * scale).reshape(rows, keys, -1, width)
+            score = torch.bmm(grouped.flatten(0, 1), held_keys.flatten(0, 1).transpose(1, 2))
+            score = score.view(*grouped.shape[:-1], -1)
+            bias = seen.bias(held_keys, length)
+            if bias is not None:
+                score.add_(bias)
+            mixed = self._mix(grouped, score, held_values, seen.prompts)
         else:
             grouped = query.reshape(rows, keys, -1, width)
             bias = seen.bias(written[0], length)
             mixed = scaled_dot_product_attention(grouped, *written, attn_mask=bias, scale=scale)
         return mixed.reshape(rows, -1)
 
+    def _mix(self, query: Tensor, score: Tensor, values: Tensor, prompts: PromptKeys | None) -> Tensor:
+        """Values mixed by the weights that scores [B, heads, n, T] give, those of prompts before them."""
+        if prompts is None:
+            return torch.bmm(score.softmax(-1).flatten(0, 1), values.flatten(0, 1))
+        of_prompts = prompts.scores(self._place, query)
+        weight = torch.cat([of_prompts, score], -1).softmax(-1)
+        before = of_prompts.shape[-1]
+        own = torch.bmm(weight[..., before:].flatten(0, 1), values.flatten(0, 1))
+        return prompts.mixed(self._place, weight[..., :before]) + own.view(query.shape)
 
-def _by_products(query: Tensor, keys: Tensor, values: Tensor, seen: _Seen, length: int) -> Tensor:
-    """Attention over all there is room for: tensors that are whole go into products as they are, others are copied."""
-    rows, groups, room, width = keys.shape
-    score = torch.bmm(query.reshape(rows * groups, -1, width), keys.flatten(0, 1).transpose(1, 2))
-    bias = seen.bias(keys, length)
-    if bias is not None:
-        score.view(rows, groups, -1, room).add_(bias)
-    return torch.bmm(score.softmax(-1), values.flatten(0, 1))
+
+def _multiplies_fast(hidden: Tensor) -> bool:
+    """Whether products of whole tensors are faster than PyTorch's attention, which would copy parts of them."""
+    return hidden.is_cpu and hidden.dtype == torch.bfloat16 and multiplies_bfloat16()
 
 
 def _norm(layer: Any, hidden: Tensor) -> Tensor:
     """``layer(hidden)`` in fewer operations."""
     weight, epsilon = layer.weight, layer.variance_epsilon
-    if not hidden.is_cpu or hidden.dtype != torch.float32:
+    if not hidden.is_cpu:
         return rms_norm(hidden, weight.shape, weight, epsilon)
-    # A CPU takes `rms_norm` apart: 52 µs for 16 rows of 128, and 22 so (one thread).
-    length = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True)
-    squares = torch.addcmul(hidden.new_full((), epsilon), length, length, value=1 / hidden.shape[-1])
-    return (hidden * squares.rsqrt_()).mul_(weight)
+    # A CPU takes `rms_norm` apart: 52 µs for 16 rows of 128 in float32, and 22 so (one thread).
+    wide = hidden.float()
+    length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    squares = torch.addcmul(wide.new_full((), epsilon), length, length, value=1 / hidden.shape[-1])
+    return (wide * squares.rsqrt_()).mul_(weight).to(hidden.dtype)
 
 
 def knows(model: nn.Module) -> bool:

@@ -2,18 +2,21 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.errors import InputError
-from dpr_lightning.policies import Lockstep, evaluating, last_logits, model_device
+from dpr_lightning.policies import Lockstep, evaluating, model_device
 from dpr_lightning.rollouts.answers import Answers, joined
-from dpr_lightning.rollouts.cache import fill_gaps, growing_cache, keep_rows
+from dpr_lightning.rollouts.cache import RoomyLayer, fill_gaps, keep_rows
 from dpr_lightning.rollouts.ending import Ending, StopStrings
 from dpr_lightning.rollouts.one_token import OneTokenPass, knows
+from dpr_lightning.rollouts.prompt_keys import PromptKeys
 from dpr_lightning.rollouts.random import counter_uniform, sample_keys
+from dpr_lightning.rollouts.reading import ask, read_prompts
 from dpr_lightning.types import Rollouts
 
 _BLOCK = 256
@@ -213,29 +216,27 @@ class _Decoding:
         return [Answers(*(part[place] for part in split)) for place in range(len(prompts))]
 
     def _read(self, prompts: Sequence[Sequence[int]], num_samples: int) -> Tensor:
-        """Read every prompt once, then give each of its samples a copy of what was read."""
-        longest = max(len(prompt) for prompt in prompts)
-        self.caches = [growing_cache(model, longest + self.options.max_new_tokens) for model in self.models]
-        tokens = torch.full((len(prompts), longest), self.pad_token)
-        attention = torch.zeros(len(prompts), longest, dtype=torch.int64)
-        for place, prompt in enumerate(prompts):
-            tokens[place, longest - len(prompt) :] = torch.tensor(list(prompt))
-            attention[place, longest - len(prompt) :] = 1
-        # Without padding no mask is needed, and attention takes its fastest path.
-        padded = bool((attention == 0).any())
-        self.attention = attention.to(self.device) if padded else None
-        self.position = attention.sum(1).to(self.device)
-        read_position = (attention.cumsum(1) - 1).clamp_min(0).to(self.device) if padded else None
-        self.lockstep.begin()
-        logits = self._combined(
-            [self._ask(place, tokens.to(self.device), read_position) for place in range(len(self.models))]
-        )
-        for cache in self.caches:
-            cache.batch_repeat_interleave(num_samples)
+        """Read every prompt once for all its samples."""
+        read = read_prompts(self.models, prompts, self.options.max_new_tokens, self.pad_token, self.lockstep)
+        self.caches, self.attention, self.position = read.caches, read.attention, read.length
+        self.prompts = [
+            self._share(cache, num_samples) if quick is not None and num_samples > 1 else None
+            for cache, quick in zip(self.caches, self.one_token, strict=True)
+        ]
+        for cache, prompt_keys in zip(self.caches, self.prompts, strict=True):
+            if prompt_keys is None:
+                cache.batch_repeat_interleave(num_samples)
         if self.attention is not None:
             self.attention = self.attention.repeat_interleave(num_samples, 0)
         self.position = self.position.repeat_interleave(num_samples, 0)
-        return logits.repeat_interleave(num_samples, 0)
+        return self._combined(read.logits).repeat_interleave(num_samples, 0)
+
+    def _share(self, cache: Any, num_samples: int) -> PromptKeys:
+        """Take what was read out of a cache, so that no sample has a copy, and leave room for their own tokens."""
+        seen = None if self.attention is None else self.attention.bool()
+        read = [(layer.keys, layer.values) for layer in cache.layers]
+        cache.layers = [RoomyLayer(self.options.max_new_tokens) for _ in read]
+        return PromptKeys(read, seen, num_samples)
 
     def _step(self, chosen: Tensor) -> Tensor:
         if self.attention is not None:
@@ -245,22 +246,16 @@ class _Decoding:
         logits = []
         for place, quick in enumerate(self.one_token):
             if quick is not None:
-                logits.append(quick(chosen, self.position, mask, self.caches[place].layers))
+                prompts = self.prompts[place]
+                own = mask if prompts is None else None  # a sample has all its tokens
+                logits.append(quick(chosen, self.position, own, self.caches[place].layers, prompts))
             else:
-                logits.append(self._ask(place, chosen.unsqueeze(1), self.position.unsqueeze(1)))
+                position = self.position.unsqueeze(1)
+                logits.append(
+                    ask(self.models[place], self.caches[place], chosen.unsqueeze(1), self.attention, position)
+                )
         self.position = self.position + 1
         return self._combined(logits)
-
-    def _ask(self, place: int, tokens: Tensor, position: Tensor | None) -> Tensor:
-        """Logits [B, V] of the model at ``place`` after it has read ``tokens`` [B, T], by its own forward pass."""
-        return last_logits(
-            self.models[place],
-            input_ids=tokens,
-            attention_mask=self.attention,
-            position_ids=position,
-            past_key_values=self.caches[place],
-            use_cache=True,
-        )
 
     def _combined(self, logits: list[Tensor]) -> Tensor:
         # One model's logits serve as they are: what is drawn from them is normalised there.
@@ -268,8 +263,10 @@ class _Decoding:
         return self.combine(wide if self.combine is only else [part.log_softmax(-1) for part in wide])
 
     def _keep(self, order: Tensor) -> None:
-        for cache in self.caches:
+        for cache, prompts in zip(self.caches, self.prompts, strict=True):
             keep_rows(cache, order)
+            if prompts is not None:
+                prompts.keep(order)
         self.position = self.position[order]
         if self.attention is not None:
             self.attention = self.attention[order]
