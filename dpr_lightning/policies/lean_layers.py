@@ -83,20 +83,24 @@ class _Norm(torch.autograd.Function):
         wide = hidden.to(torch.float32)
         scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)
         ctx.save_for_backward(hidden, weight, scale)
-        return weight * (wide * scale).to(hidden.dtype)
+        return weight * _times(wide, scale, hidden).to(hidden.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, scale = ctx.saved_tensors
-        normed = hidden.to(torch.float32) * scale
-        wide = gradient.to(torch.float32)
-        weight_grad = None
-        if ctx.needs_input_grad[1]:
-            weight_grad = (wide * normed).flatten(0, -2).sum(0).to(weight.dtype)
-        inner = wide * weight.to(torch.float32)
-        inner -= normed.mul_((inner * normed).mean(-1, keepdim=True))
+        normed = _times(hidden.to(torch.float32), scale, hidden)
+        wide, weight_ = gradient.to(torch.float32), weight.to(torch.float32)
+        product = wide * normed
+        weight_grad = product.flatten(0, -2).sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None
+        mean = (product @ weight_).unsqueeze(-1)
+        inner = _times(wide, weight_, gradient).addcmul_(normed, mean, value=-1 / hidden.shape[-1])
         return inner.mul_(scale).to(hidden.dtype), weight_grad, None
+
+
+def _times(wide: Tensor, factor: Tensor, given: Tensor) -> Tensor:
+    """``wide · factor``, where ``wide`` lies, unless that is what was ``given``."""
+    return wide * factor if wide is given else wide.mul_(factor)
 
 
 class _GatedLinear(torch.autograd.Function):
@@ -105,7 +109,7 @@ class _GatedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(gate, up, weight)
-        return linear(silu(gate) * up, weight, bias)
+        return linear(silu(gate).mul_(up), weight, bias)
 
     @staticmethod
     @once_differentiable
