@@ -11,6 +11,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -24,7 +26,9 @@ from dpr_lightning.modules.master_weights import MasterWeights
 from dpr_lightning.modules.one_pass import in_one_pass
 from dpr_lightning.policies import acted_loss
 from dpr_lightning.policies.lean_layers import keep_less
+from dpr_lightning.rollouts import SamplingOptions, sample
 from dpr_lightning.rollouts.products import Product
+from dpr_lightning.rollouts.sampler import _Decoding
 
 HEADS, SHARED, WIDTH, TOKENS = 9, 3, 64, 2048
 ROWS = (1, 4, 8, 16, 32, 64, 128, 256)
@@ -95,6 +99,44 @@ def products() -> None:
             print(f"| {str(dtype).removeprefix('torch.')}, {width} × {height} | " + " | ".join(cells) + " |")
 
 
+def prompts() -> None:
+    """Seconds of 32 tokens of 8 answers to each of 8 prompts, 3 rounds after one: without and with keys kept once."""
+    options = SamplingOptions(max_new_tokens=33)
+    begun: list[float] = []
+
+    def before_a_token() -> bool:
+        begun.append(time.perf_counter())  # the first when prompts have been read
+        return False
+
+    print("| type, tokens of a prompt | a copy for every answer | kept once | time against a copy |\n|---|---|---|---|")
+    for dtype in (torch.float32, torch.bfloat16):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SMOLLM2_135M)).to(dtype).eval()
+        for length in (64, 512):
+            asked = torch.randint(0, SMOLLM2_135M["vocab_size"], (8, length)).tolist()
+            copied: list[float] = []
+            once: list[float] = []
+            for turn in range(4):
+                for times in (copied, once):
+                    begun.clear()
+                    copies = patch.object(_Decoding, "_share", return_value=None) if times is copied else nullcontext()
+                    with copies:
+                        sample(
+                            model,
+                            asked,
+                            options,
+                            num_samples=8,
+                            seed=turn,
+                            stop_tokens=[],
+                            pad_token=0,
+                            unwanted=before_a_token,
+                        )
+                    times.append(time.perf_counter() - begun[0])
+            ratios = sorted(few / many for few, many in zip(once[1:], copied[1:], strict=True))
+            cells = f"{statistics.median(copied[1:]):.2f} | {statistics.median(once[1:]):.2f}"
+            spread = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}–{ratios[-1]:.2f})"
+            print(f"| {str(dtype).removeprefix('torch.')}, {length} | {cells} | {spread} |", flush=True)
+
+
 def memory() -> None:
     """Seconds and page faults of a step of SFT in bfloat16, with freed memory kept or not, twice in turn."""
     for kept in ("", "1", "", "1"):
@@ -127,11 +169,11 @@ def step() -> None:
     print(f"memory {kept}: {taken:.2f} s a step, {faults:,} page faults in all, peak {after.ru_maxrss / 1024:,.0f} MB")
 
 
-PARTS = {"attention": attention, "products": products, "memory": memory, "step": step}
+PARTS = {"attention": attention, "products": products, "prompts": prompts, "memory": memory, "step": step}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; the first three by default")
-    for part in parser.parse_args().parts or list(PARTS)[:3]:
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; the first four by default")
+    for part in parser.parse_args().parts or list(PARTS)[:4]:
         print(f"\n{part}: {PARTS[part].__doc__}\n")
         PARTS[part]()

@@ -219,12 +219,12 @@ class _Decoding:
         """Read every prompt once for all its samples."""
         read = read_prompts(self.models, prompts, self.options.max_new_tokens, self.pad_token, self.lockstep)
         self.caches, self.attention, self.position = read.caches, read.attention, read.length
-        self.prompts = [
+        self.prompt_keys = [
             self._share(cache, num_samples) if quick is not None and num_samples > 1 else None
             for cache, quick in zip(self.caches, self.one_token, strict=True)
         ]
-        for cache, prompt_keys in zip(self.caches, self.prompts, strict=True):
-            if prompt_keys is None:
+        for cache, shared in zip(self.caches, self.prompt_keys, strict=True):
+            if shared is None:
                 cache.batch_repeat_interleave(num_samples)
         if self.attention is not None:
             self.attention = self.attention.repeat_interleave(num_samples, 0)
@@ -246,9 +246,9 @@ class _Decoding:
         logits = []
         for place, quick in enumerate(self.one_token):
             if quick is not None:
-                prompts = self.prompts[place]
-                own = mask if prompts is None else None  # a sample has all its tokens
-                logits.append(quick(chosen, self.position, own, self.caches[place].layers, prompts))
+                shared = self.prompt_keys[place]
+                own = mask if shared is None else None  # of its own, a sample has all tokens
+                logits.append(quick(chosen, self.position, own, self.caches[place].layers, shared))
             else:
                 position = self.position.unsqueeze(1)
                 logits.append(
@@ -263,10 +263,10 @@ class _Decoding:
         return self.combine(wide if self.combine is only else [part.log_softmax(-1) for part in wide])
 
     def _keep(self, order: Tensor) -> None:
-        for cache, prompts in zip(self.caches, self.prompts, strict=True):
+        for cache, shared in zip(self.caches, self.prompt_keys, strict=True):
             keep_rows(cache, order)
-            if prompts is not None:
-                prompts.keep(order)
+            if shared is not None:
+                shared.keep(order)
         self.position = self.position[order]
         if self.attention is not None:
             self.attention = self.attention[order]

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from dpr_lightning.modules.memory import LiveBytes, sampling_memory
 from dpr_lightning.rollouts import SamplingOptions, sample
 from dpr_lightning.rollouts.prompt_keys import PromptKeys
+from dpr_lightning.types import Rollouts
 from tests.tiny import decoder
 
 GROUPS, SAMPLES, HEADS, EACH, LENGTH, WIDTH = 4, 3, 2, 5, 7, 6
@@ -42,6 +43,24 @@ def test_products_are_those_with_a_copy_for_every_row(kept: list[list[int]], pad
             expected = expected.masked_fill(~seen[of][:, None, None], float("-inf"))
         torch.testing.assert_close(prompts.scores(layer, query), expected)
         torch.testing.assert_close(prompts.mixed(layer, weight), weight @ values[of])
+
+
+def test_samples_under_autocast() -> None:
+    """PyTorch chooses the type of each product; the log-probabilities are those that half precision allows."""
+    torch.manual_seed(0)
+    model, asked, options = decoder("llama").eval(), [[3, 4, 5], [6, 7]], SamplingOptions(max_new_tokens=5)
+
+    def drawn() -> Rollouts:
+        return sample(model, asked, options, stop_tokens=[9, 11, 13], pad_token=0, num_samples=6, seed=1)
+
+    exact = drawn()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = drawn()
+    # A draw at the border between two tokens may fall to the other side.
+    same = (exact.tokens == found.tokens).all(1)
+    assert same.sum() >= 10
+    torch.testing.assert_close(found.logprob[same], exact.logprob[same], atol=2e-2, rtol=0)
+    assert not torch.equal(found.logprob[same], exact.logprob[same])
 
 
 def bytes_of_sampling(model: nn.Module, prompts: int, samples: int, prompt: int, options: SamplingOptions) -> int:
