@@ -93,8 +93,9 @@ class _Norm(torch.autograd.Function):
         wide, weight_ = gradient.to(torch.float32), weight.to(torch.float32)
         product = wide * normed
         weight_grad = product.flatten(0, -2).sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None
-        mean = (product @ weight_).unsqueeze(-1)
-        inner = _times(wide, weight_, gradient).addcmul_(normed, mean, value=-1 / hidden.shape[-1])
+        # Not as a product with the weights: its sums would depend on how many rows there are.
+        mean = product.mul_(weight_).mean(-1, keepdim=True)
+        inner = _times(wide, weight_, gradient).addcmul_(normed, mean, value=-1)
         return inner.mul_(scale).to(hidden.dtype), weight_grad, None
 
 
