@@ -138,7 +138,8 @@ def test_a_million_examples_are_planned_in_seconds_and_near_linearly() -> None:
         return time.process_time() - start
 
     seconds(1000)
-    small, large = min(seconds(50_000) for _ in range(3)), seconds(1_000_000)
+    # The least of some, of both: what else the machine does makes a single one longer.
+    small, large = (min(seconds(count) for _ in range(3)) for count in (50_000, 1_000_000))
     assert large < 10
     assert large / small < 20 * 4
 
