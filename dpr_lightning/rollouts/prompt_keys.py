@@ -13,13 +13,13 @@ class PromptKeys:
     no row has a copy. A row that ends is left out; prompts that nobody answers any more go when they are half of all.
 
     Args:
-        layers: keys and values [G, heads, P, width] of each layer.
+        layers: keys and values [G, heads, P, width] of each layer, contiguous.
         seen: [G, P], False where a prompt has no token; None: nowhere.
         samples: rows that answer each prompt; they lie next to each other.
     """
 
     def __init__(self, layers: Sequence[tuple[Tensor, Tensor]], seen: Tensor | None, samples: int) -> None:
-        self._layers = [(keys.contiguous(), values.contiguous()) for keys, values in layers]
+        self._layers = list(layers)
         self._samples = samples
         keys = layers[0][0]
         self._prompt = torch.arange(len(keys), device=keys.device).repeat_interleave(samples)

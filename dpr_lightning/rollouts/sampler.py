@@ -234,8 +234,10 @@ class _Decoding:
     def _share(self, cache: Any, num_samples: int) -> PromptKeys:
         """Take what was read out of a cache, so that no sample has a copy, and leave room for their own tokens."""
         seen = None if self.attention is None else self.attention.bool()
-        read = [(layer.keys, layer.values) for layer in cache.layers]
-        cache.layers = [RoomyLayer(self.options.max_new_tokens) for _ in read]
+        read = []
+        for place, layer in enumerate(cache.layers):  # of which none is there twice for longer than its own copy takes
+            read.append((layer.keys.contiguous(), layer.values.contiguous()))
+            cache.layers[place] = RoomyLayer(self.options.max_new_tokens)
         return PromptKeys(read, seen, num_samples)
 
     def _step(self, chosen: Tensor) -> Tensor:
