@@ -15,6 +15,7 @@ GROUND = "ground"
 LEVELS = {
     GROUND: 0,
     "functional": 1,
+    "kernels": 1,
     "policies": 2,
     "rollouts": 3,
     "rewards": 3,

@@ -25,8 +25,8 @@ from dpr_lightning.policies.prefixes import Prompts, pays, read_once, shares_pro
 from dpr_lightning.policies.scoring import ActedStates, logprobs_at, states_at
 from dpr_lightning.rollouts import SamplingOptions
 from dpr_lightning.rollouts.cache import growing_cache
+from dpr_lightning.rollouts.drawing import draw
 from dpr_lightning.rollouts.reading import TOKENS_AT_ONCE
-from dpr_lightning.rollouts.sampler import draw
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -316,7 +316,7 @@ def sampling_memory(
         )
         logits = output.logits[:, -1].float()
         del output
-        draw(logits, options, torch.zeros(rows, dtype=torch.float64))
+        draw(logits, torch.zeros(rows, dtype=torch.float64), options.temperature, options.top_p)
         return int(max(reading, live.peak) - weights)
 
 

@@ -1,6 +1,6 @@
 """A policy: its description as data, and how it becomes a model, a frozen copy or a folder."""
 
-from dpr_lightning.policies.attention import multiplies_bfloat16
+from dpr_lightning.policies.attention import autocasts, multiplies_bfloat16
 from dpr_lightning.policies.build import build_policy
 from dpr_lightning.policies.decoders import inside_of_adapters, is_known_decoder, is_silu
 from dpr_lightning.policies.export import flush, merged_weights, save_policy, whole_folder
@@ -60,6 +60,7 @@ __all__ = [
     "Weights",
     "acted_logprobs",
     "acted_loss",
+    "autocasts",
     "acted_states",
     "action_logits",
     "build_policy",

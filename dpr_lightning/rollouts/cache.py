@@ -35,14 +35,24 @@ class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
             self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
             self._held = (key_states, value_states)
             return self._show(rows, end)
+        keys, values = self.lengthen(rows, end - start)
+        keys[:, :, start:end] = key_states
+        values[:, :, start:end] = value_states
+        return self.keys, self.values
+
+    def lengthen(self, rows: int, tokens: int) -> tuple[Tensor, Tensor]:
+        """Take in so many more tokens of the first rows, which the caller writes.
+
+        Returns:
+            keys and values [rows, heads, room, width], with all their room.
+        """
+        start, end = self._length, self._length + tokens
         keys, values = self._held
         if end > keys.shape[-2]:
             room = max(end, min(end + _ROOM, self._longest))
-            keys, values = _with_room(keys[:rows, :, :start], room), _with_room(values[:rows, :, :start], room)
-            self._held = (keys, values)
-        keys[:rows, :, start:end] = key_states
-        values[:rows, :, start:end] = value_states
-        return self._show(rows, end)
+            self._held = _with_room(keys[:rows, :, :start], room), _with_room(values[:rows, :, :start], room)
+        self._show(rows, end)
+        return self.room(rows)
 
     def room(self, rows: int) -> tuple[Tensor, Tensor]:
         """Keys and values [rows, heads, room, width] of the first rows, with all their room: zeros where it is."""

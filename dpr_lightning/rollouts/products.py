@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 from torch.utils.flop_counter import register_flop_formula
 
+from dpr_lightning.kernels import LaidOut, can_decode, is_watched, laid_out_bytes
+
 _MANY_WEIGHTS = 1 << 16
-"""Weights from which on a copy that is laid out for products pays; smaller ones lie in a CPU's cache as they are."""
+"""Weights from which on a copy that oneDNN lays out pays; smaller ones lie in a CPU's cache as they are."""
 _ROWS = 64
 """Rows that the copy is laid out for; it serves others as well."""
 
@@ -21,8 +23,8 @@ class Product:
 
     PyTorch brings the weights of a linear layer into oneDNN's or MKL's order in every call; where rows are few, that
     takes as long as the product. Here it is done once, for layers of a CPU that are plain ones: the first call makes a
-    copy of their weights that lives as long as this (docs/performance.md). Others, and all on a GPU, are called as they
-    are; so are all under autocast.
+    copy of their weights that lives as long as this, for :class:`dpr_lightning.kernels.LaidOut` where that is compiled,
+    else for oneDNN (docs/performance.md). Others, and all on a GPU, are called as they are; so are all under autocast.
 
     Args:
         layers: whose weights do not change in the meantime; what several give stands next to each other.
@@ -33,61 +35,83 @@ class Product:
 
     def __init__(self, *layers: nn.Module) -> None:
         self._layers: Any = layers
-        biased = {getattr(layer, "bias", None) is not None for layer in layers}
-        self.lays_out = len(biased) == 1 and all(map(_may, layers)) and _size(layers) >= _MANY_WEIGHTS
+        self._compiled = _are_plain(layers) and _fit_kernels(layers)
+        self.lays_out = self._compiled or (_are_plain(layers) and _fit_onednn(layers))
 
     def __call__(self, rows: Tensor) -> Tensor:
         """``layer(rows)``."""
-        return self._then(rows, "none") if self._is_laid_out() else self._called(rows)
+        return self._laid_out(rows) if self._is_laid_out() else self._called(rows)
 
     def silu(self, rows: Tensor) -> Tensor:
         """``silu(layer(rows))``."""
-        return self._then(rows, "swish") if self._is_laid_out() else silu(self._called(rows))
+        return self._laid_out(rows, None, "silu") if self._is_laid_out() else silu(self._called(rows))
 
     def times(self, rows: Tensor, other: Tensor) -> Tensor:
         """``layer(rows) * other``."""
-        return self._with(rows, other, "mul") if self._is_laid_out() else self._called(rows) * other
+        return self._laid_out(rows, other, "times") if self._is_laid_out() else self._called(rows) * other
 
     def plus(self, rows: Tensor, other: Tensor) -> Tensor:
         """``layer(rows) + other``."""
-        return self._with(rows, other, "add") if self._is_laid_out() else self._called(rows) + other
+        return self._laid_out(rows, other, "plus") if self._is_laid_out() else self._called(rows) + other
 
     @property
     def laid_out_bytes(self) -> int:
         """Of the copy that the first call makes."""
+        if self._compiled:
+            weight = self._layers[0].weight
+            columns = sum(len(layer.weight) for layer in self._layers)
+            return laid_out_bytes(columns, weight.shape[1], weight.dtype)
         return sum(layer.weight.nbytes for layer in self._layers) if self.lays_out else 0
 
     def _is_laid_out(self) -> bool:
-        return self.lays_out and not torch.is_autocast_enabled("cpu")
+        return self.lays_out and not torch.is_autocast_enabled("cpu") and not (self._compiled and is_watched())
 
     def _called(self, rows: Tensor) -> Tensor:
         given = [layer(rows) for layer in self._layers]
         return given[0] if len(given) == 1 else torch.cat(given, -1)
 
     @cached_property
-    def _laid_out(self) -> tuple[Tensor, Tensor | None]:
+    def _laid_out(self) -> "LaidOut | _ByOneDnn":
         weights, biases = (
             [held.detach() for layer in self._layers if (held := getattr(layer, name)) is not None]
             for name in ("weight", "bias")
         )
         weight = weights[0] if len(weights) == 1 else torch.cat(weights)
-        return _ops()._reorder_linear_weight(weight, _ROWS), torch.cat(biases) if biases else None
+        return (LaidOut if self._compiled else _ByOneDnn)(weight, torch.cat(biases) if biases else None)
 
-    def _then(self, rows: Tensor, what: str) -> Tensor:
-        made: Tensor = _ops()._linear_pointwise(rows, *self._laid_out, what, [], "")
+
+class _ByOneDnn:
+    """What :class:`dpr_lightning.kernels.LaidOut` does, by PyTorch's own operations."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self._weight, self._bias = _ops()._reorder_linear_weight(weight, _ROWS), bias
+
+    def __call__(self, rows: Tensor, other: Tensor | None = None, then: str = "none") -> Tensor:
+        if other is None:
+            what = {"none": "none", "silu": "swish"}[then]
+            made: Tensor = _ops()._linear_pointwise(rows, self._weight, self._bias, what, [], "")
+        else:
+            what = {"times": "mul", "plus": "add"}[then]
+            made = _ops()._linear_pointwise.binary(rows, other, self._weight, self._bias, what)
         return made
 
-    def _with(self, rows: Tensor, other: Tensor, what: str) -> Tensor:
-        made: Tensor = _ops()._linear_pointwise.binary(rows, other, *self._laid_out, what)
-        return made
+
+def _are_plain(layers: Sequence[Any]) -> bool:
+    return (
+        all(type(layer) is nn.Linear and layer.weight.is_cpu for layer in layers)
+        and len({layer.bias is not None for layer in layers}) == 1
+        and len({layer.weight.dtype for layer in layers}) == 1
+    )
 
 
-def _may(layer: Any) -> bool:
-    return type(layer) is nn.Linear and layer.weight.is_cpu and layer.weight.dtype in _packed_types()
+def _fit_kernels(layers: Sequence[Any]) -> bool:
+    weight = layers[0].weight
+    return can_decode(weight.dtype, weight.device) and weight.shape[1] * weight.dtype.itemsize % 4 == 0
 
 
-def _size(layers: Sequence[Any]) -> int:
-    return sum(layer.weight.numel() for layer in layers)
+def _fit_onednn(layers: Sequence[Any]) -> bool:
+    many = sum(layer.weight.numel() for layer in layers) >= _MANY_WEIGHTS
+    return many and layers[0].weight.dtype in _packed_types()
 
 
 @cache

@@ -24,7 +24,10 @@ class PromptKeys:
         keys = layers[0][0]
         self._prompt = torch.arange(len(keys), device=keys.device).repeat_interleave(samples)
         self._place: Tensor | None = None  # of the rows among G × samples, once they are not all of them, in order
-        self._bias = None if seen is None else keys.new_zeros(seen.shape).masked_fill_(~seen, float("-inf"))
+        self._bias = None if seen is None else torch.zeros(seen.shape, device=keys.device)
+        if self._bias is not None and seen is not None:
+            self._bias.masked_fill_(~seen, float("-inf"))
+        self._order = torch.arange(len(self._prompt), device=keys.device)
 
     def scores(self, layer: int, query: Tensor) -> Tensor:
         """Products [B, heads, n, P] of queries [B, heads, n, width] with the keys of a layer; −∞ where no token is."""
@@ -38,6 +41,13 @@ class PromptKeys:
         """Values of a layer, mixed [B, heads, n, width] by ``weight`` [B, heads, n, P]."""
         values = self._layers[layer][1]
         return self._apart(torch.bmm(self._together(weight), values.flatten(0, 1)), weight)
+
+    def of_layer(self, layer: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]:
+        """Keys and values of a layer, [G, P] that is added to their scores, the prompt of each row, and rows by prompt.
+
+        As :func:`dpr_lightning.kernels.attend` takes them.
+        """
+        return (*self._layers[layer], self._bias, self._prompt, self._order)
 
     def keep(self, order: Tensor) -> None:
         """Keep the rows ``order``, in that order."""
@@ -54,7 +64,7 @@ class PromptKeys:
             self._prompt, count = number[self._prompt], count[answered]
         self._samples = int(count.max())
         # The how manieth of its prompt a row is.
-        ordered = self._prompt.argsort(stable=True)
+        self._order = ordered = self._prompt.argsort(stable=True)
         which = torch.empty_like(ordered)
         first = (count.cumsum(0) - count)[self._prompt[ordered]]
         which[ordered] = torch.arange(len(ordered), device=ordered.device) - first

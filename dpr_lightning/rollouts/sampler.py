@@ -12,6 +12,7 @@ from dpr_lightning.errors import InputError
 from dpr_lightning.policies import Lockstep, evaluating, model_device
 from dpr_lightning.rollouts.answers import Answers, joined
 from dpr_lightning.rollouts.cache import RoomyLayer, fill_gaps, keep_rows
+from dpr_lightning.rollouts.drawing import draw
 from dpr_lightning.rollouts.ending import Ending, StopStrings
 from dpr_lightning.rollouts.one_token import OneTokenPass, knows
 from dpr_lightning.rollouts.prompt_keys import PromptKeys
@@ -19,8 +20,6 @@ from dpr_lightning.rollouts.random import counter_uniform, sample_keys
 from dpr_lightning.rollouts.reading import ask, read_prompts
 from dpr_lightning.types import Rollouts
 
-_BLOCK = 256
-"""Tokens of the vocabulary whose probabilities are summed together before one of them is looked for."""
 _STEPS = 64
 """Tokens whose random numbers are made at once."""
 Combine = Callable[[list[Tensor]], Tensor]
@@ -195,7 +194,9 @@ class _Decoding:
             if step % _STEPS == 0:
                 position = torch.arange(step, min(limit, step + _STEPS), device=self.device)
                 uniform = counter_uniform(key, position)
-            chosen, chosen_logprob = draw(logits, self.options, uniform[:, step % _STEPS])
+            chosen, chosen_logprob = draw(
+                logits, uniform[:, step % _STEPS], self.options.temperature, self.options.top_p
+            )
             tokens[row, step] = chosen
             logprob[row, step] = chosen_logprob
             ended = self.ending(chosen, row, tokens[:, : step + 1], logits.shape[-1])
@@ -261,8 +262,7 @@ class _Decoding:
 
     def _combined(self, logits: list[Tensor]) -> Tensor:
         # One model's logits serve as they are: what is drawn from them is normalised there.
-        wide = [part.float() for part in logits]
-        return self.combine(wide if self.combine is only else [part.log_softmax(-1) for part in wide])
+        return self.combine(logits if self.combine is only else [part.float().log_softmax(-1) for part in logits])
 
     def _keep(self, order: Tensor) -> None:
         for cache, shared in zip(self.caches, self.prompt_keys, strict=True):
@@ -272,54 +272,3 @@ class _Decoding:
         self.position = self.position[order]
         if self.attention is not None:
             self.attention = self.attention[order]
-
-
-def draw(logits: Tensor, options: SamplingOptions, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """Draw one token a row by inverting the cumulative distribution.
-
-    Args:
-        logits: [B, V].
-        options: temperature and top-p.
-        uniform: [B] in [0, 1), float64.
-
-    Returns:
-        tokens [B] and their log-probabilities [B] under the distribution drawn from (0 when greedy).
-    """
-    if options.temperature == 0:
-        chosen = logits.argmax(-1)
-        return chosen, torch.zeros_like(chosen, dtype=torch.float32)
-    scaled = logits.float()
-    if options.temperature != 1:
-        scaled = scaled / options.temperature
-    if options.top_p < 1:
-        scaled = _nucleus(scaled.log_softmax(-1), options.top_p)
-    highest = scaled.amax(-1, keepdim=True)
-    weight = scaled.new_zeros(len(scaled), -(-scaled.shape[-1] // _BLOCK) * _BLOCK)
-    torch.sub(scaled, highest, out=weight[:, : scaled.shape[-1]]).exp_()
-    # First the block, then the token in it: the vocabulary is summed once, and not once for every token.
-    blocks = weight.view(len(scaled), -1, _BLOCK)
-    until = blocks.sum(-1).double().cumsum(-1)
-    total = until[:, -1:]
-    target = uniform.unsqueeze(1) * total
-    block = _first_above(until, target)
-    inside = blocks.gather(1, block.unsqueeze(-1).expand(-1, 1, _BLOCK)).squeeze(1).double().cumsum(-1)
-    before = torch.where(block > 0, until.gather(1, (block - 1).clamp_min(0)), 0.0)
-    chosen = block * _BLOCK + _first_above(inside, target - before)
-    chosen = chosen.clamp_max(scaled.shape[-1] - 1)  # where logits are no numbers
-    logprob = scaled.gather(1, chosen) - highest - total.log().float()
-    return chosen.squeeze(1), logprob.squeeze(1)
-
-
-def _first_above(cumulative: Tensor, target: Tensor) -> Tensor:
-    """Place [B, 1] of the first sum above the target; rounding of the target leads to none that adds nothing."""
-    largest = torch.nextafter(cumulative[:, -1:], cumulative.new_zeros(()))
-    place = torch.searchsorted(cumulative, torch.minimum(target, largest), right=True)
-    return place.clamp_max(cumulative.shape[-1] - 1)
-
-
-def _nucleus(logprobs: Tensor, top_p: float) -> Tensor:
-    """The smallest set of tokens whose probability reaches ``top_p``, renormalised (Holtzman et al. 2020)."""
-    ordered, place = logprobs.sort(-1, descending=True)
-    before = ordered.exp().cumsum(-1) - ordered.exp()
-    kept = torch.zeros_like(logprobs, dtype=torch.bool).scatter(-1, place, before < top_p)
-    return logprobs.masked_fill(~kept, float("-inf")).log_softmax(-1)

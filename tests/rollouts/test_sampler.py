@@ -99,20 +99,20 @@ def test_greedy_equals_generate(policy: torch.nn.Module) -> None:
 def test_top_p_keeps_the_smallest_nucleus_and_reports_its_logprob() -> None:
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log().repeat(1000, 1)
     uniform = torch.linspace(0, 1, 1001, dtype=torch.float64)[:-1]
-    chosen, logprob = draw(logits, SamplingOptions(1, top_p=0.8), uniform)
+    chosen, logprob = draw(logits, uniform, top_p=0.8)
     assert set(chosen.tolist()) == {0, 1}
     torch.testing.assert_close(logprob[chosen == 0], torch.full_like(logprob[chosen == 0], 0.625).log())
 
 
 def test_a_token_of_probability_zero_is_never_drawn() -> None:
     logits = torch.tensor([[float("-inf"), 0.0, float("-inf"), 0.0, float("-inf")]]).repeat(2, 1)
-    chosen, _ = draw(logits, SamplingOptions(1), torch.tensor([0.0, 1.0 - 2**-53], dtype=torch.float64))
+    chosen, _ = draw(logits, torch.tensor([0.0, 1.0 - 2**-53], dtype=torch.float64))
     assert chosen.tolist() == [1, 3]
 
 
 def test_temperature_enters_the_reported_logprob() -> None:
     logits = torch.randn(50, 7)
-    chosen, logprob = draw(logits, SamplingOptions(1, temperature=0.5), torch.rand(50, dtype=torch.float64))
+    chosen, logprob = draw(logits, torch.rand(50, dtype=torch.float64), temperature=0.5)
     expected = (logits / 0.5).log_softmax(-1).gather(1, chosen.unsqueeze(1)).squeeze(1)
     torch.testing.assert_close(logprob, expected)
 
@@ -122,7 +122,7 @@ def test_a_token_is_where_its_number_falls_in_the_distribution(vocabulary: int) 
     count = 20_000
     logits = 3 * torch.randn(vocabulary, generator=torch.Generator().manual_seed(0))
     uniform = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    chosen, logprob = draw(logits.expand(count, -1), SamplingOptions(1), uniform)
+    chosen, logprob = draw(logits.expand(count, -1), uniform)
     probability = logits.double().softmax(-1)
     expected = torch.searchsorted(probability.cumsum(-1), uniform, right=True)
     # Sums in float32 move the borders between tokens a little.

@@ -1,0 +1,101 @@
+"""C++ of this package, compiled for the CPU it runs on: once, at the first use, and kept for later."""
+
+import ctypes
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch  # before any library: its OpenMP, whose threads are those of PyTorch, is the one to be found
+
+log = logging.getLogger(__name__)
+
+SWITCH = "DPR_KERNELS"
+"""Environment variable: 0 leaves everything to PyTorch."""
+COMPILERS = ("c++", "g++", "clang++")
+_COMPILE = ("-std=gnu++17", "-O3", "-march=native", "-fPIC", "-fopenmp", "-ffp-contract=fast")
+_SECONDS = 300
+
+
+@cache
+def compiled(source: Path) -> ctypes.CDLL | None:
+    """The library made of a file of C++; None where there is no compiler or it fails, which is logged once.
+
+    It lies in ``$XDG_CACHE_HOME/dpr_lightning`` (``~/.cache/dpr_lightning``) under a name that changes with the source,
+    the compiler and the CPU.
+    """
+    if os.environ.get(SWITCH) == "0":
+        return None
+    compiler = _compiler()
+    if compiler is None:
+        log.warning(
+            "No C++ compiler was found ($CXX, %s): PyTorch's own products write answers on this CPU, in about twice the "
+            "time. Install one, for example Debian's package g++.",
+            ", ".join(COMPILERS),
+        )
+        return None
+    try:
+        file = _folder() / f"{source.stem}-{_identity(source, compiler)}.so"
+        if not file.exists():
+            _compile(source, compiler, file)
+        return ctypes.CDLL(str(file))
+    except (OSError, subprocess.SubprocessError) as error:
+        said = getattr(error, "stderr", None) or str(error)
+        log.warning(
+            "%s could not be compiled with %s, and PyTorch's own products write answers on this CPU instead, in about "
+            "twice the time: %s\n%s=0 leaves it untried.",
+            source.name,
+            compiler,
+            said.strip()[-2000:],
+            SWITCH,
+        )
+        return None
+
+
+def _compiler() -> str | None:
+    asked = os.environ.get("CXX")
+    return next((found for name in ([asked] if asked else COMPILERS) if (found := shutil.which(name))), None)
+
+
+def _folder() -> Path:
+    """Where libraries are kept, writable by this user alone; a folder for this process where there is no such place."""
+    kept = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dpr_lightning"
+    try:
+        kept.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if kept.stat().st_uid == os.getuid() and os.access(kept, os.W_OK):
+            return kept
+    except (OSError, RuntimeError):
+        pass
+    return Path(tempfile.mkdtemp(prefix="dpr_lightning-"))
+
+
+def _identity(source: Path, compiler: str) -> str:
+    """Changes with all that a library depends on; homes are shared by machines that differ."""
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=_SECONDS, check=True)
+    whole = "\n".join([source.read_text(), version.stdout, *_COMPILE, _processor(), torch.__version__])
+    return hashlib.sha256(whole.encode()).hexdigest()[:16]
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return " ".join(os.uname())
+    return "\n".join(sorted({line for line in lines if line.split("\t")[0] in ("model name", "flags", "Features")}))
+
+
+def _compile(source: Path, compiler: str, file: Path) -> None:
+    """Write ``file`` in one move, whoever else does the same."""
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+        object_file, made = Path(folder) / "made.o", Path(folder) / "made.so"
+        # Linked without OpenMP: the one that PyTorch has loaded is to serve.
+        for command in (
+            [compiler, *_COMPILE, "-c", str(source), "-o", str(object_file)],
+            [compiler, "-shared", str(object_file), "-o", str(made)],
+        ):
+            subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=True)
+        os.replace(made, file)
