@@ -14,18 +14,18 @@ PACKAGE = "dpr_lightning"
 GROUND = "ground"
 LEVELS = {
     GROUND: 0,
-    "functional": 1,
     "kernels": 1,
-    "policies": 2,
-    "rollouts": 3,
-    "rewards": 3,
-    "data": 4,
-    "modules": 5,
-    "strategies": 5,
-    "evaluation": 5,
-    "reports": 5,
-    "callbacks": 6,
-    "cli": 7,
+    "functional": 2,
+    "policies": 3,
+    "rollouts": 4,
+    "rewards": 4,
+    "data": 5,
+    "modules": 6,
+    "strategies": 6,
+    "evaluation": 6,
+    "reports": 6,
+    "callbacks": 7,
+    "cli": 8,
 }
 # The mathematics needs tensors and nothing else.
 FUNCTIONAL_MAY_IMPORT = {"torch", "jaxtyping", "math", "typing", "collections", PACKAGE}

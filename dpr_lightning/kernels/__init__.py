@@ -1,23 +1,23 @@
 """Inner loops in C++, for what PyTorch has no fast form of; compiled at the first use, and never needed."""
 
-from dpr_lightning.kernels.decoding import (
-    LaidOut,
-    attend,
-    can_decode,
-    draw,
-    is_watched,
-    laid_out_bytes,
-    lanes,
-    root_mean_square_norm,
-)
+from dpr_lightning.kernels.calling import has_kernels, is_watched, lanes, serves
+from dpr_lightning.kernels.decoding import LaidOut, PromptsOfLayer, attend, draw, laid_out_bytes, root_mean_square_norm
+from dpr_lightning.kernels.learning import Weighed, change_, gated_backward_, norm_backward, weigh
 
 __all__ = [
     "LaidOut",
+    "PromptsOfLayer",
+    "Weighed",
     "attend",
-    "can_decode",
+    "change_",
     "draw",
+    "gated_backward_",
+    "has_kernels",
     "is_watched",
     "laid_out_bytes",
     "lanes",
+    "norm_backward",
     "root_mean_square_norm",
+    "serves",
+    "weigh",
 ]

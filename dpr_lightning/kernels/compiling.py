@@ -19,11 +19,12 @@ SWITCH = "DPR_KERNELS"
 COMPILERS = ("c++", "g++", "clang++")
 _COMPILE = ("-std=gnu++17", "-O3", "-march=native", "-fPIC", "-fopenmp", "-ffp-contract=fast")
 _SECONDS = 300
+_HERE = Path(__file__).parent
 
 
 @cache
-def compiled(source: Path) -> ctypes.CDLL | None:
-    """The library made of a file of C++; None where there is no compiler or it fails, which is logged once.
+def library() -> ctypes.CDLL | None:
+    """All of this folder's C++, compiled; None where there is no compiler or it fails, which is logged once.
 
     It lies in ``$XDG_CACHE_HOME/dpr_lightning`` (``~/.cache/dpr_lightning``) under a name that changes with the source,
     the compiler and the CPU.
@@ -33,22 +34,21 @@ def compiled(source: Path) -> ctypes.CDLL | None:
     compiler = _compiler()
     if compiler is None:
         log.warning(
-            "No C++ compiler was found ($CXX, %s): PyTorch's own products write answers on this CPU, in about twice the "
-            "time. Install one, for example Debian's package g++.",
+            "No C++ compiler was found ($CXX, %s), so that PyTorch's own operations do all the work on this CPU, more "
+            "slowly: writing answers takes about twice the time. Install one, for example Debian's package g++.",
             ", ".join(COMPILERS),
         )
         return None
     try:
-        file = _folder() / f"{source.stem}-{_identity(source, compiler)}.so"
+        file = _folder() / f"kernels-{_identity(compiler)}.so"
         if not file.exists():
-            _compile(source, compiler, file)
+            _compile(compiler, file)
         return ctypes.CDLL(str(file))
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or str(error)
         log.warning(
-            "%s could not be compiled with %s, and PyTorch's own products write answers on this CPU instead, in about "
-            "twice the time: %s\n%s=0 leaves it untried.",
-            source.name,
+            "The kernels of this package could not be compiled with %s, so that PyTorch's own operations do all the "
+            "work on this CPU, more slowly: %s\n%s=0 leaves them untried.",
             compiler,
             said.strip()[-2000:],
             SWITCH,
@@ -73,11 +73,16 @@ def _folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="dpr_lightning-"))
 
 
-def _identity(source: Path, compiler: str) -> str:
+def _identity(compiler: str) -> str:
     """Changes with all that a library depends on; homes are shared by machines that differ."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=_SECONDS, check=True)
-    whole = "\n".join([source.read_text(), version.stdout, *_COMPILE, _processor(), torch.__version__])
+    texts = [file.read_text() for file in sorted(_HERE.glob("*.h")) + _sources()]
+    whole = "\n".join([*texts, version.stdout, *_COMPILE, _processor(), torch.__version__])
     return hashlib.sha256(whole.encode()).hexdigest()[:16]
+
+
+def _sources() -> list[Path]:
+    return sorted(_HERE.glob("*.cpp"))
 
 
 def _processor() -> str:
@@ -88,14 +93,13 @@ def _processor() -> str:
     return "\n".join(sorted({line for line in lines if line.split("\t")[0] in ("model name", "flags", "Features")}))
 
 
-def _compile(source: Path, compiler: str, file: Path) -> None:
+def _compile(compiler: str, file: Path) -> None:
     """Write ``file`` in one move, whoever else does the same."""
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-        object_file, made = Path(folder) / "made.o", Path(folder) / "made.so"
+        made = {source: str(Path(folder) / f"{source.stem}.o") for source in _sources()}
+        whole = Path(folder) / "whole.so"
+        commands = [[compiler, *_COMPILE, "-c", str(source), "-o", name] for source, name in made.items()]
         # Linked without OpenMP: the one that PyTorch has loaded is to serve.
-        for command in (
-            [compiler, *_COMPILE, "-c", str(source), "-o", str(object_file)],
-            [compiler, "-shared", str(object_file), "-o", str(made)],
-        ):
+        for command in (*commands, [compiler, "-shared", *made.values(), "-o", str(whole)]):
             subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=True)
-        os.replace(made, file)
+        os.replace(whole, file)

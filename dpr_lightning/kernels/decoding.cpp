@@ -1,128 +1,23 @@
-// One more token for each of a few rows: products with weights, norms, and attention to kept keys and values.
+// One more token for each of a few rows: products with weights, norms, attention to kept keys and values, and drawing.
 //
-// Numbers are float or bfloat16; sums are float. What a row gives does not depend on how many rows there are, nor on
-// how many threads. The vectors are those of GCC and Clang, so that one text serves every CPU: 16 floats with AVX-512,
-// 8 with AVX, 4 elsewhere. Only bfloat16 products have an instruction of their own, where the CPU has it.
+// Sums are float. What a row gives does not depend on how many rows there are, nor on how many threads.
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <type_traits>
 #include <vector>
+
+#include "vectors.h"
 #if defined(__AVX512BF16__)
 #include <immintrin.h>
 #endif
 
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int LANES = 16, TILE_ROWS = 8;
-#elif defined(__AVX__)
-constexpr int LANES = 8, TILE_ROWS = 4;
-#else
-constexpr int LANES = 4, TILE_ROWS = 8;
-#endif
+// ---------------------------------------------------------------------------------------------------------- products
+
 // A tile of results stays in registers: TILE_ROWS rows of TILE_VECTORS vectors.
-constexpr int TILE_VECTORS = 3, PANEL = TILE_VECTORS * LANES;
-
-using Floats = float __attribute__((vector_size(4 * LANES)));
-using Words = uint32_t __attribute__((vector_size(4 * LANES)));
-using Signed = int32_t __attribute__((vector_size(4 * LANES)));
-using Shorts = uint16_t __attribute__((vector_size(2 * LANES)));
-
-struct Half {  // bfloat16
-    uint16_t bits;
-};
+constexpr int TILE_ROWS = LANES == 8 ? 4 : 8, TILE_VECTORS = 3, PANEL = TILE_VECTORS * LANES;
 
 template <typename Number>
 constexpr int in_a_word = 4 / sizeof(Number);
-
-inline Floats all(float value) { return Floats{} + value; }
-
-inline Floats load(const float* from) {
-    Floats made;
-    std::memcpy(&made, from, sizeof made);
-    return made;
-}
-
-inline Floats load(const Half* from) {
-    Shorts read;
-    std::memcpy(&read, from, sizeof read);
-    return (Floats)(__builtin_convertvector(read, Words) << 16);
-}
-
-inline void store(float* to, Floats value) { std::memcpy(to, &value, sizeof value); }
-
-inline void store(Half* to, Floats value) {
-    Words bits = (Words)value;
-    Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // to the nearest, to even between two
-    Words number = (Words)(value == value);
-    Shorts made = __builtin_convertvector((rounded & number) | (~number & 0x7fc0), Shorts);
-    std::memcpy(to, &made, sizeof made);
-}
-
-inline float wide(float value) { return value; }
-
-inline float wide(Half value) {
-    uint32_t bits = uint32_t(value.bits) << 16;
-    float made;
-    std::memcpy(&made, &bits, 4);
-    return made;
-}
-
-// e^x with an error of some 1e-7 of itself: 2^n times a polynomial (Cephes' expf), 0 below −87.
-inline Floats exponential(Floats x) {
-    Floats least = all(-87.f), most = all(88.f);
-    Words small = (Words)(x < least);
-    x = x < least ? least : x;
-    x = x > most ? most : x;
-    Floats shifted = x * 1.44269504f + 12582912.f;  // 1.5 · 2^23: the whole part is left in the lowest bits
-    Floats n = shifted - 12582912.f;
-    Floats r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    Floats p = all(1.9875691500e-4f);
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * (r * r) + r + 1.f;
-    Floats made = (Floats)((((Words)shifted << 23) + (Words)p) & ~small);
-    return x == x ? made : x;
-}
-
-template <int FIRST, int... PLACES>
-inline Floats every_second(Floats a, Floats b, std::integer_sequence<int, PLACES...>) {
-    return __builtin_shufflevector(a, b, (2 * PLACES + FIRST)...);
-}
-
-inline Floats neighbours_added(Floats a, Floats b) {
-    auto places = std::make_integer_sequence<int, LANES>{};
-    return every_second<0>(a, b, places) + every_second<1>(a, b, places);
-}
-
-// The sums of LANES vectors, in their order. They are written over.
-inline Floats sums(Floats* parts) {
-    for (int count = LANES; count > 1; count /= 2)
-        for (int i = 0; i < count / 2; i++) parts[i] = neighbours_added(parts[2 * i], parts[2 * i + 1]);
-    return parts[0];
-}
-
-inline float sum(Floats value) {
-    for (int count = LANES; count > 1; count /= 2) value = neighbours_added(value, value);
-    return value[0];
-}
-
-inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
-
-inline float largest(Floats value) {
-    auto places = std::make_integer_sequence<int, LANES>{};
-    for (int count = LANES; count > 1; count /= 2)
-        value = larger(every_second<0>(value, value, places), every_second<1>(value, value, places));
-    return value[0];
-}
-
-// ---------------------------------------------------------------------------------------------------------- products
 
 // Weights lie as panels of PANEL columns, a column being a row of the layer's weight [columns, width]. A panel has, for
 // each word of a row of the input (one float, or two neighbouring bfloat16), that word of all its columns.
@@ -179,24 +74,17 @@ void tile(const Number* rows, long width, const uint32_t* panel, const char* ahe
     multiply<Number, ROWS>(rows, width, panel, ahead, stride, made);
     for (int r = 0; r < ROWS; r++)
         for (int v = 0; v < TILE_VECTORS; v++) {
-            long left = here - v * LANES;
+            const long left = std::min<long>(LANES, here - v * LANES), at = r * columns + v * LANES;
             if (left <= 0) break;
-            const long at = r * columns + v * LANES;
-            Number few[LANES] = {}, more[LANES] = {};
-            const bool whole = left >= LANES;
+            const bool whole = left == LANES;
+            const auto read = [&](const Number* from) { return whole ? load(from) : load_some(from, left); };
             Floats value = made[r][v];
-            if (bias) {
-                if (!whole) std::memcpy(few, bias + v * LANES, left * sizeof(Number));
-                value += load(whole ? bias + v * LANES : few);
-            }
-            if (other && !whole) std::memcpy(more, other + at, left * sizeof(Number));
-            value = followed(value, other ? load(whole ? other + at : more) : Floats{}, then);
-            if (whole) {
+            if (bias) value += read(bias + v * LANES);
+            value = followed(value, other ? read(other + at) : Floats{}, then);
+            if (whole)
                 store(out + at, value);
-            } else {
-                store(few, value);
-                std::memcpy(out + at, few, left * sizeof(Number));
-            }
+            else
+                store_some(out + at, value, left);
         }
 }
 
@@ -308,9 +196,8 @@ void score(const Kept<Number>& kept, const float* queries, long width, float* sc
                 for (int q = 0; q < QUERIES; q++) parts[q][i + j] = made[j][q];
         }
         for (int q = 0; q < QUERIES; q++) {
-            float added[LANES] = {};
-            if (kept.bias) std::memcpy(added, kept.bias + t, here * sizeof(float));
-            store(scores + q * room + t, sums(parts[q]) + load(added));  // what is too much is written over
+            const Floats bias = kept.bias ? load_some(kept.bias + t, here) : Floats{};
+            store(scores + q * room + t, sums(parts[q]) + bias);  // what is too much is written over
         }
     }
 }

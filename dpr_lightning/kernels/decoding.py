@@ -3,60 +3,19 @@
 Sums are float32. What a row gives depends neither on how many rows there are nor on the number of threads.
 """
 
-import ctypes
-from functools import cache
-from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from dpr_lightning.kernels.compiling import compiled
+from dpr_lightning.kernels.calling import function, lanes, library, place
 
-_SOURCE = Path(__file__).with_name("decoding.cpp")
-_TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _THEN = {"none": 0, "silu": 1, "times": 2, "plus": 3}
-_POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
-_SIGNATURES = {
-    "lay_out": [_POINTER] * 2 + [_LONG] * 2 + [_INT],
-    "product": [_POINTER] * 5 + [_LONG] * 3 + [_INT] * 2,
-    "norm": [_POINTER] * 3 + [_LONG] * 2 + [_FLOAT, _INT],
-    "attend": [_POINTER] * 12 + [_LONG] * 8 + [_FLOAT, _INT],
-    "draw": [_POINTER] * 4 + [_LONG] * 2 + [_FLOAT, _INT],
-}
-
-
-@cache
-def _library() -> Any:
-    made = compiled(_SOURCE)
-    if made is not None:
-        for name, arguments in _SIGNATURES.items():
-            for kind in _TYPES.values():
-                function = getattr(made, f"{name}_{kind}")
-                function.argtypes, function.restype = arguments, None
-    return made
-
-
-def can_decode(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether tensors of this type and place are computed with here; compiles what it takes, at the first call."""
-    return device.type == "cpu" and dtype in _TYPES and _library() is not None
-
-
-def is_watched() -> bool:
-    """Whether something looks at each operation of PyTorch, such as a counter: it would not see these."""
-    return _get_current_dispatch_mode() is not None  # type: ignore[no-untyped-call]
-
-
-@cache
-def lanes() -> int:
-    """Numbers that are computed at once: norms and attention take multiples of it."""
-    return int(_library().lanes())
 
 
 def laid_out_bytes(columns: int, width: int, dtype: torch.dtype) -> int:
     """Of the copy that :class:`LaidOut` makes of weights [columns, width]."""
-    panel = int(_library().panel())
+    panel = int(library().panel())
     return -(-columns // panel) * panel * width * dtype.itemsize
 
 
@@ -76,11 +35,11 @@ class LaidOut:
         if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != weight.dtype):
             raise ValueError(f"A bias {tuple(bias.shape)} of {bias.dtype} beside weights {tuple(weight.shape)}.")
         words = laid_out_bytes(self._columns, self._width, self._dtype) // 4
-        self._panels = torch.empty(words, dtype=torch.int32)
-        self._function = _function("product", self._dtype)
+        self._panels = torch.empty(words, dtype=torch.int32, device="cpu")
+        self._function = function("product", self._dtype)
         weight = weight.detach().contiguous()
         threads = torch.get_num_threads()
-        _function("lay_out", self._dtype)(
+        function("lay_out", self._dtype)(
             weight.data_ptr(), self._panels.data_ptr(), self._width, self._columns, threads
         )
 
@@ -97,8 +56,8 @@ class LaidOut:
         self._function(
             rows.data_ptr(),
             self._panels.data_ptr(),
-            _place(self._bias),
-            _place(other),
+            place(self._bias),
+            place(other),
             made.data_ptr(),
             len(rows),
             self._width,
@@ -116,7 +75,7 @@ def root_mean_square_norm(hidden: Tensor, weight: Tensor, epsilon: float) -> Ten
         raise ValueError(f"A norm {tuple(weight.shape)} of {weight.dtype} over {tuple(hidden.shape)} {hidden.dtype}.")
     hidden = hidden.contiguous()
     made = torch.empty_like(hidden)
-    _function("norm", hidden.dtype)(
+    function("norm", hidden.dtype)(
         hidden.data_ptr(),
         weight.data_ptr(),
         made.data_ptr(),
@@ -128,6 +87,33 @@ def root_mean_square_norm(hidden: Tensor, weight: Tensor, epsilon: float) -> Ten
     return made
 
 
+class PromptsOfLayer(NamedTuple):
+    """What a layer keeps of the prompts that rows answer, each once.
+
+    ``keys`` and ``values`` [G, heads, P, width]; ``bias`` [G, P] float32, added to their scores, or None; ``prompt`` [B]
+    int64 that each row answers; ``order`` [B] int64, the rows so that those of a prompt are next to each other.
+    """
+
+    keys: Tensor
+    values: Tensor
+    bias: Tensor | None
+    prompt: Tensor
+    order: Tensor
+
+    def expect(self, rows: int, heads: int, width: int, dtype: torch.dtype) -> None:
+        """Raise ValueError unless this fits such rows."""
+        count, _, length, _ = self.keys.shape
+        if not (
+            self.keys.shape == self.values.shape == (count, heads, length, width)
+            and self.keys.dtype == self.values.dtype == dtype
+            and (self.bias is None or (self.bias.shape == (count, length) and self.bias.dtype == torch.float32))
+            and self.prompt.shape == self.order.shape == (rows,)
+            and self.prompt.dtype == self.order.dtype == torch.int64
+            and all(part is None or part.is_contiguous() for part in self)
+        ):
+            raise ValueError(f"Prompts {tuple(self.keys.shape)} of {self.keys.dtype} do not fit {rows} rows of {dtype}.")
+
+
 def attend(
     asked: Tensor,
     cosine: Tensor,
@@ -136,42 +122,59 @@ def attend(
     length: int,
     scale: float,
     bias: Tensor | None = None,
-    prompts: tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor] | None = None,
+    prompts: "PromptsOfLayer | None" = None,
 ) -> Tensor:
     """Turn queries and keys to their positions, write keys and values behind the others, and attend.
 
     Args:
-        asked: [B, (n + 2) · heads · width], of each row n · heads queries, then keys, then values; contiguous.
-        cosine: [B, width], of the rows' positions.
-        turned: [B, width], sines with the sign they get.
-        kept: keys and values [≥ B, heads, room, width] of the rows, contiguous; written to.
+        asked: [B, (n + 2) · heads · width], of each row n · heads queries, then keys, then values.
+        cosine: [B, 1, width], of the rows' positions.
+        turned: [B, 1, width], sines with the sign they get (:func:`dpr_lightning.functional.turned_sine`).
+        kept: keys and values [B, heads, room, width] of the rows, contiguous; written to. The width is a multiple of
+            :func:`dpr_lightning.kernels.lanes`.
         length: tokens of a row, the new one included; at most the room.
         scale: of the scores.
         bias: [B or 1, length] float32, added to the scores of a row's own tokens.
-        prompts: keys and values [G, heads, P, width] that come before a row's own; [G, P] float32 that is added to
-            their scores, or None; which prompt each row answers, [B] int64; the rows in an order [B] int64 in which
-            those of a prompt are next to each other.
+        prompts: what comes before a row's own tokens.
 
     Returns:
         what the heads have mixed, [B, n · heads · width].
+
+    Raises:
+        ValueError: shapes or types that do not fit.
     """
     keys, values = kept
-    rows, (_, heads, room, width) = len(asked), keys.shape
+    rows, heads, room, width = keys.shape
     group = asked.shape[1] // (heads * width) - 2
+    each = [asked, cosine, turned, keys, values]
+    if (
+        asked.shape != (rows, (group + 2) * heads * width)
+        or any(part.shape != (rows, 1, width) for part in (cosine, turned))
+        or values.shape != keys.shape
+        or not 0 < length <= room
+        or width % lanes()
+        or (bias is not None and (bias.shape not in ((rows, length), (1, length)) or bias.dtype != torch.float32))
+        or not all(part.dtype == asked.dtype and part.is_contiguous() for part in each)
+    ):
+        shapes = ", ".join(f"{tuple(part.shape)} {part.dtype}" for part in each)
+        raise ValueError(f"Attention of {length} tokens does not fit: {shapes}.")
+    if prompts is not None:
+        prompts.expect(rows, heads, width, asked.dtype)
+    bias = None if bias is None else bias.contiguous()
     made = asked.new_empty(rows, group * heads * width)
-    prompt_keys, prompt_values, prompt_bias, prompt, order = prompts or (None, None, None, None, None)
-    _function("attend", asked.dtype)(
+    prompt_keys, prompt_values, prompt_bias, prompt, order = prompts or (None,) * 5
+    function("attend", asked.dtype)(
         asked.data_ptr(),
         cosine.data_ptr(),
         turned.data_ptr(),
         keys.data_ptr(),
         values.data_ptr(),
-        _place(bias),
-        _place(prompt_keys),
-        _place(prompt_values),
-        _place(prompt_bias),
-        _place(prompt),
-        _place(order),
+        place(bias),
+        place(prompt_keys),
+        place(prompt_values),
+        place(prompt_bias),
+        place(prompt),
+        place(order),
         made.data_ptr(),
         rows,
         heads,
@@ -198,9 +201,9 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, T
         tokens [B] and their log-probabilities [B] in float32; NaN where a row's logits are no numbers.
     """
     logits, uniform = logits.contiguous(), uniform.double().contiguous()
-    chosen = torch.empty(len(logits), dtype=torch.int64)
-    logprob = torch.empty(len(logits), dtype=torch.float32)
-    _function("draw", logits.dtype)(
+    chosen = torch.empty(len(logits), dtype=torch.int64, device="cpu")
+    logprob = torch.empty(len(logits), dtype=torch.float32, device="cpu")
+    function("draw", logits.dtype)(
         logits.data_ptr(),
         uniform.data_ptr(),
         chosen.data_ptr(),
@@ -210,11 +213,3 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, T
         torch.get_num_threads(),
     )
     return chosen, logprob
-
-
-def _function(name: str, dtype: torch.dtype) -> Any:
-    return getattr(_library(), f"{name}_{_TYPES[dtype]}")
-
-
-def _place(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()

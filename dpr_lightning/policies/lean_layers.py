@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear, rms_norm, silu
 
+from dpr_lightning import kernels
 from dpr_lightning.policies.attention import attended, autocasts
 from dpr_lightning.policies.decoders import inside_of_adapters, is_known_decoder, is_silu
 from dpr_lightning.policies.sharding import is_sharded
@@ -89,6 +90,9 @@ class _Norm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, scale = ctx.saved_tensors
+        if kernels.serves(hidden, weight, gradient) and hidden.shape[-1] % kernels.lanes() == 0:
+            found, weight_grad = kernels.norm_backward(hidden, weight, scale, gradient, ctx.needs_input_grad[1])
+            return found, None if weight_grad is None else weight_grad.to(weight.dtype), None
         normed = _times(hidden.to(torch.float32), scale, hidden)
         wide, weight_ = gradient.to(torch.float32), weight.to(torch.float32)
         product = wide * normed
@@ -116,14 +120,17 @@ class _GatedLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         gate, up, weight = ctx.saved_tensors
-        active = silu(gate)
-        weight_grad = bias_grad = None
         flat = gradient.flatten(0, -2)
-        if ctx.needs_input_grad[2]:
-            weight_grad = flat.T @ (active * up).flatten(0, -2)
-        if ctx.needs_input_grad[3]:
-            bias_grad = flat.sum(0)
-        product_grad = gradient @ weight
-        up_grad = active.mul_(product_grad)
-        gate_grad = torch.ops.aten.silu_backward(product_grad.mul_(up), gate)
-        return gate_grad, up_grad, weight_grad, bias_grad
+        product, gate_grad, up_grad = _gated_backward(gate, up, gradient @ weight)
+        weight_grad = flat.T @ product.flatten(0, -2) if ctx.needs_input_grad[2] else None
+        return gate_grad, up_grad, weight_grad, flat.sum(0) if ctx.needs_input_grad[3] else None
+
+
+def _gated_backward(gate: Tensor, up: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """silu(g) ⊙ u, and the gradients of g and u; that of the product is written over."""
+    if kernels.serves(gate, up, gradient):
+        return kernels.gated_backward_(gate, up, gradient)
+    active = silu(gate)
+    product = active * up
+    up_grad = active.mul_(gradient)
+    return product, torch.ops.aten.silu_backward(gradient.mul_(up), gate), up_grad

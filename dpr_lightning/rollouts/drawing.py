@@ -24,7 +24,7 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float = 1.0, top_p: float
     if temperature == 0:
         chosen = logits.argmax(-1)
         return chosen, torch.zeros_like(chosen, dtype=torch.float32)
-    if top_p == 1 and kernels.can_decode(logits.dtype, logits.device) and not kernels.is_watched():
+    if top_p == 1 and kernels.serves(logits):
         return kernels.draw(logits, uniform, temperature)
     scaled = logits.float()
     if temperature != 1:

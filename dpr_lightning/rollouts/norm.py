@@ -18,7 +18,7 @@ class Norm:
 
     def __init__(self, layer: Any) -> None:
         self._weight, self._epsilon = layer.weight, layer.variance_epsilon
-        fits = kernels.can_decode(self._weight.dtype, self._weight.device)
+        fits = kernels.has_kernels(self._weight.dtype, self._weight.device)
         self._compiled = fits and len(self._weight) % kernels.lanes() == 0
 
     def __call__(self, hidden: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ class Norm:
         weight, epsilon = self._weight, self._epsilon
         if not hidden.is_cpu:
             return rms_norm(hidden, weight.shape, weight, epsilon)
-        if self._compiled and hidden.dtype == weight.dtype and not kernels.is_watched():
+        if self._compiled and kernels.serves(hidden, weight):
             return kernels.root_mean_square_norm(hidden, weight, epsilon)
         # A CPU takes `rms_norm` apart: 52 µs for 16 rows of 128 in float32, and 22 so (one thread).
         wide = hidden.float()

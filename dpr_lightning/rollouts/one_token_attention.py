@@ -26,9 +26,7 @@ class Seen:
 
     def __init__(self, cosine: Tensor, sine: Tensor, mask: Tensor | None, prompts: PromptKeys | None) -> None:
         self.cosine, self.turned, self.prompts, self._mask = cosine, turned_sine(sine).contiguous(), prompts, mask
-        self.compiled = (
-            kernels.can_decode(cosine.dtype, cosine.device) and not autocasts() and not kernels.is_watched()
-        )
+        self.compiled = kernels.serves(cosine) and not autocasts()
         self._bias: Tensor | None = None
 
     def bias(self, length: int, room: int, dtype: torch.dtype) -> Tensor | None:

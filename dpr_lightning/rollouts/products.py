@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 from torch.utils.flop_counter import register_flop_formula
 
-from dpr_lightning.kernels import LaidOut, can_decode, is_watched, laid_out_bytes
+from dpr_lightning.kernels import LaidOut, has_kernels, is_watched, laid_out_bytes
 
 _MANY_WEIGHTS = 1 << 16
 """Weights from which on a copy that oneDNN lays out pays; smaller ones lie in a CPU's cache as they are."""
@@ -106,7 +106,7 @@ def _are_plain(layers: Sequence[Any]) -> bool:
 
 def _fit_kernels(layers: Sequence[Any]) -> bool:
     weight = layers[0].weight
-    return can_decode(weight.dtype, weight.device) and weight.shape[1] * weight.dtype.itemsize % 4 == 0
+    return has_kernels(weight.dtype, weight.device) and weight.shape[1] * weight.dtype.itemsize % 4 == 0
 
 
 def _fit_onednn(layers: Sequence[Any]) -> bool:

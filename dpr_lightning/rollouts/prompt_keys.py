@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dpr_lightning.kernels import PromptsOfLayer
 
 class PromptKeys:
     """What the layers of a decoder keep of G prompts, for B rows that answer them.
@@ -24,7 +25,7 @@ class PromptKeys:
         keys = layers[0][0]
         self._prompt = torch.arange(len(keys), device=keys.device).repeat_interleave(samples)
         self._place: Tensor | None = None  # of the rows among G × samples, once they are not all of them, in order
-        self._bias = None if seen is None else torch.zeros(seen.shape, device=keys.device)
+        self._bias = None if seen is None else torch.zeros(seen.shape, dtype=torch.float32, device=keys.device)
         if self._bias is not None and seen is not None:
             self._bias.masked_fill_(~seen, float("-inf"))
         self._order = torch.arange(len(self._prompt), device=keys.device)
@@ -42,12 +43,9 @@ class PromptKeys:
         values = self._layers[layer][1]
         return self._apart(torch.bmm(self._together(weight), values.flatten(0, 1)), weight)
 
-    def of_layer(self, layer: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]:
-        """Keys and values of a layer, [G, P] that is added to their scores, the prompt of each row, and rows by prompt.
-
-        As :func:`dpr_lightning.kernels.attend` takes them.
-        """
-        return (*self._layers[layer], self._bias, self._prompt, self._order)
+    def of_layer(self, layer: int) -> PromptsOfLayer:
+        """All of it, for :func:`dpr_lightning.kernels.attend`."""
+        return PromptsOfLayer(*self._layers[layer], self._bias, self._prompt, self._order)
 
     def keep(self, order: Tensor) -> None:
         """Keep the rows ``order``, in that order."""

@@ -1,0 +1,74 @@
+"""From tensors to the functions of the compiled library: who is served, and how they are called."""
+
+import ctypes
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from dpr_lightning.kernels import compiling
+
+TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+POINTER, LONG, INT, FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
+SIGNATURES: dict[str, list[Any]] = {
+    "lay_out": [POINTER] * 2 + [LONG] * 2 + [INT],
+    "product": [POINTER] * 5 + [LONG] * 3 + [INT] * 2,
+    "norm": [POINTER] * 3 + [LONG] * 2 + [FLOAT, INT],
+    "attend": [POINTER] * 12 + [LONG] * 8 + [FLOAT, INT],
+    "draw": [POINTER] * 4 + [LONG] * 2 + [FLOAT, INT],
+    "weigh": [POINTER] * 6 + [LONG] * 2 + [INT],
+    "change": [POINTER] * 5 + [LONG] * 2 + [INT],
+    "gated_backward": [POINTER] * 5 + [LONG, INT],
+    "norm_backward": [POINTER] * 6 + [LONG] * 2 + [INT],
+}
+"""Of ``NAME_TYPE`` for every type: decoding.cpp, learning.cpp."""
+
+
+def has_kernels(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether tensors of this type and place can be served; compiles the library, at the first call."""
+    return device.type == "cpu" and dtype in TYPES and library() is not None
+
+
+def serves(*tensors: Tensor) -> bool:
+    """Whether these tensors are served: plain ones of one type, and nobody is to see each operation of PyTorch."""
+    first = tensors[0]
+    return (
+        all(type(tensor) in (Tensor, nn.Parameter) and tensor.dtype == first.dtype for tensor in tensors)
+        and has_kernels(first.dtype, first.device)
+        and not is_watched()
+    )
+
+
+def is_watched() -> bool:
+    """Whether something looks at each operation of PyTorch, such as a counter or a compiler: it would not see these."""
+    return _get_current_dispatch_mode() is not None or torch.compiler.is_compiling()  # type: ignore[no-untyped-call]
+
+
+@cache
+def library() -> Any:
+    """The compiled library, its functions with their signatures; None where there is none."""
+    made = compiling.library()
+    if made is not None:
+        for name, arguments in SIGNATURES.items():
+            for kind in TYPES.values():
+                function = getattr(made, f"{name}_{kind}")
+                function.argtypes, function.restype = arguments, None
+    return made
+
+
+def function(name: str, dtype: torch.dtype) -> Any:
+    """That computes with numbers of this type."""
+    return getattr(library(), f"{name}_{TYPES[dtype]}")
+
+
+def place(tensor: Tensor | None) -> int | None:
+    """Of a tensor's first number in memory."""
+    return None if tensor is None else tensor.data_ptr()
+
+
+@cache
+def lanes() -> int:
+    """Numbers that are computed at once: some functions take multiples of it."""
+    return int(library().lanes())
