@@ -9,26 +9,28 @@ some time of every operation: shares of small operations are therefore rather to
 
 import argparse
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.profiler import profile
+from torch.profiler import profile, record_function
 
 from benchmarks.scoreboard.material import write_material
 from benchmarks.scoreboard.ours import WORK
 from benchmarks.scoreboard.run import gemm_rate
 from benchmarks.scoreboard.workloads import CPU, SHAPES, least_operations
+from dpr_lightning.kernels import calling, decoding, learning
 
-LAID_OUT = "mkldnn::_linear_pointwise"
-"""Products whose operations the profiler does not count."""
+LAID_OUT, KERNEL = "mkldnn::_linear_pointwise", "kernel "
+"""Products, and names of functions, whose operations the profiler does not count."""
 KINDS = {
-    "products": ("mm", "addmm", "bmm", "baddbmm", "dot", LAID_OUT),
-    "attention": ("scaled_dot_product", "softmax"),
-    "activations and norms": ("silu", "rms_norm", "pow", "rsqrt", "mean", "linalg_vector_norm", "Norm", "Gated"),
-    "log-softmax and drawing": ("exp", "log", "logsumexp", "cumsum", "searchsorted", "gather", "amax", "nextafter"),
+    "products": ("mm", "addmm", "bmm", "baddbmm", "dot", LAID_OUT, "kernel product", "kernel lay_out"),
+    "attention": ("scaled_dot_product", "softmax", "kernel attend"),
+    "activations and norms": ("silu", "rms_norm", "pow", "rsqrt", "mean", "linalg_vector_norm", "Norm", "Gated", "kernel norm", "kernel gated"),
+    "log-softmax and drawing": ("exp", "log", "logsumexp", "cumsum", "searchsorted", "gather", "amax", "kernel draw", "kernel weigh", "kernel change"),
     "optimizer": ("lerp_", "addcdiv_", "addcmul_", "sqrt", "fused_adamw_", "foreach"),
     "copies": ("copy_", "cat", "index", "index_select", "index_put_impl_", "fill_", "zero_", "clone", "embedding"),
     "sums and products of elements": ("mul", "mul_", "add", "add_", "sub", "sub_", "div", "div_", "neg", "sum"),
@@ -66,6 +68,23 @@ class _Profiled:
         self.begin()
 
 
+def show_kernels() -> None:
+    """Let the profiler see the functions of the compiled library."""
+    found = calling.function
+
+    def shown(name: str, dtype: torch.dtype) -> Callable[..., None]:
+        called = found(name, dtype)
+
+        def run(*given: Any) -> None:
+            with record_function(KERNEL + name):
+                called(*given)
+
+        return run
+
+    for module in (decoding, learning):
+        module.function = shown  # type: ignore[attr-defined]
+
+
 def kind_of(name: str) -> str:
     """The kind of an operation, by its name."""
     plain = name.removeprefix("aten::").lstrip("_").removesuffix("Backward")
@@ -80,7 +99,7 @@ def kind_of(name: str) -> str:
 def step(kind: str, folder: Path) -> tuple[Counter[str], float, float]:
     """Seconds of one step by kind of operation, all seconds, and operations of its products a second of theirs.
 
-    That rate is of the products whose operations are counted.
+    That rate is of the products whose operations are counted; 0 where there are none.
     """
     gate: Any = _Profiled()
     with suppress(_Done):
@@ -89,9 +108,9 @@ def step(kind: str, folder: Path) -> tuple[Counter[str], float, float]:
     flops = counted = 0.0
     for found in gate.profile.key_averages():
         spent[kind_of(found.key)] += found.self_cpu_time_total / 1e6
-        if kind_of(found.key) == "products" and found.key != LAID_OUT:
+        if kind_of(found.key) == "products" and not found.key.startswith((LAID_OUT, KERNEL)):
             flops, counted = flops + found.flops, counted + found.self_cpu_time_total / 1e6
-    return spent, sum(spent.values()), flops / counted
+    return spent, sum(spent.values()), flops / counted if counted else 0.0
 
 
 def main() -> None:
@@ -104,6 +123,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="float32")
     parser.add_argument("--folder", type=Path, default=Path(".cache/where_time_goes"))
     given = parser.parse_args()
+    show_kernels()
     times = {"sft": 1, "score": 2, "decode": 4, "dpr": 2}
     works = {
         kind: replace(CPU[kind].resized(given.rows * times[kind], given.dtype, given.shape), micro_batches=1)
@@ -116,7 +136,7 @@ def main() -> None:
     rate = gemm_rate(getattr(torch, given.dtype))
     rows = {name: [f"{spent[name] / total:.0%}" for spent, total, _ in found.values()] for name in (*KINDS, REST)}
     rows["PyTorch's own products: rate, of a large one's"] = [
-        f"{products / rate:.0%}" for _, _, products in found.values()
+        f"{products / rate:.0%}" if products else "–" for _, _, products in found.values()
     ]
     rows["least operations, at a large product's rate, of all time"] = [
         f"{least_operations(works[kind]) / rate / total:.0%}" for kind, (_, total, _) in found.items()

@@ -46,9 +46,20 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 import yaml  # noqa: E402
 
+from dpr_lightning.kernels import calling  # noqa: E402
 from tests.tiny import write_tiny_policy  # noqa: E402
 
 torch.set_num_threads(_THREADS)
+
+
+@pytest.fixture(params=[True, False], ids=["kernels", "PyTorch alone"])
+def with_kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Once with this package's kernels, and once as where there is no compiler."""
+    if request.param and calling.library() is None:
+        pytest.skip("there is no C++ compiler here")
+    if not request.param:
+        monkeypatch.setattr(calling, "library", lambda: None)
+    return bool(request.param)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -48,13 +48,17 @@ def is_watched() -> bool:
 
 @cache
 def library() -> Any:
-    """The compiled library, its functions with their signatures; None where there is none."""
+    """The compiled library; None where there is none."""
     made = compiling.library()
-    if made is not None:
-        for name, arguments in SIGNATURES.items():
-            for kind in TYPES.values():
-                function = getattr(made, f"{name}_{kind}")
-                function.argtypes, function.restype = arguments, None
+    return None if made is None else with_signatures(made)
+
+
+def with_signatures(made: ctypes.CDLL) -> ctypes.CDLL:
+    """The same library, its functions told what they take."""
+    for name, arguments in SIGNATURES.items():
+        for kind in TYPES.values():
+            called = getattr(made, f"{name}_{kind}")
+            called.argtypes, called.restype = arguments, None
     return made
 
 

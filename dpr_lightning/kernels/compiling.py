@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 SWITCH = "DPR_KERNELS"
 """Environment variable: 0 leaves everything to PyTorch."""
 COMPILERS = ("c++", "g++", "clang++")
-_COMPILE = ("-std=gnu++17", "-O3", "-march=native", "-fPIC", "-fopenmp", "-ffp-contract=fast")
+_COMPILE = ("-std=gnu++17", "-O3", "-fPIC", "-fopenmp", "-ffp-contract=fast")
 _SECONDS = 300
 _HERE = Path(__file__).parent
 
@@ -31,8 +31,8 @@ def library() -> ctypes.CDLL | None:
     """
     if os.environ.get(SWITCH) == "0":
         return None
-    compiler = _compiler()
-    if compiler is None:
+    found = compiler()
+    if found is None:
         log.warning(
             "No C++ compiler was found ($CXX, %s), so that PyTorch's own operations do all the work on this CPU, more "
             "slowly: writing answers takes about twice the time. Install one, for example Debian's package g++.",
@@ -40,28 +40,37 @@ def library() -> ctypes.CDLL | None:
         )
         return None
     try:
-        file = _folder() / f"kernels-{_identity(compiler)}.so"
-        if not file.exists():
-            _compile(compiler, file)
+        file = folder() / f"kernels-{_identity(found)}.so"
+        if not _loads(file):  # not there yet, or damaged
+            build(found, file)
         return ctypes.CDLL(str(file))
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or str(error)
         log.warning(
             "The kernels of this package could not be compiled with %s, so that PyTorch's own operations do all the "
             "work on this CPU, more slowly: %s\n%s=0 leaves them untried.",
-            compiler,
+            found,
             said.strip()[-2000:],
             SWITCH,
         )
         return None
 
 
-def _compiler() -> str | None:
+def _loads(file: Path) -> bool:
+    try:
+        ctypes.CDLL(str(file))
+    except OSError:
+        return False
+    return True
+
+
+def compiler() -> str | None:
+    """The C++ compiler: what $CXX names, else the first of :data:`COMPILERS` that there is."""
     asked = os.environ.get("CXX")
     return next((found for name in ([asked] if asked else COMPILERS) if (found := shutil.which(name))), None)
 
 
-def _folder() -> Path:
+def folder() -> Path:
     """Where libraries are kept, writable by this user alone; a folder for this process where there is no such place."""
     kept = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dpr_lightning"
     try:
@@ -93,12 +102,17 @@ def _processor() -> str:
     return "\n".join(sorted({line for line in lines if line.split("\t")[0] in ("model name", "flags", "Features")}))
 
 
-def _compile(compiler: str, file: Path) -> None:
-    """Write ``file`` in one move, whoever else does the same."""
-    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-        made = {source: str(Path(folder) / f"{source.stem}.o") for source in _sources()}
-        whole = Path(folder) / "whole.so"
-        commands = [[compiler, *_COMPILE, "-c", str(source), "-o", name] for source, name in made.items()]
+def build(compiler: str, file: Path, architecture: str = "native") -> None:
+    """Write ``file`` in one move, whoever else does the same.
+
+    Raises:
+        subprocess.CalledProcessError: the compiler fails; ``stderr`` says why.
+    """
+    with tempfile.TemporaryDirectory(dir=file.parent) as within:
+        made = {source: str(Path(within) / f"{source.stem}.o") for source in _sources()}
+        whole = Path(within) / "whole.so"
+        options = (*_COMPILE, f"-march={architecture}")
+        commands = [[compiler, *options, "-c", str(source), "-o", name] for source, name in made.items()]
         # Linked without OpenMP: the one that PyTorch has loaded is to serve.
         for command in (*commands, [compiler, "-shared", *made.values(), "-o", str(whole)]):
             subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=True)

@@ -93,6 +93,7 @@ void product(const Number* rows, const uint32_t* panels, const Number* bias, con
              long count, long width, long columns, int then, int threads) {
     const long words = width / in_a_word<Number>, all_panels = (columns + PANEL - 1) / PANEL;
     const long blocks = (count + TILE_ROWS - 1) / TILE_ROWS;
+    if (blocks == 0) return;
     const long stride = (4 * PANEL + blocks - 1) / blocks;  // bytes of the next panel to fetch with a word of this one
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (long p = 0; p < all_panels; p++) {

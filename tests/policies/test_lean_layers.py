@@ -14,6 +14,7 @@ from dpr_lightning.policies import attention
 from dpr_lightning.policies.lean_layers import keep_less
 from tests.tiny import decoder, unknown_decoder, with_adapters
 
+pytestmark = pytest.mark.usefixtures("with_kernels")
 KINDS: dict[str, Any] = {
     "llama": lambda: decoder("llama"),
     "biases": lambda: decoder("llama", mlp_bias=True, attention_bias=True),

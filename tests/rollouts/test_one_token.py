@@ -8,11 +8,13 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from dpr_lightning.rollouts import SamplingOptions, one_token, products, sample
+from dpr_lightning.kernels import calling
+from dpr_lightning.rollouts import SamplingOptions, one_token_attention, products, sample
 from dpr_lightning.rollouts.cache import growing_cache
 from dpr_lightning.rollouts.one_token import OneTokenPass, knows
 from tests.tiny import decoder, unknown_decoder
 
+WAYS = ["kernels", "laid out", "as they are"]
 KINDS: dict[str, Any] = {
     "llama": lambda: decoder("llama"),
     "llama_with_biases": lambda: decoder("llama", attention_bias=True, mlp_bias=True),
@@ -22,6 +24,18 @@ KINDS: dict[str, Any] = {
     "qwen2": lambda: decoder("qwen2"),
     "qwen3": lambda: decoder("qwen3", head_dim=32),
 }
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Who multiplies: this package's kernels, oneDNN by weights that are laid out for it, or the layers themselves."""
+    if request.param == "kernels":
+        if calling.library() is None:
+            pytest.skip("there is no C++ compiler here")
+    else:
+        monkeypatch.setattr(calling, "library", lambda: None)
+        monkeypatch.setattr(products, "_MANY_WEIGHTS", 1 if request.param == "laid out" else 1 << 30)
+    return str(request.param)
 
 
 def made(kind: str) -> nn.Module:
@@ -46,13 +60,9 @@ def next_logits(model: Any, tokens: Tensor, attention: Tensor, longest: int | No
     return found, fresh.logits[:, -1]
 
 
-@pytest.mark.parametrize("least", [1, 1 << 30], ids=["laid out", "as they are"])
 @pytest.mark.parametrize("rows", [3, 17])
 @pytest.mark.parametrize("kind", KINDS)
-def test_logits_are_those_of_a_fresh_forward_pass(
-    kind: str, rows: int, least: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(products, "_MANY_WEIGHTS", least)
+def test_logits_are_those_of_a_fresh_forward_pass(kind: str, rows: int, way: str) -> None:
     model = made(kind)
     assert knows(model)
     tokens = torch.randint(0, 50, (rows, 9), generator=torch.Generator().manual_seed(1))
@@ -62,7 +72,7 @@ def test_logits_are_those_of_a_fresh_forward_pass(
     torch.testing.assert_close(found, fresh, atol=2e-5, rtol=1e-5)
 
 
-def test_adapters_act() -> None:
+def test_adapters_act(way: str) -> None:
     options = {"target_modules": "all-linear", "r": 4, "init_lora_weights": False}
     model = get_peft_model(made("llama"), LoraConfig(**options)).eval()  # type: ignore[arg-type]
     assert knows(model)
@@ -74,13 +84,11 @@ def test_adapters_act() -> None:
     assert (plain - found).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("least", [1, 1 << 30], ids=["laid out", "as they are"])
 @pytest.mark.parametrize("by_products", [True, False])
 @pytest.mark.parametrize("kind", ["llama_with_biases", "qwen3"])
-def test_half_precision(kind: str, by_products: bool, least: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_precision(kind: str, by_products: bool, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As near to float32 as the model's own pass, or nearer; with padding, and room behind what is written."""
-    monkeypatch.setattr(products, "_MANY_WEIGHTS", least)
-    monkeypatch.setattr(one_token, "multiplies_bfloat16", lambda: by_products)
+    monkeypatch.setattr(one_token_attention, "multiplies_bfloat16", lambda: by_products)
     model = made(kind).bfloat16()
     assert knows(model)
     tokens = torch.randint(0, 50, (24, 9), generator=torch.Generator().manual_seed(1))
@@ -117,7 +125,7 @@ def test_others_are_left_to_their_own_forward_pass(caplog: pytest.LogCaptureFixt
     assert knows(gated)
 
 
-def test_samples_are_the_same_either_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_are_the_same_either_way(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = made("qwen2")
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(20.0)  # type: ignore[operator, union-attr]

@@ -1,16 +1,20 @@
 """Products with weights that are laid out once, against the layers whose weights they are."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 from torch.utils.flop_counter import FlopCounterMode
 
+from dpr_lightning import kernels
 from dpr_lightning.rollouts import SamplingOptions, laid_out_bytes, products, sample
 from dpr_lightning.rollouts.one_token import OneTokenPass
 from dpr_lightning.rollouts.products import Product, _packed_types
 from tests.tiny import decoder, unknown_decoder, with_adapters
 
+pytestmark = pytest.mark.usefixtures("with_kernels")
 WIDTH, HEIGHT = 192, 384
 needs_copies = pytest.mark.skipif(not _packed_types(), reason="this build of PyTorch lays no weights out")
 
@@ -24,11 +28,11 @@ def layer(bias: bool = True, dtype: torch.dtype = torch.float32) -> nn.Linear:
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()
-def test_values_are_those_of_the_layer(dtype: torch.dtype, bias: bool, rows: int) -> None:
+def test_values_are_those_of_the_layer(dtype: torch.dtype, bias: bool, rows: int, with_kernels: bool) -> None:
     made, exact = layer(bias, dtype), layer(bias, dtype).double()
     given, other = torch.randn(rows, WIDTH).to(dtype), torch.randn(rows, HEIGHT).to(dtype)
     product = Product(made)
-    assert product.lays_out == (dtype in _packed_types())
+    assert product.lays_out == (with_kernels or dtype in _packed_types())
     wanted: Tensor = exact(given.double())
     relative = 1e-5 if dtype == torch.float32 else 1.6e-2
     for found, expected in (
@@ -43,11 +47,11 @@ def test_values_are_those_of_the_layer(dtype: torch.dtype, bias: bool, rows: int
 
 @pytest.mark.parametrize("biases", [(True, True), (False, False), (True, False)])
 @torch.no_grad()
-def test_several_stand_next_to_each_other(biases: tuple[bool, bool]) -> None:
+def test_several_stand_next_to_each_other(biases: tuple[bool, bool], with_kernels: bool) -> None:
     layers = [layer(bias) for bias in biases]
     given = torch.randn(5, WIDTH)
     product = Product(*layers)
-    assert product.lays_out == (len(set(biases)) == 1 and torch.float32 in _packed_types())
+    assert product.lays_out == (len(set(biases)) == 1 and (with_kernels or torch.float32 in _packed_types()))
     expected = torch.cat([made(given) for made in layers], -1)
     torch.testing.assert_close(product(given), expected, atol=1e-5, rtol=1e-5)
 
@@ -77,7 +81,7 @@ def test_operations_are_counted() -> None:
 @pytest.mark.parametrize(
     "others",
     [
-        lambda: nn.Linear(8, 8),  # small
+        lambda: nn.Linear(9, 8).bfloat16(),  # small, and of no whole pairs
         lambda: nn.Linear(WIDTH, HEIGHT).double(),
         lambda: with_adapters(decoder("llama")).get_submodule("base_model.model.model.layers.0.mlp.up_proj"),
     ],
@@ -96,20 +100,17 @@ def test_other_layers_are_called(others: object) -> None:
 
 
 @needs_copies
-def test_bytes_of_copies_are_those_that_sampling_makes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_of_copies_are_those_that_sampling_makes(monkeypatch: pytest.MonkeyPatch, with_kernels: bool) -> None:
     made: list[int] = []
     monkeypatch.setattr(products, "_MANY_WEIGHTS", 1024)
-    plain = products._ops
+    for kind in (products._ByOneDnn, kernels.LaidOut):
+        begin = kind.__init__
 
-    class Counting:
-        def __getattr__(self, name: str) -> object:
-            return getattr(plain(), name)
+        def noted(copy: Any, weight: Tensor, bias: Tensor | None, begin: Any = begin) -> None:
+            begin(copy, weight, bias)
+            made.append(copy._panels.nbytes if with_kernels else weight.nbytes)
 
-        def _reorder_linear_weight(self, weight: Tensor, rows: int) -> Tensor:
-            made.append(weight.numel() * weight.element_size())
-            return plain()._reorder_linear_weight(weight, rows)
-
-    monkeypatch.setattr(products, "_ops", Counting)
+        monkeypatch.setattr(kind, "__init__", noted)
     model = decoder("llama").eval()
     OneTokenPass(model)  # makes none before it is called
     assert not made
@@ -117,8 +118,8 @@ def test_bytes_of_copies_are_those_that_sampling_makes(monkeypatch: pytest.Monke
         sample(model, [[1, 2, 3]], SamplingOptions(3), stop_tokens=[], pad_token=0)
     # Found to be equal to the model's own pass, and used.
     assert sum(made) == 2 * laid_out_bytes(model) > 0
-    head = model.get_output_embeddings().weight.nbytes  # type: ignore[operator, union-attr]
-    assert laid_out_bytes(with_adapters(model)) == head  # which has none
+    head: Any = model.get_output_embeddings()
+    assert laid_out_bytes(with_adapters(model)) == Product(head).laid_out_bytes > 0  # which has none
     assert laid_out_bytes(unknown_decoder()) == 0
 
 

@@ -1,0 +1,34 @@
+"""The kernels as this CPU compiles them, and as others with shorter vectors would."""
+
+import ctypes
+import platform
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+
+import pytest
+
+from dpr_lightning.kernels import calling, compiling
+
+OTHERS = {"AVX2": "x86-64-v3", "SSE": "x86-64-v2"} if platform.machine() in ("x86_64", "AMD64") else {}
+
+
+@cache
+def _compiled_for(architecture: str) -> ctypes.CDLL:
+    compiler = compiling.compiler()
+    assert compiler is not None
+    file = Path(mkdtemp(dir=compiling.folder())) / f"{architecture}.so"
+    compiling.build(compiler, file, architecture)
+    return ctypes.CDLL(str(file))
+
+
+@pytest.fixture(params=["this CPU", *OTHERS])
+def vectors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if calling.library() is None:
+        pytest.skip("there is no C++ compiler here")
+    if request.param in OTHERS:
+        made = calling.with_signatures(_compiled_for(OTHERS[request.param]))
+        monkeypatch.setattr(calling, "library", lambda: made)
+        monkeypatch.setattr("dpr_lightning.kernels.decoding.library", lambda: made)
+    calling.lanes.cache_clear()
+    request.addfinalizer(calling.lanes.cache_clear)
