@@ -1,5 +1,6 @@
 """Inner loops in C++, for what PyTorch has no fast form of; compiled at the first use, and never needed."""
 
+from dpr_lightning.kernels.attention import attend_rows, attend_rows_backward, attends_rows
 from dpr_lightning.kernels.calling import has_kernels, is_watched, lanes, serves
 from dpr_lightning.kernels.decoding import LaidOut, PromptsOfLayer, attend, draw, laid_out_bytes, root_mean_square_norm
 from dpr_lightning.kernels.learning import Weighed, change_, gated_backward_, norm_backward, weigh
@@ -9,6 +10,9 @@ __all__ = [
     "PromptsOfLayer",
     "Weighed",
     "attend",
+    "attend_rows",
+    "attend_rows_backward",
+    "attends_rows",
     "change_",
     "draw",
     "gated_backward_",

@@ -4,60 +4,14 @@
 
 #include <vector>
 
-#include "vectors.h"
-#if defined(__AVX512BF16__)
-#include <immintrin.h>
-#endif
+#include "products.h"
 
 namespace {
 
 // ---------------------------------------------------------------------------------------------------------- products
 
-// A tile of results stays in registers: TILE_ROWS rows of TILE_VECTORS vectors.
-constexpr int TILE_ROWS = LANES == 8 ? 4 : 8, TILE_VECTORS = 3, PANEL = TILE_VECTORS * LANES;
-
-template <typename Number>
-constexpr int in_a_word = 4 / sizeof(Number);
-
 // Weights lie as panels of PANEL columns, a column being a row of the layer's weight [columns, width]. A panel has, for
-// each word of a row of the input (one float, or two neighbouring bfloat16), that word of all its columns.
-
-inline Floats multiply_add(Floats sum, uint32_t word, Words weights, float) {
-    float value;
-    std::memcpy(&value, &word, 4);
-    return sum + value * (Floats)weights;
-}
-
-inline Floats multiply_add(Floats sum, uint32_t word, Words weights, Half) {
-#if defined(__AVX512BF16__)
-    return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(int(word)), (__m512bh)weights);
-#else
-    uint32_t high = word & 0xffff0000u, low = word << 16;
-    float first, second;
-    std::memcpy(&first, &low, 4);
-    std::memcpy(&second, &high, 4);
-    return sum + first * (Floats)(weights << 16) + second * (Floats)(weights & 0xffff0000u);
-#endif
-}
-
-template <typename Number, int ROWS>
-inline void multiply(const Number* rows, long width, const uint32_t* panel, const char* ahead, long stride,
-                     Floats (&made)[ROWS][TILE_VECTORS]) {
-    const long words = width / in_a_word<Number>;
-    for (int r = 0; r < ROWS; r++)
-        for (int v = 0; v < TILE_VECTORS; v++) made[r][v] = Floats{};
-    for (long k = 0; k < words; k++) {
-        Words weights[TILE_VECTORS];
-        for (int v = 0; v < TILE_VECTORS; v++)
-            std::memcpy(&weights[v], panel + k * PANEL + v * LANES, sizeof weights[v]);
-        __builtin_prefetch(ahead + k * stride, 0, 2);
-        for (int r = 0; r < ROWS; r++) {
-            uint32_t word;
-            std::memcpy(&word, reinterpret_cast<const uint32_t*>(rows + r * width) + k, 4);
-            for (int v = 0; v < TILE_VECTORS; v++) made[r][v] = multiply_add(made[r][v], word, weights[v], Number{});
-        }
-    }
-}
+// each word of a row of the input, that word of all its columns.
 
 enum Then { NOTHING = 0, SILU = 1, TIMES = 2, PLUS = 3 };
 
@@ -71,7 +25,8 @@ template <typename Number, int ROWS>
 void tile(const Number* rows, long width, const uint32_t* panel, const char* ahead, long stride, const Number* bias,
           const Number* other, Number* out, long columns, long here, int then) {
     Floats made[ROWS][TILE_VECTORS];
-    multiply<Number, ROWS>(rows, width, panel, ahead, stride, made);
+    const long words = width / in_a_word<Number>;
+    multiply<Number, ROWS, TILE_VECTORS>(Rows{rows, words, 1}, words, panel, PANEL, made, ahead, stride);
     for (int r = 0; r < ROWS; r++)
         for (int v = 0; v < TILE_VECTORS; v++) {
             const long left = std::min<long>(LANES, here - v * LANES), at = r * columns + v * LANES;
@@ -127,15 +82,7 @@ void lay_out(const Number* weight, uint32_t* panels, long width, long columns, i
     const long words = width / in_a_word<Number>, all_panels = (columns + PANEL - 1) / PANEL;
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (long p = 0; p < all_panels; p++)
-        for (long c = 0; c < PANEL; c++) {
-            const long column = p * PANEL + c;
-            uint32_t* to = panels + p * words * PANEL + c;
-            for (long k = 0; k < words; k++) {
-                uint32_t word = 0;
-                if (column < columns) std::memcpy(&word, weight + column * width + k * in_a_word<Number>, 4);
-                to[k * PANEL] = word;
-            }
-        }
+        lay_out_panel(weight + p * PANEL * width, width, columns - p * PANEL, width, panels + p * words * PANEL);
 }
 
 // ------------------------------------------------------------------------------------------------------------- norms

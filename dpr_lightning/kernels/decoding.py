@@ -111,7 +111,9 @@ class PromptsOfLayer(NamedTuple):
             and self.prompt.dtype == self.order.dtype == torch.int64
             and all(part is None or part.is_contiguous() for part in self)
         ):
-            raise ValueError(f"Prompts {tuple(self.keys.shape)} of {self.keys.dtype} do not fit {rows} rows of {dtype}.")
+            raise ValueError(
+                f"Prompts {tuple(self.keys.shape)} of {self.keys.dtype} do not fit {rows} rows of {dtype}."
+            )
 
 
 def attend(

@@ -43,11 +43,16 @@ inline Floats load(const Half* from) {
 
 inline void store(float* to, Floats value) { std::memcpy(to, &value, sizeof value); }
 
-inline void store(Half* to, Floats value) {
+// The bfloat16 numbers nearest to these, to the even one between two, each in the lower half of a word.
+inline Words narrow(Floats value) {
     Words bits = (Words)value;
-    Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // to the nearest, to even between two
+    Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     Words number = (Words)(value == value);
-    Shorts made = __builtin_convertvector((rounded & number) | (~number & 0x7fc0), Shorts);
+    return (rounded & number) | (~number & 0x7fc0);
+}
+
+inline void store(Half* to, Floats value) {
+    Shorts made = __builtin_convertvector(narrow(value), Shorts);
     std::memcpy(to, &made, sizeof made);
 }
 

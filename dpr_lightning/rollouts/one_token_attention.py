@@ -91,9 +91,7 @@ class Attention:
         length = held.keys.shape[-2]  # type: ignore[union-attr]
         prompts = None if seen.prompts is None else seen.prompts.of_layer(self._place)
         bias = seen.bias(length, length, torch.float32)
-        return kernels.attend(
-            heads.view(rows, -1), seen.cosine, seen.turned, kept, length, self._scale, bias, prompts
-        )
+        return kernels.attend(heads.view(rows, -1), seen.cosine, seen.turned, kept, length, self._scale, bias, prompts)
 
     def _by_products(self, query: Tensor, kept: tuple[Tensor, Tensor], length: int, seen: Seen) -> Tensor:
         """As products of whole tensors, what is not written yet masked out."""

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dpr_lightning.kernels import PromptsOfLayer
 
+
 class PromptKeys:
     """What the layers of a decoder keep of G prompts, for B rows that answer them.
 
