@@ -114,8 +114,8 @@ def head_logprobs(
         for start in range(0, len(tokens), rows):
             product = linear(hidden[start : start + rows], weight)
             if kernels.serves(product):
-                block = slice(start, start + rows)
-                found[block] = kernels.weigh(product, tokens[block].long()).logprob
+                whole = slice(start, start + rows)
+                found[whole] = kernels.weigh(product, tokens[whole].long()).logprob
                 continue
             for within in _strips(product):
                 part = slice(start + within.start, start + within.stop)

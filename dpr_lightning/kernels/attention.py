@@ -4,6 +4,7 @@ Scores are float32 and those of a few queries at a time; weights are rounded for
 """
 
 import ctypes
+
 import torch
 from torch import Tensor
 

@@ -50,7 +50,7 @@ def serves(*tensors: Tensor) -> bool:
 
 def is_watched() -> bool:
     """Whether something looks at each operation of PyTorch, such as a counter or a compiler: it would not see these."""
-    return _get_current_dispatch_mode() is not None or torch.compiler.is_compiling()  # type: ignore[no-untyped-call]
+    return _get_current_dispatch_mode() is not None or torch.compiler.is_compiling()
 
 
 @cache

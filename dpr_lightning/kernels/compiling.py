@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 SWITCH = "DPR_KERNELS"
 """Environment variable: 0 leaves everything to PyTorch."""
-COMPILERS = ("c++", "g++", "clang++")
+COMPILERS = ("g++", "c++")
 _COMPILE = ("-std=gnu++17", "-O3", "-fPIC", "-fopenmp", "-ffp-contract=fast")
 _SECONDS = 300
 _HERE = Path(__file__).parent

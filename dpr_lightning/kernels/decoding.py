@@ -90,8 +90,8 @@ def root_mean_square_norm(hidden: Tensor, weight: Tensor, epsilon: float) -> Ten
 class PromptsOfLayer(NamedTuple):
     """What a layer keeps of the prompts that rows answer, each once.
 
-    ``keys`` and ``values`` [G, heads, P, width]; ``bias`` [G, P] float32, added to their scores, or None; ``prompt`` [B]
-    int64 that each row answers; ``order`` [B] int64, the rows so that those of a prompt are next to each other.
+    ``keys`` and ``values`` [G, heads, P, width]; ``bias`` [G, P] float32, added to their scores, or None; the
+    ``prompt`` that each row answers, [B] int64; the rows in an ``order`` [B] int64 that has those of a prompt together.
     """
 
     keys: Tensor

@@ -85,9 +85,14 @@ inline Floats exponential(Floats x) {
     return x == x ? made : x;
 }
 
+// Every second number of two vectors, from `FIRST` on.
 template <int FIRST, int... PLACES>
 inline Floats every_second(Floats a, Floats b, std::integer_sequence<int, PLACES...>) {
+#if defined(__clang__)
     return __builtin_shufflevector(a, b, (2 * PLACES + FIRST)...);
+#else
+    return __builtin_shuffle(a, b, Words{(2 * PLACES + FIRST)...});  // GCC has the other only since version 12
+#endif
 }
 
 inline Floats neighbours_added(Floats a, Floats b) {

@@ -38,7 +38,7 @@ class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         keys, values = self.lengthen(rows, end - start)
         keys[:, :, start:end] = key_states
         values[:, :, start:end] = value_states
-        return self.keys, self.values
+        return self._show(rows, end)
 
     def lengthen(self, rows: int, tokens: int) -> tuple[Tensor, Tensor]:
         """Take in so many more tokens of the first rows, which the caller writes.

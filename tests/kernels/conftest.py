@@ -2,6 +2,7 @@
 
 import ctypes
 import platform
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -23,7 +24,8 @@ def _compiled_for(architecture: str) -> ctypes.CDLL:
 
 
 @pytest.fixture(params=["this CPU", *OTHERS])
-def vectors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def vectors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each test once for every width."""
     if calling.library() is None:
         pytest.skip("there is no C++ compiler here")
     if request.param in OTHERS:
@@ -32,4 +34,5 @@ def vectors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         for module in ("decoding", "attention"):
             monkeypatch.setattr(f"dpr_lightning.kernels.{module}.library", lambda: made)
     calling.lanes.cache_clear()
-    request.addfinalizer(calling.lanes.cache_clear)
+    yield
+    calling.lanes.cache_clear()
