@@ -12,6 +12,8 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -21,13 +23,16 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.lean_layers import SMOLLM2_135M
 from dpr_lightning.functional import block_attention
+from dpr_lightning.functional.head import head_logprobs, head_loss
 from dpr_lightning.host_memory import keep_freed_memory
+from dpr_lightning.kernels import LaidOut, calling
 from dpr_lightning.modules.master_weights import MasterWeights
 from dpr_lightning.modules.one_pass import in_one_pass
 from dpr_lightning.policies import acted_loss
-from dpr_lightning.policies.lean_layers import keep_less
+from dpr_lightning.policies.lean_layers import _gated_backward, _Norm, keep_less
 from dpr_lightning.rollouts import SamplingOptions, sample
-from dpr_lightning.rollouts.products import Product
+from dpr_lightning.rollouts.drawing import draw
+from dpr_lightning.rollouts.products import _ByOneDnn
 from dpr_lightning.rollouts.sampler import _Decoding
 
 HEADS, SHARED, WIDTH, TOKENS = 9, 3, 64, 2048
@@ -50,7 +55,8 @@ def seconds(run: Callable[[], object], least: float = 0.5) -> float:
 def attention() -> None:
     """Of 2,048 bfloat16 tokens in rows of one length, 9 heads over 3: ms forth, and forth and back."""
     print(
-        "| tokens a row | PyTorch's, forth | in blocks | PyTorch's, forth and back | in blocks |\n|---|---|---|---|---|"
+        "| tokens a row | PyTorch's, forth | in blocks | kernel | PyTorch's, forth and back | in blocks | kernel |\n"
+        "|---|---|---|---|---|---|---|"
     )
     for length in (64, 128, 256, 512, 1024, 2048):
         query, key, value = (
@@ -66,37 +72,81 @@ def attention() -> None:
         def ours(parts: tuple[Tensor, ...] = (query, key, value)) -> Tensor:
             return block_attention(*parts, WIDTH**-0.5)
 
+        def back(forth: Callable[[], Tensor], gradient: Tensor = gradient) -> object:
+            return torch.autograd.grad(forth(), (query, key, value), gradient)  # noqa: B023
+
         cells: list[float] = []
         with torch.no_grad():
-            cells += [seconds(own), seconds(ours)]
-        for forth in (own, ours):
-
-            def back(forth: Callable[[], Tensor] = forth, gradient: Tensor = gradient) -> object:
-                return torch.autograd.grad(forth(), (query, key, value), gradient)  # noqa: B023
-
-            cells.append(seconds(back))
+            cells += [seconds(own), seconds(without_kernels(ours)), seconds(ours)]
+        for forth in (own, without_kernels(ours), ours):
+            cells.append(seconds(partial(back, forth)))
         print(f"| {length} | " + " | ".join(f"{1e3 * cell:.1f}" for cell in cells) + " |")
 
 
 @torch.no_grad()
 def products() -> None:
-    """GFLOP/s of `linear` / of weights laid out once, 60 MB of them in turn."""
+    """GFLOP/s of `linear` / of weights laid out once for oneDNN / for the kernel, 60 MB of them in turn."""
     print("| type, weights | " + " | ".join(f"{rows} rows" for rows in ROWS) + " |\n|---|" + "---|" * len(ROWS))
     for dtype in (torch.float32, torch.bfloat16):
         for width, height in ((576, 1536), (1536, 576), (576, 49152)):
             count = max(1, int(60e6 / (width * height * dtype.itemsize)))
             layers = [torch.nn.Linear(width, height, bias=False).to(dtype) for _ in range(count)]
-            laid_out = [Product(layer) for layer in layers]
+            ways: list[list[Any]] = [
+                layers,
+                *([kind(one.weight, None) for one in layers] for kind in (_ByOneDnn, LaidOut)),
+            ]
             cells = []
             for rows in ROWS:
                 given = torch.randn(rows, width).to(dtype)
                 work = 2 * rows * width * height * count / 1e9
                 rates = [
                     work / seconds(lambda each=each, given=given: [one(given) for one in each], 0.2)  # type: ignore[misc]
-                    for each in (layers, laid_out)
+                    for each in ways
                 ]
                 cells.append(" / ".join(f"{rate:.0f}" for rate in rates))
             print(f"| {str(dtype).removeprefix('torch.')}, {width} × {height} | " + " | ".join(cells) + " |")
+
+
+def loops() -> None:
+    """Of SmolLM2-135M's shape in bfloat16: ms by PyTorch, and by the kernel."""
+    rows, width, inner, vocabulary = TOKENS, 576, 1536, 49152
+    hidden, weight = torch.randn(rows, width).bfloat16().requires_grad_(), torch.ones(width).bfloat16().requires_grad_()
+    gates = [torch.randn(rows, inner).bfloat16() for _ in range(3)]
+    logits, uniform = torch.randn(64, vocabulary).bfloat16(), torch.rand(64, dtype=torch.float64)
+    states, head = torch.randn(1024, width).bfloat16() / 24, torch.randn(vocabulary, width).bfloat16()
+    tokens = torch.randint(0, vocabulary, (1024,))
+
+    def norm() -> object:
+        found = _Norm.apply(hidden, weight, 1e-5)  # type: ignore[no-untyped-call]
+        return torch.autograd.grad(found, (hidden, weight), found.detach())
+
+    def loss() -> object:
+        wanted = states.detach().requires_grad_()
+        return head_loss(wanted, head, tokens, lambda logprob, _: -logprob.sum()).loss
+
+    rows_of: list[tuple[str, Callable[[], object]]] = [
+        ("a norm forth and back, 2,048 × 576", norm),
+        (
+            "a gated unit back, without its products, 2,048 × 1,536",
+            lambda: _gated_backward(*(g.clone() for g in gates)),
+        ),
+        ("64 tokens drawn of 49,152", lambda: draw(logits, uniform)),
+        ("loss and gradient of 1,024 states, with products", loss),
+        ("log-probabilities of 1,024 states, with products", lambda: head_logprobs(states, head, tokens)),
+    ]
+    print("| | PyTorch | kernel |\n|---|---|---|")
+    for name, run in rows_of:
+        print(f"| {name} | {1e3 * seconds(without_kernels(run)):.2f} | {1e3 * seconds(run):.2f} |")
+
+
+def without_kernels(run: Callable[[], Any]) -> Callable[[], Any]:
+    """The same where there is no compiler."""
+
+    def alone() -> Any:
+        with patch.object(calling, "library", lambda: None):
+            return run()
+
+    return alone
 
 
 def prompts() -> None:
@@ -169,11 +219,18 @@ def step() -> None:
     print(f"memory {kept}: {taken:.2f} s a step, {faults:,} page faults in all, peak {after.ru_maxrss / 1024:,.0f} MB")
 
 
-PARTS = {"attention": attention, "products": products, "prompts": prompts, "memory": memory, "step": step}
+PARTS = {
+    "attention": attention,
+    "products": products,
+    "loops": loops,
+    "prompts": prompts,
+    "memory": memory,
+    "step": step,
+}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; the first four by default")
-    for part in parser.parse_args().parts or list(PARTS)[:4]:
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; all but the last by default")
+    for part in parser.parse_args().parts or list(PARTS)[:-1]:
         print(f"\n{part}: {PARTS[part].__doc__}\n")
         PARTS[part]()
