@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +72,13 @@ def _optimizer(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=1e-5, weight_decay=0.0)
 
 
-def train_sft(gate: Gate, folder: Path, work: Workload) -> None:
+def train_sft(gate: Gate, folder: Path, work: Workload, side: str = "ours") -> None:
     """C1 through the Trainer, as `dpr fit` runs it."""
     data = DemonstrationDataModule(
         str(folder / "sft.jsonl"), batch_size=work.rows, max_length=work.length, cache_dir=str(folder / "cache")
     )
     module = SupervisedIRL(_policy(folder, work), optimizer=_optimizer)
-    _trainer(_Turns(gate, folder / "ours.safetensors"), work).fit(module, data)
+    _trainer(_Turns(gate, folder / f"{side}.safetensors"), work).fit(module, data)
 
 
 def train_dpr(gate: Gate, folder: Path, work: Workload) -> None:
@@ -151,5 +152,6 @@ WORK = {"sft": train_sft, "score": score, "decode": decode, "dpr": train_dpr}
 
 if __name__ == "__main__":
     keep_freed_memory()  # as `dpr` does
-    _, asked, _, where = sys.argv
-    WORK[asked](Gate(), Path(where), Workload.read(Path(where) / f"{asked}.json"))
+    _, asked, side, where = sys.argv
+    run = partial(train_sft, side=side) if asked == "sft" else WORK[asked]
+    run(Gate(), Path(where), Workload.read(Path(where) / f"{asked}.json"))

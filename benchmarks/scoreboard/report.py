@@ -11,6 +11,7 @@ from benchmarks.scoreboard.workloads import CPU, GPU, Workload
 BEGIN, END = "<!-- scoreboard: written by benchmarks/scoreboard/report.py -->", "<!-- end of scoreboard -->"
 NAMES = {
     "ours": "dpr_lightning",
+    "ours_plain": "the same without its kernels",
     "trl": "TRL 1.16, as it comes",
     "trl_tuned": "TRL 1.16, tuned",
     "transformers": "transformers",

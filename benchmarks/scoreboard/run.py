@@ -27,12 +27,15 @@ from benchmarks.scoreboard.gradients import compare_gradients
 from benchmarks.scoreboard.material import write_material
 from benchmarks.scoreboard.workloads import CPU, GPU, SHAPES, Workload, counted_tokens, least_operations
 
+PLAIN = "ours_plain"
 SIDES = {
-    "sft": ["ours", "trl", "trl_tuned", "transformers"],
-    "score": ["ours", "trl", "trl_tuned"],
-    "decode": ["ours", "transformers", "static"],
-    "dpr": ["ours", "trl", "trl_tuned"],
+    "sft": ["ours", PLAIN, "trl", "trl_tuned", "transformers"],
+    "score": ["ours", PLAIN, "trl", "trl_tuned"],
+    "decode": ["ours", PLAIN, "transformers", "static"],
+    "dpr": ["ours", PLAIN, "trl", "trl_tuned"],
 }
+# What `dpr` sets before it begins, and where there is no compiler.
+SETTINGS = {"ours": {"GOMP_SPINCOUNT": "5000"}, PLAIN: {"GOMP_SPINCOUNT": "5000", "DPR_KERNELS": "0"}}
 
 
 class Worker:
@@ -40,10 +43,8 @@ class Worker:
 
     def __init__(self, python: str, side: str, workload: str, folder: Path) -> None:
         self.side = side
-        module = "ours" if side == "ours" else "peers"
+        module = "ours" if side in SETTINGS else "peers"
         command = [python, "-m", f"benchmarks.scoreboard.{module}", workload, side, str(folder)]
-        # What `dpr` sets before it begins.
-        settings = {"GOMP_SPINCOUNT": "5000"} if side == "ours" else {}
         self.log = folder / f"{workload}_{side}.log"
         self.process = subprocess.Popen(
             command,
@@ -51,7 +52,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self.log.open("w"),
             text=True,
-            env=os.environ | settings,
+            env=os.environ | SETTINGS.get(side, {}),
         )
         self.hear()
 
@@ -109,7 +110,7 @@ def measure(
         rounds: all of them.
         ends: no round that could be left out begins after this time (``time.monotonic``), in seconds.
     """
-    workers = [Worker(sys.executable if side == "ours" else peers, side, work.kind, folder) for side in sides]
+    workers = [Worker(sys.executable if side in SETTINGS else peers, side, work.kind, folder) for side in sides]
     turns: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     rates = []
     try:
@@ -158,9 +159,12 @@ def main() -> None:
     folder = given.folder.resolve() / shape
     folder.mkdir(parents=True, exist_ok=True)
     write_material(folder, SHAPES[shape], workloads, rounds + 1)
+    commit = _said("git", "rev-parse", "--short", "HEAD") + ("+" if _said("git", "status", "--short") else "")
     results = json.loads(given.output.read_text()) if given.output.exists() else {}
     for place, (kind, work) in enumerate(workloads.items()):
         sides = [side for side in SIDES[kind] if given.sides is None or side in given.sides]
+        if given.gpu:  # which has no use for kernels of a CPU
+            sides = [side for side in sides if side != PLAIN]
         share = time.monotonic() + (ends - time.monotonic()) / (len(workloads) - place)
         found = measure(work, sides, given.peers, folder, given.warmups, rounds, share)
         if kind == "sft":
@@ -170,7 +174,7 @@ def main() -> None:
             "work": asdict(work),
             "tokens": counted_tokens(work),
             "operations": least_operations(work),
-            "commit": _said("git", "rev-parse", "--short", "HEAD") + ("+" if _said("git", "status", "--short") else ""),
+            "commit": commit,
             "date": datetime.now(UTC).strftime("%Y-%m-%d"),
             "machine": _machine(),
         }
@@ -185,11 +189,11 @@ def _said(*command: str) -> str:
 def _machine() -> str:
     if torch.cuda.is_available():
         return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
-    names = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    name = names[0] if names else platform.machine()
-    return f"{name}, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}"
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    said = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    name = said.get("model name", platform.machine())
+    family = f" of family {said['cpu family']}" if "cpu family" in said else ""  # names are not always of one model
+    return f"{name}{family}, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}"
 
 
 if __name__ == "__main__":
