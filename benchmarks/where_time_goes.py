@@ -22,7 +22,7 @@ from benchmarks.scoreboard.material import write_material
 from benchmarks.scoreboard.ours import WORK
 from benchmarks.scoreboard.run import gemm_rate
 from benchmarks.scoreboard.workloads import CPU, SHAPES, least_operations
-from dpr_lightning.kernels import calling, decoding, learning
+from dpr_lightning.kernels import attention, calling, decoding, learning
 
 LAID_OUT, KERNEL = "mkldnn::_linear_pointwise", "kernel "
 """Products, and names of functions, whose operations the profiler does not count."""
@@ -103,7 +103,7 @@ def show_kernels() -> None:
 
         return run
 
-    for module in (decoding, learning):
+    for module in (attention, decoding, learning):
         module.function = shown  # type: ignore[attr-defined]
 
 

@@ -8,7 +8,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from dpr_lightning.kernels.calling import library, place, serves
+from dpr_lightning.kernels.calling import function, place, serves
 
 _WIDTH = 16
 """Heads have a multiple of so many numbers."""
@@ -44,7 +44,7 @@ def attend_rows(query: Tensor, key: Tensor, value: Tensor, scale: float, seen: T
     rows, heads, length, width = query.shape
     mixed = query.new_empty(rows, length, heads * width)
     asked = _Asked(query, key, value, seen)
-    library().attend_rows_bfloat16(*asked.places, mixed.data_ptr(), asked.shape, scale, torch.get_num_threads())
+    function("attend_rows", query.dtype)(*asked.places, mixed.data_ptr(), asked.shape, scale, torch.get_num_threads())
     return mixed
 
 
@@ -75,7 +75,7 @@ def attend_rows_backward(
     gradient = gradient.contiguous()
     made = tuple(part.new_empty(rows, part.shape[2], part.shape[1], width) for part in (query, key, value))
     asked = _Asked(query, key, value, seen)
-    library().attend_rows_backward_bfloat16(
+    function("attend_rows_backward", query.dtype)(
         *asked.places,
         gradient.data_ptr(),
         *(part.data_ptr() for part in made),

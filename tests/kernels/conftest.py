@@ -31,8 +31,7 @@ def vectors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if request.param in OTHERS:
         made = calling.with_signatures(_compiled_for(OTHERS[request.param]))
         monkeypatch.setattr(calling, "library", lambda: made)
-        for module in ("decoding", "attention"):
-            monkeypatch.setattr(f"dpr_lightning.kernels.{module}.library", lambda: made)
+        monkeypatch.setattr("dpr_lightning.kernels.decoding.library", lambda: made)
     calling.lanes.cache_clear()
     yield
     calling.lanes.cache_clear()
