@@ -139,9 +139,8 @@ class _Heads(NamedTuple):
             query = self.query[..., places, :].reshape(rows * groups, share * count, width)
             score = torch.bmm(query, self.key[:, :keys].transpose(1, 2))
             shown = score.view(rows, groups, share, count, keys)
-            if seen is None:
-                shown[..., keys - count :] += later[:count, :count]
-            else:
+            shown[..., keys - count :] += later[:count, :count]
+            if seen is not None:
                 hidden = ~seen[:, :, None, places, :keys]
                 shown += torch.zeros_like(hidden, dtype=score.dtype).masked_fill_(hidden, lowest)
             yield _Block(query, score.softmax(-1), places, keys)

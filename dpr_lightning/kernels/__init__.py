@@ -1,7 +1,7 @@
 """Inner loops in C++, for what PyTorch has no fast form of; compiled at the first use, and never needed."""
 
 from dpr_lightning.kernels.attention import attend_rows, attend_rows_backward, attends_rows
-from dpr_lightning.kernels.calling import has_kernels, is_watched, lanes, serves
+from dpr_lightning.kernels.calling import has_kernels, is_plain, lanes, serves
 from dpr_lightning.kernels.decoding import LaidOut, PromptsOfLayer, attend, draw, laid_out_bytes, root_mean_square_norm
 from dpr_lightning.kernels.learning import Weighed, change_, gated_backward_, norm_backward, weigh
 
@@ -17,7 +17,7 @@ __all__ = [
     "draw",
     "gated_backward_",
     "has_kernels",
-    "is_watched",
+    "is_plain",
     "laid_out_bytes",
     "lanes",
     "norm_backward",

@@ -70,7 +70,7 @@ def attend_rows_backward(
         ValueError: shapes or types that do not fit.
     """
     rows, heads, length, width = query.shape
-    if gradient.shape != (rows, length, heads * width) or gradient.dtype != query.dtype:
+    if gradient.shape != (rows, length, heads * width) or gradient.dtype != query.dtype or not gradient.is_cpu:
         raise ValueError(f"A gradient {tuple(gradient.shape)} of {gradient.dtype} for queries {tuple(query.shape)}.")
     gradient = gradient.contiguous()
     made = tuple(part.new_empty(rows, part.shape[2], part.shape[1], width) for part in (query, key, value))
@@ -98,7 +98,10 @@ class _Asked:
             or not key.shape == value.shape == (rows, key_heads, keys, width)
             or heads % key_heads
             or length > keys
-            or (seen is not None and (seen.shape != (rows, 1, length, keys) or seen.dtype != torch.bool))
+            or (
+                seen is not None
+                and (seen.shape != (rows, 1, length, keys) or seen.dtype != torch.bool or not seen.is_cpu)
+            )
         ):
             shapes = ", ".join(f"{tuple(part.shape)} {part.dtype}" for part in (query, key, value))
             raise ValueError(f"Attention of these does not fit: {shapes}.")

@@ -42,15 +42,21 @@ def serves(*tensors: Tensor) -> bool:
     """Whether these tensors are served: plain ones of one type, and nobody is to see each operation of PyTorch."""
     first = tensors[0]
     return (
-        all(type(tensor) in (Tensor, nn.Parameter) and tensor.dtype == first.dtype for tensor in tensors)
+        all(is_plain(tensor) and tensor.dtype == first.dtype and tensor.device == first.device for tensor in tensors)
         and has_kernels(first.dtype, first.device)
         and not is_watched()
     )
 
 
+def is_plain(tensor: Tensor) -> bool:
+    """Whether its numbers lie in memory as they are: not in shards, quantised, or nowhere."""
+    return type(tensor) in (Tensor, nn.Parameter)
+
+
 def is_watched() -> bool:
     """Whether something looks at each operation of PyTorch, such as a counter or a compiler: it would not see these."""
-    return _get_current_dispatch_mode() is not None or torch.compiler.is_compiling()
+    compiles = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+    return compiles or _get_current_dispatch_mode() is not None
 
 
 @cache

@@ -1,12 +1,15 @@
 """C++ of this package, compiled for the CPU it runs on: once, at the first use, and kept for later."""
 
+import atexit
 import ctypes
 import hashlib
 import logging
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -27,67 +30,110 @@ def library() -> ctypes.CDLL | None:
     """All of this folder's C++, compiled; None where there is no compiler or it fails, which is logged once.
 
     It lies in ``$XDG_CACHE_HOME/dpr_lightning`` (``~/.cache/dpr_lightning``) under a name that changes with the source,
-    the compiler and the CPU.
+    the compiler, the CPU, and with what is in it, so that a damaged one is known and made again.
     """
     if os.environ.get(SWITCH) == "0":
         return None
-    found = compiler()
-    if found is None:
+    found = compilers()
+    if not found:
         log.warning(
             "No C++ compiler was found ($CXX, %s), so that PyTorch's own operations do all the work on this CPU, more "
             "slowly: writing answers takes about twice the time. Install one, for example Debian's package g++.",
             ", ".join(COMPILERS),
         )
         return None
-    try:
-        file = folder() / f"kernels-{_identity(found)}.so"
-        if not _loads(file):  # not there yet, or damaged
-            build(found, file)
-        return ctypes.CDLL(str(file))
-    except (OSError, subprocess.SubprocessError) as error:
-        said = getattr(error, "stderr", None) or str(error)
-        log.warning(
-            "The kernels of this package could not be compiled with %s, so that PyTorch's own operations do all the "
-            "work on this CPU, more slowly: %s\n%s=0 leaves them untried.",
-            found,
-            said.strip()[-2000:],
-            SWITCH,
-        )
-        return None
+    said = []
+    kept = folder()
+    for make in (_kept, build):
+        for compiler in found:
+            try:
+                made = make(compiler, kept)
+            except (OSError, subprocess.SubprocessError) as error:
+                said.append(f"{' '.join(compiler)}: {str(getattr(error, 'stderr', None) or error).strip()[-2000:]}")
+            else:
+                if made is not None:
+                    return made
+    log.warning(
+        "The kernels of this package could not be compiled and loaded, so that PyTorch's own operations do all the "
+        "work on this CPU, more slowly.\n%s\n%s=0 leaves them untried.",
+        "\n".join(said),
+        SWITCH,
+    )
+    return None
 
 
-def _loads(file: Path) -> bool:
-    try:
-        ctypes.CDLL(str(file))
-    except OSError:
-        return False
-    return True
-
-
-def compiler() -> str | None:
-    """The C++ compiler: what $CXX names, else the first of :data:`COMPILERS` that there is."""
-    asked = os.environ.get("CXX")
-    return next((found for name in ([asked] if asked else COMPILERS) if (found := shutil.which(name))), None)
+def compilers() -> list[list[str]]:
+    """Commands of the C++ compilers there are: what $CXX names, then those of :data:`COMPILERS`."""
+    asked = [shlex.split(os.environ.get("CXX", "")), *([name] for name in COMPILERS)]
+    there = [[found, *command[1:]] for command in asked if command and (found := shutil.which(command[0]))]
+    return [command for place, command in enumerate(there) if command not in there[:place]]
 
 
 def folder() -> Path:
     """Where libraries are kept, writable by this user alone; a folder for this process where there is no such place."""
-    kept = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dpr_lightning"
     try:
+        kept = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dpr_lightning"
         kept.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if kept.stat().st_uid == os.getuid() and os.access(kept, os.W_OK):
+        found = kept.stat()
+        if found.st_uid == os.getuid() and not found.st_mode & 0o022 and os.access(kept, os.W_OK):
             return kept
-    except (OSError, RuntimeError):
+    except (OSError, RuntimeError):  # there is no home
         pass
-    return Path(tempfile.mkdtemp(prefix="dpr_lightning-"))
+    made = Path(tempfile.mkdtemp(prefix="dpr_lightning-"))
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    return made
 
 
-def _identity(compiler: str) -> str:
+def build(compiler: Sequence[str], kept: Path, architecture: str = "native") -> ctypes.CDLL:
+    """Compile, load, and keep the library in a folder, in one move, whoever else does the same.
+
+    Raises:
+        subprocess.CalledProcessError: the compiler fails; ``stderr`` says why.
+        OSError: what it made cannot be loaded, or there is no room for it.
+    """
+    with tempfile.TemporaryDirectory(dir=kept) as within:
+        made = {source: str(Path(within) / f"{source.stem}.o") for source in _sources()}
+        whole = Path(within) / "whole.so"
+        options = (*_COMPILE, f"-march={architecture}")
+        # Linked without OpenMP: the one that PyTorch has loaded is to serve.
+        for arguments in (
+            *([*options, "-c", str(source), "-o", name] for source, name in made.items()),
+            ["-shared", *made.values(), "-o", str(whole)],
+        ):
+            _run([*compiler, *arguments])
+        loaded = ctypes.CDLL(str(whole))
+        content = whole.read_bytes()
+        with whole.open("rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(whole, kept / f"kernels-{_identity(compiler, architecture)}-{_hash(content)}.so")
+    return loaded
+
+
+def _kept(compiler: Sequence[str], kept: Path) -> ctypes.CDLL | None:
+    """What :func:`build` left, unless it is damaged."""
+    for file in kept.glob(f"kernels-{_identity(compiler)}-*.so"):
+        if file.stem.endswith(_hash(file.read_bytes())):
+            return ctypes.CDLL(str(file))
+        file.unlink(missing_ok=True)
+    return None
+
+
+def _identity(compiler: Sequence[str], architecture: str = "native") -> str:
     """Changes with all that a library depends on; homes are shared by machines that differ."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=_SECONDS, check=True)
-    texts = [file.read_text() for file in sorted(_HERE.glob("*.h")) + _sources()]
-    whole = "\n".join([*texts, version.stdout, *_COMPILE, _processor(), torch.__version__])
-    return hashlib.sha256(whole.encode()).hexdigest()[:16]
+    texts = [file.read_bytes() for file in sorted(_HERE.glob("*.h")) + _sources()]
+    others = [_run([*compiler, "--version"]), *_COMPILE, architecture, _processor(), torch.__version__]
+    return _hash(b"\n".join([*texts, *(other.encode() for other in others)]))
+
+
+def _run(command: Sequence[str]) -> str:
+    done = subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", timeout=_SECONDS, check=True
+    )
+    return done.stdout
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _sources() -> list[Path]:
@@ -96,24 +142,7 @@ def _sources() -> list[Path]:
 
 def _processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return " ".join(os.uname())
     return "\n".join(sorted({line for line in lines if line.split("\t")[0] in ("model name", "flags", "Features")}))
-
-
-def build(compiler: str, file: Path, architecture: str = "native") -> None:
-    """Write ``file`` in one move, whoever else does the same.
-
-    Raises:
-        subprocess.CalledProcessError: the compiler fails; ``stderr`` says why.
-    """
-    with tempfile.TemporaryDirectory(dir=file.parent) as within:
-        made = {source: str(Path(within) / f"{source.stem}.o") for source in _sources()}
-        whole = Path(within) / "whole.so"
-        options = (*_COMPILE, f"-march={architecture}")
-        commands = [[compiler, *options, "-c", str(source), "-o", name] for source, name in made.items()]
-        # Linked without OpenMP: the one that PyTorch has loaded is to serve.
-        for command in (*commands, [compiler, "-shared", *made.values(), "-o", str(whole)]):
-            subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=True)
-        os.replace(whole, file)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dpr_lightning.kernels.calling import function, lanes, library, place
+from dpr_lightning.kernels.calling import function, has_kernels, is_plain, lanes, library, place
 
 _THEN = {"none": 0, "silu": 1, "times": 2, "plus": 3}
 
@@ -28,6 +28,8 @@ class LaidOut:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        if not is_plain(weight) or not has_kernels(weight.dtype, weight.device):
+            raise ValueError(f"Weights that are {type(weight).__name__} of {weight.dtype} on {weight.device}.")
         self._columns, self._width = weight.shape
         self._dtype, self._bias = weight.dtype, None if bias is None else bias.detach().contiguous()
         if self._width * self._dtype.itemsize % 4:
@@ -45,11 +47,11 @@ class LaidOut:
 
     def __call__(self, rows: Tensor, other: Tensor | None = None, then: str = "none") -> Tensor:
         """``rows`` [B, width] times the weights, and bias: [B, columns]; ``then`` silu, or times or plus ``other``."""
-        if rows.dim() != 2 or rows.shape[1] != self._width or rows.dtype != self._dtype:
+        if rows.dim() != 2 or rows.shape[1] != self._width or rows.dtype != self._dtype or not rows.is_cpu:
             raise ValueError(f"Rows {tuple(rows.shape)} of {rows.dtype} for weights of {self._width} {self._dtype}.")
         made = rows.new_empty(len(rows), self._columns)
         if other is not None:
-            if other.shape != made.shape or other.dtype != made.dtype:
+            if other.shape != made.shape or other.dtype != made.dtype or not other.is_cpu:
                 raise ValueError(f"{tuple(other.shape)} of {other.dtype} beside a product {tuple(made.shape)}.")
             other = other.contiguous()
         rows = rows.contiguous()
@@ -73,7 +75,7 @@ def root_mean_square_norm(hidden: Tensor, weight: Tensor, epsilon: float) -> Ten
     width = hidden.shape[-1]
     if weight.shape != (width,) or weight.dtype != hidden.dtype or width % lanes():
         raise ValueError(f"A norm {tuple(weight.shape)} of {weight.dtype} over {tuple(hidden.shape)} {hidden.dtype}.")
-    hidden = hidden.contiguous()
+    hidden, weight = hidden.contiguous(), weight.contiguous()
     made = torch.empty_like(hidden)
     function("norm", hidden.dtype)(
         hidden.data_ptr(),
@@ -109,7 +111,7 @@ class PromptsOfLayer(NamedTuple):
             and (self.bias is None or (self.bias.shape == (count, length) and self.bias.dtype == torch.float32))
             and self.prompt.shape == self.order.shape == (rows,)
             and self.prompt.dtype == self.order.dtype == torch.int64
-            and all(part is None or part.is_contiguous() for part in self)
+            and all(part is None or (part.is_contiguous() and part.is_cpu) for part in self)
         ):
             raise ValueError(
                 f"Prompts {tuple(self.keys.shape)} of {self.keys.dtype} do not fit {rows} rows of {dtype}."
@@ -157,6 +159,7 @@ def attend(
         or width % lanes()
         or (bias is not None and (bias.shape not in ((rows, length), (1, length)) or bias.dtype != torch.float32))
         or not all(part.dtype == asked.dtype and part.is_contiguous() for part in each)
+        or not all(part is None or part.is_cpu for part in (*each, bias))
     ):
         shapes = ", ".join(f"{tuple(part.shape)} {part.dtype}" for part in each)
         raise ValueError(f"Attention of {length} tokens does not fit: {shapes}.")
@@ -201,7 +204,14 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, T
 
     Returns:
         tokens [B] and their log-probabilities [B] in float32; NaN where a row's logits are no numbers.
+
+    Raises:
+        ValueError: shapes or places that do not fit.
     """
+    if logits.dim() != 2 or uniform.shape != logits.shape[:1] or not (logits.is_cpu and uniform.is_cpu):
+        raise ValueError(
+            f"Logits {tuple(logits.shape)} on {logits.device}, {tuple(uniform.shape)} on {uniform.device}."
+        )
     logits, uniform = logits.contiguous(), uniform.double().contiguous()
     chosen = torch.empty(len(logits), dtype=torch.int64, device="cpu")
     logprob = torch.empty(len(logits), dtype=torch.float32, device="cpu")

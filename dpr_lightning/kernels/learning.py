@@ -29,7 +29,7 @@ def weigh(logits: Tensor, tokens: Tensor) -> Weighed:
         ValueError: shapes that do not fit.
     """
     _expect(logits.dim() == 2 and logits.is_contiguous(), "logits [n, V] next to each other")
-    _expect(tokens.shape == logits.shape[:1] and tokens.dtype == torch.int64, "a token for each row")
+    _expect(tokens.shape == logits.shape[:1] and tokens.dtype == torch.int64 and tokens.is_cpu, "a token for each row")
     if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < logits.shape[1]:
         raise IndexError(f"A token out of {int(tokens.min())} to {int(tokens.max())} for {logits.shape[1]} logits.")
     made = torch.empty(4, len(logits), dtype=torch.float32, device="cpu")  # whatever others made the default
@@ -47,7 +47,8 @@ def weigh(logits: Tensor, tokens: Tensor) -> Weighed:
 def change_(logits: Tensor, tokens: Tensor, weighed: Weighed, slope: Tensor) -> None:
     """Logits [n, V] become slope_n·∂log π(a_n)/∂z = slope_n·(1[a_n] − π); exactly 0 where the slope [n] is 0."""
     _expect(logits.dim() == 2 and logits.is_contiguous(), "logits [n, V] next to each other")
-    _expect(slope.shape == tokens.shape == logits.shape[:1], "a token and a slope for each row")
+    each = (slope, tokens, weighed.highest, weighed.total)
+    _expect(all(part.shape == logits.shape[:1] and part.is_cpu for part in each), "a token and a slope for each row")
     tokens, slope = tokens.contiguous(), slope.float().contiguous()
     function("change", logits.dtype)(
         logits.data_ptr(),
@@ -93,6 +94,7 @@ def norm_backward(
     _expect(weight.shape == (width,) and gradient.shape == hidden.shape, "a weight for each number of a row")
     _expect(width % lanes() == 0 and scale.numel() * width == hidden.numel(), "rows of whole vectors, a scale for each")
     hidden, gradient, scale = hidden.contiguous(), gradient.contiguous(), scale.float().contiguous()
+    weight = weight.contiguous()
     of_hidden = torch.empty_like(hidden)
     of_weight = torch.empty(width, dtype=torch.float32, device="cpu") if wants_weight else None
     function("norm_backward", hidden.dtype)(

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 from torch.nn.functional import silu
 from torch.utils.flop_counter import register_flop_formula
 
-from dpr_lightning.kernels import LaidOut, has_kernels, is_watched, laid_out_bytes
+from dpr_lightning.kernels import LaidOut, has_kernels, is_plain, laid_out_bytes, serves
 
 _MANY_WEIGHTS = 1 << 16
 """Weights from which on a copy that oneDNN lays out pays; smaller ones lie in a CPU's cache as they are."""
@@ -40,19 +41,19 @@ class Product:
 
     def __call__(self, rows: Tensor) -> Tensor:
         """``layer(rows)``."""
-        return self._laid_out(rows) if self._is_laid_out() else self._called(rows)
+        return self._laid_out(rows) if self._is_laid_out(rows) else self._called(rows)
 
     def silu(self, rows: Tensor) -> Tensor:
         """``silu(layer(rows))``."""
-        return self._laid_out(rows, None, "silu") if self._is_laid_out() else silu(self._called(rows))
+        return self._laid_out(rows, None, "silu") if self._is_laid_out(rows) else silu(self._called(rows))
 
     def times(self, rows: Tensor, other: Tensor) -> Tensor:
         """``layer(rows) * other``."""
-        return self._laid_out(rows, other, "times") if self._is_laid_out() else self._called(rows) * other
+        return self._laid_out(rows, other, "times") if self._is_laid_out(rows) else self._called(rows) * other
 
     def plus(self, rows: Tensor, other: Tensor) -> Tensor:
         """``layer(rows) + other``."""
-        return self._laid_out(rows, other, "plus") if self._is_laid_out() else self._called(rows) + other
+        return self._laid_out(rows, other, "plus") if self._is_laid_out(rows) else self._called(rows) + other
 
     @property
     def laid_out_bytes(self) -> int:
@@ -63,8 +64,10 @@ class Product:
             return laid_out_bytes(columns, weight.shape[1], weight.dtype)
         return sum(layer.weight.nbytes for layer in self._layers) if self.lays_out else 0
 
-    def _is_laid_out(self) -> bool:
-        return self.lays_out and not torch.is_autocast_enabled("cpu") and not (self._compiled and is_watched())
+    def _is_laid_out(self, rows: Tensor) -> bool:
+        if not self.lays_out or torch.is_autocast_enabled("cpu"):
+            return False
+        return not self._compiled or serves(rows)
 
     def _called(self, rows: Tensor) -> Tensor:
         given = [layer(rows) for layer in self._layers]
@@ -97,10 +100,13 @@ class _ByOneDnn:
 
 
 def _are_plain(layers: Sequence[Any]) -> bool:
+    if not all(type(layer) is nn.Linear and layer.weight.is_cpu for layer in layers):
+        return False
+    given = [held for layer in layers for held in (layer.weight, layer.bias) if held is not None]
     return (
-        all(type(layer) is nn.Linear and layer.weight.is_cpu for layer in layers)
+        all(is_plain(held) or isinstance(held, FakeTensor) for held in given)  # `dpr plan` asks for sizes alone
+        and len({held.dtype for held in given}) == 1
         and len({layer.bias is not None for layer in layers}) == 1
-        and len({layer.weight.dtype for layer in layers}) == 1
     )
 
 

@@ -16,11 +16,7 @@ OTHERS = {"AVX2": "x86-64-v3", "SSE": "x86-64-v2"} if platform.machine() in ("x8
 
 @cache
 def _compiled_for(architecture: str) -> ctypes.CDLL:
-    compiler = compiling.compiler()
-    assert compiler is not None
-    file = Path(mkdtemp(dir=compiling.folder())) / f"{architecture}.so"
-    compiling.build(compiler, file, architecture)
-    return ctypes.CDLL(str(file))
+    return compiling.build(compiling.compilers()[0], Path(mkdtemp(dir=compiling.folder())), architecture)
 
 
 @pytest.fixture(params=["this CPU", *OTHERS])

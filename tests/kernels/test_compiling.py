@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from dpr_lightning import kernels
@@ -18,7 +19,7 @@ from dpr_lightning.kernels import calling, compiling
 from dpr_lightning.rollouts import SamplingOptions, sample
 from tests.tiny import decoder
 
-needs_compiler = pytest.mark.skipif(compiling.compiler() is None, reason="there is no C++ compiler here")
+needs_compiler = pytest.mark.skipif(not compiling.compilers(), reason="there is no C++ compiler here")
 
 
 @pytest.fixture
@@ -58,10 +59,16 @@ def test_a_library_is_made_once(cache: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(compiling, "build", lambda *_: pytest.fail("it was there"))
     assert fresh() is not None
     monkeypatch.setattr(compiling, "_processor", lambda: "another")
-    assert compiling._identity(str(compiling.compiler())) not in made.name
+    assert compiling._identity(compiling.compilers()[0]) not in made.name
+
+
+def none_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that has the compiler of $CXX alone."""
+    monkeypatch.setattr(compiling, "COMPILERS", ())
 
 
 def test_without_a_compiler(cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    none_of_its_own(monkeypatch)
     monkeypatch.setenv("CXX", "no-such-compiler")
     with caplog.at_level(logging.WARNING):
         assert fresh() is None
@@ -74,12 +81,14 @@ def test_without_a_compiler(cache: Path, monkeypatch: pytest.MonkeyPatch, caplog
     [
         ('[ "$1" = --version ] && exit 0\necho cannot compile this >&2\nexit 1', "cannot compile this"),
         ("echo no licence >&2; exit 3", "no licence"),
+        ('[ "$1" = --version ] || touch "$(echo "$@" | sed "s/.*-o //")"', "file too short"),
     ],
-    ids=["fails to compile", "fails at once"],
+    ids=["fails to compile", "fails at once", "makes nothing that loads"],
 )
 def test_a_compiler_that_fails(
     text: str, says: str, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
+    none_of_its_own(monkeypatch)
     monkeypatch.setenv("CXX", script(tmp_path, text))
     with caplog.at_level(logging.WARNING):
         assert fresh() is None
@@ -89,24 +98,54 @@ def test_a_compiler_that_fails(
 
 
 @needs_compiler
-def test_a_damaged_library_is_made_again(cache: Path) -> None:
-    cache.mkdir()
-    found = compiling.compiler()
-    assert found is not None
-    file = cache / f"kernels-{compiling._identity(found)}.so"
-    file.write_bytes(b"\x7fELF")
-    made = fresh()
-    assert made is not None
-    assert made.lanes() in (4, 8, 16)
+def test_where_the_compiler_that_is_asked_for_fails_another_serves(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    other = compiling.compilers()[0][0]
+    monkeypatch.setenv("CXX", script(tmp_path, "exit 1"))
+    with caplog.at_level(logging.WARNING):
+        assert fresh() is not None
+    assert not caplog.text
+    monkeypatch.setenv("CXX", f"env {other}")  # a command with arguments, as `ccache g++` is
+    assert compiling.compilers()[0][1:] == [other]
+    assert fresh() is not None
+    assert len(list(cache.iterdir())) == 1  # the one that was there
 
 
 @needs_compiler
-def test_where_nothing_can_be_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+@pytest.mark.parametrize("length", [4, 60_000])
+def test_a_damaged_library_is_made_again(cache: Path, length: int) -> None:
+    """To load one that was cut short would end the process."""
+    assert fresh() is not None
+    (file,) = cache.iterdir()
+    whole = file.read_bytes()
+    file.unlink()
+    file.write_bytes(whole[:length])
+    made = fresh()
+    assert made is not None
+    assert made.lanes() in (4, 8, 16)
+    assert [other.stat().st_size for other in cache.iterdir()] == [len(whole)]
+
+
+@pytest.mark.parametrize("what", ["a file", "others write", "no home"])
+def test_where_nothing_can_be_kept(what: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    place = tmp_path / "file"
+    if what == "a file":
+        place.write_text("")
+    elif what == "others write":
+        (place / "dpr_lightning").mkdir(parents=True)
+        (place / "dpr_lightning").chmod(0o777)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place))
+    if what == "no home":
+        monkeypatch.delenv("XDG_CACHE_HOME")
+
+        def homeless(_: Path) -> Path:
+            raise RuntimeError("Could not determine home directory.")
+
+        monkeypatch.setattr(Path, "expanduser", homeless)
     found = compiling.folder()
     assert found.is_dir()
-    assert tmp_path not in found.parents
+    assert place not in found.parents
     shutil.rmtree(found)
 
 
@@ -142,9 +181,14 @@ def test_who_counts_operations_sees_those_of_pytorch() -> None:
     assert kernels.serves(logits) == (calling.library() is not None)
     with FlopCounterMode(display=False):
         assert not kernels.serves(logits)
+    seen: list[bool] = []
+    torch.jit.trace(lambda given: (seen.append(kernels.serves(given)), given + 1)[1], logits, check_trace=False)
+    assert seen == [False]
     assert not kernels.serves(logits, logits.bfloat16())
     assert not kernels.serves(logits.double())
     assert not kernels.serves(torch.empty(3, device="meta"))
+    assert not kernels.serves(logits, torch.empty(3, device="meta"))
+    assert not kernels.serves(TwoTensor(logits, logits))
 
 
 @needs_compiler

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import silu
+from torch.testing._internal.two_tensor import TwoTensor
 
 from dpr_lightning import kernels
 from dpr_lightning.functional import rotate, turned_sine
@@ -76,6 +77,12 @@ def test_what_does_not_fit_is_refused() -> None:
         kernels.LaidOut(random(6, 9, dtype=torch.bfloat16), None)
     with pytest.raises(ValueError, match="A bias"):
         kernels.LaidOut(random(6, 8), random(5))
+    with pytest.raises(ValueError, match="Weights that are TwoTensor"):
+        kernels.LaidOut(TwoTensor(random(6, 8), random(6, 8)), None)
+    with pytest.raises(ValueError, match="on meta"):
+        kernels.draw(random(2, 8), torch.empty(2, dtype=torch.float64, device="meta"), 1.0)
+    with pytest.raises(ValueError, match=r"\(1,\) on cpu"):
+        kernels.draw(random(2, 8), torch.rand(1, dtype=torch.float64), 1.0)
     with pytest.raises(ValueError, match="A norm"):
         kernels.root_mean_square_norm(random(2, 64), random(32), 1e-5)
 
@@ -87,6 +94,8 @@ def test_norms(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     wide = hidden.double()
     exact = weight.double() * wide / (wide.square().mean(-1, keepdim=True) + 1e-5).sqrt()
     near(kernels.root_mean_square_norm(hidden, weight, 1e-5), exact, ALLOWED[dtype])
+    spread = torch.stack([weight, 7 * weight], 1)[:, 0]
+    near(kernels.root_mean_square_norm(hidden, spread, 1e-5), exact, ALLOWED[dtype])
 
 
 class Asked:

@@ -60,8 +60,9 @@ def test_what_does_not_fit_is_refused() -> None:
     for wrong in (torch.tensor([0, 8, 1]), torch.tensor([0, -1, 1])):
         with pytest.raises(IndexError, match="8 logits"):
             kernels.weigh(logits, wrong)
-    with pytest.raises(ValueError, match="each row"):
-        kernels.weigh(logits, tokens[1:])
+    for few in (tokens[1:], tokens.to("meta")):
+        with pytest.raises(ValueError, match="each row"):
+            kernels.weigh(logits, few)
     with pytest.raises(ValueError, match="next to each other"):
         kernels.weigh(logits[:, ::2], tokens)
     with pytest.raises(ValueError, match="each row"):
@@ -95,6 +96,8 @@ def test_norms(rows: int, dtype: torch.dtype) -> None:
     near(found, wanted[0], ALLOWED[dtype])
     assert of_weight is not None
     near(of_weight, wanted[1], 2e-4)
+    spread = torch.stack([weight, 7 * weight], 1)[:, 0]
+    assert torch.equal(kernels.norm_backward(hidden, spread, scale.detach().float(), gradient, False)[0], found)
     alone, none = kernels.norm_backward(hidden[:1], weight, scale[:1].detach().float(), gradient[:1], False)
     assert none is None
     assert torch.equal(alone, found[:1])  # to the bit, whatever rows are beside
