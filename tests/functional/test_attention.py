@@ -115,3 +115,11 @@ def test_rotation_is_that_of_transformers() -> None:
     weight = torch.randn(found.shape, dtype=torch.float64)
     ours, theirs = (torch.autograd.grad((part * weight).sum(), heads)[0] for part in (found, expected))
     torch.testing.assert_close(ours, theirs, atol=1e-14, rtol=1e-14)
+
+
+@pytest.mark.parametrize("block", [4, 64])
+def test_a_mask_shows_no_later_key(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BLOCK", block)
+    parts = inputs(13, 20)
+    everything = torch.ones(ROWS, 1, 13, 20, dtype=torch.bool)
+    assert torch.equal(block_attention(*parts, 0.3, everything), block_attention(*parts, 0.3))
