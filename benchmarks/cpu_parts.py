@@ -143,7 +143,7 @@ def without_kernels(run: Callable[[], Any]) -> Callable[[], Any]:
     """The same where there is no compiler."""
 
     def alone() -> Any:
-        with patch.object(calling, "library", lambda: None):
+        with patch.object(calling, "compiled", lambda: None):
             return run()
 
     return alone

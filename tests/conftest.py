@@ -55,10 +55,10 @@ torch.set_num_threads(_THREADS)
 @pytest.fixture(params=[True, False], ids=["kernels", "PyTorch alone"])
 def with_kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Once with this package's kernels, and once as where there is no compiler."""
-    if request.param and calling.library() is None:
+    if request.param and calling.compiled() is None:
         pytest.skip("there is no C++ compiler here")
     if not request.param:
-        monkeypatch.setattr(calling, "library", lambda: None)
+        monkeypatch.setattr(calling, "compiled", lambda: None)
     return bool(request.param)
 
 

@@ -35,7 +35,7 @@ SIGNATURES_OF_HALF: dict[str, list[Any]] = {
 
 def has_kernels(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether tensors of this type and place can be served; compiles the library, at the first call."""
-    return device.type == "cpu" and dtype in TYPES and library() is not None
+    return device.type == "cpu" and dtype in TYPES and compiled() is not None
 
 
 def serves(*tensors: Tensor) -> bool:
@@ -60,9 +60,9 @@ def is_watched() -> bool:
 
 
 @cache
-def library() -> Any:
+def compiled() -> Any:
     """The compiled library; None where there is none."""
-    made = compiling.library()
+    made = compiling.load()
     return None if made is None else with_signatures(made)
 
 
@@ -77,7 +77,7 @@ def with_signatures(made: ctypes.CDLL) -> ctypes.CDLL:
 
 def function(name: str, dtype: torch.dtype) -> Any:
     """That computes with numbers of this type."""
-    return getattr(library(), f"{name}_{TYPES[dtype]}")
+    return getattr(compiled(), f"{name}_{TYPES[dtype]}")
 
 
 def place(tensor: Tensor | None) -> int | None:
@@ -88,4 +88,4 @@ def place(tensor: Tensor | None) -> int | None:
 @cache
 def lanes() -> int:
     """Numbers that are computed at once: some functions take multiples of it."""
-    return int(library().lanes())
+    return int(compiled().lanes())

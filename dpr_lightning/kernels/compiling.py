@@ -26,7 +26,7 @@ _HERE = Path(__file__).parent
 
 
 @cache
-def library() -> ctypes.CDLL | None:
+def load() -> ctypes.CDLL | None:
     """All of this folder's C++, compiled; None where there is no compiler or it fails, which is logged once.
 
     It lies in ``$XDG_CACHE_HOME/dpr_lightning`` (``~/.cache/dpr_lightning``) under a name that changes with the source,

@@ -8,14 +8,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dpr_lightning.kernels.calling import function, has_kernels, is_plain, lanes, library, place
+from dpr_lightning.kernels.calling import compiled, function, has_kernels, is_plain, lanes, place
 
 _THEN = {"none": 0, "silu": 1, "times": 2, "plus": 3}
 
 
 def laid_out_bytes(columns: int, width: int, dtype: torch.dtype) -> int:
     """Of the copy that :class:`LaidOut` makes of weights [columns, width]."""
-    panel = int(library().panel())
+    panel = int(compiled().panel())
     return -(-columns // panel) * panel * width * dtype.itemsize
 
 

@@ -22,12 +22,12 @@ def _compiled_for(architecture: str) -> ctypes.CDLL:
 @pytest.fixture(params=["this CPU", *OTHERS])
 def vectors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Each test once for every width."""
-    if calling.library() is None:
+    if calling.compiled() is None:
         pytest.skip("there is no C++ compiler here")
     if request.param in OTHERS:
         made = calling.with_signatures(_compiled_for(OTHERS[request.param]))
-        monkeypatch.setattr(calling, "library", lambda: made)
-        monkeypatch.setattr("dpr_lightning.kernels.decoding.library", lambda: made)
+        monkeypatch.setattr(calling, "compiled", lambda: made)
+        monkeypatch.setattr("dpr_lightning.kernels.decoding.compiled", lambda: made)
     calling.lanes.cache_clear()
     yield
     calling.lanes.cache_clear()

@@ -33,7 +33,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def fresh() -> ctypes.CDLL | None:
     """As in a new process."""
-    return compiling.library.__wrapped__()
+    return compiling.load.__wrapped__()
 
 
 def script(folder: Path, text: str) -> str:
@@ -178,7 +178,7 @@ def test_they_share_the_threads_of_pytorch() -> None:
 
 def test_who_counts_operations_sees_those_of_pytorch() -> None:
     logits = torch.randn(3, 50)
-    assert kernels.serves(logits) == (calling.library() is not None)
+    assert kernels.serves(logits) == (calling.compiled() is not None)
     with FlopCounterMode(display=False):
         assert not kernels.serves(logits)
     seen: list[bool] = []

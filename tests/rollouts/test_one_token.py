@@ -30,10 +30,10 @@ KINDS: dict[str, Any] = {
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Who multiplies: this package's kernels, oneDNN by weights that are laid out for it, or the layers themselves."""
     if request.param == "kernels":
-        if calling.library() is None:
+        if calling.compiled() is None:
             pytest.skip("there is no C++ compiler here")
     else:
-        monkeypatch.setattr(calling, "library", lambda: None)
+        monkeypatch.setattr(calling, "compiled", lambda: None)
         monkeypatch.setattr(products, "_MANY_WEIGHTS", 1 if request.param == "laid out" else 1 << 30)
     return str(request.param)
 
