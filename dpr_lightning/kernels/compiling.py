@@ -38,7 +38,7 @@ def load() -> ctypes.CDLL | None:
     if not found:
         log.warning(
             "No C++ compiler was found ($CXX, %s), so that PyTorch's own operations do all the work on this CPU, more "
-            "slowly: writing answers takes about twice the time. Install one, for example Debian's package g++.",
+            "slowly (docs/performance.md). Install one, for example Debian's package g++.",
             ", ".join(COMPILERS),
         )
         return None
@@ -64,7 +64,11 @@ def load() -> ctypes.CDLL | None:
 
 def compilers() -> list[list[str]]:
     """Commands of the C++ compilers there are: what $CXX names, then those of :data:`COMPILERS`."""
-    asked = [shlex.split(os.environ.get("CXX", "")), *([name] for name in COMPILERS)]
+    try:
+        named = shlex.split(os.environ.get("CXX", ""))
+    except ValueError:  # a quotation mark too few
+        named = []
+    asked = [named, *([name] for name in COMPILERS)]
     there = [[found, *command[1:]] for command in asked if command and (found := shutil.which(command[0]))]
     return [command for place, command in enumerate(there) if command not in there[:place]]
 

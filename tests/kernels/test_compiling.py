@@ -106,6 +106,8 @@ def test_where_the_compiler_that_is_asked_for_fails_another_serves(
     with caplog.at_level(logging.WARNING):
         assert fresh() is not None
     assert not caplog.text
+    monkeypatch.setenv("CXX", f'"{other}')
+    assert compiling.compilers()[0] == [other]
     monkeypatch.setenv("CXX", f"env {other}")  # a command with arguments, as `ccache g++` is
     assert compiling.compilers()[0][1:] == [other]
     assert fresh() is not None
