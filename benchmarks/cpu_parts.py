@@ -31,9 +31,9 @@ from dpr_lightning.modules.one_pass import in_one_pass
 from dpr_lightning.policies import acted_loss
 from dpr_lightning.policies.lean_layers import _gated_backward, _Norm, keep_less
 from dpr_lightning.rollouts import SamplingOptions, sample
+from dpr_lightning.rollouts.batch import Batch
 from dpr_lightning.rollouts.drawing import draw
 from dpr_lightning.rollouts.products import _ByOneDnn
-from dpr_lightning.rollouts.sampler import _Decoding
 
 HEADS, SHARED, WIDTH, TOKENS = 9, 3, 64, 2048
 ROWS = (1, 4, 8, 16, 32, 64, 128, 256)
@@ -168,7 +168,7 @@ def prompts() -> None:
             for turn in range(4):
                 for times in (copied, once):
                     begun.clear()
-                    copies = patch.object(_Decoding, "_share", return_value=None) if times is copied else nullcontext()
+                    copies = patch.object(Batch, "_share", return_value=None) if times is copied else nullcontext()
                     with copies:
                         sample(
                             model,

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +47,10 @@ class _Turns(Callback):
             self.tokens = 0.0
 
 
-def _policy(folder: Path, work: Workload) -> PolicySpec:
+def _policy(folder: Path, work: Workload, side: str) -> PolicySpec:
     """In half precision the optimizer steps float32 copies."""
-    return PolicySpec(source=str(folder / "sft"), dtype=work.dtype)  # type: ignore[arg-type]
+    recomputes = side == "ours_recomputing"
+    return PolicySpec(source=str(folder / "sft"), dtype=work.dtype, gradient_checkpointing=recomputes)  # type: ignore[arg-type]
 
 
 def _trainer(callback: Callback, work: Workload) -> Trainer:
@@ -72,16 +72,16 @@ def _optimizer(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=1e-5, weight_decay=0.0)
 
 
-def train_sft(gate: Gate, folder: Path, work: Workload, side: str = "ours") -> None:
+def train_sft(gate: Gate, folder: Path, work: Workload, side: str) -> None:
     """C1 through the Trainer, as `dpr fit` runs it."""
     data = DemonstrationDataModule(
         str(folder / "sft.jsonl"), batch_size=work.rows, max_length=work.length, cache_dir=str(folder / "cache")
     )
-    module = SupervisedIRL(_policy(folder, work), optimizer=_optimizer)
+    module = SupervisedIRL(_policy(folder, work, side), optimizer=_optimizer)
     _trainer(_Turns(gate, folder / f"{side}.safetensors"), work).fit(module, data)
 
 
-def train_dpr(gate: Gate, folder: Path, work: Workload) -> None:
+def train_dpr(gate: Gate, folder: Path, work: Workload, side: str) -> None:
     """C4: rollout, two frozen models, one optimizer step."""
     data = RewardDataModule(
         str(folder / "dpr.jsonl"),
@@ -94,7 +94,7 @@ def train_dpr(gate: Gate, folder: Path, work: Workload) -> None:
         dtype=work.dtype,
     )
     module = DensePathReinforce(
-        _policy(folder, work),
+        _policy(folder, work, side),
         optimizer=_optimizer,
         estimator="reinforce",
         credit=CreditSpec(discount=1.0),
@@ -108,9 +108,9 @@ def _rows(folder: Path, name: str, tokenizer: Any) -> tuple[list[list[int]], lis
     return prompts, [tokenizer(row["completion"])["input_ids"] + [1] for row in rows]
 
 
-def score(gate: Gate, folder: Path, work: Workload) -> None:
+def score(gate: Gate, folder: Path, work: Workload, side: str) -> None:
     """C2: log-probabilities of given completions."""
-    model, tokenizer = build_policy(_policy(folder, work), trainable=False)
+    model, tokenizer = build_policy(_policy(folder, work, side), trainable=False)
     model.to(DEVICE)
     prompts, completions = _rows(folder, "score", tokenizer)
     tokens = torch.tensor([prompt + rest for prompt, rest in zip(prompts, completions, strict=True)], device=DEVICE)
@@ -124,9 +124,9 @@ def score(gate: Gate, folder: Path, work: Workload) -> None:
         gate.done(sum=float(found.sum()))
 
 
-def decode(gate: Gate, folder: Path, work: Workload) -> None:
+def decode(gate: Gate, folder: Path, work: Workload, side: str) -> None:
     """C3: the clock begins when the prompts have been read."""
-    model, tokenizer = build_policy(_policy(folder, work), trainable=False)
+    model, tokenizer = build_policy(_policy(folder, work, side), trainable=False)
     model.to(DEVICE)
     prompts, _ = _rows(folder, "decode", tokenizer)
     options = SamplingOptions(max_new_tokens=work.completion, batch_size=work.rows)
@@ -153,5 +153,4 @@ WORK = {"sft": train_sft, "score": score, "decode": decode, "dpr": train_dpr}
 if __name__ == "__main__":
     keep_freed_memory()  # as `dpr` does
     _, asked, side, where = sys.argv
-    run = partial(train_sft, side=side) if asked == "sft" else WORK[asked]
-    run(Gate(), Path(where), Workload.read(Path(where) / f"{asked}.json"))
+    WORK[asked](Gate(), Path(where), Workload.read(Path(where) / f"{asked}.json"), side)

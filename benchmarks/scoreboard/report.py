@@ -12,6 +12,7 @@ BEGIN, END = "<!-- scoreboard: written by benchmarks/scoreboard/report.py -->", 
 NAMES = {
     "ours": "dpr_lightning",
     "ours_plain": "the same without its kernels",
+    "ours_recomputing": "the same with `gradient_checkpointing`",
     "trl": "TRL 1.16, as it comes",
     "trl_tuned": "TRL 1.16, tuned",
     "transformers": "transformers",

@@ -18,7 +18,7 @@ def flops_of_a_step(config: Path) -> float:
     What a run of nine steps computes after its first, so that what happens once does not count. Matrix products,
     convolutions and attention are counted, as PyTorch's counter has them; nothing is written.
     """
-    # One optimizer may step another: MasterWeights does.
+    # One optimizer may step another, once or in parts: MasterWeights does.
     done: dict[int, list[int]] = {}
     with tempfile.TemporaryDirectory() as folder, FlopCounterMode(display=False) as counter:
         quiet = {
@@ -39,7 +39,7 @@ def flops_of_a_step(config: Path) -> float:
             run_lightning(["fit", "--config", str(config), *given])
         finally:
             hook.remove()
-    counts = max(done.values(), key=len, default=[])
+    counts = min(done.values(), key=len, default=[])
     if len(counts) < 2:
         raise InputError(
             f"{config} takes {len(counts)} optimizer steps, and what one costs is counted after the first: let it take "

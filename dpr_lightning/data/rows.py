@@ -12,9 +12,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import pyarrow
-import pyarrow.parquet
-
 from dpr_lightning.errors import InputError, first_line
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
@@ -92,6 +89,9 @@ def open_rows(source: str | Path) -> RowSource:
         if path.stat().st_size == 0:
             raise InputError(f"{path} is empty (0 bytes). Was the program that writes it interrupted?")
         if path.suffix == ".parquet":
+            # Arrow takes 30 MB of every process that imports it.
+            from dpr_lightning.data.parquet import ParquetRows
+
             return ParquetRows(path)
         head = _head(path)
         return JsonArrayRows(path) if path.suffix == ".json" and head.lstrip()[:1] == b"[" else JsonLinesRows(path)
@@ -126,7 +126,7 @@ class JsonLinesRows:
 
     def fingerprint(self) -> str:
         """SHA-256 of the bytes."""
-        return _file_hash(self.path)
+        return file_hash(self.path)
 
     def count(self) -> int:
         """Number of lines."""
@@ -158,50 +158,11 @@ class JsonArrayRows:
 
     def fingerprint(self) -> str:
         """SHA-256 of the bytes."""
-        return _file_hash(self.path)
+        return file_hash(self.path)
 
     def count(self) -> int:
         """Not known before parsing."""
         return 0
-
-
-class ParquetRows:
-    """The rows of a Parquet file, a thousand in memory at a time."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.name = str(path)
-        try:
-            self.rows = int(pyarrow.parquet.ParquetFile(path).metadata.num_rows)
-        except (pyarrow.ArrowException, OSError) as error:
-            raise InputError(f"{path} is no readable Parquet file ({first_line(error)}). Write it again.") from error
-        if self.rows == 0:
-            raise InputError(f"{path} holds no rows.")
-
-    def __iter__(self) -> Iterator[Row]:
-        """Read batch by batch.
-
-        Raises:
-            InputError: the file is damaged.
-        """
-        number = 0
-        try:
-            for batch in pyarrow.parquet.ParquetFile(self.path).iter_batches(batch_size=1024):
-                for values in batch.to_pylist():
-                    number += 1
-                    yield Row(self.name, number, values)
-        except (pyarrow.ArrowException, OSError) as error:
-            raise InputError(
-                f"{self.name} is damaged after row {number} ({first_line(error)}). Write it again."
-            ) from error
-
-    def fingerprint(self) -> str:
-        """SHA-256 of the bytes."""
-        return _file_hash(self.path)
-
-    def count(self) -> int:
-        """Number of rows."""
-        return self.rows
 
 
 class DatasetRows:
@@ -336,6 +297,7 @@ def _head(path: Path) -> bytes:
     return head.removeprefix(codecs.BOM_UTF8)
 
 
-def _file_hash(path: Path) -> str:
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal digits."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()

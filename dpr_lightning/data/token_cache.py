@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.data.over_length import TokenizationReport
+from dpr_lightning.data.rows import file_hash
 from dpr_lightning.data.tokenization import TOKENIZATION_VERSION, Format
 from dpr_lightning.data.tokenized import TokenizedDataset
 from dpr_lightning.errors import InputError
@@ -115,7 +116,7 @@ def _write(folder: Path, key: str, dataset: TokenizedDataset) -> None:
         raise OSError(str(error)) from error
     manifest = {
         "key": key,
-        "sha256": _file_hash(folder / TOKENS),
+        "sha256": file_hash(folder / TOKENS),
         "report": json.loads(dataset.report.to_json()),
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
@@ -126,7 +127,7 @@ def _load(entry: Path, key: str, file: str) -> TokenizedDataset | None:
         return None
     try:
         manifest = json.loads((entry / MANIFEST).read_text(encoding="utf-8"))
-        if manifest["key"] != key or manifest["sha256"] != _file_hash(entry / TOKENS):
+        if manifest["key"] != key or manifest["sha256"] != file_hash(entry / TOKENS):
             raise ValueError("its checksum does not match")
         arrays = load_file(entry / TOKENS)
         _check(arrays)
@@ -148,8 +149,3 @@ def _check(arrays: Mapping[str, Tensor]) -> None:
         raise ValueError("its arrays differ in length")
     if not end == len(arrays["tokens"]) == len(arrays["mask"]):
         raise ValueError("its offsets do not fit its tokens")
-
-
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -46,13 +46,30 @@ class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         Returns:
             keys and values [rows, heads, room, width], with all their room.
         """
-        start, end = self._length, self._length + tokens
-        keys, values = self._held
-        if end > keys.shape[-2]:
-            room = max(end, min(end + _ROOM, self._longest))
-            self._held = _with_room(keys[:rows, :, :start], room), _with_room(values[:rows, :, :start], room)
-        self._show(rows, end)
+        self.make_room(rows, tokens, spare=_ROOM)
+        self._show(rows, self._length + tokens)
         return self.room(rows)
+
+    def make_room(self, rows: int, tokens: int, spare: int = 0) -> None:
+        """Have room for so many more tokens of the first rows; where there is none yet, for ``spare`` ones beyond."""
+        end = self._length + tokens
+        keys, values = (held[:rows, :, : self._length] for held in self._held)
+        if end > self._held[0].shape[-2]:
+            room = max(end, min(end + spare, self._longest))
+            self._held = _with_room(keys, room), _with_room(values, room)
+
+    def write(self, keys: Tensor, values: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+        """Write keys and values [B, heads, 1, width] of one token a row where ``place`` [1] says, in room there is.
+
+        They count as written when :meth:`lengthen` says so.
+
+        Returns:
+            keys and values [B, heads, room, width], with all their room.
+        """
+        kept = self.room(len(keys))
+        for held, new in zip(kept, (keys, values), strict=True):
+            held.index_copy_(2, place, new)
+        return kept
 
     def room(self, rows: int) -> tuple[Tensor, Tensor]:
         """Keys and values [rows, heads, room, width] of the first rows, with all their room: zeros where it is."""

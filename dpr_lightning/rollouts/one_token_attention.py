@@ -1,5 +1,6 @@
 """Attention of one more token a row to what is kept of those before it."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +15,17 @@ from dpr_lightning.rollouts.norm import Norm
 from dpr_lightning.rollouts.prompt_keys import PromptKeys
 
 
+@dataclass(frozen=True)
+class Column:
+    """Where the keys of new tokens go, as tensors alone, so that a recorded step finds the next place by itself.
+
+    ``place`` [1]: among keys with all their room; ``bias`` [B or 1, room]: added to scores, −∞ where nothing is seen.
+    """
+
+    place: Tensor
+    bias: Tensor
+
+
 class Seen:
     """What all layers share: the turn of the new tokens' positions, and which keys are seen.
 
@@ -22,11 +34,20 @@ class Seen:
         sine: the same.
         mask: [B, T+1], False where a row has no token; None: nowhere.
         prompts: what stands before the rows' own tokens, where it is not among them.
+        column: instead of ``mask``, where steps are recorded.
     """
 
-    def __init__(self, cosine: Tensor, sine: Tensor, mask: Tensor | None, prompts: PromptKeys | None) -> None:
+    def __init__(
+        self,
+        cosine: Tensor,
+        sine: Tensor,
+        mask: Tensor | None,
+        prompts: PromptKeys | None,
+        column: Column | None = None,
+    ) -> None:
         self.cosine, self.turned, self.prompts, self._mask = cosine, turned_sine(sine).contiguous(), prompts, mask
-        self.compiled = kernels.serves(cosine) and not autocasts()
+        self.column = column
+        self.compiled = column is None and kernels.serves(cosine) and not autocasts()
         self._bias: Tensor | None = None
 
     def bias(self, length: int, room: int, dtype: torch.dtype) -> Tensor | None:
@@ -70,12 +91,17 @@ class Attention:
         if seen.compiled and self._width % kernels.lanes() == 0:
             return self._by_kernel(heads, keys, seen, held)
         placed = rotate(heads[:, : queries + keys].unsqueeze(1), seen.cosine, seen.turned).squeeze(1)
-        query, key, value = placed[:, :queries], placed[:, queries:], heads[:, queries + keys :]
-        written = held.update(key.unsqueeze(2), value.unsqueeze(2))
+        query = placed[:, :queries].reshape(len(asked), keys, -1, self._width)
+        key, value = placed[:, queries:].unsqueeze(2), heads[:, queries + keys :].unsqueeze(2)
+        if seen.column is not None:
+            kept = held.write(key, value, seen.column.place)
+            return self._by_products(query, kept, seen.column.bias, seen.prompts).reshape(len(asked), -1)
+        written = held.update(key, value)
         length = written[0].shape[-2]
-        query = query.reshape(len(asked), keys, -1, self._width)
         if seen.prompts is not None or _multiplies_fast(asked):
-            mixed = self._by_products(query, held.room(len(asked)), length, seen)
+            kept = held.room(len(asked))
+            bias = seen.bias(length, kept[0].shape[-2], kept[0].dtype)
+            mixed = self._by_products(query, kept, bias, seen.prompts)
         else:
             bias = seen.bias(length, length, query.dtype)
             bias = bias if bias is None else bias[:, None, None]
@@ -93,21 +119,22 @@ class Attention:
         bias = seen.bias(length, length, torch.float32)
         return kernels.attend(heads.view(rows, -1), seen.cosine, seen.turned, kept, length, self._scale, bias, prompts)
 
-    def _by_products(self, query: Tensor, kept: tuple[Tensor, Tensor], length: int, seen: Seen) -> Tensor:
+    def _by_products(
+        self, query: Tensor, kept: tuple[Tensor, Tensor], bias: Tensor | None, prompts: PromptKeys | None
+    ) -> Tensor:
         """As products of whole tensors, what is not written yet masked out."""
         keys, values = kept
         query = query * self._scale
         score = torch.bmm(query.flatten(0, 1), keys.flatten(0, 1).transpose(1, 2)).view(*query.shape[:-1], -1)
-        bias = seen.bias(length, keys.shape[-2], keys.dtype)
         if bias is not None:
             score.add_(bias[:, None, None])
-        if seen.prompts is None:
+        if prompts is None:
             return torch.bmm(score.softmax(-1).flatten(0, 1), values.flatten(0, 1))
-        of_prompts = seen.prompts.scores(self._place, query)
+        of_prompts = prompts.scores(self._place, query)
         weight = torch.cat([of_prompts, score], -1).softmax(-1)
         before = of_prompts.shape[-1]
         own = torch.bmm(weight[..., before:].flatten(0, 1), values.flatten(0, 1))
-        return seen.prompts.mixed(self._place, weight[..., :before]) + own.view(query.shape)
+        return prompts.mixed(self._place, weight[..., :before]) + own.view(query.shape)
 
 
 def _multiplies_fast(asked: Tensor) -> bool:

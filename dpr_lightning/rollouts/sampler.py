@@ -2,28 +2,25 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.errors import InputError
 from dpr_lightning.policies import Lockstep, evaluating, model_device
 from dpr_lightning.rollouts.answers import Answers, joined
-from dpr_lightning.rollouts.cache import RoomyLayer, fill_gaps, keep_rows
+from dpr_lightning.rollouts.batch import Batch, Combine, only
+from dpr_lightning.rollouts.cache import fill_gaps
 from dpr_lightning.rollouts.drawing import draw
 from dpr_lightning.rollouts.ending import Ending, StopStrings
 from dpr_lightning.rollouts.one_token import OneTokenPass, knows
-from dpr_lightning.rollouts.prompt_keys import PromptKeys
 from dpr_lightning.rollouts.random import counter_uniform, sample_keys
-from dpr_lightning.rollouts.reading import ask, read_prompts
+from dpr_lightning.rollouts.recorded_steps import steps_of
 from dpr_lightning.types import Rollouts
 
 _STEPS = 64
 """Tokens whose random numbers are made at once."""
-Combine = Callable[[list[Tensor]], Tensor]
-"""Turns the log-probabilities [B, V] of several models into the logits to sample from."""
 
 
 class GivenUp(Exception):
@@ -65,11 +62,6 @@ class SamplingOptions:
                 '["\\n\\n"].'
             )
         object.__setattr__(self, "stop_strings", tuple(self.stop_strings))  # a list in YAML
-
-
-def only(logprobs: list[Tensor]) -> Tensor:
-    """One model, as it is."""
-    return logprobs[0]
 
 
 def sample(
@@ -144,7 +136,8 @@ def sample(
                 list(prompt[len(prompt) - answered[place] :]) for place, prompt in zip(places, asked, strict=True)
             ]
             ending = Ending(stop_tokens, strings, opening, num_samples)
-            decoding = _Decoding(sources, one_token, combine, options, ending, pad_token, lockstep, unwanted)
+            batch = Batch(sources, one_token, combine, pad_token, options.max_new_tokens, lockstep)
+            decoding = _Decoding(batch, options, ending, pad_token, model_device(sources[0]), unwanted)
             answers = decoding.run(asked, [identities[place] for place in places], num_samples, seed)
             finished.update(zip(places, answers, strict=True))
             if progress is not None:
@@ -153,122 +146,65 @@ def sample(
 
 
 class _Decoding:
-    """One batch being decoded; rows that end are dropped from every tensor and every cache."""
+    """One batch being decoded."""
 
     def __init__(
         self,
-        models: Sequence[nn.Module],
-        one_token: Sequence[OneTokenPass | None],
-        combine: Combine,
+        batch: Batch,
         options: SamplingOptions,
         ending: Ending,
         pad_token: int,
-        lockstep: Lockstep,
+        device: torch.device,
         unwanted: Callable[[], bool] | None,
     ) -> None:
-        self.models = models
-        self.one_token = one_token
-        self.lockstep = lockstep
-        self.unwanted = unwanted if unwanted is not None else lambda: False
-        self.combine = combine
-        self.options = options
-        self.pad_token = pad_token
-        self.device = model_device(models[0])
-        self.ending = ending
+        self._batch, self._options, self._ending, self._pad_token = batch, options, ending, pad_token
+        self._device = device
+        self._unwanted = unwanted if unwanted is not None else lambda: False
 
     def run(
         self, prompts: Sequence[Sequence[int]], identities: Sequence[int], num_samples: int, seed: int
     ) -> list[Answers]:
-        limit, count = self.options.max_new_tokens, len(prompts) * num_samples
-        logits = self._read(prompts, num_samples)
-        identity = torch.tensor(identities, device=self.device).repeat_interleave(num_samples)
-        key = sample_keys(seed, identity, torch.arange(num_samples, device=self.device).repeat(len(prompts)))
-        tokens = torch.full((count, limit), self.pad_token, device=self.device)
-        logprob = torch.zeros(count, limit, dtype=torch.float32, device=self.device)
-        length = torch.full((count,), limit, device=self.device)
-        terminated = torch.zeros(count, dtype=torch.bool, device=self.device)
-        row = torch.arange(count, device=self.device)
+        options, device = self._options, self._device
+        limit, count = options.max_new_tokens, len(prompts) * num_samples
+        logits = self._batch.read(prompts, num_samples)
+        vocabulary = logits.shape[-1]
+        steps = steps_of(self._batch, options.temperature, options.top_p, limit)
+        identity = torch.tensor(identities, device=device).repeat_interleave(num_samples)
+        key = sample_keys(seed, identity, torch.arange(num_samples, device=device).repeat(len(prompts)))
+        tokens = torch.full((count, limit), self._pad_token, device=device)
+        logprob = torch.zeros(count, limit, dtype=torch.float32, device=device)
+        length = torch.full((count,), limit, device=device)
+        terminated = torch.zeros(count, dtype=torch.bool, device=device)
+        row = torch.arange(count, device=device)
+        over = torch.zeros(count, dtype=torch.bool, device=device)  # of the rows at hand, those that have ended
+        left = count
         for step in range(limit):
-            if self.unwanted():
+            if self._unwanted():
                 raise GivenUp
             if step % _STEPS == 0:
-                position = torch.arange(step, min(limit, step + _STEPS), device=self.device)
+                position = torch.arange(step, min(limit, step + _STEPS), device=device)
                 uniform = counter_uniform(key, position)
-            chosen, chosen_logprob = draw(
-                logits, uniform[:, step % _STEPS], self.options.temperature, self.options.top_p
-            )
+            now = uniform[:, step % _STEPS]
+            if step == 0:
+                chosen, drawn = draw(logits, now, options.temperature, options.top_p)
+                del logits
+            else:
+                chosen, drawn = steps.next(chosen, now)
             tokens[row, step] = chosen
-            logprob[row, step] = chosen_logprob
-            ended = self.ending(chosen, row, tokens[:, : step + 1], logits.shape[-1])
+            logprob[row, step] = drawn
+            ended = self._ending(chosen, row, tokens[:, : step + 1], vocabulary) & ~over
             ends = int(ended.sum())
             if ends:
                 terminated[row[ended]] = True
                 length[row[ended]] = step + 1
-            if step + 1 == limit or ends == len(ended):
+                over, left = over | ended, left - ends
+            if step + 1 == limit or left == 0:
                 break
-            if ends:
-                order = fill_gaps(ended)
-                row, key, chosen, uniform = row[order], key[order], chosen[order], uniform[order]
-                self._keep(order)
-            logits = self._step(chosen)
+            if ends and steps.leaves_out(len(row) - left, len(row)):
+                order = fill_gaps(over)
+                row, key, chosen, uniform, over = row[order], key[order], chosen[order], uniform[order], over[order]
+                steps.keep(order)
         shape = (len(prompts), num_samples)
         parts = (tokens.cpu(), logprob.cpu(), length.cpu(), terminated.cpu())
         split = [part.reshape(*shape, *part.shape[1:]) for part in parts]
         return [Answers(*(part[place] for part in split)) for place in range(len(prompts))]
-
-    def _read(self, prompts: Sequence[Sequence[int]], num_samples: int) -> Tensor:
-        """Read every prompt once for all its samples."""
-        read = read_prompts(self.models, prompts, self.options.max_new_tokens, self.pad_token, self.lockstep)
-        self.caches, self.attention, self.position = read.caches, read.attention, read.length
-        self.prompt_keys = [
-            self._share(cache, num_samples) if quick is not None and num_samples > 1 else None
-            for cache, quick in zip(self.caches, self.one_token, strict=True)
-        ]
-        for cache, shared in zip(self.caches, self.prompt_keys, strict=True):
-            if shared is None:
-                cache.batch_repeat_interleave(num_samples)
-        if self.attention is not None:
-            self.attention = self.attention.repeat_interleave(num_samples, 0)
-        self.position = self.position.repeat_interleave(num_samples, 0)
-        return self._combined(read.logits).repeat_interleave(num_samples, 0)
-
-    def _share(self, cache: Any, num_samples: int) -> PromptKeys:
-        """Take what was read out of a cache, so that no sample has a copy, and leave room for their own tokens."""
-        seen = None if self.attention is None else self.attention.bool()
-        read = []
-        for place, layer in enumerate(cache.layers):  # of which none is there twice for longer than its own copy takes
-            read.append((layer.keys.contiguous(), layer.values.contiguous()))
-            cache.layers[place] = RoomyLayer(self.options.max_new_tokens)
-        return PromptKeys(read, seen, num_samples)
-
-    def _step(self, chosen: Tensor) -> Tensor:
-        if self.attention is not None:
-            self.attention = torch.cat([self.attention, self.attention.new_ones(len(chosen), 1)], 1)
-        mask = None if self.attention is None else self.attention.bool()
-        self.lockstep.begin()
-        logits = []
-        for place, quick in enumerate(self.one_token):
-            if quick is not None:
-                shared = self.prompt_keys[place]
-                own = mask if shared is None else None  # of its own, a sample has all tokens
-                logits.append(quick(chosen, self.position, own, self.caches[place].layers, shared))
-            else:
-                position = self.position.unsqueeze(1)
-                logits.append(
-                    ask(self.models[place], self.caches[place], chosen.unsqueeze(1), self.attention, position)
-                )
-        self.position = self.position + 1
-        return self._combined(logits)
-
-    def _combined(self, logits: list[Tensor]) -> Tensor:
-        # One model's logits serve as they are: what is drawn from them is normalised there.
-        return self.combine(logits if self.combine is only else [part.float().log_softmax(-1) for part in logits])
-
-    def _keep(self, order: Tensor) -> None:
-        for cache, shared in zip(self.caches, self.prompt_keys, strict=True):
-            keep_rows(cache, order)
-            if shared is not None:
-                shared.keep(order)
-        self.position = self.position[order]
-        if self.attention is not None:
-            self.attention = self.attention[order]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dpr_lightning.data import DemonstrationDataModule
-from dpr_lightning.modules import SupervisedIRL
+from dpr_lightning.modules import SupervisedIRL, master_weights
 from dpr_lightning.modules.master_weights import MasterWeights
 from dpr_lightning.policies import PolicySpec
 from tests.training import quiet_trainer, write_demonstrations
@@ -59,6 +59,65 @@ def test_weights_in_float32_are_stepped_as_they_are() -> None:
     take_steps(MasterWeights(mixed, adam), mixed, 0, 9)
     assert torch.equal(mixed[0], exact[0])
     assert torch.equal(mixed[1], exact[1].bfloat16())
+
+
+class OnTheirSum(torch.optim.Optimizer):
+    """What a step does to a weight depends on the others."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {})
+        self.steps = 0
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        self.steps += 1
+        held = [weight for group in self.param_groups for weight in group["params"] if weight.grad is not None]
+        total = torch.stack([weight.grad.sum() for weight in held]).sum()
+        for weight in held:
+            weight -= 0.1 * total
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize(
+    "build",
+    [
+        adam,
+        lambda held: torch.optim.AdamW(held, lr=1e-3, fused=True),
+        lambda held: torch.optim.SGD(held, lr=0.1, momentum=0.9),
+        lambda held: torch.optim.Adagrad(held),
+        lambda held: torch.optim.RMSprop(held),
+        lambda held: torch.optim.Adafactor(held),
+        OnTheirSum,
+    ],
+)
+def test_parts_change_no_step(build: Any, mixed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that may are stepped weight by weight, and only as many gradients are in float32."""
+    whole, parted = weights(torch.bfloat16), weights(torch.bfloat16)
+    if mixed:
+        whole[1], parted[1] = (weights(torch.float32)[1].detach().requires_grad_() for _ in range(2))
+    take_steps(MasterWeights(whole, build), whole, 0, 9)
+    monkeypatch.setattr(master_weights, "_AT_ONCE", 20)
+    optimizer = MasterWeights(parted, build)
+    at_once = []
+
+    def count(*_: Any) -> None:
+        at_once.append(sum(copy.grad is not None for copy in optimizer._copies.values()))
+
+    optimizer.inner.register_step_pre_hook(count)
+    take_steps(optimizer, parted, 0, 9)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(parted, whole, strict=True))
+    gradients = sum(weight.grad is not None for weight in parted)
+    assert gradients == 2  # of the last step: a user may still look at them
+    if isinstance(optimizer.inner, OnTheirSum):
+        assert optimizer.inner.steps == 9
+    else:
+        assert max(at_once) == 1
+
+
+def test_a_step_without_gradients_changes_nothing() -> None:
+    held = weights(torch.bfloat16)
+    MasterWeights(held, adam).step()
+    assert all(torch.equal(ours, before) for ours, before in zip(held, weights(torch.bfloat16), strict=True))
 
 
 def test_it_goes_on_from_its_state() -> None:

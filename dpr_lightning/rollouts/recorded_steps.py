@@ -1,0 +1,150 @@
+"""Steps of a GPU, recorded once and played again."""
+
+import logging
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from dpr_lightning.rollouts.batch import Batch, only
+from dpr_lightning.rollouts.cuda_graph import capture, has_graphs
+from dpr_lightning.rollouts.one_token_attention import Column
+from dpr_lightning.rollouts.steps import Steps
+
+log = logging.getLogger(__name__)
+_ROOM = 128
+"""Tokens of room that a recording is made for."""
+_WORTH = 8
+"""Steps for which at least a recording is made: it takes about as long as two without one."""
+
+
+class RecordedSteps(Steps):
+    """The same, for a model on a GPU, in few launches.
+
+    A step is a thousand small operations, and to launch each takes longer than to do it. Recorded, they are launched at
+    once; but a recording serves only as long as tensors stay where they are and as large as they are. So rows that have
+    ended are left out when they are a quarter of all, room is made for many tokens, and keys are attended to with all
+    their room. The first step of each size is not recorded: libraries that are used for the first time set themselves
+    up, which may not be in a recording.
+
+    Args:
+        batch: of one model whose insides are known, that has read its prompts.
+        temperature: as in :func:`draw`.
+        top_p: the same.
+        limit: tokens that each row will have at most, one of them drawn.
+    """
+
+    def __init__(self, batch: Batch, temperature: float, top_p: float, limit: int) -> None:
+        super().__init__(batch, temperature, top_p)
+        self._left = limit - 1
+        self._begun = self._refused = False
+        self._fixed: _Fixed | None = None
+        self._replay: Callable[[], None] | None = None
+
+    def next(self, chosen: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        """As it is there."""
+        self._left -= 1
+        if self._fixed is not None and self._fixed.steps == self._fixed.room:
+            self._settle()
+        if self._fixed is None and self._begun and not self._refused and self._left >= _WORTH:
+            self._fixed = self._prepared(uniform)
+        self._begun = True  # the first token makes the layers' tensors
+        if self._fixed is not None and self._fixed.steps == 1:
+            self._record(self._fixed)
+        if self._fixed is None:
+            return super().next(chosen, uniform)
+        return self._played(self._fixed, chosen, uniform)
+
+    def leaves_out(self, ended: int, rows: int) -> bool:
+        """As it is there."""
+        return super().leaves_out(ended, rows) if self._fixed is None else 4 * ended >= rows
+
+    def keep(self, order: Tensor) -> None:
+        """As it is there."""
+        self._settle()
+        super().keep(order)
+
+    def _prepared(self, uniform: Tensor) -> "_Fixed":
+        """Tensors for steps of as many rows as there are."""
+        rows = len(uniform)
+        layers = self._batch.caches[0].layers
+        length = layers[0].keys.shape[-2]
+        for layer in layers:
+            layer.make_room(rows, min(_ROOM, self._left + 1))
+        keys = layers[0].room(rows)[0]
+        own = None if self._batch.prompt_keys[0] is not None else self._batch.attention
+        bias = keys.new_full((1 if own is None else rows, keys.shape[-2]), float("-inf"))
+        seen = bias[:, :length]
+        seen.zero_() if own is None else seen.masked_fill_(own.bool(), 0.0)
+        return _Fixed(
+            chosen=torch.zeros(rows, dtype=torch.int64, device=keys.device),
+            uniform=torch.empty_like(uniform),
+            logprob=torch.empty(rows, dtype=torch.float32, device=keys.device),
+            position=self._batch.position.clone(),
+            column=Column(torch.full((1,), length, device=keys.device), bias),
+            room=keys.shape[-2] - length,
+        )
+
+    def _played(self, fixed: "_Fixed", chosen: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        fixed.chosen.copy_(chosen)
+        fixed.uniform.copy_(uniform)
+        if self._replay is None:
+            self._step(fixed)
+        else:
+            self._replay()
+        fixed.steps += 1
+        return fixed.chosen, fixed.logprob
+
+    def _step(self, fixed: "_Fixed") -> None:
+        """One token, from and into tensors that stay where they are."""
+        batch, column = self._batch, fixed.column
+        column.bias.index_fill_(1, column.place, 0.0)
+        read = batch.one_token[0]
+        assert read is not None
+        logits = read(fixed.chosen, fixed.position, None, batch.caches[0].layers, batch.prompt_keys[0], column)
+        chosen, logprob = self._drawn(logits, fixed.uniform)
+        fixed.chosen.copy_(chosen)
+        fixed.logprob.copy_(logprob)
+        fixed.position.add_(1)
+        column.place.add_(1)
+
+    def _record(self, fixed: "_Fixed") -> None:
+        try:
+            self._replay = capture(lambda: self._step(fixed))
+        except RuntimeError as error:
+            log.warning(
+                "A step of writing answers could not be recorded (%s). Its operations are launched one by one, which "
+                "is slower; DPR_GRAPHS=0 asks for that.",
+                str(error).partition("\n")[0],
+            )
+            self._refused = True
+            self._settle()
+
+    def _settle(self) -> None:
+        """Let the batch know what was written in the meantime; its tensors may change then."""
+        if self._fixed is not None and self._fixed.steps > 0:
+            self._batch.advance(self._fixed.steps)
+        self._fixed = self._replay = None
+
+
+class _Fixed:
+    """Tensors that stay where they are from step to step.
+
+    ``chosen`` [B]: tokens, first those to read and then those drawn; ``uniform`` [B]; ``logprob`` [B], of those drawn;
+    ``position`` [B]; ``column``: where keys go; ``room``: steps that there is room for; ``steps``: that were made.
+    """
+
+    def __init__(
+        self, *, chosen: Tensor, uniform: Tensor, logprob: Tensor, position: Tensor, column: Column, room: int
+    ) -> None:
+        self.chosen, self.uniform, self.logprob = chosen, uniform, logprob
+        self.position, self.column, self.room = position, column, room
+        self.steps = 0
+
+
+def steps_of(batch: Batch, temperature: float, top_p: float, limit: int) -> Steps:
+    """How a batch is written: as recorded steps where that is faster and known to be the same."""
+    alone = len(batch.models) == 1 and batch.one_token[0] is not None and batch.combine is only
+    if alone and has_graphs(batch.position.device):
+        return RecordedSteps(batch, temperature, top_p, limit)
+    return Steps(batch, temperature, top_p)

@@ -1,0 +1,220 @@
+"""Steps that are recorded and played again, against steps that are not."""
+
+import gc
+import logging
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from dpr_lightning.functional import token_logprobs
+from dpr_lightning.policies import action_logits
+from dpr_lightning.rollouts import SamplingOptions, recorded_steps, sample
+from dpr_lightning.types import Rollouts
+from tests.rollouts import graph_on_a_cpu
+from tests.tiny import decoder, tiny_tokenizer, unknown_decoder, with_adapters
+
+PROMPTS = [[5, 6, 7], [8, 9], [10, 11, 12, 13, 14], [7], [9, 9, 4, 2]]
+STOP, PAD = [1, 20, 25], 0
+KINDS: dict[str, Callable[[], nn.Module]] = {
+    "llama": lambda: decoder("llama"),
+    "llama_with_biases": lambda: decoder("llama", attention_bias=True, mlp_bias=True),
+    "qwen3": lambda: decoder("qwen3", head_dim=32),
+    "adapters": lambda: with_adapters(decoder("llama")),
+    "bfloat16": lambda: decoder("llama").bfloat16(),
+}
+
+
+class Record:
+    """What was recorded, and how often it was played."""
+
+    def __init__(self) -> None:
+        self.made, self.played = 0, 0
+        self.alive: list[weakref.ref[Any]] = []
+
+    def capture(self, function: Callable[[], None]) -> Callable[[], None]:
+        """As on a GPU."""
+        recording = graph_on_a_cpu.capture(function)
+        self.made += 1
+        self.alive.append(weakref.ref(recording))
+
+        def play() -> None:
+            self.played += 1
+            recording()
+
+        return play
+
+
+@pytest.fixture
+def record(monkeypatch: pytest.MonkeyPatch) -> Record:
+    """A CPU that records as a GPU would; switched on by :func:`both`."""
+    record = Record()
+    monkeypatch.setattr(recorded_steps, "capture", record.capture)
+    monkeypatch.setattr(recorded_steps, "_ROOM", 12)
+    return record
+
+
+@pytest.fixture
+def both(record: Record, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Rollouts, Rollouts]]:
+    """Answers by plain steps, and by recorded ones."""
+
+    def written(model: nn.Module, options: SamplingOptions, **more: Any) -> tuple[Rollouts, Rollouts]:
+        found = []
+        for graphs in (False, True):
+            monkeypatch.setattr(recorded_steps, "has_graphs", lambda device, graphs=graphs: graphs)
+            given = {"stop_tokens": STOP, "pad_token": PAD, "seed": 3} | more
+            found.append(sample(model, PROMPTS, options, **given))
+        return found[0], found[1]
+
+    return written
+
+
+def made(kind: str) -> nn.Module:
+    torch.manual_seed(0)
+    model = KINDS[kind]().eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "norm" in name or "bias" in name:
+                weight.add_(torch.randn_like(weight), alpha=0.3)
+    return model
+
+
+def expect_the_same(plain: Rollouts, recorded: Rollouts, allowed: float = 2e-5) -> None:
+    assert torch.equal(plain.tokens, recorded.tokens)
+    assert torch.equal(plain.mask, recorded.mask)
+    assert torch.equal(plain.terminated, recorded.terminated)
+    torch.testing.assert_close(plain.logprob, recorded.logprob, atol=allowed, rtol=0)
+
+
+@pytest.mark.parametrize("samples", [1, 6])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "bfloat16"])
+def test_answers_are_the_same(kind: str, samples: int, both: Any, record: Record) -> None:
+    """Through rows that end, room that is used up, and a rest that is not worth a recording."""
+    plain, recorded = both(made(kind), SamplingOptions(60), num_samples=samples, stop_tokens=[1])
+    expect_the_same(plain, recorded)
+    assert record.made > 1
+    assert record.played > 25
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"temperature": 0.7}, {"top_p": 0.8}, {"batch_size": 7}])
+def test_however_tokens_are_drawn(options: dict[str, Any], both: Any, record: Record) -> None:
+    expect_the_same(*both(made("llama"), SamplingOptions(40, **options), num_samples=3))
+    assert record.played > 15
+
+
+def test_prompts_of_one_length_need_no_mask(both: Any, record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "PROMPTS", [[5, 6, 7], [8, 9, 10], [3, 3, 3]])
+    for samples in (1, 4):
+        expect_the_same(*both(made("llama"), SamplingOptions(40), num_samples=samples))
+    assert record.played > 15
+
+
+def test_stop_strings_end_answers(both: Any, record: Record) -> None:
+    tokenizer = tiny_tokenizer()
+    model = decoder("llama").eval()
+    model.resize_token_embeddings(len(tokenizer))  # type: ignore[operator]
+    options = SamplingOptions(40, stop_strings=("a", "1"))
+    plain, recorded = both(model, options, num_samples=8, tokenizer=tokenizer, stop_tokens=[])
+    expect_the_same(plain, recorded)
+    assert plain.terminated.any()
+    assert record.made > 0
+
+
+def test_in_half_precision_logprobs_are_those_of_a_fresh_pass(both: Any, record: Record) -> None:
+    """Rounding may lead to other tokens than plain steps draw; the numbers beside them are theirs."""
+    model = made("bfloat16")
+    _, recorded = both(model, SamplingOptions(40), num_samples=6)
+    scored = action_logits(model, recorded.tokens, recorded.mask)
+    fresh = token_logprobs(scored.logits.float(), scored.tokens).detach()
+    torch.testing.assert_close(recorded.logprob * scored.mask, fresh * scored.mask, atol=0.05, rtol=0)
+    assert record.played > 10
+
+
+def test_autocast_keeps_its_copies_out(both: Any, record: Record) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        _, recorded = both(made("llama"), SamplingOptions(30), num_samples=4)
+    assert record.played > 10
+    assert torch.isfinite(recorded.logprob).all()
+
+
+def test_the_answers_end_is_followed_by_padding(both: Any, record: Record) -> None:
+    """Rows go on being written for a while after their end."""
+    _, recorded = both(made("llama"), SamplingOptions(40), num_samples=6)
+    assert recorded.terminated.any()
+    for tokens, mask in zip(recorded.tokens, recorded.mask, strict=True):
+        last = int(mask.nonzero().max())
+        assert (tokens[last + 1 :] == PAD).all()
+        assert not mask[last + 1 :].any()
+
+
+def test_few_rows_are_written_in_vain(both: Any, record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of lengths that fall off as those of an untrained policy do; and few recordings are made for them."""
+    monkeypatch.setattr(recorded_steps, "_ROOM", 128)
+    rows = 0
+    drawn = recorded_steps.RecordedSteps.next
+
+    def count(self: Any, chosen: torch.Tensor, uniform: torch.Tensor) -> Any:
+        nonlocal rows
+        rows += len(chosen)
+        return drawn(self, chosen, uniform)
+
+    monkeypatch.setattr(recorded_steps.RecordedSteps, "next", count)
+    _, recorded = both(made("llama"), SamplingOptions(100), num_samples=40, stop_tokens=[1])
+    needed = int(recorded.mask.sum()) - len(recorded.mask)  # reading the prompt gave the first
+    assert rows <= 1.2 * needed
+    assert record.made <= 12
+
+
+def test_what_cannot_be_recorded_is_done_step_by_step(
+    both: Any, record: Record, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = made("llama")
+    rotary = model.model.rotary_emb  # type: ignore[union-attr]
+    forward, seen = rotary.forward, []
+
+    def asking(hidden: Any, position_ids: torch.Tensor) -> Any:
+        seen.append(int(position_ids.max()))  # as `rope_type: dynamic` does
+        return forward(hidden, position_ids)
+
+    monkeypatch.setattr(rotary, "forward", asking)
+    with caplog.at_level(logging.WARNING):
+        expect_the_same(*both(model, SamplingOptions(40), num_samples=3))
+    assert record.played == 0
+    assert sum("could not be recorded" in entry.message for entry in caplog.records) == 1
+    assert "DPR_GRAPHS=0" in caplog.text
+
+
+@pytest.mark.parametrize("how", ["unknown", "combined", "short"])
+def test_who_is_not_recorded(how: str, both: Any, record: Record) -> None:
+    model = unknown_decoder().eval() if how == "unknown" else made("llama")
+    more = {"combine": lambda logprobs: logprobs[0]} if how == "combined" else {}
+    plain, recorded = both(model, SamplingOptions(8 if how == "short" else 30), num_samples=2, **more)
+    expect_the_same(plain, recorded)
+    assert record.made == 0
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """A cycle would stay."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def test_recordings_and_their_memory_are_let_go(both: Any, record: Record, no_collector: None) -> None:
+    both(made("llama"), SamplingOptions(60), num_samples=4)
+    assert record.made > 0
+    assert all(held() is None for held in record.alive)
+
+
+def test_it_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dpr_lightning.rollouts.cuda_graph import has_graphs
+
+    assert has_graphs(torch.device("cuda"))
+    assert not has_graphs(torch.device("cpu"))
+    monkeypatch.setenv("DPR_GRAPHS", "0")
+    assert not has_graphs(torch.device("cuda"))
