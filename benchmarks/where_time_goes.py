@@ -125,7 +125,7 @@ def step(kind: str, folder: Path) -> tuple[Counter[str], float, float]:
     """
     gate: Any = _Profiled()
     with suppress(_Done):
-        WORK[kind](gate, folder, CPU[kind].read(folder / f"{kind}.json"))
+        WORK[kind](gate, folder, CPU[kind].read(folder / f"{kind}.json"), "ours")
     spent: Counter[str] = Counter()
     flops = counted = 0.0
     for found in gate.profile.key_averages():

@@ -33,7 +33,7 @@ def write_tiny_policy(folder: Path, *, seed: int = 0, hidden_size: int = 32, lay
 def decoder(kind: str, **more: Any) -> nn.Module:
     """A random model of an architecture's name in transformers, with the sizes of ``DECODER``."""
     make: Any = AutoModelForCausalLM.from_config
-    made: nn.Module = make(AutoConfig.for_model(kind, **DECODER, **more))
+    made: nn.Module = make(AutoConfig.for_model(kind, **(DECODER | more)))
     return made
 
 

@@ -27,16 +27,23 @@ from benchmarks.scoreboard.gradients import compare_gradients
 from benchmarks.scoreboard.material import write_material
 from benchmarks.scoreboard.workloads import CPU, GPU, SHAPES, Workload, counted_tokens, least_operations
 
-PLAIN, RECOMPUTING = "ours_plain", "ours_recomputing"
+PLAIN, RECOMPUTING, LAUNCHED = "ours_plain", "ours_recomputing", "ours_launched"
 SIDES = {
     "sft": ["ours", PLAIN, RECOMPUTING, "trl", "trl_tuned", "transformers"],
     "score": ["ours", PLAIN, "trl", "trl_tuned"],
-    "decode": ["ours", PLAIN, "transformers", "static"],
-    "dpr": ["ours", PLAIN, RECOMPUTING, "trl", "trl_tuned"],
+    "decode": ["ours", PLAIN, LAUNCHED, "transformers", "static"],
+    "dpr": ["ours", PLAIN, RECOMPUTING, LAUNCHED, "trl", "trl_tuned"],
 }
-# What `dpr` sets before it begins, and where there is no compiler.
+ELSEWHERE = {True: {PLAIN, RECOMPUTING}, False: {LAUNCHED}}
+"""Sides that say nothing on a GPU, and on a CPU."""
 _AS_DPR = {"GOMP_SPINCOUNT": "5000"}
-SETTINGS = {"ours": _AS_DPR, PLAIN: _AS_DPR | {"DPR_KERNELS": "0"}, RECOMPUTING: _AS_DPR}
+SETTINGS = {
+    "ours": _AS_DPR,
+    PLAIN: _AS_DPR | {"DPR_KERNELS": "0"},
+    RECOMPUTING: _AS_DPR,
+    LAUNCHED: _AS_DPR | {"DPR_GRAPHS": "0"},
+}
+"""Of this package's sides: what `dpr` sets before it begins, and what is switched off."""
 
 
 class Worker:
@@ -164,8 +171,7 @@ def main() -> None:
     results = json.loads(given.output.read_text()) if given.output.exists() else {}
     for place, (kind, work) in enumerate(workloads.items()):
         sides = [side for side in SIDES[kind] if given.sides is None or side in given.sides]
-        if given.gpu:  # which has no use for kernels of a CPU
-            sides = [side for side in sides if side != PLAIN]
+        sides = [side for side in sides if side not in ELSEWHERE[given.gpu]]
         share = time.monotonic() + (ends - time.monotonic()) / (len(workloads) - place)
         found = measure(work, sides, given.peers, folder, given.warmups, rounds, share)
         if kind == "sft":

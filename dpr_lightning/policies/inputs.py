@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dpr_lightning.policies.decoders import is_known_decoder
+from dpr_lightning.policies.packed_attention import VARLEN, rows_end_to_end
 from dpr_lightning.policies.prefixes import behind_prompts
 
 Inputs = dict[str, Any]
@@ -14,11 +16,15 @@ ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
 def packs_rows(model: nn.Module) -> bool:
-    """Whether rows go through ``model`` end to end in one long row: under flash attention, which then skips padding.
+    """Whether rows go through ``model`` end to end in one long row: where its attention then skips padding.
 
-    Only where every layer is attention, which sees from the positions where a row ends.
+    Under flash attention, where every layer is attention, which sees from the positions where a row ends; under
+    `varlen` in decoders whose insides are known.
     """
-    if "flash" not in str(getattr(model.config, "_attn_implementation", None)):
+    attention = str(getattr(model.config, "_attn_implementation", None))
+    if attention == VARLEN:
+        return is_known_decoder(model)
+    if "flash" not in attention:
         return False
     config = model.config.get_text_config()  # type: ignore[union-attr, operator]
     layers = set(getattr(config, "layer_types", None) or ()) | set(getattr(config, "layers_block_type", None) or ())
@@ -49,4 +55,7 @@ def model_inputs(
     # Positions that begin again at 0 are what tells transformers where a row ends and the next begins.
     position = columns.expand_as(tokens)[kept].unsqueeze(0)
     inputs = {"input_ids": tokens[kept].unsqueeze(0), "position_ids": position, "use_cache": False}
-    return inputs, length.cumsum(0) - length
+    start = length.cumsum(0) - length
+    if getattr(model.config, "_attn_implementation", None) == VARLEN:
+        inputs |= rows_end_to_end(start, position.shape[1], int(length.max()))
+    return inputs, start

@@ -39,8 +39,8 @@ class PolicySpec:
         master_weights: of parameters in half precision, let the optimizer step float32 copies, in which small changes
             are not lost. DeepSpeed keeps such copies anyway; FSDP2 holds weights in float32 instead (`dtype`) and
             computes in the precision of the trainer.
-        attention: transformers' attention implementation. With flash attention the rows of a micro-batch are packed
-            end to end, without padding.
+        attention: transformers' attention implementation, or ``varlen``: PyTorch's own for rows of many lengths. With
+            that, and with flash attention, the rows of a micro-batch are packed end to end, without padding.
         lora: train adapters instead of every parameter.
         gradient_checkpointing: recompute activations in the backward pass: 4 forward passes' work instead of 3.
         trust_remote_code: run model code that comes with ``source``. Off unless asked for.
