@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
+from dpr_lightning.cli.lightning import run_lightning
 from dpr_lightning.cli.main import main
 from dpr_lightning.data import DemonstrationDataModule
 from dpr_lightning.modules import SupervisedIRL
@@ -148,6 +149,21 @@ def test_dpr_trains_from_a_config_and_exports(
     original = AutoModelForCausalLM.from_pretrained(workspace.sft)
     tokens = torch.tensor([[5, 6, 7]])
     torch.testing.assert_close(exported(tokens).logits, original(tokens).logits, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("estimator", ["all_actions", "reinforce"])
+def test_packed_rows_train_as_padded_ones(
+    estimator: str, workspace: Workspace, dpr_config: Callable[..., str], tmp_path: Path
+) -> None:
+    """`--model.policy.attention varlen`, of the policy and of the frozen models; `dpr plan` takes it as well."""
+    config, weights = dpr_config(model={"estimator": estimator}), []
+    for attention in ("sdpa", "varlen"):
+        folder = str(tmp_path / attention)
+        chosen = ["--model.policy.attention", attention, "--data.attention", attention]
+        model = run_lightning(["fit", "--config", config, *chosen, "--trainer.default_root_dir", folder]).model
+        weights.append(torch.cat([weight.detach().flatten() for weight in model.policy.parameters()]))
+    torch.testing.assert_close(*weights, atol=1e-6, rtol=0)
+    assert main(["plan", "--config", config, "--model.policy.attention", "varlen"]) == 0
 
 
 @pytest.fixture(scope="session")

@@ -12,11 +12,14 @@ ROOT = Path(__file__).parents[2]
 OF_SPELLING = ["--task", "spelling", "--title", "Short words backwards, 400 demonstrations"]
 
 
-@pytest.mark.parametrize(("folder", "options"), [("addition", []), ("spelling", OF_SPELLING)])
-def test_kept_seeds_are_pooled(folder: str, options: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("folder", "recipe", "options"),
+    [("addition", "toy", []), ("spelling", "toy", OF_SPELLING), ("ahead", "ahead", [])],
+)
+def test_kept_seeds_are_pooled(folder: str, recipe: str, options: list[str], tmp_path: Path) -> None:
     kept = ROOT / "docs" / "measurements" / folder
     seeds = sorted(int(file.stem.removeprefix("seed_")) for file in kept.glob("seed_*.json"))
-    config = ROOT / "configs" / "compare" / "toy.yaml"
+    config = ROOT / "configs" / "compare" / f"{recipe}.yaml"
     arguments = [*options, "--seeds", json.dumps(seeds), "--pool", json.dumps([str(kept)]), "--output", str(tmp_path)]
     assert main(["compare", "--config", str(config), *arguments]) == 0
     found = json.loads((tmp_path / "compare.json").read_text())
