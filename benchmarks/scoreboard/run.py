@@ -34,7 +34,7 @@ SIDES = {
     "decode": ["ours", PLAIN, LAUNCHED, "transformers", "static"],
     "dpr": ["ours", PLAIN, RECOMPUTING, LAUNCHED, "trl", "trl_tuned"],
 }
-ELSEWHERE = {True: {PLAIN, RECOMPUTING}, False: {LAUNCHED}}
+ELSEWHERE = {True: {PLAIN}, False: {LAUNCHED}}
 """Sides that say nothing on a GPU, and on a CPU."""
 _AS_DPR = {"GOMP_SPINCOUNT": "5000"}
 SETTINGS = {
@@ -172,6 +172,8 @@ def main() -> None:
     for place, (kind, work) in enumerate(workloads.items()):
         sides = [side for side in SIDES[kind] if given.sides is None or side in given.sides]
         sides = [side for side in sides if side not in ELSEWHERE[given.gpu]]
+        if not sides:
+            parser.error(f"of {kind} here, nothing is left to measure: --sides of {', '.join(SIDES[kind])}")
         share = time.monotonic() + (ends - time.monotonic()) / (len(workloads) - place)
         found = measure(work, sides, given.peers, folder, given.warmups, rounds, share)
         if kind == "sft":

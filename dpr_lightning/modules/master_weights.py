@@ -65,9 +65,12 @@ class MasterWeights(Optimizer):
         learnt = [(weight, self._copies[weight]) for weight in weights if weight.grad is not None]
         for weight, copy in learnt:
             copy.grad = weight.grad.float()  # type: ignore[union-attr]
-        self.inner.step()
+        try:
+            self.inner.step()
+        finally:
+            for _, copy in learnt:
+                copy.grad = None
         for weight, copy in learnt:
-            copy.grad = None
             weight.copy_(copy)
 
     def state_dict(self) -> dict[str, Any]:
@@ -109,6 +112,8 @@ def _without_gradients(weights: list[Tensor]) -> Iterator[None]:
     gradients = [weight.grad for weight in weights]
     for weight in weights:
         weight.grad = None
-    yield
-    for weight, gradient in zip(weights, gradients, strict=True):
-        weight.grad = gradient
+    try:
+        yield
+    finally:
+        for weight, gradient in zip(weights, gradients, strict=True):
+            weight.grad = gradient

@@ -56,6 +56,6 @@ def model_inputs(
     position = columns.expand_as(tokens)[kept].unsqueeze(0)
     inputs = {"input_ids": tokens[kept].unsqueeze(0), "position_ids": position, "use_cache": False}
     start = length.cumsum(0) - length
-    if getattr(model.config, "_attn_implementation", None) == VARLEN:
+    if getattr(model.config, "_attn_implementation", None) == VARLEN and is_known_decoder(model):
         inputs |= rows_end_to_end(start, position.shape[1], int(length.max()))
     return inputs, start

@@ -64,11 +64,22 @@ def attend(
     # Under autocast rotary positions leave queries and keys in float32.
     query, key, value = (part[0].transpose(0, 1).to(value.dtype) for part in (query, key, value))
     scale, dropout = more.get("scaling"), float(more.get("dropout") or 0.0)
-    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and dropout == 0:
+    if dropout == 0 and _fits_kernel(query):
         mixed = _by_kernel(query, key, value, bounds, int(more["max_length_q"]), scale)
     else:
         mixed = _row_by_row(query, key, value, bounds, scale, dropout)
     return mixed.unsqueeze(0), None
+
+
+def _fits_kernel(query: Tensor) -> bool:
+    """What flash attention asks for."""
+    half, width = query.dtype in (torch.float16, torch.bfloat16), query.shape[-1]
+    return query.is_cuda and half and width <= 256 and width % 8 == 0 and _has_kernel(query.device)
+
+
+@cache
+def _has_kernel(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _by_kernel(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, longest: int, scale: float | None) -> Tensor:

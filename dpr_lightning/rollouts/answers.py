@@ -33,6 +33,15 @@ class Answers:
             logprob[row, : len(drawn)] = torch.tensor(drawn, dtype=torch.float32)
         return cls(ids, logprob, length, torch.tensor(terminated))
 
+    def written(self, width: int) -> Tensor:
+        """Which of the first ``width`` tokens belong to each answer, [K, width]; a row may go on behind its end."""
+        return torch.arange(width).unsqueeze(0) < self.length.unsqueeze(1)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all log-probabilities of what belongs to answers are numbers."""
+        return bool((self.logprob.isfinite() | ~self.written(self.logprob.shape[1])).all())
+
 
 def joined(
     prompts: Sequence[Sequence[int]], answers: Sequence[Answers], identities: Sequence[int], pad_token: int
@@ -48,7 +57,7 @@ def joined(
     Raises:
         InputError: log-probabilities that are not numbers.
     """
-    if not all(bool(answer.logprob.isfinite().all()) for answer in answers):
+    if not all(answer.is_finite for answer in answers):
         raise InputError(
             "The policy gives log-probabilities that are not numbers: its weights are damaged, or training diverged. "
             "Go back to an earlier checkpoint and lower the learning rate."
@@ -63,7 +72,7 @@ def joined(
     for place, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         rows = slice(place * num_samples, (place + 1) * num_samples)
         start, width = len(prompt), int(answer.length.max())
-        written = torch.arange(width).unsqueeze(0) < answer.length.unsqueeze(1)
+        written = answer.written(width)
         tokens[rows, :start] = torch.tensor(list(prompt))
         tokens[rows, start : start + width] = torch.where(written, answer.tokens[:, :width], pad_token)
         mask[rows, start : start + width] = written

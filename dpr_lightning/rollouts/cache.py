@@ -68,7 +68,7 @@ class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         """
         kept = self.room(len(keys))
         for held, new in zip(kept, (keys, values), strict=True):
-            held.index_copy_(2, place, new)
+            held.index_copy_(2, place, new.to(held.dtype))
         return kept
 
     def room(self, rows: int) -> tuple[Tensor, Tensor]:

@@ -93,19 +93,21 @@ class Attention:
         placed = rotate(heads[:, : queries + keys].unsqueeze(1), seen.cosine, seen.turned).squeeze(1)
         query = placed[:, :queries].reshape(len(asked), keys, -1, self._width)
         key, value = placed[:, queries:].unsqueeze(2), heads[:, queries + keys :].unsqueeze(2)
+        by_products = seen.prompts is not None or _multiplies_fast(asked)
         if seen.column is not None:
             kept = held.write(key, value, seen.column.place)
-            return self._by_products(query, kept, seen.column.bias, seen.prompts).reshape(len(asked), -1)
-        written = held.update(key, value)
-        length = written[0].shape[-2]
-        if seen.prompts is not None or _multiplies_fast(asked):
-            kept = held.room(len(asked))
+            bias: Tensor | None = seen.column.bias
+        else:
+            kept = held.update(key, value)
+            length = kept[0].shape[-2]
+            if by_products:  # parts of a tensor would be copied
+                kept = held.room(len(asked))
             bias = seen.bias(length, kept[0].shape[-2], kept[0].dtype)
+        if by_products:
             mixed = self._by_products(query, kept, bias, seen.prompts)
         else:
-            bias = seen.bias(length, length, query.dtype)
-            bias = bias if bias is None else bias[:, None, None]
-            mixed = scaled_dot_product_attention(query, *written, attn_mask=bias, scale=self._scale)
+            shown = None if bias is None else bias[:, None, None]
+            mixed = scaled_dot_product_attention(query, *kept, attn_mask=shown, scale=self._scale)
         return mixed.reshape(len(asked), -1)
 
     def _by_kernel(self, heads: Tensor, keys: int, seen: Seen, held: RoomyLayer) -> Tensor:

@@ -2,20 +2,26 @@
 
 import logging
 from collections.abc import Callable
+from weakref import WeakSet
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from dpr_lightning.policies import autocasts, inside_of_adapters
 from dpr_lightning.rollouts.batch import Batch, only
 from dpr_lightning.rollouts.cuda_graph import capture, has_graphs
 from dpr_lightning.rollouts.one_token_attention import Column
 from dpr_lightning.rollouts.steps import Steps
 
 log = logging.getLogger(__name__)
-_ROOM = 128
-"""Tokens of room that a recording is made for."""
+_ROOM, _STRIDE = 128, 8
+"""Tokens of room that a recording is made for, all room being a multiple of what kernels like."""
 _WORTH = 8
-"""Steps for which at least a recording is made: it takes about as long as two without one."""
+"""Steps for which at least a recording is made."""
+_ASK_THE_HOST = {"dynamic", "longrope"}
+"""Rotary positions that look at how long the longest row is."""
+_refused: WeakSet[nn.Module] = WeakSet()
+"""Models whose steps could not be recorded."""
 
 
 class RecordedSteps(Steps):
@@ -37,7 +43,7 @@ class RecordedSteps(Steps):
     def __init__(self, batch: Batch, temperature: float, top_p: float, limit: int) -> None:
         super().__init__(batch, temperature, top_p)
         self._left = limit - 1
-        self._begun = self._refused = False
+        self._begun = False
         self._fixed: _Fixed | None = None
         self._replay: Callable[[], None] | None = None
 
@@ -46,7 +52,7 @@ class RecordedSteps(Steps):
         self._left -= 1
         if self._fixed is not None and self._fixed.steps == self._fixed.room:
             self._settle()
-        if self._fixed is None and self._begun and not self._refused and self._left >= _WORTH:
+        if self._fixed is None and self._begun and self._batch.models[0] not in _refused and self._left >= _WORTH:
             self._fixed = self._prepared(uniform)
         self._begun = True  # the first token makes the layers' tensors
         if self._fixed is not None and self._fixed.steps == 1:
@@ -69,8 +75,9 @@ class RecordedSteps(Steps):
         rows = len(uniform)
         layers = self._batch.caches[0].layers
         length = layers[0].keys.shape[-2]
+        room = length + min(_ROOM, self._left + 1)
         for layer in layers:
-            layer.make_room(rows, min(_ROOM, self._left + 1))
+            layer.make_room(rows, -(-room // _STRIDE) * _STRIDE - length)
         keys = layers[0].room(rows)[0]
         own = None if self._batch.prompt_keys[0] is not None else self._batch.attention
         bias = keys.new_full((1 if own is None else rows, keys.shape[-2]), float("-inf"))
@@ -110,14 +117,14 @@ class RecordedSteps(Steps):
 
     def _record(self, fixed: "_Fixed") -> None:
         try:
-            self._replay = capture(lambda: self._step(fixed))
+            self._replay = capture(lambda: self._step(fixed), fixed.position.device)
         except RuntimeError as error:
             log.warning(
                 "A step of writing answers could not be recorded (%s). Its operations are launched one by one, which "
                 "is slower; DPR_GRAPHS=0 asks for that.",
                 str(error).partition("\n")[0],
             )
-            self._refused = True
+            _refused.add(self._batch.models[0])
             self._settle()
 
     def _settle(self) -> None:
@@ -143,8 +150,15 @@ class _Fixed:
 
 
 def steps_of(batch: Batch, temperature: float, top_p: float, limit: int) -> Steps:
-    """How a batch is written: as recorded steps where that is faster and known to be the same."""
-    alone = len(batch.models) == 1 and batch.one_token[0] is not None and batch.combine is only
-    if alone and has_graphs(batch.position.device):
+    """How a batch is written: in recorded steps where they are faster and do the same."""
+    if has_graphs(batch.position.device) and _can_be_recorded(batch):
         return RecordedSteps(batch, temperature, top_p, limit)
     return Steps(batch, temperature, top_p)
+
+
+def _can_be_recorded(batch: Batch) -> bool:
+    if len(batch.models) > 1 or batch.one_token[0] is None or batch.combine is not only:
+        return False
+    rotary = inside_of_adapters(batch.models[0]).model.rotary_emb
+    # Under autocast each step would cast all weights again: what is cast once need not be there when it is played.
+    return not (autocasts() or getattr(rotary, "rope_type", None) in _ASK_THE_HOST)

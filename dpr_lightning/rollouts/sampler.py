@@ -200,7 +200,7 @@ class _Decoding:
                 over, left = over | ended, left - ends
             if step + 1 == limit or left == 0:
                 break
-            if ends and steps.leaves_out(len(row) - left, len(row)):
+            if left < len(row) and steps.leaves_out(len(row) - left, len(row)):
                 order = fill_gaps(over)
                 row, key, chosen, uniform, over = row[order], key[order], chosen[order], uniform[order], over[order]
                 steps.keep(order)

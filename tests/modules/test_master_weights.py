@@ -114,6 +114,26 @@ def test_parts_change_no_step(build: Any, mixed: bool, monkeypatch: pytest.Monke
         assert max(at_once) == 1
 
 
+def test_an_error_within_loses_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = weights(torch.bfloat16)
+    held[0] = weights(torch.float32)[0].detach().requires_grad_()
+    for weight in held:
+        weight.grad = torch.ones_like(weight)
+    monkeypatch.setattr(master_weights, "_AT_ONCE", 1)
+    optimizer, calls = MasterWeights(held, adam), []
+
+    def fail(*_: Any) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("out of memory")
+
+    optimizer.inner.register_step_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        optimizer.step()
+    assert all(weight.grad is not None for weight in held)
+    assert all(copy.grad is None for copy in optimizer._copies.values())
+
+
 def test_a_step_without_gradients_changes_nothing() -> None:
     held = weights(torch.bfloat16)
     MasterWeights(held, adam).step()

@@ -1,16 +1,19 @@
 """What `dpr_lightning.rollouts.cuda_graph.capture` does on a GPU, done on a CPU with PyTorch's operations.
 
 A recording calls no Python when it is played: it is a list of operations on tensors that stay where they were, and
-what they gave once is written over. It is made without any effect, and nothing in it may ask for a number.
+what they gave once is written over. It is made without any effect, nothing in it may ask for a number, and it keeps no
+tensor alive that was there before: one that is gone when it is played is an error here, and other memory on a GPU.
 """
 
+import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 _aten: Any = torch.ops.aten
 _ASK_THE_HOST = {
@@ -22,8 +25,24 @@ _ASK_THE_HOST = {
     _aten.repeat_interleave.Tensor,
     _aten.unique_dim.default,
     _aten._unique2.default,
+    _aten.unique_consecutive.default,
     _aten.lift_fresh.default,  # a number of Python's, from memory that is not pinned
 }
+
+
+@dataclass(frozen=True)
+class _Outside:
+    """A tensor that was there before the recording."""
+
+    storage: "weakref.ref[torch.UntypedStorage]"
+    dtype: torch.dtype
+    layout: tuple[int, tuple[int, ...], tuple[int, ...]]
+
+    def tensor(self) -> Tensor:
+        """The same again, if it is still there."""
+        storage = self.storage()
+        assert storage is not None, "a recording reads memory that was freed"
+        return torch.empty(0, dtype=self.dtype).set_(storage, *self.layout)
 
 
 class _Recorder(TorchDispatchMode):
@@ -47,8 +66,15 @@ class _Recorder(TorchDispatchMode):
         found = function(*args, **kwargs)
         known = {part.untyped_storage().data_ptr() for part in given}
         self._made |= {part.untyped_storage().data_ptr() for part in tensors(found)} - known
-        self.calls.append((function, args, kwargs, found))
+        self.calls.append((function, *tree_map_only(Tensor, self._held, (args, kwargs, found))))
         return found
+
+    def _held(self, part: Tensor) -> Any:
+        storage = part.untyped_storage()
+        if storage.data_ptr() in self._made:
+            return part
+        layout = (part.storage_offset(), tuple(part.shape), tuple(part.stride()))
+        return _Outside(weakref.ref(storage), part.dtype, layout)
 
     def _keep(self, part: Tensor) -> None:
         storage = part.untyped_storage()
@@ -59,6 +85,7 @@ class _Recorder(TorchDispatchMode):
         """Undo what recording did."""
         for storage, before in self._before.values():
             storage.copy_(before)
+        self._before.clear()
 
 
 def tensors(held: Any) -> list[Tensor]:
@@ -87,7 +114,8 @@ class Recording:
     def __call__(self) -> None:
         """Once."""
         for function, args, kwargs, found in self._calls:
-            again = function(*args, **kwargs)
-            for old, new in zip(tensors(found), tensors(again), strict=True):
-                if old.untyped_storage().data_ptr() != new.untyped_storage().data_ptr():
+            held_args, held_kwargs = tree_map_only(_Outside, _Outside.tensor, (args, kwargs))
+            again = function(*held_args, **held_kwargs)
+            for old, new in zip(tree_leaves(found), tree_leaves(again), strict=True):
+                if isinstance(old, Tensor) and old.untyped_storage().data_ptr() != new.untyped_storage().data_ptr():
                     old.copy_(new)
