@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from weakref import WeakSet
 
 import torch
@@ -21,7 +22,11 @@ _WORTH = 8
 _ASK_THE_HOST = {"dynamic", "longrope"}
 """Rotary positions that look at how long the longest row is."""
 _refused: WeakSet[nn.Module] = WeakSet()
-"""Models whose steps could not be recorded."""
+"""Models whose steps could not be recorded, or did something else when played."""
+_tried: WeakSet[nn.Module] = WeakSet()
+"""Models of which a recorded step was seen to do the same as one that is not."""
+_CLOSE = 0.05
+"""Nats by which both may differ in half precision; most tokens are the same."""
 
 
 class RecordedSteps(Steps):
@@ -55,11 +60,14 @@ class RecordedSteps(Steps):
         if self._fixed is None and self._begun and self._batch.models[0] not in _refused and self._left >= _WORTH:
             self._fixed = self._prepared(uniform)
         self._begun = True  # the first token makes the layers' tensors
-        if self._fixed is not None and self._fixed.steps == 1:
-            self._record(self._fixed)
+        if self._fixed is not None:
+            self._fixed.chosen.copy_(chosen)
+            self._fixed.uniform.copy_(uniform)
+            if self._fixed.steps == 1:
+                self._record(self._fixed)
         if self._fixed is None:
             return super().next(chosen, uniform)
-        return self._played(self._fixed, chosen, uniform)
+        return self._played(self._fixed)
 
     def leaves_out(self, ended: int, rows: int) -> bool:
         """As it is there."""
@@ -92,9 +100,7 @@ class RecordedSteps(Steps):
             room=keys.shape[-2] - length,
         )
 
-    def _played(self, fixed: "_Fixed", chosen: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-        fixed.chosen.copy_(chosen)
-        fixed.uniform.copy_(uniform)
+    def _played(self, fixed: "_Fixed") -> tuple[Tensor, Tensor]:
         if self._replay is None:
             self._step(fixed)
         else:
@@ -116,16 +122,40 @@ class RecordedSteps(Steps):
         column.place.add_(1)
 
     def _record(self, fixed: "_Fixed") -> None:
+        model, why = self._batch.models[0], ""
         try:
-            self._replay = capture(lambda: self._step(fixed), fixed.position.device)
+            replay = capture(lambda: self._step(fixed), fixed.position.device)
         except RuntimeError as error:
-            log.warning(
-                "A step of writing answers could not be recorded (%s). Its operations are launched one by one, which "
-                "is slower; DPR_GRAPHS=0 asks for that.",
-                str(error).partition("\n")[0],
-            )
-            _refused.add(self._batch.models[0])
-            self._settle()
+            why = str(error).partition("\n")[0]
+        else:
+            if model in _tried or self._does_the_same(replay, fixed):
+                _tried.add(model)
+                self._replay = replay
+                return
+            why = "played again, it did something else"
+        log.warning(
+            "A step of writing answers could not be recorded: %s. Its operations are launched one by one, which is "
+            "slower; DPR_GRAPHS=0 asks for that.",
+            why,
+        )
+        _refused.add(model)
+        self._settle()
+
+    def _does_the_same(self, replay: Callable[[], None], fixed: "_Fixed") -> bool:
+        """Take the next step in both ways, and go back."""
+        before = [held.clone() for held in fixed.moving]
+        found: list[list[Tensor]] = []
+        ways: list[Callable[[], None]] = [partial(self._step, fixed), replay]
+        for step in ways:
+            step()
+            found.append([held.clone() for held in fixed.moving])
+            for held, then in zip(fixed.moving, before, strict=True):
+                held.copy_(then)
+        (tokens, logprob, *places), (again, logprob_again, *places_again) = found
+        same = tokens == again  # rounding leads few rows elsewhere
+        near = torch.isclose(logprob, logprob_again, atol=_CLOSE, rtol=0, equal_nan=True)
+        moved = all(torch.equal(ours, theirs) for ours, theirs in zip(places, places_again, strict=True))
+        return moved and bool(same.float().mean() >= 0.9) and bool(near[same].all())
 
     def _settle(self) -> None:
         """Let the batch know what was written in the meantime; its tensors may change then."""
@@ -138,7 +168,8 @@ class _Fixed:
     """Tensors that stay where they are from step to step.
 
     ``chosen`` [B]: tokens, first those to read and then those drawn; ``uniform`` [B]; ``logprob`` [B], of those drawn;
-    ``position`` [B]; ``column``: where keys go; ``room``: steps that there is room for; ``steps``: that were made.
+    ``position`` [B]; ``column``: where keys go; ``room``: steps that there is room for; ``steps``: that were made;
+    ``moving``: what a step changes, but for keys and what is seen, which it writes in place.
     """
 
     def __init__(
@@ -147,6 +178,7 @@ class _Fixed:
         self.chosen, self.uniform, self.logprob = chosen, uniform, logprob
         self.position, self.column, self.room = position, column, room
         self.steps = 0
+        self.moving = (chosen, logprob, position, column.place)
 
 
 def steps_of(batch: Batch, temperature: float, top_p: float, limit: int) -> Steps:

@@ -214,6 +214,40 @@ def test_what_cannot_be_recorded_is_done_step_by_step(
     assert "DPR_GRAPHS=0" in caplog.text
 
 
+@pytest.mark.parametrize("samples", [1, 4])
+@pytest.mark.parametrize("wrong", ["nothing", "twice", "other"])
+def test_a_recording_that_does_something_else_is_not_used(
+    wrong: str,
+    samples: int,
+    both: Any,
+    record: Record,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Such as one that was made on another device, which does nothing."""
+
+    def capture(function: Callable[[], None], device: torch.device) -> Callable[[], None]:
+        if wrong == "other":
+            with monkeypatch.context() as patch:
+                patch.setattr(
+                    recorded_steps.RecordedSteps, "_drawn", lambda _, logits, u: (logits.argmin(-1), u.float())
+                )
+                return record.capture(function, device)
+        play = record.capture(function, device)
+
+        def played() -> None:
+            for _ in range(2 if wrong == "twice" else 0):
+                play()
+
+        return played
+
+    monkeypatch.setattr(recorded_steps, "capture", capture)
+    with caplog.at_level(logging.WARNING):
+        expect_the_same(*both(made("llama"), SamplingOptions(40), num_samples=samples))
+    assert record.tried == 1
+    assert "did something else" in caplog.text
+
+
 @pytest.mark.parametrize("how", ["unknown", "combined", "short", "dynamic"])
 def test_who_is_not_recorded(how: str, both: Any, record: Record) -> None:
     model = unknown_decoder().eval() if how == "unknown" else made("llama")
