@@ -32,8 +32,8 @@ _CLOSE = 0.05
 class RecordedSteps(Steps):
     """The same, for a model on a GPU, in few launches.
 
-    A step is a thousand small operations, and to launch each takes longer than to do it. Recorded, they are launched at
-    once; but a recording serves only as long as tensors stay where they are and as large as they are. So rows that have
+    A step is hundreds of small operations, and to launch each may take longer than to do it. Recorded, they are launched
+    at once; but a recording serves only as long as tensors stay where they are and as large as they are. So rows that have
     ended are left out when they are a quarter of all, room is made for many tokens, and keys are attended to with all
     their room. The first step of each size is not recorded: libraries that are used for the first time set themselves
     up, which may not be in a recording.
@@ -48,7 +48,6 @@ class RecordedSteps(Steps):
     def __init__(self, batch: Batch, temperature: float, top_p: float, limit: int) -> None:
         super().__init__(batch, temperature, top_p)
         self._left = limit - 1
-        self._begun = False
         self._fixed: _Fixed | None = None
         self._replay: Callable[[], None] | None = None
 
@@ -57,9 +56,8 @@ class RecordedSteps(Steps):
         self._left -= 1
         if self._fixed is not None and self._fixed.steps == self._fixed.room:
             self._settle()
-        if self._fixed is None and self._begun and self._batch.models[0] not in _refused and self._left >= _WORTH:
+        if self._fixed is None and self._pays():
             self._fixed = self._prepared(uniform)
-        self._begun = True  # the first token makes the layers' tensors
         if self._fixed is not None:
             self._fixed.chosen.copy_(chosen)
             self._fixed.uniform.copy_(uniform)
@@ -77,6 +75,11 @@ class RecordedSteps(Steps):
         """As it is there."""
         self._settle()
         super().keep(order)
+
+    def _pays(self) -> bool:
+        """Whether to record; not before there are keys: where those of prompts are elsewhere, a first token makes them."""
+        has_keys = self._batch.caches[0].layers[0].is_initialized
+        return has_keys and self._batch.models[0] not in _refused and self._left >= _WORTH
 
     def _prepared(self, uniform: Tensor) -> "_Fixed":
         """Tensors for steps of as many rows as there are."""
