@@ -32,10 +32,10 @@ _CLOSE = 0.05
 class RecordedSteps(Steps):
     """The same, for a model on a GPU, in few launches.
 
-    A step is hundreds of small operations, and to launch each may take longer than to do it. Recorded, they are launched
-    at once; but a recording serves only as long as tensors stay where they are and as large as they are. So rows that have
-    ended are left out when they are a quarter of all, room is made for many tokens, and keys are attended to with all
-    their room. The first step of each size is not recorded: libraries that are used for the first time set themselves
+    A step is hundreds of small operations, and to launch each may take longer than to do it. Recorded, they are
+    launched at once; but a recording serves only as long as tensors stay where they are and as large as they are. So
+    rows that have ended are left out when they are a quarter of all, room is made for many tokens, and keys are
+    attended to with all their room. The first step of each size is not recorded: libraries that are used for the first time set themselves
     up, which may not be in a recording.
 
     Args:
@@ -77,7 +77,7 @@ class RecordedSteps(Steps):
         super().keep(order)
 
     def _pays(self) -> bool:
-        """Whether to record; not before there are keys: where those of prompts are elsewhere, a first token makes them."""
+        """Whether to record; not before there are keys: with prompts' own elsewhere, a first token makes them."""
         has_keys = self._batch.caches[0].layers[0].is_initialized
         return has_keys and self._batch.models[0] not in _refused and self._left >= _WORTH
 
