@@ -35,8 +35,8 @@ class RecordedSteps(Steps):
     A step is hundreds of small operations, and to launch each may take longer than to do it. Recorded, they are
     launched at once; but a recording serves only as long as tensors stay where they are and as large as they are. So
     rows that have ended are left out when they are a quarter of all, room is made for many tokens, and keys are
-    attended to with all their room. The first step of each size is not recorded: libraries that are used for the first time set themselves
-    up, which may not be in a recording.
+    attended to with all their room. The first step of each size is not recorded: libraries that are used for the first
+    time set themselves up, which may not be in a recording.
 
     Args:
         batch: of one model whose insides are known, that has read its prompts.
