@@ -27,7 +27,7 @@ from dpr_lightning.modules.memory import (
     training_memory,
 )
 from dpr_lightning.policies import LoraSpec, PolicySpec, is_known_decoder, token_budget_for, weight_bytes
-from dpr_lightning.policies.build import is_adapter
+from dpr_lightning.policies.adapters import is_adapter
 from dpr_lightning.policies.outline import materialise, outline_policy
 from dpr_lightning.policies.plain_head import bare_head
 from dpr_lightning.policies.sharding import layer_names

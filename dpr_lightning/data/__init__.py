@@ -1,6 +1,7 @@
 """Data: rows become demonstrations and prompts, as tokens with the mask of what the policy says."""
 
 from dpr_lightning.data.batching import PlannedBatch, TokenBudgetBatchSampler
+from dpr_lightning.data.chat_format import carried_format, choose_format
 from dpr_lightning.data.conversations import Example, Message, to_demonstration, to_prompt
 from dpr_lightning.data.demonstrations import DemonstrationDataModule
 from dpr_lightning.data.loader import DemonstrationLoader
@@ -13,8 +14,6 @@ from dpr_lightning.data.rows import Row, open_rows
 from dpr_lightning.data.self_play import SelfPlayDataModule, SelfPlayLoader, last_turn
 from dpr_lightning.data.tokenization import (
     TokenizedExample,
-    carried_format,
-    choose_format,
     tokenize_example,
     tokenize_examples,
     tokenize_prompt,

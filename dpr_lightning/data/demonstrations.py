@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.data.batching import TokenBudgetBatchSampler
+from dpr_lightning.data.chat_format import carry_format, choose_format
 from dpr_lightning.data.conversations import check_columns
 from dpr_lightning.data.loader import DemonstrationLoader
 from dpr_lightning.data.over_length import OverLength
@@ -21,7 +22,6 @@ from dpr_lightning.data.prompt_identity import hold_out_prompts
 from dpr_lightning.data.prompts import PromptSet
 from dpr_lightning.data.rows import open_rows
 from dpr_lightning.data.token_cache import cache_key, load_or_tokenize
-from dpr_lightning.data.tokenization import carry_format, choose_format
 from dpr_lightning.data.tokenized import TokenizedDataset, tokenize_rows
 from dpr_lightning.errors import InputError
 from dpr_lightning.policies import PolicySpec, load_tokenizer

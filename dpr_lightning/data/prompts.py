@@ -8,12 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from dpr_lightning.data.chat_format import choose_format
 from dpr_lightning.data.conversations import to_prompt
 from dpr_lightning.data.over_length import over_length_message
 from dpr_lightning.data.progress import progress_bar
 from dpr_lightning.data.prompt_identity import prompt_hash
 from dpr_lightning.data.rows import first_rows, open_rows
-from dpr_lightning.data.tokenization import choose_format, tokenize_prompts
+from dpr_lightning.data.tokenization import tokenize_prompts
 from dpr_lightning.data.tokenized import CHUNK
 from dpr_lightning.errors import InputError
 

@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from dpr_lightning.data.chat_format import Format
 from dpr_lightning.data.over_length import TokenizationReport
 from dpr_lightning.data.rows import file_hash
-from dpr_lightning.data.tokenization import TOKENIZATION_VERSION, Format
+from dpr_lightning.data.tokenization import TOKENIZATION_VERSION
 from dpr_lightning.data.tokenized import TokenizedDataset
 from dpr_lightning.errors import InputError
 from dpr_lightning.locking import only_one

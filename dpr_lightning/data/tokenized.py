@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from dpr_lightning.data.chat_format import Format
 from dpr_lightning.data.conversations import to_demonstration
 from dpr_lightning.data.over_length import LengthLimit, OverLength, TokenizationReport
 from dpr_lightning.data.progress import progress_bar
 from dpr_lightning.data.prompt_identity import prompt_hash
 from dpr_lightning.data.rows import RowSource, first_rows
-from dpr_lightning.data.tokenization import Format, TokenizedExample, tokenize_examples
+from dpr_lightning.data.tokenization import TokenizedExample, tokenize_examples
 from dpr_lightning.errors import InputError
 from dpr_lightning.types import DemonstrationBatch
 

@@ -1,10 +1,7 @@
 """From a description of a policy to a model in memory."""
 
-import json
-import logging
 import pickle
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +16,14 @@ from transformers import (
 )
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from dpr_lightning.errors import InputError, last_line
+from dpr_lightning.errors import InputError
+from dpr_lightning.policies.adapters import add_adapter, load_adapter, report_other_rank, resolve_adapter
 from dpr_lightning.policies.lean_layers import keep_less
 from dpr_lightning.policies.lightning_state import load_lightning_weights
 from dpr_lightning.policies.reading import UNREADABLE, complaint
 from dpr_lightning.policies.sharding import sharded_construction
-from dpr_lightning.policies.spec import LoraSpec, PolicySpec
+from dpr_lightning.policies.spec import PolicySpec
 from dpr_lightning.policies.tokenizers import load_tokenizer
-
-log = logging.getLogger(__name__)
-DESCRIPTION = "dpr_policy.json"
 
 
 def build_policy(
@@ -54,7 +49,7 @@ def build_policy(
             model: nn.Module = _load_base(base_spec, tokenizer)
         _separate_padding(model, tokenizer)
         if adapter is not None:
-            _report_other_rank(adapter, spec.lora)
+            report_other_rank(adapter, spec.lora)
             if (Path(adapter) / GENERATION_CONFIG_NAME).is_file():
                 model.generation_config = GenerationConfig.from_pretrained(adapter)  # type: ignore[assignment]
             model = load_adapter(model, adapter, trainable=trainable and spec.lora is not None)
@@ -74,38 +69,6 @@ def build_policy(
     if not trainable:
         model.requires_grad_(False)
     return model, tokenizer
-
-
-def resolve_adapter(spec: PolicySpec) -> tuple[PolicySpec, str | None]:
-    """Split a description into that of its full base and the folder of an adapter on it, if there is one."""
-    start = spec.checkpoint if spec.checkpoint and not spec.checkpoint.endswith(".ckpt") else None
-    if start is not None and not Path(start).exists() and start.startswith((".", "/", "runs/")):
-        raise InputError(f"The checkpoint {start!r} does not exist. Run the stage that writes it, or mend the path.")
-    for folder in (start, spec.source):
-        if folder is not None and is_adapter(folder):
-            base = base_of(folder) if folder == spec.source else replace(spec, checkpoint=None)
-            return replace(base, dtype=spec.dtype, attention=spec.attention, lora=None), folder
-    if start is not None:
-        return replace(spec, source=start, architecture=None, gguf_file=None, checkpoint=None), None
-    return spec, None
-
-
-def is_adapter(folder: str | Path) -> bool:
-    """Whether a folder holds a peft adapter instead of a full model."""
-    return (Path(folder) / "adapter_config.json").is_file()
-
-
-def base_of(folder: str | Path) -> PolicySpec:
-    """The description of the full model that the adapter in ``folder`` was trained on."""
-    description = Path(folder) / DESCRIPTION
-    if description.is_file():
-        held = json.loads(description.read_text())
-        return PolicySpec(**{name: held.get(name) for name in ("source", "tokenizer", "gguf_file")})
-    held = json.loads((Path(folder) / "adapter_config.json").read_text())
-    base = held.get("base_model_name_or_path")
-    if not base:
-        raise InputError(f"The adapter in {str(folder)!r} does not say which model it belongs to.")
-    return PolicySpec(source=base)
 
 
 def _load_base(spec: PolicySpec, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -191,57 +154,3 @@ def _separate_padding(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> N
         stops = owner.eos_token_id if isinstance(owner.eos_token_id, list) else [owner.eos_token_id]
         if owner.pad_token_id is None or owner.pad_token_id in stops:
             owner.pad_token_id = tokenizer.pad_token_id
-
-
-def _report_other_rank(folder: str, spec: LoraSpec | None) -> None:
-    """An adapter keeps the shape it was trained with; say so where another one was asked for."""
-    if spec is None:
-        return
-    held = json.loads((Path(folder) / "adapter_config.json").read_text())
-    if (held.get("r"), held.get("lora_alpha")) != (spec.rank, spec.alpha):
-        log.warning(
-            "The adapter in %s has rank %s and alpha %s, and keeps them; `lora` asks for %s and %s.",
-            folder, held.get("r"), held.get("lora_alpha"), spec.rank, spec.alpha,
-        )  # fmt: skip
-
-
-def _require_peft() -> Any:
-    try:
-        import peft
-    except ImportError as error:
-        raise InputError("LoRA needs the package peft: pip install 'dpr-lightning[lora]'.") from error
-    return peft
-
-
-def add_adapter(model: nn.Module, spec: LoraSpec) -> nn.Module:
-    """Put a new adapter on ``model``, whose other weights are frozen."""
-    peft = _require_peft()
-    config = peft.LoraConfig(
-        r=spec.rank,
-        lora_alpha=spec.alpha,
-        lora_dropout=spec.dropout,
-        target_modules=spec.target_modules,
-        task_type="CAUSAL_LM",
-    )
-    adapted: nn.Module = peft.get_peft_model(model, config)
-    return adapted
-
-
-def load_adapter(model: nn.Module, folder: str | Path, *, trainable: bool, name: str = "default") -> nn.Module:
-    """Put the adapter saved in ``folder`` on ``model``, beside those that are there already."""
-    peft = _require_peft()
-    try:
-        if isinstance(model, peft.PeftModel):
-            # peft puts the whole model in evaluation mode when it loads an adapter that is not trained.
-            active, training = model.active_adapter, model.training
-            model.load_adapter(str(folder), name, is_trainable=trainable)
-            model.set_adapter(active)
-            model.train(training)
-            kept: nn.Module = model
-            return kept
-        adapted: nn.Module = peft.PeftModel.from_pretrained(model, str(folder), name, is_trainable=trainable)
-        return adapted
-    except torch.OutOfMemoryError:
-        raise  # the weights are as they should be
-    except UNREADABLE as error:
-        raise InputError(f"The adapter in {str(folder)!r} does not fit this base: {last_line(error)}") from error

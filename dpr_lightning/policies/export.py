@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.errors import InputError
-from dpr_lightning.policies.build import DESCRIPTION, is_adapter, resolve_adapter
+from dpr_lightning.policies.adapters import DESCRIPTION, is_adapter, resolve_adapter
 from dpr_lightning.policies.sharding import tensors_of_state
 from dpr_lightning.policies.spec import PolicySpec
 

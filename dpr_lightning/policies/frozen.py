@@ -11,7 +11,8 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from dpr_lightning.errors import InputError
-from dpr_lightning.policies.build import base_of, build_policy, is_adapter, load_adapter, resolve_adapter
+from dpr_lightning.policies.adapters import base_of, is_adapter, load_adapter, resolve_adapter
+from dpr_lightning.policies.build import build_policy
 from dpr_lightning.policies.lockstep import Lockstep, ask_little
 from dpr_lightning.policies.sharding import Weights, holds_whole, share_out, weight_bytes
 from dpr_lightning.policies.spec import PolicySpec

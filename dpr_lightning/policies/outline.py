@@ -7,7 +7,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from dpr_lightning.errors import InputError, first_line
-from dpr_lightning.policies.build import add_adapter, architecture_config, resolve_adapter
+from dpr_lightning.policies.adapters import add_adapter, resolve_adapter
+from dpr_lightning.policies.build import architecture_config
 from dpr_lightning.policies.lean_layers import keep_less
 from dpr_lightning.policies.spec import PolicySpec
 from dpr_lightning.policies.tokenizers import load_tokenizer

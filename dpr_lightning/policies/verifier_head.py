@@ -9,7 +9,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 from transformers.utils import logging
 
 from dpr_lightning.errors import InputError, first_line
-from dpr_lightning.policies.build import resolve_adapter
+from dpr_lightning.policies.adapters import resolve_adapter
 from dpr_lightning.policies.forward import model_device
 from dpr_lightning.policies.parts import parts_by_length
 from dpr_lightning.policies.spec import PolicySpec

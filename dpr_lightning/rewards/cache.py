@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dpr_lightning.errors import InputError
 from dpr_lightning.policies import whole_folder
-from dpr_lightning.policies.build import base_of, is_adapter
+from dpr_lightning.policies.adapters import base_of, is_adapter
 
 KEY_FILE, TENSOR_FILE = "key.json", "tensors.safetensors"
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from dpr_lightning.data.chat_format import choose_format
 from dpr_lightning.data.overlap import Prompts, check_overlap
 from dpr_lightning.data.prompt_identity import hold_out_prompts, prompt_hash
 from dpr_lightning.data.prompts import PromptSet
 from dpr_lightning.data.rows import open_rows
-from dpr_lightning.data.tokenization import choose_format
 from dpr_lightning.data.tokenized import tokenize_rows
 from dpr_lightning.errors import InputError
 

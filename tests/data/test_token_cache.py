@@ -15,9 +15,9 @@ from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerFast
 
 from dpr_lightning.data import token_cache
+from dpr_lightning.data.chat_format import choose_format
 from dpr_lightning.data.rows import open_rows
 from dpr_lightning.data.token_cache import cache_key, load_or_tokenize, tokenizer_fingerprint
-from dpr_lightning.data.tokenization import choose_format
 from dpr_lightning.data.tokenized import TokenizedDataset, tokenize_rows
 from dpr_lightning.errors import InputError
 from tests.data.conftest import TEMPLATE, make_tokenizer

@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from dpr_lightning.data.chat_format import choose_format
 from dpr_lightning.data.conversations import Example, to_demonstration, to_prompt
 from dpr_lightning.data.over_length import LengthLimit
 from dpr_lightning.data.rows import Row
 from dpr_lightning.data.tokenization import (
     TokenizedExample,
-    choose_format,
     tokenize_example,
     tokenize_examples,
     tokenize_prompt,

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from dpr_lightning.errors import InputError
 from dpr_lightning.policies import FrozenPolicies, LoraSpec, PolicySpec, build_policy, load_tokenizer, save_policy
-from dpr_lightning.policies.build import is_adapter
+from dpr_lightning.policies.adapters import is_adapter
 
 TOKENS = torch.randint(3, 60, (2, 7), generator=torch.Generator().manual_seed(0))
 

@@ -1,0 +1,113 @@
+"""Conversations as the text that a chat template writes, checked turn by turn."""
+
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jinja2
+from transformers import PreTrainedTokenizerBase
+
+from dpr_lightning.data.chat_format import Format
+from dpr_lightning.data.conversations import Example, Message
+from dpr_lightning.errors import InputError
+
+
+class Turns(NamedTuple):
+    """The text of a conversation, and that of the prompt of each trained turn."""
+
+    whole: str
+    prompts: list[str]
+
+
+def render_turns(example: Example, tokenizer: PreTrainedTokenizerBase, form: Format) -> Turns:
+    """Render a demonstration, and the prompt of each trained turn, and check that each prompt is a prefix.
+
+    Raises:
+        InputError: names the row and the turn.
+    """
+    messages = (*example.prompt_messages(), *example.completion_messages())
+    trained = [place for place, message in enumerate(messages) if message.train]
+    if not trained:
+        raise InputError(f"{example.place} has nothing to learn: it is a prompt alone.")
+    whole = render(example, messages[: trained[-1] + 1], tokenizer, form, prompt=False)
+    prompts = []
+    for place in trained:
+        prompt = render(example, messages[:place], tokenizer, form, prompt=True)
+        last = place == trained[-1]
+        through = whole if last else render(example, messages[: place + 1], tokenizer, form, prompt=False)
+        turn = f"turn {place + 1} ({messages[place].role})"
+        if not through.startswith(prompt) or not whole.startswith(through.rstrip()):
+            raise InputError(
+                f"{example.place}, {turn}: the chat template writes the conversation so far differently once more "
+                f"follows, {_difference(prompt, through) or _difference(through.rstrip(), whole)}. The policy would be "
+                "trained on other tokens than it is asked with. Use a template that only appends, or give each turn a "
+                'row of its own, or mark earlier turns "train": false.'
+            )
+        _check_closed(example, turn, messages[place], through[len(prompt) :], tokenizer, form)
+        prompts.append(prompt)
+    return Turns(whole, prompts)
+
+
+def _check_closed(
+    example: Example, turn: str, message: Message, said: str, tokenizer: PreTrainedTokenizerBase, form: Format
+) -> None:
+    """The template must end what the assistant says with a stop token, and the content must not hold one."""
+    check_no_stop(example, message.content, form)
+    if said.rstrip().endswith(form.stops):
+        return
+    ends = said.rstrip()[-30:]
+    special = [token for token in map(str, tokenizer.all_special_tokens) if said.rstrip().endswith(token)]
+    if not special:
+        closing = re.search(r"<\|?[^<>\s]+\|?>$", said.rstrip())
+        special = [closing.group()] if closing and closing.group() in tokenizer.get_vocab() else []
+    remedy = (
+        f"If sampling is to stop at {special[0]!r}, set end_of_turn: {special[0]!r}, or make it the tokenizer's EOS."
+        if special
+        else "Put {{ eos_token }} after the assistant's content in the chat template."
+    )
+    raise InputError(
+        f"{example.place}, {turn}: the chat template does not close the assistant's turn with the EOS token "
+        f"{form.stops[0]!r}; it ends in {ends!r}. The policy would never learn to stop. {remedy}"
+    )
+
+
+def render(
+    example: Example, messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, form: Format, *, prompt: bool
+) -> str:
+    """The text of ``messages``; with ``prompt``, followed by what opens the assistant's turn.
+
+    Raises:
+        InputError: the template refuses the conversation.
+    """
+    conversation: list[dict[str, Any]] = [message.rendered() for message in messages]
+    try:
+        return str(
+            tokenizer.apply_chat_template(
+                conversation, chat_template=form.chat_template, tokenize=False, add_generation_prompt=prompt
+            )
+        )
+    except (jinja2.TemplateError, TypeError, ValueError) as error:
+        roles = ", ".join(message.role for message in messages)
+        raise InputError(f"{example.place}: the chat template refuses the roles {roles}: {error}.") from error
+
+
+def check_no_stop(example: Example, content: str, form: Format) -> None:
+    """Refuse a content that has the text of a stop token.
+
+    Raises:
+        InputError: names the row.
+    """
+    for stop in form.stops:
+        if stop in content:
+            raise InputError(
+                f"{example.place}: the completion holds the text {stop!r}, which is the token that ends an answer. "
+                "Remove it from the text; it is added where the answer ends."
+            )
+
+
+def _difference(short: str, long: str) -> str:
+    """Where ``long`` stops to begin with ``short``, in words; empty when it does begin with it."""
+    for place, (expected, found) in enumerate(zip(short, long, strict=False)):
+        if expected != found:
+            return f"at character {place}: {short[place : place + 30]!r} becomes {long[place : place + 30]!r}"
+    return "" if len(short) <= len(long) else f"which drops {short[len(long) :][:30]!r}"
