@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,10 +13,14 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from dpr_lightning.callbacks.run_ends import RunStopped, Stop, can_end_early, is_trial, step_of_total, stopped_by_time
 from dpr_lightning.errors import InputError
 from dpr_lightning.policies import gathered_weights, is_sharded, save_policy
 
 log = logging.getLogger(__name__)
+INTERRUPTED = "interrupted"
+"""Folder of the policy of a run that was stopped before its end."""
+SPARES = 2
 
 
 class ReferenceCheckpoints(Callback):
@@ -24,9 +29,13 @@ class ReferenceCheckpoints(Callback):
     The reward compares π_SFT with an earlier checkpoint of the same run. Which one is best is not known beforehand
     (earlier ones did better than the halfway one in our measurements), so several are kept.
 
+    A run that `trainer.max_time` stops leaves ``interrupted`` instead of ``final``, until it has gone on to its end.
+    Where EarlyStopping or a limit of time may end the run before a fraction is reached, the policies after the newest
+    two steps that are powers of two are kept until then, so that there is a reference in any case.
+
     Args:
         folder: receives one folder a fraction, such as ``step_0000160``, ``final``, and ``references.json``, which
-            lists them.
+            lists them with their share of the run's steps.
         fractions: of the run's optimizer steps, in (0, 1). None of them falls on the last step, whose policy is π_SFT.
         ema_decay: also keep an exponential moving average of the trained weights, written as ``ema`` at the end; None
             keeps none.
@@ -40,6 +49,8 @@ class ReferenceCheckpoints(Callback):
         self.written: dict[str, float] = {}
         self._average: dict[str, Tensor] = {}
         self._due: dict[int, float] = {}
+        self._total = 0
+        self._spares: list[str] = []
         if any(not 0 < fraction < 1 for fraction in self.fractions):
             raise InputError(f"`fractions` lie strictly between 0 and 1; found {self.fractions}.")
 
@@ -55,7 +66,7 @@ class ReferenceCheckpoints(Callback):
                 "Reference checkpoints lie at fractions of the run, and this one has no end. Set `trainer.max_steps` "
                 "or `trainer.max_epochs`."
             )
-        total = int(estimated)
+        total = self._total = int(estimated)
         self._due = {}
         if total < 2:
             log.warning("A run of %d steps has no earlier checkpoint to serve as reference.", total)
@@ -75,16 +86,76 @@ class ReferenceCheckpoints(Callback):
         step = trainer.global_step
         if self.ema_decay is not None:
             self._update_average(pl_module, self.ema_decay)
+        if is_trial(trainer):
+            return
         name = f"step_{step:07d}"
-        if step in self._due and name not in self.written:
-            self._write(trainer, pl_module, name, self._due[step])
+        if step in self._due:
+            if name not in self.written or name in self._spares:
+                self._write(trainer, pl_module, name, self._due[step])
+            self._spares = [spare for spare in self._spares if spare != name]
+            self._drop_spares(trainer, 0)
+        elif can_end_early(trainer) and step < min(self._due, default=0) and step & (step - 1) == 0:
+            if name not in self._spares:
+                self._spares.append(name)
+            self._write(trainer, pl_module, name, step / self._total)
+            self._drop_spares(trainer, SPARES)
+
+    def _drop_spares(self, trainer: Trainer, count: int) -> None:
+        """Delete the policies that stand in for a reference, except the newest ``count``."""
+        while len(self._spares) > count:
+            name = self._spares.pop(0)
+            self.written.pop(name, None)
+            if trainer.is_global_zero:
+                shutil.rmtree(self.folder / name, ignore_errors=True)
+                self._list()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the end of the run, and its average."""
+        if is_trial(trainer):
+            return
+        if stopped_by_time(trainer):
+            self._write_interrupted(trainer, pl_module)
+            return
+        if trainer.global_step < self._total:
+            self._end_early(trainer)
         self._write(trainer, pl_module, "final", 1.0)
         if self._average:
             with self._averaged(pl_module):
                 self._write(trainer, pl_module, "ema", 1.0)
+        if trainer.is_global_zero:
+            shutil.rmtree(self.folder / INTERRUPTED, ignore_errors=True)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Write the policy so far where the time of this process is used up; a signal leaves no time for it."""
+        if isinstance(exception, RunStopped) and exception.reason is Stop.TIME:
+            self._write_interrupted(trainer, pl_module)
+
+    def _write_interrupted(self, trainer: Trainer, module: LightningModule) -> None:
+        self._write(trainer, module, INTERRUPTED, trainer.global_step / self._total)
+        del self.written[INTERRUPTED]  # no part of the checkpoint that the run goes on from
+        log.warning("The policy of %s is in %s.", step_of_total(trainer), self.folder / INTERRUPTED)
+
+    def _end_early(self, trainer: Trainer) -> None:
+        """Give what was written its share of the steps that there were, and say where no reference is among it."""
+        last = trainer.global_step
+        steps = {name: int(name.removeprefix("step_")) for name in self.written if name.startswith("step_")}
+        self.written |= {name: step / last for name, step in steps.items()}
+        earlier = sorted(name for name, step in steps.items() if step < last and (self.folder / name).is_dir())
+        missed = [step for step in self._due if step > last]
+        if not missed:
+            return
+        reference = (
+            f"{earlier[-1]} ({self.written[earlier[-1]]:.3g} of it) can serve as reference."
+            if earlier
+            else "No earlier policy was written, and a dense reward needs one: train anew with smaller `fractions` of "
+            "ReferenceCheckpoints, or a `trainer.max_steps` that is reached."
+        )
+        log.warning(
+            "The run ended at %s, before the references of steps %s were due. %s",
+            step_of_total(trainer),
+            ", ".join(map(str, missed)),
+            reference,
+        )
 
     def _write(self, trainer: Trainer, module: LightningModule, name: str, fraction: float) -> None:
         self.written[name] = fraction
@@ -93,10 +164,13 @@ class ReferenceCheckpoints(Callback):
         weights = gathered_weights(policy, keep=trainer.is_global_zero) if is_sharded(policy) else None
         if trainer.is_global_zero:
             save_policy(policy, learner.tokenizer, self.folder / name, learner.policy_spec, weights=weights)
-            listed = self.folder / ".references.json"
-            listed.write_text(json.dumps(self.written, indent=2) + "\n")
-            listed.replace(self.folder / "references.json")
+            self._list()
         trainer.strategy.barrier(f"reference {name}")
+
+    def _list(self) -> None:
+        unfinished = self.folder / ".references.json"
+        unfinished.write_text(json.dumps(self.written, indent=2) + "\n")
+        unfinished.replace(self.folder / "references.json")
 
     @torch.no_grad()
     def _update_average(self, module: LightningModule, decay: float) -> None:
@@ -122,12 +196,13 @@ class ReferenceCheckpoints(Callback):
         whole = {
             name: held.full_tensor() if isinstance(held, DTensor) else held for name, held in self._average.items()
         }
-        return {"written": dict(self.written), "average": whole}
+        return {"written": dict(self.written), "average": whole, "spares": list(self._spares)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the interrupted run stopped."""
         self.written = dict(state_dict["written"])
         self._average = dict(state_dict["average"])
+        self._spares = list(state_dict.get("spares", []))
 
 
 def _trained(module: LightningModule) -> dict[str, Tensor]:

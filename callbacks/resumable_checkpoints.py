@@ -2,8 +2,6 @@
 
 import logging
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,14 +14,26 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from dpr_lightning.callbacks.checkpoint_store import STATE, CheckpointStore
+from dpr_lightning.callbacks.run_ends import (
+    RunStopped,
+    Stop,
+    StopSignals,
+    is_last_step,
+    is_trial,
+    limit_time_of_process,
+    reached_last_step,
+    step_of_total,
+    stopping_rules,
+    time_is_up,
+)
 from dpr_lightning.distributed import mark, max_over_ranks
-from dpr_lightning.errors import REQUEUE, InputError
+from dpr_lightning.errors import InputError
 
 log = logging.getLogger(__name__)
 
 
 class ResumableCheckpoints(Checkpoint):
-    """Keeps the state of a run, and saves it when a scheduler asks the run to stop.
+    """Keeps the state of a run, and saves it when a scheduler, Ctrl-C or `trainer.max_time` stops the run.
 
     ``dpr fit`` finds these checkpoints by itself: run the same command again. Checkpoints lie between rollouts: where
     several optimizer steps share one, the next end of a rollout is waited for.
@@ -57,10 +67,15 @@ class ResumableCheckpoints(Checkpoint):
         self.identity: dict[str, Any] | None = None
         self._best: dict[int, float] = {}
         self._overdue = False
-        self._stop = False
+        self._signals = StopSignals()
+        self._ended_by: dict[str, Any] | None = None
         self._logged_steps: int | None = None
         self._saved_logged_steps = 0
         self._began = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let a limit of time end the run here, after its state is saved."""
+        limit_time_of_process(trainer, saved_at_stop=not is_trial(trainer))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Be asked when a step is over and done."""
@@ -77,7 +92,8 @@ class ResumableCheckpoints(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen to a scheduler that wants the machine back; count epochs and have the log of metrics as it was."""
         self._began = True
-        self._listen(trainer)
+        if not is_trial(trainer):
+            self._signals.listen(trainer.strategy.launcher, silent=not trainer.is_global_zero)
         if trainer.ckpt_path is None:
             return
         epochs = trainer.fit_loop.epoch_progress
@@ -88,19 +104,6 @@ class ResumableCheckpoints(Checkpoint):
             epochs.increment_started()
         if trainer.is_global_zero:
             self._restore_tables(trainer, Path(trainer.ckpt_path).parent)
-
-    def _listen(self, trainer: Trainer) -> None:
-        """Instead of Lightning's handler, which talks to other ranks from wherever the signal finds it."""
-        launcher = trainer.strategy.launcher
-
-        def asked(*_: Any) -> None:
-            if not self._stop and launcher is not None:
-                # Ranks that this process has started may not have been told.
-                launcher.kill(signal.SIGTERM)
-            self._stop = True
-
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, asked)
 
     def _restore_tables(self, trainer: Trainer, checkpoint: Path) -> None:
         for place, logger in enumerate(_tables(trainer)):
@@ -115,35 +118,66 @@ class ResumableCheckpoints(Checkpoint):
             self._logged_steps = None
 
     def _after_batch(self, trainer: Trainer) -> None:
-        """Save what is due; save and stop when a scheduler asks."""
-        if trainer.fit_loop._should_accumulate():
+        """Save what is due; save and stop where a signal or the time asks for it.
+
+        Raises:
+            RunStopped: the run stops here.
+        """
+        if is_trial(trainer) or trainer.fit_loop._should_accumulate():
             return
-        if _is_last_step(trainer):
+        if is_last_step(trainer):
             # What is written at the end has to be there before a checkpoint says that the end was reached.
             return
         self._overdue |= trainer.global_step % self.every_n_steps == 0
         if not getattr(trainer.train_dataloader, "resumable", True):
             return
-        stop = bool(max_over_ranks(int(self._stop)))
+        stop = Stop(max_over_ranks(max(self._signals.received, Stop.TIME if time_is_up(trainer) else Stop.NO)))
         if self._overdue or stop:
             self._save(trainer)
         if stop:
             trainer.strategy.barrier("stop")
-            log.warning("Asked to stop: step %d is saved. The same command goes on.", trainer.global_step)
+            reason = {
+                Stop.TIME: "`trainer.max_time` is used up",
+                Stop.SCHEDULER: "Asked to stop",
+                Stop.CTRL_C: "Stopped by Ctrl-C",
+            }[stop]
+            log.warning("%s: %s is saved. The same command goes on from there.", reason, step_of_total(trainer))
             # Lightning's launcher takes another code than 0 from a rank that it started for a crash.
             environment = getattr(trainer.strategy, "cluster_environment", None)
             child = isinstance(environment, LightningEnvironment) and trainer.local_rank > 0
-            raise SystemExit(0 if child else REQUEUE)
+            raise RunStopped(stop, 0 if child else stop.exit_code)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the end, so that the same command once more does nothing."""
+        if is_trial(trainer):
+            return
+        if not reached_last_step(trainer):
+            self._ended_by = stopping_rules(trainer)
+            log.warning("A callback ended the run at %s: it is finished.", step_of_total(trainer))
         self._save(trainer)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Leave a run that a callback ended as it is, while the same callback would end it."""
+        states = checkpoint.get("callbacks", {})
+        for callback in trainer.early_stopping_callbacks:
+            if callback.state_key in states:  # options are what the command line says
+                states[callback.state_key]["patience"] = callback.patience
+        state = states.get(self.state_key, {})
+        if state.get("ended_by") is not None and state["ended_by"] == stopping_rules(trainer):
+            trainer.should_stop = True
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave Ctrl-C to others. Lightning ignores a further one while it handles the last."""
+        if not isinstance(exception, KeyboardInterrupt):
+            self._signals.restore()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave a finished run, of which nothing was left to do, with the log that it had."""
+        self._signals.restore()
         if stage != "fit" or self._began or trainer.ckpt_path is None or not trainer.is_global_zero:
             return
-        log.warning("This run is finished: nothing was left to do. `--ckpt_path none` begins anew.")
+        ended = f" A callback ended it at {step_of_total(trainer)}." if trainer.should_stop else ""
+        log.warning("This run is finished: nothing was left to do.%s `--ckpt_path none` begins anew.", ended)
         self._restore_tables(trainer, Path(trainer.ckpt_path).parent)
         # The run may have been killed between its last checkpoint and this.
         self._prune(max(self.store.steps()))
@@ -152,7 +186,7 @@ class ResumableCheckpoints(Checkpoint):
         self._overdue = False
         step = trainer.global_step
         mark(f"checkpoint of step {step}")
-        if step in self.store.steps() and self.store.fault(step) is None:
+        if self._ended_by is None and step in self.store.steps() and self.store.fault(step) is None:
             return
         started = time.monotonic()
         self._saved_logged_steps = trainer.fit_loop.epoch_loop._batches_that_stepped
@@ -198,8 +232,8 @@ class ResumableCheckpoints(Checkpoint):
         self.store.keep(stay)
 
     def state_dict(self) -> dict[str, Any]:
-        """Which steps were how good, and how many were logged."""
-        return {"best": dict(self._best), "logged_steps": self._saved_logged_steps}
+        """Which steps were how good, how many were logged, and by which rules a callback ended the run."""
+        return {"best": dict(self._best), "logged_steps": self._saved_logged_steps, "ended_by": self._ended_by}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on comparing and counting."""
@@ -219,15 +253,6 @@ def _as_at_the_end_of_a_batch(trainer: Trainer) -> Iterator[None]:
     yield
     progress.total.completed += 1
     progress.current.completed += 1
-
-
-def _is_last_step(trainer: Trainer) -> bool:
-    if trainer.global_step == trainer.max_steps:
-        return True
-    epochs = trainer.max_epochs
-    if epochs is None or epochs < 0 or trainer.current_epoch + 1 < epochs:
-        return False
-    return trainer.fit_loop.epoch_loop._num_ready_batches_reached()
 
 
 def _tables(trainer: Trainer) -> list[CSVLogger]:

@@ -8,6 +8,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
+from dpr_lightning.callbacks.run_ends import is_trial
 from dpr_lightning.evaluation.verifiers import load_verifier
 from dpr_lightning.rollouts import decode_answers
 from dpr_lightning.types import RolloutBatch
@@ -41,7 +42,7 @@ class RolloutSamples(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the file, or cut off what was written after the checkpoint that the run goes on from."""
-        if trainer.is_global_zero and self._file(trainer).is_file():
+        if trainer.is_global_zero and not is_trial(trainer) and self._file(trainer).is_file():
             os.truncate(self._file(trainer), min(self._bytes, self._file(trainer).stat().st_size))
 
     def on_train_batch_end(
@@ -88,6 +89,8 @@ class RolloutSamples(Callback):
             self._keep(trainer, rows)
 
     def _keep(self, trainer: Trainer, rows: list[dict[str, Any]]) -> None:
+        if is_trial(trainer):
+            return
         path = self._file(trainer)
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a") as handle:

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 
 REQUEUE = 75
 """Exit code of a run that can go on, by the same command: EX_TEMPFAIL, "try again"."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
 
 
 class InputError(ValueError):

@@ -15,13 +15,13 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from dpr_lightning.cli.parse_errors import plainly
 from dpr_lightning.distributed import marks
-from dpr_lightning.errors import InputError, causes, first_line
+from dpr_lightning.errors import INTERRUPTED, InputError, causes, first_line
 
 _LOST = re.compile(
     r"[Tt]imed out waiting|timeout caused pair closure|Connection (closed|reset) by peer|Socket Timeout|Broken pipe"
 )
 """How torch.distributed says that a rank did not answer."""
-USER, OURS, INTERRUPTED = 2, 1, 130
+USER, OURS = 2, 1
 _MORE_MEMORY = """What helps, the cheapest first:
   smaller micro-batches: halve `data.token_budget` (or `data.batch_size`) and double `trainer.accumulate_grad_batches`;
     of DPR the latter alone. Activations and logits halve, and the result stays what it was.
@@ -61,7 +61,8 @@ def explain(arguments: Sequence[str], error: BaseException) -> int:
             print(_counted(arguments[1:]), file=sys.stderr)
         return USER
     if isinstance(error, KeyboardInterrupt):
-        print(f"dpr {command}: stopped.", file=sys.stderr)
+        if getattr(rank_zero_only, "rank", 0) == 0:
+            print(f"dpr {command}: {error or 'stopped by Ctrl-C.'}", file=sys.stderr)
         return INTERRUPTED
     if _LOST.search(str(error)) and (begun := marks()):
         print(f"dpr {command}: {_lost(error, begun)}", file=sys.stderr)

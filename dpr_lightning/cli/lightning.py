@@ -13,9 +13,11 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from dpr_lightning.cli.resume import evaluate_from, resume_from
+from dpr_lightning.callbacks.run_ends import limit_time_of_process
+from dpr_lightning.cli.resume import evaluate_from, resume_from, what_is_saved
 from dpr_lightning.errors import REQUEUE, InputError, causes
 
+log = logging.getLogger(__name__)
 LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
 
 
@@ -38,6 +40,23 @@ class DprCLI(LightningCLI):
                 raise
             raise InputError(f"Lightning refuses these options: {str(error)[:1000]}") from error
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run it; where Ctrl-C or a signal ends it at once, say what there is to go on from.
+
+        Raises:
+            KeyboardInterrupt: with that as its message.
+        """
+        try:
+            super()._run_subcommand(subcommand)
+        except SIGTERMException:  # Lightning's handler, before training begins or without ResumableCheckpoints
+            log.warning("Asked to stop. %s", what_is_saved(self.trainer))
+            raise SystemExit(REQUEUE) from None
+        except SystemExit as leaving:  # Lightning's answer to Ctrl-C
+            if not any(isinstance(cause, KeyboardInterrupt) for cause in causes(leaving)):
+                raise
+            saved = f" {what_is_saved(self.trainer)}" if subcommand == "fit" else ""
+            raise KeyboardInterrupt(f"stopped by Ctrl-C.{saved}") from None
+
     def before_validate(self) -> None:
         """Let weights in shards be evaluated without them."""
         config = self.config_init[self.subcommand]
@@ -46,7 +65,8 @@ class DprCLI(LightningCLI):
     before_test = before_predict = before_validate
 
     def before_fit(self) -> None:
-        """Find the checkpoint to go on from."""
+        """Find the checkpoint to go on from; limits of time count from the start of this process."""
+        limit_time_of_process(self.trainer, saved_at_stop=False)
         config = self.config_init["fit"]
         config["ckpt_path"] = resume_from(self.trainer, config.get("ckpt_path"), self.config["fit"].as_dict())
 
@@ -84,9 +104,6 @@ def run_lightning(arguments: Sequence[str]) -> Any:
             "The checkpoint holds more than tensors, numbers and text, and loading that would run what it says. If you "
             "trust it, add `--weights_only false`."
         ) from error
-    except SIGTERMException:
-        # The scheduler asked before training began: as much to go on from as there was.
-        raise SystemExit(REQUEUE) from None
 
 
 class _Reader(DprCLI):

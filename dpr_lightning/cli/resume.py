@@ -12,6 +12,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrateg
 
 from dpr_lightning.callbacks import ResumableCheckpoints
 from dpr_lightning.callbacks.checkpoint_store import STATE, CheckpointStore
+from dpr_lightning.callbacks.run_ends import how_to_go_on_next_time, is_trial
 from dpr_lightning.errors import InputError
 from dpr_lightning.policies import is_in_shards
 from dpr_lightning.rewards.cache import content_hash, policy_hash
@@ -43,8 +44,9 @@ def resume_from(trainer: Trainer, asked: str | None, config: Mapping[str, Any]) 
     Raises:
         InputError: there is none although one was demanded; or it is of another model, other data or another seed.
     """
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    kept = next((held for held in callbacks if isinstance(held, ResumableCheckpoints)), None)
+    if is_trial(trainer) and asked in (None, ANEW, LAST):
+        return None  # a trial, which neither reads nor writes the checkpoints of the run
+    kept = _checkpoints(trainer)
     if kept is None:
         if asked in (ANEW, LAST):
             raise InputError(f"`--ckpt_path {asked}` needs the callback ResumableCheckpoints, which this config lacks.")
@@ -70,6 +72,22 @@ def resume_from(trainer: Trainer, asked: str | None, config: Mapping[str, Any]) 
     _refuse_another_run(store, step, kept.identity, trainer)
     log.warning("Going on after step %d, from %s. `--ckpt_path none` begins anew.", step, store.folder)
     return str(store.state(step))
+
+
+def what_is_saved(trainer: Trainer) -> str:
+    """What the same command does after this one was stopped at once."""
+    checkpoints = _checkpoints(trainer)
+    if checkpoints is None:
+        return how_to_go_on_next_time(trainer)
+    steps = checkpoints.store.steps()
+    if not steps:
+        return "There is no checkpoint yet: the same command begins anew."
+    return f"The same command goes on from step {steps[0]:,}, in {checkpoints.store.folder}."
+
+
+def _checkpoints(trainer: Trainer) -> ResumableCheckpoints | None:
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    return next((callback for callback in callbacks if isinstance(callback, ResumableCheckpoints)), None)
 
 
 def evaluate_from(trainer: Trainer, module: LightningModule, asked: str | None) -> str | None:

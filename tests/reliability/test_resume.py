@@ -55,7 +55,7 @@ def test_a_scheduler_gets_the_machine_back(
     with pytest.raises(SystemExit) as ended:
         main(["fit", "--config", str(interrupted)])
     assert ended.value.code == REQUEUE == 75
-    assert f"step {saved} is saved" in caplog.text
+    assert f"step {saved} of 30 is saved" in caplog.text
     assert CheckpointStore(tmp_path / "run" / stage / "checkpoints").steps()[0] == saved
 
 
