@@ -37,6 +37,16 @@ def decoder(kind: str, **more: Any) -> nn.Module:
     return made
 
 
+def write_decoder(folder: Path, kind: str, **more: Any) -> str:
+    """Write a random model of an architecture's name, with the vocabulary of :func:`tiny_tokenizer`, and that."""
+    tokenizer = tiny_tokenizer()
+    special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
+    model: Any = decoder(kind, vocab_size=len(tokenizer), **special, **more)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
 def unknown_decoder() -> nn.Module:
     """A random model whose insides are none that this package knows."""
     make: Any = AutoModelForCausalLM.from_config

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from dpr_lightning.callbacks.run_ends import limit_time_of_process
 from dpr_lightning.cli.resume import evaluate_from, resume_from, what_is_saved
 from dpr_lightning.errors import REQUEUE, InputError, causes
+from dpr_lightning.modules.base import PolicyModule
 
 log = logging.getLogger(__name__)
 LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
@@ -28,10 +29,10 @@ class DprCLI(LightningCLI):
         """Leave hyper-parameters alone: what the command line says wins over what a checkpoint remembers."""
 
     def instantiate_classes(self) -> None:
-        """Make what the config names; what Lightning refuses is a wrong option.
+        """Make what the config names; what Lightning refuses is a wrong option, and so is an impossible policy.
 
         Raises:
-            InputError: Lightning refuses it.
+            InputError: Lightning refuses it, or the module does.
         """
         try:
             super().instantiate_classes()
@@ -39,6 +40,8 @@ class DprCLI(LightningCLI):
             if any(isinstance(cause, InputError) for cause in causes(error)):
                 raise
             raise InputError(f"Lightning refuses these options: {str(error)[:1000]}") from error
+        if isinstance(self.model, PolicyModule):
+            self.model.check_policy()
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run it; where Ctrl-C or a signal ends it at once, say what there is to go on from.

@@ -21,6 +21,7 @@ from dpr_lightning.data.rollout_loader import RolloutLoader
 from dpr_lightning.distributed import mark, sum_over_ranks
 from dpr_lightning.errors import InputError
 from dpr_lightning.policies import (
+    AUTO,
     PolicySpec,
     Weights,
     default_token_budget,
@@ -116,7 +117,7 @@ class RewardDataModule(LightningDataModule):
         max_prompt_length: int = 1024,
         over_length: Literal["error", "drop"] = "error",
         dtype: str = "float32",
-        attention: str = "sdpa",
+        attention: str = AUTO,
         token_budget: int | None = None,
         frozen_weights: Weights = "auto",
         seed: int = 0,

@@ -13,7 +13,14 @@ from dpr_lightning.data.demonstrations import DemonstrationDataModule
 from dpr_lightning.data.loader import DemonstrationLoader
 from dpr_lightning.data.tokenized import TokenizedDataset
 from dpr_lightning.errors import InputError
-from dpr_lightning.policies import FrozenPolicies, PolicySpec, model_device, sequence_logprobs, stop_token_ids
+from dpr_lightning.policies import (
+    AUTO,
+    FrozenPolicies,
+    PolicySpec,
+    model_device,
+    sequence_logprobs,
+    stop_token_ids,
+)
 from dpr_lightning.rollouts import SamplingOptions, sample
 from dpr_lightning.types import DemonstrationBatch, SelfPlayBatch
 
@@ -43,7 +50,7 @@ class SelfPlayDataModule(DemonstrationDataModule):
         opponent: str,
         sampling: SamplingOptions | None = None,
         dtype: str = "float32",
-        attention: str = "sdpa",
+        attention: str = AUTO,
         **options: Any,
     ) -> None:
         super().__init__(train, **options)

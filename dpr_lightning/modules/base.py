@@ -22,7 +22,7 @@ from dpr_lightning.modules.master_weights import HALF, MasterWeights
 from dpr_lightning.modules.non_finite import NonFinitePolicy, NonFiniteSteps
 from dpr_lightning.modules.one_pass import in_one_pass
 from dpr_lightning.modules.schedule import ScheduleSpec
-from dpr_lightning.policies import PolicySpec, build_policy, is_sharded
+from dpr_lightning.policies import PolicySpec, build_policy, check_policy, is_sharded
 
 
 def default_optimizer(parameters: Iterable[Any]) -> torch.optim.Optimizer:
@@ -74,6 +74,14 @@ class PolicyModule(LightningModule):
         self.trainer.precision_plugin.convert_input = _unchanged  # type: ignore[method-assign]
         if self.trainer.strategy.root_device.type == "cpu":
             keep_freed_memory()
+
+    def check_policy(self) -> None:
+        """Called before anything is read: refuse a policy that its configuration shows to be impossible.
+
+        Raises:
+            InputError: says what is wrong with it.
+        """
+        check_policy(self.policy_spec)
 
     def configure_model(self) -> None:
         """Build the policy once, and show it to the data, which may have something to do with it."""

@@ -1,7 +1,7 @@
 """A policy: its description as data, and how it becomes a model, a frozen copy or a folder."""
 
 from dpr_lightning.policies.attention import autocasts, multiplies_bfloat16
-from dpr_lightning.policies.build import build_policy
+from dpr_lightning.policies.build import build_policy, check_policy
 from dpr_lightning.policies.decoders import inside_of_adapters, is_known_decoder, is_silu
 from dpr_lightning.policies.export import flush, merged_weights, save_policy, whole_folder
 from dpr_lightning.policies.forward import (
@@ -39,7 +39,7 @@ from dpr_lightning.policies.sharding import (
     share_out,
     weight_bytes,
 )
-from dpr_lightning.policies.spec import LoraSpec, PolicySpec
+from dpr_lightning.policies.spec import AUTO, LoraSpec, PolicySpec
 from dpr_lightning.policies.tokenizers import load_tokenizer, saved_stop_token_ids, stop_token_ids
 from dpr_lightning.policies.toy import character_tokenizer, create_toy_policy, word_tokenizer
 from dpr_lightning.policies.verifier_head import (
@@ -50,6 +50,7 @@ from dpr_lightning.policies.verifier_head import (
 )
 
 __all__ = [
+    "AUTO",
     "ActedLoss",
     "ActedStates",
     "ActionLogits",
@@ -67,6 +68,7 @@ __all__ = [
     "build_sharded",
     "build_verifier_head",
     "character_tokenizer",
+    "check_policy",
     "create_toy_policy",
     "default_token_budget",
     "disable_dropout",

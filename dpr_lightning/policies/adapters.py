@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from dpr_lightning.errors import InputError, last_line
+from dpr_lightning.policies.architectures import parts_without_text
 from dpr_lightning.policies.reading import UNREADABLE
 from dpr_lightning.policies.spec import LoraSpec, PolicySpec
 
@@ -77,10 +79,17 @@ def add_adapter(model: nn.Module, spec: LoraSpec) -> nn.Module:
         lora_alpha=spec.alpha,
         lora_dropout=spec.dropout,
         target_modules=spec.target_modules,
+        exclude_modules=_outside_text(model),
         task_type="CAUSAL_LM",
     )
     adapted: nn.Module = peft.get_peft_model(model, config)
     return adapted
+
+
+def _outside_text(model: nn.Module) -> str | None:
+    """Names of modules that text does not go through, as peft's pattern of names without adapters."""
+    parts = parts_without_text(model)
+    return f"({'|'.join(map(re.escape, parts))})(\\..*)?" if parts else None
 
 
 def load_adapter(model: nn.Module, folder: str | Path, *, trainable: bool, name: str = "default") -> nn.Module:

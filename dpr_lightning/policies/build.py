@@ -1,7 +1,9 @@
 """From a description of a policy to a model in memory."""
 
 import pickle
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,6 @@ import torch
 from torch import nn
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -18,6 +19,8 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from dpr_lightning.errors import InputError
 from dpr_lightning.policies.adapters import add_adapter, load_adapter, report_other_rank, resolve_adapter
+from dpr_lightning.policies.architectures import auto_class, freeze_parts_without_text, read_config
+from dpr_lightning.policies.attention_choice import attention_for, tell_attention
 from dpr_lightning.policies.lean_layers import keep_less
 from dpr_lightning.policies.lightning_state import load_lightning_weights
 from dpr_lightning.policies.reading import UNREADABLE, complaint
@@ -46,8 +49,10 @@ def build_policy(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         with sharded_construction() if trainable else nullcontext():
-            model: nn.Module = _load_base(base_spec, tokenizer)
+            model: nn.Module = _load_base(base_spec, tokenizer, partial(attention_for, spec, trainable=trainable))
         _separate_padding(model, tokenizer)
+        if trainable:
+            freeze_parts_without_text(model)
         if adapter is not None:
             report_other_rank(adapter, spec.lora)
             if (Path(adapter) / GENERATION_CONFIG_NAME).is_file():
@@ -71,28 +76,58 @@ def build_policy(
     return model, tokenizer
 
 
-def _load_base(spec: PolicySpec, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    dtype = getattr(torch, spec.dtype)
-    options: dict[str, Any] = {"attn_implementation": spec.attention, "trust_remote_code": spec.trust_remote_code}
+def check_policy(spec: PolicySpec) -> None:
+    """Refuse what the configuration alone shows to be impossible, before data are read and weights are loaded.
+
+    Raises:
+        InputError: the architecture is not causal or no language model, or has not the attention that is chosen.
+    """
+    base, _ = resolve_adapter(spec)
+    try:
+        config = read_config(base) if base.source is not None else AutoConfig.for_model(**(base.architecture or {}))
+        attention_for(spec, auto_class(config, base.source or str(config.model_type)), config)
+    except InputError:
+        raise
+    except (*UNREADABLE, ImportError) as error:
+        raise _unreadable(base, error) from error
+
+
+def _unreadable(spec: PolicySpec, error: Exception) -> InputError:
+    what = repr(spec.source or spec.architecture)
+    return InputError(f"No causal language model could be loaded from {what}: {complaint(error)} {_remedy(error)}")
+
+
+def _load_base(
+    spec: PolicySpec, tokenizer: PreTrainedTokenizerBase, choose_attention: Callable[[Any, Any], str | None]
+) -> PreTrainedModel:
+    options: dict[str, Any] = {"dtype": getattr(torch, spec.dtype), "trust_remote_code": spec.trust_remote_code}
     if spec.architecture is not None:
         config = architecture_config(spec, tokenizer)
-        make: Any = AutoModelForCausalLM.from_config
-        built: PreTrainedModel = make(config, dtype=dtype, **options)
+        make = auto_class(config, str(config.model_type))
+        attention = choose_attention(make, config)
+        built: PreTrainedModel = make.from_config(config, attn_implementation=attention, **options)
+        tell_attention(built, attention)
         return built
     assert spec.source is not None
     if spec.gguf_file is not None:
         options["gguf_file"] = spec.gguf_file
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            spec.source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        config = read_config(spec)
+        make = auto_class(config, spec.source)
+        attention = choose_attention(make, config)
+        loaded: Any = make.from_pretrained(
+            spec.source,
+            attn_implementation=attention,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **options,
         )
-    except torch.OutOfMemoryError:
-        raise  # the weights are as they should be
-    except UNREADABLE as error:
-        raise InputError(
-            f"No causal language model could be loaded from {spec.source!r}: {complaint(error)} {_remedy(error)}"
-        ) from error
+    except (torch.OutOfMemoryError, InputError):
+        raise  # the weights are as they should be, or the message is
+    except (*UNREADABLE, ImportError) as error:
+        raise _unreadable(spec, error) from error
     model: PreTrainedModel = loaded[0]
+    tell_attention(model, attention)
     _refuse_random_weights(spec.source, loaded[1])
     rows = int(model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
     if rows < len(tokenizer):
@@ -131,6 +166,8 @@ def _refuse_random_weights(source: str, info: dict[str, Any]) -> None:
 def _remedy(error: Exception) -> str:
     if isinstance(error, pickle.UnpicklingError):
         return "Convert its weights to safetensors."
+    if isinstance(error, ImportError):
+        return "Install what it names, or choose weights that do without."
     if "trust_remote_code" in str(error):
         return "If you have read that code and trust it, set `trust_remote_code: true`."
     return "Point `source` at a hub id or at a folder with config.json and model.safetensors."
@@ -148,7 +185,8 @@ def _forget_quantisation(model: PreTrainedModel) -> None:
 
 def _separate_padding(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
     """A saved configuration whose pad token is its EOS makes other programs mask the end of every answer."""
-    for owner in (getattr(model, "config", None), getattr(model, "generation_config", None)):
+    config: Any = model.config
+    for owner in (config.get_text_config(), getattr(model, "generation_config", None)):
         if owner is None:
             continue
         stops = owner.eos_token_id if isinstance(owner.eos_token_id, list) else [owner.eos_token_id]

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.errors import InputError
 from dpr_lightning.policies.adapters import DESCRIPTION, is_adapter, resolve_adapter
+from dpr_lightning.policies.attention_choice import save_attention
 from dpr_lightning.policies.sharding import tensors_of_state
 from dpr_lightning.policies.spec import PolicySpec
 
@@ -62,6 +63,7 @@ def save_policy(
             held["tokenizer"] = _lasting(base.tokenizer)
             (unfinished / DESCRIPTION).write_text(json.dumps(held, indent=2) + "\n")
             model.generation_config.save_pretrained(unfinished)  # type: ignore[operator, union-attr]
+        save_attention(unfinished, spec)
     return folder
 
 

@@ -15,7 +15,7 @@ from dpr_lightning.policies.adapters import base_of, is_adapter, load_adapter, r
 from dpr_lightning.policies.build import build_policy
 from dpr_lightning.policies.lockstep import Lockstep, ask_little
 from dpr_lightning.policies.sharding import Weights, holds_whole, share_out, weight_bytes
-from dpr_lightning.policies.spec import PolicySpec
+from dpr_lightning.policies.spec import AUTO, PolicySpec
 from dpr_lightning.policies.tokenizers import load_tokenizer, same_vocabulary
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class FrozenPolicies:
         folders: Mapping[str, str],
         *,
         dtype: str = "float32",
-        attention: str = "sdpa",
+        attention: str = AUTO,
         policy: nn.Module | None = None,
         policy_spec: PolicySpec | None = None,
         weights: Weights = "whole",

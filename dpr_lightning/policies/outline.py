@@ -4,10 +4,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from dpr_lightning.errors import InputError, first_line
 from dpr_lightning.policies.adapters import add_adapter, resolve_adapter
+from dpr_lightning.policies.architectures import auto_class, freeze_parts_without_text, read_config
+from dpr_lightning.policies.attention_choice import attention_for
 from dpr_lightning.policies.build import architecture_config
 from dpr_lightning.policies.lean_layers import keep_less
 from dpr_lightning.policies.spec import PolicySpec
@@ -26,20 +27,23 @@ def outline_policy(spec: PolicySpec, *, trainable: bool = True, lean: bool = Tru
         InputError: there is no configuration to read.
     """
     base, _ = resolve_adapter(spec)
-    options = {"attn_implementation": base.attention, "trust_remote_code": base.trust_remote_code}
     try:
         if base.architecture is not None:
             config = architecture_config(base, load_tokenizer(base.tokenizer_source))
         else:
-            config = AutoConfig.from_pretrained(str(base.source), trust_remote_code=base.trust_remote_code)
+            config = read_config(base)
     except (OSError, ValueError) as error:
         raise InputError(
             f"The configuration of {base.source!r} cannot be read: {first_line(error)} Name a folder with a "
             "config.json or a hub id as `model.policy.source`; the weights need not be there."
         ) from error
     with torch.device("meta"):
-        make: Any = AutoModelForCausalLM.from_config
-        model: nn.Module = make(config, dtype=getattr(torch, base.dtype), **options)
+        make = auto_class(config, str(base.source))
+        attention = attention_for(spec, make, config, trainable=trainable)
+        options = {"attn_implementation": attention, "trust_remote_code": base.trust_remote_code}
+        model: nn.Module = make.from_config(config, dtype=getattr(torch, base.dtype), **options)
+        if trainable:
+            freeze_parts_without_text(model)
         if spec.lora is not None and trainable:
             model = add_adapter(model, spec.lora)
     if lean:

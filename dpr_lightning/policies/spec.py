@@ -5,6 +5,9 @@ from typing import Any, Literal
 
 from dpr_lightning.errors import InputError
 
+AUTO = "auto"
+"""Attention of a policy where none is chosen."""
+
 
 @dataclass
 class LoraSpec:
@@ -40,7 +43,9 @@ class PolicySpec:
             are not lost. DeepSpeed keeps such copies anyway; FSDP2 holds weights in float32 instead (`dtype`) and
             computes in the precision of the trainer.
         attention: transformers' attention implementation, or ``varlen``: PyTorch's own for rows of many lengths. With
-            that, and with flash attention, the rows of a micro-batch are packed end to end, without padding.
+            that, and with flash attention, the rows of a micro-batch are packed end to end, without padding. ``auto``:
+            what was chosen when the weights of ``source`` were trained, else ``sdpa``, or ``eager`` where the
+            architecture has no ``sdpa``. A choice is saved with the policy, and read by every later command.
         lora: train adapters instead of every parameter.
         gradient_checkpointing: recompute activations in the backward pass: 4 forward passes' work instead of 3.
         trust_remote_code: run model code that comes with ``source``. Off unless asked for.
@@ -53,7 +58,7 @@ class PolicySpec:
     checkpoint: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     master_weights: bool = True
-    attention: str = "sdpa"
+    attention: str = AUTO
     lora: LoraSpec | None = None
     gradient_checkpointing: bool = False
     trust_remote_code: bool = False

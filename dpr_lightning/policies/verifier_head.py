@@ -10,6 +10,8 @@ from transformers.utils import logging
 
 from dpr_lightning.errors import InputError, first_line
 from dpr_lightning.policies.adapters import resolve_adapter
+from dpr_lightning.policies.architectures import read_config
+from dpr_lightning.policies.attention_choice import attention_for
 from dpr_lightning.policies.forward import model_device
 from dpr_lightning.policies.parts import parts_by_length
 from dpr_lightning.policies.spec import PolicySpec
@@ -39,14 +41,17 @@ def build_verifier_head(spec: PolicySpec) -> tuple[nn.Module, PreTrainedTokenize
     # That the head is new is no news.
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
+        attention = attention_for(spec, AutoModelForSequenceClassification, read_config(base))
         model, found = AutoModelForSequenceClassification.from_pretrained(
             base.source,
             num_labels=1,
             dtype=getattr(torch, base.dtype),
-            attn_implementation=base.attention,
+            attn_implementation=attention,
             trust_remote_code=base.trust_remote_code,
             output_loading_info=True,
         )
+    except InputError:
+        raise
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise InputError(
             f"No model with a head for sequences could be made of {base.source!r}: {first_line(error)}"

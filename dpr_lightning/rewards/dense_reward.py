@@ -16,6 +16,7 @@ from dpr_lightning.functional import (
     zscore_by_position,
 )
 from dpr_lightning.policies import (
+    AUTO,
     ActedStates,
     FrozenPolicies,
     PolicySpec,
@@ -59,7 +60,7 @@ class DenseReward:
         spec: RewardSpec | None = None,
         *,
         dtype: str = "float32",
-        attention: str = "sdpa",
+        attention: str = AUTO,
         policy: nn.Module | None = None,
         policy_spec: PolicySpec | None = None,
         weights: Weights = "whole",

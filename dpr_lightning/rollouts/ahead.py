@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dpr_lightning.errors import InputError
-from dpr_lightning.policies import PolicySpec, build_policy, fetches_weights, inside_of_adapters, merged_weights
+from dpr_lightning.policies import AUTO, PolicySpec, build_policy, fetches_weights, inside_of_adapters, merged_weights
 from dpr_lightning.types import Rollouts
 
 Write = Callable[[nn.Module, Callable[[], bool]], Rollouts]
@@ -27,7 +27,7 @@ class DrawsAhead:
         device: where the copy lies; None: where the policy does.
     """
 
-    def __init__(self, source: str, attention: str = "sdpa", device: torch.device | None = None) -> None:
+    def __init__(self, source: str, attention: str = AUTO, device: torch.device | None = None) -> None:
         self._source, self._attention, self._device = source, attention, device
         self._copy: Any = None
         self._stream: torch.cuda.Stream | None = None

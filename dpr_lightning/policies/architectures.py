@@ -1,0 +1,98 @@
+"""From a configuration to the class of transformers that reads it, and words for what is no causal language model."""
+
+import logging
+from typing import Any
+
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
+
+from dpr_lightning.errors import InputError
+from dpr_lightning.policies.spec import PolicySpec
+
+log = logging.getLogger(__name__)
+DECODERS = "Choose a decoder, such as Llama, Qwen, Gemma or GPT-2, as `model.policy.source`."
+
+
+def read_config(spec: PolicySpec) -> Any:
+    """The configuration that ``spec.source`` names; transformers' own errors where there is none."""
+    assert spec.source is not None
+    options: dict[str, Any] = {"trust_remote_code": spec.trust_remote_code}
+    if spec.gguf_file is not None:
+        options["gguf_file"] = spec.gguf_file
+    return AutoConfig.from_pretrained(spec.source, **options)
+
+
+def auto_class(config: Any, name: str) -> Any:
+    """The auto class of transformers that makes a causal language model of ``config``.
+
+    Models that read images beside text are loaded whole, and given text alone.
+
+    Args:
+        config: of the model.
+        name: of its folder, for messages.
+
+    Raises:
+        InputError: the architecture is an encoder, an encoder-decoder, or no language model.
+    """
+    kind = config.model_type
+    remote = getattr(config, "auto_map", None) or {}
+    if getattr(config, "is_encoder_decoder", False):
+        raise InputError(
+            f"{name!r} is an encoder-decoder ({kind}): one half reads the prompt, the other writes the answer, where a "
+            f"policy has to read both as one row. {DECODERS}"
+        )
+    if "AutoModelForCausalLM" in remote:
+        return AutoModelForCausalLM
+    if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
+        raise InputError(not_causal(name, config))
+    if type(config) in AutoModelForCausalLM._model_mapping:
+        return AutoModelForCausalLM
+    if type(config) in AutoModelForImageTextToText._model_mapping:
+        return AutoModelForImageTextToText
+    raise InputError(f"transformers has no causal language model of the kind {kind!r}, which {name!r} is. {DECODERS}")
+
+
+def not_causal(name: str, config: Any) -> str:
+    """The message for a model whose tokens see later ones."""
+    switch = (
+        " If its weights were trained to write from left to right, set `is_decoder: true` in its config.json."
+        if hasattr(config, "is_decoder") and not config.is_decoder and type(config) in MODEL_FOR_MASKED_LM_MAPPING
+        else ""
+    )
+    return (
+        f"{name!r} ({config.model_type}) is not causal: what it says of a token depends on later tokens, so that it "
+        f"would be trained on what it has to predict. {DECODERS}{switch}"
+    )
+
+
+def parts_without_text(model: nn.Module) -> list[str]:
+    """Names of the parts of ``model`` that text does not go through, such as a vision tower; mostly none."""
+    config: Any = model.config
+    if config.get_text_config() is config:
+        return []
+    get_decoder: Any = model.get_decoder
+    get_head: Any = model.get_output_embeddings
+    text = set(get_decoder().modules()) | set((get_head() or nn.Identity()).modules())
+    parts: list[str] = []
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{part}.") for part in parts)
+        if not inside and not text & set(module.modules()) and any(True for _ in module.parameters()):
+            parts.append(name)
+    return parts
+
+
+def freeze_parts_without_text(model: nn.Module) -> None:
+    """Keep the weights of a vision tower and the like as they are: no text reaches them, and no gradient."""
+    parts = parts_without_text(model)
+    frozen = 0
+    for part in parts:
+        for weight in model.get_submodule(part).requires_grad_(False).parameters():
+            frozen += getattr(weight, "ds_numel", weight.numel())
+    if parts:
+        log.warning(
+            "%s reads images too. It is trained on text alone; %s (%s weights) stay as they are and are saved along.",
+            type(model).__name__,
+            ", ".join(parts),
+            f"{frozen:,}",
+        )
