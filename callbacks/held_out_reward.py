@@ -45,7 +45,9 @@ class HeldOutReward(PeriodicEvaluation):
     def _read(self, data: Any, module: Any) -> tuple[DemonstrationBatch, float]:
         tokenizer = module.tokenizer
         form = carried_format(tokenizer, stop_token_ids(tokenizer, module.policy))
-        rows = tokenize_rows(open_rows(data.held_out_path), tokenizer, form, columns=data.columns, limit=self.limit)
+        source = open_rows(data.held_out_path)
+        rows = tokenize_rows(source, tokenizer, form, columns=data.columns, on_dropped="warn", limit=self.limit)
+        rows.report.log_notes()
         held = rows.batch(np.arange(len(rows)), 1.0, int(tokenizer.pad_token_id))
         data.reward.frozen.to(module.device)
         scores = data.reward.score(held.tokens, held.mask, token_budget=data.token_budget)

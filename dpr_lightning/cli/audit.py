@@ -68,7 +68,8 @@ def audit(
     """
     tokenizer = load_tokenizer(sft)
     form = carried_format(tokenizer, saved_stop_token_ids(tokenizer, sft))
-    data = tokenize_rows(open_rows(demonstrations), tokenizer, form, columns=columns, limit=limit)
+    data = tokenize_rows(open_rows(demonstrations), tokenizer, form, columns=columns, on_dropped="warn", limit=limit)
+    data.report.log_notes()
     tokens, mask, *_ = data.batch(np.arange(len(data)), 1.0, int(tokenizer.pad_token_id))
     prompts = PromptSet.load(demonstrations, tokenizer, columns=columns, limit=limit)
     answers_prompt = last_turn(mask)

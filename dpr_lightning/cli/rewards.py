@@ -47,7 +47,8 @@ def rewards(
     """
     tokenizer = load_tokenizer(sft)
     form = carried_format(tokenizer, saved_stop_token_ids(tokenizer, sft))
-    data = tokenize_rows(open_rows(responses), tokenizer, form, columns=columns, limit=limit)
+    data = tokenize_rows(open_rows(responses), tokenizer, form, columns=columns, on_dropped="warn", limit=limit)
+    data.report.log_notes()
     tokens, mask, *_ = data.batch(np.arange(len(data)), 1.0, int(tokenizer.pad_token_id))
     prompts = tokenizer.batch_decode(
         [row[: int(held.nonzero()[0])].tolist() for row, held in zip(tokens, mask, strict=True)]

@@ -2,9 +2,10 @@
 
 from dpr_lightning.data.batching import PlannedBatch, TokenBudgetBatchSampler
 from dpr_lightning.data.chat_format import carried_format, choose_format
-from dpr_lightning.data.conversations import Example, Message, to_demonstration, to_prompt
+from dpr_lightning.data.conversations import Example, to_demonstration, to_prompt
 from dpr_lightning.data.demonstrations import DemonstrationDataModule
 from dpr_lightning.data.loader import DemonstrationLoader
+from dpr_lightning.data.messages import Message
 from dpr_lightning.data.over_length import OverLength, TokenizationReport
 from dpr_lightning.data.overlap import OverlapReport, check_overlap
 from dpr_lightning.data.prompts import PromptSet

@@ -1,12 +1,13 @@
 """Which chat template and which stop tokens a policy is trained and queried with."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from dpr_lightning.data.template_inputs import with_defaults
 from dpr_lightning.errors import InputError
 
 PLAIN = "none"
@@ -21,7 +22,10 @@ class Format(NamedTuple):
 
 
 def choose_format(
-    tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None, end_of_turn: str | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    chat_template: str | None = None,
+    end_of_turn: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> Format:
     """Settle how text becomes tokens.
 
@@ -30,9 +34,12 @@ def choose_format(
         chat_template: use this one instead: a Jinja template, or the path of a file with one; ``none``: plain text.
         end_of_turn: a token other than EOS with which the template closes the assistant's turn and at which
             sampling stops too.
+        chat_template_kwargs: values for variables of the template, such as ``{enable_thinking: false}``; they become
+            part of the template.
 
     Raises:
-        InputError: the tokenizer has no EOS token, or ``end_of_turn`` is no token of it.
+        InputError: the tokenizer has no EOS token, ``end_of_turn`` is no token of it, or the template does not read a
+            variable.
     """
     if tokenizer.eos_token_id is None:
         raise InputError(
@@ -46,7 +53,12 @@ def choose_format(
             raise InputError(f"`end_of_turn` {end_of_turn!r} is no token of the tokenizer {tokenizer.name_or_path!r}.")
         stops.append(end_of_turn)
         stop_ids.append(int(identifier))
-    return Format(_template(tokenizer, chat_template), tuple(stops), frozenset(stop_ids))
+    template = _template(tokenizer, chat_template)
+    if chat_template_kwargs:
+        if template is None:
+            raise InputError("`chat_template_kwargs` are of a chat template, and there is none.")
+        template = with_defaults(template, chat_template_kwargs)
+    return Format(template, tuple(stops), frozenset(stop_ids))
 
 
 def carried_format(tokenizer: PreTrainedTokenizerBase, stops: Sequence[int]) -> Format:

@@ -1,16 +1,18 @@
 """From a row to a demonstration or a prompt: chat ``messages``, or ``prompt`` with or without ``completion``."""
 
 import difflib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from dpr_lightning.data.messages import Message, read_messages
+from dpr_lightning.data.messages import describe_value as _short
+from dpr_lightning.data.messages import row_error as _wrong
 from dpr_lightning.data.rows import Row
+from dpr_lightning.data.template_inputs import TEMPLATE_COLUMNS, TemplateInputs, read_template_inputs
 from dpr_lightning.errors import InputError
 
-ROLES = ("system", "user", "assistant", "tool")
-COLUMNS = ("messages", "prompt", "completion", "answer", "metadata")
+COLUMNS = ("messages", "prompt", "completion", "answer", "metadata", *TEMPLATE_COLUMNS)
 TURNS = "turns"
 # What other data sets call the same thing, for the hint in an error.
 SYNONYMS = {
@@ -18,7 +20,6 @@ SYNONYMS = {
     "completion": ("answer", "response", "output", "solution", "target", "chosen", "reply"),
     "messages": ("conversations", "conversation", "dialog", "dialogue", "chat", "turns"),
 }
-ROLE_SYNONYMS = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "ai": "assistant"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,25 +35,12 @@ class ColumnNames:
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
-    """One turn. ``train``: whether the policy learns to say it; ``fields``: all that a chat template may ask for."""
-
-    role: str
-    content: str
-    train: bool = False
-    fields: Mapping[str, Any] = field(default_factory=dict)
-
-    def rendered(self) -> dict[str, Any]:
-        """As chat templates take it."""
-        return {**self.fields, "role": self.role, "content": self.content}
-
-
-@dataclass(frozen=True, slots=True)
 class Example:
     """A demonstration, or a prompt alone (``completion`` is None).
 
     ``prompt`` and ``completion`` are plain strings, or messages; the completion then holds the closing turns of the
-    assistant, and earlier turns of the prompt may be trained on too. ``metadata`` is what verifiers read.
+    assistant, and earlier turns of the prompt may be trained on too. ``metadata`` is what verifiers read; ``inputs``
+    is what the chat template reads beside the messages.
     """
 
     file: str
@@ -60,6 +48,7 @@ class Example:
     prompt: str | tuple[Message, ...]
     completion: str | tuple[Message, ...] | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    inputs: TemplateInputs = field(default_factory=TemplateInputs)
 
     @property
     def place(self) -> str:
@@ -68,10 +57,10 @@ class Example:
 
     @property
     def prompt_text(self) -> str:
-        """What was asked, in words: every turn of the prompt but the system's."""
-        if isinstance(self.prompt, str):
-            return self.prompt
-        return "\n".join(message.content for message in self.prompt if message.role != "system")
+        """The query in words: the row's tools and documents, and every turn of the prompt but the system's."""
+        turns = self.prompt_messages()
+        texts = [self.inputs.text, *(turn.text for turn in turns if turn.role not in ("system", "developer"))]
+        return "\n".join(texts if self.inputs.text else texts[1:])
 
     def prompt_messages(self) -> tuple[Message, ...]:
         """The prompt as messages; a string is what the user says."""
@@ -99,10 +88,12 @@ def to_demonstration(row: Row, columns: Mapping[str, str] | None = None) -> Exam
     """
     names = check_columns(columns)
     if _uses_messages(row, names):
-        messages = _messages(row, _value(row, names, "messages"), names["messages"], learn=True)
+        messages = read_messages(row, _value(row, names, "messages"), names["messages"], learn=True)
         last = max((place for place, message in enumerate(messages) if message.train), default=-1)
         if last < 0:
             raise _wrong(row, "has no turn to learn from", "At least one message of role assistant must be trained on.")
+        if messages[0].train:
+            raise _wrong(row, *_no_prompt(names["messages"]))
         start = _closing_turns(messages[: last + 1])
         prompt: str | tuple[Message, ...] = messages[:start]
         completion: str | tuple[Message, ...] = messages[start : last + 1]
@@ -113,11 +104,12 @@ def to_demonstration(row: Row, columns: Mapping[str, str] | None = None) -> Exam
             completion = value
             _check_completion(row, value)
         else:
-            completion = _messages(row, value, names["completion"], learn=True, text=True)
+            completion = read_messages(row, value, names["completion"], learn=True, text=True)
             if not completion or completion[-1].role != "assistant" or not completion[-1].train:
                 raise _wrong(row, "has a completion that does not end with a trained turn of the assistant", "")
-    _check_prompt(row, prompt)
-    return Example(row.file, row.number, prompt, completion, _metadata(row, names, completion))
+    _check_prompt(row, prompt, names)
+    metadata = _metadata(row, names, completion)
+    return Example(row.file, row.number, prompt, completion, metadata, read_template_inputs(row, names.names))
 
 
 def to_prompt(row: Row, columns: Mapping[str, str] | None = None) -> Example:
@@ -133,7 +125,7 @@ def to_prompt(row: Row, columns: Mapping[str, str] | None = None) -> Example:
     names = check_columns(columns)
     completion: str | tuple[Message, ...] | None
     if _uses_messages(row, names):
-        messages = _messages(row, _value(row, names, "messages"), names["messages"], learn=False)
+        messages = read_messages(row, _value(row, names, "messages"), names["messages"], learn=False)
         start = _closing_turns(messages)
         prompt: str | tuple[Message, ...] = messages[:start]
         completion = messages[start:]
@@ -143,8 +135,11 @@ def to_prompt(row: Row, columns: Mapping[str, str] | None = None) -> Example:
         prompt = _prompt(row, names)
         value = row.values.get(names["completion"])
         completion = value if isinstance(value, str) else None
-    _check_prompt(row, prompt)
-    return Example(row.file, row.number, prompt, None, _metadata(row, names, completion))
+        if isinstance(value, list) and all(isinstance(turn, Mapping) and "role" in turn for turn in value):
+            completion = read_messages(row, value, names["completion"], learn=False, text=True)
+    _check_prompt(row, prompt, names)
+    metadata = _metadata(row, names, completion)
+    return Example(row.file, row.number, prompt, None, metadata, read_template_inputs(row, names.names))
 
 
 def check_columns(columns: Mapping[str, str] | None) -> ColumnNames:
@@ -198,7 +193,7 @@ def _value(row: Row, names: ColumnNames, key: str) -> Any:
 
 def _prompt(row: Row, names: ColumnNames) -> str | tuple[Message, ...]:
     value = _value(row, names, "prompt")
-    return value if isinstance(value, str) else _messages(row, value, names["prompt"], learn=False, text=True)
+    return value if isinstance(value, str) else read_messages(row, value, names["prompt"], learn=False, text=True)
 
 
 def _first_turn(row: Row) -> str:
@@ -210,56 +205,6 @@ def _first_turn(row: Row) -> str:
     return text
 
 
-def _messages(row: Row, value: Any, column: str, *, learn: bool, text: bool = False) -> tuple[Message, ...]:
-    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
-        either = "a string or " if text else ""
-        raise _wrong(
-            row, f"has {_short(value)} in {column!r}", f"It must be {either}a list of {{role, content}} objects."
-        )
-    return tuple(_message(row, turn, f"{column}[{place}]", learn) for place, turn in enumerate(value))
-
-
-def _message(row: Row, value: Any, where: str, learn: bool) -> Message:
-    if not isinstance(value, Mapping):
-        raise _wrong(row, f"has {_short(value)} at {where}", "A message is an object with `role` and `content`.")
-    if "role" not in value:
-        sharegpt = {"from", "value"} <= set(value)
-        remedy = "This is the ShareGPT form: rename from to role (human: user, gpt: assistant) and value to content."
-        found = ", ".join(map(repr, value)) or "nothing"
-        raise _wrong(row, f"has a message without `role` at {where}; it holds {found}", remedy if sharegpt else "")
-    role = value["role"]
-    if role not in ROLES:
-        near = ROLE_SYNONYMS.get(str(role).lower())
-        matches = [near] if near else difflib.get_close_matches(str(role).lower(), ROLES, n=1)
-        meant = f" Did you mean {matches[0]!r}?" if matches else ""
-        raise _wrong(row, f"has the unknown role {role!r} at {where}", f"Roles are {', '.join(ROLES)}.{meant}")
-    fields = {
-        name: part for name, part in value.items() if name not in ("role", "content", "train") and part is not None
-    }
-    content = _content(row, value.get("content"), where, optional=bool(fields.get("tool_calls")))
-    train = value.get("train")
-    if train is not None and not isinstance(train, bool):
-        raise _wrong(row, f"has {_short(train)} as `train` at {where}", "It must be true or false.")
-    if train and role != "assistant":
-        raise _wrong(row, f"asks to train on the {role}'s turn at {where}", "Only the assistant's turns are learnt.")
-    train = learn and role == "assistant" and train is not False
-    if train and not content.strip() and not fields.get("tool_calls"):
-        raise _wrong(row, f"has an empty completion at {where}", 'Remove the row, or set "train": false there.')
-    return Message(role, content, train, fields)
-
-
-def _content(row: Row, value: Any, where: str, *, optional: bool) -> str:
-    if isinstance(value, str):
-        return value
-    if value is None and optional:
-        return ""
-    if isinstance(value, Sequence) and all(
-        isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str) for part in value
-    ):
-        return "".join(part["text"] for part in value)
-    raise _wrong(row, f"has {_short(value)} as content at {where}", "It must be a string, or a list of text parts.")
-
-
 def _closing_turns(messages: Sequence[Message]) -> int:
     """Where the assistant's closing turns start."""
     start = len(messages)
@@ -268,8 +213,18 @@ def _closing_turns(messages: Sequence[Message]) -> int:
     return start
 
 
-def _check_prompt(row: Row, prompt: str | tuple[Message, ...]) -> None:
-    texts = [prompt] if isinstance(prompt, str) else [message.content for message in prompt]
+def _no_prompt(column: str) -> tuple[str, str]:
+    """What is wrong with a conversation that begins with the assistant, and what to do."""
+    return (
+        f"begins with the assistant: {column}[0] has an empty prompt",
+        'Remove that message, or set "train": false there, or put one of the user before it.',
+    )
+
+
+def _check_prompt(row: Row, prompt: str | tuple[Message, ...], names: ColumnNames) -> None:
+    if prompt == ():
+        raise _wrong(row, *_no_prompt(names["messages"]))
+    texts = [prompt] if isinstance(prompt, str) else [message.text for message in prompt]
     if not any(text.strip() for text in texts):
         raise _wrong(row, "has an empty prompt", "A policy answers something: give the prompt at least one word.")
 
@@ -293,14 +248,5 @@ def _metadata(row: Row, names: ColumnNames, completion: str | tuple[Message, ...
     if isinstance(completion, str):
         held["completion"] = completion
     elif completion:
-        held["completion"] = completion[-1].content
+        held["completion"] = completion[-1].text
     return held
-
-
-def _wrong(row: Row, what: str, remedy: str) -> InputError:
-    return InputError(f"{row.place} {what}. {remedy}".rstrip())
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return f"{type(value).__name__} {text[:50]}{'…' if len(text) > 50 else ''}"

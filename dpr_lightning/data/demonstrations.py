@@ -13,8 +13,9 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.data.batching import TokenBudgetBatchSampler
-from dpr_lightning.data.chat_format import carry_format, choose_format
+from dpr_lightning.data.chat_format import Format, carry_format, choose_format
 from dpr_lightning.data.conversations import check_columns
+from dpr_lightning.data.learnt_parts import OnDropped
 from dpr_lightning.data.loader import DemonstrationLoader
 from dpr_lightning.data.over_length import OverLength
 from dpr_lightning.data.overlap import check_overlap
@@ -43,6 +44,10 @@ class DemonstrationDataModule(LightningDataModule):
             policy is saved with it, so that later stages ask with the same one.
         end_of_turn: the token, if it is not EOS, with which the template closes the assistant's turn; the policy is
             saved with it as one more token to stop at.
+        chat_template_kwargs: values for variables of the chat template, such as ``{enable_thinking: false}``, in all
+            rows that do not set them in a column of this name; the policy is saved with them in its template.
+        on_dropped: where the chat template leaves out a part of what is to be learnt (the reasoning of a turn, for
+            example): ``error`` refuses the row, ``warn`` counts it and learns the rest.
         max_length: tokens of the longest demonstration allowed, prompt included; None: no limit.
         over_length: ``error``, ``drop``, or ``truncate`` (the end is cut, and the answer counts as not terminated).
         token_budget: tokens a micro-batch on each device, padding included. Default 8192.
@@ -72,6 +77,8 @@ class DemonstrationDataModule(LightningDataModule):
         columns: dict[str, str] | None = None,
         chat_template: str | None = None,
         end_of_turn: str | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
+        on_dropped: OnDropped = "error",
         max_length: int | None = 1024,
         over_length: OverLength = "error",
         token_budget: int | None = None,
@@ -94,6 +101,8 @@ class DemonstrationDataModule(LightningDataModule):
         self.columns = columns
         self.chat_template = chat_template
         self.end_of_turn = end_of_turn
+        self.chat_template_kwargs = chat_template_kwargs
+        self.on_dropped: OnDropped = on_dropped
         self.max_length = max_length
         self.over_length: OverLength = over_length
         default_budget = DEFAULT_TOKEN_BUDGET if batch_size is None else None
@@ -146,7 +155,7 @@ class DemonstrationDataModule(LightningDataModule):
             spec: unused.
             tokenizer: saved with the policy; takes the ``chat_template``.
         """
-        carry_format(choose_format(self.tokenizer, self.chat_template, self.end_of_turn), policy, tokenizer)
+        carry_format(self._format(), policy, tokenizer)
 
     def prepare_data(self) -> None:
         """Tokenise what is not in the cache yet; one process a machine does this, the others wait."""
@@ -170,6 +179,7 @@ class DemonstrationDataModule(LightningDataModule):
         self.test_data = data[self.test] if self.test is not None else self.validation_data
         for tokenized in data.values():
             rank_zero_info(str(tokenized.report))
+            tokenized.report.log_notes()
         sets = {"training": self.train_data, "validation": self.validation_data}
         if self.test is not None:
             sets["test"] = self.test_data
@@ -234,9 +244,17 @@ class DemonstrationDataModule(LightningDataModule):
             raise InputError("There is no validation set: set `validation` to a file, or to a share such as 0.1.")
         source = self.train if isinstance(self.validation, float) else str(self.validation)
         prompts = PromptSet.load(
-            source, self.tokenizer, columns=self.columns, chat_template=self.chat_template, limit=self.limit
+            source,
+            self.tokenizer,
+            columns=self.columns,
+            chat_template=self.chat_template,
+            chat_template_kwargs=self.chat_template_kwargs,
+            limit=self.limit,
         )
         return prompts.select(np.flatnonzero(np.isin(prompts.numbers, held.numbers)))
+
+    def _format(self) -> Format:
+        return choose_format(self.tokenizer, self.chat_template, self.end_of_turn, self.chat_template_kwargs)
 
     def _files(self) -> list[str]:
         named = [self.train, self.validation if isinstance(self.validation, str) else None, self.test]
@@ -244,11 +262,12 @@ class DemonstrationDataModule(LightningDataModule):
 
     def _tokenized(self, file: str, progress: bool) -> TokenizedDataset:
         rows = open_rows(file)
-        form = choose_format(self.tokenizer, self.chat_template, self.end_of_turn)
+        form = self._format()
         options: dict[str, Any] = {
             "columns": self.columns,
             "max_length": self.max_length,
             "over_length": self.over_length,
+            "on_dropped": self.on_dropped,
             "limit": self.limit,
         }
 

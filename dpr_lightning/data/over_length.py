@@ -1,9 +1,10 @@
 """What happens to rows that are too long, and the count of it: never silently, never with a forged EOS."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Literal, get_args
 
+from dpr_lightning.data.notices import log_lines
 from dpr_lightning.data.tokenization import TokenizedExample
 from dpr_lightning.errors import InputError
 
@@ -15,7 +16,8 @@ class TokenizationReport:
     """Counts of one tokenised file.
 
     ``rows`` read, ``kept``, ``dropped`` and ``truncated``; ``longest``: tokens of the longest row before any limit;
-    ``tokens`` kept, ``acted_tokens``: those that the policy says; ``limit``: the length limit, None without one.
+    ``tokens`` kept, ``acted_tokens``: those that the policy says; ``limit``: the length limit, None without one;
+    ``notes``: what else was noticed, a sentence each.
     """
 
     source: str = ""
@@ -27,6 +29,7 @@ class TokenizationReport:
     tokens: int = 0
     acted_tokens: int = 0
     limit: int | None = None
+    notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         """One line."""
@@ -36,6 +39,10 @@ class TokenizationReport:
             f"truncated; longest {self.longest:,} tokens ({limit}); {self.tokens:,} tokens, {self.acted_tokens:,} of "
             "them to learn."
         )
+
+    def log_notes(self) -> None:
+        """Say what was noticed."""
+        log_lines(self.source, self.notes)
 
     def counts(self) -> dict[str, float]:
         """The numbers, for a logger."""

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.data.chat_format import choose_format
 from dpr_lightning.data.conversations import to_prompt
+from dpr_lightning.data.notices import Notices, log_lines
 from dpr_lightning.data.over_length import over_length_message
 from dpr_lightning.data.progress import progress_bar
 from dpr_lightning.data.prompt_identity import prompt_hash
@@ -80,6 +81,7 @@ class PromptSet:
         *,
         columns: Mapping[str, str] | None = None,
         chat_template: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         max_prompt_length: int | None = None,
         over_length: str = "error",
         limit: int | None = None,
@@ -92,6 +94,7 @@ class PromptSet:
             tokenizer: of the policy.
             columns: the file's names of our columns.
             chat_template: instead of the tokenizer's own; ``none``: plain text.
+            chat_template_kwargs: variables of the template; a row's own win.
             max_prompt_length: tokens of the longest prompt allowed; None: no limit.
             over_length: ``error`` refuses the file, ``drop`` leaves longer prompts out.
             limit: read only so many rows.
@@ -105,7 +108,7 @@ class PromptSet:
                 f"`over_length` of prompts is `error` or `drop`; found {over_length!r}. A prompt that is cut asks "
                 "something else."
             )
-        form = choose_format(tokenizer, chat_template)
+        form = choose_format(tokenizer, chat_template, chat_template_kwargs=chat_template_kwargs)
         rows_source = open_rows(source)
         rows = first_rows(rows_source, limit)
         tokens: list[list[int]] = []
@@ -113,10 +116,11 @@ class PromptSet:
         metadata: list[Mapping[str, Any]] = []
         numbers: list[int] = []
         too_long: list[tuple[str, int]] = []
+        notices = Notices()
         total = rows_source.count() if limit is None else limit
         with progress_bar(f"Reading prompts of {rows_source.name}", total, progress) as advance:
             while examples := [to_prompt(row, columns) for row in islice(rows, CHUNK)]:
-                for example, ids in zip(examples, tokenize_prompts(examples, tokenizer, form), strict=True):
+                for example, ids in zip(examples, tokenize_prompts(examples, tokenizer, form, notices), strict=True):
                     if max_prompt_length is not None and len(ids) > max_prompt_length:
                         too_long.append((example.place, len(ids)))
                         continue
@@ -128,4 +132,5 @@ class PromptSet:
         if too_long and (over_length == "error" or not tokens):
             rows_read = len(tokens) + len(too_long)
             raise InputError(over_length_message(too_long, rows_read, "max_prompt_length", max_prompt_length or 0))
+        log_lines(rows_source.name, notices.lines())
         return cls(tokens, texts, metadata, numbers, rows_source.name, len(too_long))

@@ -2,14 +2,19 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.data.chat_format import Format
-from dpr_lightning.data.conversations import Example, Message
-from dpr_lightning.errors import InputError
+from dpr_lightning.data.conversations import Example
+from dpr_lightning.data.learnt_parts import OnDropped, check_learnt_parts
+from dpr_lightning.data.messages import Message
+from dpr_lightning.data.notices import Notices
+from dpr_lightning.data.template_refusals import refusal_cause
+from dpr_lightning.data.template_traits import template_traits
+from dpr_lightning.data.template_use import notice_unused
+from dpr_lightning.errors import InputError, first_line
 
 
 class Turns(NamedTuple):
@@ -19,8 +24,21 @@ class Turns(NamedTuple):
     prompts: list[str]
 
 
-def render_turns(example: Example, tokenizer: PreTrainedTokenizerBase, form: Format) -> Turns:
+def render_turns(
+    example: Example,
+    tokenizer: PreTrainedTokenizerBase,
+    form: Format,
+    notices: Notices,
+    on_dropped: OnDropped = "error",
+) -> Turns:
     """Render a demonstration, and the prompt of each trained turn, and check that each prompt is a prefix.
+
+    Args:
+        example: the demonstration.
+        tokenizer: renders it.
+        form: chat template and stop tokens.
+        notices: counts what the template does not use.
+        on_dropped: what to do where the template leaves out what is to be learnt.
 
     Raises:
         InputError: names the row and the turn.
@@ -40,12 +58,61 @@ def render_turns(example: Example, tokenizer: PreTrainedTokenizerBase, form: For
             raise InputError(
                 f"{example.place}, {turn}: the chat template writes the conversation so far differently once more "
                 f"follows, {_difference(prompt, through) or _difference(through.rstrip(), whole)}. The policy would be "
-                "trained on other tokens than it is asked with. Use a template that only appends, or give each turn a "
-                'row of its own, or mark earlier turns "train": false.'
+                "trained on other tokens than it is asked with. "
+                + ("Use a template that only appends." if len(trained) == 1 else _EARLIER_TURNS)
             )
         _check_closed(example, turn, messages[place], through[len(prompt) :], tokenizer, form)
+
+        def learnt_of(message: Message, index: int = place, start: int = len(prompt)) -> str:
+            turns = (*messages[:index], message)
+            return render(example, turns, tokenizer, form, prompt=False)[start:]
+
+        learnt = through[len(prompt) :].rstrip()
+        for stop in form.stops:
+            learnt = learnt.removesuffix(stop)
+        where = f"{example.place}, {turn}"
+        check_learnt_parts(messages[place], (prompt, learnt), where, learnt_of, on_dropped, notices)
         prompts.append(prompt)
+    _notice_unused(example, messages[: trained[-1] + 1], whole, tokenizer, form, notices, prompt=False)
     return Turns(whole, prompts)
+
+
+_EARLIER_TURNS = (
+    'Mark the earlier turns of the assistant "train": false, or give each turn a row that ends with it, or use a '
+    "template that only appends."
+)
+
+
+def render_prompt(example: Example, tokenizer: PreTrainedTokenizerBase, form: Format, notices: Notices) -> str:
+    """The text that a policy is asked with: the one that stands before the same row's demonstration.
+
+    Raises:
+        InputError: the template refuses the conversation.
+    """
+    messages = example.prompt_messages()
+    text = render(example, messages, tokenizer, form, prompt=True)
+    _notice_unused(example, messages, text, tokenizer, form, notices, prompt=True)
+    return text
+
+
+def _notice_unused(
+    example: Example,
+    messages: Sequence[Message],
+    text: str,
+    tokenizer: PreTrainedTokenizerBase,
+    form: Format,
+    notices: Notices,
+    *,
+    prompt: bool,
+) -> None:
+    """Count what the row has and the template does not write: see :func:`notice_unused`."""
+
+    def rendered(example: Example, messages: Sequence[Message]) -> str:
+        return render(example, messages, tokenizer, form, prompt=prompt)
+
+    assert form.chat_template is not None
+    reads_reasoning = template_traits(tokenizer, form.chat_template).reasoning is not None
+    notice_unused(example, messages, text, form.chat_template, reads_reasoning, rendered, notices)
 
 
 def _check_closed(
@@ -79,16 +146,24 @@ def render(
     Raises:
         InputError: the template refuses the conversation.
     """
-    conversation: list[dict[str, Any]] = [message.rendered() for message in messages]
+    assert form.chat_template is not None
+    traits = template_traits(tokenizer, form.chat_template)
     try:
         return str(
             tokenizer.apply_chat_template(
-                conversation, chat_template=form.chat_template, tokenize=False, add_generation_prompt=prompt
+                [traits.message(message) for message in messages],
+                chat_template=form.chat_template,
+                tokenize=False,
+                add_generation_prompt=prompt,
+                **traits.inputs(example.inputs),
             )
         )
-    except (jinja2.TemplateError, TypeError, ValueError) as error:
-        roles = ", ".join(message.role for message in messages)
-        raise InputError(f"{example.place}: the chat template refuses the roles {roles}: {error}.") from error
+    except Exception as error:  # a template is a program of somebody else's: it may raise anything
+        roles = ", ".join(message.role for message in messages[:12]) + (", …" if len(messages) > 12 else "")
+        raise InputError(
+            f"{example.place}: the chat template refuses the roles {roles}: {first_line(error).rstrip('.')}. "
+            f"{refusal_cause(messages, str(error))}".rstrip()
+        ) from error
 
 
 def check_no_stop(example: Example, content: str, form: Format) -> None:

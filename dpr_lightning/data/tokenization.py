@@ -7,10 +7,13 @@ from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.data.chat_format import Format, choose_format
 from dpr_lightning.data.conversations import Example
-from dpr_lightning.data.rendering import check_no_stop, render, render_turns
+from dpr_lightning.data.learnt_parts import OnDropped
+from dpr_lightning.data.notices import Notices
+from dpr_lightning.data.rendering import check_no_stop, render_prompt, render_turns
+from dpr_lightning.data.template_use import notice_without_template
 from dpr_lightning.errors import InputError
 
-TOKENIZATION_VERSION = 1
+TOKENIZATION_VERSION = 2
 """Part of every cache's key: raise it when the same text would become other tokens or another mask."""
 
 
@@ -36,7 +39,11 @@ def tokenize_example(
 
 
 def tokenize_examples(
-    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, form: Format
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    form: Format,
+    notices: Notices | None = None,
+    on_dropped: OnDropped = "error",
 ) -> list[TokenizedExample]:
     """Tokenise demonstrations, many at once because fast tokenizers work in parallel.
 
@@ -48,12 +55,21 @@ def tokenize_examples(
     does, as it will when the policy is asked. (Tokenizers that put a space before every text put one before the
     completion.)
 
+    Args:
+        examples: the demonstrations.
+        tokenizer: makes the tokens.
+        form: chat template and stop tokens.
+        notices: counts what rows have and the template leaves out; None: not counted.
+        on_dropped: what to do where the template leaves out a part of what is to be learnt.
+
     Raises:
         InputError: names the row and the reason.
     """
+    notices = notices if notices is not None else Notices()
     if form.chat_template is None:
+        notice_without_template(examples, notices)
         return _tokenize_plain(examples, tokenizer, form)
-    rendered = [render_turns(example, tokenizer, form) for example in examples]
+    rendered = [render_turns(example, tokenizer, form, notices, on_dropped) for example in examples]
     texts = [text for turns in rendered for text in (turns.whole, *turns.prompts)]
     encoded = iter(_encode(tokenizer, texts))
     return [
@@ -73,11 +89,15 @@ def tokenize_prompt(
     return tokenize_prompts([example], tokenizer, choose_format(tokenizer, chat_template))[0]
 
 
-def tokenize_prompts(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, form: Format) -> list[list[int]]:
+def tokenize_prompts(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, form: Format, notices: Notices | None = None
+) -> list[list[int]]:
     """The prompts' tokens, many at once; see :func:`tokenize_prompt`."""
+    notices = notices if notices is not None else Notices()
     if form.chat_template is None:
+        notice_without_template(examples, notices)
         return _encode_plain_prompts(examples, tokenizer)
-    texts = [render(example, example.prompt_messages(), tokenizer, form, prompt=True) for example in examples]
+    texts = [render_prompt(example, tokenizer, form, notices) for example in examples]
     encoded = _encode(tokenizer, texts)
     for example, tokens in zip(examples, encoded, strict=True):
         if not tokens:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from itertools import islice
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -12,6 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.data.chat_format import Format
 from dpr_lightning.data.conversations import to_demonstration
+from dpr_lightning.data.learnt_parts import OnDropped
+from dpr_lightning.data.notices import Notices
 from dpr_lightning.data.over_length import LengthLimit, OverLength, TokenizationReport
 from dpr_lightning.data.progress import progress_bar
 from dpr_lightning.data.prompt_identity import prompt_hash
@@ -116,6 +118,7 @@ def tokenize_rows(
     columns: Mapping[str, str] | None = None,
     max_length: int | None = None,
     over_length: OverLength = "error",
+    on_dropped: OnDropped = "error",
     limit: int | None = None,
     progress: bool = False,
 ) -> TokenizedDataset:
@@ -128,13 +131,16 @@ def tokenize_rows(
         columns: the file's names of our columns.
         max_length: tokens of the longest example allowed; None: no limit.
         over_length: what to do with longer ones.
+        on_dropped: what to do with those of which the chat template leaves out a part that is to be learnt.
         limit: read only so many rows.
         progress: show a bar.
 
     Raises:
         InputError: names the row and the reason.
     """
-    bound = LengthLimit(max_length, over_length, source.name)
+    if on_dropped not in get_args(OnDropped):
+        raise InputError(f"`on_dropped` is one of {', '.join(get_args(OnDropped))}; found {on_dropped!r}.")
+    bound, notices = LengthLimit(max_length, over_length, source.name), Notices()
     tokens: list[NDArray[np.int32]] = []
     mask: list[NDArray[np.bool_]] = []
     lengths: list[int] = []
@@ -145,7 +151,8 @@ def tokenize_rows(
     with progress_bar(f"Tokenising {source.name}", source.count() if limit is None else limit, progress) as advance:
         while examples := [to_demonstration(row, columns) for row in islice(rows, CHUNK)]:
             chunk = []
-            for example, tokenized in zip(examples, tokenize_examples(examples, tokenizer, form), strict=True):
+            rows_of_chunk = tokenize_examples(examples, tokenizer, form, notices, on_dropped)
+            for example, tokenized in zip(examples, rows_of_chunk, strict=True):
                 kept = bound.apply(tokenized, example.place, form.stop_ids)
                 if kept is not None:
                     chunk.append(kept)
@@ -157,6 +164,7 @@ def tokenize_rows(
             mask.append(np.fromiter((acted for kept in chunk for acted in kept.mask), dtype=np.bool_))
             advance(len(examples))
     report = bound.finish()
+    report.notes = notices.lines()
     arrays = {
         "tokens": torch.from_numpy(np.concatenate(tokens)),
         "mask": torch.from_numpy(np.concatenate(mask)),
