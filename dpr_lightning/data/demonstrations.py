@@ -14,13 +14,13 @@ from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.data.batching import TokenBudgetBatchSampler
 from dpr_lightning.data.chat_format import Format, carry_format, choose_format
-from dpr_lightning.data.conversations import check_columns
 from dpr_lightning.data.learnt_parts import OnDropped
 from dpr_lightning.data.loader import DemonstrationLoader
 from dpr_lightning.data.over_length import OverLength
 from dpr_lightning.data.overlap import check_overlap
 from dpr_lightning.data.prompt_identity import hold_out_prompts
 from dpr_lightning.data.prompts import PromptSet
+from dpr_lightning.data.row_columns import check_columns
 from dpr_lightning.data.rows import open_rows
 from dpr_lightning.data.token_cache import cache_key, load_or_tokenize
 from dpr_lightning.data.tokenized import TokenizedDataset, tokenize_rows

@@ -20,6 +20,7 @@ ROLE_ALIASES = {
     "function": "tool",
     "observation": "tool",
     "function_response": "tool",
+    "tool_response": "tool",
 }
 """What other data sets call the roles."""
 REASONING = ("reasoning_content", "reasoning", "thinking")
@@ -148,10 +149,8 @@ def _read_message(row: Row, value: Any, where: str, learn: bool) -> Message:
 
 def _role(row: Row, value: Mapping[str, Any], where: str) -> str:
     if "role" not in value:
-        sharegpt = {"from", "value"} <= set(value)
-        remedy = "This is the ShareGPT form: rename from to role (human: user, gpt: assistant) and value to content."
         keys = ", ".join(map(repr, value)) or "nothing"
-        raise row_error(row, f"has a message without `role` at {where}; it holds {keys}", remedy if sharegpt else "")
+        raise row_error(row, f"has a message without `role` at {where}; its keys are {keys}", "")
     role = known_role(value["role"])
     if role is None:
         matches = difflib.get_close_matches(str(value["role"]).lower(), ROLES, n=1)

@@ -29,6 +29,19 @@ class Notices:
         count, first = self.counts.get(sentence, (0, row))
         self.counts[sentence] = (count + 1, first)
 
+    def add_reading(self, shape: str, unused: Sequence[str], row: str) -> None:
+        """Count how a row was read.
+
+        Args:
+            shape: its shape; empty for one that needs no mention.
+            unused: its columns that are not used.
+            row: its ``file:number``.
+        """
+        if shape:
+            self.add(f"read as {shape}", row)
+        for column in unused:
+            self.add(f"the column {column!r} is not used", row)
+
     def decide(self, key: str, decision: Callable[[], bool]) -> bool:
         """The decision on ``key``, taken at the first row that needs it and then remembered."""
         if key not in self._decisions:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 
-from dpr_lightning.data.rows import Row, file_hash
+from dpr_lightning.data.row_types import Row, file_hash
 from dpr_lightning.errors import InputError, first_line
 
 
@@ -16,6 +16,8 @@ class ParquetRows:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.name = str(path)
+        self.files: tuple[str, ...] = (self.name,)
+        self.notes: tuple[str, ...] = ()
         try:
             self.rows = int(pyarrow.parquet.ParquetFile(path).metadata.num_rows)
         except (pyarrow.ArrowException, OSError) as error:

@@ -121,6 +121,7 @@ class PromptSet:
         with progress_bar(f"Reading prompts of {rows_source.name}", total, progress) as advance:
             while examples := [to_prompt(row, columns) for row in islice(rows, CHUNK)]:
                 for example, ids in zip(examples, tokenize_prompts(examples, tokenizer, form, notices), strict=True):
+                    notices.add_reading(example.shape, example.unused, example.place)
                     if max_prompt_length is not None and len(ids) > max_prompt_length:
                         too_long.append((example.place, len(ids)))
                         continue

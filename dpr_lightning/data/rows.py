@@ -5,14 +5,15 @@ Rows are read one after the other and never held all at once, so that a million 
 
 import codecs
 import difflib
-import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from itertools import islice
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
+from dpr_lightning.data.row_types import Row, RowSource, file_hash, first_rows
 from dpr_lightning.errors import InputError, first_line
+
+__all__ = ["Row", "RowSource", "file_hash", "first_rows", "open_rows"]
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
 MAGIC = {
@@ -25,51 +26,6 @@ MAGIC = {
     b"PAR1": "Parquet: let its name end in .parquet",
 }
 """How files begin that are no JSON, and what to do with them."""
-
-
-class Row(NamedTuple):
-    """One row: its ``file``, its ``number`` there (from 1; for JSON Lines, the line) and its ``values``."""
-
-    file: str
-    number: int
-    values: Mapping[str, Any]
-
-    @property
-    def place(self) -> str:
-        """``file:number``, as error messages name it."""
-        return f"{self.file}:{self.number}"
-
-
-class RowSource(Protocol):
-    """Where rows come from; iterating again starts again."""
-
-    @property
-    def name(self) -> str:
-        """The source, as error messages name it."""
-        ...
-
-    def __iter__(self) -> Iterator[Row]:
-        """The rows in order."""
-        ...
-
-    def fingerprint(self) -> str:
-        """Changes when the content does."""
-        ...
-
-    def count(self) -> int:
-        """About how many rows there are, for a progress bar."""
-        ...
-
-
-def first_rows(source: RowSource, limit: int | None) -> Iterator[Row]:
-    """The first ``limit`` rows; None: all.
-
-    Raises:
-        InputError: a limit below 1.
-    """
-    if limit is not None and limit < 1:
-        raise InputError(f"`limit` must be at least 1 row; found {limit}.")
-    return islice(source, limit)
 
 
 def open_rows(source: str | Path) -> RowSource:
@@ -106,6 +62,8 @@ class JsonLinesRows:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.name = str(path)
+        self.files: tuple[str, ...] = (self.name,)
+        self.notes: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[Row]:
         """Parse line by line.
@@ -143,6 +101,8 @@ class JsonArrayRows:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.name = str(path)
+        self.files: tuple[str, ...] = (self.name,)
+        self.notes: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[Row]:
         """Parse the file, then yield its entries.
@@ -170,6 +130,8 @@ class DatasetRows:
 
     def __init__(self, name: str, dataset: Any) -> None:
         self.name = name
+        self.files: tuple[str, ...] = (name,)
+        self.notes: tuple[str, ...] = ()
         self.dataset = dataset
         if len(dataset) == 0:
             raise InputError(f"The data set {name} holds no rows.")
@@ -295,9 +257,3 @@ def _head(path: Path) -> bytes:
         if head.startswith(magic):
             raise InputError(f"{path} is {what}.")
     return head.removeprefix(codecs.BOM_UTF8)
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal digits."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()

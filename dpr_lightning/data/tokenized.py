@@ -153,6 +153,7 @@ def tokenize_rows(
             chunk = []
             rows_of_chunk = tokenize_examples(examples, tokenizer, form, notices, on_dropped)
             for example, tokenized in zip(examples, rows_of_chunk, strict=True):
+                notices.add_reading(example.shape, example.unused, example.place)
                 kept = bound.apply(tokenized, example.place, form.stop_ids)
                 if kept is not None:
                     chunk.append(kept)

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from dpr_lightning.data.conversations import check_columns, to_demonstration, to_prompt
+from dpr_lightning.data.conversations import to_demonstration, to_prompt
+from dpr_lightning.data.row_columns import check_columns
 from dpr_lightning.data.rows import Row
 from dpr_lightning.errors import InputError
 
@@ -100,11 +101,11 @@ def test_text_parts_and_tool_calls_are_kept() -> None:
     ("values", "says"),
     [
         (
-            {"question": "q", "answer": "a"},
-            r"has no 'prompt'; its keys are 'question', 'answer'.*columns: \{prompt: question, completion: answer\}",
+            {"prompt": "q", "answer": "a"},
+            r"has no 'completion'; its keys are 'prompt', 'answer'.*columns: \{completion: answer\}",
         ),
-        ({"prompt": "q", "respnse": "a", "response": "b"}, r"has no 'completion'.*\{completion: response\}"),
-        ({"conversations": []}, r"\{messages: conversations\}"),
+        ({"prompt": "q", "completon": "a"}, r"has no 'completion'.*\{completion: completon\}"),
+        ({"conversations": []}, "empty list in 'conversations'"),
         ({"prompt": "q", "completion": ""}, "empty completion"),
         ({"prompt": "q", "completion": " \n"}, "empty completion"),
         ({"prompt": " ", "completion": "a"}, "empty prompt"),
@@ -113,7 +114,7 @@ def test_text_parts_and_tool_calls_are_kept() -> None:
         ({"messages": "hello"}, "list of"),
         ({"messages": [turn("usr"), turn("assistant")]}, r"unknown role 'usr' at messages\[0\].*Did you mean 'user'"),
         ({"messages": [turn("user"), turn("asistant")]}, r"unknown role 'asistant' at messages\[1\].*'assistant'"),
-        ({"messages": [{"from": "human", "value": "x"}]}, "ShareGPT"),
+        ({"conversations": [{"from": "humn", "value": "x"}]}, r"unknown role 'humn' at conversations\[0\]"),
         ({"messages": [turn("user"), turn("assistant", "")]}, r"empty completion at messages\[1\]"),
         ({"messages": [turn("assistant")]}, "empty prompt"),
         ({"messages": [turn("user")]}, "no turn to learn from"),

@@ -166,7 +166,7 @@ CASES: dict[str, dict[str, Case]] = {
             lambda kit: kit.rows(GOOD, '{"prompt": "1", "completion": "2", "n": ' + "1" * 5000 + "}"), ("data.jsonl:2",)
         ),
         "other names for the columns": Case(
-            lambda kit: kit.rows({"question": "1", "response": "2"}), ("data.jsonl:1", "question", "columns")
+            lambda kit: kit.rows({"frage": "1", "antwort": "2"}), ("data.jsonl:1", "frage", "columns")
         ),
         "a prompt that is a number": Case(
             lambda kit: kit.rows({"prompt": 3, "completion": "2"}), ("data.jsonl:1", "3")
