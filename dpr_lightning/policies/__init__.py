@@ -10,6 +10,7 @@ from dpr_lightning.policies.forward import (
     disable_dropout,
     evaluating,
     last_logits,
+    logits_at,
     model_device,
     state_logits,
 )
@@ -86,6 +87,7 @@ __all__ = [
     "last_logits",
     "load_tokenizer",
     "load_verifier_head",
+    "logits_at",
     "merged_weights",
     "micro_batches",
     "model_device",

@@ -5,10 +5,20 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import (
+    Cache,
+    DummyLayer,
+    DynamicCache,
+    DynamicLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionCacheLayerMixin,
+    LinearAttentionLayer,
+)
 
 _ROOM = 32
 """Tokens of room that a full layer gets: what is there already is copied once for so many steps."""
+_JOINED = (LinearAttentionLayer, LinearAttentionAndFullAttentionLayer, DummyLayer)
+"""Layers of transformers whose parts can be put together: their states have no length, and their keys no window."""
 
 
 class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
@@ -99,12 +109,34 @@ class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         return self.keys, self.values
 
 
-def join_layers(parts: Sequence[RoomyLayer]) -> RoomyLayer:
+def is_recurrent(layer: Any) -> bool:
+    """Whether a layer of a cache has a state that takes in every token, padding as well."""
+    return isinstance(layer, LinearAttentionCacheLayerMixin)
+
+
+def can_join(layer: Any) -> bool:
+    """Whether :func:`join_layers` can put parts of this kind together."""
+    return isinstance(layer, RoomyLayer) or type(layer) in _JOINED
+
+
+def join_layers(parts: Sequence[Any]) -> Any:
     """The rows of all parts, one below the other; shorter ones end on the right, zeros before them."""
-    made = RoomyLayer(parts[0]._longest)
-    keys, values = ([cast(Tensor, getattr(part, name)) for part in parts] for name in ("keys", "values"))
-    made.update(_below_each_other(keys), _below_each_other(values))
-    return made
+    first = parts[0]
+    if isinstance(first, RoomyLayer):
+        result = RoomyLayer(first._longest)
+        result.update(*(_below_each_other([getattr(part, name) for part in parts]) for name in ("keys", "values")))
+        return result
+    if isinstance(first, DynamicLayer) and first.is_initialized:
+        first.keys, first.values = (
+            _below_each_other([getattr(part, name) for part in parts]) for name in ("keys", "values")
+        )
+    if isinstance(first, LinearAttentionLayer):
+        for name in ("conv_states", "recurrent_states"):
+            states = [getattr(part, name) for part in parts]
+            for index, state in states[0].items():
+                if state is not None:
+                    states[0][index] = torch.cat([each[index] for each in states])
+    return first
 
 
 def _below_each_other(parts: list[Tensor]) -> Tensor:
@@ -142,7 +174,18 @@ def keep_rows(cache: Cache, order: Tensor) -> None:
         if isinstance(layer, RoomyLayer):
             layer.move(source, moved, len(order))
         else:
-            cast(Any, layer).batch_select_indices(order)
+            cast(Any, layer).reorder_cache(order)
+
+
+def repeat_rows(cache: Cache, rows: int, repeats: int) -> None:
+    """``repeats`` copies of each of the rows, next to each other."""
+    if repeats == 1:
+        return
+    for layer in cache.layers:
+        if isinstance(layer, RoomyLayer):
+            layer.batch_repeat_interleave(repeats)
+        else:  # meant for beam search, but the one way to pick rows that layers of every kind have
+            cast(Any, layer).reorder_cache(torch.arange(rows).repeat_interleave(repeats))
 
 
 def fill_gaps(ended: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dpr_lightning.policies import autocasts, inside_of_adapters
 from dpr_lightning.rollouts.batch import Batch, only
+from dpr_lightning.rollouts.cached_state import CachedState
 from dpr_lightning.rollouts.cuda_graph import capture, has_graphs
 from dpr_lightning.rollouts.one_token_attention import Column
 from dpr_lightning.rollouts.steps import Steps
@@ -40,13 +41,15 @@ class RecordedSteps(Steps):
 
     Args:
         batch: of one model whose insides are known, that has read its prompts.
+        state: of this model.
         temperature: as in :func:`draw`.
         top_p: the same.
         limit: tokens that each row will have at most, one of them drawn.
     """
 
-    def __init__(self, batch: Batch, temperature: float, top_p: float, limit: int) -> None:
+    def __init__(self, batch: Batch, state: CachedState, temperature: float, top_p: float, limit: int) -> None:
         super().__init__(batch, temperature, top_p)
+        self._state = state
         self._left = limit - 1
         self._fixed: _Fixed | None = None
         self._replay: Callable[[], None] | None = None
@@ -78,19 +81,19 @@ class RecordedSteps(Steps):
 
     def _pays(self) -> bool:
         """Whether to record; not before there are keys: with prompts' own elsewhere, a first token makes them."""
-        has_keys = self._batch.caches[0].layers[0].is_initialized
-        return has_keys and self._batch.models[0] not in _refused and self._left >= _WORTH
+        has_keys = self._state.cache.layers[0].is_initialized
+        return has_keys and self._state.model not in _refused and self._left >= _WORTH
 
     def _prepared(self, uniform: Tensor) -> "_Fixed":
         """Tensors for steps of as many rows as there are."""
         rows = len(uniform)
-        layers = self._batch.caches[0].layers
+        layers = self._state.cache.layers
         length = layers[0].keys.shape[-2]
         room = length + min(_ROOM, self._left + 1)
         for layer in layers:
             layer.make_room(rows, -(-room // _STRIDE) * _STRIDE - length)
         keys = layers[0].room(rows)[0]
-        own = None if self._batch.prompt_keys[0] is not None else self._batch.attention
+        own = None if self._state.prompt_keys is not None else self._state.attention
         bias = keys.new_full((1 if own is None else rows, keys.shape[-2]), float("-inf"))
         seen = bias[:, :length]
         seen.zero_() if own is None else seen.masked_fill_(own.bool(), 0.0)
@@ -98,7 +101,7 @@ class RecordedSteps(Steps):
             chosen=torch.zeros(rows, dtype=torch.int64, device=keys.device),
             uniform=torch.empty_like(uniform),
             logprob=torch.empty(rows, dtype=torch.float32, device=keys.device),
-            position=self._batch.position.clone(),
+            position=self._state.position.clone(),
             column=Column(torch.full((1,), length, device=keys.device), bias),
             room=keys.shape[-2] - length,
         )
@@ -113,11 +116,10 @@ class RecordedSteps(Steps):
 
     def _step(self, fixed: "_Fixed") -> None:
         """One token, from and into tensors that stay where they are."""
-        batch, column = self._batch, fixed.column
+        state, column = self._state, fixed.column
         column.bias.index_fill_(1, column.place, 0.0)
-        read = batch.one_token[0]
-        assert read is not None
-        logits = read(fixed.chosen, fixed.position, None, batch.caches[0].layers, batch.prompt_keys[0], column)
+        assert state.one_token is not None
+        logits = state.one_token(fixed.chosen, fixed.position, None, state.cache.layers, state.prompt_keys, column)
         chosen, logprob = self._drawn(logits, fixed.uniform)
         fixed.chosen.copy_(chosen)
         fixed.logprob.copy_(logprob)
@@ -125,7 +127,7 @@ class RecordedSteps(Steps):
         column.place.add_(1)
 
     def _record(self, fixed: "_Fixed") -> None:
-        model, why = self._batch.models[0], ""
+        model, why = self._state.model, ""
         try:
             replay = capture(lambda: self._step(fixed), fixed.position.device)
         except RuntimeError as error:
@@ -163,7 +165,7 @@ class RecordedSteps(Steps):
     def _settle(self) -> None:
         """Let the batch know what was written in the meantime; its tensors may change then."""
         if self._fixed is not None and self._fixed.steps > 0:
-            self._batch.advance(self._fixed.steps)
+            self._state.advance(self._fixed.steps)
         self._fixed = self._replay = None
 
 
@@ -186,14 +188,15 @@ class _Fixed:
 
 def steps_of(batch: Batch, temperature: float, top_p: float, limit: int) -> Steps:
     """How a batch is written: in recorded steps where they are faster and do the same."""
-    if has_graphs(batch.position.device) and _can_be_recorded(batch):
-        return RecordedSteps(batch, temperature, top_p, limit)
+    state = batch.states[0]
+    if isinstance(state, CachedState) and has_graphs(state.position.device) and _can_be_recorded(batch, state):
+        return RecordedSteps(batch, state, temperature, top_p, limit)
     return Steps(batch, temperature, top_p)
 
 
-def _can_be_recorded(batch: Batch) -> bool:
-    if len(batch.models) > 1 or batch.one_token[0] is None or batch.combine is not only:
+def _can_be_recorded(batch: Batch, state: CachedState) -> bool:
+    if len(batch.states) > 1 or state.one_token is None or batch.combine is not only:
         return False
-    rotary = inside_of_adapters(batch.models[0]).model.rotary_emb
+    rotary = inside_of_adapters(state.model).model.rotary_emb
     # Under autocast each step would cast all weights again: what is cast once need not be there when it is played.
     return not (autocasts() or getattr(rotary, "rope_type", None) in _ASK_THE_HOST)

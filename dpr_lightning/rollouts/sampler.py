@@ -1,7 +1,8 @@
 """Prompts in, sampled token ids and the log-probabilities they were drawn with out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import nn
@@ -14,9 +15,10 @@ from dpr_lightning.rollouts.batch import Batch, Combine, only
 from dpr_lightning.rollouts.cache import fill_gaps
 from dpr_lightning.rollouts.drawing import draw
 from dpr_lightning.rollouts.ending import Ending, StopStrings
-from dpr_lightning.rollouts.one_token import OneTokenPass, knows
 from dpr_lightning.rollouts.random import counter_uniform, sample_keys
+from dpr_lightning.rollouts.reading import TOKENS_AT_ONCE
 from dpr_lightning.rollouts.recorded_steps import steps_of
+from dpr_lightning.rollouts.routes import Decoder, reads_equal_lengths
 from dpr_lightning.types import Rollouts
 
 _STEPS = 64
@@ -127,22 +129,35 @@ def sample(
     order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
     at_once = max(1, options.batch_size // num_samples)
     finished: dict[int, Answers] = {}
+    device = model_device(sources[0])
     with torch.no_grad(), evaluating(sources), Lockstep(sources) as lockstep:
-        one_token = [OneTokenPass(model) if knows(model) else None for model in sources]
-        for start in range(0, len(order), at_once):
-            places = order[start : start + at_once]
+        decoders = [Decoder(model) for model in sources]
+        if any(decoder.recomputes for decoder in decoders):
+            longest = len(prompts[order[-1]]) + options.max_new_tokens
+            at_once = max(1, min(at_once, TOKENS_AT_ONCE // (longest * num_samples)))
+        equal = reads_equal_lengths([decoder.new_state(options.max_new_tokens) for decoder in decoders])
+        for places in _batches(order, [len(prompt) for prompt in prompts], at_once, equal):
             asked = [prompts[place] for place in places]
             opening = [
                 list(prompt[len(prompt) - answered[place] :]) for place, prompt in zip(places, asked, strict=True)
             ]
             ending = Ending(stop_tokens, strings, opening, num_samples)
-            batch = Batch(sources, one_token, combine, pad_token, options.max_new_tokens, lockstep)
-            decoding = _Decoding(batch, options, ending, pad_token, model_device(sources[0]), unwanted)
+            states = [decoder.new_state(options.max_new_tokens) for decoder in decoders]
+            batch = Batch(states, combine, pad_token, device, lockstep)
+            decoding = _Decoding(batch, options, ending, pad_token, device, unwanted)
             answers = decoding.run(asked, [identities[place] for place in places], num_samples, seed)
             finished.update(zip(places, answers, strict=True))
             if progress is not None:
                 progress(len(places) * num_samples)
     return joined(prompts, [finished[place] for place in range(len(prompts))], identities, pad_token)
+
+
+def _batches(order: Sequence[int], lengths: Sequence[int], at_once: int, equal: bool) -> Iterator[Sequence[int]]:
+    """Prompts that are answered together, at most ``at_once``; ``equal``: only those of one length."""
+    groups = [list(group) for _, group in groupby(order, key=lambda index: lengths[index])] if equal else [order]
+    for group in groups:
+        for start in range(0, len(group), at_once):
+            yield group[start : start + at_once]
 
 
 class _Decoding:

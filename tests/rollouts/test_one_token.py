@@ -135,7 +135,7 @@ def test_samples_are_the_same_either_way(way: str, monkeypatch: pytest.MonkeyPat
         return sample(model, prompts, SamplingOptions(12), stop_tokens=[30, 34, 48], pad_token=0, num_samples=5, seed=2)
 
     quick = drawn()
-    monkeypatch.setattr("dpr_lightning.rollouts.sampler.knows", lambda model: False)
+    monkeypatch.setattr("dpr_lightning.rollouts.routes.knows", lambda model: False)
     own = drawn()
     assert torch.equal(quick.tokens, own.tokens)
     assert quick.terminated.any()

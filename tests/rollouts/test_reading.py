@@ -8,7 +8,9 @@ import torch
 from dpr_lightning.modules.memory import LiveBytes
 from dpr_lightning.policies import Lockstep
 from dpr_lightning.rollouts import SamplingOptions, reading, sample
+from dpr_lightning.rollouts.cached_state import CachedState
 from dpr_lightning.rollouts.reading import read_prompts
+from dpr_lightning.rollouts.routes import sampling_route
 from tests.tiny import decoder, unknown_decoder
 
 PROMPTS = [[3], [5, 6], [8, 9, 7], [10, 11, 12, 13, 14], [20, 21, 22, 23, 24]]
@@ -32,6 +34,7 @@ def test_samples_are_those_of_one_pass(kind: str, samples: int, monkeypatch: pyt
     model = MODELS[kind]().eval()
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(20.0)
+    sampling_route(model)  # tries a few tokens, once
     passes: list[int] = []
     model.register_forward_pre_hook(lambda *_: passes.append(1))
 
@@ -54,7 +57,9 @@ def test_less_memory_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     for at_once in (16384, 100):
         monkeypatch.setattr(reading, "TOKENS_AT_ONCE", at_once)
         with LiveBytes() as live, torch.no_grad():
-            read_prompts([model], [[1] * 50] * 40, 8, 0, Lockstep([model]))
+            state = CachedState(model, 8)
+            read = read_prompts([state], [[1] * 50] * 40, 0, torch.device("cpu"), Lockstep([model]))
+            state.start(read.attention, read.length, 1)
         peaks.append(live.peak)
     kept = 40 * 50 * 2 * 2 * 2 * 16 * 4
     # Half of it twice, while one of the two layers is put together.
