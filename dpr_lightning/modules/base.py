@@ -23,6 +23,7 @@ from dpr_lightning.modules.non_finite import NonFinitePolicy, NonFiniteSteps
 from dpr_lightning.modules.one_pass import in_one_pass
 from dpr_lightning.modules.schedule import ScheduleSpec
 from dpr_lightning.policies import PolicySpec, build_policy, check_policy, is_sharded
+from dpr_lightning.rollouts import sampling_route
 
 
 def default_optimizer(parameters: Iterable[Any]) -> torch.optim.Optimizer:
@@ -156,6 +157,10 @@ class PolicyModule(LightningModule):
         return self.policy_spec.master_weights and not (
             hasattr(self.trainer.strategy, "gradient_norm") or is_sharded(self.policy)
         )
+
+    def on_fit_start(self) -> None:
+        """Find out how the policy is sampled before hours of training, which later stages would not be able to use."""
+        sampling_route(self.policy)
 
     def on_train_start(self) -> None:
         """What the command line says of the optimizer wins over what a checkpoint remembers."""

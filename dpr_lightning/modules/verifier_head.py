@@ -42,6 +42,9 @@ class VerifierHead(SelfPlay):
 
     needs_opponent_logprob = False
 
+    def on_fit_start(self) -> None:
+        """Nothing is sampled from what gives scores."""
+
     def build(self) -> tuple[nn.Module, PreTrainedTokenizerBase]:
         """π_SFT's trunk with a head of one output."""
         model, tokenizer = build_verifier_head(self.policy_spec)

@@ -7,6 +7,7 @@ from dpr_lightning.rollouts.drawing import draw
 from dpr_lightning.rollouts.one_token import laid_out_bytes
 from dpr_lightning.rollouts.other_sampler import OtherSampler
 from dpr_lightning.rollouts.random import counter_uniform, sample_keys
+from dpr_lightning.rollouts.routes import sampling_route
 from dpr_lightning.rollouts.sampler import SamplingOptions, sample
 from dpr_lightning.rollouts.vllm_sampler import VllmSampler
 
@@ -24,4 +25,5 @@ __all__ = [
     "only",
     "sample",
     "sample_keys",
+    "sampling_route",
 ]

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import CacheLayerMixin, DynamicCache
 
 from dpr_lightning.policies import last_logits
 from dpr_lightning.rollouts.cache import (
@@ -33,6 +33,9 @@ class CachedState:
         longest: tokens that an answer may have.
         one_token: how it reads one more token; None: by its forward pass.
 
+    Raises:
+        ValueError: the model takes no cache of transformers.
+
     Attributes:
         cache: keys and values; those of prompts are elsewhere where :attr:`prompt_keys` has them.
         prompt_keys: what is kept of prompts once for all their answers.
@@ -50,9 +53,12 @@ class CachedState:
         layers = growing_cache(model, 0).layers
         self.joins = all(map(can_join, layers))
         self.pads = not any(map(is_recurrent, layers))
-        self._argument = "cache_params" if takes_argument(model, "cache_params") else "past_key_values"
+        names = [name for name in ("past_key_values", "cache_params") if takes_argument(model, name)]
+        if not names:
+            raise ValueError("its forward pass takes no cache")
+        self._argument = names[0]
         # States alone have no positions to attend to, and their models need not take a mask.
-        self._attends = any(isinstance(layer, RoomyLayer) or not is_recurrent(layer) for layer in layers)
+        self._attends = any(isinstance(layer, CacheLayerMixin) for layer in layers)
         self._parts: list[DynamicCache] = []
 
     def prefill(self, tokens: Tensor, attention: Tensor | None, width: int) -> Tensor:
