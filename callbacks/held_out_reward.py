@@ -8,7 +8,7 @@ from lightning import Trainer
 from dpr_lightning.callbacks.periodic_evaluation import PeriodicEvaluation
 from dpr_lightning.data import carried_format, open_rows, tokenize_rows
 from dpr_lightning.functional import masked_mean
-from dpr_lightning.policies import sequence_logprobs, stop_token_ids
+from dpr_lightning.policies import sequence_logprobs
 from dpr_lightning.types import DemonstrationBatch
 
 
@@ -44,7 +44,7 @@ class HeldOutReward(PeriodicEvaluation):
 
     def _read(self, data: Any, module: Any) -> tuple[DemonstrationBatch, float]:
         tokenizer = module.tokenizer
-        form = carried_format(tokenizer, stop_token_ids(tokenizer, module.policy))
+        form = carried_format(tokenizer, module.policy)
         source = open_rows(data.held_out_path)
         rows = tokenize_rows(source, tokenizer, form, columns=data.columns, on_dropped="warn", limit=self.limit)
         rows.report.log_notes()

@@ -10,7 +10,8 @@ from lightning.pytorch.loggers import WandbLogger
 
 from dpr_lightning.callbacks.run_ends import is_trial
 from dpr_lightning.evaluation.verifiers import load_verifier
-from dpr_lightning.rollouts import decode_answers
+from dpr_lightning.policies import special_tokens
+from dpr_lightning.rollouts import decode_answers, decode_tokens
 from dpr_lightning.types import RolloutBatch
 
 
@@ -58,7 +59,8 @@ class RolloutSamples(Callback):
             return
         prompts = trainer.datamodule.prompts  # type: ignore[attr-defined]
         tokenizer: Any = pl_module.tokenizer
-        texts = decode_answers(rollout.tokens, rollout.mask, tokenizer)
+        policy: Any = pl_module.policy
+        texts = decode_answers(rollout.tokens, rollout.mask, tokenizer, special_tokens(tokenizer, policy))
         places = rollout.prompt.tolist()
         scores: list[float | None] = [None] * len(texts)
         if self.verifier is not None:
@@ -78,7 +80,7 @@ class RolloutSamples(Callback):
                     "reward": float(rollout.reward[row, : lengths[row]].sum()),
                     "length": lengths[row],
                     "token_rewards": [
-                        [tokenizer.decode([token]), round(float(reward), 4)]
+                        [decode_tokens(tokenizer, [token]), round(float(reward), 4)]
                         for token, reward in zip(
                             rollout.tokens[row][rollout.mask[row]].tolist(), rollout.reward[row].tolist(), strict=False
                         )

@@ -13,7 +13,7 @@ from dpr_lightning.data import PromptSet
 from dpr_lightning.evaluation.answers import Answers, Verifier, collect_answers, judge_answers
 from dpr_lightning.evaluation.selection import best_of
 from dpr_lightning.evaluation.statistics import paired_comparison
-from dpr_lightning.policies import stop_token_ids
+from dpr_lightning.policies import special_tokens
 from dpr_lightning.rewards import DenseReward
 from dpr_lightning.rollouts import Combine, SamplingOptions, only
 from dpr_lightning.types import Rollouts
@@ -113,6 +113,7 @@ def evaluate_arms(
             if arm.selection is None:
                 results[name] = ArmResult(ask(0.0, 1), ask(arm.temperature, samples), samples)
             else:
+                special = special_tokens(tokenizer, arm.models[0])
                 picked = best_of(
                     arm.models[0],
                     arm.selection.score,
@@ -120,14 +121,14 @@ def evaluate_arms(
                     replace(options, temperature=arm.temperature),
                     candidates=arm.selection.candidates,
                     chunk=arm.selection.chunk,
-                    stop_tokens=stop_token_ids(tokenizer, arm.models[0]),
-                    pad_token=int(tokenizer.pad_token_id),
+                    stop_tokens=special.stops,
+                    pad_token=special.pad,
                     num_samples=samples,
                     seed=seed,
                     tokenizer=tokenizer,
                     progress=advance,
                 )
-                answers = judge_answers(picked, tokenizer, prompts, verifier=verifier)
+                answers = judge_answers(picked, tokenizer, special, prompts, verifier=verifier)
                 results[name] = ArmResult(None, answers, samples)
     return results
 

@@ -16,7 +16,7 @@ from dpr_lightning.evaluation.audit import RewardAudit, Rewarded, audit_reward, 
 from dpr_lightning.evaluation.corruption import corrupt_one_token
 from dpr_lightning.evaluation.suspects import Suspect, suspects
 from dpr_lightning.functional import RewardForm
-from dpr_lightning.policies import load_tokenizer, saved_stop_token_ids, stop_token_ids
+from dpr_lightning.policies import load_tokenizer, special_tokens
 from dpr_lightning.reports import audit_table
 from dpr_lightning.rewards import SFT, DenseReward, RewardSpec, token_rewards
 from dpr_lightning.rollouts import SamplingOptions
@@ -67,7 +67,7 @@ def audit(
         The exit code.
     """
     tokenizer = load_tokenizer(sft)
-    form = carried_format(tokenizer, saved_stop_token_ids(tokenizer, sft))
+    form = carried_format(tokenizer, sft)
     data = tokenize_rows(open_rows(demonstrations), tokenizer, form, columns=columns, on_dropped="warn", limit=limit)
     data.report.log_notes()
     tokens, mask, *_ = data.batch(np.arange(len(data)), 1.0, int(tokenizer.pad_token_id))
@@ -86,7 +86,9 @@ def audit(
             dense.frozen.to(best_device())
             if answers is None or corrupted is None:
                 with dense.frozen.use(SFT) as policy:
-                    corrupted = corrupt_one_token(tokens, mask, stops=stop_token_ids(tokenizer, policy), seed=seed)
+                    corrupted = corrupt_one_token(
+                        tokens, mask, stops=special_tokens(tokenizer, policy).stops, seed=seed
+                    )
                     answers = collect_answers(
                         policy,
                         tokenizer,

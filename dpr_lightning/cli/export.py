@@ -13,6 +13,7 @@ def export(
     checkpoint: str | None = None,
     gguf_file: str | None = None,
     tokenizer: str | None = None,
+    pad_token: str | None = None,
     lora: LoraSpec | None = None,
     dtype: str = "float32",
     reference: str | None = None,
@@ -26,6 +27,7 @@ def export(
         checkpoint: Lightning .ckpt file or adapter folder whose weights to take.
         gguf_file: name of the GGUF file in ``source``.
         tokenizer: folder or hub id, when it is not in ``source``.
+        pad_token: token that pads, where the tokenizer names none, or one that has another meaning.
         lora: the adapter's shape, when ``checkpoint`` is a .ckpt of a LoRA run.
         dtype: of the written weights.
         reference: folder of an earlier checkpoint of the same run, to move the weights away from.
@@ -41,6 +43,7 @@ def export(
         checkpoint=checkpoint,
         gguf_file=gguf_file,
         tokenizer=tokenizer,
+        pad_token=pad_token,
         lora=lora,
         dtype=dtype,  # type: ignore[arg-type]
     )

@@ -11,9 +11,10 @@ from datasets import Dataset
 from dpr_lightning.cli.loading import best_device, console, progress_bar
 from dpr_lightning.data import carried_format, open_rows, tokenize_rows
 from dpr_lightning.evaluation.answers import Answers
-from dpr_lightning.policies import load_tokenizer, saved_stop_token_ids
+from dpr_lightning.policies import load_tokenizer
 from dpr_lightning.reports import Pair, Response, write_heatmap
 from dpr_lightning.rewards import DenseReward, RewardSpec
+from dpr_lightning.rollouts import decode_tokens
 from dpr_lightning.types import TokenScores
 
 MOST_PAIRS = 12
@@ -46,13 +47,12 @@ def rewards(
         token_budget: tokens read at once; None: as many as have a GiB of logits.
     """
     tokenizer = load_tokenizer(sft)
-    form = carried_format(tokenizer, saved_stop_token_ids(tokenizer, sft))
+    form = carried_format(tokenizer, sft)
     data = tokenize_rows(open_rows(responses), tokenizer, form, columns=columns, on_dropped="warn", limit=limit)
     data.report.log_notes()
     tokens, mask, *_ = data.batch(np.arange(len(data)), 1.0, int(tokenizer.pad_token_id))
-    prompts = tokenizer.batch_decode(
-        [row[: int(held.nonzero()[0])].tolist() for row, held in zip(tokens, mask, strict=True)]
-    )
+    starts = mask.long().argmax(1).tolist()
+    prompts = [decode_tokens(tokenizer, row[:start].tolist()) for row, start in zip(tokens, starts, strict=True)]
     dense = DenseReward.from_folders(sft, references, reward, dtype=dtype)
     dense.frozen.to(best_device())
     with progress_bar("responses scored", len(data)) as advance:
@@ -96,7 +96,7 @@ def token_responses(
         held = scores.mask[row]
         drawn.append(
             Response(
-                tokens=[tokenizer.decode([token]) for token in tokens[row][mask[row]].tolist()],
+                tokens=[decode_tokens(tokenizer, [token]) for token in tokens[row][mask[row]].tolist()],
                 reward=scores.reward[row][held].tolist(),
                 policy_logprob=scores.policy_logprob[row][held].tolist(),
                 reference_logprob=reference[row][held].tolist(),

@@ -1,6 +1,6 @@
 """Which chat template and which stop tokens a policy is trained and queried with."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,16 +9,23 @@ from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.data.template_inputs import with_defaults
 from dpr_lightning.errors import InputError
+from dpr_lightning.policies import special_tokens
+from dpr_lightning.policies.special_tokens import carry_padding, set_padding
 
 PLAIN = "none"
 
 
 class Format(NamedTuple):
-    """How text becomes tokens: the ``chat_template`` (None: plain text) and the tokens that end a turn."""
+    """How text becomes tokens.
+
+    ``chat_template``: None for plain text; ``stops`` and ``stop_ids``: the tokens that end a turn, EOS first;
+    ``end_of_turn``: the one of them that an option named.
+    """
 
     chat_template: str | None
     stops: tuple[str, ...]
     stop_ids: frozenset[int]
+    end_of_turn: str | None = None
 
 
 def choose_format(
@@ -26,6 +33,7 @@ def choose_format(
     chat_template: str | None = None,
     end_of_turn: str | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
+    policy: nn.Module | str | None = None,
 ) -> Format:
     """Settle how text becomes tokens.
 
@@ -36,6 +44,7 @@ def choose_format(
             sampling stops too.
         chat_template_kwargs: values for variables of the template, such as ``{enable_thinking: false}``; they become
             part of the template.
+        policy: the model, or its folder or hub id, whose generation configuration may name more stops.
 
     Raises:
         InputError: the tokenizer has no EOS token, ``end_of_turn`` is no token of it, or the template does not read a
@@ -46,41 +55,49 @@ def choose_format(
             f"The tokenizer {tokenizer.name_or_path!r} has no EOS token, so a policy could never learn to stop. Set "
             "`eos_token` in its tokenizer_config.json."
         )
-    stops, stop_ids = [str(tokenizer.eos_token)], [int(tokenizer.eos_token_id)]
-    if end_of_turn is not None:
-        identifier = tokenizer.get_vocab().get(end_of_turn)
-        if identifier is None:
-            raise InputError(f"`end_of_turn` {end_of_turn!r} is no token of the tokenizer {tokenizer.name_or_path!r}.")
-        stops.append(end_of_turn)
-        stop_ids.append(int(identifier))
+    stop_ids = special_tokens(tokenizer, policy, end_of_turn=end_of_turn).stops
+    names = tokenizer.convert_ids_to_tokens([token for token in stop_ids if token < len(tokenizer)])
     template = _template(tokenizer, chat_template)
     if chat_template_kwargs:
         if template is None:
             raise InputError("`chat_template_kwargs` are of a chat template, and there is none.")
         template = with_defaults(template, chat_template_kwargs)
-    return Format(template, tuple(stops), frozenset(stop_ids))
+    return Format(template, tuple(map(str, names)), frozenset(stop_ids), end_of_turn)
 
 
-def carried_format(tokenizer: PreTrainedTokenizerBase, stops: Sequence[int]) -> Format:
+def carried_format(tokenizer: PreTrainedTokenizerBase, policy: nn.Module | str) -> Format:
     """The format that :func:`carry_format` wrote into a policy: its tokenizer's template, and the tokens it stops at.
 
     Args:
         tokenizer: saved with the policy.
-        stops: :func:`dpr_lightning.policies.stop_token_ids` of the policy, or those saved in its folder.
+        policy: the model, or its folder.
     """
-    form = choose_format(tokenizer)
-    return form._replace(stops=tuple(tokenizer.convert_ids_to_tokens(list(stops))), stop_ids=frozenset(stops))
+    return choose_format(tokenizer, policy=policy)
 
 
-def carry_format(form: Format, policy: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write ``form`` into what is saved with a policy: its tokenizer's template, the tokens it stops at."""
+def carry_format(
+    form: Format, policy: nn.Module, tokenizer: PreTrainedTokenizerBase, pad_token: str | None = None
+) -> None:
+    """Write ``form`` into what is saved with a policy: its tokenizer's template and pad token, the tokens it stops at.
+
+    Args:
+        form: that the policy is trained with.
+        policy: its configurations take the stops and the pad token.
+        tokenizer: of the policy.
+        pad_token: the user's choice.
+
+    Raises:
+        InputError: no token can pad beside what the format writes.
+    """
     tokenizer.chat_template = form.chat_template
     generation: Any = getattr(policy, "generation_config", None)
     if generation is None:  # a verifier head writes nothing, and has nowhere to stop
         return
-    held = generation.eos_token_id
-    stops = {*form.stop_ids, *(held if isinstance(held, list) else [held] if held is not None else [])}
-    generation.eos_token_id = sorted(stops) if len(stops) > 1 else stops.pop()
+    special = special_tokens(tokenizer, policy, end_of_turn=form.end_of_turn, pad_token=pad_token, required=True)
+    set_padding(tokenizer, special, pad_token)
+    stops = sorted({*special.stops, *form.stop_ids})
+    generation.eos_token_id = stops if len(stops) > 1 else stops[0]
+    carry_padding(policy, tokenizer, special)
 
 
 def _template(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> str | None:

@@ -26,6 +26,8 @@ from dpr_lightning.data.token_cache import cache_key, load_or_tokenize
 from dpr_lightning.data.tokenized import TokenizedDataset, tokenize_rows
 from dpr_lightning.errors import InputError
 from dpr_lightning.policies import PolicySpec, load_tokenizer
+from dpr_lightning.policies.adapters import resolve_adapter
+from dpr_lightning.policies.special_tokens import token_id
 
 DEFAULT_TOKEN_BUDGET = 8192
 
@@ -129,10 +131,11 @@ class DemonstrationDataModule(LightningDataModule):
             InputError: none was named and there is no policy to take it from, or it cannot be loaded.
         """
         if self._tokenizer is None:
-            options: dict[str, Any] = {}
-            source = self.tokenizer_source
+            options: dict[str, Any] = {"for_training": True}
+            source, spec = self.tokenizer_source, self._policy_spec
+            if spec is not None:
+                options["pad_token"] = spec.pad_token
             if source is None:
-                spec = getattr(getattr(self.trainer, "lightning_module", None), "policy_spec", None)
                 if spec is None:
                     raise InputError("No tokenizer: set `tokenizer` to a hub id or a folder.")
                 source = spec.tokenizer_source
@@ -141,6 +144,22 @@ class DemonstrationDataModule(LightningDataModule):
                 options["trust_remote_code"] = spec.trust_remote_code
             self._tokenizer = load_tokenizer(source, **options)
         return self._tokenizer
+
+    @property
+    def _policy_spec(self) -> PolicySpec | None:
+        """Of the policy in training, which is known before it is built."""
+        spec: PolicySpec | None = getattr(getattr(self.trainer, "lightning_module", None), "policy_spec", None)
+        return spec
+
+    def _format(self) -> Format:
+        spec = self._policy_spec
+        policy = self.tokenizer_source
+        if spec is not None:
+            base, adapter = resolve_adapter(spec)
+            policy = adapter or base.source
+        return choose_format(
+            self.tokenizer, self.chat_template, self.end_of_turn, self.chat_template_kwargs, policy=policy
+        )
 
     def where(self, row: int) -> str:
         """``file:number`` of a training demonstration, by its place in ``train_data``."""
@@ -152,10 +171,12 @@ class DemonstrationDataModule(LightningDataModule):
 
         Args:
             policy: its generation configuration takes ``end_of_turn`` as one more token to stop at.
-            spec: unused.
-            tokenizer: saved with the policy; takes the ``chat_template``.
+            spec: may name the pad token.
+            tokenizer: saved with the policy; takes the ``chat_template``, and pads with no token of it.
         """
-        carry_format(self._format(), policy, tokenizer)
+        carry_format(self._format(), policy, tokenizer, spec.pad_token)
+        if token_id(self.tokenizer, str(tokenizer.pad_token)) == tokenizer.pad_token_id:
+            self.tokenizer.pad_token = tokenizer.pad_token
 
     def prepare_data(self) -> None:
         """Tokenise what is not in the cache yet; one process a machine does this, the others wait."""
@@ -252,9 +273,6 @@ class DemonstrationDataModule(LightningDataModule):
             limit=self.limit,
         )
         return prompts.select(np.flatnonzero(np.isin(prompts.numbers, held.numbers)))
-
-    def _format(self) -> Format:
-        return choose_format(self.tokenizer, self.chat_template, self.end_of_turn, self.chat_template_kwargs)
 
     def _files(self) -> list[str]:
         named = [self.train, self.validation if isinstance(self.validation, str) else None, self.test]

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.data.prompts import PromptSet
-from dpr_lightning.policies import stop_token_ids
+from dpr_lightning.policies import special_tokens
 from dpr_lightning.rollouts import DrawsAhead, OtherSampler, SamplingOptions, sample
 from dpr_lightning.types import Rollouts
 
@@ -91,9 +91,9 @@ class Drawing:
             progress: told how many answers are finished.
             unwanted: asked after each token whether nobody wants them any more; then it raises.
         """
+        special = special_tokens(self.tokenizer, policy)
         if self.sampler is None:
-            pad_token = int(self.tokenizer.pad_token_id)
-            write: Callable[..., Rollouts] = partial(sample, pad_token=pad_token, unwanted=unwanted)
+            write: Callable[..., Rollouts] = partial(sample, pad_token=special.pad, unwanted=unwanted)
         else:
             write = partial(self.sampler, longest_prompt=max(map(len, self.prompts.tokens)))
         return write(
@@ -101,7 +101,7 @@ class Drawing:
             [self.prompts.tokens[place] for place in chosen],
             self.sampling,
             tokenizer=self.tokenizer,
-            stop_tokens=stop_token_ids(self.tokenizer, policy),
+            stop_tokens=special.stops,
             num_samples=self.samples_per_prompt,
             seed=seed,
             prompt_ids=chosen,

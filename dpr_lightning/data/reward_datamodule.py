@@ -28,6 +28,7 @@ from dpr_lightning.policies import (
     load_tokenizer,
     sequence_logprobs,
     shares_prompts,
+    special_tokens,
 )
 from dpr_lightning.policies.tokenizers import same_vocabulary
 from dpr_lightning.rewards import SFT, DenseReward, RewardSpec
@@ -306,7 +307,9 @@ class RewardDataModule(LightningDataModule):
         if self.verifier is None:
             return batch
         assert self.prompts is not None
-        texts = decode_answers(batch.tokens, batch.mask, self.tokenizer)
+        texts = decode_answers(
+            batch.tokens, batch.mask, self.tokenizer, special_tokens(self.tokenizer, self._learner.policy)
+        )
         scores = [
             float(self.verifier(self.prompts.texts[place], text, self.prompts.metadata[place]))
             for place, text in zip(batch.prompt.tolist(), texts, strict=True)

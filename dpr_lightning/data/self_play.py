@@ -19,7 +19,7 @@ from dpr_lightning.policies import (
     PolicySpec,
     model_device,
     sequence_logprobs,
-    stop_token_ids,
+    special_tokens,
 )
 from dpr_lightning.rollouts import SamplingOptions, sample
 from dpr_lightning.types import DemonstrationBatch, SelfPlayBatch
@@ -92,7 +92,7 @@ class SelfPlayDataModule(DemonstrationDataModule):
                 model,
                 [tokens[:end].tolist() for tokens, end in zip(batch.tokens, start, strict=True)],
                 self.sampling,
-                stop_tokens=stop_token_ids(self.tokenizer, model),
+                stop_tokens=special_tokens(self.tokenizer, model).stops,
                 pad_token=pad,
                 seed=self.seed + 1_000_003 * (epoch + 1),
                 prompt_ids=batch.row.tolist(),

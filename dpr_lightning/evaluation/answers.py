@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.data.prompts import PromptSet
 from dpr_lightning.errors import InputError
-from dpr_lightning.policies import sequence_logprobs, stop_token_ids
+from dpr_lightning.policies import SpecialTokens, sequence_logprobs, special_tokens
 from dpr_lightning.rollouts import Combine, SamplingOptions, decode_answers, only, sample
 from dpr_lightning.types import Rollouts
 
@@ -21,7 +21,7 @@ Verifier = Callable[[str, str, Mapping[str, Any]], float]
 class Answers:
     """What a policy answered: one row a sample, the samples of a prompt next to each other.
 
-    ``texts`` without special tokens; ``scores`` by the verifier, None without one; ``lengths`` in tokens;
+    ``texts`` without the stop at their end; ``scores`` by the verifier, None without one; ``lengths`` in tokens;
     ``reverse_kl`` nats a response, one a row: Σ_t log π − log π_SFT, None when not measured.
     """
 
@@ -72,14 +72,14 @@ def collect_answers(
         progress: called with the number of sequences finished.
     """
     sources = [models] if isinstance(models, nn.Module) else list(models)
-    pad = tokenizer.pad_token_id
+    special = special_tokens(tokenizer, sources[0])
     asked = range(len(prompts)) if places is None else places
     rollouts = sample(
         sources,
         [prompts.tokens[place] for place in asked],
         options,
-        stop_tokens=stop_token_ids(tokenizer, sources[0]),
-        pad_token=int(pad),
+        stop_tokens=special.stops,
+        pad_token=special.pad,
         num_samples=num_samples,
         seed=seed,
         prompt_ids=asked,
@@ -88,12 +88,13 @@ def collect_answers(
         progress=progress,
     )
     reverse_kl = _reverse_kl(rollouts, sft) if sft is not None and options.temperature > 0 else None
-    return judge_answers(rollouts, tokenizer, prompts, verifier=verifier, reverse_kl=reverse_kl)
+    return judge_answers(rollouts, tokenizer, special, prompts, verifier=verifier, reverse_kl=reverse_kl)
 
 
 def judge_answers(
     rollouts: Rollouts,
     tokenizer: PreTrainedTokenizerBase,
+    special: SpecialTokens,
     prompts: PromptSet,
     *,
     verifier: Verifier | None = None,
@@ -104,11 +105,12 @@ def judge_answers(
     Args:
         rollouts: answers to ``prompts``.
         tokenizer: decodes them for the verifier.
+        special: tokens that end them.
         prompts: what was asked.
         verifier: (prompt text, answer text, metadata) -> score in [0, 1].
         reverse_kl: nats a response, where it was measured.
     """
-    texts = decode_answers(rollouts.tokens, rollouts.mask, tokenizer)
+    texts = decode_answers(rollouts.tokens, rollouts.mask, tokenizer, special)
     scores = None
     if verifier is not None:
         places = rollouts.prompt.tolist()

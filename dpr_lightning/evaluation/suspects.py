@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from dpr_lightning.rollouts import decode_tokens
+
 CONTEXT = 12
 """Tokens shown on each side."""
 
@@ -44,9 +46,9 @@ def suspects(
             Suspect(
                 place,
                 float(reward[row, action]),
-                str(tokenizer.decode(ids[max(0, column - CONTEXT) : column])),
-                str(tokenizer.decode([ids[column]])),
-                str(tokenizer.decode(ids[column + 1 : min(end, column + 1 + CONTEXT)])),
+                decode_tokens(tokenizer, ids[max(0, column - CONTEXT) : column]),
+                decode_tokens(tokenizer, [ids[column]]),
+                decode_tokens(tokenizer, ids[column + 1 : min(end, column + 1 + CONTEXT)]),
             )
         )
     return sorted(found, key=lambda suspect: suspect.reward)

@@ -41,7 +41,8 @@ from dpr_lightning.policies.sharding import (
     weight_bytes,
 )
 from dpr_lightning.policies.spec import AUTO, LoraSpec, PolicySpec
-from dpr_lightning.policies.tokenizers import load_tokenizer, saved_stop_token_ids, stop_token_ids
+from dpr_lightning.policies.special_tokens import SpecialTokens, special_tokens
+from dpr_lightning.policies.tokenizers import load_tokenizer
 from dpr_lightning.policies.toy import character_tokenizer, create_toy_policy, word_tokenizer
 from dpr_lightning.policies.verifier_head import (
     build_verifier_head,
@@ -59,6 +60,7 @@ __all__ = [
     "Lockstep",
     "LoraSpec",
     "PolicySpec",
+    "SpecialTokens",
     "Weights",
     "acted_logprobs",
     "acted_loss",
@@ -96,13 +98,12 @@ __all__ = [
     "parts_by_length",
     "response_scores",
     "save_policy",
-    "saved_stop_token_ids",
     "score_responses",
     "sequence_logprobs",
     "share_out",
     "shares_prompts",
+    "special_tokens",
     "state_logits",
-    "stop_token_ids",
     "token_budget_for",
     "weight_bytes",
     "whole_folder",

@@ -26,6 +26,7 @@ from dpr_lightning.policies.lightning_state import load_lightning_weights
 from dpr_lightning.policies.reading import UNREADABLE, complaint
 from dpr_lightning.policies.sharding import sharded_construction
 from dpr_lightning.policies.spec import PolicySpec
+from dpr_lightning.policies.special_tokens import carry_padding, set_padding, special_tokens
 from dpr_lightning.policies.tokenizers import load_tokenizer
 
 
@@ -45,12 +46,13 @@ def build_policy(
     base_spec, adapter = resolve_adapter(spec)
     # A tokenizer of its own folder is an ordinary one; only without it the GGUF file has to hold the tokenizer too.
     in_gguf = spec.gguf_file if spec.tokenizer is None else None
-    tokenizer = load_tokenizer(spec.tokenizer_source, in_gguf, spec.trust_remote_code)
+    tokenizer = load_tokenizer(
+        spec.tokenizer_source, in_gguf, spec.trust_remote_code, pad_token=spec.pad_token, for_training=trainable
+    )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         with sharded_construction() if trainable else nullcontext():
             model: nn.Module = _load_base(base_spec, tokenizer, partial(attention_for, spec, trainable=trainable))
-        _separate_padding(model, tokenizer)
         if trainable:
             freeze_parts_without_text(model)
         if adapter is not None:
@@ -64,6 +66,9 @@ def build_policy(
             model = add_adapter(model, spec.lora)
     if spec.checkpoint is not None and spec.checkpoint.endswith(".ckpt"):
         load_lightning_weights(model, spec.checkpoint)
+    special = special_tokens(tokenizer, model, pad_token=spec.pad_token, required=trainable)
+    set_padding(tokenizer, special, spec.pad_token)
+    carry_padding(model, tokenizer, special)
     keep_less(model)
     if spec.gradient_checkpointing and trainable:
         model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
@@ -181,14 +186,3 @@ def _forget_quantisation(model: PreTrainedModel) -> None:
     for flag in ("is_quantized", "_is_quantized", "_is_hf_quantized"):
         if getattr(model, flag, False):
             setattr(model, flag, False)
-
-
-def _separate_padding(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
-    """A saved configuration whose pad token is its EOS makes other programs mask the end of every answer."""
-    config: Any = model.config
-    for owner in (config.get_text_config(), getattr(model, "generation_config", None)):
-        if owner is None:
-            continue
-        stops = owner.eos_token_id if isinstance(owner.eos_token_id, list) else [owner.eos_token_id]
-        if owner.pad_token_id is None or owner.pad_token_id in stops:
-            owner.pad_token_id = tokenizer.pad_token_id

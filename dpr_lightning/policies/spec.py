@@ -49,6 +49,8 @@ class PolicySpec:
         lora: train adapters instead of every parameter.
         gradient_checkpointing: recompute activations in the backward pass: 4 forward passes' work instead of 3.
         trust_remote_code: run model code that comes with ``source``. Off unless asked for.
+        pad_token: token that pads, saved with the policy; None: the one that the checkpoint names, or a reserved token
+            where that one is EOS or has another meaning.
     """
 
     source: str | None = None
@@ -62,6 +64,7 @@ class PolicySpec:
     lora: LoraSpec | None = None
     gradient_checkpointing: bool = False
     trust_remote_code: bool = False
+    pad_token: str | None = None
 
     def __post_init__(self) -> None:
         """Check what can be checked without touching a disk."""

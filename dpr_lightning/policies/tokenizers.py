@@ -1,27 +1,37 @@
 """Tokenizers whose padding never shares a token with the end of a sequence."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from dpr_lightning.errors import InputError, first_line
-
-log = logging.getLogger(__name__)
-PAD_CANDIDATES = ("<|padding|>", "<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
+from dpr_lightning.policies.special_tokens import set_padding, special_tokens
 
 
 def load_tokenizer(
-    source: str, gguf_file: str | None = None, trust_remote_code: bool = False
+    source: str,
+    gguf_file: str | None = None,
+    trust_remote_code: bool = False,
+    *,
+    pad_token: str | None = None,
+    for_training: bool = False,
 ) -> PreTrainedTokenizerBase:
-    """Load a tokenizer and make sure that it has an EOS token and a pad token that is not the EOS.
+    """Load a tokenizer that has an EOS and a pad token, as :func:`special_tokens` decides.
 
-    Padding never enters a loss here, for masks decide and not token ids; the distinct pad token keeps exported
-    policies safe in programs that do mask by id. No token is ever added, so the embedding keeps its size.
+    Padding never enters a loss here, for masks decide and not token ids; a pad token that means nothing else keeps
+    exported policies safe in programs that do mask by id. No token is ever added, so the embedding keeps its size.
+
+    Args:
+        source: hub id or folder.
+        gguf_file: GGUF file in ``source`` that holds the tokenizer.
+        trust_remote_code: run the tokenizer's own code.
+        pad_token: the user's choice.
+        for_training: the tokenizer will be saved with a policy: refuse it where nothing can pad but a stop. Otherwise
+            that stop pads.
 
     Raises:
-        InputError: there is no tokenizer at ``source``, or it has no EOS token.
+        InputError: there is no tokenizer at ``source``, it has no EOS token, or none that can pad.
     """
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if gguf_file is not None:
@@ -42,47 +52,10 @@ def load_tokenizer(
             f"The tokenizer at {source!r} has no EOS token, so a policy could never end its answer. Set `eos_token` "
             "in its tokenizer_config.json."
         )
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        _choose_pad_token(tokenizer, source)
+    special = special_tokens(tokenizer, source, pad_token=pad_token, required=for_training)
+    set_padding(tokenizer, special, pad_token)
     tokenizer.padding_side = "right"
     return tokenizer
-
-
-def _choose_pad_token(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
-    """Give padding a token of its own among those the vocabulary already has."""
-    vocabulary = tokenizer.get_vocab()
-    special = [str(token) for token in tokenizer.all_special_tokens]
-    for candidate in (*PAD_CANDIDATES, *special):
-        if candidate in vocabulary and vocabulary[candidate] != tokenizer.eos_token_id:
-            had = "no pad token" if tokenizer.pad_token_id is None else "a pad token equal to its EOS"
-            tokenizer.pad_token = candidate
-            log.warning("The tokenizer at %s had %s; %r now pads.", source, had, candidate)
-            return
-    raise InputError(
-        f"The tokenizer at {source!r} has no pad token and no special token that could serve. Set `pad_token` in its "
-        "tokenizer_config.json to a token that is not the EOS."
-    )
-
-
-def stop_token_ids(tokenizer: PreTrainedTokenizerBase, model: Any = None) -> list[int]:
-    """The token ids that end an answer: the tokenizer's EOS first, then those of the model's generation config."""
-    return _stops(tokenizer, getattr(model, "generation_config", None))
-
-
-def saved_stop_token_ids(tokenizer: PreTrainedTokenizerBase, source: str) -> list[int]:
-    """The token ids that end an answer of the policy in a folder or on the hub, without loading the policy."""
-    try:
-        return _stops(tokenizer, GenerationConfig.from_pretrained(source))
-    except OSError:  # it has none
-        return _stops(tokenizer, None)
-
-
-def _stops(tokenizer: PreTrainedTokenizerBase, generation: Any) -> list[int]:
-    stops = [int(tokenizer.eos_token_id)]
-    configured = getattr(generation, "eos_token_id", None)
-    if configured is not None:
-        stops += [int(token) for token in (configured if isinstance(configured, list) else [configured])]
-    return [stop for stop in dict.fromkeys(stops) if stop != tokenizer.pad_token_id]
 
 
 def same_vocabulary(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase) -> str | None:

@@ -20,7 +20,7 @@ from dpr_lightning.policies.tokenizers import load_tokenizer, same_vocabulary
 TOKEN_BUDGET = 16384
 
 
-def build_verifier_head(spec: PolicySpec) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+def build_verifier_head(spec: PolicySpec, *, trainable: bool = True) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     """The trunk of a full policy folder with a head of one output, 0 for everything until it is trained.
 
     A folder that holds a head already keeps it.
@@ -36,7 +36,9 @@ def build_verifier_head(spec: PolicySpec) -> tuple[nn.Module, PreTrainedTokenize
         )
     if base.checkpoint is not None:
         raise InputError("A verifier head starts from a model folder: export the `.ckpt` with `dpr export` first.")
-    tokenizer = load_tokenizer(base.tokenizer_source, None, base.trust_remote_code)
+    tokenizer = load_tokenizer(
+        base.tokenizer_source, None, base.trust_remote_code, pad_token=base.pad_token, for_training=trainable
+    )
     verbosity = logging.get_verbosity()
     # That the head is new is no news.
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -80,7 +82,7 @@ def load_verifier_head(folder: str, sft: PreTrainedTokenizerBase, dtype: str = "
             f"{folder!r} holds no verifier head: its config.json names no model for sequence classification. Train "
             "one: dpr fit --config configs/toy/verifier_head.yaml."
         )
-    model, tokenizer = build_verifier_head(PolicySpec(source=folder, dtype=dtype))  # type: ignore[arg-type]
+    model, tokenizer = build_verifier_head(PolicySpec(source=folder, dtype=dtype), trainable=False)  # type: ignore[arg-type]
     if difference := same_vocabulary(sft, tokenizer):
         raise InputError(f"The verifier head in {folder!r} has another tokenizer than π_SFT: {difference}.")
     return model.eval().requires_grad_(False)

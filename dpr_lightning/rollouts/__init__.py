@@ -2,7 +2,7 @@
 
 from dpr_lightning.rollouts.ahead import DrawsAhead, device_to_draw_on
 from dpr_lightning.rollouts.batch import Combine, only
-from dpr_lightning.rollouts.decode import decode_answers
+from dpr_lightning.rollouts.decode import decode_answers, decode_tokens
 from dpr_lightning.rollouts.drawing import draw
 from dpr_lightning.rollouts.one_token import laid_out_bytes
 from dpr_lightning.rollouts.other_sampler import OtherSampler
@@ -19,6 +19,7 @@ __all__ = [
     "VllmSampler",
     "counter_uniform",
     "decode_answers",
+    "decode_tokens",
     "device_to_draw_on",
     "draw",
     "laid_out_bytes",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from dpr_lightning.errors import InputError
+from dpr_lightning.rollouts.decode import decode_tokens
 
 _ANCHOR = "a"
 _MARGIN = 8
@@ -36,25 +36,17 @@ class StopStrings:
     That token may say more than the stop string does, and belongs to the answer whole. An answer is looked at only when
     one of the few tokens is drawn that could complete a stop string.
 
+    The text is that of :func:`dpr_lightning.rollouts.decode_answers`: special tokens inside answers are text of them,
+    and a stop string may have some in it.
+
     Args:
         strings: that end an answer.
         tokenizer: decodes answers.
-
-    Raises:
-        InputError: one of them has a special token in it, which is not text.
     """
 
     def __init__(self, strings: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> None:
         self._strings, self._tokenizer = tuple(strings), tokenizer
-        for special in map(str, tokenizer.all_special_tokens):
-            if any(special in string for string in strings):
-                raise InputError(
-                    f"`stop_strings` are looked for in the text of answers, and {special!r} is a special token, which "
-                    "is left out of it. Let it end answers as a token: with `end_of_turn` of the demonstrations, or "
-                    "`eos_token_id` in the policy's generation_config.json."
-                )
-        self._special = set(tokenizer.all_special_ids)
-        # Every token but special ones, which are left out, writes a byte or more.
+        # Every token writes a byte or more.
         self._width = _MARGIN + max(len(string.encode()) for string in self._strings)
         held = _read.setdefault(tokenizer, {})
         if self._strings not in held:
@@ -68,11 +60,10 @@ class StopStrings:
 
     def ends(self, answer: Sequence[int]) -> bool:
         """Whether the last token of an answer completed a stop string, if none was complete before it."""
-        said = [token for token in answer if token not in self._special]
-        start = max(0, len(said) - self._width)
-        while start > 0 and said[start] in self._vocabulary.partial:  # bytes are decoded together, or not at all
+        start = max(0, len(answer) - self._width)
+        while start > 0 and answer[start] in self._vocabulary.partial:  # bytes are decoded together, or not at all
             start -= 1
-        text = str(self._tokenizer.decode(said[start:], skip_special_tokens=True))
+        text = decode_tokens(self._tokenizer, answer[start:])
         return any(string in text for string in self._strings)
 
 
@@ -119,8 +110,8 @@ def _vocabulary(strings: tuple[str, ...], tokenizer: PreTrainedTokenizerBase) ->
     """Which tokens have the end of a stop string in their text, and which are no text by themselves."""
     # Behind another token, for some tokenizers leave out the space that a text begins with.
     before = tokenizer(_ANCHOR, add_special_tokens=False)["input_ids"]
-    start = str(tokenizer.decode(before))
-    texts = tokenizer.batch_decode([[*before, token] for token in range(len(tokenizer))])
+    start = decode_tokens(tokenizer, before)
+    texts = [decode_tokens(tokenizer, [*before, token]) for token in range(len(tokenizer))]
     beyond_ascii = not all(string.isascii() for string in strings)
 
     def could(text: str) -> bool:

@@ -162,6 +162,9 @@ def _params(request: Request, seed: int) -> Any:
         stop=list(options.stop_strings) or None,
         stop_token_ids=list(request.stop_tokens),
         detokenize=bool(options.stop_strings),
+        # Stop strings are looked for in the text that verifiers read, special tokens included.
+        skip_special_tokens=False,
+        spaces_between_special_tokens=False,
         ignore_eos=True,  # what ends an answer has been said; the config of a base model may know of another token
         seed=seed & ((1 << 62) - 1),
         logprobs=0,

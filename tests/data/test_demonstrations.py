@@ -17,7 +17,7 @@ from dpr_lightning.data import DemonstrationDataModule, PromptSet, TokenizedData
 from dpr_lightning.data.over_length import TokenizationReport
 from dpr_lightning.errors import InputError
 from dpr_lightning.modules import SupervisedIRL
-from dpr_lightning.policies import LoraSpec, PolicySpec, build_policy, save_policy, stop_token_ids
+from dpr_lightning.policies import LoraSpec, PolicySpec, build_policy, save_policy, special_tokens
 from dpr_lightning.types import DemonstrationBatch
 from tests.training import quiet_trainer
 
@@ -316,6 +316,6 @@ def test_a_policy_is_saved_with_the_format_it_learnt(
     quiet_trainer(tmp_path, max_steps=1).fit(module, datamodule=data)
     folder = str(save_policy(module.policy, module.tokenizer, tmp_path / "policy", module.policy_spec))
     policy, tokenizer = build_policy(PolicySpec(source=folder), trainable=False)
-    assert tokenizer.convert_ids_to_tokens(stop_token_ids(tokenizer, policy)) == [tokenizer.eos_token, ":"]
+    assert tokenizer.convert_ids_to_tokens(list(special_tokens(tokenizer, policy).stops)) == [tokenizer.eos_token, ":"]
     prompts = PromptSet.load(write_rows([{"prompt": "2+2"}], "prompts.jsonl"), tokenizer)
     assert tokenizer.decode(prompts.tokens[0]) == "2+2="

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dpr_lightning.errors import InputError
-from dpr_lightning.policies import PolicySpec, build_policy, load_tokenizer, save_policy, stop_token_ids, whole_folder
+from dpr_lightning.policies import PolicySpec, build_policy, load_tokenizer, save_policy, special_tokens, whole_folder
 from tests.tiny import tiny_tokenizer
 
 
@@ -59,7 +59,7 @@ def test_padding_gets_a_token_of_its_own(pad: str | None, tmp_path: Path, caplog
     assert loaded.pad_token_id != loaded.eos_token_id
     assert len(loaded) == size
     assert "now pads" in caplog.text
-    assert stop_token_ids(loaded) == [loaded.eos_token_id]
+    assert special_tokens(loaded).stops == (loaded.eos_token_id,)
 
 
 def test_a_tokenizer_without_eos_is_refused(tmp_path: Path) -> None:

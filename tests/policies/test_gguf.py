@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from dpr_lightning.errors import InputError
-from dpr_lightning.policies import PolicySpec, action_logits, build_policy, save_policy, stop_token_ids
+from dpr_lightning.policies import PolicySpec, action_logits, build_policy, save_policy, special_tokens
 
 gguf = pytest.importorskip("gguf")
 pytest.importorskip("accelerate")
@@ -42,7 +42,7 @@ def test_tokenizer_separates_padding_from_the_end(source: tuple[Path, LlamaForCa
     policy, tokenizer = build_policy(PolicySpec(source=str(source[0]), gguf_file=FILE))
     assert tokenizer.eos_token == "<|im_end|>"
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
-    assert stop_token_ids(tokenizer, policy) == [tokenizer.eos_token_id]
+    assert special_tokens(tokenizer, policy).stops == (tokenizer.eos_token_id,)
     asked = tokenizer.apply_chat_template(
         [{"role": "user", "content": "12 + 34"}], tokenize=False, add_generation_prompt=True
     )

@@ -21,6 +21,8 @@ class SamplingParams:
     stop: list[str] | None
     stop_token_ids: list[int]
     detokenize: bool
+    skip_special_tokens: bool
+    spaces_between_special_tokens: bool
     ignore_eos: bool
     seed: int
     logprobs: int
@@ -129,7 +131,11 @@ class LLM:
                 token = int(logprob.argmax())
             found.token_ids.append(token)
             found.logprobs.append({token: Logprob(float(logprob[token]), 1)})
-            text = self.tokenizer.decode(found.token_ids, skip_special_tokens=True) if asked.detokenize else ""
+            text = (
+                self.tokenizer.decode(found.token_ids, skip_special_tokens=asked.skip_special_tokens)
+                if asked.detokenize
+                else ""
+            )
             eos = not asked.ignore_eos and token == self.model.config.eos_token_id
             if eos or token in asked.stop_token_ids or any(string in text for string in asked.stop or ()):
                 found.finish_reason = "stop"

@@ -76,7 +76,7 @@ def test_answers_are_those_without_cut_where_a_text_is_complete(
     head.bias = None
     cut = 0
     for place, (whole, ours) in enumerate(zip(answers(plain), answers(found), strict=True)):
-        said = [tokenizer.decode(whole[:end], skip_special_tokens=True) for end in range(1, len(whole) + 1)]
+        said = [tokenizer.decode(whole[:end], skip_special_tokens=False) for end in range(1, len(whole) + 1)]
         ends = next((end for end, text in enumerate(said, 1) if any(each in text for each in strings)), None)
         assert ours == whole[:ends]
         torch.testing.assert_close(found.logprob[place, : len(ours)], plain.logprob[place, : len(ours)])
@@ -98,7 +98,7 @@ def test_bytes_before_a_stop_string_are_read_with_it(
     stop = StopStrings([string], tokenizer)
     could = stop.could_finish(len(tokenizer))
     for end in range(1, len(tokens) + 1):
-        text = tokenizer.decode(tokens[:end], skip_special_tokens=True)
+        text = tokenizer.decode(tokens[:end], skip_special_tokens=False)
         assert stop.ends(tokens[:end]) == (string in text)
         if string in text:
             assert could[tokens[end - 1]]
@@ -106,9 +106,15 @@ def test_bytes_before_a_stop_string_are_read_with_it(
     assert string not in said
 
 
-def test_special_tokens_are_no_text() -> None:
-    with pytest.raises(InputError, match="'<eos>' is a special token"):
-        StopStrings(["a", "b<eos>"], byte_level())
+def test_special_tokens_are_text_of_an_answer() -> None:
+    tokenizer = byte_level()
+    stop = StopStrings(["b<pad>"], tokenizer)
+    a, b, pad = tokenizer.convert_tokens_to_ids(["a", "b", "<pad>"])
+    assert [bool(stop.could_finish(300)[token]) for token in (a, b, pad)] == [False, False, True]
+    assert stop.ends([a, b, pad])
+    assert not stop.ends([b, a, pad])
+    # As text of ordinary tokens too, whatever they are.
+    assert stop.ends(tokenizer("b<pad>", split_special_tokens=True)["input_ids"])
 
 
 def test_few_tokens_are_looked_at() -> None:
@@ -142,7 +148,7 @@ def test_a_text_may_begin_in_one_chunk_and_end_in_the_next(policy: torch.nn.Modu
     head.bias = None
     ended = 0
     for answer, terminated in zip(answers(found), found.terminated.tolist(), strict=True):
-        before, text = (tokenizer.decode(part, skip_special_tokens=True) for part in (answer[:-1], answer))
+        before, text = (tokenizer.decode(part, skip_special_tokens=False) for part in (answer[:-1], answer))
         assert not any(string in before for string in options.stop_strings)
         assert terminated == (answer[-1] == EOS or any(string in text for string in options.stop_strings))
         ended += "ab" in text or "ba" in text

@@ -1,0 +1,302 @@
+"""Which tokens begin, end and pad a policy's sequences: decided once, for everything that reads or writes them."""
+
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import jinja2
+from torch import nn
+from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
+
+from dpr_lightning.errors import InputError
+from dpr_lightning.policies.adapters import base_of, is_adapter
+
+log = logging.getLogger(__name__)
+EXPLICIT_PAD = "explicit_padding"
+"""Key of tokenizer_config.json for a pad token that the user chose, which may be the EOS itself.
+
+transformers takes keys that end in ``_token`` for special tokens.
+"""
+_BRACKETED = re.compile(r"[<\[({>].+[>\])}<]", re.DOTALL)
+_RESERVED = (
+    re.compile(r"pad|padding|pad_token|pad_id|.*_?right_pad(_.*)?"),
+    re.compile(r"(.*_)?(reserved|unused|placeholder|dummy)(_.*|\d.*)?|(extra|extra_id|control)_?\d+"),
+    re.compile(r"(vision|fim)_pad"),
+    re.compile(r".*_pad"),
+)
+"""Names of tokens that mean nothing yet, best first, in lower case with everything else as ``_``."""
+_PROBES: tuple[tuple[dict[str, Any], ...], ...] = tuple(
+    tuple({"role": role, "content": "a"} for role in roles)
+    for roles in (("user", "assistant"), ("system", "user", "assistant", "user"), ("user", "assistant", "user"))
+)
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Ids of the tokens that are more than text.
+
+    Args:
+        bos: begins every text; None: none does.
+        eos: the tokenizer's own end of a text.
+        stops: every token that ends an answer, EOS first.
+        pad: fills rows. A checkpoint may pad with one of ``stops``: masks and lengths tell padding from the end of an
+            answer, never the id.
+        unk: stands for text that the vocabulary has no token for; None: there is none, or it is a stop.
+    """
+
+    bos: int | None
+    eos: int
+    stops: tuple[int, ...]
+    pad: int
+    unk: int | None
+
+
+def special_tokens(
+    tokenizer: PreTrainedTokenizerBase,
+    policy: nn.Module | str | None = None,
+    *,
+    chat_template: str | None = None,
+    end_of_turn: str | None = None,
+    pad_token: str | None = None,
+    required: bool = False,
+) -> SpecialTokens:
+    """Decide the special tokens of a policy.
+
+    Stops are the tokenizer's EOS, those of the policy's generation configuration (of its configuration, where that one
+    names none, as in transformers) and ``end_of_turn``. Padding keeps the token that the checkpoint names, unless that
+    is EOS, BOS, ``end_of_turn`` or a token that the chat template writes; then a reserved token pads, or ``<unk>``
+    where no text becomes one.
+
+    Args:
+        tokenizer: of the policy.
+        policy: the model, or the folder or hub id that it is saved in; None: the tokenizer alone decides.
+        chat_template: that the policy is trained and queried with; None: the tokenizer's.
+        end_of_turn: token that closes the assistant's turn.
+        pad_token: the user's choice.
+        required: whether a tokenizer without a token that could pad is an error; otherwise its EOS pads.
+
+    Raises:
+        InputError: a token is not in the vocabulary, or none can pad.
+    """
+    eos, bos, unk = int(tokenizer.eos_token_id), tokenizer.bos_token_id, tokenizer.unk_token_id
+    meaningful = {eos} if bos is None else {eos, bos}
+    stops = [eos, *_configured_stops(policy)]
+    if end_of_turn is not None:
+        closing = token_id(tokenizer, end_of_turn)
+        if closing is None:
+            raise InputError(f"`end_of_turn` {end_of_turn!r} is no token of the tokenizer {tokenizer.name_or_path!r}.")
+        stops.append(closing)
+        meaningful.add(closing)
+    written = (token_id(tokenizer, token) for token in template_tokens(tokenizer, chat_template))
+    meaningful |= {identifier for identifier in written if identifier is not None}
+    pad = _pad(tokenizer, pad_token, meaningful, set(stops), required)
+    return SpecialTokens(bos, eos, tuple(dict.fromkeys(stops)), pad, None if unk in stops else unk)
+
+
+def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int | None:
+    """The id of a token; None when the vocabulary has none of that name."""
+    identifier: Any = tokenizer.convert_tokens_to_ids(token)
+    known = identifier is not None and tokenizer.convert_ids_to_tokens(identifier) == token
+    return int(identifier) if known else None
+
+
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """Tokens that are marked special, and those that the tokenizer names as such, with their ids in ascending order."""
+    marked = {
+        token.content: identifier for identifier, token in tokenizer.added_tokens_decoder.items() if token.special
+    }
+    named = {str(token): token_id(tokenizer, str(token)) for token in tokenizer.all_special_tokens}
+    found = marked | {token: identifier for token, identifier in named.items() if identifier is not None}
+    return dict(sorted(found.items(), key=lambda pair: pair[1]))
+
+
+def set_padding(tokenizer: PreTrainedTokenizerBase, special: SpecialTokens, pad_token: str | None = None) -> None:
+    """Let ``tokenizer`` pad as decided, and keep an explicit choice where the tokenizer is saved.
+
+    Args:
+        tokenizer: changed in place.
+        special: from :func:`special_tokens`.
+        pad_token: the user's choice, if there was one.
+    """
+    if pad_token is not None:
+        tokenizer.init_kwargs[EXPLICIT_PAD] = pad_token
+    if tokenizer.pad_token_id == special.pad:
+        return
+    before = "no pad token" if tokenizer.pad_token is None else f"a pad token with a meaning, {tokenizer.pad_token!r}"
+    tokenizer.pad_token = str(tokenizer.convert_ids_to_tokens(special.pad))
+    if pad_token is None and special.pad != special.eos:
+        log.warning(
+            "The tokenizer at %s had %s; %r now pads (`model.policy.pad_token` chooses another).",
+            tokenizer.name_or_path, before, tokenizer.pad_token,
+        )  # fmt: skip
+
+
+def carry_padding(model: nn.Module, tokenizer: PreTrainedTokenizerBase, special: SpecialTokens) -> None:
+    """Write the pad token into a model's configurations where they need it; called before it is trained and saved.
+
+    A pad token that the checkpoint names stays where it is named, and only there: other programs would mask the end of
+    every answer by one that is a stop.
+
+    Args:
+        model: changed in place.
+        tokenizer: pads with ``special.pad`` already.
+        special: from :func:`special_tokens`.
+    """
+    named_by_checkpoint = str(tokenizer.init_kwargs.get("pad_token")) == tokenizer.pad_token
+    outer: Any = getattr(model, "config", None)
+    for config in (outer and outer.get_text_config(), getattr(model, "generation_config", None)):
+        if config is None:
+            continue
+        current = getattr(config, "pad_token_id", None)
+        if (current is None and not named_by_checkpoint) or (current in special.stops and current != special.pad):
+            config.pad_token_id = special.pad
+    embedding = model.get_input_embeddings()  # type: ignore[operator]
+    if getattr(embedding, "padding_idx", None) in special.stops:
+        embedding.padding_idx = None  # its gradient would be dropped, and a stop is read inside conversations
+
+
+def template_tokens(tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None) -> frozenset[str]:
+    """Tokens that a chat template writes: those named in its source, and those in conversations rendered with it."""
+    template = chat_template if chat_template is not None else tokenizer.chat_template
+    if not template:
+        return frozenset()
+    sources = list(template.values()) if isinstance(template, dict) else [template]
+    known = _template_tokens.setdefault(tokenizer, {})
+    key = (*sources, str(tokenizer.bos_token), str(tokenizer.eos_token))
+    if key not in known:
+        known[key] = _find_template_tokens(tokenizer, sources)
+    return known[key]
+
+
+_template_tokens: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[str, ...], frozenset[str]]] = (
+    WeakKeyDictionary()
+)
+
+
+def _find_template_tokens(tokenizer: PreTrainedTokenizerBase, sources: Sequence[str]) -> frozenset[str]:
+    named = {str(token) for token in tokenizer.all_special_tokens}
+    named |= {token.content for token in tokenizer.added_tokens_decoder.values()}
+    texts = [*sources, *(text for source in sources for text in _rendered_probes(tokenizer, source))]
+    written = {token for token in named if any(token in text for text in texts)}
+    variables = {name: getattr(tokenizer, name) for name in ("bos_token", "eos_token", "unk_token")}
+    return frozenset(written | {str(token) for name, token in variables.items() if token and name in "".join(sources)})
+
+
+def _rendered_probes(tokenizer: PreTrainedTokenizerBase, template: str) -> Iterator[str]:
+    """Short conversations, those that the template accepts."""
+    for messages in _PROBES:
+        for prompt in (False, True):
+            try:
+                yield str(
+                    tokenizer.apply_chat_template(
+                        list(messages), chat_template=template, tokenize=False, add_generation_prompt=prompt
+                    )
+                )
+            except (jinja2.TemplateError, TypeError, ValueError):
+                continue
+
+
+def _configured_stops(policy: nn.Module | str | None) -> list[int]:
+    """What the policy's files or its configuration in memory stop at."""
+    if policy is None:
+        return []
+    if isinstance(policy, str):
+        return _saved_stops(policy)
+    stops = _eos_of(getattr(policy, "generation_config", None))
+    return stops or _eos_of(getattr(policy, "config", None))
+
+
+def _saved_stops(source: str) -> list[int]:
+    try:
+        stops = _eos_of(GenerationConfig.from_pretrained(source))
+    except OSError:  # it has none
+        stops = []
+    if stops:
+        return stops
+    if is_adapter(source):
+        base = base_of(source).source
+        return _saved_stops(base) if base is not None else []
+    try:
+        return _eos_of(AutoConfig.from_pretrained(source, trust_remote_code=False))
+    except (OSError, ValueError, KeyError):  # a tokenizer alone, a GGUF file, code that is not trusted
+        return []
+
+
+def _eos_of(config: Any) -> list[int]:
+    """``eos_token_id`` of a configuration, or of the text model's in that of several."""
+    if hasattr(config, "get_text_config"):
+        config = config.get_text_config()
+    tokens = getattr(config, "eos_token_id", None)
+    return [] if tokens is None else [int(token) for token in (tokens if isinstance(tokens, list) else [tokens])]
+
+
+def _pad(
+    tokenizer: PreTrainedTokenizerBase, explicit: str | None, meaningful: set[int], stops: set[int], required: bool
+) -> int:
+    """The id that pads; see :func:`special_tokens`."""
+    eos = int(tokenizer.eos_token_id)
+    if explicit is not None:
+        return _explicit_pad(tokenizer, explicit, meaningful - {eos})
+    current = tokenizer.pad_token_id
+    if current is not None:
+        current = int(current)
+        if current not in meaningful or tokenizer.init_kwargs.get(EXPLICIT_PAD) == tokenizer.pad_token:
+            return current
+    free = next((token for token in _reserved(tokenizer) if token not in meaningful | stops), None)
+    if free is not None:
+        return free
+    unk = tokenizer.unk_token_id
+    if unk is not None and unk not in meaningful | stops and not _text_becomes_unknown(tokenizer):
+        return int(unk)
+    if not required:
+        return eos
+    named = control_tokens(tokenizer)
+    unused = [repr(token) for token, identifier in named.items() if identifier not in meaningful | stops]
+    choice = f"to a special token that your data do not use ({', '.join(unused[:6])}), or " if unused else ""
+    pads = "has no pad token" if current is None else f"pads with {tokenizer.pad_token!r}, which has another meaning"
+    raise InputError(
+        f"The tokenizer at {tokenizer.name_or_path!r} {pads}, and no reserved token could pad. Set "
+        f"`model.policy.pad_token` (`pad_token` of `dpr export`) {choice}to {tokenizer.eos_token!r}, its EOS: padding "
+        "is then told from stops by lengths here, but programs that mask every pad token would hide the end of answers."
+    )
+
+
+def _explicit_pad(tokenizer: PreTrainedTokenizerBase, token: str, meaningful: set[int]) -> int:
+    identifier = token_id(tokenizer, token)
+    if identifier is None:
+        raise InputError(
+            f"`model.policy.pad_token` {token!r} is no token of the tokenizer {tokenizer.name_or_path!r}. Name one of "
+            f"its special tokens: {', '.join(map(repr, list(control_tokens(tokenizer))[:12]))}."
+        )
+    if identifier in meaningful:
+        raise InputError(
+            f"`model.policy.pad_token` {token!r} has a meaning: it is BOS, closes a turn, or the chat template writes "
+            "it. Choose a reserved token, or the EOS."
+        )
+    return identifier
+
+
+def _reserved(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of tokens whose name says that they mean nothing yet, best first."""
+    added = {token.content: token.special for token in tokenizer.added_tokens_decoder.values()}
+    ranked = []
+    for name, identifier in tokenizer.get_vocab().items():
+        if not _BRACKETED.fullmatch(name):
+            continue
+        core = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+        rank = next((rank for rank, names in enumerate(_RESERVED) if names.fullmatch(core)), None)
+        # Among ordinary tokens, some may look reserved that text becomes; a pad token's name is plain.
+        if rank is None or (name not in added and rank > 0):
+            continue
+        ranked.append((rank, not added.get(name, False), int(identifier)))
+    return [identifier for *_, identifier in sorted(ranked)]
+
+
+def _text_becomes_unknown(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether some text becomes ``<unk>``: never where bytes have tokens, and these characters use every byte."""
+    points: Sequence[int] = [*range(1, 0x800), *range(0x800, 0xD800, 0x800), *range(0xE000, 0x110000, 0x10000)]
+    ids = tokenizer("".join(map(chr, points)), add_special_tokens=False, verbose=False)["input_ids"]
+    return tokenizer.unk_token_id in ids
