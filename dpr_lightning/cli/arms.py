@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.cli.loading import progress_bar
 from dpr_lightning.data import PromptSet
-from dpr_lightning.evaluation.answers import Answers, Verifier, collect_answers, judge_answers
+from dpr_lightning.data.ground_truth import Verifier
+from dpr_lightning.evaluation.answers import Answers, collect_answers, judge_answers
 from dpr_lightning.evaluation.selection import best_of
 from dpr_lightning.evaluation.statistics import paired_comparison
 from dpr_lightning.policies import special_tokens

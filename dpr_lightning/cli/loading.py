@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from dpr_lightning.evaluation.answers import Verifier
+from dpr_lightning.data.ground_truth import Verifier
 from dpr_lightning.evaluation.verifiers import load_verifier
 from dpr_lightning.policies import PolicySpec, build_policy
 

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.data.drawing import Drawing
+from dpr_lightning.data.ground_truth import check_ground_truth, verifier_scores
 from dpr_lightning.data.overlap import check_overlap
 from dpr_lightning.data.precomputed import KEPT, hash_of_prompts, hashed_options, kept_rollouts
 from dpr_lightning.data.prompts import PromptSet
@@ -177,6 +178,7 @@ class RewardDataModule(LightningDataModule):
             self._ahead = DrawsAhead(self.sft, self.attention, device_to_draw_on(self.draw_ahead, ranks))
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(self.sft)
         self.prompts = self._read_prompts(self.prompts_path)
+        check_ground_truth(self.prompts, self.verifier)
         others = {"held-out demonstrations": self.held_out_path, "evaluation prompts": self.evaluation_path}
         sets = {"prompts": self.prompts}
         sets |= {name: self._read_prompts(path) for name, path in others.items() if path is not None}
@@ -310,10 +312,7 @@ class RewardDataModule(LightningDataModule):
         texts = decode_answers(
             batch.tokens, batch.mask, self.tokenizer, special_tokens(self.tokenizer, self._learner.policy)
         )
-        scores = [
-            float(self.verifier(self.prompts.texts[place], text, self.prompts.metadata[place]))
-            for place, text in zip(batch.prompt.tolist(), texts, strict=True)
-        ]
+        scores = verifier_scores(self.verifier, self.prompts, batch.prompt.tolist(), texts)
         return batch._replace(outcome=torch.tensor(scores, device=batch.reward.device))
 
     def _score_for_learner(self, rollouts: Rollouts) -> RolloutBatch:

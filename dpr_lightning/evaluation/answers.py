@@ -1,20 +1,16 @@
 """Answers of a policy, scored by a verifier and measured against π_SFT."""
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from dpr_lightning.data.ground_truth import Verifier, check_ground_truth, verifier_scores
 from dpr_lightning.data.prompts import PromptSet
-from dpr_lightning.errors import InputError
 from dpr_lightning.policies import SpecialTokens, sequence_logprobs, special_tokens
 from dpr_lightning.rollouts import Combine, SamplingOptions, decode_answers, only, sample
 from dpr_lightning.types import Rollouts
-
-Verifier = Callable[[str, str, Mapping[str, Any]], float]
 
 
 @dataclass(frozen=True)
@@ -70,7 +66,11 @@ def collect_answers(
         sft: π_SFT, for the reverse KL of what was sampled; not meaningful for greedy answers.
         places: of the prompts that are asked, which get the answers that they get among all; None: every prompt.
         progress: called with the number of sequences finished.
+
+    Raises:
+        InputError: a prompt lacks what the verifier needs; said before anything is sampled.
     """
+    check_ground_truth(prompts, verifier)
     sources = [models] if isinstance(models, nn.Module) else list(models)
     special = special_tokens(tokenizer, sources[0])
     asked = range(len(prompts)) if places is None else places
@@ -113,14 +113,7 @@ def judge_answers(
     texts = decode_answers(rollouts.tokens, rollouts.mask, tokenizer, special)
     scores = None
     if verifier is not None:
-        places = rollouts.prompt.tolist()
-        scores = [
-            float(verifier(prompts.texts[place], text, prompts.metadata[place]))
-            for place, text in zip(places, texts, strict=True)
-        ]
-        for place, score in zip(places, scores, strict=True):
-            if not math.isfinite(score):
-                raise InputError(f"The verifier gave {score} to an answer to {prompts.texts[place][:200]!r}.")
+        scores = verifier_scores(verifier, prompts, rollouts.prompt.tolist(), texts)
     return Answers(rollouts, texts, scores, rollouts.mask.sum(1).tolist(), reverse_kl)
 
 

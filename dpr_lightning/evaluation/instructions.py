@@ -1,12 +1,38 @@
 """Instructions that a program can check, as in IFEval: at least 300 words, no commas, three bullet points."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
+from dpr_lightning.data.ground_truth import needs
 from dpr_lightning.errors import InputError
+from dpr_lightning.evaluation.verifier_fields import mappings, texts
 
 
+def _check_instructions(metadata: Mapping[str, Any]) -> None:
+    """Each instruction must be one of lm-eval's, with all of its options."""
+    try:
+        from lm_eval.tasks.ifeval.instructions_registry import INSTRUCTION_DICT
+    except ImportError as error:
+        raise InputError(
+            f"The verifier `instructions` needs lm-eval's checks ({error}): pip install 'dpr-lightning[eval]'."
+        ) from error
+    names, options = metadata["instruction_id_list"], metadata["kwargs"]
+    if len(options) != len(names):
+        raise InputError(
+            f"`kwargs` must have one mapping for each of `instruction_id_list`; the row has {options!r} for {names!r}."
+        )
+    for name, option in zip(names, options, strict=True):
+        if name not in INSTRUCTION_DICT:
+            raise InputError(f"No check is called {name}. There are: {', '.join(sorted(INSTRUCTION_DICT))}.")
+        # lm-eval would set what is missing at random; the prompt is passed to it.
+        needed = set(INSTRUCTION_DICT[name](name).get_instruction_args_keys()) - {"prompt"}
+        if needed != set(option) - {"prompt"}:
+            raise InputError(
+                f"The check {name} takes {sorted(needed)} in `kwargs`; the row has {sorted(set(option) - {'prompt'})}."
+            )
+
+
+@needs({"instruction_id_list": texts, "kwargs": mappings}, check=_check_instructions)
 def instructions(prompt: str, completion: str, metadata: Mapping[str, Any]) -> float:
     """1 when the completion follows every instruction of the row, strictly; the checks are lm-eval's.
 
@@ -14,47 +40,18 @@ def instructions(prompt: str, completion: str, metadata: Mapping[str, Any]) -> f
         prompt: what was asked; some checks look at it.
         completion: what the policy wrote.
         metadata: ``instruction_id_list``, such as ``["punctuation:no_comma"]``, and ``kwargs``, one mapping for each,
-            as google/IFEval has them; ``kwargs`` may be JSON.
+            as google/IFEval has them; both may be JSON.
 
     Raises:
         InputError: the package is not installed, or the row does not say what is to be checked.
     Source: Zhou et al. 2023, arXiv:2311.07911.
     """
+    from lm_eval.tasks.ifeval.utils import InputExample, test_instruction_following_strict
+
     try:
-        from lm_eval.tasks.ifeval.instructions_registry import INSTRUCTION_DICT
-        from lm_eval.tasks.ifeval.utils import InputExample, test_instruction_following_strict
-    except ImportError as error:
-        raise InputError(
-            f"The verifier `instructions` needs lm-eval's checks ({error}): pip install 'dpr-lightning[eval]'."
-        ) from error
-    names, options = metadata.get("instruction_id_list"), _options(metadata.get("kwargs"))
-    if not names or len(options) != len(names):
-        raise InputError(
-            "The verifier `instructions` reads `instruction_id_list` and one mapping in `kwargs` for each of them; the "
-            f"row has {names!r} and {metadata.get('kwargs')!r}."
-        )
-    for name, option in zip(names, options, strict=True):
-        if name not in INSTRUCTION_DICT:
-            raise InputError(f"No check is called {name}. There are: {', '.join(sorted(INSTRUCTION_DICT))}.")
-        # What is left out lm-eval would draw at random. The prompt it is given.
-        asked = set(INSTRUCTION_DICT[name](name).get_instruction_args_keys()) - {"prompt"}
-        given = {key for key, value in option.items() if value is not None}
-        if asked != given - {"prompt"}:
-            raise InputError(f"The check {name} takes {sorted(asked)} in `kwargs`; the row has {sorted(given)}.")
-    try:
-        example = InputExample(0, list(names), prompt, options)
+        example = InputExample(0, metadata["instruction_id_list"], prompt, metadata["kwargs"])
         return float(test_instruction_following_strict(example, completion).follow_all_instructions)
     except LookupError as error:
         raise InputError(
             "A check of this row needs nltk's sentence splitter, which is not here: python -m nltk.downloader punkt_tab"
         ) from error
-
-
-def _options(given: Any) -> list[dict[str, Any]]:
-    """``kwargs`` of a row as mappings; nothing where they are none."""
-    try:
-        held = json.loads(given) if isinstance(given, str) else given
-    except ValueError:
-        return []
-    whole = isinstance(held, list) and all(option is None or isinstance(option, Mapping) for option in held)
-    return [dict(option or {}) for option in held] if whole else []

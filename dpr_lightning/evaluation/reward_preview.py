@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from dpr_lightning.data.ground_truth import Verifier
 from dpr_lightning.data.prompts import PromptSet
 from dpr_lightning.errors import InputError
-from dpr_lightning.evaluation.answers import Answers, Verifier, collect_answers
+from dpr_lightning.evaluation.answers import Answers, collect_answers
 from dpr_lightning.evaluation.preview import BETAS, SHARPENING, Preview, preview
 from dpr_lightning.rewards import FORMS, SFT, DenseReward, RewardSpec, token_rewards
 from dpr_lightning.rollouts import SamplingOptions

@@ -8,32 +8,35 @@ import difflib
 import functools
 import importlib
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from dpr_lightning.data.ground_truth import Verifier, missing_field, needs
 from dpr_lightning.errors import InputError
 from dpr_lightning.evaluation.instructions import instructions
+from dpr_lightning.evaluation.verifier_fields import ANSWER_MARKER, last_number, number, text
 
-Verifier = Callable[[str, str, Mapping[str, Any]], float]
+__all__ = ["ANSWER_MARKER", "VERIFIERS", "answer", "exact_match", "last_number", "load_verifier", "numeric"]
 
-ANSWER_MARKER = "Answer:"
-# A number with optional sign and thousands separators: 1,234.50; the sign must not be the minus of 5-3.
-_NUMBER = re.compile(r"(?<![\d.])-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<!\d)-?\.\d+")
+WITHOUT_ANSWER = frozenset({"boxnet", "graph_color", "propositional_logic", "rubiks_cube", "rush_hour"})
+"""Tasks of reasoning-gym whose rows have no answer: the scorer judges by the other columns."""
 
 
+@needs({"completion|answer": text})
 def exact_match(prompt: str, completion: str, metadata: Mapping[str, Any]) -> float:
     """1 when the completion equals ``metadata["completion"]`` (or, without it, ``["answer"]``), outer space aside."""
-    key = "completion" if "completion" in metadata else "answer"
-    return float(completion.strip() == str(_required(metadata, key, "exact_match")).strip())
+    demonstrated = metadata.get("completion")
+    return float(completion.strip() == (metadata["answer"] if demonstrated is None else demonstrated))
 
 
+@needs({"answer": text}, marker=ANSWER_MARKER)
 def answer(prompt: str, completion: str, metadata: Mapping[str, Any]) -> float:
     """1 when the text after the last ``Answer:`` equals ``metadata["answer"]``, outer space aside."""
     given = answer_text(completion)
-    return float(given is not None and given == str(_required(metadata, "answer", "answer")).strip())
+    return float(given is not None and given == metadata["answer"])
 
 
+@needs({"answer": number})
 def numeric(prompt: str, completion: str, metadata: Mapping[str, Any]) -> float:
     """1 when the last number of the completion equals that of ``metadata["answer"]``.
 
@@ -41,15 +44,22 @@ def numeric(prompt: str, completion: str, metadata: Mapping[str, Any]) -> float:
     are equal.
     """
     given = last_number(completion)
-    expected = last_number(str(_required(metadata, "answer", "numeric")))
-    if expected is None:
-        raise InputError(
-            f"The answer {metadata['answer']!r} holds no number, so `numeric` cannot compare with it. Use the `answer` "
-            "verifier for answers in words."
-        )
-    return float(given is not None and math.isclose(given, expected, rel_tol=1e-9, abs_tol=1e-9))
+    return float(given is not None and math.isclose(given, metadata["answer"], rel_tol=1e-9, abs_tol=1e-9))
 
 
+def _check_reasoning_gym(metadata: Mapping[str, Any]) -> None:
+    task = str(metadata["source_dataset"])
+    if metadata.get("answer") is None and ("answer" not in metadata or task not in WITHOUT_ANSWER):
+        raise InputError(missing_field("answer", metadata, "reasoning_gym"))
+    if metadata.get("answer") is not None:
+        try:
+            text(metadata["answer"])
+        except ValueError as error:
+            raise InputError(f"`answer` is {metadata['answer']!r}: {error}") from error
+    _scorer(task)
+
+
+@needs({"source_dataset": text}, marker=ANSWER_MARKER, check=_check_reasoning_gym)
 def reasoning_gym(prompt: str, completion: str, metadata: Mapping[str, Any]) -> float:
     """1 when the task's own scorer gives full marks to the text after the last ``Answer:``.
 
@@ -63,13 +73,13 @@ def reasoning_gym(prompt: str, completion: str, metadata: Mapping[str, Any]) -> 
     given = answer_text(completion)
     if given is None:
         return 0.0
+    expected = metadata["answer"]
     entry = {
         "question": metadata.get("question", prompt),
-        "answer": _required(metadata, "answer", "reasoning_gym"),
+        "answer": None if expected is None else text(expected),
         "metadata": dict(metadata),
     }
-    scorer = _scorer(str(_required(metadata, "source_dataset", "reasoning_gym")))
-    return float(scorer(given, entry) == 1.0)
+    return float(_scorer(metadata["source_dataset"])(given, entry) == 1.0)
 
 
 VERIFIERS: dict[str, Verifier] = {
@@ -99,6 +109,11 @@ def load_verifier(name: str) -> Verifier:
             f"The verifier {name!r} needs the module {module_name!r}, which does not import: {error}. Install it, or "
             "put its folder on PYTHONPATH."
         ) from error
+    except Exception as error:  # a module of the user's may raise anything
+        raise InputError(
+            f"The verifier {name!r} is in the module {module_name!r}, which ends with {type(error).__name__} where it "
+            f"is imported: {error}."
+        ) from error
     function = getattr(module, function_name, None)
     if not callable(function):
         callables = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
@@ -111,16 +126,6 @@ def answer_text(completion: str) -> str | None:
     """What follows the last ``Answer:``, outer space aside; None without the marker."""
     _, marker, given = completion.rpartition(ANSWER_MARKER)
     return given.strip() if marker else None
-
-
-def last_number(text: str) -> float | None:
-    """The last number of a text, or of what follows its last ``####`` or ``Answer:``; None without one."""
-    for marker in ("####", ANSWER_MARKER):
-        if marker in text:
-            text = text.rpartition(marker)[2]
-            break
-    numbers = _NUMBER.findall(text)
-    return float(numbers[-1].replace(",", "")) if numbers else None
 
 
 def import_reasoning_gym() -> Any:
@@ -154,13 +159,3 @@ def _scorer(task: str) -> Callable[[str, dict[str, Any]], float]:
         raise InputError(unknown_name("reasoning-gym task", task, gym.factory.DATASETS))
     scorer: Callable[[str, dict[str, Any]], float] = gym.create_dataset(task, size=1, seed=0).score_answer
     return scorer
-
-
-def _required(metadata: Mapping[str, Any], key: str, verifier: str) -> Any:
-    """A field that the verifier cannot do without."""
-    if key not in metadata:
-        raise InputError(
-            f"The verifier `{verifier}` needs the field {key!r} with every prompt; this one has "
-            f"{', '.join(sorted(map(str, metadata))) or 'no fields'}. Add the column, or choose another verifier."
-        )
-    return metadata[key]

@@ -27,10 +27,12 @@ def test_every_instruction_has_to_be_followed(completion: str, score: float) -> 
     ("row", "said"),
     [
         ({"instruction_id_list": ["length_constraints:number_words"], "kwargs": [{}]}, "takes ..num_words"),
-        ({"instruction_id_list": ["punctuation:no_comma"], "kwargs": "not json"}, "one mapping"),
+        ({"instruction_id_list": ["punctuation:no_comma"], "kwargs": "not json"}, "`kwargs` is str .*no JSON"),
         ({"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{"colour": 1}]}, "takes .. in"),
-        ({}, "reads `instruction_id_list`"),
-        ({"instruction_id_list": ["punctuation:no_comma"], "kwargs": []}, "one mapping in `kwargs` for each"),
+        ({}, "needs the field 'instruction_id_list'"),
+        ({"instruction_id_list": [], "kwargs": []}, "must be a list of texts"),
+        ({"instruction_id_list": ["a"], "kwargs": None}, "`kwargs` is null"),
+        ({"instruction_id_list": ["punctuation:no_comma"], "kwargs": []}, "one mapping for each"),
         ({"instruction_id_list": ["punctuation:no_point"], "kwargs": [{}]}, "No check is called punctuation:no_point"),
     ],
 )

@@ -1,11 +1,21 @@
 import importlib
 import sys
+from decimal import Decimal
 
 import pytest
 
+from dpr_lightning.data import PromptSet, ground_truth
+from dpr_lightning.data.ground_truth import Requirements, check_ground_truth, needs, verifier_scores
 from dpr_lightning.errors import InputError
 from dpr_lightning.evaluation import verifiers
+from dpr_lightning.evaluation.verifier_fields import number
 from dpr_lightning.evaluation.verifiers import last_number, load_verifier
+
+
+def prompts(*metadata):
+    """A set of prompts with these columns."""
+    count = len(metadata)
+    return PromptSet([[1]] * count, ["q"] * count, metadata, range(1, count + 1), "p.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -90,7 +100,107 @@ def test_missing_reasoning_gym_names_the_extra(monkeypatch):
 @pytest.mark.parametrize("name", ["exact_match", "answer", "numeric", "reasoning_gym"])
 def test_a_missing_field_is_named(name):
     with pytest.raises(InputError, match="'answer'"):
-        load_verifier(name)("", "Answer: 1", {"solution": "1"})
+        load_verifier(name)("", "Answer: 1", {"solution": "1", "source_dataset": "chain_sum"})
+
+
+@pytest.mark.parametrize("name", ["exact_match", "answer", "numeric", "reasoning_gym"])
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (None, "null"),
+        (["3"], r'list \["3"\]: it must be one text or number'),
+        ({"value": 3}, "dict"),
+        ("", "empty text"),
+        (" ", "empty text"),
+        (True, "truth value"),
+        (float("nan"), "no number"),
+    ],
+)
+def test_ground_truth_that_nothing_matches_is_refused_before_sampling(name, value, says):
+    if name == "reasoning_gym":
+        pytest.importorskip("reasoning_gym")
+        says = ""
+    good, bad = ({"answer": truth, "source_dataset": "chain_sum"} for truth in ("3", value))
+    check_ground_truth(prompts(good, good), load_verifier(name))
+    with pytest.raises(InputError, match=rf"^p\.jsonl:2: .*{says}.* Correct them, or leave them out") as raised:
+        check_ground_truth(prompts(good, bad, good, bad), load_verifier(name))
+    assert "2 of 4 rows are like this: p.jsonl:2, p.jsonl:4." in str(raised.value)
+
+
+@pytest.mark.parametrize("value", ["3", " 3\n", 3, 3.0, Decimal("3.00")])
+def test_numbers_are_read_as_the_verifiers_type(value):
+    assert load_verifier("answer")("", "so\nAnswer: 3", {"answer": value}) == 1.0
+    assert load_verifier("answer")("", "so\nAnswer: 4", {"answer": value}) == 0.0
+    assert load_verifier("numeric")("", "so it is 3.0", {"answer": value}) == 1.0
+    assert load_verifier("exact_match")("", "3", {"answer": value, "completion": None}) == 1.0
+    assert load_verifier("answer")("", "Answer: 2.5", {"answer": 2.5}) == 1.0
+
+
+def test_a_task_without_answers_needs_none():
+    pytest.importorskip("reasoning_gym")
+    verify = load_verifier("reasoning_gym")
+    check_ground_truth(prompts({"answer": None, "source_dataset": "rubiks_cube"}), verify)
+    with pytest.raises(InputError, match="There is no reasoning-gym task 'rubik'"):
+        check_ground_truth(prompts({"answer": "3", "source_dataset": "rubik"}), verify)
+
+
+def test_a_verifier_that_nothing_is_written_for_is_named_once(caplog, monkeypatch):
+    monkeypatch.setattr(ground_truth, "_WITHOUT_MARKER", set())
+    asked = prompts({"answer": "3"}, {"answer": "4"})
+    with caplog.at_level("WARNING"):
+        assert verifier_scores(load_verifier("answer"), asked, [0, 1], ["Answer: 3", "4"]) == [1.0, 0.0]
+        assert verifier_scores(load_verifier("numeric"), asked, [0, 1], ["3", "5"]) == [1.0, 0.0]
+        assert not caplog.records
+        for _ in range(2):
+            assert verifier_scores(load_verifier("answer"), asked, [0, 1], ["3", "4"]) == [0.0, 0.0]
+    (record,) = caplog.records
+    assert "p.jsonl: none of 2 answers has 'Answer:'" in record.message
+
+
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [
+        (
+            lambda prompt, completion, metadata: metadata["solution"],
+            "ended with KeyError: 'solution', .* The row has no 'solution'; its columns are answer",
+        ),
+        (lambda prompt, completion: 1.0, "ended with TypeError"),
+        (lambda prompt, completion, metadata: 1 / 0, "ended with ZeroDivisionError"),
+        (lambda prompt, completion, metadata: None, "returned None .* must return a number"),
+        (lambda prompt, completion, metadata: "1", "returned '1'"),
+        (lambda prompt, completion, metadata: float("nan"), "returned nan"),
+    ],
+)
+def test_what_a_function_of_ones_own_does_wrong_is_said_with_the_row(function, says):
+    with pytest.raises(InputError, match=rf"^p\.jsonl:2: the verifier `<lambda>` {says}"):
+        verifier_scores(function, prompts({"answer": "3"}, {"answer": "4"}), [1], ["text"])
+
+
+def test_a_function_of_ones_own_may_declare_what_it_needs():
+    @needs({"target": number}, marker="=")
+    def below(prompt, completion, metadata):
+        return float(len(completion) < metadata["target"])
+
+    assert below("", "ab", {"target": "3"}) == 1.0
+    with pytest.raises(InputError, match=r"^p\.jsonl:1: `target` is str \"three\": it holds no number"):
+        check_ground_truth(prompts({"target": "three"}), below)
+
+    class Longer:
+        requirements = Requirements({"target": number})
+
+        def __call__(self, prompt, completion, metadata):
+            return 1.0
+
+    with pytest.raises(InputError, match=r"The verifier `Longer` needs the field 'target'.*this one has answer"):
+        check_ground_truth(prompts({"answer": 1}), Longer())
+
+
+def test_a_module_that_fails_is_named(tmp_path, monkeypatch):
+    (tmp_path / "broken_verifiers.py").write_text("1 / 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.invalidate_caches()
+    with pytest.raises(InputError, match="'broken_verifiers', which ends with ZeroDivisionError"):
+        load_verifier("broken_verifiers:f")
 
 
 def test_a_function_of_ones_own(tmp_path, monkeypatch):

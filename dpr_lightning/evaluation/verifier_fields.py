@@ -1,0 +1,73 @@
+"""Types of the columns that verifiers compare with: each reads a value, or says what is wrong with it."""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+ANSWER_MARKER = "Answer:"
+# A number with optional sign and thousands separators: 1,234.50; the sign must not be the minus of 5-3.
+_NUMBER = re.compile(r"(?<![\d.])-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<!\d)-?\.\d+")
+
+
+def text(value: Any) -> str:
+    """A text, outer space aside; whole numbers without a point, so that 3.0 is ``3``."""
+    if isinstance(value, str):
+        if not value.strip():
+            raise ValueError("an empty text matches nothing that counts as an answer")
+        return value.strip()
+    if isinstance(value, bool):
+        raise ValueError("a truth value has no one spelling; write the text that is right")
+    if isinstance(value, int | float | Decimal):
+        if not math.isfinite(value):
+            raise ValueError("it is no number")
+        return str(int(value)) if value == int(value) else str(value)
+    raise ValueError("it must be one text or number")
+
+
+def number(value: Any) -> float:
+    """A number, or the last one of a text; after ``####`` or ``Answer:`` only what follows counts."""
+    found = last_number(text(value))
+    if found is None:
+        raise ValueError("it holds no number; the verifier `answer` compares texts")
+    return found
+
+
+def texts(value: Any) -> list[str]:
+    """A list of texts, at least one, or JSON of it."""
+    entries = json_value(value)
+    if not isinstance(entries, Sequence) or isinstance(entries, str) or not entries:
+        raise ValueError("it must be a list of texts")
+    if not all(isinstance(entry, str) and entry for entry in entries):
+        raise ValueError("each of its entries must be a text")
+    return list(entries)
+
+
+def mappings(value: Any) -> list[dict[str, Any]]:
+    """A list of objects, or JSON of it; null entries are empty objects, and so are null keys of them none."""
+    entries = json_value(value)
+    if not isinstance(entries, Sequence) or isinstance(entries, str):
+        raise ValueError("it must be a list of objects")
+    if not all(entry is None or isinstance(entry, Mapping) for entry in entries):
+        raise ValueError("each of its entries must be an object")
+    return [{key: part for key, part in (entry or {}).items() if part is not None} for entry in entries]
+
+
+def json_value(value: Any) -> Any:
+    """The value of a JSON text; anything but a text as it is."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise ValueError(f"the text is no JSON ({error})") from error
+
+
+def last_number(value: str) -> float | None:
+    """The last number of a text, or of what follows its last ``####`` or ``Answer:``; None without one."""
+    for marker in ("####", ANSWER_MARKER):
+        if marker in value:
+            value = value.rpartition(marker)[2]
+            break
+    numbers = _NUMBER.findall(value)
+    return float(numbers[-1].replace(",", "")) if numbers else None
