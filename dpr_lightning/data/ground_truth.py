@@ -118,8 +118,12 @@ def check_ground_truth(prompts: PromptSet, verifier: Verifier | None) -> None:
             wrong.append(index)
     if wrong:
         listed = ", ".join(prompts.where(index) for index in wrong[:3]) + (", …" if len(wrong) > 3 else "")
-        count = f" {len(wrong):,} of {len(prompts):,} rows are like this: {listed}." if len(wrong) > 1 else ""
-        raise InputError(f"{prompts.where(wrong[0])}: {reason.rstrip('.')}.{count} Correct them, or leave them out.")
+        count = (
+            f" {len(wrong):,} of {len(prompts):,} rows are like this: {listed}. Correct them, or leave them out."
+            if len(wrong) > 1
+            else " Correct the row, or leave it out."
+        )
+        raise InputError(f"{prompts.where(wrong[0])}: {reason.rstrip('.')}.{count}")
 
 
 def verifier_scores(

@@ -26,12 +26,31 @@ from dpr_lightning.policies import (
     save_policy,
 )
 from tests.reliability.kit import Answer, Case, Kit, said_to
-from tests.workspace import make_workspace
+from tests.workspace import make_workspace, write_rows
 
 GOOD = {"prompt": "1 + 1 =", "completion": "Answer: 2"}
 LONG = {"prompt": "1" * 40, "completion": "2"}
 HOSTILE = '{"prompt": "' + "[" * 3 + '", "completion": ' + "[" * 100_000 + "]" * 100_000 + "}"
 BEGIN, END = "<!-- bad inputs: written by tests/reliability/bad_inputs.py -->", "<!-- end of bad inputs -->"
+
+ASK, SAY = {"role": "user", "content": "1 + 1 ="}, {"role": "assistant", "content": "2"}
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message.content }}{% if message.role == 'assistant' %}{{ eos_token }}"
+    "{% else %}\n{% endif %}{% endfor %}"
+)
+STRICT_TEMPLATE = (
+    "{% for message in messages %}{% if (message.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Roles must alternate user/assistant.') }}{% endif %}{% endfor %}"
+) + CHAT_TEMPLATE
+
+
+def _chat(*messages: dict[str, Any]) -> dict[str, Any]:
+    return {"messages": list(messages)}
+
+
+def _evaluate(kit: Kit, *rows: dict[str, Any]) -> list[str]:
+    path = write_rows(kit.folder / "data.jsonl", list(rows))
+    return ["evaluate", "--policy", kit.workspace.sft, "--prompts", path, "--verifier", "answer"]
 
 
 def _without(kit: Kit, pattern: str) -> list[str]:
@@ -180,7 +199,20 @@ CASES: dict[str, dict[str, Case]] = {
         "an empty prompt": Case(
             lambda kit: kit.rows(GOOD, {"prompt": " ", "completion": "2"}), ("data.jsonl:2", "prompt")
         ),
-        "no messages": Case(lambda kit: kit.rows({"messages": []}), ("data.jsonl:1", "no turn")),
+        "a conversation that begins with the assistant": Case(
+            lambda kit: kit.rows(_chat(SAY, ASK, SAY)), ("data.jsonl:1", "begins with the assistant")
+        ),
+        "an image in a message": Case(
+            lambda kit: kit.rows(_chat({**ASK, "content": [{"type": "image", "image": "a.png"}]}, SAY)),
+            ("data.jsonl:1", "'image'", "messages[0]", "text alone"),
+        ),
+        "a turn that counts by half": Case(
+            lambda kit: kit.rows(_chat(ASK, {**SAY, "weight": 0.5})), ("data.jsonl:1", "0.5 as `weight`")
+        ),
+        "tools that are no list": Case(
+            lambda kit: kit.rows(_chat(ASK, SAY) | {"tools": "add"}), ("data.jsonl:1", "'tools'", "no JSON")
+        ),
+        "no messages": Case(lambda kit: kit.rows({"messages": []}), ("data.jsonl:1", "empty list")),
         "an unknown role": Case(
             lambda kit: kit.rows({"messages": [{"role": "usr", "content": "a"}]}), ("data.jsonl:1", "usr", "user")
         ),
@@ -202,6 +234,20 @@ CASES: dict[str, dict[str, Case]] = {
         ),
     },
     "Tokens and templates": {
+        "reasoning that the template drops": Case(
+            lambda kit: kit.rows(_chat(ASK, {**SAY, "reasoning_content": "1 + 1"}), chat_template=CHAT_TEMPLATE),
+            ("data.jsonl:1", "leaves out", "reasoning_content", "data.on_dropped: warn"),
+        ),
+        "roles that the template refuses": Case(
+            lambda kit: kit.rows(_chat(ASK, ASK, SAY), chat_template=STRICT_TEMPLATE),
+            ("data.jsonl:1", "must alternate", "Messages 0 and 1 are both the user's"),
+        ),
+        "a variable that the template does not read": Case(
+            lambda kit: kit.rows(
+                _chat(ASK, SAY), chat_template=CHAT_TEMPLATE, chat_template_kwargs={"enable_thinking": False}
+            ),
+            ("`chat_template_kwargs`", "'enable_thinking'"),
+        ),
         "an end of turn that is no token": Case(lambda kit: kit.fit(end_of_turn="<|im_end|>"), ("<|im_end|>",)),
         "a chat template that is no Jinja": Case(lambda kit: kit.fit(chat_template="{% for m in"), ("template",)),
         "a chat template that fails": Case(
@@ -218,6 +264,23 @@ CASES: dict[str, dict[str, Case]] = {
         ),
         "policy and reference with other tokens": Case(_other_tokenizer, ("tokenizer", "differ", "token")),
         "a tokenizer with more tokens than the model": Case(_larger_tokenizer, ("tokens", "tokenizer")),
+    },
+    "Verifiers": {
+        "an answer that is null": Case(
+            lambda kit: _evaluate(kit, {"prompt": "1 + 1 =", "answer": None}, {"prompt": "1 + 2 =", "answer": "3"}),
+            ("data.jsonl:1", "`answer` is null"),
+        ),
+        "answers that are lists": Case(
+            lambda kit: _evaluate(kit, {"prompt": "1 + 1 =", "answer": ["2"]}, {"prompt": "1 + 2 =", "answer": ["3"]}),
+            ("data.jsonl:1", 'list ["2"]', "2 of 2 rows"),
+        ),
+        "no answer to learn from": Case(
+            lambda kit: kit.dpr(
+                prompts=write_rows(kit.folder / "data.jsonl", [GOOD] * 4),
+                verifier="dpr_lightning.evaluation.verifiers.answer",
+            ),
+            ("data.jsonl:1", "`answer` needs the field 'answer'", "4 of 4 rows"),
+        ),
     },
     "Policies": {
         "a folder without weights": Case(lambda kit: _without(kit, "*.safetensors"), ("policy",)),
