@@ -2,7 +2,7 @@
 
 from dpr_lightning.cli.loading import console
 from dpr_lightning.errors import InputError
-from dpr_lightning.policies import LoraSpec, PolicySpec, build_policy, save_policy
+from dpr_lightning.policies import LoraSpec, PolicySpec, build_policy, has_adapters, merge_adapters, save_policy
 from dpr_lightning.policies.extrapolation import extrapolate_weights
 from dpr_lightning.policies.tokenizers import same_vocabulary
 
@@ -48,8 +48,8 @@ def export(
         dtype=dtype,  # type: ignore[arg-type]
     )
     model, words = build_policy(spec)
-    if hasattr(model, "merge_and_unload"):
-        model = model.merge_and_unload()  # type: ignore[operator]
+    if has_adapters(model):
+        model = merge_adapters(model)
     if reference is not None:
         earlier, other_words = build_policy(PolicySpec(source=reference, dtype=dtype), trainable=False)  # type: ignore[arg-type]
         difference = same_vocabulary(words, other_words)

@@ -3,7 +3,7 @@
 from dpr_lightning.policies.attention import autocasts, multiplies_bfloat16
 from dpr_lightning.policies.build import build_policy, check_policy
 from dpr_lightning.policies.decoders import inside_of_adapters, is_known_decoder, is_silu
-from dpr_lightning.policies.export import flush, merged_weights, save_policy, whole_folder
+from dpr_lightning.policies.export import flush, save_policy, whole_folder
 from dpr_lightning.policies.forward import (
     ActionLogits,
     action_logits,
@@ -19,6 +19,15 @@ from dpr_lightning.policies.fused_loss import ActedLoss, acted_loss
 from dpr_lightning.policies.inputs import packs_rows
 from dpr_lightning.policies.lightning_state import is_in_shards
 from dpr_lightning.policies.lockstep import Lockstep
+from dpr_lightning.policies.merging import (
+    has_adapters,
+    may_untie,
+    merge_adapters,
+    merged_weights,
+    tied_names,
+    untie,
+    untied_names,
+)
 from dpr_lightning.policies.parts import micro_batches, parts_by_length
 from dpr_lightning.policies.prefixes import shares_prompts
 from dpr_lightning.policies.scoring import (
@@ -79,6 +88,7 @@ __all__ = [
     "fetches_weights",
     "flush",
     "gathered_weights",
+    "has_adapters",
     "holds_whole",
     "inside_of_adapters",
     "is_in_shards",
@@ -90,6 +100,8 @@ __all__ = [
     "load_tokenizer",
     "load_verifier_head",
     "logits_at",
+    "may_untie",
+    "merge_adapters",
     "merged_weights",
     "micro_batches",
     "model_device",
@@ -104,7 +116,10 @@ __all__ = [
     "shares_prompts",
     "special_tokens",
     "state_logits",
+    "tied_names",
     "token_budget_for",
+    "untie",
+    "untied_names",
     "weight_bytes",
     "whole_folder",
     "word_tokenizer",

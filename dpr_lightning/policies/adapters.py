@@ -10,52 +10,180 @@ from typing import Any
 import torch
 from torch import nn
 
-from dpr_lightning.errors import InputError, last_line
+from dpr_lightning.errors import InputError, first_line, last_line
 from dpr_lightning.policies.architectures import parts_without_text
 from dpr_lightning.policies.reading import UNREADABLE
+from dpr_lightning.policies.sources import (
+    ADAPTER_CONFIG,
+    adapter_folder,
+    is_missing_path,
+    lasting_source,
+    relative_source,
+)
 from dpr_lightning.policies.spec import LoraSpec, PolicySpec
+from dpr_lightning.policies.vocabulary_rows import add_embedding_rows, tensor_shapes
 
 log = logging.getLogger(__name__)
 DESCRIPTION = "dpr_policy.json"
+UNMERGEABLE = (
+    *("ADAPTION_PROMPT", "CARTRIDGE", "CPT", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "PROMPT_TUNING"),
+    *("OSF", "POLY", "SHADOW", "XLORA", "aLoRA"),
+)
+"""Kinds of adapters of peft that are more than a change of weights, or that peft cannot take out of them again."""
 
 
 def resolve_adapter(spec: PolicySpec) -> tuple[PolicySpec, str | None]:
-    """Split a description into that of its full base and the folder of an adapter on it, if there is one."""
+    """Split a description into that of its full base and the folder of an adapter on it, if there is one.
+
+    Raises:
+        InputError: the checkpoint or the adapter's base is not there, or a policy cannot have such an adapter.
+    """
     start = spec.checkpoint if spec.checkpoint and not spec.checkpoint.endswith(".ckpt") else None
     if start is not None and not Path(start).exists() and start.startswith((".", "/", "runs/")):
         raise InputError(f"The checkpoint {start!r} does not exist. Run the stage that writes it, or mend the path.")
-    for folder in (start, spec.source):
-        if folder is not None and is_adapter(folder):
-            base = base_of(folder) if folder == spec.source else replace(spec, checkpoint=None)
-            return replace(base, dtype=spec.dtype, attention=spec.attention, lora=None), folder
+    for source in (start, spec.source):
+        folder = adapter_folder(source, spec.revision if source == spec.source else None) if source else None
+        if folder is not None:
+            adapter_config(folder)
+            base = base_of(folder) if source == spec.source else replace(spec, checkpoint=None)
+            options = {"attention": spec.attention, "trust_remote_code": spec.trust_remote_code, "lora": None}
+            return replace(base, dtype=spec.dtype, **options), folder  # type: ignore[arg-type]
+        if source is not None:
+            _refuse_several_adapters(source)
     if start is not None:
-        return replace(spec, source=start, architecture=None, gguf_file=None, checkpoint=None), None
+        options = {"architecture": None, "gguf_file": None, "checkpoint": None, "revision": None}
+        return replace(spec, source=start, **options), None  # type: ignore[arg-type]
     return spec, None
 
 
 def is_adapter(folder: str | Path) -> bool:
-    """Whether a folder holds a peft adapter instead of a full model."""
-    return (Path(folder) / "adapter_config.json").is_file()
+    """Whether a folder or hub id holds a peft adapter instead of a full model."""
+    return adapter_folder(str(folder)) is not None
+
+
+def adapter_config(folder: str | Path) -> dict[str, Any]:
+    """The configuration of the adapter in ``folder``.
+
+    Raises:
+        InputError: it cannot be read, or a policy cannot have an adapter of its kind.
+    """
+    path = Path(folder) / ADAPTER_CONFIG
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        kind = str(config["peft_type"]).upper()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} cannot be read as the configuration of an adapter: {first_line(error)}") from error
+    if config.get("alora_invocation_tokens"):
+        kind = "aLoRA"
+    if kind in UNMERGEABLE:
+        raise InputError(
+            f"The adapter in {str(folder)!r} is of the kind {kind}, which cannot be merged into its base, and policies "
+            "are sampled from, compared and exported with adapters merged. Use LoRA, DoRA or IA3 instead."
+        )
+    if config.get("task_type") not in (None, "CAUSAL_LM"):
+        raise InputError(
+            f"The adapter in {str(folder)!r} was trained for the task {config['task_type']}, and a policy is a causal "
+            "language model (CAUSAL_LM)."
+        )
+    return config
 
 
 def base_of(folder: str | Path) -> PolicySpec:
-    """The description of the full model that the adapter in ``folder`` was trained on."""
-    description = Path(folder) / DESCRIPTION
-    if description.is_file():
-        held = json.loads(description.read_text())
-        return PolicySpec(**{name: held.get(name) for name in ("source", "tokenizer", "gguf_file")})
-    held = json.loads((Path(folder) / "adapter_config.json").read_text())
-    base = held.get("base_model_name_or_path")
-    if not base:
-        raise InputError(f"The adapter in {str(folder)!r} does not say which model it belongs to.")
-    return PolicySpec(source=base)
+    """The description of the full model that the adapter in ``folder`` was trained on.
+
+    Raises:
+        InputError: the adapter does not say, or the base is not there.
+    """
+    folder = Path(adapter_folder(str(folder)) or folder)
+    config, path = adapter_config(folder), folder / DESCRIPTION
+    saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    named = config.get("base_model_name_or_path")
+    source = saved.get("source") or named
+    if not source:
+        raise InputError(
+            f"The adapter in {str(folder)!r} does not say which model it belongs to. Name that as "
+            "`model.policy.source` and the adapter as `model.policy.checkpoint`, or write it into "
+            f"{folder / ADAPTER_CONFIG} as `base_model_name_or_path`."
+        )
+    # A base that moved is found by whichever of its names is still true.
+    alternatives = (folder / saved["relative"] if saved.get("relative") else None, named, folder.parent / (named or ""))
+    if not Path(source).exists():
+        source = next((str(path) for path in alternatives if path and named and Path(path).exists()), source)
+    if is_missing_path(source):
+        raise InputError(f"The base {source!r} of the adapter in {str(folder)!r} is not there. {base_remedy(folder)}")
+    revision = saved.get("revision") or config.get("revision")
+    tokenizer, gguf_file = saved.get("tokenizer"), saved.get("gguf_file")
+    return PolicySpec(source=source, tokenizer=tokenizer, gguf_file=gguf_file, revision=revision)
+
+
+def changes_nothing_else(folder: str | Path, policy: nn.Module) -> bool:
+    """Whether the adapter in ``folder`` and that of ``policy`` can share one base, which neither changes.
+
+    LoRA without biases, trained tokens or an initialisation that changes the base, on layers that are wrapped already.
+    """
+    config = adapter_config(folder)
+    adapted: Any = policy
+    trained = adapted.peft_config[adapted.active_adapter]
+    whole = set(config.get("modules_to_save") or ())
+    if config["peft_type"] != "LORA" or trained.peft_type.value != "LORA" or config.get("bias", "none") != "none":
+        return False
+    if config.get("trainable_token_indices") or config.get("init_lora_weights", True) not in (True, False, "gaussian"):
+        return False
+    path = Path(folder) / "adapter_model.safetensors"
+    return whole <= set(trained.modules_to_save or ()) and all(
+        "lora_" in name or any(f".{module}." in name for module in whole) for name in tensor_shapes(path)
+    )
+
+
+def base_remedy(folder: str | Path) -> str:
+    """What to do where the base of the adapter in ``folder`` is not where it was."""
+    ours, theirs = Path(folder) / DESCRIPTION, Path(folder) / ADAPTER_CONFIG
+    entry = f"`source` in {ours}" if ours.is_file() else f"`base_model_name_or_path` in {theirs}"
+    return (
+        f"Set {entry} to where it is now; or, where a policy is trained, name the base as `model.policy.source` and "
+        "the adapter as `model.policy.checkpoint`."
+    )
+
+
+def describe_base(spec: PolicySpec, target: Path, folder: Path) -> None:
+    """Say in a saved adapter which base it belongs to, so that it is found from any folder and machine.
+
+    Args:
+        spec: the description that the policy was built from.
+        target: the folder with the adapter.
+        folder: where that will be in the end.
+    """
+    base, _ = resolve_adapter(spec)
+    assert base.source is not None
+    source, revision = lasting_source(base.source, base.revision)
+    tokenizer = lasting_source(base.tokenizer)[0] if base.tokenizer is not None else None
+    saved = {"source": source, "tokenizer": tokenizer, "gguf_file": base.gguf_file, "revision": revision}
+    if Path(source).is_absolute():
+        saved["relative"] = relative_source(source, folder)
+    (target / DESCRIPTION).write_text(json.dumps(saved, indent=2) + "\n")
+    path = target / ADAPTER_CONFIG
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config |= {"base_model_name_or_path": source, "revision": revision}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _refuse_several_adapters(source: str) -> None:
+    """peft writes adapters of other names than ``default`` into folders of these names."""
+    if not Path(source).is_dir() or (Path(source) / "config.json").is_file():
+        return
+    names = sorted(path.parent.name for path in Path(source).glob(f"*/{ADAPTER_CONFIG}"))
+    if names:
+        raise InputError(
+            f"{source!r} is no policy, and has adapters in its folders {', '.join(names)}. Name one of them, for "
+            f"example {str(Path(source) / names[0])!r}."
+        )
 
 
 def report_other_rank(folder: str, spec: LoraSpec | None) -> None:
     """An adapter keeps the shape it was trained with; say so where another one was asked for."""
     if spec is None:
         return
-    held = json.loads((Path(folder) / "adapter_config.json").read_text())
+    held = adapter_config(folder)
     if (held.get("r"), held.get("lora_alpha")) != (spec.rank, spec.alpha):
         log.warning(
             "The adapter in %s has rank %s and alpha %s, and keeps them; `lora` asks for %s and %s.",
@@ -80,6 +208,9 @@ def add_adapter(model: nn.Module, spec: LoraSpec) -> nn.Module:
         lora_dropout=spec.dropout,
         target_modules=spec.target_modules,
         exclude_modules=_outside_text(model),
+        modules_to_save=spec.modules_to_save,
+        use_dora=spec.use_dora,
+        use_rslora=spec.use_rslora,
         task_type="CAUSAL_LM",
     )
     adapted: nn.Module = peft.get_peft_model(model, config)
@@ -93,20 +224,37 @@ def _outside_text(model: nn.Module) -> str | None:
 
 
 def load_adapter(model: nn.Module, folder: str | Path, *, trainable: bool, name: str = "default") -> nn.Module:
-    """Put the adapter saved in ``folder`` on ``model``, beside those that are there already."""
+    """Put the adapter saved in ``folder`` on ``model``, beside those that are there already.
+
+    Raises:
+        InputError: it belongs to another base, or is of a kind that the installed peft does not know.
+    """
     peft = _require_peft()
     try:
         if isinstance(model, peft.PeftModel):
             # peft puts the whole model in evaluation mode when it loads an adapter that is not trained.
             active, training = model.active_adapter, model.training
-            model.load_adapter(str(folder), name, is_trainable=trainable)
+            result = model.load_adapter(str(folder), name, is_trainable=trainable)
             model.set_adapter(active)
             model.train(training)
-            kept: nn.Module = model
-            return kept
-        adapted: nn.Module = peft.PeftModel.from_pretrained(model, str(folder), name, is_trainable=trainable)
-        return adapted
-    except torch.OutOfMemoryError:
+            adapted: Any = model
+        else:
+            add_embedding_rows(model, Path(folder))
+            config = peft.PeftConfig.from_pretrained(str(folder))
+            config.inference_mode = not trainable
+            kind = peft.PeftModelForCausalLM if config.task_type else peft.PeftModel
+            adapted = kind(model, config, name)
+            result = adapted.load_adapter(str(folder), name, is_trainable=trainable)
+    except (torch.OutOfMemoryError, InputError):
         raise  # the weights are as they should be
     except UNREADABLE as error:
         raise InputError(f"The adapter in {str(folder)!r} does not fit this base: {last_line(error)}") from error
+    wrong = [*result.missing_keys, *result.unexpected_keys]
+    if wrong:
+        raise InputError(
+            f"The adapter in {str(folder)!r} does not fit this base: it lacks {len(result.missing_keys)} weights of "
+            f"the layers that it changes, and has {len(result.unexpected_keys)} for layers that are not there (first: "
+            f"{wrong[0]}). Was it trained on another model?"
+        )
+    loaded: nn.Module = adapted
+    return loaded

@@ -20,6 +20,8 @@ def read_config(spec: PolicySpec) -> Any:
     options: dict[str, Any] = {"trust_remote_code": spec.trust_remote_code}
     if spec.gguf_file is not None:
         options["gguf_file"] = spec.gguf_file
+    if spec.revision is not None:
+        options["revision"] = spec.revision
     return AutoConfig.from_pretrained(spec.source, **options)
 
 

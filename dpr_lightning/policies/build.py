@@ -18,11 +18,19 @@ from transformers import (
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from dpr_lightning.errors import InputError
-from dpr_lightning.policies.adapters import add_adapter, load_adapter, report_other_rank, resolve_adapter
+from dpr_lightning.policies.adapters import (
+    add_adapter,
+    base_remedy,
+    load_adapter,
+    report_other_rank,
+    resolve_adapter,
+)
 from dpr_lightning.policies.architectures import auto_class, freeze_parts_without_text, read_config
 from dpr_lightning.policies.attention_choice import attention_for, tell_attention
+from dpr_lightning.policies.decoders import inside_of_adapters
 from dpr_lightning.policies.lean_layers import keep_less
 from dpr_lightning.policies.lightning_state import load_lightning_weights
+from dpr_lightning.policies.merging import merge_adapters
 from dpr_lightning.policies.reading import UNREADABLE, complaint
 from dpr_lightning.policies.sharding import sharded_construction
 from dpr_lightning.policies.spec import PolicySpec
@@ -47,23 +55,38 @@ def build_policy(
     # A tokenizer of its own folder is an ordinary one; only without it the GGUF file has to hold the tokenizer too.
     in_gguf = spec.gguf_file if spec.tokenizer is None else None
     tokenizer = load_tokenizer(
-        spec.tokenizer_source, in_gguf, spec.trust_remote_code, pad_token=spec.pad_token, for_training=trainable
+        spec.tokenizer_source,
+        in_gguf,
+        spec.trust_remote_code,
+        pad_token=spec.pad_token,
+        for_training=trainable,
+        revision=spec.revision if spec.tokenizer is None else None,
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         with sharded_construction() if trainable else nullcontext():
-            model: nn.Module = _load_base(base_spec, tokenizer, partial(attention_for, spec, trainable=trainable))
+            try:
+                model: nn.Module = _load_base(base_spec, tokenizer, partial(attention_for, spec, trainable=trainable))
+            except InputError as error:
+                if adapter is None or spec.source == base_spec.source:
+                    raise
+                named = f"The adapter in {adapter!r} names that base."
+                raise InputError(f"{error} {named} {base_remedy(adapter)}") from error
         if trainable:
             freeze_parts_without_text(model)
+        frozen = {name for name, weight in model.named_parameters() if not weight.requires_grad}
         if adapter is not None:
             report_other_rank(adapter, spec.lora)
             if (Path(adapter) / GENERATION_CONFIG_NAME).is_file():
                 model.generation_config = GenerationConfig.from_pretrained(adapter)  # type: ignore[assignment]
             model = load_adapter(model, adapter, trainable=trainable and spec.lora is not None)
             if spec.lora is None or not trainable:
-                model = model.merge_and_unload()  # type: ignore[operator]
+                model = merge_adapters(model)
+                for name, weight in model.named_parameters():  # peft has frozen all of the base
+                    weight.requires_grad_(name not in frozen)
         elif spec.lora is not None and trainable:
             model = add_adapter(model, spec.lora)
+        _refuse_larger_tokenizer(model, tokenizer, str(base_spec.source))
     if spec.checkpoint is not None and spec.checkpoint.endswith(".ckpt"):
         load_lightning_weights(model, spec.checkpoint)
     special = special_tokens(tokenizer, model, pad_token=spec.pad_token, required=trainable)
@@ -114,6 +137,8 @@ def _load_base(
         tell_attention(built, attention)
         return built
     assert spec.source is not None
+    if spec.revision is not None:
+        options["revision"] = spec.revision
     if spec.gguf_file is not None:
         options["gguf_file"] = spec.gguf_file
     try:
@@ -134,12 +159,6 @@ def _load_base(
     model: PreTrainedModel = loaded[0]
     tell_attention(model, attention)
     _refuse_random_weights(spec.source, loaded[1])
-    rows = int(model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
-    if rows < len(tokenizer):
-        raise InputError(
-            f"The tokenizer has {len(tokenizer)} tokens and the model in {spec.source!r} embeds {rows}. They do not "
-            "belong together; set `tokenizer` to the one that the model was trained with."
-        )
     if spec.gguf_file is not None:
         _forget_quantisation(model)
     return model
@@ -150,6 +169,15 @@ def architecture_config(spec: PolicySpec, tokenizer: PreTrainedTokenizerBase) ->
     fields = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
     fields |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     return AutoConfig.for_model(**(fields | (spec.architecture or {})))
+
+
+def _refuse_larger_tokenizer(model: nn.Module, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+    rows = len(inside_of_adapters(model).get_input_embeddings().weight)
+    if rows < len(tokenizer):
+        raise InputError(
+            f"The tokenizer has {len(tokenizer)} tokens and the model in {source!r} embeds {rows}. They do not "
+            "belong together; set `tokenizer` to the one that the model was trained with."
+        )
 
 
 def _refuse_random_weights(source: str, info: dict[str, Any]) -> None:

@@ -1,22 +1,20 @@
 """Policies as ordinary Hugging Face folders, written whole or not at all."""
 
-import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.errors import InputError
-from dpr_lightning.policies.adapters import DESCRIPTION, is_adapter, resolve_adapter
+from dpr_lightning.policies.adapters import describe_base, is_adapter
 from dpr_lightning.policies.attention_choice import save_attention
-from dpr_lightning.policies.sharding import tensors_of_state
+from dpr_lightning.policies.merging import has_adapters, merged_weights, untied_configuration, untied_names
 from dpr_lightning.policies.spec import PolicySpec
 
 
@@ -42,9 +40,11 @@ def save_policy(
     folder = Path(folder)
     state = {} if weights is None else {"state_dict": dict(weights)}
     with whole_folder(folder) as unfinished:
-        if merge and hasattr(model, "merge_and_unload"):
+        if merge and has_adapters(model):
             with merged_weights(model) as (inside, merged):
-                inside.save_pretrained(unfinished, state_dict=merged)  # type: ignore[operator]
+                untied = bool(untied_names(inside, merged))
+                with untied_configuration(inside) if untied else nullcontext():
+                    inside.save_pretrained(unfinished, state_dict=merged)  # type: ignore[operator]
         elif hasattr(model, "peft_config"):
             selected = [model.active_adapter]
             model.save_pretrained(unfinished, selected_adapters=selected, **state)  # type: ignore[operator]
@@ -58,45 +58,10 @@ def save_policy(
         (unfinished / "README.md").unlink(missing_ok=True)
         tokenizer.save_pretrained(unfinished)
         if is_adapter(unfinished):
-            base, _ = resolve_adapter(spec)
-            held = {"source": _lasting(base.source), "tokenizer": None, "gguf_file": base.gguf_file}
-            held["tokenizer"] = _lasting(base.tokenizer)
-            (unfinished / DESCRIPTION).write_text(json.dumps(held, indent=2) + "\n")
+            describe_base(spec, unfinished, folder)
             model.generation_config.save_pretrained(unfinished)  # type: ignore[operator, union-attr]
         save_attention(unfinished, spec)
     return folder
-
-
-@contextmanager
-def merged_weights(model: nn.Module) -> Iterator[tuple[nn.Module, dict[str, Tensor]]]:
-    """The model inside of adapters and its weights, by the names that they have without; the active one is merged in.
-
-    Merged in place, and put back afterwards: subtracting what was added would leave rounding behind, a lot in bf16. In
-    the meantime the weights that adapters change are there twice. A model without adapters is left alone.
-    """
-    if not hasattr(model, "merge_and_unload"):
-        yield model, {name: value.detach() for name, value in tensors_of_state(model).items()}
-        return
-    before = {name: weight.detach().clone() for name, weight in model.named_parameters() if ".base_layer." in name}
-    model.merge_adapter()  # type: ignore[operator]
-    try:
-        base: nn.Module = model.get_base_model()  # type: ignore[operator]
-        weights = {
-            name.replace(".base_layer.", "."): value.detach()
-            for name, value in tensors_of_state(base).items()
-            if "lora_" not in name and ".modules_to_save." not in name
-        }
-        yield base, weights
-    finally:
-        model.unmerge_adapter()  # type: ignore[operator]
-        with torch.no_grad():
-            for name, weight in model.named_parameters():
-                if name in before:
-                    weight.copy_(before[name])
-
-
-def _lasting(source: str | None) -> str | None:
-    return str(Path(source).resolve()) if source is not None and Path(source).exists() else source
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 import torch.distributed
@@ -11,10 +10,12 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from dpr_lightning.errors import InputError
-from dpr_lightning.policies.adapters import base_of, is_adapter, load_adapter, resolve_adapter
+from dpr_lightning.policies.adapters import base_of, changes_nothing_else, load_adapter, resolve_adapter
 from dpr_lightning.policies.build import build_policy
 from dpr_lightning.policies.lockstep import Lockstep, ask_little
+from dpr_lightning.policies.merging import has_adapters
 from dpr_lightning.policies.sharding import Weights, holds_whole, share_out, weight_bytes
+from dpr_lightning.policies.sources import lasting_source
 from dpr_lightning.policies.spec import AUTO, PolicySpec
 from dpr_lightning.policies.tokenizers import load_tokenizer, same_vocabulary
 
@@ -58,12 +59,16 @@ class FrozenPolicies:
         Raises:
             InputError: a folder cannot be loaded, or two tokenizers differ.
         """
+        adapters = {name: resolve_adapter(PolicySpec(source=folder))[1] for name, folder in folders.items()}
         check_one_vocabulary(folders)
-        if policy is not None and policy_spec is not None and hasattr(policy, "peft_config"):
+        if policy is not None and policy_spec is not None and has_adapters(policy):
             base, _ = resolve_adapter(policy_spec)
-            if all(is_adapter(folder) and _same_base(base_of(folder), base) for folder in folders.values()):
-                for name, folder in folders.items():
-                    load_adapter(policy, folder, trainable=False, name=name)
+            if all(
+                folder is not None and _same_base(base_of(folder), base) and changes_nothing_else(folder, policy)
+                for folder in adapters.values()
+            ):
+                for name, adapter in adapters.items():
+                    load_adapter(policy, str(adapter), trainable=False, name=name)
                 log.info("π_SFT and its references: adapters on the policy's base, for they have the same one.")
                 return cls({name: policy for name in folders}, shared=policy)
         specs = {
@@ -133,11 +138,10 @@ class FrozenPolicies:
 
 
 def _same_base(first: PolicySpec, second: PolicySpec) -> bool:
-    def place(spec: PolicySpec) -> tuple[str | None, str | None]:
-        source = spec.source
-        return (str(Path(source).resolve()) if source and Path(source).exists() else source, spec.gguf_file)
+    def key(spec: PolicySpec) -> tuple[object, ...]:
+        return (spec.source and lasting_source(spec.source, spec.revision), spec.gguf_file)
 
-    return place(first) == place(second)
+    return key(first) == key(second)
 
 
 def check_one_vocabulary(folders: Mapping[str, str]) -> None:

@@ -10,9 +10,11 @@ from torch.distributed.checkpoint import format_utils, state_dict_loader
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from dpr_lightning.errors import InputError, last_line
+from dpr_lightning.policies.merging import has_adapters
 from dpr_lightning.policies.reading import UNREADABLE, complaint
 
-_FROZEN_ADAPTER = re.compile(r"\.lora_\w+\.(?!default\b)")
+_ADAPTER_NAMES = (re.compile(r"\.\w+$"), re.compile(r"\.\w+(?=\.\w+$)"))
+"""Where peft writes an adapter's name: last, or before ``weight``."""
 _ZERO_TAG = "checkpoint"
 """The folder in which Lightning has DeepSpeed put its shards."""
 
@@ -63,12 +65,17 @@ def load_lightning_weights(model: nn.Module, checkpoint: str) -> None:
     weights = {name.removeprefix("policy."): value for name, value in held.items() if name.startswith("policy.")}
     # Frozen adapters that shared the trained one's base are part of such a checkpoint, and no part of this policy.
     own = {name for name, _ in model.named_parameters()}
-    weights = {name: value for name, value in weights.items() if name in own or not _FROZEN_ADAPTER.search(name)}
+    weights = {
+        name: value
+        for name, value in weights.items()
+        if name in own or not any(pattern.sub(".default", name) in own for pattern in _ADAPTER_NAMES)
+    }
     try:
         missing, unexpected = model.load_state_dict(weights, strict=False)
     except RuntimeError as error:
         raise InputError(f"The checkpoint {checkpoint!r} does not fit this policy: {last_line(error)}") from error
-    trained = [name for name in missing if "lora_" in name or not weights]
+    adapter = {name for name, weight in model.named_parameters() if weight.requires_grad and has_adapters(model)}
+    trained = [name for name in missing if name in adapter or not weights]
     if unexpected or trained or not weights:
         raise InputError(
             f"The checkpoint {checkpoint!r} holds another architecture: {len(missing)} weights are missing and "

@@ -148,7 +148,7 @@ def gathered_weights(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
     """The state of a model in shards, on the CPU, one weight fetched after the other. All ranks must take part.
 
     Args:
-        model: in shards; of one with adapters, only what adapters hold is fetched.
+        model: in shards; of one with adapters, only what is trained is fetched.
         keep: whether this rank wants it; the others only help.
 
     Returns:
@@ -158,7 +158,7 @@ def gathered_weights(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     seen: dict[int, Tensor] = {}
     for name, value in tensors_of_state(model).items():
-        if adapters and not ("lora_" in name or ".modules_to_save." in name):
+        if adapters and isinstance(value, nn.Parameter) and not value.requires_grad:
             continue
         if id(value) not in seen:
             with memory_given_back(), _fetched(value) as whole:

@@ -18,12 +18,18 @@ class LoraSpec:
         alpha: the update is scaled by alpha / rank.
         dropout: share of adapter inputs dropped while imitating; policy-gradient training always runs without.
         target_modules: names of the linear layers that get an adapter, or ``all-linear``.
+        modules_to_save: names of layers that are trained whole, and saved with the adapter, such as ``lm_head``.
+        use_dora: weight-decomposed updates (Liu et al. 2024).
+        use_rslora: scale the update by alpha / √rank instead (Kalajdzievski 2023).
     """
 
     rank: int = 16
     alpha: float = 32.0
     dropout: float = 0.0
     target_modules: str | list[str] = "all-linear"
+    modules_to_save: list[str] | None = None
+    use_dora: bool = False
+    use_rslora: bool = False
 
 
 @dataclass
@@ -35,6 +41,7 @@ class PolicySpec:
         architecture: instead of ``source``: a transformers configuration (``model_type`` and its fields) whose weights
             are initialised at random. ``vocab_size`` and the special tokens follow the tokenizer.
         tokenizer: hub id or folder of the tokenizer; None: that of ``source``.
+        revision: branch, tag or commit of ``source`` on the hub.
         gguf_file: name of the GGUF file inside ``source``; it is dequantised and trains like any other base.
         checkpoint: weights to start from instead of the source's: a folder written by this package (a full model, or
             an adapter of this base) or a Lightning ``.ckpt`` file.
@@ -57,6 +64,7 @@ class PolicySpec:
     architecture: dict[str, Any] | None = None
     tokenizer: str | None = None
     gguf_file: str | None = None
+    revision: str | None = None
     checkpoint: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     master_weights: bool = True

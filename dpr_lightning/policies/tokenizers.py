@@ -16,6 +16,7 @@ def load_tokenizer(
     *,
     pad_token: str | None = None,
     for_training: bool = False,
+    revision: str | None = None,
 ) -> PreTrainedTokenizerBase:
     """Load a tokenizer that has an EOS and a pad token, as :func:`special_tokens` decides.
 
@@ -29,6 +30,7 @@ def load_tokenizer(
         pad_token: the user's choice.
         for_training: the tokenizer will be saved with a policy: refuse it where nothing can pad but a stop. Otherwise
             that stop pads.
+        revision: branch, tag or commit of a hub id.
 
     Raises:
         InputError: there is no tokenizer at ``source``, it has no EOS token, or none that can pad.
@@ -36,6 +38,8 @@ def load_tokenizer(
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if gguf_file is not None:
         options["gguf_file"] = gguf_file
+    if revision is not None:
+        options["revision"] = revision
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, **options)
     except (OSError, ValueError, KeyError) as error:

@@ -9,7 +9,17 @@ import torch
 from torch import nn
 
 from dpr_lightning.errors import InputError
-from dpr_lightning.policies import AUTO, PolicySpec, build_policy, fetches_weights, inside_of_adapters, merged_weights
+from dpr_lightning.policies import (
+    AUTO,
+    PolicySpec,
+    build_policy,
+    fetches_weights,
+    inside_of_adapters,
+    merged_weights,
+    tied_names,
+    untie,
+    untied_names,
+)
 from dpr_lightning.types import Rollouts
 
 Write = Callable[[nn.Module, Callable[[], bool]], Rollouts]
@@ -94,7 +104,9 @@ class DrawsAhead:
             self._copy = build_policy(spec, trainable=False)[0].to(self._device or weight.device)
             # What ends an answer is the policy's to say.
             self._copy.generation_config = inside_of_adapters(policy).generation_config
-        with merged_weights(policy) as (_, weights):
+        with merged_weights(policy) as (base, weights):
+            if untied_names(base, weights):
+                untie(self._copy, tied_names(self._copy))
             for name, own in self._copy.named_parameters():
                 own.copy_(weights[name])
         if weight.is_cuda:

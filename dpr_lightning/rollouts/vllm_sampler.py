@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.distributed import rank_and_world
 from dpr_lightning.errors import InputError
-from dpr_lightning.policies import fetches_weights, inside_of_adapters, merged_weights
+from dpr_lightning.policies import fetches_weights, inside_of_adapters, may_untie, merged_weights
 from dpr_lightning.rollouts.answers import Answers
 from dpr_lightning.rollouts.other_sampler import OtherSampler, Request
 from dpr_lightning.rollouts.sampler import SamplingOptions
@@ -113,6 +113,9 @@ class VllmSampler(OtherSampler):
         config = copy.deepcopy(held.config)
         # Wrappers of weights in shards put a name of their own before the class's.
         config.architectures = [type(held).__name__.removeprefix("FSDP")]
+        if may_untie(policy):
+            config.tie_word_embeddings = False
+            config.get_text_config().tie_word_embeddings = False
         config.save_pretrained(self._folder.name)
         tokenizer.save_pretrained(self._folder.name)
         options: dict[str, Any] = {

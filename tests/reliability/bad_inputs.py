@@ -114,6 +114,13 @@ def _adapter_of_another_base(kit: Kit) -> list[str]:
     return kit.fit(policy={"source": kit.workspace.sft, "checkpoint": str(adapter), "lora": {"rank": 2}})
 
 
+def _adapter_with(kit: Kit, **config: Any) -> list[str]:
+    adapter = _adapter(kit, hidden_size=16)
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    return kit.fit(policy={"source": str(adapter), "lora": {"rank": 2}})
+
+
 def _adapter_without_a_base(kit: Kit) -> list[str]:
     adapter = _adapter(kit, hidden_size=16)
     shutil.rmtree(kit.folder / "base")
@@ -298,6 +305,10 @@ CASES: dict[str, dict[str, Case]] = {
         "a model with code of its own": Case(_foreign_code, ("trust_remote_code",)),
         "an adapter of another base": Case(_adapter_of_another_base, ("adapter", "base")),
         "an adapter whose base is gone": Case(_adapter_without_a_base, ("base",)),
+        "an adapter of virtual tokens": Case(
+            lambda kit: _adapter_with(kit, peft_type="PROMPT_TUNING"), ("PROMPT_TUNING", "merged")
+        ),
+        "an adapter for another task": Case(lambda kit: _adapter_with(kit, task_type="SEQ_CLS"), ("SEQ_CLS",)),
         "a checkpoint of another architecture": Case(
             lambda kit: _checkpoint(kit, {"state_dict": {"policy.lstm.weight": torch.ones(1)}}), ("lstm.weight",)
         ),

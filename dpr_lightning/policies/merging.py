@@ -1,0 +1,246 @@
+"""Adapters merged into their base: permanently, or for a moment and then put back to the bit."""
+
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dpr_lightning.errors import InputError, first_line
+from dpr_lightning.policies.decoders import inside_of_adapters
+from dpr_lightning.policies.sharding import tensors_of_state
+
+log = logging.getLogger(__name__)
+_REFUSALS = (NotImplementedError, ValueError)
+"""What peft raises at adapters that it cannot merge."""
+
+
+def has_adapters(model: nn.Module) -> bool:
+    """Whether peft has put adapters into ``model``."""
+    return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+
+
+def merge_adapters(model: nn.Module) -> nn.Module:
+    """Merge the active adapter into its base permanently, and return the plain model.
+
+    Word embeddings that were tied stay so only where the merged ones are equal; otherwise the configuration says that
+    they are separate.
+
+    Raises:
+        InputError: adapters of this kind cannot be merged.
+    """
+    base = inside_of_adapters(model)
+    tied = tied_names(base)
+    _separate_shared(base)
+    try:
+        with _tied_on_purpose():
+            merged: nn.Module = model.merge_and_unload()  # type: ignore[operator]
+    except _REFUSALS as error:
+        raise _cannot_be_merged(model, error) from error
+    if not tied:
+        return merged
+    if _differing(tied, dict(base.named_parameters(remove_duplicate=False))):
+        untie(base, tied)
+        log.warning(
+            "The adapter changes one of two word embeddings that its base ties: merged they are two matrices, and the "
+            "configuration says `tie_word_embeddings: false`."
+        )
+    else:
+        # peft compares addresses, and shared weights have just been separated.
+        base.config.tie_word_embeddings = True
+        base.tie_weights()
+    return merged
+
+
+@contextmanager
+def merged_weights(model: nn.Module) -> Iterator[tuple[nn.Module, dict[str, Tensor]]]:
+    """The model inside of adapters and its weights, by the names that they have without; the active one is merged in.
+
+    Merged in place, and put back afterwards: subtracting what was added would leave rounding behind, a lot in bf16. In
+    the meantime the weights that adapters change are there twice. A model without adapters is left alone. Weights that
+    the base ties and the adapter does not change alike are separate tensors here; see :func:`untied_names`.
+
+    Raises:
+        InputError: adapters of this kind cannot be merged.
+    """
+    if not has_adapters(model):
+        yield model, {name: value.detach() for name, value in tensors_of_state(model).items()}
+        return
+    base = inside_of_adapters(model)
+    separated = _separate_shared(base)
+    before = [(weight, weight.detach().clone()) for layer in _base_layers(base) for weight in layer.parameters()]
+    try:
+        try:
+            with _tied_on_purpose():
+                model.merge_adapter()  # type: ignore[operator]
+        except _REFUSALS as error:
+            raise _cannot_be_merged(model, error) from error
+        weights = plain_weights(base)
+        tied = tied_names(base)
+        untied = _differing(tied, weights)
+        weights |= {target: weights[source] for target, source in tied.items() if target not in untied}
+        yield base, weights
+    finally:
+        model.unmerge_adapter()  # type: ignore[operator]
+        with torch.no_grad():
+            for weight, value in before:
+                weight.copy_(value)
+        for module, name, weight in separated:
+            module._parameters[name] = weight
+
+
+def plain_weights(base: nn.Module) -> dict[str, Tensor]:
+    """Weights and buffers of a model with adapters in it, by the names and with the values that it has without them.
+
+    Args:
+        base: from :func:`inside_of_adapters`, with its adapters merged in place.
+    """
+    weights: dict[str, Tensor] = {}
+    _collect(base, "", weights)
+    return weights
+
+
+def tied_names(base: nn.Module) -> dict[str, str]:
+    """The weights that the configuration of a model ties to another one, by name."""
+    expand = getattr(base, "get_expanded_tied_weights_keys", None)
+    return dict(expand(all_submodels=True)) if expand is not None else {}
+
+
+def untied_names(base: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
+    """The names among ``weights`` that the configuration of ``base`` ties to another one, and that differ from it."""
+    return _differing(tied_names(base), weights)
+
+
+def _differing(tied: Mapping[str, str], weights: Mapping[str, Tensor]) -> list[str]:
+    return [target for target, source in tied.items() if not torch.equal(weights[target], weights[source])]
+
+
+def may_untie(model: nn.Module) -> bool:
+    """Whether ``model`` has adapters on either side of tied word embeddings, so that merged ones may differ."""
+    if not has_adapters(model):
+        return False
+    base = inside_of_adapters(model)
+    names = {name for pair in tied_names(base).items() for name in pair}
+    layers = {name.rpartition(".")[0] for name in names}
+    return any(name in layers and _is_adapted(module) for name, module in base.named_modules())
+
+
+def untie(base: nn.Module, tied: Mapping[str, str]) -> None:
+    """Give each of two word embeddings a matrix, and say so in the configuration; values stay.
+
+    Args:
+        base: a model without adapters.
+        tied: from :func:`tied_names`; a pair that is separate already keeps its matrices.
+    """
+    for target, source in tied.items():
+        layer, _, name = target.rpartition(".")
+        module, weight = base.get_submodule(layer), base.get_parameter(target)
+        if weight is base.get_parameter(source):
+            module._parameters[name] = nn.Parameter(weight.detach().clone(), weight.requires_grad)
+    for part in _configurations(base):
+        part.tie_word_embeddings = False
+    base.all_tied_weights_keys = {}  # type: ignore[assignment]
+
+
+@contextmanager
+def untied_configuration(base: nn.Module) -> Iterator[None]:
+    """Within, the configuration of ``base`` says that its word embeddings are separate."""
+    parts = _configurations(base)
+    tied = [part.tie_word_embeddings for part in parts]
+    try:
+        for part in parts:
+            part.tie_word_embeddings = False
+        yield
+    finally:
+        for part, value in zip(parts, tied, strict=True):
+            part.tie_word_embeddings = value
+
+
+def _configurations(base: nn.Module) -> list[Any]:
+    """The configuration of a model, and that of its text part where there is one, as far as they tie embeddings."""
+    config: Any = base.config
+    parts = {id(part): part for part in (config, config.get_text_config())}
+    return [part for part in parts.values() if hasattr(part, "tie_word_embeddings")]
+
+
+def _collect(module: nn.Module, prefix: str, weights: dict[str, Tensor]) -> None:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import ModulesToSaveWrapper
+
+    if isinstance(module, ModulesToSaveWrapper):
+        active = [name for name in module.active_adapters if name in module.modules_to_save]
+        trained = active and not module.disable_adapters
+        _collect(module.modules_to_save[active[0]] if trained else module.original_module, prefix, weights)
+        return
+    if isinstance(module, BaseTunerLayer):
+        _collect(module.get_base_layer(), prefix, weights)
+        return
+    if _is_adapted(module):  # another wrapper of peft, such as that of single trained tokens
+        _collect(module.original_module, prefix, weights)  # type: ignore[arg-type]
+        return
+    for name, weight in module._parameters.items():
+        if weight is not None:
+            weights[prefix + name] = weight.detach()
+    for name, buffer in module._buffers.items():
+        if buffer is not None and name not in module._non_persistent_buffers_set:
+            weights[prefix + name] = buffer.detach()
+    for name, child in module._modules.items():
+        if child is not None:
+            _collect(child, f"{prefix}{name}.", weights)
+
+
+def _is_adapted(module: nn.Module) -> bool:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    return isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))
+
+
+def _base_layers(base: nn.Module) -> list[nn.Module]:
+    """The layers of the base that merging changes in place."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = (module.get_base_layer() for module in base.modules() if isinstance(module, BaseTunerLayer))
+    return list({id(layer): layer for layer in layers}.values())
+
+
+def _separate_shared(base: nn.Module) -> list[tuple[nn.Module, str, nn.Parameter]]:
+    """Give layers that adapters change a copy of each weight that they share, and return what they had.
+
+    Merged in place, the weight would change for the other layer too.
+    """
+    layers = _base_layers(base)
+    changed = {id(layer) for layer in layers}
+    users = Counter(
+        id(weight) for module in base.modules() for weight in module._parameters.values() if weight is not None
+    )
+    separated: list[tuple[nn.Module, str, nn.Parameter]] = []
+    for module in base.modules():
+        if id(module) not in changed:
+            continue
+        for name, weight in module._parameters.items():
+            if weight is not None and users[id(weight)] > 1:
+                separated.append((module, name, weight))
+                module._parameters[name] = nn.Parameter(weight.detach().clone(), weight.requires_grad)
+    return separated
+
+
+@contextmanager
+def _tied_on_purpose() -> Iterator[None]:
+    """Within, peft's warnings of tied embeddings are not shown: they are dealt with here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*(tie_word_embeddings|no longer tied)")
+        yield
+
+
+def _cannot_be_merged(model: nn.Module, error: Exception) -> InputError:
+    adapted: Any = model
+    kinds = ", ".join(sorted({str(config.peft_type.value) for config in adapted.peft_config.values()}))
+    return InputError(
+        f"An adapter of the kind {kinds} cannot be merged into its base ({first_line(error)}), and a policy is sampled "
+        "from and exported with its adapter merged. Use LoRA, DoRA or IA3, or merge it with the program that made it."
+    )

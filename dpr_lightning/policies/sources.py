@@ -1,0 +1,86 @@
+"""Where a policy's files are, and the name under which they are found from any folder and machine."""
+
+import os
+import re
+from functools import lru_cache
+from pathlib import Path
+
+from huggingface_hub import constants, snapshot_download
+from transformers.utils.hub import cached_file
+
+ADAPTER_CONFIG = "adapter_config.json"
+_REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_SNAPSHOT = re.compile(r"models--([\w.-]+?)(?:--([\w.-]+))?/snapshots/([0-9a-f]{40})")
+_ADAPTER_FILES = ("adapter_*", "*.json", "*.jinja", "*.model", "*.txt")
+
+
+def adapter_folder(source: str, revision: str | None = None) -> str | None:
+    """The folder of the adapter that a local path or a hub id names; None: it names something else.
+
+    An adapter on the hub is downloaded.
+    """
+    if Path(source).exists():
+        return source if (Path(source) / ADAPTER_CONFIG).is_file() else None
+    return _downloaded_adapter(source, revision) if _REPOSITORY.fullmatch(source) else None
+
+
+@lru_cache
+def _downloaded_adapter(repository: str, revision: str | None) -> str | None:
+    try:
+        config = cached_file(
+            repository,
+            ADAPTER_CONFIG,
+            revision=revision,
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+    except OSError:  # no such repository; whatever loads it says so
+        return None
+    if config is None or constants.HF_HUB_OFFLINE:
+        return str(Path(config).parent) if config is not None else None
+    return snapshot_download(repository, revision=revision, allow_patterns=list(_ADAPTER_FILES))
+
+
+def local_folder(source: str, revision: str | None = None) -> Path | None:
+    """The folder with the files of a local path or, as far as they have been downloaded, of a hub id."""
+    if Path(source).is_dir():
+        return Path(source)
+    if Path(source).exists() or not _REPOSITORY.fullmatch(source):
+        return None
+    for name in ("config.json", "tokenizer_config.json"):
+        try:
+            file = cached_file(source, name, revision=revision, local_files_only=True)
+        except OSError:
+            continue
+        if file is not None:
+            return Path(file).parent
+    return None
+
+
+def lasting_source(source: str, revision: str | None = None) -> tuple[str, str | None]:
+    """A name of ``source`` that is found from any folder, and its revision.
+
+    A folder of the hub's cache is known by its hub id, which other machines know too; any other one by its absolute
+    path; a hub id stays.
+    """
+    path = Path(source)
+    if not path.exists():
+        return source, revision
+    resolved, cache = path.absolute(), Path(constants.HF_HUB_CACHE)
+    if resolved.is_relative_to(cache.absolute()):
+        match = _SNAPSHOT.fullmatch(resolved.relative_to(cache.absolute()).as_posix())
+        if match is not None:
+            owner, name, commit = match.groups()
+            return (owner if name is None else f"{owner}/{name}"), commit
+    return str(path.resolve()), None
+
+
+def is_missing_path(source: str) -> bool:
+    """Whether ``source`` can only be a local path, and nothing is there."""
+    return not Path(source).exists() and not _REPOSITORY.fullmatch(source)
+
+
+def relative_source(source: str, folder: Path) -> str | None:
+    """The path from ``folder`` to a local ``source``, by which both are found after they moved together."""
+    return os.path.relpath(Path(source).resolve(), folder.resolve()) if Path(source).exists() else None
