@@ -25,7 +25,7 @@ from dpr_lightning.data.rows import open_rows
 from dpr_lightning.data.token_cache import cache_key, load_or_tokenize
 from dpr_lightning.data.tokenized import TokenizedDataset, tokenize_rows
 from dpr_lightning.errors import InputError
-from dpr_lightning.policies import PolicySpec, load_tokenizer
+from dpr_lightning.policies import PolicySpec, check_positions, load_tokenizer
 from dpr_lightning.policies.adapters import resolve_adapter
 from dpr_lightning.policies.special_tokens import token_id
 
@@ -173,10 +173,22 @@ class DemonstrationDataModule(LightningDataModule):
             policy: its generation configuration takes ``end_of_turn`` as one more token to stop at.
             spec: may name the pad token.
             tokenizer: saved with the policy; takes the ``chat_template``, and pads with no token of it.
+
+        Raises:
+            InputError: a row is longer than the policy has positions.
         """
+        self._check_positions(policy)
         carry_format(self._format(), policy, tokenizer, spec.pad_token)
         if token_id(self.tokenizer, str(tokenizer.pad_token)) == tokenizer.pad_token_id:
             self.tokenizer.pad_token = tokenizer.pad_token
+
+    def _check_positions(self, policy: nn.Module) -> None:
+        for data in (self.train_data, self.validation_data, self.test_data):
+            if data is None or not len(data):
+                continue
+            longest = int(data.lengths.argmax())
+            tokens = int(data.lengths[longest])
+            check_positions(policy, tokens, f"{data.where(longest)} has {tokens:,} tokens", _shorter_rows)
 
     def prepare_data(self) -> None:
         """Tokenise what is not in the cache yet; one process a machine does this, the others wait."""
@@ -364,6 +376,13 @@ class DemonstrationDataModule(LightningDataModule):
         }
         for logger in self.trainer.loggers:
             logger.log_metrics(counts, step=self.trainer.global_step)
+
+
+def _shorter_rows(limit: int) -> str:
+    return (
+        f"Set `data.max_length: {limit}` with `data.over_length: drop` or `truncate`, or choose a model with more "
+        "positions."
+    )
 
 
 def _same_plan(first: TokenBudgetBatchSampler, second: TokenBudgetBatchSampler) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.data.chat_format import choose_format
@@ -18,6 +19,33 @@ from dpr_lightning.data.rows import first_rows, open_rows
 from dpr_lightning.data.tokenization import tokenize_prompts
 from dpr_lightning.data.tokenized import CHUNK
 from dpr_lightning.errors import InputError
+from dpr_lightning.policies import check_positions
+
+
+def check_prompt_positions(model: nn.Module, prompts: "PromptSet", new_tokens: int, option: str) -> None:
+    """Compare the longest prompt and its answer with the positions of ``model``; see :func:`check_positions`.
+
+    Args:
+        model: that will answer.
+        prompts: the prompts to answer.
+        new_tokens: of the longest answer.
+        option: that sets it.
+
+    Raises:
+        InputError: they are more tokens than the model has positions.
+    """
+    if not len(prompts):
+        return
+    index = max(range(len(prompts)), key=lambda each: len(prompts.tokens[each]))
+    longest = len(prompts.tokens[index])
+
+    def remedy(limit: int) -> str:
+        if longest >= limit:
+            return f"Leave out prompts of more than {limit - 1:,} tokens, or choose a model with more positions."
+        return f"Set `{option}` to at most {limit - longest:,}, or leave out long prompts."
+
+    what = f"{prompts.where(index)}: its prompt has {longest:,} tokens and `{option}` is {new_tokens:,}"
+    check_positions(model, longest + new_tokens, what, remedy)
 
 
 class PromptSet:

@@ -16,7 +16,7 @@ from dpr_lightning.data.drawing import Drawing
 from dpr_lightning.data.ground_truth import check_ground_truth, verifier_scores
 from dpr_lightning.data.overlap import check_overlap
 from dpr_lightning.data.precomputed import KEPT, hash_of_prompts, hashed_options, kept_rollouts
-from dpr_lightning.data.prompts import PromptSet
+from dpr_lightning.data.prompts import PromptSet, check_prompt_positions
 from dpr_lightning.data.rewarded import rewarded
 from dpr_lightning.data.rollout_loader import RolloutLoader
 from dpr_lightning.distributed import mark, sum_over_ranks
@@ -208,7 +208,8 @@ class RewardDataModule(LightningDataModule):
         """Load the frozen models; adapters go on the base of ``policy`` when it has the same one.
 
         Raises:
-            InputError: the policy and π_SFT do not share a vocabulary, or a folder cannot be loaded.
+            InputError: the policy and π_SFT do not share a vocabulary, a folder cannot be loaded, or prompts and
+                answers do not fit into the policy's positions.
         """
         difference = same_vocabulary(load_tokenizer(self.sft), tokenizer)
         if difference is not None:
@@ -216,6 +217,8 @@ class RewardDataModule(LightningDataModule):
                 f"The policy's tokenizer and that of π_SFT ({self.sft}) differ: {difference}. Start the policy from "
                 "the same checkpoint."
             )
+        if self.prompts is not None:
+            check_prompt_positions(policy, self.prompts, self.sampling.max_new_tokens, "data.sampling.max_new_tokens")
         self.reward = DenseReward.from_folders(
             self.sft,
             self.references,

@@ -7,7 +7,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.data.ground_truth import Verifier, check_ground_truth, verifier_scores
-from dpr_lightning.data.prompts import PromptSet
+from dpr_lightning.data.prompts import PromptSet, check_prompt_positions
 from dpr_lightning.policies import SpecialTokens, sequence_logprobs, special_tokens
 from dpr_lightning.rollouts import Combine, SamplingOptions, decode_answers, only, sample
 from dpr_lightning.types import Rollouts
@@ -68,10 +68,13 @@ def collect_answers(
         progress: called with the number of sequences finished.
 
     Raises:
-        InputError: a prompt lacks what the verifier needs; said before anything is sampled.
+        InputError: a prompt lacks what the verifier needs, or does not fit into the model's positions; said before
+            anything is sampled.
     """
     check_ground_truth(prompts, verifier)
     sources = [models] if isinstance(models, nn.Module) else list(models)
+    for source in sources:
+        check_prompt_positions(source, prompts, options.max_new_tokens, "max_new_tokens")
     special = special_tokens(tokenizer, sources[0])
     asked = range(len(prompts)) if places is None else places
     rollouts = sample(

@@ -1,5 +1,6 @@
 """What both modules share: a policy built in place, one token count a step, an optimizer named in YAML."""
 
+import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -22,8 +23,17 @@ from dpr_lightning.modules.master_weights import HALF, MasterWeights
 from dpr_lightning.modules.non_finite import NonFinitePolicy, NonFiniteSteps
 from dpr_lightning.modules.one_pass import in_one_pass
 from dpr_lightning.modules.schedule import ScheduleSpec
-from dpr_lightning.policies import PolicySpec, build_policy, check_policy, is_sharded
+from dpr_lightning.policies import (
+    PolicySpec,
+    build_policy,
+    capabilities_of,
+    check_policy,
+    configured_coefficient,
+    is_sharded,
+)
 from dpr_lightning.rollouts import sampling_route
+
+log = logging.getLogger(__name__)
 
 
 def default_optimizer(parameters: Iterable[Any]) -> torch.optim.Optimizer:
@@ -63,6 +73,7 @@ class PolicyModule(LightningModule):
         self.schedule = schedule if schedule is not None else ScheduleSpec()
         self.seed = seed
         self.non_finite = NonFiniteSteps(non_finite)
+        self.router_coefficient = 0.0
         self._step_sums: Tensor | None = None
         self._gradient_norm: float | None = None
 
@@ -98,8 +109,28 @@ class PolicyModule(LightningModule):
             shard(self.policy)
 
     def build(self) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-        """The model in training, and its tokenizer."""
-        return build_policy(self.policy_spec, seed=self.seed)
+        """The model in training, and its tokenizer.
+
+        Raises:
+            InputError: it cannot be loaded, or is not causal.
+        """
+        model, tokenizer = build_policy(self.policy_spec, seed=self.seed)
+        self.capabilities = capabilities_of(model, self.policy_spec.source or "The policy")
+        self.router_coefficient = self.settle_router_loss(model)
+        return model, tokenizer
+
+    def settle_router_loss(self, model: nn.Module) -> float:
+        """Called when the policy is built: the coefficient of its experts' load-balancing loss; by default 0.
+
+        What a configuration requests and a module leaves out is said.
+        """
+        if configured_coefficient(model) > 0:
+            log.warning(
+                "The model's config.json requests a load-balancing loss of its experts (output_router_logits). "
+                "%s leaves it out: SupervisedIRL alone adds it.",
+                type(self).__name__,
+            )
+        return 0.0
 
     def prepare_policy(self) -> None:
         """Change the policy before anything uses it; by default nothing."""

@@ -1,11 +1,12 @@
 """Imitation: supervised fine-tuning, IQ-Learn and DFT are one module with three losses."""
 
+import logging
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from dpr_lightning.errors import InputError
@@ -13,8 +14,19 @@ from dpr_lightning.functional import ValueForm, dft_loss, iq_learn_loss, masked_
 from dpr_lightning.modules.base import PolicyModule, default_optimizer
 from dpr_lightning.modules.non_finite import NonFinitePolicy
 from dpr_lightning.modules.schedule import ScheduleSpec
-from dpr_lightning.policies import ActionLogits, PolicySpec, acted_loss, action_logits, state_logits
+from dpr_lightning.policies import (
+    ActionLogits,
+    PolicySpec,
+    acted_loss,
+    action_logits,
+    computes_router_loss,
+    configured_coefficient,
+    router_losses,
+    state_logits,
+)
 from dpr_lightning.types import DemonstrationBatch
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -46,6 +58,9 @@ class SupervisedIRL(PolicyModule):
         schedule: of the learning rate.
         seed: of weights initialised at random.
         non_finite: what to do about a gradient that is not finite: ``stop``, or ``skip`` the step and count it.
+        router_loss_coefficient: weight of the experts' load-balancing loss beside the imitation loss, a mean over the
+            micro-batches of a step by their tokens to learn; 0: none; None: what the model's config.json requests
+            (``router_aux_loss_coef`` where ``output_router_logits`` is true).
     """
 
     def __init__(
@@ -57,8 +72,10 @@ class SupervisedIRL(PolicyModule):
         schedule: ScheduleSpec | None = None,
         seed: int = 0,
         non_finite: NonFinitePolicy = "stop",
+        router_loss_coefficient: float | None = None,
     ) -> None:
         super().__init__(policy, optimizer, schedule, seed, non_finite)
+        self.router_loss_coefficient = router_loss_coefficient
         if loss not in ("sft", "iq_learn", "dft"):
             raise InputError(f"There is no imitation loss {loss!r}; losses are sft, iq_learn and dft.")
         self.loss = loss
@@ -67,11 +84,43 @@ class SupervisedIRL(PolicyModule):
 
     def training_step(self, batch: DemonstrationBatch, batch_idx: int) -> Tensor:
         """One micro-batch's share of the optimizer step's loss."""
-        loss, logprob, mask = self._imitated(batch)
+        if self.router_coefficient:
+            with router_losses(self.policy, batch.mask) as router:
+                loss, logprob, mask = self._imitated(batch)
+            # Each micro-batch weighs as much as it has tokens to learn, so that a step's weights add up to 1.
+            loss = loss + self.router_coefficient * router[-1] * mask.sum() / batch.num_tokens
+            sums = {"router_loss": router[-1].detach() * mask.sum()}
+        else:
+            loss, logprob, mask = self._imitated(batch)
+            sums = {}
         self.non_finite.watch(batch.row, {"log_probability": logprob}, mask)
-        self.log_step({"nll": -masked_sum(logprob, mask)}, mask.sum(), loss, prog_bar=("nll",))
+        self.log_step({"nll": -masked_sum(logprob, mask), **sums}, mask.sum(), loss, prog_bar=("nll",))
         self.log("train/tokens", batch.num_tokens)
         return self.to_step_loss(loss)
+
+    def settle_router_loss(self, model: nn.Module) -> float:
+        """The coefficient that the option or the model's configuration requests.
+
+        Raises:
+            InputError: the option requests a loss that the architecture has not.
+        """
+        option, configured = self.router_loss_coefficient, configured_coefficient(model)
+        computes, kind = computes_router_loss(model), type(model).__name__
+        if option and not computes:
+            raise InputError(
+                f"`model.router_loss_coefficient` is {option:g}, but transformers computes no load-balancing loss for "
+                "this model. Leave it out."
+            )
+        if configured and not computes:
+            log.warning("config.json requests a load-balancing loss, which transformers does not compute for %s.", kind)
+        coefficient = (configured if option is None else option) if computes else 0.0
+        if self.capabilities.experts and not coefficient:
+            log.warning(
+                "The model has %d experts a layer, and no load-balancing loss is added%s.",
+                self.capabilities.experts,
+                "; `model.router_loss_coefficient` adds one" if computes and option is None else "",
+            )
+        return coefficient
 
     def _imitated(self, batch: DemonstrationBatch) -> tuple[Tensor, Tensor, Tensor]:
         """The loss, and log-probabilities [B, T] of the demonstrated tokens with their mask."""

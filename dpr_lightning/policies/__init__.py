@@ -2,16 +2,15 @@
 
 from dpr_lightning.policies.attention import autocasts, multiplies_bfloat16
 from dpr_lightning.policies.build import build_policy, check_policy
+from dpr_lightning.policies.capabilities import Capabilities, capabilities_of
 from dpr_lightning.policies.decoders import inside_of_adapters, is_known_decoder, is_silu
 from dpr_lightning.policies.export import flush, save_policy, whole_folder
 from dpr_lightning.policies.forward import (
     ActionLogits,
     action_logits,
     disable_dropout,
-    evaluating,
     last_logits,
     logits_at,
-    model_device,
     state_logits,
 )
 from dpr_lightning.policies.frozen import FrozenPolicies
@@ -28,8 +27,11 @@ from dpr_lightning.policies.merging import (
     untie,
     untied_names,
 )
+from dpr_lightning.policies.modes import evaluating, model_device
 from dpr_lightning.policies.parts import micro_batches, parts_by_length
+from dpr_lightning.policies.positions import check_positions, positions_of
 from dpr_lightning.policies.prefixes import shares_prompts
+from dpr_lightning.policies.router_loss import computes_router_loss, configured_coefficient, router_losses
 from dpr_lightning.policies.scoring import (
     ActedStates,
     acted_logprobs,
@@ -65,6 +67,7 @@ __all__ = [
     "ActedLoss",
     "ActedStates",
     "ActionLogits",
+    "Capabilities",
     "FrozenPolicies",
     "Lockstep",
     "LoraSpec",
@@ -79,8 +82,12 @@ __all__ = [
     "build_policy",
     "build_sharded",
     "build_verifier_head",
+    "capabilities_of",
     "character_tokenizer",
     "check_policy",
+    "check_positions",
+    "computes_router_loss",
+    "configured_coefficient",
     "create_toy_policy",
     "default_token_budget",
     "disable_dropout",
@@ -108,7 +115,9 @@ __all__ = [
     "multiplies_bfloat16",
     "packs_rows",
     "parts_by_length",
+    "positions_of",
     "response_scores",
+    "router_losses",
     "save_policy",
     "score_responses",
     "sequence_logprobs",

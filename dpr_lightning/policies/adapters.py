@@ -12,6 +12,7 @@ from torch import nn
 
 from dpr_lightning.errors import InputError, first_line, last_line
 from dpr_lightning.policies.architectures import parts_without_text
+from dpr_lightning.policies.lora_targets import check_targets, fused_experts, tell_targets
 from dpr_lightning.policies.reading import UNREADABLE
 from dpr_lightning.policies.sources import (
     ADAPTER_CONFIG,
@@ -200,20 +201,31 @@ def _require_peft() -> Any:
 
 
 def add_adapter(model: nn.Module, spec: LoraSpec) -> nn.Module:
-    """Put a new adapter on ``model``, whose other weights are frozen."""
+    """Put a new adapter on ``model``, whose other weights are frozen, and say which layers it changes.
+
+    Raises:
+        InputError: a name in ``spec`` is that of no layer, or peft refuses an option.
+    """
     peft = _require_peft()
-    config = peft.LoraConfig(
-        r=spec.rank,
-        lora_alpha=spec.alpha,
-        lora_dropout=spec.dropout,
-        target_modules=spec.target_modules,
-        exclude_modules=_outside_text(model),
-        modules_to_save=spec.modules_to_save,
-        use_dora=spec.use_dora,
-        use_rslora=spec.use_rslora,
-        task_type="CAUSAL_LM",
-    )
-    adapted: nn.Module = peft.get_peft_model(model, config)
+    check_targets(model, spec)
+    fused = fused_experts(model)
+    try:
+        config = peft.LoraConfig(
+            r=spec.rank,
+            lora_alpha=spec.alpha,
+            lora_dropout=spec.dropout,
+            target_modules=spec.target_modules,
+            target_parameters=spec.target_parameters,
+            exclude_modules=_outside_text(model),
+            modules_to_save=spec.modules_to_save,
+            use_dora=spec.use_dora,
+            use_rslora=spec.use_rslora,
+            task_type="CAUSAL_LM",
+        )
+        adapted: nn.Module = peft.get_peft_model(model, config)
+    except (ValueError, TypeError, re.error) as error:
+        raise InputError(f"peft refuses `model.policy.lora`: {first_line(error)}") from error
+    tell_targets(adapted, spec, fused)
     return adapted
 
 

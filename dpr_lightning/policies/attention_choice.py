@@ -32,7 +32,7 @@ def _saved(folder: Path) -> str:
     path = folder / DESCRIPTION
     if path.is_file() and (saved := json.loads(path.read_text(encoding="utf-8")).get("attention")):
         return str(saved)
-    base = base_of(folder).source if is_adapter(folder) else None
+    base = base_of(folder).source if folder.is_dir() and is_adapter(folder) else None
     return AUTO if base is None else _saved(Path(base))
 
 

@@ -1,6 +1,6 @@
 """The forward pass that trains and scores: logits only where the policy acted."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -99,19 +99,6 @@ def state_logits(model: nn.Module, tokens: Tensor, mask: Tensor, *, packed: bool
     return ActionLogits(logits, tokens.gather(1, position[:, :-1]), action_mask)
 
 
-@contextmanager
-def evaluating(models: Sequence[nn.Module]) -> Iterator[None]:
-    """Dropout off within; gradient checkpointing, which only acts in training mode, is off too."""
-    training = [model.training for model in models]
-    for model in models:
-        model.eval()
-    try:
-        yield
-    finally:
-        for model, was in zip(models, training, strict=True):
-            model.train(was)
-
-
 def disable_dropout(model: nn.Module) -> None:
     """Turn every kind of dropout off, whatever mode the model is put in.
 
@@ -124,8 +111,3 @@ def disable_dropout(model: nn.Module) -> None:
         for name, value in list(vars(module).items()):
             if "dropout" in name and isinstance(value, float):
                 setattr(module, name, 0.0)
-
-
-def model_device(model: nn.Module) -> torch.device:
-    """The device of a model's parameters."""
-    return next(model.parameters()).device

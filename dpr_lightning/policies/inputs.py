@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from dpr_lightning.policies.decoders import is_known_decoder
 from dpr_lightning.policies.packed_attention import VARLEN, rows_end_to_end
+from dpr_lightning.policies.positions import check_positions
 from dpr_lightning.policies.prefixes import behind_prompts
 
 Inputs = dict[str, Any]
@@ -43,6 +44,8 @@ def model_inputs(
         packed: rows end to end in one; None: where :func:`packs_rows` says so.
         sampled: whether several rows may answer one prompt, which is then read once where that is less to read.
     """
+    longest = tokens.shape[1]
+    check_positions(model, longest, f"A row has {longest:,} tokens", lambda limit: f"Leave out what exceeds {limit:,}.")
     columns = torch.arange(tokens.shape[1], device=tokens.device)
     if not (packs_rows(model) if packed is None else packed):
         found = behind_prompts(model, tokens, mask) if sampled else None

@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from dpr_lightning.policies.forward import evaluating
+from dpr_lightning.policies.modes import evaluating
 
 _plain: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 """Whether the logits of a model are its head's product with the hidden states, and nothing else."""

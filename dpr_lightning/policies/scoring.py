@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from dpr_lightning.functional import action_positions, head_logprobs, token_logprobs
-from dpr_lightning.policies.forward import logits_at, model_device
+from dpr_lightning.policies.forward import logits_at
 from dpr_lightning.policies.inputs import Inputs, model_inputs
 from dpr_lightning.policies.lockstep import Lockstep
+from dpr_lightning.policies.modes import model_device
 from dpr_lightning.policies.parts import parts_by_length
 from dpr_lightning.policies.plain_head import head_does, plain_head
 from dpr_lightning.policies.prefixes import shares_prompts

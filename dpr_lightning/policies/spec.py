@@ -21,6 +21,8 @@ class LoraSpec:
         modules_to_save: names of layers that are trained whole, and saved with the adapter, such as ``lm_head``.
         use_dora: weight-decomposed updates (Liu et al. 2024).
         use_rslora: scale the update by alpha / √rank instead (Kalajdzievski 2023).
+        target_parameters: names of weights in no such layer that get one too: fused experts, as
+            ``experts.gate_up_proj`` and ``experts.down_proj``.
     """
 
     rank: int = 16
@@ -30,6 +32,7 @@ class LoraSpec:
     modules_to_save: list[str] | None = None
     use_dora: bool = False
     use_rslora: bool = False
+    target_parameters: list[str] | None = None
 
 
 @dataclass

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.errors import InputError
-from dpr_lightning.policies import Lockstep, evaluating, model_device
+from dpr_lightning.policies import Lockstep, check_positions, evaluating, model_device
 from dpr_lightning.rollouts.answers import Answers, joined
 from dpr_lightning.rollouts.batch import Batch, Combine, only
 from dpr_lightning.rollouts.cache import fill_gaps
@@ -122,6 +122,10 @@ def sample(
     empty = [place for place, prompt in enumerate(prompts) if len(prompt) == 0]
     if empty:
         raise InputError(f"Prompt number {empty[0] + 1} of {len(prompts)} is empty; a policy needs a token to start.")
+    longest = max(map(len, prompts))
+    what = f"The longest prompt has {longest:,} tokens and `max_new_tokens` is {options.max_new_tokens:,}"
+    for source in sources:
+        check_positions(source, longest + options.max_new_tokens, what, _shorter_prompts)
     identities = list(range(len(prompts))) if prompt_ids is None else list(prompt_ids)
     answered = [0] * len(prompts) if begun is None else list(begun)
     strings = StopStrings(options.stop_strings, tokenizer) if tokenizer is not None and options.stop_strings else None
@@ -158,6 +162,10 @@ def _batches(order: Sequence[int], lengths: Sequence[int], at_once: int, equal: 
     for group in groups:
         for start in range(0, len(group), at_once):
             yield group[start : start + at_once]
+
+
+def _shorter_prompts(limit: int) -> str:
+    return f"Lower `max_new_tokens`, or leave out prompts, so that both have at most {limit:,}."
 
 
 class _Decoding:

@@ -1,0 +1,85 @@
+"""What the model in training can do, found out on the model itself before the first step."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dpr_lightning.errors import InputError, first_line
+from dpr_lightning.policies.architectures import not_causal
+from dpr_lightning.policies.decoders import inside_of_adapters
+from dpr_lightning.policies.modes import evaluating, model_device
+from dpr_lightning.policies.positions import positions_of
+from dpr_lightning.policies.sharding import is_sharded
+
+log = logging.getLogger(__name__)
+_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a model is.
+
+    ``causal``: whether a later token changes nothing earlier, None where the weights lie in shards or the model cannot
+    run where it lies now; ``attention``: transformers' name of its implementation; ``positions``: tokens of the longest
+    row that it is configured for, None without a limit; ``experts``: routed experts of a layer, 0 without.
+    """
+
+    causal: bool | None
+    attention: str
+    positions: int | None
+    experts: int
+
+
+def capabilities_of(model: nn.Module, name: str) -> Capabilities:
+    """Run a few tokens through ``model`` and read the rest from its configuration.
+
+    Args:
+        model: a causal language model of transformers, possibly wrapped by peft.
+        name: of its folder, for messages.
+
+    Raises:
+        InputError: a later token changes what the model says of earlier ones, or it cannot run on token ids alone.
+    """
+    config: Any = inside_of_adapters(model).config
+    causal = None if _is_elsewhere(model) else _is_causal(model, name)
+    if causal is False:
+        raise InputError(not_causal(name, config))
+    return Capabilities(causal, str(config._attn_implementation), positions_of(model), experts_of(config))
+
+
+def experts_of(config: Any) -> int:
+    """Routed experts of a layer, 0 for a dense model."""
+    text = config.get_text_config()
+    names = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+    return next((int(value) for name in names if (value := getattr(text, name, None))), 0)
+
+
+def _is_elsewhere(model: nn.Module) -> bool:
+    return is_sharded(model) or any(weight.is_meta for weight in model.parameters())
+
+
+def _is_causal(model: nn.Module, name: str) -> bool | None:
+    """Whether two rows that differ in their last token have the same logits before it."""
+    vocabulary = int(inside_of_adapters(model).config.get_text_config().vocab_size)
+    # Ordinary tokens: special ones, and those that stand for images, lie at the ends of a vocabulary.
+    row = (torch.arange(_TOKENS + 1, device=model_device(model)) + vocabulary // 2) % vocabulary
+    rows = torch.stack([row[:-1], torch.cat([row[:-2], row[-1:]])])
+    try:
+        logits = _logits(model, rows)
+    except (RuntimeError, ValueError, IndexError, NotImplementedError, ImportError, TypeError) as error:
+        if torch.accelerator.is_available():  # attention and kernels of a GPU do not run where the model is built
+            log.info("Whether %s is causal could not be tried: %s", name, first_line(error))
+            return None
+        raise InputError(f"{name!r} cannot be run on token ids alone: {first_line(error)}") from error
+    difference = (logits[0, :-1] - logits[1, :-1]).abs().max().item()
+    steps = 64 if logits.dtype in (torch.float32, torch.float64) else 4
+    return difference <= steps * torch.finfo(logits.dtype).eps * logits.abs().max().item()
+
+
+@torch.no_grad()
+def _logits(model: nn.Module, rows: Tensor) -> Tensor:
+    with evaluating([model]):
+        return model(input_ids=rows, use_cache=False).logits  # type: ignore[no-any-return]

@@ -1,0 +1,63 @@
+"""The load-balancing loss of mixtures of experts, as transformers computes it, beside any loss of ours."""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dpr_lightning.policies.decoders import inside_of_adapters
+
+COEFFICIENTS = ("router_aux_loss_coef", "aux_loss_coef")
+"""Of the loss in configurations."""
+OPTION = "output_router_logits"
+
+
+def computes_router_loss(model: nn.Module) -> bool:
+    """Whether transformers computes a load-balancing loss for this architecture."""
+    return OPTION in inspect.signature(inside_of_adapters(model).forward).parameters
+
+
+def configured_coefficient(model: nn.Module) -> float:
+    """The coefficient of the loss where the model's configuration asks for it with ``output_router_logits``, else 0."""
+    config = inside_of_adapters(model).config.get_text_config()
+    if not getattr(config, OPTION, False):
+        return 0.0
+    return next((float(value) for name in COEFFICIENTS if (value := getattr(config, name, None)) is not None), 0.0)
+
+
+@contextmanager
+def router_losses(model: nn.Module, mask: Tensor) -> Iterator[list[Tensor]]:
+    """Within, each forward pass adds its load-balancing loss, with a gradient, to the list.
+
+    Args:
+        model: for which :func:`computes_router_loss` is true, possibly wrapped by peft.
+        mask: [B, L] True where the policy acted: tokens after a row's last action are padding, which takes no part.
+    """
+    single = inside_of_adapters(model)
+    losses: list[Tensor] = []
+    columns = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+    real = columns <= (mask * columns).amax(1, keepdim=True)
+    padded = not bool(real.all())
+
+    def request(_module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, Any]:
+        options[OPTION] = True
+        rows = options["input_ids"].shape
+        if padded and rows == mask.shape and options.get("attention_mask") is None:
+            options["attention_mask"] = real.long()
+        return arguments, options
+
+    def collect(_module: nn.Module, _arguments: Any, output: Any) -> None:
+        losses.append(output.aux_loss)
+
+    handles = [
+        single.register_forward_pre_hook(request, with_kwargs=True),
+        single.register_forward_hook(collect),
+    ]
+    try:
+        yield losses
+    finally:
+        for handle in handles:
+            handle.remove()

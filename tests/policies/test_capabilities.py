@@ -1,0 +1,52 @@
+"""The probe of the model in training: is it causal, which attention, how many positions and experts."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from dpr_lightning.errors import InputError
+from dpr_lightning.policies import Capabilities, capabilities_of
+from tests.tiny import decoder, with_adapters
+
+MOE = {"num_local_experts": 4, "num_experts_per_tok": 2}
+
+
+def test_a_decoder_is_causal_and_says_what_it_has() -> None:
+    expected = Capabilities(causal=True, attention="sdpa", positions=64, experts=4)
+    model = decoder("mixtral", max_position_embeddings=64, **MOE)
+    assert capabilities_of(model.train(), "m") == expected
+    assert model.training
+    assert capabilities_of(with_adapters(decoder("qwen2")), "m").experts == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_that_sees_later_tokens_is_refused(dtype: torch.dtype) -> None:
+    config = AutoConfig.for_model("xlnet", vocab_size=50, d_model=32, n_layer=2, n_head=2, d_inner=32)
+    model: Any = AutoModelForCausalLM.from_config(config).to(dtype)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() > 1:
+                weight.mul_(10)  # as far from uniform as trained weights are
+    with pytest.raises(InputError, match=r"'folder' .*xlnet.* is not causal"):
+        capabilities_of(model, "folder")
+
+
+def test_weights_without_content_are_not_tried() -> None:
+    with torch.device("meta"):
+        model = decoder("llama")
+    assert capabilities_of(model, "m").causal is None
+
+
+def test_what_cannot_run_on_tokens_alone_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    model = decoder("llama")
+
+    def needs_images(_module: nn.Module, _arguments: Any) -> None:
+        raise ValueError("pixel_values are missing")
+
+    model.register_forward_pre_hook(needs_images)
+    with pytest.raises(InputError, match="token ids alone: pixel_values are missing"):
+        capabilities_of(model, "m")
