@@ -48,6 +48,10 @@ class GenerationEvaluation(PeriodicEvaluation):
         self.seed = seed
         self._prompts: PromptSet | None = None
 
+    def metric_names(self) -> list[str]:
+        """A score and a length for each temperature."""
+        return [f"evaluation/{kind}{_name(each)}" for each in self.temperatures for kind in ("", "length_")]
+
     def measure(self, trainer: Trainer, module: Any) -> dict[str, float]:
         """Scores and lengths, by temperature; each rank asks its share of the prompts."""
         if self._prompts is None:
@@ -74,7 +78,11 @@ class GenerationEvaluation(PeriodicEvaluation):
                 # A rank without a share keeps the others company, and counts nothing.
                 parts = (sum(answers.scores), sum(answers.lengths), len(answers.lengths)) if share else (0, 0, 0)
                 score, length, count = sum_over_ranks(torch.tensor(parts, dtype=torch.float64)).tolist()
-                name = "greedy" if temperature == 0 else f"sampled_T{temperature:g}"
+                name = _name(temperature)
                 scores[f"evaluation/{name}"] = score / count
                 scores[f"evaluation/length_{name}"] = length / count
         return scores
+
+
+def _name(temperature: float) -> str:
+    return "greedy" if temperature == 0 else f"sampled_T{temperature:g}"

@@ -38,6 +38,10 @@ class HarnessEvaluation(PeriodicEvaluation):
         super().__init__(every_n_steps)
         self.spec = HarnessSpec(tasks, task_folder, limit, batch_size, few_shot, chat)
 
+    def metric_names(self) -> list[str]:
+        """A task decides which metrics it has."""
+        return ["harness/*"]
+
     def measure(self, trainer: Trainer, module: Any) -> dict[str, float]:
         """The metrics of all tasks; on ranks other than 0 nothing."""
         scores: dict[str, float] = {}

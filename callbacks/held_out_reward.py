@@ -29,6 +29,10 @@ class HeldOutReward(PeriodicEvaluation):
         self._demonstrations: DemonstrationBatch | None = None
         self._reward = float("nan")
 
+    def metric_names(self) -> list[str]:
+        """The reward and the policy's negative log-likelihood."""
+        return ["held_out/reward_per_token", "held_out/nll"]
+
     def measure(self, trainer: Trainer, module: Any) -> dict[str, float]:
         """The reward, scored once, for the frozen models do not change; and the policy's mean −log π, nats a token."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]

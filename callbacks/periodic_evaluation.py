@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from typing import Any
 
+import torch
 from lightning import Callback, LightningModule, Trainer
 
 from dpr_lightning.errors import InputError
@@ -25,6 +26,10 @@ class PeriodicEvaluation(Callback, ABC):
     @abstractmethod
     def measure(self, trainer: Trainer, module: Any) -> dict[str, float]:
         """The metrics of the policy as it is now, by name."""
+
+    @abstractmethod
+    def metric_names(self) -> list[str]:
+        """Names that :meth:`measure` returns, which other callbacks may monitor; ``*`` stands for any characters."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the policy as it is before the first step."""
@@ -56,5 +61,6 @@ class PeriodicEvaluation(Callback, ABC):
             return
         self._last = trainer.global_step
         scores = self.measure(trainer, module)
+        trainer.callback_metrics.update({name: torch.tensor(score) for name, score in scores.items()})
         for logger in trainer.loggers:
             logger.log_metrics(scores, trainer.global_step)

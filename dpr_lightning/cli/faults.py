@@ -13,7 +13,9 @@ import torch
 from jsonargparse import ArgumentError
 from lightning.pytorch.utilities import rank_zero_only
 
-from dpr_lightning.cli.parse_errors import plainly
+from dpr_lightning.cli.library_errors import refusal
+from dpr_lightning.cli.origins import origin
+from dpr_lightning.cli.parse_errors import known_options, plainly
 from dpr_lightning.distributed import marks
 from dpr_lightning.errors import INTERRUPTED, InputError, causes, first_line
 
@@ -67,7 +69,12 @@ def explain(arguments: Sequence[str], error: BaseException) -> int:
     if _LOST.search(str(error)) and (begun := marks()):
         print(f"dpr {command}: {_lost(error, begun)}", file=sys.stderr)
         return OURS
-    print(f"dpr {command}: {type(error).__name__}: {str(error)[:1000]}\n{_kept(error)}", file=sys.stderr)
+    owner, name, raised, trace = origin(error)
+    if owner == "user":
+        traceback.print_exception(type(raised), raised, trace, chain=False)
+        print(f"dpr {command}: your {name} raised {type(raised).__name__}: {raised}", file=sys.stderr)
+    else:
+        print(f"dpr {command}: {_unforeseen(error)}", file=sys.stderr)
     return OURS
 
 
@@ -79,7 +86,7 @@ def _known(error: BaseException) -> str | None:
         if isinstance(cause, InputError):
             return str(cause)
     if isinstance(error, ArgumentError):
-        return plainly(str(error))
+        return plainly(str(error), known_options(error))
     for cause in chain:
         if isinstance(cause, OSError) and cause.errno in _OF_THE_PLACE:
             where = f"{cause.filename}: " if cause.filename else ""
@@ -88,7 +95,7 @@ def _known(error: BaseException) -> str | None:
         return f"{first_line(error)}\n{_MORE_MEMORY}"
     if "No space left on device" in str(error):  # as safetensors and PyTorch say it
         return f"{first_line(error)}. {_OF_THE_PLACE[errno.ENOSPC]}"
-    return None
+    return refusal(error, {})
 
 
 def _counted(arguments: Sequence[str]) -> str:
@@ -117,12 +124,21 @@ def _lost(error: BaseException, begun: Mapping[int, str]) -> str:
     )
 
 
-def _kept(error: BaseException) -> str:
-    remedy = "This is not an error that dpr_lightning foresees. "
-    told = "".join(traceback.format_exception(error))
+def _unforeseen(error: BaseException) -> str:
+    """The message of an error of this package, or of a library, that no option explains."""
+    owner, name, raised, _ = origin(error)
+    message = f"{type(raised).__name__}: {str(raised)[:1000]}"
+    trace = "".join(traceback.format_exception(error))
     try:
-        with tempfile.NamedTemporaryFile("w", prefix="dpr_traceback_", suffix=".txt", delete=False) as file:
-            file.write(told)
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="dpr_traceback_", suffix=".txt", delete=False, encoding="utf-8", errors="backslashreplace"
+        ) as file:
+            file.write(trace)
     except OSError:
-        return f"{remedy}Its traceback:\n{told}"
-    return f"{remedy}Its traceback is in {file.name}; please send it with your report."
+        where = f"Its traceback:\n{trace}"
+    else:
+        where = f"Its traceback is in {file.name}"
+    if owner == "library":
+        return f"{name} raised {message}\nNo option is known to cause this. {where}"
+    ours = "please send it with your report."
+    return f"{message}\nThis is not an error that dpr_lightning foresees. {where}; {ours}"

@@ -9,14 +9,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from lightning import LightningDataModule, LightningModule, Trainer
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from dpr_lightning.callbacks.run_ends import limit_time_of_process
+from dpr_lightning.cli.library_errors import refusal
+from dpr_lightning.cli.monitors import check_monitors
 from dpr_lightning.cli.resume import evaluate_from, resume_from, what_is_saved
-from dpr_lightning.errors import REQUEUE, InputError, causes
-from dpr_lightning.modules.base import PolicyModule
+from dpr_lightning.errors import REQUEUE, InputError, TryAgain, causes
 
 log = logging.getLogger(__name__)
 LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
@@ -34,14 +34,21 @@ class DprCLI(LightningCLI):
         Raises:
             InputError: Lightning refuses it, or the module does.
         """
-        try:
+        with self._explained(of_options=True):
             super().instantiate_classes()
-        except (MisconfigurationException, ValueError) as error:
-            if any(isinstance(cause, InputError) for cause in causes(error)):
+
+    @contextmanager
+    def _explained(self, *, of_options: bool = False) -> Iterator[None]:
+        """Within, what a library refuses because of an option is raised as an InputError that names the option."""
+        try:
+            yield
+        except Exception as error:
+            if any(isinstance(cause, (InputError, TryAgain)) for cause in causes(error)):
                 raise
-            raise InputError(f"Lightning refuses these options: {str(error)[:1000]}") from error
-        if isinstance(self.model, PolicyModule):
-            self.model.check_policy()
+            message = refusal(error, self.config[self.subcommand].as_dict(), of_options=of_options)
+            if message is None:
+                raise
+            raise InputError(message) from error
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run it; where Ctrl-C or a signal ends it at once, say what there is to go on from.
@@ -50,7 +57,8 @@ class DprCLI(LightningCLI):
             KeyboardInterrupt: with that as its message.
         """
         try:
-            super()._run_subcommand(subcommand)
+            with self._explained():
+                super()._run_subcommand(subcommand)
         except SIGTERMException:  # Lightning's handler, before training begins or without ResumableCheckpoints
             log.warning("Asked to stop. %s", what_is_saved(self.trainer))
             raise SystemExit(REQUEUE) from None
@@ -70,6 +78,7 @@ class DprCLI(LightningCLI):
     def before_fit(self) -> None:
         """Find the checkpoint to go on from; limits of time count from the start of this process."""
         limit_time_of_process(self.trainer, saved_at_stop=False)
+        check_monitors(self.trainer, self.model, self.datamodule)
         config = self.config_init["fit"]
         config["ckpt_path"] = resume_from(self.trainer, config.get("ckpt_path"), self.config["fit"].as_dict())
 
@@ -139,5 +148,10 @@ def _cli(kind: type[DprCLI] = DprCLI) -> DprCLI:
         auto_configure_optimizers=False,
         seed_everything_default=0,
         # Errors of parsing come as exceptions, so that one line is printed and not the whole usage.
-        parser_kwargs={"prog": "dpr", **quiet, **{command: quiet for command in LIGHTNING_COMMANDS}},
+        parser_kwargs={
+            "prog": "dpr",
+            "allow_abbrev": False,
+            **quiet,
+            **{command: quiet for command in LIGHTNING_COMMANDS},
+        },
     )

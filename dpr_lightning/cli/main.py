@@ -3,6 +3,8 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from io import TextIOWrapper
 from typing import Any
 
 from dpr_lightning.errors import REQUEUE, InputError, TryAgain
@@ -75,6 +77,13 @@ def _settle_libraries() -> None:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
+def _print_any_character() -> None:
+    """Have a terminal or a pipe whose encoding lacks a letter, such as β, take it as an escape instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def run(arguments: Sequence[str]) -> Any:
     """Run one command; errors come as exceptions."""
     _settle_libraries()
@@ -93,11 +102,20 @@ def run(arguments: Sequence[str]) -> Any:
         return 0
     commands = _commands()
     if command not in commands:
-        known = ", ".join([*LIGHTNING_COMMANDS, "plan", *commands])
-        raise InputError(f"There is no command {command!r}. Commands are: {known}.")
+        names = [*LIGHTNING_COMMANDS, "plan", *commands]
+        near = get_close_matches(command, names, n=1)
+        meant = f" Did you mean {near[0]!r}?" if near else ""
+        raise InputError(f"There is no command {command!r}.{meant} Commands are: {', '.join(names)}.")
     from jsonargparse import auto_cli
 
-    return auto_cli(commands[command], args=rest, prog=f"dpr {command}", as_positional=False, exit_on_error=False)
+    return auto_cli(
+        commands[command],
+        args=rest,
+        prog=f"dpr {command}",
+        as_positional=False,
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -105,6 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     An error is one message on standard error and 2 where the user can mend it, 1 where not.
     """
+    _print_any_character()
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]

@@ -4,24 +4,46 @@ import difflib
 import importlib
 import inspect
 import re
-from typing import Any
+from collections.abc import Iterable
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+
+from dpr_lightning.cli.origins import frames_of
 
 _NOISE = re.compile(
-    r"Does not validate against any of the Union subtypes|Subtypes: .*|Errors:|Given value type: .*|Given value: .*"
-    r"|(- )?Expected a <class 'NoneType'>"
+    r"(- )?Does not validate against any of the Union subtypes|Subtypes: .*|Errors:|Given value( type)?: .*"
+    r"|(- )?Expected a <class 'NoneType'>|(- )?Expected a path but .* either not accessible or invalid"
+    r"|(- )?Not a valid subclass of .*|Subclass types expect one of:|- a (class path|dict) .*"
 )
 _KEY = re.compile(r'(?:- )?Parser key "(?P<key>[^"]+)":\s*(?P<rest>.*)')
 _CLASS = re.compile(r"(?:- )?Problem with given class_path '(?P<name>[^']+)':\s*(?P<rest>.*)")
-_OPTION = re.compile(r"Option '(?P<option>[^']+)' is not accepted")
+_CALLABLE = re.compile(r"(?:- )?Type \S*Callable\[.*\] expects a function or a callable class:\s*(?P<rest>.*)")
+_PATH = re.compile(r"(?:- )?Expected a dot import path string: (?P<name>.*)")
+_OPTION = re.compile(r"[Oo]ption '(?P<option>[^']+)' is not accepted")
+_UNKNOWN = re.compile(r"unrecognized arguments: (?P<arguments>--.*)")
 _ATTRIBUTE = re.compile(r"module '(?P<module>[^']+)' has no attribute '(?P<name>[^']+)'")
-_TYPES = re.compile(r"<class '(?:builtins\.)?([^']+)'>|typing\.")
+_MODULE = re.compile(r"No module named '(?P<module>[^']+)'")
+_INNER = re.compile(r"\.? Got value: Namespace\(class_path='(?P<name>[^']+)'.*")
+_TYPES = re.compile(r"<class '(?:builtins\.)?([^']+)'>|typing\.|collections\.abc\.")
+_LISTED = 12
+"""Options of a class that are listed where none is spelt alike."""
 
 
-def plainly(message: str) -> str:
+def known_options(error: BaseException) -> list[str]:
+    """The options of all parsers that a parser's error went through, without their dashes."""
+    owners = (frame.f_locals.get("self") for frame in frames_of(error))
+    actions = {id(action): action for owner in owners if isinstance(owner, ArgumentParser) for action in owner._actions}
+    options = (option for action in actions.values() for option in action.option_strings)
+    return sorted({option.removeprefix("--") for option in options if option.startswith("--")})
+
+
+def plainly(message: str, options: Iterable[str] = ()) -> str:
     """What jsonargparse says of a value that fits none of several types, without what it says of those.
 
     Args:
         message: of its ``ArgumentError``, over many lines.
+        options: of the command, from :func:`known_options`.
 
     Returns:
         One line, such as ``data.batch_size: has to be int; found four.`` Messages of another form stay as they are.
@@ -31,50 +53,86 @@ def plainly(message: str) -> str:
     owner = ""
     for line in filter(None, map(str.strip, message.splitlines())):
         rest = line
-        while found := _KEY.match(rest) or _CLASS.match(rest):
-            if "key" in found.groupdict():
-                keys.append(found["key"])
-            else:
-                owner = found["name"]
-            rest = found["rest"].strip()
+        while match := _KEY.match(rest) or _CLASS.match(rest) or _CALLABLE.match(rest):
+            groups = match.groupdict()
+            if "key" in groups:
+                keys.append(groups["key"])
+            elif not owner:
+                owner = groups.get("name", "")
+            rest = groups["rest"].strip()
+        if match := _INNER.search(rest):
+            owner, rest = match["name"], rest[: match.start()]
         if rest and not _NOISE.fullmatch(rest):
             reasons.append(rest.removeprefix("- "))
-    if not keys or not reasons:
-        return message
+    if match := _UNKNOWN.search(message):
+        return _unknown_option(match["arguments"], ".".join(keys), options)
     values = re.findall(r"Given value: (.*)", message)
-    reason = _TYPES.sub(r"\1", _joined(reasons))
-    told = f"{'.'.join(keys)}: {reason}"
-    if values and "Got value" not in told and len(values[0]) < 80 and "not accepted" not in told:
-        told += f"; found {values[0]}"
-    return f"{told}.{_meant(told, owner)}"
+    if not keys or not (reasons or values):
+        return message
+    key, reason = ".".join(keys), _TYPES.sub(r"\1", _joined(reasons))
+    if classless := next((match["name"] for text in reasons if (match := _PATH.fullmatch(text))), None):
+        return f"{key}: there is no class {classless!r}. A class is named by its import path, such as {_EXAMPLE}."
+    text = f"{key}: {reason or 'has another type'}".removesuffix(".")
+    if values and "Got value" not in text and len(values[0]) < 80 and "not accepted" not in text:
+        text += f"; found {values[0]}"
+    return f"{text}.{_meant(text, owner)}"
+
+
+_EXAMPLE = "lightning.pytorch.loggers.CSVLogger"
 
 
 def _joined(reasons: list[str]) -> str:
     """Several types that were expected are alternatives; other reasons stand for themselves."""
     types = [reason.removeprefix("Expected a ") for reason in reasons if reason.startswith("Expected a ")]
     others = [reason for reason in reasons if not reason.startswith("Expected a ")]
-    expected = [f"has to be {' or '.join(dict.fromkeys(types))}"] if types else []
+    expected = [f"has to be {' or '.join(dict.fromkeys(types))}"] if types and not others else []
     return "; ".join(dict.fromkeys([*expected, *others]))
 
 
-def _meant(told: str, owner: str) -> str:
-    """The option or class that is spelt most like the one that is not there."""
-    if found := re.search(_OPTION.pattern, told, re.IGNORECASE):
-        known, wrong = _parameters(owner, told), found["option"]
-    elif found := _ATTRIBUTE.search(told):
-        known, wrong = dir(importlib.import_module(found["module"])), found["name"]
+def _unknown_option(arguments: str, key: str, options: Iterable[str]) -> str:
+    """Name the options that do not exist, and those that are spelt most like them."""
+    words = re.findall(r"(?:^| )--([\w.+-]+)", arguments)
+    known = list(options)
+    parts = []
+    for word in words:
+        near = difflib.get_close_matches(word, known, n=1, cutoff=0.6) or _near_prefix(word, known)
+        prefix = f"{key}." if key and not any(option.startswith(f"{key}.") for option in known) else ""
+        meant = f" Did you mean --{prefix}{near[0]}?" if near else " `--help` lists them."
+        parts.append(f"There is no option --{prefix}{word}.{meant}")
+    return " ".join(parts) or f"unrecognized arguments: {arguments}"
+
+
+def _near_prefix(word: str, known: list[str]) -> list[str]:
+    """For an option inside another one (``modle.policy.source``), the outer one that was meant."""
+    outer, _, inner = word.partition(".")
+    near = difflib.get_close_matches(outer, known, n=1, cutoff=0.6)
+    return [f"{near[0]}.{inner}"] if near and inner else []
+
+
+def _meant(text: str, owner: str) -> str:
+    """The option, class or folder that was meant by the one that does not exist."""
+    if match := _MODULE.search(text):
+        file = Path(*match["module"].split("."))
+        if file.with_suffix(".py").is_file() or file.is_dir():
+            return " It lies in this folder, where Python does not look: put `PYTHONPATH=.` before the command."
+        return " If it is code of yours, put PYTHONPATH=FOLDER before the command, FOLDER being where it lies."
+    if match := _OPTION.search(text):
+        known, wrong = _parameters(owner), match["option"]
+        near = difflib.get_close_matches(wrong, known, n=1, cutoff=0.6)
+        if not near and known:
+            return f" {owner.rpartition('.')[2]} takes {', '.join(known[:_LISTED])}{' …' * (len(known) > _LISTED)}."
+    elif match := _ATTRIBUTE.search(text):
+        near = difflib.get_close_matches(match["name"], dir(importlib.import_module(match["module"])), n=1, cutoff=0.6)
     else:
         return ""
-    near = difflib.get_close_matches(wrong, known, n=1, cutoff=0.6)
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
-def _parameters(owner: str, told: str) -> list[str]:
-    """What the class takes whose option is not accepted: an optimizer's is named in the value, the others' before."""
-    inner = re.search(r"class_path='([^']+)'", told)
-    module, _, name = (inner[1] if inner else owner).rpartition(".")
+def _parameters(path: str) -> list[str]:
+    """What a class takes, without what its caller fills in."""
+    module, _, name = path.rpartition(".")
     try:
-        made: Any = getattr(importlib.import_module(module), name)
-        return list(inspect.signature(made).parameters)
+        signature = inspect.signature(getattr(importlib.import_module(module), name))
     except (ImportError, AttributeError, ValueError, TypeError):
         return []
+    return [parameter for parameter in signature.parameters if parameter not in ("self", "params")]

@@ -103,7 +103,7 @@ def _remedies(arguments: Sequence[str]) -> list[str]:
         found.append("--model.policy.gradient_checkpointing true")
     ranks = _ranks(trainer)
     if ranks.count > 1 and ranks.kind == "ddp":
-        found.append("--trainer.strategy dpr_lightning.strategies.Zero3Strategy")
+        found.append("--trainer.strategy.class_path dpr_lightning.strategies.Zero3Strategy")
     elif policy["lora"] is None:
         found.append("--model.policy.lora.rank 16")
     return found

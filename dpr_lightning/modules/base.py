@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -58,6 +58,10 @@ class PolicyModule(LightningModule):
 
     policy: nn.Module
     tokenizer: PreTrainedTokenizerBase
+    step_metrics: ClassVar[tuple[str, ...]] = ()
+    """What this module logs in training, beside the loss and the gradient: callbacks may monitor it."""
+    validation_metrics: ClassVar[tuple[str, ...]] = ()
+    """What it logs where there is validation."""
 
     def __init__(
         self,
@@ -76,6 +80,12 @@ class PolicyModule(LightningModule):
         self.router_coefficient = 0.0
         self._step_sums: Tensor | None = None
         self._gradient_norm: float | None = None
+
+    @property
+    def train_metrics(self) -> tuple[str, ...]:
+        """Names of all that is logged in training."""
+        skipped = ("train/skipped_steps",) if self.non_finite.policy == "skip" else ()
+        return ("train/loss", "train/gradient_norm", *skipped, *self.step_metrics)
 
     def setup(self, stage: str) -> None:
         """Let batches keep their precision, whatever the trainer's is, and a CPU's memory be kept from step to step.

@@ -82,6 +82,13 @@ class DensePathReinforce(PolicyModule):
     ``improbable_floor`` are ours.
     """
 
+    step_metrics = (
+        *(f"train/{name}" for name in ("entropy", "clip_share", "ratio", "kl_to_sft", "kl_coefficient")),
+        *(f"rollout/{name}" for name in ("length", "reward", "reward_per_token", "terminated", "outcome")),
+        *(f"rollout/{name}" for name in ("reverse_kl", "sampler_gap", "importance_truncated", "verifier")),
+        *("reward", "kl"),
+    )
+
     def __init__(
         self,
         policy: PolicySpec,

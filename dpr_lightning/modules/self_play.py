@@ -33,6 +33,9 @@ class SelfPlay(PolicyModule):
     Source: Chen et al. 2024, arXiv:2401.01335; Xiao et al. 2024, arXiv:2410.10093.
     """
 
+    step_metrics = ("train/demonstrated", "train/generated", "train/preferred")
+    validation_metrics = ("validation/preferred",)
+
     def __init__(
         self,
         policy: PolicySpec,

@@ -63,6 +63,9 @@ class SupervisedIRL(PolicyModule):
             (``router_aux_loss_coef`` where ``output_router_logits`` is true).
     """
 
+    step_metrics = ("train/nll", "train/tokens")
+    validation_metrics = ("validation/nll", "validation/perplexity", "validation/token_accuracy")
+
     def __init__(
         self,
         policy: PolicySpec,

@@ -28,6 +28,7 @@ from dpr_lightning.policies import (
 from tests.reliability.kit import Answer, Case, Kit, said_to
 from tests.workspace import make_workspace, write_rows
 
+CALLBACKS = "lightning.pytorch.callbacks."
 GOOD = {"prompt": "1 + 1 =", "completion": "Answer: 2"}
 LONG = {"prompt": "1" * 40, "completion": "2"}
 HOSTILE = '{"prompt": "' + "[" * 3 + '", "completion": ' + "[" * 100_000 + "]" * 100_000 + "}"
@@ -153,6 +154,11 @@ def _prompt_of_eos(kit: Kit) -> list[str]:
 
 def _same_twice(kit: Kit) -> list[str]:
     return kit.config("model:\n  class_path: dpr_lightning.modules.SupervisedIRL\nmodel: 3\n")
+
+
+def _monitored(kit: Kit, callback: str, name: str) -> list[str]:
+    entry = {"class_path": f"{CALLBACKS}{callback}", "init_args": {"monitor": name}}
+    return kit.fit(trainer={"callbacks": [entry], "enable_checkpointing": True})
 
 
 def _settings(kit: Kit, **settings: Any) -> list[str]:
@@ -368,6 +374,63 @@ CASES: dict[str, dict[str, Case]] = {
         "an unknown strategy": Case(lambda kit: kit.fit(trainer={"strategy": "deepspead"}), ("deepspead",)),
         "a GPU that is not there": Case(lambda kit: kit.fit(trainer={"accelerator": "gpu"}), ("gpu",)),
         "an unknown precision": Case(lambda kit: kit.fit(trainer={"precision": "8-mixed"}), ("8-mixed",)),
+        "a misspelt option on the command line": Case(
+            lambda kit: [*kit.fit(), "--trainer.max_step", "3"], ("--trainer.max_step.", "--trainer.max_steps?")
+        ),
+        "a misspelt option of a class": Case(
+            lambda kit: [*kit.fit(), "--model.polcy.source", "x"], ("--model.polcy.source.", "--model.policy.source?")
+        ),
+        "a misspelt option of another command": Case(
+            lambda kit: ["generate", "--policy", kit.workspace.sft, "--prompt", "x"], ("--prompt.", "--prompts?")
+        ),
+        "a misspelt option of a callback": Case(
+            lambda kit: [*kit.fit(), f"--trainer.callbacks+={CALLBACKS}EarlyStopping", "--trainer.callbacks.monitr=x"],
+            ("trainer.callbacks", "'monitr'", "'monitor'"),
+        ),
+        "a callback without what it needs": Case(
+            lambda kit: [*kit.fit(), f"--trainer.callbacks+={CALLBACKS}EarlyStopping"], ("trainer.callbacks", "monitor")
+        ),
+        "a callback in no package": Case(
+            lambda kit: [*kit.fit(), "--trainer.callbacks+=my_callbacks.Printer"], ("my_callbacks", "PYTHONPATH=FOLDER")
+        ),
+        "a logger that is no class": Case(
+            lambda kit: [*kit.fit(), "--trainer.logger", "TensorBord"], ("trainer.logger", "'TensorBord'")
+        ),
+        "a strategy's class as its name": Case(
+            lambda kit: [*kit.fit(), "--trainer.strategy", "dpr_lightning.strategies.Zero2Strategy"],
+            ("`--trainer.strategy.class_path`",),
+        ),
+        "a target module that is not there": Case(
+            lambda kit: kit.fit(policy={"source": kit.workspace.sft, "lora": {"target_modules": ["q_projj"]}}),
+            ("model.policy.lora.target_modules", "q_projj", "`all-linear`"),
+        ),
+        "less than one batch": Case(
+            lambda kit: kit.fit(trainer={"limit_train_batches": 0.01}), ("trainer.limit_train_batches: ", "0.25")
+        ),
+        "validation less often than there are batches": Case(
+            lambda kit: kit.fit(trainer={"val_check_interval": 1000}), ("trainer.val_check_interval", "1000")
+        ),
+        "a negative learning rate": Case(
+            lambda kit: kit.fit(model={"optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": -1.0}}}),
+            ("model.optimizer: ", "-1.0"),
+        ),
+        "a limit of time in words": Case(
+            lambda kit: kit.fit(trainer={"max_time": "3 hours"}), ("trainer.max_time: ", "00:01:30:00")
+        ),
+        "a learning rate that is to be searched": Case(
+            lambda kit: [*kit.fit(), f"--trainer.callbacks+={CALLBACKS}LearningRateFinder"],
+            ("LearningRateFinder", "`model.optimizer.init_args.lr`"),
+        ),
+        "a callback that needs a logger": Case(
+            lambda kit: [*kit.fit(), f"--trainer.callbacks+={CALLBACKS}LearningRateMonitor"],
+            ("trainer.callbacks: ", "no logger"),
+        ),
+        "a monitored name that is not logged": Case(
+            lambda kit: _monitored(kit, "EarlyStopping", "train/nl"), ("EarlyStopping", "'train/nl'", "'train/nll'")
+        ),
+        "a monitored name without validation": Case(
+            lambda kit: _monitored(kit, "ModelCheckpoint", "validation/nll"), ("ModelCheckpoint", "`data.validation`")
+        ),
         "a folder that is no run": Case(lambda kit: ["report", "--run", str(kit.folder)], ("report.json",)),
     },
 }
