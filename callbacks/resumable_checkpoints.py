@@ -26,6 +26,7 @@ from dpr_lightning.callbacks.run_ends import (
     stopping_rules,
     time_is_up,
 )
+from dpr_lightning.callbacks.wandb_logger import wandb_run_ids
 from dpr_lightning.distributed import mark, max_over_ranks
 from dpr_lightning.errors import InputError
 
@@ -218,6 +219,7 @@ class ResumableCheckpoints(Checkpoint):
             "identity": self.identity,
             "strategy": type(trainer.strategy).__name__,
             "ranks": trainer.world_size,
+            "wandb_runs": wandb_run_ids(trainer),
             "seconds": time.monotonic() - started,
         }
         self.store.finish(step, about)

@@ -1,8 +1,10 @@
-"""A Weights & Biases logger that never ends a run."""
+"""A Weights & Biases logger that never ends a run, and that goes on with it."""
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
+from lightning import Trainer
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch import loggers
 
@@ -10,7 +12,7 @@ log = logging.getLogger(__name__)
 
 
 class WandbLogger(loggers.WandbLogger):
-    """As Lightning's; where the service does not answer, the run is logged on this machine instead.
+    """As Lightning's; where the service does not answer or has no key, the run is logged on this machine instead.
 
     Args:
         init_timeout: seconds for which the service is waited for.
@@ -30,14 +32,44 @@ class WandbLogger(loggers.WandbLogger):
 
         try:
             return super().experiment
-        except wandb.errors.CommError as error:
+        except (wandb.errors.CommError, wandb.errors.UsageError) as error:
             if self._offline:
                 raise
-            log.warning(
-                "Weights & Biases cannot be reached (%s). The run is kept in %s; `wandb sync` sends it later.",
-                str(error).splitlines()[0],
-                self.save_dir,
-            )
+            reason = str(error).strip().splitlines()[0]
+            if isinstance(error, wandb.errors.CommError):
+                log.warning(
+                    "Weights & Biases cannot be reached (%s). The run is kept in %s; `wandb sync` sends it later.",
+                    reason,
+                    self.save_dir,
+                )
+            else:
+                log.warning(
+                    "Weights & Biases cannot be used (%s) The run is logged in %s; `wandb login` and `wandb sync` send "
+                    "it later. `offline: true` of the logger, or WANDB_MODE=offline, asks for this.",
+                    reason,
+                    self.save_dir,
+                )
             self._offline = True
             self._wandb_init["mode"] = "offline"
             return super().experiment
+
+
+def wandb_run_ids(trainer: Trainer) -> list[str | None]:
+    """The runs of all Weights & Biases loggers, for a checkpoint; None of one that has not begun."""
+    return [logger.version for logger in _wandb_loggers(trainer)]
+
+
+def continue_wandb_runs(trainer: Trainer, ids: Sequence[str | None]) -> None:
+    """Have each Weights & Biases logger go on with the run that a checkpoint names, unless its options name one.
+
+    Args:
+        trainer: whose loggers have not begun.
+        ids: from :func:`wandb_run_ids`.
+    """
+    for logger, identifier in zip(_wandb_loggers(trainer), ids, strict=False):
+        if identifier is not None and logger.version is None:
+            logger._wandb_init["id"] = logger._id = identifier
+
+
+def _wandb_loggers(trainer: Trainer) -> list[loggers.WandbLogger]:
+    return [logger for logger in trainer.loggers if isinstance(logger, loggers.WandbLogger)]

@@ -76,6 +76,12 @@ REFUSALS = (
         "trainer.callbacks",
         "Leave LearningRateFinder out and set `model.optimizer.init_args.lr`: the optimizer is created from that.",
     ),
+    Refusal(
+        "lightning",
+        r"enable_checkpointing=False",
+        "trainer.enable_checkpointing",
+        "Set it to true, or leave out the callbacks that save checkpoints, such as ResumableCheckpoints.",
+    ),
     Refusal("lightning", r"Timer\(duration=", "trainer.max_time", "An hour and a half is 00:01:30:00."),
     Refusal(
         "lightning", r"Requirement '(transformer.engine.*?)' not met", "trainer.precision", "Run `pip install '{0}'`."

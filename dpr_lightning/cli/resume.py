@@ -13,6 +13,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrateg
 from dpr_lightning.callbacks import ResumableCheckpoints
 from dpr_lightning.callbacks.checkpoint_store import STATE, CheckpointStore
 from dpr_lightning.callbacks.run_ends import how_to_go_on_next_time, is_trial
+from dpr_lightning.callbacks.wandb_logger import continue_wandb_runs
 from dpr_lightning.errors import InputError
 from dpr_lightning.policies import is_in_shards
 from dpr_lightning.rewards.cache import content_hash, policy_hash
@@ -70,6 +71,7 @@ def resume_from(trainer: Trainer, asked: str | None, config: Mapping[str, Any]) 
                 raise InputError(f"There is no whole checkpoint in {store.folder} to go on from.")
             return None
     _refuse_another_run(store, step, kept.identity, trainer)
+    continue_wandb_runs(trainer, store.manifest(step).get("wandb_runs", []))
     log.warning("Going on after step %d, from %s. `--ckpt_path none` begins anew.", step, store.folder)
     return str(store.state(step))
 

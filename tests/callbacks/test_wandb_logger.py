@@ -1,12 +1,16 @@
 """A service that is down costs a run its live curves and nothing else."""
 
+import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import wandb
 
 from dpr_lightning.callbacks import WandbLogger
+from dpr_lightning.cli.main import main
+from tests.workspace import make_workspace, write_sft_config
 
 
 def test_a_service_that_does_not_answer(
@@ -27,3 +31,62 @@ def test_a_service_that_does_not_answer(
     wandb.teardown()
     (kept,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     assert kept.stat().st_size > 0
+
+
+def test_a_service_without_a_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    wandb.finish()
+    wandb.teardown()
+    logger = WandbLogger(init_timeout=2.0, project="test", save_dir=str(tmp_path))
+    logger.log_metrics({"loss": 1.0}, step=0)
+    assert "No API key" in caplog.text
+    assert "`offline: true`" in caplog.text
+    logger.experiment.finish()
+    wandb.teardown()
+    assert list(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
+
+
+def test_a_run_that_goes_on_is_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its id, which is in the checkpoint, is all that makes it one; a new run has a new id."""
+    ids: list[Any] = []
+
+    class Run:
+        name, config = "run", type("Config", (), {"update": lambda *_, **__: None})()
+
+        def __init__(self, identifier: str) -> None:
+            self.id = identifier
+
+        def log(self, *_: Any, **__: Any) -> None:
+            """Nothing."""
+
+    def init(**options: Any) -> Run:
+        assert options["resume"] == "allow"
+        ids.append(options["id"])
+        return Run(options["id"] or f"new_{len(ids)}")
+
+    monkeypatch.setattr(wandb, "init", init)
+    monkeypatch.setattr(wandb, "run", None)
+    workspace = make_workspace(tmp_path)
+    entry = {"class_path": "dpr_lightning.callbacks.WandbLogger", "init_args": {"save_dir": str(tmp_path)}}
+    checkpoints = {
+        "class_path": "dpr_lightning.callbacks.ResumableCheckpoints",
+        "init_args": {"folder": str(tmp_path / "checkpoints")},
+    }
+    config = write_sft_config(
+        tmp_path,
+        {"source": workspace.sft},
+        workspace.demonstrations,
+        trainer={"logger": entry, "callbacks": [checkpoints], "enable_checkpointing": True},
+    )
+    for options in (["--trainer.max_steps", "2"], ["--trainer.max_steps", "4"], ["--ckpt_path", "none"]):
+        assert main(["fit", "--config", config, *options]) == 0
+    assert ids == [None, "new_1", None]
+    manifest = json.loads((tmp_path / "checkpoints" / "step_0000002" / "manifest.json").read_text())
+    assert manifest["wandb_runs"] == ["new_3"]
