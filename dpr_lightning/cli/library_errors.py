@@ -35,12 +35,6 @@ class Refusal(NamedTuple):
 
 REFUSALS = (
     Refusal(
-        "peft",
-        r"Target modules .* not found",
-        "model.policy.lora.target_modules",
-        "Name linear layers of this model, such as q_proj, or write `all-linear`.",
-    ),
-    Refusal(
         "lightning",
         r"Neither `tensorboard` nor `tensorboardX`",
         "",
@@ -110,9 +104,7 @@ def refusal(error: BaseException, config: Mapping[str, Any], *, of_options: bool
             return f"{_prefix(rule.option or key)}{message} {rule.remedy.format(*match.groups())}"
     if match := re.search(r"invalid strategy name: `strategy='(.+?)'`", message):
         if "." in match[1]:
-            return (
-                "trainer.strategy: a class is given as `--trainer.strategy.class_path`, or as `class_path` in a config."
-            )
+            return "trainer.strategy: a class is named by `--trainer.strategy.class_path`, or `class_path` in a config."
         return f"trainer.strategy: there is no strategy {match[1]!r}.{_near_strategy(match[1])}"
     named = _trainer_options(message) if library in ("lightning", "pytorch_lightning") else []
     if named and not key:

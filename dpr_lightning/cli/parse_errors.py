@@ -96,9 +96,9 @@ def _unknown_option(arguments: str, key: str, options: Iterable[str]) -> str:
     parts = []
     for word in words:
         near = difflib.get_close_matches(word, known, n=1, cutoff=0.6) or _near_prefix(word, known)
-        prefix = f"{key}." if key and not any(option.startswith(f"{key}.") for option in known) else ""
-        meant = f" Did you mean --{prefix}{near[0]}?" if near else " `--help` lists them."
-        parts.append(f"There is no option --{prefix}{word}.{meant}")
+        full = [name if not key or name.startswith(f"{key}.") else f"{key}.{name}" for name in (word, *near)]
+        meant = f" Did you mean --{full[1]}?" if near else " `--help` lists them."
+        parts.append(f"There is no option --{full[0]}.{meant}")
     return " ".join(parts) or f"unrecognized arguments: {arguments}"
 
 

@@ -402,7 +402,7 @@ CASES: dict[str, dict[str, Case]] = {
         ),
         "a target module that is not there": Case(
             lambda kit: kit.fit(policy={"source": kit.workspace.sft, "lora": {"target_modules": ["q_projj"]}}),
-            ("model.policy.lora.target_modules", "q_projj", "`all-linear`"),
+            ("model.policy.lora.target_modules", "q_projj", "q_proj,"),
         ),
         "less than one batch": Case(
             lambda kit: kit.fit(trainer={"limit_train_batches": 0.01}), ("trainer.limit_train_batches: ", "0.25")
