@@ -39,10 +39,18 @@ class ReferenceCheckpoints(Callback):
         fractions: of the run's optimizer steps, in (0, 1). None of them falls on the last step, whose policy is π_SFT.
         ema_decay: also keep an exponential moving average of the trained weights, written as ``ema`` at the end; None
             keeps none.
+        check: whether each folder is compared with the policy in memory before it replaces anything.
     """
 
-    def __init__(self, folder: str, fractions: list[float] | None = None, ema_decay: float | None = None) -> None:
+    def __init__(
+        self,
+        folder: str,
+        fractions: list[float] | None = None,
+        ema_decay: float | None = None,
+        check: bool = True,
+    ) -> None:
         super().__init__()
+        self.check = check
         self.folder = Path(folder)
         self.fractions = sorted(fractions if fractions is not None else [0.25, 0.5, 0.75])
         self.ema_decay = ema_decay
@@ -163,7 +171,8 @@ class ReferenceCheckpoints(Callback):
         policy = learner.policy
         weights = gathered_weights(policy, keep=trainer.is_global_zero) if is_sharded(policy) else None
         if trainer.is_global_zero:
-            save_policy(policy, learner.tokenizer, self.folder / name, learner.policy_spec, weights=weights)
+            target, spec = self.folder / name, learner.policy_spec
+            save_policy(policy, learner.tokenizer, target, spec, weights=weights, check=self.check)
             self._list()
         trainer.strategy.barrier(f"reference {name}")
 

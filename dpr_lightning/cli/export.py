@@ -18,6 +18,7 @@ def export(
     dtype: str = "float32",
     reference: str | None = None,
     extrapolation: float = 0.0,
+    check: bool = True,
 ) -> None:
     """Write a full model and its tokenizer; adapters are merged.
 
@@ -32,6 +33,7 @@ def export(
         dtype: of the written weights.
         reference: folder of an earlier checkpoint of the same run, to move the weights away from.
         extrapolation: w of θ + w·(θ − θ_ref).
+        check: whether to compare the files with the policy in memory before they replace anything.
     """
     if (reference is None) != (extrapolation == 0.0):
         raise InputError(
@@ -56,5 +58,5 @@ def export(
         if difference is not None:
             raise InputError(f"The tokenizers of the policy and of {reference} differ: {difference}.")
         extrapolate_weights(model, earlier, extrapolation)
-    save_policy(model, words, output, spec)
+    save_policy(model, words, output, spec, check=check)
     console.print(f"Written: {output}")

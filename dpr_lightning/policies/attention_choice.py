@@ -22,17 +22,18 @@ def chosen_attention(spec: PolicySpec) -> str:
     """The choice in ``spec``; without one, that saved with its folder or with an adapter's base; else ``auto``."""
     if spec.attention != AUTO:
         return spec.attention
-    for folder in (spec.checkpoint, spec.source):
-        if folder is not None and (saved := _saved(Path(folder))) != AUTO:
+    # The base of an adapter that is given as `checkpoint` is `source`, whatever the adapter names.
+    for folder, has_base in ((spec.checkpoint, False), (spec.source, True)):
+        if folder is not None and (saved := _saved(Path(folder), has_base)) != AUTO:
             return saved
     return AUTO
 
 
-def _saved(folder: Path) -> str:
+def _saved(folder: Path, has_base: bool = True) -> str:
     path = folder / DESCRIPTION
     if path.is_file() and (saved := json.loads(path.read_text(encoding="utf-8")).get("attention")):
         return str(saved)
-    base = base_of(folder).source if folder.is_dir() and is_adapter(folder) else None
+    base = base_of(folder).source if has_base and folder.is_dir() and is_adapter(folder) else None
     return AUTO if base is None else _saved(Path(base))
 
 

@@ -14,7 +14,11 @@ from transformers import PreTrainedTokenizerBase
 from dpr_lightning.errors import InputError
 from dpr_lightning.policies.adapters import describe_base, is_adapter
 from dpr_lightning.policies.attention_choice import save_attention
+from dpr_lightning.policies.base_files import keep_base_files
 from dpr_lightning.policies.merging import has_adapters, merged_weights, untied_configuration, untied_names
+from dpr_lightning.policies.probe import probe, probe_tokens
+from dpr_lightning.policies.saved_check import LARGEST_REREAD, check_adapter, check_policy, check_weights
+from dpr_lightning.policies.sharding import is_sharded, tensors_of_state, weight_bytes
 from dpr_lightning.policies.spec import PolicySpec
 
 
@@ -26,8 +30,12 @@ def save_policy(
     *,
     merge: bool = False,
     weights: Mapping[str, Tensor] | None = None,
+    check: bool = True,
 ) -> Path:
     """Write ``model`` and ``tokenizer`` to ``folder``: a full model, or the active adapter when ``model`` has one.
+
+    The folder's settings are those of its base, but for what was changed. Before anything is replaced, the files are
+    compared with the weights in memory; a policy of up to 1 GiB is also loaded from them, and must say the same.
 
     Args:
         model: from :func:`build_policy`.
@@ -36,15 +44,23 @@ def save_policy(
         spec: the description that ``model`` was built from; kept beside the weights so that an adapter finds its base.
         merge: write an adapter's policy as a full model; ``model`` stays as it is, to the bit.
         weights: of a model in shards, from :func:`gathered_weights`; None: the model's own, as ever with ``merge``.
+        check: whether to compare what was written.
+
+    Raises:
+        InputError: it differs from the policy in memory, or cannot be written.
     """
     folder = Path(folder)
+    loads_again = check and not is_sharded(model) and weight_bytes(model) <= LARGEST_REREAD
+    expected = probe(model, probe_tokens(model)) if loads_again else None
     state = {} if weights is None else {"state_dict": dict(weights)}
     with whole_folder(folder) as unfinished:
         if merge and has_adapters(model):
             with merged_weights(model) as (inside, merged):
                 untied = bool(untied_names(inside, merged))
                 with untied_configuration(inside) if untied else nullcontext():
-                    inside.save_pretrained(unfinished, state_dict=merged)  # type: ignore[operator]
+                    inside.save_pretrained(unfinished, state_dict=dict(merged))  # type: ignore[operator]
+                if check:
+                    check_weights(unfinished, merged)
         elif hasattr(model, "peft_config"):
             selected = [model.active_adapter]
             model.save_pretrained(unfinished, selected_adapters=selected, **state)  # type: ignore[operator]
@@ -55,12 +71,19 @@ def save_policy(
                 nested.rmdir()
         else:
             model.save_pretrained(unfinished, **state)  # type: ignore[operator]
+            if check:
+                check_weights(unfinished, weights if weights is not None else tensors_of_state(model))
         (unfinished / "README.md").unlink(missing_ok=True)
         tokenizer.save_pretrained(unfinished)
         if is_adapter(unfinished):
             describe_base(spec, unfinished, folder)
             model.generation_config.save_pretrained(unfinished)  # type: ignore[operator, union-attr]
+            if check:
+                check_adapter(unfinished, model, weights)
+        keep_base_files(unfinished, spec)
         save_attention(unfinished, spec)
+        if expected is not None:
+            check_policy(unfinished, model, spec, expected)
     return folder
 
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from dpr_lightning.errors import InputError, first_line
 from dpr_lightning.policies.decoders import inside_of_adapters
-from dpr_lightning.policies.sharding import tensors_of_state
+from dpr_lightning.policies.probe import difference, probe, probe_tokens, tolerance
+from dpr_lightning.policies.sharding import is_sharded, tensors_of_state
 
 log = logging.getLogger(__name__)
 _REFUSALS = (NotImplementedError, ValueError)
@@ -31,18 +32,32 @@ def merge_adapters(model: nn.Module) -> nn.Module:
     they are separate.
 
     Raises:
-        InputError: adapters of this kind cannot be merged.
+        InputError: adapters of this kind cannot be merged, or the merged model is another policy.
     """
     base = inside_of_adapters(model)
     tied = tied_names(base)
+    tokens = None if is_sharded(model) else probe_tokens(model)
+    before = None if tokens is None else probe(model, tokens)
     _separate_shared(base)
     try:
         with _tied_on_purpose():
             merged: nn.Module = model.merge_and_unload()  # type: ignore[operator]
     except _REFUSALS as error:
         raise _cannot_be_merged(model, error) from error
-    if not tied:
-        return merged
+    if tied:
+        _tie_or_untie(base, tied)
+    if before is not None and tokens is not None:
+        apart, allowed = difference(before, probe(merged, tokens)), tolerance(base)
+        if apart > allowed:
+            raise InputError(
+                f"Merged into its base, the adapter is another policy: log-probabilities differ by {apart:.2g} nats a "
+                f"token (allowed: {allowed:g}). Set `dtype: float32` if the policy is in half precision."
+            )
+    return merged
+
+
+def _tie_or_untie(base: Any, tied: Mapping[str, str]) -> None:
+    """Tie merged word embeddings again where they are equal; otherwise say that they are two matrices."""
     if _differing(tied, dict(base.named_parameters(remove_duplicate=False))):
         untie(base, tied)
         log.warning(
@@ -53,7 +68,6 @@ def merge_adapters(model: nn.Module) -> nn.Module:
         # peft compares addresses, and shared weights have just been separated.
         base.config.tie_word_embeddings = True
         base.tie_weights()
-    return merged
 
 
 @contextmanager

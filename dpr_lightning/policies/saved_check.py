@@ -1,0 +1,144 @@
+"""A saved policy is read again, and must be the one in memory."""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from dpr_lightning.errors import InputError
+from dpr_lightning.policies.adapters import load_adapter, resolve_adapter
+from dpr_lightning.policies.architectures import auto_class
+from dpr_lightning.policies.decoders import inside_of_adapters
+from dpr_lightning.policies.probe import difference, probe, probe_tokens, tolerance
+from dpr_lightning.policies.sharding import tensors_of_state
+from dpr_lightning.policies.sources import ADAPTER_CONFIG
+from dpr_lightning.policies.spec import PolicySpec
+
+log = logging.getLogger(__name__)
+LARGEST_REREAD = 1 << 30
+"""Bytes of weights up to which every saved folder is loaded again and compared by a forward pass."""
+
+
+def check_weights(target: Path, expected: Mapping[str, Tensor]) -> None:
+    """Compare the files of a full model with the weights that they should have, bit by bit and one after the other.
+
+    Args:
+        target: the folder.
+        expected: weights and buffers by name, tied ones by each of their names.
+
+    Raises:
+        InputError: a weight is missing or has another value.
+    """
+    files = {name: path for path in target.glob("*.safetensors") for name in _names(path)}
+    tied = bool(json.loads((target / "config.json").read_text(encoding="utf-8")).get("tie_word_embeddings"))
+    saved = {_address(expected[name]) for name in files if name in expected}
+    renamed = files.keys() - expected.keys()
+    for name, value in expected.items():
+        if name in files:
+            with safe_open(files[name], framework="pt") as file:
+                if not _same_bits(file.get_tensor(name), value):
+                    raise _differs(target, f"the weight {name!r} has another value in {files[name].name}")
+        elif not renamed and not (tied and _address(value) in saved):
+            raise _differs(target, f"the weight {name!r} is missing")
+    if renamed:
+        log.info("%d weights are saved under other names than they have in memory; not compared.", len(renamed))
+
+
+def check_adapter(target: Path, model: nn.Module, weights: Mapping[str, Tensor] | None) -> None:
+    """Compare the file of an adapter with the active adapter of ``model``, bit by bit.
+
+    Args:
+        target: the folder.
+        model: the policy.
+        weights: of a model in shards, from :func:`gathered_weights`.
+
+    Raises:
+        InputError: a trained weight is missing or has another value.
+    """
+    state = dict(weights) if weights is not None else tensors_of_state(model)
+    trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    active = str(model.active_adapter)
+    with safe_open(target / "adapter_model.safetensors", framework="pt") as file:
+        names = set(file.keys())
+        for name in trained:
+            candidates = [other for other in _saved_names(name, active) if other in names]
+            # What is saved under a name of peft's invention is known by its value.
+            if not any(_same_bits(file.get_tensor(other), state[name]) for other in candidates or names):
+                what = "has another value" if candidates else "is missing"
+                raise _differs(target, f"the trained weight {name!r} {what}")
+
+
+def check_policy(target: Path, model: nn.Module, spec: PolicySpec, expected: Tensor) -> None:
+    """Load a folder as any program with transformers and peft does, and compare what it says on a short text.
+
+    Args:
+        target: the folder.
+        model: the policy in memory.
+        spec: the description that it was built from.
+        expected: its :func:`probe` of :func:`probe_tokens`.
+
+    Raises:
+        InputError: the folder cannot be loaded, or says something else.
+    """
+    base: Any = inside_of_adapters(model)
+    options: dict[str, Any] = {"dtype": base.dtype, "trust_remote_code": spec.trust_remote_code}
+    path = target / ADAPTER_CONFIG
+    state = torch.random.get_rng_state()
+    try:
+        if path.is_file():
+            config = json.loads(path.read_text(encoding="utf-8"))
+            full, _ = resolve_adapter(spec)
+            if full.gguf_file is not None:
+                options["gguf_file"] = full.gguf_file
+            source = config["base_model_name_or_path"]
+            if config.get("revision"):
+                options["revision"] = config["revision"]
+            reader = auto_class(base.config, source)
+            again: Any = reader.from_pretrained(source, **options)
+            again = load_adapter(again, target, trainable=False)
+        else:
+            reader = auto_class(base.config, str(target)) if base.can_generate() else type(base)
+            again, report = reader.from_pretrained(target, output_loading_info=True, **options)
+            if report["missing_keys"] or report["unexpected_keys"]:
+                wrong = sorted((*report["missing_keys"], *report["unexpected_keys"]))
+                raise _differs(target, f"{len(wrong)} weights are missing or unknown (first: {wrong[0]})")
+        again = again.to(next(model.parameters()).device)
+        found = difference(expected, probe(again, probe_tokens(model)))
+    finally:
+        torch.random.set_rng_state(state)
+    if found > tolerance(model):
+        raise _differs(target, f"log-probabilities differ by {found:.2g} nats a token (allowed: {tolerance(model):g})")
+
+
+def _names(path: Path) -> list[str]:
+    with safe_open(path, framework="pt") as file:
+        return list(file.keys())
+
+
+def _saved_names(name: str, adapter: str) -> tuple[str, ...]:
+    """The names under which peft may save a weight: without the adapter's, and without its own wrappers'."""
+    plain = f"{name}.".replace(f".{adapter}.", ".").removesuffix(".")
+    saved = plain.replace(".modules_to_save.", ".").replace(".base_layer.", ".").replace(".token_adapter.", ".")
+    return name, plain, saved, f"{plain}.weight", f"{saved}.weight", saved.removesuffix(".weight")
+
+
+def _address(value: Tensor) -> tuple[int, torch.Size]:
+    return value.untyped_storage().data_ptr(), value.shape
+
+
+def _same_bits(first: Tensor, second: Tensor) -> bool:
+    """Whether values are equal, NaN included; an adapter may be kept in a finer precision than it was saved in."""
+    second = second.detach().to("cpu", first.dtype)
+    return first.shape == second.shape and torch.equal(first.nan_to_num(0.0), second.nan_to_num(0.0))
+
+
+def _differs(target: Path, what: str) -> InputError:
+    return InputError(
+        f"The saved files are not the policy in memory: {what}. Nothing was replaced. Merge and save in float32 "
+        "(`dtype`) if the policy is in half precision; `check: false` writes without this comparison."
+    )
