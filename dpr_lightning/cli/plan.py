@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dpr_lightning.cli.lightning import parse_lightning
 from dpr_lightning.data.demonstrations import DEFAULT_TOKEN_BUDGET
-from dpr_lightning.errors import InputError
+from dpr_lightning.errors import InputError, first_line
 from dpr_lightning.modules.master_weights import MasterWeights
 from dpr_lightning.modules.memory import (
     Shape,
@@ -28,7 +28,7 @@ from dpr_lightning.modules.memory import (
 )
 from dpr_lightning.policies import LoraSpec, PolicySpec, is_known_decoder, token_budget_for, weight_bytes
 from dpr_lightning.policies.adapters import is_adapter
-from dpr_lightning.policies.outline import materialise, outline_policy
+from dpr_lightning.policies.outline import GroupedProducts, materialise, outline_policy
 from dpr_lightning.policies.plain_head import bare_head
 from dpr_lightning.policies.sharding import layer_names
 from dpr_lightning.rollouts import SamplingOptions, laid_out_bytes
@@ -121,9 +121,23 @@ def plan(arguments: Sequence[str]) -> Plan:
             (``auto``) as whole, for the memory of the device is not known here.
 
     Raises:
-        InputError: the module is another than SupervisedIRL or DensePathReinforce, or a configuration is missing.
+        InputError: the module is another than SupervisedIRL or DensePathReinforce, a configuration is missing, or the
+            model does something that depends on what is in its tensors.
     """
     config = parse_lightning(["fit", *arguments])
+    try:
+        with FakeTensorMode(), GroupedProducts():
+            return _counted(config)
+    except InputError:
+        raise
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(
+            "`dpr plan` cannot count for this model, whose layers do not run on tensors without content: "
+            f"{first_line(error)} A short run tells: `dpr fit` with the same arguments and `--trainer.max_steps 2`."
+        ) from error
+
+
+def _counted(config: dict[str, Any]) -> Plan:
     trainer, model, data = config["trainer"], config["model"], config["data"]
     kind, options = model["class_path"].rpartition(".")[2], model["init_args"]
     ranks = _ranks(trainer)
@@ -135,32 +149,31 @@ def plan(arguments: Sequence[str]) -> Plan:
     accumulate = trainer["accumulate_grad_batches"]
     phases: dict[str, int] = {}
     stays: dict[str, int] = {}
-    with FakeTensorMode():
-        if kind == "SupervisedIRL":
-            shape = _imitated(data["init_args"])
-            step = training_memory(make, optimizer, shape, imitation_loss, accumulate=accumulate, autocast=autocast)
-        elif kind == "DensePathReinforce":
-            shape, phases, stays = _rollouts(spec, options, data["init_args"], ranks, accumulate)
-            if trainer["accelerator"] == "cpu" and ranks.kind != "fsdp2" and ranks.stage < 3:
-                phases[next(iter(phases))] += laid_out_bytes(_made(spec))
-            loss = reinforce_loss
-            if options["estimator"] == "all_actions":
-                models = 1 + len(data["init_args"]["references"])
-                loss = partial(
-                    all_actions_step_loss,
-                    models=models,
-                    rollout=_answers(data["init_args"], ranks),
-                    logits=_frozen_in_shards(data["init_args"], ranks),
-                )
-            step = training_memory(make, optimizer, shape, loss, accumulate=accumulate, autocast=autocast)
-        else:
-            raise InputError(f"`dpr plan` counts for SupervisedIRL and DensePathReinforce; this config trains {kind}.")
-        # Once its hooks were lifted for a rollout, DeepSpeed has to see a pass before it fetches ahead.
-        lifted = bool(phases) and ranks.sampling_weights != "shards" and accumulate == 1
-        own, learning = _shared_out(step, ranks, make, fetches_ahead=not lifted)
-        rows = f"{shape.rows} rows of {shape.length:,} tokens"
-        found = Plan(own | stays, phases | {f"learning from {rows}": learning})
-        return _with_a_copy(found, spec, ranks) if phases and data["init_args"]["draw_ahead"] == "same" else found
+    if kind == "SupervisedIRL":
+        shape = _imitated(data["init_args"])
+        step = training_memory(make, optimizer, shape, imitation_loss, accumulate=accumulate, autocast=autocast)
+    elif kind == "DensePathReinforce":
+        shape, phases, stays = _rollouts(spec, options, data["init_args"], ranks, accumulate)
+        if trainer["accelerator"] == "cpu" and ranks.kind != "fsdp2" and ranks.stage < 3:
+            phases[next(iter(phases))] += laid_out_bytes(_made(spec))
+        loss = reinforce_loss
+        if options["estimator"] == "all_actions":
+            models = 1 + len(data["init_args"]["references"])
+            loss = partial(
+                all_actions_step_loss,
+                models=models,
+                rollout=_answers(data["init_args"], ranks),
+                logits=_frozen_in_shards(data["init_args"], ranks),
+            )
+        step = training_memory(make, optimizer, shape, loss, accumulate=accumulate, autocast=autocast)
+    else:
+        raise InputError(f"`dpr plan` counts for SupervisedIRL and DensePathReinforce; this config trains {kind}.")
+    # Once its hooks were lifted for a rollout, DeepSpeed has to see a pass before it fetches ahead.
+    lifted = bool(phases) and ranks.sampling_weights != "shards" and accumulate == 1
+    own, learning = _shared_out(step, ranks, make, fetches_ahead=not lifted)
+    rows = f"{shape.rows} rows of {shape.length:,} tokens"
+    found = Plan(own | stays, phases | {f"learning from {rows}": learning})
+    return _with_a_copy(found, spec, ranks) if phases and data["init_args"]["draw_ahead"] == "same" else found
 
 
 def _with_a_copy(found: Plan, spec: PolicySpec, ranks: Ranks) -> Plan:

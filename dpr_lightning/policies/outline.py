@@ -4,6 +4,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _disable_current_modes
 
 from dpr_lightning.errors import InputError, first_line
 from dpr_lightning.policies.adapters import add_adapter, resolve_adapter
@@ -37,7 +39,8 @@ def outline_policy(spec: PolicySpec, *, trainable: bool = True, lean: bool = Tru
             f"The configuration of {base.source!r} cannot be read: {first_line(error)} Name a folder with a "
             "config.json or a hub id as `model.policy.source`; the weights need not be there."
         ) from error
-    with torch.device("meta"):
+    # Architectures make constants while they are built, which tensors without content cannot take in.
+    with _disable_current_modes(), torch.device("meta"):
         make = auto_class(config, str(base.source))
         attention = attention_for(spec, make, config, trainable=trainable)
         options = {"attn_implementation": attention, "trust_remote_code": base.trust_remote_code}
@@ -53,6 +56,20 @@ def outline_policy(spec: PolicySpec, *, trainable: bool = True, lean: bool = Tru
         if spec.lora is not None:
             model.enable_input_require_grads()  # type: ignore[operator]
     return model.train() if trainable else model.eval().requires_grad_(False)
+
+
+class GroupedProducts(TorchFunctionMode):
+    """Within, products with the weights of all experts work on tensors without content, of any type.
+
+    PyTorch's own takes bfloat16 alone there. transformers has an operation that computes the same, with the same shapes
+    and gradients.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Called for every function of PyTorch."""
+        if func is getattr(torch, "_grouped_mm", None):
+            return torch.ops.transformers.grouped_mm_fallback(*args[:2], offs=kwargs["offs"])
+        return func(*args, **(kwargs or {}))
 
 
 def materialise(model: nn.Module) -> nn.Module:

@@ -10,12 +10,13 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from dpr_lightning.cli.main import run
 from dpr_lightning.cli.plan import Plan, plan, what_helps
 from dpr_lightning.errors import InputError
 from dpr_lightning.modules.memory import LiveBytes
-from tests.tiny import write_tiny_policy
+from tests.tiny import write_decoder, write_tiny_policy
 from tests.training import write_weaker_policy
 from tests.workspace import Workspace, write_dpr_config, write_sft_config
 
@@ -71,6 +72,33 @@ def test_imitation(policy: dict[str, Any], trainer: dict[str, Any], folder: Path
     )
     measured, planned = _measured(config), _planned(config)
     assert planned.peak == pytest.approx(measured, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("gemma2", {"head_dim": 16}),
+        ("qwen3_moe", {"head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}),
+    ],
+)
+def test_other_architectures(kind: str, fields: dict[str, Any], folder: Path, tmp_path: Path) -> None:
+    """One that makes constants when it is built, and one that multiplies with the weights of all experts at once."""
+    source = write_decoder(tmp_path / "base", kind, max_position_embeddings=64, **fields)
+    config = write_sft_config(tmp_path, {"source": source}, str(folder / "rows.jsonl"), max_length=64)
+    measured, planned = _measured(config), _planned(config)
+    assert planned.peak == pytest.approx(measured, rel=0.1)
+
+
+def test_layers_that_look_at_what_is_in_tensors_are_said(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def looks(module: Any, hidden: Tensor, **_: Any) -> Tensor:
+        return hidden if bool((hidden > 0).any()) else -hidden
+
+    monkeypatch.setattr(LlamaDecoderLayer, "forward", looks)
+    config = write_sft_config(tmp_path, {"source": str(folder / "sft")}, str(folder / "rows.jsonl"))
+    with pytest.raises(InputError, match=r"cannot count for this model.*max_steps 2"):
+        _planned(config)
 
 
 @pytest.mark.parametrize(
