@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -13,19 +13,24 @@ from dpr_lightning.policies import special_tokens
 from dpr_lightning.policies.special_tokens import carry_padding, set_padding
 
 PLAIN = "none"
+SpecialText = Literal["text", "tokens", "error"]
+SETTING = "special_tokens_in_text"
+"""Name of the option, and of the key of tokenizer_config.json that carries it to later stages."""
 
 
 class Format(NamedTuple):
     """How text becomes tokens.
 
     ``chat_template``: None for plain text; ``stops`` and ``stop_ids``: the tokens that end a turn, EOS first;
-    ``end_of_turn``: the one of them that an option named.
+    ``end_of_turn``: the one of them that an option named; ``special_text``: what becomes of special tokens that the
+    texts of rows spell.
     """
 
     chat_template: str | None
     stops: tuple[str, ...]
     stop_ids: frozenset[int]
     end_of_turn: str | None = None
+    special_text: SpecialText = "text"
 
 
 def choose_format(
@@ -34,6 +39,7 @@ def choose_format(
     end_of_turn: str | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
     policy: nn.Module | str | None = None,
+    special_tokens_in_text: SpecialText | None = None,
 ) -> Format:
     """Settle how text becomes tokens.
 
@@ -45,6 +51,8 @@ def choose_format(
         chat_template_kwargs: values for variables of the template, such as ``{enable_thinking: false}``; they become
             part of the template.
         policy: the model, or its folder or hub id, whose generation configuration may name more stops.
+        special_tokens_in_text: what becomes of special tokens that texts of rows spell; None: as the tokenizer carries
+            it, else ``text``.
 
     Raises:
         InputError: the tokenizer has no EOS token, ``end_of_turn`` is no token of it, or the template does not read a
@@ -62,7 +70,19 @@ def choose_format(
         if template is None:
             raise InputError("`chat_template_kwargs` are of a chat template, and there is none.")
         template = with_defaults(template, chat_template_kwargs)
-    return Format(template, tuple(map(str, names)), frozenset(stop_ids), end_of_turn)
+    check_setting(special_tokens_in_text)
+    special_text = special_tokens_in_text or tokenizer.init_kwargs.get(SETTING, "text")
+    return Format(template, tuple(map(str, names)), frozenset(stop_ids), end_of_turn, special_text)
+
+
+def check_setting(setting: str | None) -> None:
+    """Check the option's value.
+
+    Raises:
+        InputError: it is none of the choices.
+    """
+    if setting is not None and setting not in get_args(SpecialText):
+        raise InputError(f"`{SETTING}` is one of {', '.join(get_args(SpecialText))}; found {setting!r}.")
 
 
 def carried_format(tokenizer: PreTrainedTokenizerBase, policy: nn.Module | str) -> Format:
@@ -90,6 +110,9 @@ def carry_format(
         InputError: no token can pad beside what the format writes.
     """
     tokenizer.chat_template = form.chat_template
+    tokenizer.init_kwargs.pop(SETTING, None)
+    if form.special_text != "text":
+        tokenizer.init_kwargs[SETTING] = form.special_text
     generation: Any = getattr(policy, "generation_config", None)
     if generation is None:  # a verifier head writes nothing, and has nowhere to stop
         return

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.data.batching import TokenBudgetBatchSampler
-from dpr_lightning.data.chat_format import Format, carry_format, choose_format
+from dpr_lightning.data.chat_format import Format, SpecialText, carry_format, check_setting, choose_format
 from dpr_lightning.data.learnt_parts import OnDropped
 from dpr_lightning.data.loader import DemonstrationLoader
 from dpr_lightning.data.over_length import OverLength
@@ -60,6 +60,10 @@ class DemonstrationDataModule(LightningDataModule):
         cache_dir: where tokens are kept; None: nowhere.
         limit: read only so many rows of each file.
         allow_overlap: report prompts that training and validation share without refusing them.
+        special_tokens_in_text: what becomes of special tokens that the texts of rows spell: ``text`` (encoded as the
+            text that they are), ``tokens``, or ``error``. The policy is saved with it. None: as the checkpoint was
+            trained, else ``text``.
+        max_unknown: share of the tokens to learn that may be `<unk>`; with more, the file is refused.
 
     Attributes:
         train_data: the tokenised demonstrations, after ``setup``.
@@ -91,6 +95,8 @@ class DemonstrationDataModule(LightningDataModule):
         cache_dir: str | None = "~/.cache/dpr_lightning",
         limit: int | None = None,
         allow_overlap: bool = False,
+        special_tokens_in_text: SpecialText | None = None,
+        max_unknown: float = 0.01,
     ) -> None:
         super().__init__()
         check_columns(columns)
@@ -116,6 +122,9 @@ class DemonstrationDataModule(LightningDataModule):
         self.cache_dir = cache_dir
         self.limit = limit
         self.allow_overlap = allow_overlap
+        check_setting(special_tokens_in_text)
+        self.special_tokens_in_text: SpecialText | None = special_tokens_in_text
+        self.max_unknown = max_unknown
         self.train_data: TokenizedDataset | None = None
         self.validation_data: TokenizedDataset | None = None
         self.test_data: TokenizedDataset | None = None
@@ -158,7 +167,12 @@ class DemonstrationDataModule(LightningDataModule):
             base, adapter = resolve_adapter(spec)
             policy = adapter or base.source
         return choose_format(
-            self.tokenizer, self.chat_template, self.end_of_turn, self.chat_template_kwargs, policy=policy
+            self.tokenizer,
+            self.chat_template,
+            self.end_of_turn,
+            self.chat_template_kwargs,
+            policy,
+            self.special_tokens_in_text,
         )
 
     def where(self, row: int) -> str:
@@ -282,6 +296,7 @@ class DemonstrationDataModule(LightningDataModule):
             columns=self.columns,
             chat_template=self.chat_template,
             chat_template_kwargs=self.chat_template_kwargs,
+            special_tokens_in_text=self.special_tokens_in_text,
             limit=self.limit,
         )
         return prompts.select(np.flatnonzero(np.isin(prompts.numbers, held.numbers)))
@@ -305,9 +320,12 @@ class DemonstrationDataModule(LightningDataModule):
             return tokenize_rows(rows, self.tokenizer, form, progress=progress, **options)
 
         if self.cache_dir is None:
-            return tokenize()
-        key = cache_key(rows.fingerprint(), self.tokenizer, form, options)
-        return load_or_tokenize(Path(self.cache_dir), key, rows.name, tokenize)
+            data = tokenize()
+        else:
+            key = cache_key(rows.fingerprint(), self.tokenizer, form, options)
+            data = load_or_tokenize(Path(self.cache_dir), key, rows.name, tokenize)
+        data.report.check_unknown(self.max_unknown)
+        return data
 
     @property
     def _ranks(self) -> tuple[int, int]:

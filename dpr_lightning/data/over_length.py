@@ -17,6 +17,7 @@ class TokenizationReport:
 
     ``rows`` read, ``kept``, ``dropped`` and ``truncated``; ``longest``: tokens of the longest row before any limit;
     ``tokens`` kept, ``acted_tokens``: those that the policy says; ``limit``: the length limit, None without one;
+    ``unknown_tokens``: those that the policy says and that are `<unk>`, and ``unknown``: a sentence about them;
     ``notes``: what else was noticed, a sentence each.
     """
 
@@ -29,6 +30,8 @@ class TokenizationReport:
     tokens: int = 0
     acted_tokens: int = 0
     limit: int | None = None
+    unknown_tokens: int = 0
+    unknown: str = ""
     notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -39,6 +42,21 @@ class TokenizationReport:
             f"truncated; longest {self.longest:,} tokens ({limit}); {self.tokens:,} tokens, {self.acted_tokens:,} of "
             "them to learn."
         )
+
+    def check_unknown(self, share: float) -> None:
+        """Refuse a file of which too much is `<unk>` to the tokenizer.
+
+        Args:
+            share: of the tokens to learn, the most that is accepted.
+
+        Raises:
+            InputError: names the characters and the first row.
+        """
+        if self.unknown_tokens > share * self.acted_tokens:
+            raise InputError(
+                f"{self.source}: {self.unknown} Take another tokenizer, replace those characters, or raise "
+                f"`data.max_unknown`, the share that is accepted ({share:g})."
+            )
 
     def log_notes(self) -> None:
         """Say what was noticed."""

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from dpr_lightning.data.chat_format import choose_format
+from dpr_lightning.data.chat_format import SpecialText, choose_format
 from dpr_lightning.data.conversations import to_prompt
 from dpr_lightning.data.notices import Notices, log_lines
 from dpr_lightning.data.over_length import over_length_message
@@ -110,6 +110,7 @@ class PromptSet:
         columns: Mapping[str, str] | None = None,
         chat_template: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        special_tokens_in_text: SpecialText | None = None,
         max_prompt_length: int | None = None,
         over_length: str = "error",
         limit: int | None = None,
@@ -123,6 +124,7 @@ class PromptSet:
             columns: the file's names of our columns.
             chat_template: instead of the tokenizer's own; ``none``: plain text.
             chat_template_kwargs: variables of the template; a row's own win.
+            special_tokens_in_text: ``text``, ``tokens`` or ``error``; None: as the tokenizer carries it, else ``text``.
             max_prompt_length: tokens of the longest prompt allowed; None: no limit.
             over_length: ``error`` refuses the file, ``drop`` leaves longer prompts out.
             limit: read only so many rows.
@@ -136,7 +138,12 @@ class PromptSet:
                 f"`over_length` of prompts is `error` or `drop`; found {over_length!r}. A prompt that is cut asks "
                 "something else."
             )
-        form = choose_format(tokenizer, chat_template, chat_template_kwargs=chat_template_kwargs)
+        form = choose_format(
+            tokenizer,
+            chat_template,
+            chat_template_kwargs=chat_template_kwargs,
+            special_tokens_in_text=special_tokens_in_text,
+        )
         rows_source = open_rows(source)
         rows = first_rows(rows_source, limit)
         tokens: list[list[int]] = []

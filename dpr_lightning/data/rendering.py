@@ -176,7 +176,8 @@ def check_no_stop(example: Example, content: str, form: Format) -> None:
         if stop in content:
             raise InputError(
                 f"{example.place}: the completion holds the text {stop!r}, which is the token that ends an answer. "
-                "Remove it from the text; it is added where the answer ends."
+                "Remove it from the text; it is added where the answer ends. "
+                "(`data.special_tokens_in_text: text` encodes it as text.)"
             )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from dpr_lightning.data.chat_format import SpecialText, check_setting
 from dpr_lightning.data.drawing import Drawing
 from dpr_lightning.data.ground_truth import check_ground_truth, verifier_scores
 from dpr_lightning.data.overlap import check_overlap
@@ -99,6 +100,8 @@ class RewardDataModule(LightningDataModule):
         draw_ahead: device where a copy of the policy writes the next rollout's answers while the policy learns from
             this one's, such as ``cuda:1``, or ``same``: where the policy lies. A rollout is then as many steps old,
             when it is first used, as each serves (``refresh_every``). None: the policy writes each when it is needed.
+        special_tokens_in_text: what becomes of special tokens that prompts spell: ``text``, ``tokens`` or ``error``.
+            None: as π_SFT was trained.
     """
 
     def __init__(
@@ -126,6 +129,7 @@ class RewardDataModule(LightningDataModule):
         verifier: Callable[[str, str, Mapping[str, Any]], float] | None = None,
         sampler: OtherSampler | None = None,
         draw_ahead: str | None = None,
+        special_tokens_in_text: SpecialText | None = None,
     ) -> None:
         super().__init__()
         if refresh_every < 1 or samples_per_prompt < 1 or prompts_per_rollout < 1:
@@ -145,6 +149,8 @@ class RewardDataModule(LightningDataModule):
                 "`draw_ahead` lets this package's sampler write rollouts of a policy that learns. Leave it out, or "
                 "`sampler` and `precomputed`."
             )
+        check_setting(special_tokens_in_text)
+        self.special_tokens_in_text: SpecialText | None = special_tokens_in_text
         self.sampler = sampler
         self.draw_ahead = draw_ahead
         self._ahead: DrawsAhead | None = None
@@ -195,6 +201,7 @@ class RewardDataModule(LightningDataModule):
             path,
             self.tokenizer,
             columns=self.columns,
+            special_tokens_in_text=self.special_tokens_in_text,
             max_prompt_length=self.max_prompt_length,
             over_length=self.over_length,
         )

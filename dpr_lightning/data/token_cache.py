@@ -52,6 +52,7 @@ def cache_key(rows: str, tokenizer: PreTrainedTokenizerBase, form: Format, optio
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "chat_template": form.chat_template,
         "stops": sorted(form.stops),
+        "special_text": form.special_text,
         "options": dict(options),
     }
     return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()

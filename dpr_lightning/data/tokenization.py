@@ -8,12 +8,14 @@ from transformers import PreTrainedTokenizerBase
 from dpr_lightning.data.chat_format import Format, choose_format
 from dpr_lightning.data.conversations import Example
 from dpr_lightning.data.learnt_parts import OnDropped
+from dpr_lightning.data.learnt_text import notice_altered, unknown_token
 from dpr_lightning.data.notices import Notices
 from dpr_lightning.data.rendering import check_no_stop, render_prompt, render_turns
+from dpr_lightning.data.special_text import SpecialTextEncoder
 from dpr_lightning.data.template_use import notice_without_template
 from dpr_lightning.errors import InputError
 
-TOKENIZATION_VERSION = 2
+TOKENIZATION_VERSION = 3
 """Part of every cache's key: raise it when the same text would become other tokens or another mask."""
 
 
@@ -66,16 +68,34 @@ def tokenize_examples(
         InputError: names the row and the reason.
     """
     notices = notices if notices is not None else Notices()
+    encoder = SpecialTextEncoder(tokenizer, form)
+    protected = [encoder.protect(example, notices) for example in examples]
+    changed = [after is not before for after, before in zip(protected, examples, strict=True)]
     if form.chat_template is None:
         notice_without_template(examples, notices)
-        return _tokenize_plain(examples, tokenizer, form)
-    rendered = [render_turns(example, tokenizer, form, notices, on_dropped) for example in examples]
+        return _tokenize_plain(protected, tokenizer, form, encoder, changed, notices)
+    rendered = []
+    for example, spells in zip(protected, changed, strict=True):
+        try:
+            rendered.append(render_turns(example, tokenizer, form, notices, on_dropped))
+        except InputError as error:
+            raise InputError(encoder.restore_message(str(error)) if spells else str(error)) from error
     texts = [text for turns in rendered for text in (turns.whole, *turns.prompts)]
-    encoded = iter(_encode(tokenizer, texts))
-    return [
-        _mask_turns(example, tokenizer, form, next(encoded), [next(encoded) for _ in turns.prompts])
-        for example, turns in zip(examples, rendered, strict=True)
-    ]
+    owners = [index for index, turns in enumerate(rendered) for _ in range(1 + len(turns.prompts))]
+    encoded = iter(
+        encoder.encode(texts, [examples[index].place for index in owners], [changed[index] for index in owners])
+    )
+    tokenized = []
+    for example, spells, turns in zip(examples, changed, rendered, strict=True):
+        whole, prompts = next(encoded), [next(encoded) for _ in turns.prompts]
+        row = _mask_turns(example, tokenizer, form, whole, prompts)
+        for prompt, text in zip(prompts, turns.prompts, strict=True):
+            stop = next(index for index in range(len(prompt), len(row.tokens)) if row.tokens[index] in form.stop_ids)
+            learnt = turns.whole[len(text) :]
+            expected = encoder.restore(learnt) if spells else learnt
+            notice_altered(tokenizer, row.tokens[len(prompt) : stop + 1], expected, example.place, notices)
+        tokenized.append(row)
+    return tokenized
 
 
 def tokenize_prompt(
@@ -94,14 +114,23 @@ def tokenize_prompts(
 ) -> list[list[int]]:
     """The prompts' tokens, many at once; see :func:`tokenize_prompt`."""
     notices = notices if notices is not None else Notices()
+    encoder = SpecialTextEncoder(tokenizer, form)
+    protected = [encoder.protect(example, notices) for example in examples]
+    changed = [after is not before for after, before in zip(protected, examples, strict=True)]
     if form.chat_template is None:
         notice_without_template(examples, notices)
-        return _encode_plain_prompts(examples, tokenizer)
-    texts = [render_prompt(example, tokenizer, form, notices) for example in examples]
-    encoded = _encode(tokenizer, texts)
+        encoded = _encode_plain_prompts(protected, tokenizer, encoder, changed)
+    else:
+        texts = [render_prompt(example, tokenizer, form, notices) for example in protected]
+        encoded = encoder.encode(texts, [example.place for example in examples], changed)
+    unknown = unknown_token(tokenizer, form)
     for example, tokens in zip(examples, encoded, strict=True):
         if not tokens:
             raise InputError(f"{example.place}: the prompt has no tokens. Give it at least one word.")
+        if unknown in tokens:
+            notices.add(
+                f"a prompt has characters that the tokenizer has no token for ({tokenizer.unk_token!r})", example.place
+            )
     return encoded
 
 
@@ -127,7 +156,12 @@ def _mask_turns(
 
 
 def _tokenize_plain(
-    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, form: Format
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    form: Format,
+    encoder: SpecialTextEncoder,
+    changed: Sequence[bool],
+    notices: Notices,
 ) -> list[TokenizedExample]:
     completions = []
     for example in examples:
@@ -137,11 +171,14 @@ def _tokenize_plain(
             )
         check_no_stop(example, example.completion, form)
         completions.append(example.completion)
-    prompts = _encode_plain_prompts(examples, tokenizer)
+    prompts = _encode_plain_prompts(examples, tokenizer, encoder, changed)
+    encoded = encoder.encode(completions, [example.place for example in examples], changed)
     tokenized = []
-    for example, prompt, said in zip(examples, prompts, _encode(tokenizer, completions), strict=True):
+    for example, spells, completion, prompt, said in zip(examples, changed, completions, prompts, encoded, strict=True):
         if not said:
             raise InputError(f"{example.place}: the completion has no tokens, though its text is not empty.")
+        expected = encoder.restore(completion) if spells else completion
+        notice_altered(tokenizer, said, expected, example.place, notices)
         said = [*said, int(tokenizer.eos_token_id)]
         tokenized.append(TokenizedExample(prompt + said, [False] * len(prompt) + [True] * len(said), True))
     return tokenized
@@ -153,13 +190,18 @@ _NO_TEMPLATE = (
 )
 
 
-def _encode_plain_prompts(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+def _encode_plain_prompts(
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    encoder: SpecialTextEncoder,
+    changed: Sequence[bool],
+) -> list[list[int]]:
     texts = []
     for example in examples:
         if not isinstance(example.prompt, str):
             raise InputError(f"{example.place} {_NO_TEMPLATE}")
         texts.append(example.prompt)
-    prompts = _encode(tokenizer, texts, add_special_tokens=True)
+    prompts = encoder.encode(texts, [example.place for example in examples], changed, add_special_tokens=True)
     for example, prompt in zip(examples, prompts, strict=True):
         # Some tokenizers close every text with EOS; an answer has yet to follow here.
         while prompt and prompt[-1] == tokenizer.eos_token_id and not example.prompt_text.endswith(tokenizer.eos_token):
@@ -172,15 +214,6 @@ def _encode_plain_prompts(examples: Sequence[Example], tokenizer: PreTrainedToke
                 "Remove the row, or give the prompt a word."
             )
     return prompts
-
-
-def _encode(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], add_special_tokens: bool = False
-) -> list[list[int]]:
-    if not texts:
-        return []
-    encoded = tokenizer(list(texts), add_special_tokens=add_special_tokens, return_attention_mask=False, verbose=False)
-    return [list(tokens) for tokens in encoded["input_ids"]]
 
 
 def _boundary(example: Example, tokenizer: PreTrainedTokenizerBase, tokens: list[int], prompt: list[int]) -> str:

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from dpr_lightning.data.chat_format import Format
 from dpr_lightning.data.conversations import to_demonstration
 from dpr_lightning.data.learnt_parts import OnDropped
+from dpr_lightning.data.learnt_text import UnknownTokens
 from dpr_lightning.data.notices import Notices
 from dpr_lightning.data.over_length import LengthLimit, OverLength, TokenizationReport
 from dpr_lightning.data.progress import progress_bar
@@ -141,6 +142,7 @@ def tokenize_rows(
     if on_dropped not in get_args(OnDropped):
         raise InputError(f"`on_dropped` is one of {', '.join(get_args(OnDropped))}; found {on_dropped!r}.")
     bound, notices = LengthLimit(max_length, over_length, source.name), Notices()
+    unknown = UnknownTokens(tokenizer, form)
     tokens: list[NDArray[np.int32]] = []
     mask: list[NDArray[np.bool_]] = []
     lengths: list[int] = []
@@ -156,6 +158,7 @@ def tokenize_rows(
                 notices.add_reading(example.shape, example.unused, example.place)
                 kept = bound.apply(tokenized, example.place, form.stop_ids)
                 if kept is not None:
+                    unknown.add(example, (token for token, acted in zip(kept.tokens, kept.mask, strict=True) if acted))
                     chunk.append(kept)
                     lengths.append(len(kept.tokens))
                     terminated.append(kept.terminated)
@@ -165,7 +168,8 @@ def tokenize_rows(
             mask.append(np.fromiter((acted for kept in chunk for acted in kept.mask), dtype=np.bool_))
             advance(len(examples))
     report = bound.finish()
-    report.notes = notices.lines()
+    report.unknown_tokens, report.unknown = unknown.count, unknown.sentence(report.acted_tokens)
+    report.notes = [*notices.lines(), *([report.unknown] if report.unknown else [])]
     arrays = {
         "tokens": torch.from_numpy(np.concatenate(tokens)),
         "mask": torch.from_numpy(np.concatenate(mask)),

@@ -175,13 +175,18 @@ def test_a_template_without_eos_is_refused() -> None:
         tokenize_example(example, other, end_of_turn="<|never|>")
 
 
-def test_eos_inside_the_text_is_refused(
+def test_eos_inside_the_text_is_text_or_refused(
     chat_tokenizer: PreTrainedTokenizerFast, plain_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     example = demonstration(prompt="hi", completion="hello<|end|> world")
     for tokenizer in (chat_tokenizer, plain_tokenizer):
+        assert spans(tokenizer, tokenize_example(example, tokenizer)) == ["hello<|end|> world<|end|>"]
+        assert tokenize_example(example, tokenizer).tokens.count(tokenizer.eos_token_id) == (
+            1 if tokenizer is plain_tokenizer else 2
+        )
+        form = choose_format(tokenizer, special_tokens_in_text="tokens")
         with pytest.raises(InputError, match=r"f\.jsonl:3: the completion holds the text '<\|end\|>'"):
-            tokenize_example(example, tokenizer)
+            tokenize_examples([example], tokenizer, form)
 
 
 def test_what_a_tokenizer_must_have(plain_tokenizer: PreTrainedTokenizerFast) -> None:

@@ -26,6 +26,7 @@ from dpr_lightning.policies import (
     save_policy,
 )
 from tests.reliability.kit import Answer, Case, Kit, said_to
+from tests.tiny import ALPHABET
 from tests.workspace import make_workspace, write_rows
 
 CALLBACKS = "lightning.pytorch.callbacks."
@@ -144,12 +145,12 @@ def _other_tokenizer(kit: Kit) -> list[str]:
 
 
 def _larger_tokenizer(kit: Kit) -> list[str]:
-    character_tokenizer([*map(chr, range(0x4E00, 0x4F00))]).save_pretrained(kit.folder / "tokenizer")
+    character_tokenizer([ALPHABET, *map(chr, range(0x4E00, 0x4F00))]).save_pretrained(kit.folder / "tokenizer")
     return kit.fit(policy={"source": kit.workspace.sft, "tokenizer": str(kit.folder / "tokenizer")})
 
 
 def _prompt_of_eos(kit: Kit) -> list[str]:
-    return kit.rows(GOOD, {"prompt": "<eos>", "completion": "2"})
+    return kit.rows(GOOD, {"prompt": "<eos>", "completion": "2"}, special_tokens_in_text="tokens")
 
 
 def _same_twice(kit: Kit) -> list[str]:
@@ -243,7 +244,15 @@ CASES: dict[str, dict[str, Case]] = {
             lambda kit: kit.dpr(evaluation=kit.workspace.prompts), ("share", "allow_overlap")
         ),
         "a completion with the EOS token in it": Case(
-            lambda kit: kit.rows(GOOD, {"prompt": "1", "completion": "2<eos>3"}), ("data.jsonl:2", "<eos>")
+            lambda kit: kit.rows(GOOD, {"prompt": "1", "completion": "2<eos>3"}, special_tokens_in_text="tokens"),
+            ("data.jsonl:2", "<eos>"),
+        ),
+        "a special token in a text, refused": Case(
+            lambda kit: kit.rows(GOOD, {"prompt": "1<pad>", "completion": "2"}, special_tokens_in_text="error"),
+            ("data.jsonl:2", "<pad>", "special_tokens_in_text"),
+        ),
+        "characters that the tokenizer does not have": Case(
+            lambda kit: kit.rows({"prompt": "1", "completion": "2 é"}), ("data.jsonl", "'é'", "max_unknown")
         ),
     },
     "Tokens and templates": {
@@ -260,6 +269,10 @@ CASES: dict[str, dict[str, Case]] = {
                 _chat(ASK, SAY), chat_template=CHAT_TEMPLATE, chat_template_kwargs={"enable_thinking": False}
             ),
             ("`chat_template_kwargs`", "'enable_thinking'"),
+        ),
+        "a pad token that is no token": Case(
+            lambda kit: kit.fit(policy={"source": kit.workspace.sft, "pad_token": "<nothing>"}),
+            ("model.policy.pad_token", "'<nothing>'", "'<pad>'"),
         ),
         "an end of turn that is no token": Case(lambda kit: kit.fit(end_of_turn="<|im_end|>"), ("<|im_end|>",)),
         "a chat template that is no Jinja": Case(lambda kit: kit.fit(chat_template="{% for m in"), ("template",)),
