@@ -6,7 +6,7 @@ import torch
 from lightning import Trainer
 
 from dpr_lightning.callbacks.periodic_evaluation import PeriodicEvaluation
-from dpr_lightning.data import PromptSet
+from dpr_lightning.data import PromptSet, Rows
 from dpr_lightning.distributed import sum_over_ranks
 from dpr_lightning.evaluation.answers import collect_answers
 from dpr_lightning.evaluation.verifiers import load_verifier
@@ -29,7 +29,7 @@ class GenerationEvaluation(PeriodicEvaluation):
 
     def __init__(
         self,
-        prompts: str,
+        prompts: Rows,
         verifier: str = "exact_match",
         max_new_tokens: int = 256,
         temperatures: list[float] | None = None,

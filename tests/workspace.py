@@ -44,7 +44,7 @@ def write_rows(path: Path, rows: list[Any]) -> str:
 def write_sft_config(
     folder: Path,
     policy: dict[str, Any],
-    train: str,
+    train: Any,
     model: dict[str, Any] | None = None,
     trainer: dict[str, Any] | None = None,
     **data: Any,

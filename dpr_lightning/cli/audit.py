@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from dpr_lightning.cli.loading import best_device, console, progress_bar, verifier_named
-from dpr_lightning.data import PromptSet, carried_format, last_turn, open_rows, tokenize_rows
+from dpr_lightning.data import PromptSet, Rows, carried_format, last_turn, open_rows, tokenize_rows
 from dpr_lightning.errors import InputError
 from dpr_lightning.evaluation.answers import collect_answers
 from dpr_lightning.evaluation.audit import RewardAudit, Rewarded, audit_reward, recommend
@@ -30,7 +30,7 @@ FAILED = 3
 def audit(
     sft: str,
     references: list[str],
-    demonstrations: str,
+    demonstrations: Rows,
     verifier: str | None = None,
     samples: int = 4,
     limit: int = 200,

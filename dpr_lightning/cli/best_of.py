@@ -9,7 +9,7 @@ import torch
 
 from dpr_lightning.cli.loading import best_device, console, progress_bar, verifier_named
 from dpr_lightning.cli.report import machine, save_report
-from dpr_lightning.data import PromptSet
+from dpr_lightning.data import PromptSet, Rows
 from dpr_lightning.errors import InputError
 from dpr_lightning.evaluation.answers import collect_answers
 from dpr_lightning.evaluation.reward_preview import default_forms
@@ -26,7 +26,7 @@ CURVES = 6
 def best_of(
     sft: str,
     references: list[str],
-    prompts: str,
+    prompts: Rows,
     verifier: str,
     output: str,
     head: str | None = None,
@@ -67,7 +67,7 @@ def best_of(
     judge = verifier_named(verifier)
     questions = PromptSet.load(prompts, tokenizer, columns=columns, limit=limit)
     if len(questions) < 2:
-        raise InputError(f"{prompts} has {len(questions)} prompt: an interval takes at least two.")
+        raise InputError(f"{questions.file} has {len(questions)} prompt: an interval takes at least two.")
     verifying = load_verifier_head(head, tokenizer, dtype) if head is not None else None
     forms = default_forms(spec) | {"log_policy": RewardSpec(form="log_policy")}
     dense = DenseReward.from_folders(sft, references, spec, dtype=dtype)

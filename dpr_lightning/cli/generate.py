@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.cli.loading import console, frozen_policy, progress_bar, verifier_named
-from dpr_lightning.data import PromptSet
+from dpr_lightning.data import PromptSet, Rows
 from dpr_lightning.errors import InputError
 from dpr_lightning.evaluation.answers import Answers, collect_answers
 from dpr_lightning.evaluation.statistics import mean_interval, pass_at_k
@@ -21,7 +21,7 @@ from dpr_lightning.rollouts import Combine, SamplingOptions, only
 
 def generate(
     policy: str,
-    prompts: str,
+    prompts: Rows,
     output: str | None = None,
     references: list[str] | None = None,
     reward: RewardSpec | None = None,
@@ -78,7 +78,7 @@ def generate(
 
 def evaluate(
     policy: str,
-    prompts: str,
+    prompts: Rows,
     verifier: str = "exact_match",
     sft: str | None = None,
     references: list[str] | None = None,
@@ -173,7 +173,7 @@ class _Asked:
 
 def _answer(
     asked: _Asked,
-    prompts: str,
+    prompts: Rows,
     options: SamplingOptions,
     samples: int,
     limit: int | None,

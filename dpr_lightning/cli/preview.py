@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from dpr_lightning.cli.loading import best_device, console, progress_bar, verifier_named
-from dpr_lightning.data import PromptSet
+from dpr_lightning.data import PromptSet, Rows
 from dpr_lightning.evaluation.preview import BETAS, describe
 from dpr_lightning.evaluation.reward_preview import form_name, preview_reward
 from dpr_lightning.policies import load_tokenizer
@@ -16,7 +16,7 @@ from dpr_lightning.rollouts import SamplingOptions
 def preview(
     sft: str,
     references: list[str],
-    prompts: str,
+    prompts: Rows,
     reward: RewardSpec | None = None,
     beta: float = 1.0,
     betas: list[float] | None = None,

@@ -14,6 +14,7 @@ from dpr_lightning.callbacks import ResumableCheckpoints
 from dpr_lightning.callbacks.checkpoint_store import STATE, CheckpointStore
 from dpr_lightning.callbacks.run_ends import how_to_go_on_next_time, is_trial
 from dpr_lightning.callbacks.wandb_logger import continue_wandb_runs
+from dpr_lightning.data.rows import local_files
 from dpr_lightning.errors import InputError
 from dpr_lightning.policies import is_in_shards
 from dpr_lightning.rewards.cache import content_hash, policy_hash
@@ -27,6 +28,8 @@ CHANGEABLE = {
     "optimizer", "schedule", "cache_dir", "token_budget", "gradient_checkpointing", "check_start", "non_finite",
     "frozen_weights",
 }  # fmt: skip
+ROWS = re.compile(r"data\.(?:init_args\.)?(?:train|validation|test|prompts|held_out|evaluation)(?:\[\d+\])?(?:\.path)?")
+"""Options that name rows."""
 STEP = ("accumulate_grad_batches", "gradient_clip_val", "precision")
 """What of the trainer makes a step what it is."""
 IN_SHARDS = (DeepSpeedStrategy, ModelParallelStrategy)
@@ -146,14 +149,21 @@ def _flatten(place: str, value: Any, flat: dict[str, Any]) -> None:
         for number, inner in enumerate(value):
             _flatten(f"{place}[{number}]", inner, flat)
     else:
-        flat[place] = _content(value)
+        flat[place] = _content(value, rows=ROWS.fullmatch(place) is not None)
 
 
-def _content(value: Any) -> Any:
-    """A plain value; of a path, what is there, so that a file that has changed is noticed and one that moved is not."""
+def _content(value: Any, *, rows: bool) -> Any:
+    """A plain value; of a path, what is there, so that a file that has changed is noticed and one that moved is not.
+
+    Args:
+        value: of an option.
+        rows: the option names rows, so that its value may be a pattern of files.
+    """
     if not isinstance(value, (str, Path)):
         return value if isinstance(value, (int, float, type(None))) else str(value)
     path = Path(value)
+    if rows and not path.exists() and (files := local_files(value)):
+        return f"{len(files)} files {' '.join(content_hash(file)[:16] for file in files)}"
     if path.is_dir():
         return f"folder {policy_hash(path)[:16]}"
     return f"file {content_hash(path)[:16]}" if path.is_file() else str(value)

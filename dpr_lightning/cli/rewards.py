@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 
 from dpr_lightning.cli.loading import best_device, console, progress_bar
-from dpr_lightning.data import carried_format, open_rows, tokenize_rows
+from dpr_lightning.data import Rows, carried_format, open_rows, tokenize_rows
 from dpr_lightning.evaluation.answers import Answers
 from dpr_lightning.policies import load_tokenizer
 from dpr_lightning.reports import Pair, Response, write_heatmap
@@ -23,7 +23,7 @@ MOST_PAIRS = 12
 def rewards(
     sft: str,
     references: list[str],
-    responses: str,
+    responses: Rows,
     output: str,
     reward: RewardSpec | None = None,
     columns: dict[str, str] | None = None,
@@ -62,7 +62,8 @@ def rewards(
     folder.mkdir(parents=True, exist_ok=True)
     table = [
         {
-            "row": int(data.numbers[place]),
+            "file": data.where(place).rpartition(":")[0],
+            "row": int(data.where(place).rpartition(":")[2]),
             "prompt": response.prompt,
             "tokens": list(response.tokens),
             "token_ids": tokens[place][mask[place]].tolist(),

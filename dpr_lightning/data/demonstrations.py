@@ -21,7 +21,7 @@ from dpr_lightning.data.overlap import check_overlap
 from dpr_lightning.data.prompt_identity import hold_out_prompts
 from dpr_lightning.data.prompts import PromptSet
 from dpr_lightning.data.row_columns import check_columns
-from dpr_lightning.data.rows import open_rows
+from dpr_lightning.data.rows import Rows, open_rows
 from dpr_lightning.data.token_cache import cache_key, load_or_tokenize
 from dpr_lightning.data.tokenized import TokenizedDataset, tokenize_rows
 from dpr_lightning.errors import InputError
@@ -36,10 +36,12 @@ class DemonstrationDataModule(LightningDataModule):
     """Demonstrations to imitate, tokenised once and batched by length.
 
     Args:
-        train: rows with ``messages``, or with ``prompt`` and ``completion``: a ``.jsonl``, ``.json`` or ``.parquet``
-            file, or a ``datasets`` name (``owner/name:split``).
-        validation: another such file; or a share in (0, 1) of the prompts of ``train`` to hold out; or None.
-        test: another such file; None: the validation rows.
+        train: rows with ``messages``, or with ``prompt`` and ``completion``, or of another shape that docs/data.md
+            lists: a file, a folder, a pattern such as ``shards/*.jsonl``, a ``datasets`` name (``owner/name:split``),
+            or a list of these, ``{path: …, weight: …}`` for those that count more or less often; see
+            :func:`~dpr_lightning.data.rows.open_rows`.
+        validation: rows of another source; or a share in (0, 1) of the prompts of ``train`` to hold out; or None.
+        test: rows of another source; None: the validation rows.
         tokenizer: hub id or folder; None: that of the policy in training.
         columns: the files' own names of our columns, such as ``{prompt: question, completion: answer}``.
         chat_template: a Jinja template or a file with one, instead of the tokenizer's own; ``none``: plain text. The
@@ -76,9 +78,9 @@ class DemonstrationDataModule(LightningDataModule):
 
     def __init__(
         self,
-        train: str,
-        validation: float | str | None = None,
-        test: str | None = None,
+        train: Rows,
+        validation: float | Rows | None = None,
+        test: Rows | None = None,
         tokenizer: str | None = None,
         columns: dict[str, str] | None = None,
         chat_template: str | None = None,
@@ -207,24 +209,25 @@ class DemonstrationDataModule(LightningDataModule):
     def prepare_data(self) -> None:
         """Tokenise what is not in the cache yet; one process a machine does this, the others wait."""
         if self.cache_dir is not None:
-            for file in self._files():
-                self._tokenized(file, progress=True)
+            for source in self._sources():
+                self._tokenized(source, progress=True)
 
     def setup(self, stage: str | None = None) -> None:
         """Read the tokens, split, and check that no prompt is in two sets."""
         if self.train_data is not None:
             return
-        data = {file: self._tokenized(file, progress=self._global_rank == 0) for file in self._files()}
-        self.train_data = data[self.train]
+        sources = self._sources()
+        data = [self._tokenized(source, progress=self._global_rank == 0) for source in sources]
+        self.train_data = data[sources.index(self.train)]
         if isinstance(self.validation, float):
             whole = self.train_data
             held_out = hold_out_prompts(whole.prompt_hashes, self.validation, self.seed, whole.file)
             self.train_data = whole.select(np.flatnonzero(~held_out))
             self.validation_data = whole.select(np.flatnonzero(held_out))
         elif self.validation is not None:
-            self.validation_data = data[self.validation]
-        self.test_data = data[self.test] if self.test is not None else self.validation_data
-        for tokenized in data.values():
+            self.validation_data = data[sources.index(self.validation)]
+        self.test_data = data[sources.index(self.test)] if self.test is not None else self.validation_data
+        for tokenized in data:
             rank_zero_info(str(tokenized.report))
             tokenized.report.log_notes()
         sets = {"training": self.train_data, "validation": self.validation_data}
@@ -289,7 +292,7 @@ class DemonstrationDataModule(LightningDataModule):
         held = self.validation_data
         if held is None:
             raise InputError("There is no validation set: set `validation` to a file, or to a share such as 0.1.")
-        source = self.train if isinstance(self.validation, float) else str(self.validation)
+        source = self.train if self.validation is None or isinstance(self.validation, float) else self.validation
         prompts = PromptSet.load(
             source,
             self.tokenizer,
@@ -301,12 +304,16 @@ class DemonstrationDataModule(LightningDataModule):
         )
         return prompts.select(np.flatnonzero(np.isin(prompts.numbers, held.numbers)))
 
-    def _files(self) -> list[str]:
-        named = [self.train, self.validation if isinstance(self.validation, str) else None, self.test]
-        return list(dict.fromkeys(file for file in named if file is not None))
+    def _sources(self) -> list[Rows]:
+        """What is named for training, validation and test, each once."""
+        sources: list[Rows] = [self.train]
+        for source in (self.validation, self.test):
+            if source is not None and not isinstance(source, float) and source not in sources:
+                sources.append(source)
+        return sources
 
-    def _tokenized(self, file: str, progress: bool) -> TokenizedDataset:
-        rows = open_rows(file)
+    def _tokenized(self, source: Rows, progress: bool) -> TokenizedDataset:
+        rows = open_rows(source)
         form = self._format()
         options: dict[str, Any] = {
             "columns": self.columns,
@@ -323,7 +330,7 @@ class DemonstrationDataModule(LightningDataModule):
             data = tokenize()
         else:
             key = cache_key(rows.fingerprint(), self.tokenizer, form, options)
-            data = load_or_tokenize(Path(self.cache_dir), key, rows.name, tokenize)
+            data = load_or_tokenize(Path(self.cache_dir), key, rows.name, tokenize, rows.files)
         data.report.check_unknown(self.max_unknown)
         return data
 

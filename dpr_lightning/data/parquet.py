@@ -13,11 +13,11 @@ from dpr_lightning.errors import InputError, first_line
 class ParquetRows:
     """The rows of a Parquet file, a thousand in memory at a time."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, notes: tuple[str, ...] = ()) -> None:
         self.path = path
         self.name = str(path)
         self.files: tuple[str, ...] = (self.name,)
-        self.notes: tuple[str, ...] = ()
+        self.notes = notes
         try:
             self.rows = int(pyarrow.parquet.ParquetFile(path).metadata.num_rows)
         except (pyarrow.ArrowException, OSError) as error:

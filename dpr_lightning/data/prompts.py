@@ -15,7 +15,8 @@ from dpr_lightning.data.notices import Notices, log_lines
 from dpr_lightning.data.over_length import over_length_message
 from dpr_lightning.data.progress import progress_bar
 from dpr_lightning.data.prompt_identity import prompt_hash
-from dpr_lightning.data.rows import first_rows, open_rows
+from dpr_lightning.data.row_types import first_rows, locate, row_key
+from dpr_lightning.data.rows import Rows, open_rows
 from dpr_lightning.data.tokenization import tokenize_prompts
 from dpr_lightning.data.tokenized import CHUNK
 from dpr_lightning.errors import InputError
@@ -58,6 +59,8 @@ class PromptSet:
         numbers: row in the file, from 1.
         file: where the rows came from.
         dropped: rows left out because they are too long.
+        files: of the rows, where there are several; their index is in ``numbers``, see
+            :func:`~dpr_lightning.data.row_types.row_key`.
     """
 
     def __init__(
@@ -68,12 +71,14 @@ class PromptSet:
         numbers: Sequence[int],
         file: str,
         dropped: int = 0,
+        files: Sequence[str] = (),
     ) -> None:
         self.tokens = list(tokens)
         self.texts = list(texts)
         self.metadata = list(metadata)
         self.numbers = list(numbers)
         self.file = file
+        self.files = tuple(files) or (file,)
         self.dropped = dropped
         self.prompt_hashes: NDArray[np.int64] = np.array([prompt_hash(text) for text in self.texts], dtype=np.int64)
 
@@ -88,7 +93,8 @@ class PromptSet:
 
     def where(self, place: int) -> str:
         """``file:number`` of a prompt."""
-        return f"{self.file}:{self.numbers[place]}"
+        file, number = locate(self.files, self.numbers[place])
+        return f"{file}:{number}"
 
     def select(self, places: Sequence[int] | NDArray[np.int64]) -> "PromptSet":
         """Some of the prompts."""
@@ -99,12 +105,13 @@ class PromptSet:
             [self.metadata[place] for place in chosen],
             [self.numbers[place] for place in chosen],
             self.file,
+            files=self.files,
         )
 
     @classmethod
     def load(
         cls,
-        source: str,
+        source: Rows,
         tokenizer: PreTrainedTokenizerBase,
         *,
         columns: Mapping[str, str] | None = None,
@@ -119,7 +126,7 @@ class PromptSet:
         """Read prompts from rows with ``prompt``, or with ``messages`` without the assistant's closing turns.
 
         Args:
-            source: file or data set; see :func:`~dpr_lightning.data.rows.open_rows`.
+            source: files or a data set; see :func:`~dpr_lightning.data.rows.open_rows`.
             tokenizer: of the policy.
             columns: the file's names of our columns.
             chat_template: instead of the tokenizer's own; ``none``: plain text.
@@ -145,6 +152,7 @@ class PromptSet:
             special_tokens_in_text=special_tokens_in_text,
         )
         rows_source = open_rows(source)
+        files = {file: index for index, file in enumerate(rows_source.files)}
         rows = first_rows(rows_source, limit)
         tokens: list[list[int]] = []
         texts: list[str] = []
@@ -163,10 +171,10 @@ class PromptSet:
                     tokens.append(ids)
                     texts.append(example.prompt_text)
                     metadata.append(example.metadata)
-                    numbers.append(example.number)
+                    numbers.append(row_key(files[example.file], example.number))
                 advance(len(examples))
         if too_long and (over_length == "error" or not tokens):
             rows_read = len(tokens) + len(too_long)
             raise InputError(over_length_message(too_long, rows_read, "max_prompt_length", max_prompt_length or 0))
-        log_lines(rows_source.name, notices.lines())
-        return cls(tokens, texts, metadata, numbers, rows_source.name, len(too_long))
+        log_lines(rows_source.name, [*rows_source.notes, *notices.lines()])
+        return cls(tokens, texts, metadata, numbers, rows_source.name, len(too_long), rows_source.files)

@@ -20,6 +20,7 @@ from dpr_lightning.data.precomputed import KEPT, hash_of_prompts, hashed_options
 from dpr_lightning.data.prompts import PromptSet, check_prompt_positions
 from dpr_lightning.data.rewarded import rewarded
 from dpr_lightning.data.rollout_loader import RolloutLoader
+from dpr_lightning.data.rows import Rows
 from dpr_lightning.distributed import mark, sum_over_ranks
 from dpr_lightning.errors import InputError
 from dpr_lightning.policies import (
@@ -70,7 +71,8 @@ class RewardDataModule(LightningDataModule):
     Token ids travel from the sampler to the loss; text is never encoded again.
 
     Args:
-        prompts: file (JSONL, Parquet) or dataset name with the prompts to learn on; completions in it are ignored.
+        prompts: files or dataset name with the prompts to learn on, as ``train`` of :class:`DemonstrationDataModule`;
+            completions in it are ignored.
         sft: folder of π_SFT.
         references: folders of weaker checkpoints of the same run.
         reward: form of the reward; None: :meth:`RewardSpec.recommended`.
@@ -106,7 +108,7 @@ class RewardDataModule(LightningDataModule):
 
     def __init__(
         self,
-        prompts: str,
+        prompts: Rows,
         sft: str,
         references: list[str],
         reward: RewardSpec | None = None,
@@ -115,8 +117,8 @@ class RewardDataModule(LightningDataModule):
         prompts_per_rollout: int = 64,
         refresh_every: int = 1,
         precomputed: str | None = None,
-        held_out: str | None = None,
-        evaluation: str | None = None,
+        held_out: Rows | None = None,
+        evaluation: Rows | None = None,
         allow_overlap: bool = False,
         columns: dict[str, str] | None = None,
         max_prompt_length: int = 1024,
@@ -192,11 +194,11 @@ class RewardDataModule(LightningDataModule):
         log.info("%s", report)
         if len(self.prompts) < self.prompts_per_rollout:
             raise InputError(
-                f"{self.prompts_path} has {len(self.prompts)} prompts and a rollout takes {self.prompts_per_rollout}. "
+                f"{self.prompts.file} has {len(self.prompts)} prompts and a rollout takes {self.prompts_per_rollout}. "
                 "Lower `data.prompts_per_rollout`, or bring more prompts."
             )
 
-    def _read_prompts(self, path: str) -> PromptSet:
+    def _read_prompts(self, path: Rows) -> PromptSet:
         return PromptSet.load(
             path,
             self.tokenizer,

@@ -1,128 +1,78 @@
-"""Rows of a JSON Lines file, a JSON array, a Parquet file or a ``datasets`` data set, each with its file and number.
+"""Rows of a file, of a folder or a pattern of files, of a list of them, or of a ``datasets`` data set.
 
-Rows are read one after the other and never held all at once, so that a million of them need no more memory than one.
+Rows are read one after the other and never all at once, so that a million of them need no more memory than one.
 """
 
-import codecs
 import difflib
-import json
+import glob
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dpr_lightning.data.row_files import DELIMITERS, SUFFIXES, open_file
+from dpr_lightning.data.row_mixtures import MixedRows, RowFile
+from dpr_lightning.data.row_streams import COMPRESSED_SUFFIXES, suffix_of
 from dpr_lightning.data.row_types import Row, RowSource, file_hash, first_rows
 from dpr_lightning.errors import InputError, first_line
 
-__all__ = ["Row", "RowSource", "file_hash", "first_rows", "open_rows"]
+__all__ = ["Row", "RowFile", "RowSource", "Rows", "file_hash", "first_rows", "local_files", "open_rows"]
 
-SUFFIXES = (".jsonl", ".json", ".parquet")
-MAGIC = {
-    codecs.BOM_UTF16_LE: "text in UTF-16: save it as UTF-8",
-    codecs.BOM_UTF16_BE: "text in UTF-16: save it as UTF-8",
-    b"\x1f\x8b": "compressed by gzip: unpack it",
-    b"BZh": "compressed by bzip2: unpack it",
-    b"\x28\xb5\x2f\xfd": "compressed by zstandard: unpack it",
-    b"PK\x03\x04": "a zip archive: unpack it",
-    b"PAR1": "Parquet: let its name end in .parquet",
+Rows = str | list[str | RowFile]
+"""What an option names rows by: a path, pattern or data set, or a list of them, with weights where wanted."""
+DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+"""Files that describe a data set and have no rows."""
+SAVED = ("state.json", "dataset_dict.json")
+"""What ``save_to_disk`` writes into its folder."""
+SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
 }
-"""How files begin that are no JSON, and what to do with them."""
+"""How files of the splits of a data set are called."""
 
 
-def open_rows(source: str | Path) -> RowSource:
-    """Open a file by its suffix, a folder that ``datasets`` wrote, or a data set by its hub name.
+def open_rows(source: Rows | Path) -> RowSource:
+    """Open rows by the name of a file, a folder, a pattern or a data set, or by a list of such names.
 
     Args:
-        source: path of a ``.jsonl``, ``.json`` (one object a line, or an array of objects) or ``.parquet`` file; a
-            folder; or ``owner/name``, ``owner/name:split`` or ``owner/name:configuration:split`` (split: ``train``).
+        source: path of a ``.jsonl``, ``.json`` (one object a line, or an array of objects), ``.csv``, ``.tsv`` or
+            ``.parquet`` file, texts also compressed (``.gz``, ``.bz2``, ``.xz``, ``.zst``); a folder of such files, or
+            one that ``save_to_disk`` wrote; a pattern such as ``shards/*.jsonl`` or ``data/**/*.parquet``; a data
+            set, ``owner/name``, ``owner/name:split`` or ``owner/name:configuration:split`` (split: ``train``); or a
+            list of these.
 
     Raises:
         InputError: there is no such file or data set, its format is unknown, or it is empty.
     """
+    if isinstance(source, list):
+        return _open_list(source)
+    text = str(source)
+    path = Path(text).expanduser()
+    if path.is_file():
+        return open_file(path)
+    if path.is_dir():
+        return _open_folder(text, path)
+    if text.lstrip()[:1] in ("[", "{") and not _matches(path):
+        raise InputError(f"{text} is no list of files. Write for example [a.jsonl, {{path: b.jsonl, weight: 2}}].")
+    if _is_pattern(text):
+        return _open_pattern(text, path)
+    if _looks_like_path(text):
+        raise InputError(_missing(path))
+    return _open_dataset(text)
+
+
+def local_files(source: Rows | Path) -> list[Path]:
+    """The files that a name stands for now, sorted; none for a data set of the hub or a file that is missing."""
+    if isinstance(source, list):
+        names = [part if isinstance(part, str) else part["path"] for part in source]
+        return [file for name in names for file in local_files(name)]
     path = Path(source).expanduser()
     if path.is_file():
-        if path.suffix not in SUFFIXES:
-            raise InputError(f"{path} ends in {path.suffix!r}; rows are read from {', '.join(SUFFIXES)}. Convert it.")
-        if path.stat().st_size == 0:
-            raise InputError(f"{path} is empty (0 bytes). Was the program that writes it interrupted?")
-        if path.suffix == ".parquet":
-            # Arrow takes 30 MB of every process that imports it.
-            from dpr_lightning.data.parquet import ParquetRows
-
-            return ParquetRows(path)
-        head = _head(path)
-        return JsonArrayRows(path) if path.suffix == ".json" and head.lstrip()[:1] == b"[" else JsonLinesRows(path)
-    if path.is_dir() or not _looks_like_path(str(source)):
-        return _open_dataset(str(source))
-    raise InputError(_missing(path))
-
-
-class JsonLinesRows:
-    """One JSON object a line, in UTF-8; blank lines are passed over but counted."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.name = str(path)
-        self.files: tuple[str, ...] = (self.name,)
-        self.notes: tuple[str, ...] = ()
-
-    def __iter__(self) -> Iterator[Row]:
-        """Parse line by line.
-
-        Raises:
-            InputError: a line is not UTF-8, not JSON or not an object, or no line holds anything.
-        """
-        found = False
-        with self.path.open("rb") as handle:
-            for number, line in enumerate(handle, start=1):
-                if number == 1:
-                    line = line.removeprefix(codecs.BOM_UTF8)
-                if line.strip():
-                    found = True
-                    yield _checked(self.name, number, _parse(self.name, number, line))
-        if not found:
-            raise InputError(f"{self.name} holds no rows, only blank lines.")
-
-    def fingerprint(self) -> str:
-        """SHA-256 of the bytes."""
-        return file_hash(self.path)
-
-    def count(self) -> int:
-        """Number of lines."""
-        total = 0
-        with self.path.open("rb") as handle:
-            while block := handle.read(1 << 22):
-                total += block.count(b"\n")
-        return total + 1
-
-
-class JsonArrayRows:
-    """One JSON array of objects; it is parsed whole, so JSON Lines is better for long files."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.name = str(path)
-        self.files: tuple[str, ...] = (self.name,)
-        self.notes: tuple[str, ...] = ()
-
-    def __iter__(self) -> Iterator[Row]:
-        """Parse the file, then yield its entries.
-
-        Raises:
-            InputError: the file is not UTF-8 or not JSON, or an entry is not an object.
-        """
-        values = _parse(self.name, None, self.path.read_bytes().removeprefix(codecs.BOM_UTF8))
-        if not values:
-            raise InputError(f"{self.name} holds no rows: its array is empty.")
-        for number, value in enumerate(values, start=1):
-            yield _checked(self.name, number, value)
-
-    def fingerprint(self) -> str:
-        """SHA-256 of the bytes."""
-        return file_hash(self.path)
-
-    def count(self) -> int:
-        """Not known before parsing."""
-        return 0
+        return [path]
+    if path.is_dir():
+        return sorted(part for part in path.rglob("*") if part.is_file() and not _is_hidden(part, path))
+    return _matches(path) if _is_pattern(str(source)) else []
 
 
 class DatasetRows:
@@ -150,6 +100,77 @@ class DatasetRows:
         return len(self.dataset)
 
 
+def _open_list(parts: list[str | RowFile]) -> RowSource:
+    if not parts:
+        raise InputError("The list of files of rows is empty. Name at least one.")
+    files = [RowFile(path=part) if isinstance(part, str) else part for part in parts]
+    sources = [(open_rows(file["path"]), file.get("weight", 1.0)) for file in files]
+    rest = f" and {len(files) - 1} more" if len(files) > 1 else ""
+    return MixedRows(f"{files[0]['path']}{rest}", sources)
+
+
+def _open_folder(name: str, path: Path) -> RowSource:
+    if any((path / saved).is_file() for saved in SAVED):
+        return _open_dataset(name)
+    files = local_files(path)
+    readable = [file for file in files if _is_rows(file)]
+    if not readable:
+        return _open_dataset(name)
+    splits = {split: file for file in reversed(readable) if (split := _split_of(file.relative_to(path))) is not None}
+    if len(splits) > 1:
+        patterns = [f"{name.rstrip('/')}/{_pattern_of(file.relative_to(path))}" for file in splits.values()]
+        raise InputError(
+            f"The folder {name} holds files of several splits ({', '.join(sorted(splits))}), which are not mixed. "
+            f"Name those that are meant, for example {' or '.join(sorted(patterns))}."
+        )
+    left = [file.name for file in files if file not in readable and file.name not in DESCRIPTIONS]
+    names = ", ".join(left[:3]) + (" …" if len(left) > 3 else "")
+    notes = [f"files of other kinds in the folder are not read: {names}"] if left else []
+    return MixedRows(name, [(open_file(file), 1.0) for file in readable], notes)
+
+
+def _open_pattern(name: str, path: Path) -> RowSource:
+    files = _matches(path)
+    if not files:
+        fixed = next(parent for parent in path.parents if not _is_pattern(str(parent)))
+        raise InputError(f"No file matches {name}. {_contents(fixed) if fixed.is_dir() else _missing(fixed / '…')}")
+    return MixedRows(name, [(open_file(file), 1.0) for file in files])
+
+
+def _is_pattern(name: str) -> bool:
+    return glob.has_magic(name)
+
+
+def _matches(path: Path) -> list[Path]:
+    """The files that a pattern matches, sorted; hidden ones are not."""
+    return sorted(file for match in glob.glob(str(path), recursive=True) if (file := Path(match)).is_file())
+
+
+def _is_rows(path: Path) -> bool:
+    return suffix_of(path) in SUFFIXES and path.name not in DESCRIPTIONS
+
+
+def _is_hidden(path: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
+
+
+def _split_of(path: Path) -> str | None:
+    """The split of a data set that a file's path names, as the Hub's folders do; None for none."""
+    words = re.split(r"[^a-z]+", str(path).lower())
+    return next((split for split, names in SPLITS.items() if not set(names).isdisjoint(words)), None)
+
+
+def _pattern_of(path: Path) -> str:
+    """A pattern for the files of the same split in the same folder."""
+    words = [name for names in SPLITS.values() for name in names]
+    named = next((part for part in path.parts if set(re.split(r"[^a-z]+", part.lower())) & set(words)), path.name)
+    if named != path.name:
+        return f"{Path(*path.parts[: path.parts.index(named) + 1])}/**"
+    word = next(word for word in re.split(r"[^A-Za-z]+", named) if word.lower() in words)
+    start = named.index(word)
+    return str(path.with_name(f"{'*' if start else ''}{word}*"))
+
+
 def _open_dataset(source: str) -> DatasetRows:
     import datasets  # takes a second to import, and files do without it
 
@@ -158,7 +179,7 @@ def _open_dataset(source: str) -> DatasetRows:
     split = options[-1] if options else "train"
     configuration = options[0] if len(options) == 2 else None
     try:
-        if path.is_dir() and ((path / "state.json").is_file() or (path / "dataset_dict.json").is_file()):
+        if path.is_dir() and any((path / saved).is_file() for saved in SAVED):
             dataset: Any = datasets.load_from_disk(str(path))
             if isinstance(dataset, datasets.DatasetDict):
                 dataset = dataset[split]
@@ -168,7 +189,7 @@ def _open_dataset(source: str) -> DatasetRows:
         if path.is_dir():
             raise InputError(
                 f"The folder {source} holds no data set that `datasets` can read ({first_line(error)}). It takes one "
-                "that `save_to_disk` wrote, or a folder of Parquet or JSON files; or name a file."
+                f"that `save_to_disk` wrote, or a folder of files of rows ({', '.join(SUFFIXES)}); or name a file."
             ) from error
         raise InputError(
             f"{source!r} is no file here, and `datasets` cannot load it ({first_line(error)}). Check the spelling; a "
@@ -180,7 +201,7 @@ def _open_dataset(source: str) -> DatasetRows:
 def _looks_like_path(source: str) -> bool:
     if source.startswith(("/", "./", "../", "~")) or source.count("/") > 1:
         return True
-    return Path(source).suffix in (*SUFFIXES, ".csv", ".txt", ".tsv", ".gz")
+    return Path(source).suffix.lower() in (*SUFFIXES, *DELIMITERS, *COMPRESSED_SUFFIXES, ".txt")
 
 
 def _missing(path: Path) -> str:
@@ -193,67 +214,9 @@ def _missing(path: Path) -> str:
     near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
     if near:
         return f"There is no file {path}. Did you mean {' or '.join(str(folder / name) for name in near)}?"
-    readable = [name for name in names if Path(name).suffix in SUFFIXES][:8]
-    return f"There is no file {path}. {folder.resolve()} holds {', '.join(readable) or 'no file of rows'}."
+    return f"There is no file {path}. {_contents(folder)}"
 
 
-def _parse(file: str, number: int | None, line: bytes) -> Any:
-    place = file if number is None else f"{file}:{number}"
-    try:
-        text = line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{place}: byte {error.start + 1} (0x{line[error.start]:02x}) is not UTF-8. Was the file saved in another "
-            "encoding, such as Latin-1? Save it as UTF-8."
-        ) from error
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        where = f"{file}:{error.lineno}" if number is None else place
-        excerpt = text[max(0, error.pos - 30) : error.pos + 30].strip()
-        likely = "A row is one JSON object on one line; a line cut short points to an interrupted write."
-        if "\0" in excerpt:
-            likely = "A NUL byte belongs in no text: a file system leaves them where it lost what was written."
-        raise InputError(
-            f"{where}: malformed JSON at column {error.colno}: {error.msg}, near {excerpt!r}. {likely}"
-        ) from error
-    except RecursionError as error:
-        raise InputError(f"{place}: the JSON is nested too deeply to be a row.") from error
-    except ValueError as error:
-        raise InputError(
-            f"{place} holds a number of more digits than any measurement has. Write it as text."
-        ) from error
-    if "\\ud" in text or "\\uD" in text:
-        _refuse_half_characters(place, value)
-    return value
-
-
-def _refuse_half_characters(place: str, value: Any) -> None:
-    try:
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError as error:
-        half = error.object[error.start].encode("ascii", "backslashreplace").decode()
-        raise InputError(
-            f"{place} holds {half}, one half of a surrogate pair, which is no character. Whatever wrote the row cut a "
-            "text between the two; cut it elsewhere."
-        ) from error
-
-
-def _checked(file: str, number: int, value: Any) -> Row:
-    if not isinstance(value, dict):
-        shown = json.dumps(value, ensure_ascii=False)
-        raise InputError(
-            f'{file}:{number}: a row must be a JSON object such as {{"prompt": …, "completion": …}}; found '
-            f"{type(value).__name__} {shown[:60]}{'…' if len(shown) > 60 else ''}."
-        )
-    return Row(file, number, value)
-
-
-def _head(path: Path) -> bytes:
-    """How a file of JSON begins."""
-    with path.open("rb") as handle:
-        head = handle.read(4096)
-    for magic, what in MAGIC.items():
-        if head.startswith(magic):
-            raise InputError(f"{path} is {what}.")
-    return head.removeprefix(codecs.BOM_UTF8)
+def _contents(folder: Path) -> str:
+    readable = sorted(entry.name for entry in folder.iterdir() if _is_rows(entry) and entry.name[0] != ".")[:8]
+    return f"{folder.resolve()} holds {', '.join(readable) or 'no file of rows'}."

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.data.demonstrations import DemonstrationDataModule
 from dpr_lightning.data.loader import DemonstrationLoader
+from dpr_lightning.data.rows import Rows
 from dpr_lightning.data.tokenized import TokenizedDataset
 from dpr_lightning.errors import InputError
 from dpr_lightning.policies import (
@@ -46,7 +47,7 @@ class SelfPlayDataModule(DemonstrationDataModule):
 
     def __init__(
         self,
-        train: str,
+        train: Rows,
         opponent: str,
         sampling: SamplingOptions | None = None,
         dtype: str = "float32",

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,9 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def load_or_tokenize(folder: Path, key: str, file: str, tokenize: Callable[[], TokenizedDataset]) -> TokenizedDataset:
+def load_or_tokenize(
+    folder: Path, key: str, file: str, tokenize: Callable[[], TokenizedDataset], files: Sequence[str] = ()
+) -> TokenizedDataset:
     """The data set kept under ``key`` in ``folder``, or else tokenised now and kept.
 
     A damaged entry is made again. Where two runs want the same one, the second waits and reads it. The arrays are
@@ -84,31 +86,34 @@ def load_or_tokenize(folder: Path, key: str, file: str, tokenize: Callable[[], T
         key: from :func:`cache_key`.
         file: name of the rows' file, for messages.
         tokenize: makes the data set.
+        files: names of the rows' files, where there are several.
 
     Raises:
         InputError: the cache cannot be written (a full disk, no permission); nothing half-written is left.
     """
     entry = folder.expanduser() / key[:32]
-    held = _load(entry, key, file)
+    held = _load(entry, key, file, files)
     if held is not None:
         return held
     with only_one(entry) as waited:
-        made_meanwhile = _load(entry, key, file) if waited else None
-        return made_meanwhile or _make(entry, key, file, tokenize)
+        made_meanwhile = _load(entry, key, file, files) if waited else None
+        return made_meanwhile or _make(entry, key, file, tokenize, files)
 
 
-def _make(entry: Path, key: str, file: str, tokenize: Callable[[], TokenizedDataset]) -> TokenizedDataset:
+def _make(
+    entry: Path, key: str, file: str, tokenize: Callable[[], TokenizedDataset], files: Sequence[str]
+) -> TokenizedDataset:
     dataset = tokenize()
     try:
         with whole_folder(entry) as unfinished:
             _write(unfinished, key, dataset)
     except InputError as error:
         # Another process may have written the same entry in the meantime.
-        held = _load(entry, key, file)
+        held = _load(entry, key, file, files)
         if held is None:
             raise InputError(f"{error} (`cache_dir` moves the cache; `cache_dir: null` goes without.)") from error
         return held
-    return _load(entry, key, file) or dataset
+    return _load(entry, key, file, files) or dataset
 
 
 def _write(folder: Path, key: str, dataset: TokenizedDataset) -> None:
@@ -124,7 +129,7 @@ def _write(folder: Path, key: str, dataset: TokenizedDataset) -> None:
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
-def _load(entry: Path, key: str, file: str) -> TokenizedDataset | None:
+def _load(entry: Path, key: str, file: str, files: Sequence[str]) -> TokenizedDataset | None:
     if not entry.is_dir():
         return None
     try:
@@ -138,7 +143,7 @@ def _load(entry: Path, key: str, file: str) -> TokenizedDataset | None:
         log.warning("The cached tokens in %s are damaged (%s); tokenising again.", entry, error)
         return None
     report.source = file
-    return TokenizedDataset(arrays, file, report)
+    return TokenizedDataset(arrays, file, report, files=files)
 
 
 def _check(arrays: Mapping[str, Tensor]) -> None:

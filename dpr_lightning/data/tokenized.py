@@ -1,6 +1,6 @@
 """A tokenised data set as a few flat arrays: a million demonstrations without a million Python objects."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any, get_args
 
@@ -18,7 +18,7 @@ from dpr_lightning.data.notices import Notices
 from dpr_lightning.data.over_length import LengthLimit, OverLength, TokenizationReport
 from dpr_lightning.data.progress import progress_bar
 from dpr_lightning.data.prompt_identity import prompt_hash
-from dpr_lightning.data.rows import RowSource, first_rows
+from dpr_lightning.data.row_types import RowSource, first_rows, locate, row_key
 from dpr_lightning.data.tokenization import TokenizedExample, tokenize_examples
 from dpr_lightning.errors import InputError
 from dpr_lightning.types import DemonstrationBatch
@@ -36,6 +36,8 @@ class TokenizedDataset:
         file: where the rows came from.
         report: what was kept and what was not.
         index: places of the examples selected; None: all.
+        files: of the rows, where there are several; their index is in ``number``, see
+            :func:`~dpr_lightning.data.row_types.row_key`.
     """
 
     def __init__(
@@ -44,9 +46,11 @@ class TokenizedDataset:
         file: str,
         report: TokenizationReport,
         index: NDArray[np.int64] | None = None,
+        files: Sequence[str] = (),
     ) -> None:
         self.arrays = dict(arrays)
         self.file = file
+        self.files = tuple(files) or (file,)
         self.report = report
         held: dict[str, NDArray[Any]] = {name: value.numpy() for name, value in arrays.items()}
         self._tokens, self._mask, self._offsets = held["tokens"], held["mask"], held["offsets"]
@@ -67,11 +71,12 @@ class TokenizedDataset:
 
     def where(self, place: int) -> str:
         """``file:number`` of an example."""
-        return f"{self.file}:{self.numbers[place]}"
+        file, number = locate(self.files, int(self.numbers[place]))
+        return f"{file}:{number}"
 
     def select(self, places: NDArray[np.int64]) -> "TokenizedDataset":
         """Some of the examples; the tokens are shared, not copied."""
-        return TokenizedDataset(self.arrays, self.file, self.report, self.index[places])
+        return TokenizedDataset(self.arrays, self.file, self.report, self.index[places], self.files)
 
     def example(self, place: int) -> TokenizedExample:
         """One example, as lists."""
@@ -149,6 +154,7 @@ def tokenize_rows(
     terminated: list[bool] = []
     numbers: list[int] = []
     hashes: list[int] = []
+    files = {file: index for index, file in enumerate(source.files)}
     rows = first_rows(source, limit)
     with progress_bar(f"Tokenising {source.name}", source.count() if limit is None else limit, progress) as advance:
         while examples := [to_demonstration(row, columns) for row in islice(rows, CHUNK)]:
@@ -162,14 +168,14 @@ def tokenize_rows(
                     chunk.append(kept)
                     lengths.append(len(kept.tokens))
                     terminated.append(kept.terminated)
-                    numbers.append(example.number)
+                    numbers.append(row_key(files[example.file], example.number))
                     hashes.append(prompt_hash(example.prompt_text))
             tokens.append(np.fromiter((token for kept in chunk for token in kept.tokens), dtype=np.int32))
             mask.append(np.fromiter((acted for kept in chunk for acted in kept.mask), dtype=np.bool_))
             advance(len(examples))
     report = bound.finish()
     report.unknown_tokens, report.unknown = unknown.count, unknown.sentence(report.acted_tokens)
-    report.notes = [*notices.lines(), *([report.unknown] if report.unknown else [])]
+    report.notes = [*source.notes, *notices.lines(), *([report.unknown] if report.unknown else [])]
     arrays = {
         "tokens": torch.from_numpy(np.concatenate(tokens)),
         "mask": torch.from_numpy(np.concatenate(mask)),
@@ -178,4 +184,4 @@ def tokenize_rows(
         "number": torch.tensor(numbers, dtype=torch.int64),
         "prompt_hash": torch.tensor(hashes, dtype=torch.int64),
     }
-    return TokenizedDataset(arrays, source.name, report)
+    return TokenizedDataset(arrays, source.name, report, files=source.files)

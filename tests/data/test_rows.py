@@ -94,9 +94,9 @@ def test_a_missing_file_brings_the_nearest_names(tmp_path: Path) -> None:
         open_rows(tmp_path / "zzzzzzzzzz.parquet")
     with pytest.raises(InputError, match="does not exist"):
         open_rows(tmp_path / "nowhere" / "train.jsonl")
-    (tmp_path / "table.csv").write_text("a,b\n")
-    with pytest.raises(InputError, match=r"'\.csv'"):
-        open_rows(tmp_path / "table.csv")
+    (tmp_path / "table.txt").write_text("a,b\n")
+    with pytest.raises(InputError, match=r"'\.txt'"):
+        open_rows(tmp_path / "table.txt")
 
 
 def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:

@@ -153,6 +153,20 @@ def _prompt_of_eos(kit: Kit) -> list[str]:
     return kit.rows(GOOD, {"prompt": "<eos>", "completion": "2"}, special_tokens_in_text="tokens")
 
 
+def _file_named_twice(kit: Kit) -> list[str]:
+    return kit.fit([kit.workspace.demonstrations, {"path": kit.workspace.demonstrations}])
+
+
+def _weight_of_zero(kit: Kit) -> list[str]:
+    return kit.fit([{"path": kit.workspace.demonstrations, "weight": 0.0}])
+
+
+def _folder_of_splits(kit: Kit) -> list[str]:
+    for split in ("train", "test"):
+        (kit.folder / f"{split}.jsonl").write_text(json.dumps(GOOD) + "\n")
+    return kit.fit(str(kit.folder))
+
+
 def _same_twice(kit: Kit) -> list[str]:
     return kit.config("model:\n  class_path: dpr_lightning.modules.SupervisedIRL\nmodel: 3\n")
 
@@ -176,8 +190,17 @@ CASES: dict[str, dict[str, Case]] = {
         "a path through a file": Case(lambda kit: kit.fit(kit.workspace.prompts + "/a.jsonl"), ("prompts.jsonl",)),
         "an empty file": Case(lambda kit: kit.bytes(b""), ("data.jsonl", "empty")),
         "only blank lines": Case(lambda kit: kit.bytes(b"\n\n \n"), ("data.jsonl", "no rows")),
-        "an unknown kind of file": Case(lambda kit: kit.bytes(b"a,b\n", "data.csv"), (".csv", ".jsonl")),
-        "a compressed file": Case(lambda kit: kit.bytes(gzip.compress(b"{}")), ("data.jsonl", "gzip")),
+        "an unknown kind of file": Case(lambda kit: kit.bytes(b"a,b\n", "data.txt"), (".txt", ".jsonl")),
+        "a compressed file cut short": Case(
+            lambda kit: kit.bytes(gzip.compress(b"{}\n" * 9)[:-9], "data.jsonl.gz"), ("data.jsonl.gz", "damaged")
+        ),
+        "a row of a table with a cell too many": Case(
+            lambda kit: kit.bytes(b"prompt,completion\na,b\na,b,c\n", "data.csv"), ("data.csv:3", "3 cells")
+        ),
+        "a pattern that matches no file": Case(lambda kit: kit.fit(str(kit.folder / "*.jsonl")), ("No file matches",)),
+        "a file that is named twice": Case(_file_named_twice, ("named 2 times", "weight: 2")),
+        "a weight of 0": Case(_weight_of_zero, ("weight", "0.0")),
+        "a folder of training and test files": Case(_folder_of_splits, ("splits", "train*", "test*")),
         "text that says it is Parquet": Case(lambda kit: kit.bytes(b"{}", "data.parquet"), ("data.parquet",)),
         "a JSON array cut short": Case(lambda kit: kit.bytes(b'[{"prompt": "1"}, ', "d.json"), ("d.json", "JSON")),
         "an empty JSON array": Case(lambda kit: kit.bytes(b"[]", "d.json"), ("d.json", "no rows")),
@@ -198,6 +221,14 @@ CASES: dict[str, dict[str, Case]] = {
         "a number of 5,000 digits": Case(
             lambda kit: kit.rows(GOOD, '{"prompt": "1", "completion": "2", "n": ' + "1" * 5000 + "}"), ("data.jsonl:2",)
         ),
+        "a question with a context apart": Case(
+            lambda kit: kit.rows({"question": "1 +", "context": "sums", "answer": "2"}),
+            ("data.jsonl:1", "columns: {prompt: question+context}"),
+        ),
+        "a text without markers of turns": Case(
+            lambda kit: kit.rows({"text": "1 + 1 = 2"}), ("data.jsonl:1", "without markers", "`completion`")
+        ),
+        "rows with images": Case(lambda kit: kit.rows(GOOD | {"images": ["a.png"]}), ("data.jsonl:1", "images")),
         "other names for the columns": Case(
             lambda kit: kit.rows({"frage": "1", "antwort": "2"}), ("data.jsonl:1", "frage", "columns")
         ),

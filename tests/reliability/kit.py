@@ -26,7 +26,7 @@ class Kit(NamedTuple):
         (self.folder / name).write_bytes(content)
         return self.fit(str(self.folder / name))
 
-    def fit(self, train: str | None = None, policy: dict[str, Any] | None = None, **options: Any) -> list[str]:
+    def fit(self, train: Any = None, policy: dict[str, Any] | None = None, **options: Any) -> list[str]:
         """`dpr fit` with an SFT config."""
         spec = policy if policy is not None else {"source": self.workspace.sft}
         path = write_sft_config(self.folder, spec, train or self.workspace.demonstrations, **options)
