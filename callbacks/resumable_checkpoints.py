@@ -27,6 +27,7 @@ from dpr_lightning.callbacks.run_ends import (
     time_is_up,
 )
 from dpr_lightning.callbacks.wandb_logger import wandb_run_ids
+from dpr_lightning.data.template_clock import template_time
 from dpr_lightning.distributed import mark, max_over_ranks
 from dpr_lightning.errors import InputError
 
@@ -220,6 +221,7 @@ class ResumableCheckpoints(Checkpoint):
             "strategy": type(trainer.strategy).__name__,
             "ranks": trainer.world_size,
             "wandb_runs": wandb_run_ids(trainer),
+            "template_time": template_time().isoformat(),
             "seconds": time.monotonic() - started,
         }
         self.store.finish(step, about)

@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from dpr_lightning.callbacks.checkpoint_store import STATE, CheckpointStore
 from dpr_lightning.callbacks.run_ends import how_to_go_on_next_time, is_trial
 from dpr_lightning.callbacks.wandb_logger import continue_wandb_runs
 from dpr_lightning.data.rows import local_files
+from dpr_lightning.data.template_clock import set_template_time
 from dpr_lightning.errors import InputError
 from dpr_lightning.policies import is_in_shards
 from dpr_lightning.rewards.cache import content_hash, policy_hash
@@ -48,6 +50,7 @@ def resume_from(trainer: Trainer, asked: str | None, config: Mapping[str, Any]) 
     Raises:
         InputError: there is none although one was demanded; or it is of another model, other data or another seed.
     """
+    set_template_time(None)
     if is_trial(trainer) and asked in (None, ANEW, LAST):
         return None  # a trial, which neither reads nor writes the checkpoints of the run
     kept = _checkpoints(trainer)
@@ -74,7 +77,10 @@ def resume_from(trainer: Trainer, asked: str | None, config: Mapping[str, Any]) 
                 raise InputError(f"There is no whole checkpoint in {store.folder} to go on from.")
             return None
     _refuse_another_run(store, step, kept.identity, trainer)
-    continue_wandb_runs(trainer, store.manifest(step).get("wandb_runs", []))
+    manifest = store.manifest(step)
+    continue_wandb_runs(trainer, manifest.get("wandb_runs", []))
+    if "template_time" in manifest:
+        set_template_time(datetime.fromisoformat(manifest["template_time"]))
     log.warning("Going on after step %d, from %s. `--ckpt_path none` begins anew.", step, store.folder)
     return str(store.state(step))
 

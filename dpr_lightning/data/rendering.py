@@ -11,6 +11,7 @@ from dpr_lightning.data.conversations import Example
 from dpr_lightning.data.learnt_parts import OnDropped, check_learnt_parts
 from dpr_lightning.data.messages import Message
 from dpr_lightning.data.notices import Notices
+from dpr_lightning.data.template_clock import dated_template
 from dpr_lightning.data.template_refusals import refusal_cause
 from dpr_lightning.data.template_traits import template_traits
 from dpr_lightning.data.template_use import notice_unused
@@ -152,7 +153,7 @@ def render(
         return str(
             tokenizer.apply_chat_template(
                 [traits.message(message) for message in messages],
-                chat_template=form.chat_template,
+                chat_template=dated_template(tokenizer, form.chat_template),
                 tokenize=False,
                 add_generation_prompt=prompt,
                 **traits.inputs(example.inputs),

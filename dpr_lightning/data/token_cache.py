@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from dpr_lightning.data.chat_format import Format
 from dpr_lightning.data.over_length import TokenizationReport
 from dpr_lightning.data.rows import file_hash
+from dpr_lightning.data.template_clock import dated_text, template_time
 from dpr_lightning.data.tokenization import TOKENIZATION_VERSION
 from dpr_lightning.data.tokenized import TokenizedDataset
 from dpr_lightning.errors import InputError
@@ -55,6 +56,11 @@ def cache_key(rows: str, tokenizer: PreTrainedTokenizerBase, form: Format, optio
         "special_text": form.special_text,
         "options": dict(options),
     }
+    if (
+        form.chat_template is not None
+        and (text := dated_text(tokenizer, form.chat_template, template_time())) is not None
+    ):
+        held["dated_text"] = text
     return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()
 
 
