@@ -17,6 +17,7 @@ from dpr_lightning.cli.library_errors import refusal
 from dpr_lightning.cli.monitors import check_monitors
 from dpr_lightning.cli.resume import evaluate_from, resume_from, what_is_saved
 from dpr_lightning.errors import REQUEUE, InputError, TryAgain, causes
+from dpr_lightning.modules.base import PolicyModule
 
 log = logging.getLogger(__name__)
 LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
@@ -36,6 +37,8 @@ class DprCLI(LightningCLI):
         """
         with self._explained(of_options=True):
             super().instantiate_classes()
+        if isinstance(self.model, PolicyModule):
+            self.model.check_policy()
 
     @contextmanager
     def _explained(self, *, of_options: bool = False) -> Iterator[None]:

@@ -1,5 +1,6 @@
 """From a description of a policy to a model in memory."""
 
+import logging
 import pickle
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -32,10 +33,12 @@ from dpr_lightning.policies.lean_layers import keep_less
 from dpr_lightning.policies.lightning_state import load_lightning_weights
 from dpr_lightning.policies.merging import merge_adapters
 from dpr_lightning.policies.reading import UNREADABLE, complaint
-from dpr_lightning.policies.sharding import sharded_construction
+from dpr_lightning.policies.sharding import sharded_construction, weight_bytes
 from dpr_lightning.policies.spec import PolicySpec
 from dpr_lightning.policies.special_tokens import carry_padding, set_padding, special_tokens
 from dpr_lightning.policies.tokenizers import load_tokenizer
+
+log = logging.getLogger(__name__)
 
 
 def build_policy(
@@ -74,6 +77,8 @@ def build_policy(
                 raise InputError(f"{error} {named} {base_remedy(adapter)}") from error
         if trainable:
             freeze_parts_without_text(model)
+            if base_spec.source is not None and base_spec.gguf_file is None:
+                _tell_wider(base_spec, model)
         frozen = {name for name, weight in model.named_parameters() if not weight.requires_grad}
         if adapter is not None:
             report_other_rank(adapter, spec.lora)
@@ -162,6 +167,20 @@ def _load_base(
     if spec.gguf_file is not None:
         _forget_quantisation(model)
     return model
+
+
+def _tell_wider(spec: PolicySpec, model: nn.Module) -> None:
+    """Say once what it costs that weights saved in half precision are trained as float32."""
+    config = read_config(spec)
+    saved = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
+    saved = str(saved).removeprefix("torch.")
+    if spec.dtype == "float32" and saved in ("bfloat16", "float16"):
+        total = weight_bytes(model)
+        log.warning(
+            "The weights in %r are %s (%.3g GB). As `model.policy.dtype` is float32, they take %.3g GB here and in "
+            "every full model that is saved; with %s they stay as small.",
+            spec.source, saved, total / 2e9, total / 1e9, saved,
+        )  # fmt: skip
 
 
 def architecture_config(spec: PolicySpec, tokenizer: PreTrainedTokenizerBase) -> Any:

@@ -1,5 +1,6 @@
 """The probe of the model in training: is it causal, which attention, how many positions and experts."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,8 +9,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from dpr_lightning.errors import InputError
-from dpr_lightning.policies import Capabilities, capabilities_of
-from tests.tiny import decoder, with_adapters
+from dpr_lightning.policies import Capabilities, PolicySpec, build_policy, capabilities_of
+from tests.tiny import decoder, with_adapters, write_decoder
 
 MOE = {"num_local_experts": 4, "num_experts_per_tok": 2}
 
@@ -50,3 +51,15 @@ def test_what_cannot_run_on_tokens_alone_is_refused(monkeypatch: pytest.MonkeyPa
     model.register_forward_pre_hook(needs_images)
     with pytest.raises(InputError, match="token ids alone: pixel_values are missing"):
         capabilities_of(model, "m")
+
+
+def test_what_wider_weights_take_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = write_decoder(tmp_path, "llama")
+    AutoModelForCausalLM.from_pretrained(source).to(torch.bfloat16).save_pretrained(source)
+    model, _ = build_policy(PolicySpec(source=source))
+    count = sum(weight.numel() for weight in model.parameters()) / 1e9
+    assert f"bfloat16 ({2 * count:.3g} GB)" in caplog.text
+    assert f"they take {4 * count:.3g} GB" in caplog.text
+    caplog.clear()
+    build_policy(PolicySpec(source=source, dtype="bfloat16"))
+    assert "GB" not in caplog.text

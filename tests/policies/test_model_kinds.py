@@ -7,9 +7,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMaskedLM
 
+from dpr_lightning.cli.main import main
 from dpr_lightning.errors import InputError
 from dpr_lightning.policies import LoraSpec, PolicySpec, acted_loss, build_policy, check_policy, save_policy
 from tests.tiny import DECODER, tiny_tokenizer
+from tests.workspace import write_rows, write_sft_config
 
 TOKENS = torch.arange(3, 11).unsqueeze(0)
 MASK = TOKENS > 5
@@ -42,6 +44,9 @@ def test_an_encoder_is_refused_with_the_switch_that_makes_it_causal(tmp_path: Pa
     encoder = write_model(tmp_path / "bert", AutoModelForMaskedLM, "bert", **sizes)
     with pytest.raises(InputError, match=r"not causal.*`is_decoder: true`"):
         check_policy(PolicySpec(source=encoder))
+    rows = write_rows(tmp_path / "d.jsonl", [{"prompt": "1 + 1 =", "completion": "2"}])
+    assert main(["fit", "--config", write_sft_config(tmp_path, {"source": encoder}, rows)]) == 2
+    assert not (tmp_path / "cache").exists()  # before data are read
     config = AutoConfig.from_pretrained(encoder)
     config.is_decoder = True
     config.save_pretrained(encoder)

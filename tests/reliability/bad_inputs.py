@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
 
 from dpr_lightning.policies import (
     LoraSpec,
@@ -174,6 +175,13 @@ def _same_twice(kit: Kit) -> list[str]:
 def _monitored(kit: Kit, callback: str, name: str) -> list[str]:
     entry = {"class_path": f"{CALLBACKS}{callback}", "init_args": {"monitor": name}}
     return kit.fit(trainer={"callbacks": [entry], "enable_checkpointing": True})
+
+
+def _kind(kit: Kit, kind: str) -> str:
+    """A copy of the policy whose config.json is that of another kind of model."""
+    folder = kit.policy()
+    AutoConfig.for_model(kind).save_pretrained(folder)
+    return str(folder)
 
 
 def _settings(kit: Kit, **settings: Any) -> list[str]:
@@ -340,6 +348,12 @@ CASES: dict[str, dict[str, Case]] = {
         ),
     },
     "Policies": {
+        "an encoder": Case(lambda kit: kit.fit(policy={"source": _kind(kit, "bert")}), ("not causal", "is_decoder")),
+        "an encoder-decoder": Case(lambda kit: kit.fit(policy={"source": _kind(kit, "t5")}), ("encoder-decoder", "t5")),
+        "attention that is not installed": Case(
+            lambda kit: kit.fit(policy={"source": kit.workspace.sft, "attention": "flash_attention_2"}),
+            ("`model.policy.attention: flash_attention_2`", "Leave"),
+        ),
         "a folder without weights": Case(lambda kit: _without(kit, "*.safetensors"), ("policy",)),
         "a folder without a tokenizer": Case(lambda kit: _without(kit, "tokenizer*"), ("policy", "tokenizer")),
         "weights cut short": Case(_truncated_weights, ("policy",)),
