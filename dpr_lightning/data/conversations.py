@@ -18,7 +18,8 @@ class Example:
     ``prompt`` and ``completion`` are plain strings, or messages; the completion then holds the closing turns of the
     assistant, and earlier turns of the prompt may be trained on too. ``metadata`` is what verifiers read; ``inputs``
     is what the chat template reads beside the messages. ``shape`` and ``unused`` are those of
-    :class:`~dpr_lightning.data.row_columns.CanonicalRow`.
+    :class:`~dpr_lightning.data.row_columns.CanonicalRow`; ``demonstrated``: of a prompt alone, the turns that the row
+    answers it with, where they are messages.
     """
 
     file: str
@@ -29,6 +30,7 @@ class Example:
     inputs: TemplateInputs = field(default_factory=TemplateInputs)
     shape: str = ""
     unused: tuple[str, ...] = ()
+    demonstrated: tuple[Message, ...] = ()
 
     @property
     def place(self) -> str:
@@ -136,7 +138,8 @@ def _example(
     elif demonstrated:
         metadata["completion"] = demonstrated[-1].text
     inputs = read_template_inputs(row, {name: canonical.label(name) for name in TEMPLATE_COLUMNS})
-    return Example(row.file, row.number, prompt, completion, metadata, inputs, canonical.shape, canonical.unused)
+    turns = demonstrated if completion is None and isinstance(demonstrated, tuple) else ()
+    return Example(row.file, row.number, prompt, completion, metadata, inputs, canonical.shape, canonical.unused, turns)
 
 
 def _prompt(canonical: CanonicalRow) -> str | tuple[Message, ...]:

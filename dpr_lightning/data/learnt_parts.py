@@ -10,6 +10,8 @@ from dpr_lightning.data.messages import Message
 from dpr_lightning.data.notices import Notices
 from dpr_lightning.errors import InputError
 
+LONGEST_OPENING = 64
+"""Characters of a content that a generation prompt may write."""
 OnDropped = Literal["error", "warn"]
 _TAG = re.compile(r"(</?think(?:ing)?>)")
 _THOUGHT = re.compile(r"\s*<think(?:ing)?>(.*)</think(?:ing)?>(.*)", re.DOTALL)
@@ -62,14 +64,14 @@ def missing_part(message: Message, before: str, learnt: str) -> str | None:
         before: the text before; a tag that opens the reasoning may stand at its end.
         learnt: the text that is learnt, with the token that ends it.
     """
-    opening = re.search(r"<think(?:ing)?>\s*$", before)
-    text, start = (opening.group() if opening else "") + learnt, 0
+    content = message.content.strip()
+    text, start = _opening(before, content) + learnt, 0
     if message.reasoning is not None:
         start = _end_of(text, [message.reasoning.strip()], 0)
         if start < 0:
             return "reasoning_content"
     pieces = [piece.strip() for piece in _TAG.split(message.content)]
-    if _end_of(text, [message.content.strip()], start) < 0 and _end_of(text, pieces, start) < 0:
+    if _end_of(text, [content], start) < 0 and _end_of(text, pieces, start) < 0:
         return "content"
     for index, call in enumerate(message.tool_calls):
         function = call["function"]
@@ -79,6 +81,15 @@ def missing_part(message: Message, before: str, learnt: str) -> str | None:
         if any(not any(form in text for form in forms) for forms in _leaves(arguments)):
             return f"tool_calls[{index}].function.arguments"
     return None
+
+
+def _opening(before: str, content: str) -> str:
+    """What a generation prompt writes ahead of the answer: the tag of its reasoning, or how its content begins."""
+    tag = re.search(r"<think(?:ing)?>\s*$", before)
+    if tag is not None:
+        return tag.group()
+    longest = min(LONGEST_OPENING, len(content) - 1)
+    return next((content[:size] for size in range(longest, 0, -1) if before.endswith(content[:size])), "")
 
 
 def _end_of(text: str, pieces: Sequence[str], start: int) -> int:

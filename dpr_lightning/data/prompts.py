@@ -15,6 +15,7 @@ from dpr_lightning.data.notices import Notices, log_lines
 from dpr_lightning.data.over_length import over_length_message
 from dpr_lightning.data.progress import progress_bar
 from dpr_lightning.data.prompt_identity import prompt_hash
+from dpr_lightning.data.rendering import demonstrated_metadata
 from dpr_lightning.data.row_types import first_rows, locate, row_key
 from dpr_lightning.data.rows import Rows, open_rows
 from dpr_lightning.data.tokenization import tokenize_prompts
@@ -170,7 +171,7 @@ class PromptSet:
                         continue
                     tokens.append(ids)
                     texts.append(example.prompt_text)
-                    metadata.append(example.metadata)
+                    metadata.append(demonstrated_metadata(example, tokenizer, form))
                     numbers.append(row_key(files[example.file], example.number))
                 advance(len(examples))
         if too_long and (over_length == "error" or not tokens):

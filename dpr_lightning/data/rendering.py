@@ -1,8 +1,8 @@
 """Conversations as the text that a chat template writes, checked turn by turn."""
 
 import re
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -94,6 +94,26 @@ def render_prompt(example: Example, tokenizer: PreTrainedTokenizerBase, form: Fo
     text = render(example, messages, tokenizer, form, prompt=True)
     _notice_unused(example, messages, text, tokenizer, form, notices, prompt=True)
     return text
+
+
+def demonstrated_metadata(example: Example, tokenizer: PreTrainedTokenizerBase, form: Format) -> Mapping[str, Any]:
+    """The row's columns for verifiers, with the whole text that a policy writes to repeat the demonstration.
+
+    A turn's content says it all unless the template writes reasoning or tool calls beside it.
+    """
+    turns = example.demonstrated
+    if form.chat_template is None or not any(turn.reasoning is not None or turn.tool_calls for turn in turns):
+        return example.metadata
+    prompt = example.prompt_messages()
+    try:
+        before = render(example, prompt, tokenizer, form, prompt=True)
+        whole = render(example, (*prompt, *turns), tokenizer, form, prompt=False)
+    except InputError:  # the template refuses the answer, which an evaluation can do without
+        return example.metadata
+    text = whole.removeprefix(before).rstrip()
+    for stop in form.stops:
+        text = text.removesuffix(stop)
+    return {**example.metadata, "completion": text} if whole.startswith(before) else example.metadata
 
 
 def _notice_unused(

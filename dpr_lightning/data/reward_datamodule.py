@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from dpr_lightning.data.chat_format import SpecialText, check_setting
+from dpr_lightning.data.chat_format import SpecialText, check_setting, choose_format
 from dpr_lightning.data.drawing import Drawing
 from dpr_lightning.data.ground_truth import check_ground_truth, verifier_scores
 from dpr_lightning.data.overlap import check_overlap
@@ -86,6 +86,8 @@ class RewardDataModule(LightningDataModule):
         evaluation: prompts kept for evaluation, that must not share any with ``prompts``.
         allow_overlap: only report shared prompts.
         columns: names of the columns when they are not ``prompt`` or ``messages``.
+        chat_template_kwargs: values for variables of the chat template, such as ``{enable_thinking: false}``, beyond
+            those that π_SFT was trained with; the policy is saved with them in its template.
         max_prompt_length: tokens.
         over_length: what happens to longer prompts: ``error`` or ``drop``.
         dtype: of the frozen models' parameters.
@@ -121,6 +123,7 @@ class RewardDataModule(LightningDataModule):
         evaluation: Rows | None = None,
         allow_overlap: bool = False,
         columns: dict[str, str] | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
         max_prompt_length: int = 1024,
         over_length: Literal["error", "drop"] = "error",
         dtype: str = "float32",
@@ -167,6 +170,7 @@ class RewardDataModule(LightningDataModule):
         self.precomputed = precomputed
         self.allow_overlap = allow_overlap
         self.columns = columns
+        self.chat_template_kwargs = chat_template_kwargs
         self.max_prompt_length, self.over_length = max_prompt_length, over_length
         self.dtype, self.attention = dtype, attention
         self.token_budget, self._parts = token_budget, 1
@@ -204,6 +208,7 @@ class RewardDataModule(LightningDataModule):
             self.tokenizer,
             columns=self.columns,
             special_tokens_in_text=self.special_tokens_in_text,
+            chat_template_kwargs=self.chat_template_kwargs,
             max_prompt_length=self.max_prompt_length,
             over_length=self.over_length,
         )
@@ -228,6 +233,9 @@ class RewardDataModule(LightningDataModule):
             )
         if self.prompts is not None:
             check_prompt_positions(policy, self.prompts, self.sampling.max_new_tokens, "data.sampling.max_new_tokens")
+        if self.chat_template_kwargs:
+            own = choose_format(load_tokenizer(self.sft), chat_template_kwargs=self.chat_template_kwargs)
+            tokenizer.chat_template = own.chat_template
         self.reward = DenseReward.from_folders(
             self.sft,
             self.references,

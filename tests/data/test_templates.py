@@ -163,6 +163,12 @@ def test_tags_that_a_template_sets_anew_are_no_loss(tokenizer: PreTrainedTokeniz
     assert answer == "<think>\nIt greets.\n</think>\n\nyes<|end|>"
 
 
+def test_what_the_generation_prompt_writes_is_no_loss(tokenizer: PreTrainedTokenizerFast) -> None:
+    opens = CHATML.replace("{{ '<|start|>assistant\\n' }}", "{{ '<|start|>assistant\\nSure: ' }}")
+    assert opens != CHATML
+    assert texts(tokenizer, opens, messages=[ASK, {**SAY, "content": "Sure: yes"}])[1] == "yes<|end|>"
+
+
 @pytest.mark.parametrize(
     ("template", "turn", "part"),
     [
@@ -416,3 +422,26 @@ def test_tool_calls_in_parquet_read_as_in_json_lines(tokenizer: PreTrainedTokeni
         tokenize_rows(open_rows(tmp_path / f"rows.{kind}"), tokenizer, form) for kind in ("parquet", "jsonl")
     )
     assert parquet.arrays["tokens"].tolist() == lines.arrays["tokens"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("turn", "expected"),
+    [
+        (SAY, "yes"),
+        ({**SAY, "reasoning_content": "It greets."}, "<think>\nIt greets.\n</think>\n\nyes"),
+        (
+            {"role": "assistant", "content": "", "reasoning_content": "Look.", "tool_calls": [CALL]},
+            "<think>\nLook.\n</think>\n\n\n"
+            '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>',
+        ),
+    ],
+)
+def test_verifiers_compare_with_the_text_that_repeats_the_demonstration(
+    tokenizer: PreTrainedTokenizerFast, write_rows: WriteRows, turn: dict[str, Any], expected: str
+) -> None:
+    values = {"messages": [ASK, turn]}
+    answer = texts(tokenizer, QWEN3, **values)[1].removesuffix("<|end|>")
+    asked = PromptSet.load(write_rows([values]), tokenizer, chat_template=QWEN3)
+    assert asked.metadata[0]["completion"] == expected
+    if turn is not SAY:  # an empty thought is the template's, and no part of the row
+        assert answer == expected
