@@ -21,7 +21,7 @@ CONTENT = frozenset((*MESSAGES, *PROMPTS, *COMPLETIONS, *INPUTS, *SYSTEMS, TURNS
 TRAINING = frozenset(
     ("rejected", "weight", "weights", "sample_weight", "loss", "loss_weight", "loss_mask", "mask", "train", "label",
      "labels", "reward", "rewards", "score", "scores", "score_chosen", "score_rejected", "rating", "kto_tag", "margin",
-     "split")
+     "split", "instances")
 )  # fmt: skip
 """Columns that would change training if they were used, which they are not."""
 MEDIA = ("image", "images", "audio", "audios", "video", "videos", "pixel_values")

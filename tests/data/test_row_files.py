@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import json
+import logging
 import lzma
 from collections import Counter
 from collections.abc import Callable
@@ -14,11 +15,14 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from dpr_lightning.cli.main import main
 from dpr_lightning.cli.resume import identity
 from dpr_lightning.data import DemonstrationDataModule, PromptSet
 from dpr_lightning.data.rows import RowSource, local_files, open_rows
 from dpr_lightning.errors import InputError
+from dpr_lightning.policies import create_toy_policy
 from tests.tiny import tiny_tokenizer
+from tests.workspace import write_sft_config
 
 ROWS = [{"prompt": f"{number} + 1 =", "completion": f"{number + 1}"} for number in range(5)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
@@ -226,3 +230,21 @@ def test_a_run_goes_on_only_with_the_files_that_a_pattern_matched(tmp_path: Path
     assert identity(config) == before
     write(tmp_path / "b.jsonl", ROWS)
     assert identity(config) != before
+
+
+def test_a_run_takes_a_list_with_weights_on_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """As docs/data.md has it; the names are not taken for configs to load, and what is unusual is logged once."""
+    policy = create_toy_policy(tmp_path / "policy", ["0123456789 +=#"], hidden_size=16, layers=1, heads=2)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a.jsonl.gz").write_bytes(gzip.compress(LINES))
+    (tmp_path / "other.csv").write_text("question,answer,label\n7 + 1 =,8,1\n8 + 1 =,9,0\n")
+    config = write_sft_config(tmp_path, {"source": str(policy)}, str(tmp_path / "other.csv"))
+    listed = f"[{{path: {tmp_path}/mine/*.jsonl.gz, weight: 2}}, {tmp_path}/other.csv]"
+    with caplog.at_level(logging.INFO):
+        assert main(["fit", "--config", config, "--data.train", listed]) == 0
+    output = caplog.text + capsys.readouterr().err
+    assert "12 rows, 12 kept" in output
+    assert "read as prompt and completion (question, answer) (2 rows, first" in output
+    assert output.count("the column 'label' is not used (2 rows, first") == 1
