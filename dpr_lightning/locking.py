@@ -1,10 +1,33 @@
-"""Several runs that want one folder made."""
+"""Locks: one process makes a cached entry, and one run writes a folder."""
 
-from collections.abc import Iterator
+import errno
+import json
+import os
+import shlex
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+from dpr_lightning.errors import InputError
+
+LOCK = ".dpr_lightning.lock"
+"""Name of the lock file in a folder that a run writes."""
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK", "GROUP_RANK", "JSM_NAMESPACE_RANK",
+                  "OMPI_COMM_WORLD_RANK", "PMI_RANK")  # fmt: skip
+"""Where launchers say which rank a process is: torchrun, Lightning, SLURM, MPI."""
+_LINKS_REFUSED = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK}
+"""How a file system says that it has no hard links."""
+_ATTEMPTS = 20
+_handles: dict[Path, int] = {}
+"""Descriptors of the lock files that this process has."""
 
 
 @contextmanager
@@ -29,3 +52,252 @@ def only_one(entry: Path) -> Iterator[bool]:
             with suppress(OSError):
                 Path(lock.lock_file).unlink()
             lock.release()
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The process that a lock file names.
+
+    Args:
+        pid: its number.
+        host: name of its machine.
+        since: when it took the lock, local time with offset.
+        command: its command line.
+        started: when the process began, in clock ticks after the machine did; None where /proc does not tell.
+        boot: id of the running kernel; None where /proc does not tell.
+        namespace: of process numbers, which containers have apart; None where /proc does not tell.
+        job: number of the SLURM job; None outside SLURM.
+        restart: how often SLURM has started that job again.
+    """
+
+    pid: int
+    host: str
+    since: str
+    command: str
+    started: int | None = None
+    boot: str | None = None
+    namespace: str | None = None
+    job: str | None = None
+    restart: int = 0
+
+    @classmethod
+    def this_process(cls) -> "Owner":
+        """The calling process."""
+        return cls(
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            since=datetime.now().astimezone().isoformat(timespec="seconds"),
+            command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])[:500],
+            started=_started(os.getpid()),
+            boot=_boot(),
+            namespace=_namespace(),
+            job=os.environ.get("SLURM_JOB_ID"),
+            restart=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+        )
+
+    def is_gone(self, *, unlocked: bool) -> bool:
+        """Whether the process has certainly ended.
+
+        Args:
+            unlocked: the kernel's lock on the lock file was free. A process that still runs on the same kernel would
+                have it.
+        """
+        now = Owner.this_process()
+        if self.boot is not None and self.boot == now.boot:
+            if self.namespace != now.namespace:
+                return unlocked
+            return _started(self.pid) != self.started
+        if self.host == now.host:
+            # The machine was started again since, or tells nothing about its kernel.
+            return self.boot is not None or not _answers(self.pid)
+        return self.job is not None and self.job == now.job and self.restart < now.restart
+
+
+@contextmanager
+def write_lock(path: str | Path, *, inside: bool) -> Iterator[None]:
+    """Within, no other process that takes this lock writes ``path``; on ranks other than 0 nothing happens.
+
+    A lock file names the process; it is created atomically, on NFS too, and locked by the kernel as well, which tells
+    at once when the process ends. A lock of a process that is gone is taken over. Nested use in one process is free.
+
+    Args:
+        path: of a folder or a file; neither has to exist.
+        inside: lock the folder ``path`` by a file in it, which creates the folder; otherwise by a file next to it.
+
+    Raises:
+        InputError: another process has the lock, or the lock file cannot be written.
+    """
+    target = Path(path).expanduser().resolve()
+    lock = target / LOCK if inside else target.with_name(f".{target.name}.lock")
+    if lock in _handles or not _is_first_rank(os.environ):
+        yield
+        return
+    existed = lock.parent.exists()
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        _handles[lock] = _take(lock, target)
+    except OSError as error:
+        raise InputError(
+            f"The lock file {lock} cannot be written: {error.strerror}. Choose another folder, or mend its permissions."
+        ) from error
+    try:
+        yield
+    finally:
+        handle = _handles.pop(lock)
+        with suppress(OSError):
+            if os.fstat(handle).st_ino == lock.stat().st_ino:
+                lock.unlink()
+        os.close(handle)
+        if not existed:
+            with suppress(OSError):  # a folder that took nothing but the lock
+                lock.parent.rmdir()
+
+
+def _take(lock: Path, target: Path) -> int:
+    """A descriptor of the lock file, which from now on names this process."""
+    content = json.dumps(asdict(Owner.this_process()), indent=2).encode() + b"\n"
+    for _ in range(_ATTEMPTS):
+        handle = _create(lock, content)
+        if handle is not None:
+            return handle
+        owner = _clear_if_gone(lock)
+        if owner is not None:
+            raise InputError(_refusal(lock, target, owner))
+        time.sleep(0.05)
+    raise InputError(_refusal(lock, target, None))
+
+
+def _create(lock: Path, content: bytes) -> int | None:
+    """Create the lock file with all of its content at once, locked; None where it exists."""
+    handle, name = tempfile.mkstemp(prefix=f"{lock.name}.", dir=lock.parent)
+    try:
+        os.write(handle, content)
+        os.fsync(handle)
+        os.chmod(name, 0o644)
+        _flock(handle)
+        try:
+            os.link(name, lock)
+        except FileExistsError:
+            if os.fstat(handle).st_nlink != 2:  # NFS may report a link that it made as one that was there
+                os.close(handle)
+                return None
+        except OSError as error:
+            if error.errno not in _LINKS_REFUSED:
+                raise
+            os.close(handle)
+            return _create_exclusively(lock, content)
+    finally:
+        os.unlink(name)
+    return handle
+
+
+def _create_exclusively(lock: Path, content: bytes) -> int | None:
+    try:
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+    except FileExistsError:
+        return None
+    _flock(handle)
+    os.write(handle, content)
+    os.fsync(handle)
+    return handle
+
+
+def _clear_if_gone(lock: Path) -> Owner | None:
+    """The owner of a lock that holds; None where its owner is gone, and then the file too."""
+    try:
+        handle = os.open(lock, os.O_RDWR if os.access(lock, os.W_OK) else os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        unlocked = _flock(handle)
+        owner = _read(os.read(handle, 1 << 16))
+        gone = owner.is_gone(unlocked=unlocked is True) if owner.pid else unlocked is True
+        if gone and unlocked is not False:
+            with suppress(FileNotFoundError):
+                if os.fstat(handle).st_ino == lock.stat().st_ino:
+                    lock.unlink()
+            return None
+        return owner
+    finally:
+        os.close(handle)
+
+
+def _read(content: bytes) -> Owner:
+    try:
+        return Owner(**json.loads(content))
+    except (ValueError, TypeError):
+        return Owner(pid=0, host="an unknown machine", since="an unknown time", command="an unknown command")
+
+
+def _refusal(lock: Path, target: Path, owner: Owner | None) -> str:
+    remedy = f"Wait for it or name another folder. If that process is gone, delete {lock}."
+    if owner is None:
+        return f"Another run writes to {target}. {remedy}"
+    where = f"process {owner.pid} on {owner.host}" if owner.pid else "another process"
+    return f"Another run writes to {target}: {where}, since {owner.since} ({owner.command}). {remedy}"
+
+
+def _flock(handle: int) -> bool | None:
+    """Take the kernel's lock on a file: True, False where another process has it, None where there are none."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def _is_first_rank(environment: Mapping[str, str]) -> bool:
+    """Whether this process is rank 0, or the only one; the others of a run write under its lock."""
+    return all(environment.get(name, "0") in ("", "0") for name in RANK_VARIABLES)
+
+
+def _started(pid: int) -> int | None:
+    """Start of a process in clock ticks after the kernel's; None where there is no such process, or no /proc."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    fields = text.rpartition(")")[2].split()
+    return None if fields[0] == "Z" else int(fields[19])  # a zombie writes no more
+
+
+def _boot() -> str | None:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+
+
+def _namespace() -> str | None:
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return None
+
+
+def _close_in_child() -> None:
+    """After a fork: a worker that outlives its run must not keep the kernel's lock."""
+    for handle in _handles.values():
+        with suppress(OSError):
+            os.close(handle)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_in_child)
+
+
+def _answers(pid: int) -> bool:
+    """Whether a process of that number runs on this machine."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
