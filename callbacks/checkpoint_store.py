@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dpr_lightning.policies import flush
+from dpr_lightning.folders import delete_written, flush, recover, replace_folder
 
 log = logging.getLogger(__name__)
 MANIFEST, STATE = "manifest.json", "state.ckpt"
@@ -53,19 +53,33 @@ class CheckpointStore:
         for path in (*_files(unfinished), *(path for path in unfinished.rglob("*") if path.is_dir()), unfinished):
             flush(path)
         whole = self.folder / _name(step)
-        if whole.exists():
-            shutil.rmtree(whole)
-        unfinished.rename(whole)
-        flush(self.folder)
+        replace_folder(unfinished, whole, self._written(step))
         return whole
 
     def keep(self, steps: set[int]) -> None:
-        """Delete every checkpoint but those of ``steps``, and whatever was left unfinished."""
+        """Delete every checkpoint but those of ``steps``, and whatever was left unfinished.
+
+        Files that others put into a checkpoint's folder stay.
+        """
         for step in self.steps():
             if step not in steps:
-                shutil.rmtree(self.folder / _name(step))
+                self._delete(step)
         for path in self.folder.glob(".step_*.unfinished"):
             shutil.rmtree(path)
+
+    def _delete(self, step: int) -> None:
+        folder, written = self.folder / _name(step), self._written(step)
+        if written is None:
+            log.warning("The checkpoint %s has a manifest that cannot be read, and stays.", folder)
+        elif not delete_written(folder, written):
+            log.warning("%s is no checkpoint any more; what else is in it stays.", folder)
+
+    def _written(self, step: int) -> list[str] | None:
+        """The files of a checkpoint, relative to its folder; None where its manifest is missing or damaged."""
+        try:
+            return [*self.manifest(step)["files"], MANIFEST]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def steps(self) -> list[int]:
         """Steps of all checkpoints, the newest first."""
@@ -83,6 +97,8 @@ class CheckpointStore:
 
     def newest(self) -> int | None:
         """The step of the newest checkpoint that is as it was written; damaged ones are reported and passed over."""
+        for previous in self.folder.glob(".step_*.previous"):
+            recover(self.folder / previous.name.removeprefix(".").removesuffix(".previous"))
         for step in self.steps():
             fault = self.fault(step)
             if fault is None:

@@ -7,6 +7,7 @@ from lightning import Trainer
 
 from dpr_lightning.callbacks.periodic_evaluation import PeriodicEvaluation
 from dpr_lightning.evaluation.harness import HarnessSpec, harness_scores
+from dpr_lightning.paths import ReadPath
 
 
 class HarnessEvaluation(PeriodicEvaluation):
@@ -28,7 +29,7 @@ class HarnessEvaluation(PeriodicEvaluation):
     def __init__(
         self,
         tasks: list[str],
-        task_folder: str | None = None,
+        task_folder: ReadPath | None = None,
         every_n_steps: int = 500,
         limit: int | None = None,
         batch_size: int = 16,

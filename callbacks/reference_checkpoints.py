@@ -2,11 +2,10 @@
 
 import json
 import logging
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -15,12 +14,17 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from dpr_lightning.callbacks.run_ends import RunStopped, Stop, can_end_early, is_trial, step_of_total, stopped_by_time
 from dpr_lightning.errors import InputError
+from dpr_lightning.folders import delete_folder
+from dpr_lightning.paths import Writes
 from dpr_lightning.policies import gathered_weights, is_sharded, save_policy
 
 log = logging.getLogger(__name__)
 INTERRUPTED = "interrupted"
 """Folder of the policy of a run that was stopped before its end."""
 SPARES = 2
+POLICIES = Writes("final", "ema", INTERRUPTED, "step_*", whole=True)
+LISTED = ('"step_', '"final"')
+"""What references.json lists."""
 
 
 class ReferenceCheckpoints(Callback):
@@ -44,7 +48,7 @@ class ReferenceCheckpoints(Callback):
 
     def __init__(
         self,
-        folder: str,
+        folder: Annotated[str, POLICIES, Writes("references.json", marks=LISTED)],
         fractions: list[float] | None = None,
         ema_decay: float | None = None,
         check: bool = True,
@@ -114,7 +118,7 @@ class ReferenceCheckpoints(Callback):
             name = self._spares.pop(0)
             self.written.pop(name, None)
             if trainer.is_global_zero:
-                shutil.rmtree(self.folder / name, ignore_errors=True)
+                delete_folder(self.folder / name)
                 self._list()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -131,7 +135,7 @@ class ReferenceCheckpoints(Callback):
             with self._averaged(pl_module):
                 self._write(trainer, pl_module, "ema", 1.0)
         if trainer.is_global_zero:
-            shutil.rmtree(self.folder / INTERRUPTED, ignore_errors=True)
+            delete_folder(self.folder / INTERRUPTED)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Write the policy so far where the time of this process is used up; a signal leaves no time for it."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from lightning import LightningModule, Trainer
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
@@ -30,6 +30,7 @@ from dpr_lightning.callbacks.wandb_logger import wandb_run_ids
 from dpr_lightning.data.template_clock import template_time
 from dpr_lightning.distributed import mark, max_over_ranks
 from dpr_lightning.errors import InputError
+from dpr_lightning.paths import Writes
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class ResumableCheckpoints(Checkpoint):
 
     def __init__(
         self,
-        folder: str,
+        folder: Annotated[str, Writes("step_*", resumes=True)],
         every_n_steps: int = 100,
         keep: int = 2,
         monitor: str | None = None,

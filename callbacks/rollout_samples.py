@@ -3,16 +3,19 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
 from dpr_lightning.callbacks.run_ends import is_trial
 from dpr_lightning.evaluation.verifiers import load_verifier
+from dpr_lightning.paths import Writes
 from dpr_lightning.policies import special_tokens
 from dpr_lightning.rollouts import decode_answers, decode_tokens
 from dpr_lightning.types import RolloutBatch
+
+SAMPLES = Writes("rollout_samples.jsonl", marks=('"token_rewards"',))
 
 
 class RolloutSamples(Callback):
@@ -30,7 +33,11 @@ class RolloutSamples(Callback):
     COLUMNS = ("step", "prompt", "answer", "score", "reward", "length", "token_rewards")
 
     def __init__(
-        self, folder: str | None = None, every_n_rollouts: int = 20, count: int = 4, verifier: str | None = None
+        self,
+        folder: Annotated[str, SAMPLES] | None = None,
+        every_n_rollouts: int = 20,
+        count: int = 4,
+        verifier: str | None = None,
     ) -> None:
         super().__init__()
         self.folder = folder

@@ -8,7 +8,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -129,10 +129,10 @@ def write_lock(path: str | Path, *, inside: bool) -> Iterator[None]:
     """
     target = Path(path).expanduser().resolve()
     lock = target / LOCK if inside else target.with_name(f".{target.name}.lock")
-    if lock in _handles or not _is_first_rank(os.environ):
+    if lock in _handles or not is_first_rank():
         yield
         return
-    existed = lock.parent.exists()
+    missing = [folder for folder in (lock.parent, *lock.parent.parents) if not folder.exists()]
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
         _handles[lock] = _take(lock, target)
@@ -148,9 +148,9 @@ def write_lock(path: str | Path, *, inside: bool) -> Iterator[None]:
             if os.fstat(handle).st_ino == lock.stat().st_ino:
                 lock.unlink()
         os.close(handle)
-        if not existed:
-            with suppress(OSError):  # a folder that took nothing but the lock
-                lock.parent.rmdir()
+        with suppress(OSError):  # folders that took nothing but the lock
+            for folder in missing:
+                folder.rmdir()
 
 
 def _take(lock: Path, target: Path) -> int:
@@ -174,7 +174,7 @@ def _create(lock: Path, content: bytes) -> int | None:
         os.write(handle, content)
         os.fsync(handle)
         os.chmod(name, 0o644)
-        _flock(handle)
+        lock_descriptor(handle)
         try:
             os.link(name, lock)
         except FileExistsError:
@@ -196,7 +196,7 @@ def _create_exclusively(lock: Path, content: bytes) -> int | None:
         handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
     except FileExistsError:
         return None
-    _flock(handle)
+    lock_descriptor(handle)
     os.write(handle, content)
     os.fsync(handle)
     return handle
@@ -209,7 +209,7 @@ def _clear_if_gone(lock: Path) -> Owner | None:
     except FileNotFoundError:
         return None
     try:
-        unlocked = _flock(handle)
+        unlocked = lock_descriptor(handle)
         owner = _read(os.read(handle, 1 << 16))
         gone = owner.is_gone(unlocked=unlocked is True) if owner.pid else unlocked is True
         if gone and unlocked is not False:
@@ -237,7 +237,7 @@ def _refusal(lock: Path, target: Path, owner: Owner | None) -> str:
     return f"Another run writes to {target}: {where}, since {owner.since} ({owner.command}). {remedy}"
 
 
-def _flock(handle: int) -> bool | None:
+def lock_descriptor(handle: int) -> bool | None:
     """Take the kernel's lock on a file: True, False where another process has it, None where there are none."""
     try:
         import fcntl
@@ -252,9 +252,9 @@ def _flock(handle: int) -> bool | None:
     return True
 
 
-def _is_first_rank(environment: Mapping[str, str]) -> bool:
-    """Whether this process is rank 0, or the only one; the others of a run write under its lock."""
-    return all(environment.get(name, "0") in ("", "0") for name in RANK_VARIABLES)
+def is_first_rank() -> bool:
+    """Whether the launcher made this process rank 0, or there is one process; known before any group of ranks."""
+    return all(os.environ.get(name, "0") in ("", "0") for name in RANK_VARIABLES)
 
 
 def _started(pid: int) -> int | None:

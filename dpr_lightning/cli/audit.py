@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from dpr_lightning.evaluation.audit import RewardAudit, Rewarded, audit_reward, 
 from dpr_lightning.evaluation.corruption import corrupt_one_token
 from dpr_lightning.evaluation.suspects import Suspect, suspects
 from dpr_lightning.functional import RewardForm
+from dpr_lightning.paths import ReadPath, Writes
 from dpr_lightning.policies import load_tokenizer, special_tokens
 from dpr_lightning.reports import audit_table
 from dpr_lightning.rewards import SFT, DenseReward, RewardSpec, token_rewards
@@ -28,8 +29,8 @@ FAILED = 3
 
 
 def audit(
-    sft: str,
-    references: list[str],
+    sft: ReadPath,
+    references: list[ReadPath],
     demonstrations: Rows,
     verifier: str | None = None,
     samples: int = 4,
@@ -41,7 +42,7 @@ def audit(
     columns: dict[str, str] | None = None,
     dtype: str = "float32",
     seed: int = 0,
-    output: str | None = None,
+    output: Annotated[str | None, Writes(marks=('"audits"',))] = None,
 ) -> int:
     """Test the reward of each reference on demonstrations, on corrupted ones and on own samples of π_SFT.
 

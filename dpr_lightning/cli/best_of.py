@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from math import log2
 from pathlib import Path
+from typing import Annotated
 
 import torch
 
@@ -14,6 +15,7 @@ from dpr_lightning.errors import InputError
 from dpr_lightning.evaluation.answers import collect_answers
 from dpr_lightning.evaluation.reward_preview import default_forms
 from dpr_lightning.evaluation.verification import Ranking, in_words, verification
+from dpr_lightning.paths import REPORT_MARKS, ReadPath, Writes
 from dpr_lightning.policies import load_tokenizer, load_verifier_head, score_responses
 from dpr_lightning.reports import Panel, Report, Series, arms_table
 from dpr_lightning.rewards import SFT, DenseReward, RewardSpec, token_rewards
@@ -24,12 +26,14 @@ CURVES = 6
 
 
 def best_of(
-    sft: str,
-    references: list[str],
+    sft: ReadPath,
+    references: list[ReadPath],
     prompts: Rows,
     verifier: str,
-    output: str,
-    head: str | None = None,
+    output: Annotated[
+        str, Writes("best_of.json", marks=('"rankings"',)), Writes("report.json", "report.html", marks=REPORT_MARKS)
+    ],
+    head: ReadPath | None = None,
     reward: RewardSpec | None = None,
     samples: int = 64,
     limit: int = 200,

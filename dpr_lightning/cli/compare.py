@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import yaml
@@ -25,33 +25,40 @@ from dpr_lightning.cli.stages import announce, keep_wandb_inside
 from dpr_lightning.cli.toy import ToyTask, toy
 from dpr_lightning.data import open_rows
 from dpr_lightning.errors import InputError
+from dpr_lightning.paths import REPORT_MARKS, ReadPath, Reads, Writes
 from dpr_lightning.reports import Report, arms_table, paired_table
 from dpr_lightning.rewards.cache import content_hash
 
 PARTS = ("base", "data")
-SETTINGS = "compare.yaml"
+SETTINGS, HEADER = "compare.yaml", "# Written by `dpr compare`"
 
 
 def compare(
     arms: dict[str, ArmSpec],
     seeds: list[int],
-    output: str = "runs/compare",
+    output: Annotated[
+        str,
+        Writes("seed_*"),
+        Writes(SETTINGS, marks=(HEADER,)),
+        Writes("compare.json", marks=('"paired"',)),
+        Writes("report.json", "report.html", marks=REPORT_MARKS),
+    ] = "runs/compare",
     title: str = "Comparison",
-    data: str | None = None,
+    data: Annotated[str | None, Reads(*PARTS)] = None,
     task: ToyTask = "addition",
-    source: str | None = None,
+    source: ReadPath | None = None,
     demonstrations: int = 400,
     test: int = 400,
     samples: int = 4,
-    sft: str = "toy/sft.yaml",
-    dpr: str = "toy/dpr.yaml",
-    self_play: str = "toy/self_play.yaml",
+    sft: ReadPath = "toy/sft.yaml",
+    dpr: ReadPath = "toy/dpr.yaml",
+    self_play: ReadPath = "toy/self_play.yaml",
     home: str = "runs/toy",
     sft_steps: int | None = None,
     dpr_steps: int | None = None,
     preview_samples: int = 16,
     preview_prompts: int = 100,
-    pool: list[str] | None = None,
+    pool: list[Annotated[str, Reads("seed_*.json")]] | None = None,
     online: bool = False,
 ) -> None:
     """Run every arm for every seed from the same SFT run, and compare all of them with SFT.
@@ -150,7 +157,7 @@ def _write_settings(folder: Path, options: Mapping[str, Any]) -> None:
     }
     folder.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump({**options, "arms": arms}, sort_keys=False, allow_unicode=True)
-    (folder / SETTINGS).write_text(text, encoding="utf-8")
+    (folder / SETTINGS).write_text(f"{HEADER}\n{text}", encoding="utf-8")
 
 
 def _mean(values: list[float | None]) -> float | None:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -29,9 +28,10 @@ from dpr_lightning.cli.stage_configs import (
     stage_config,
     write_config,
 )
-from dpr_lightning.cli.stages import VERIFIER, fit
+from dpr_lightning.cli.stages import RUN_FILES, VERIFIER, fit
 from dpr_lightning.data import PromptSet
 from dpr_lightning.errors import InputError
+from dpr_lightning.folders import clear_run
 from dpr_lightning.policies import load_tokenizer
 from dpr_lightning.policies.extrapolation import extrapolate_weights
 from dpr_lightning.rewards import DenseReward, RewardSpec, decode_time_optimum
@@ -181,7 +181,7 @@ class SeedRun:
         begun, done = folder / "begun.json", folder / "done.json"
         if _held(done, key) is None:
             if folder.exists() and _held(begun, key) is None:
-                shutil.rmtree(folder)
+                clear_run(folder, RUN_FILES)
             _write_json(begun, {"key": key})
             self._release()
             fit(config)

@@ -15,9 +15,14 @@ def check_configs(arguments: Sequence[str]) -> None:
         InputError: a config is empty, is no YAML or no mapping, says something twice, or asks for a Python object;
             with its file and line.
     """
-    for path in _named(arguments):
+    for path in config_files(arguments):
         if path.is_file():
             _check(path)
+
+
+def config_files(arguments: Sequence[str]) -> list[Path]:
+    """The config files that a command line names."""
+    return list(_named(arguments))
 
 
 def _named(arguments: Sequence[str]) -> Iterator[Path]:

@@ -1,22 +1,25 @@
 """``dpr export``: a policy as a plain Hugging Face folder that needs nothing of this package."""
 
+from typing import Annotated
+
 from dpr_lightning.cli.loading import console
 from dpr_lightning.errors import InputError
+from dpr_lightning.paths import ReadPath, Writes
 from dpr_lightning.policies import LoraSpec, PolicySpec, build_policy, has_adapters, merge_adapters, save_policy
 from dpr_lightning.policies.extrapolation import extrapolate_weights
 from dpr_lightning.policies.tokenizers import same_vocabulary
 
 
 def export(
-    source: str,
-    output: str,
-    checkpoint: str | None = None,
+    source: ReadPath,
+    output: Annotated[str, Writes(whole=True)],
+    checkpoint: ReadPath | None = None,
     gguf_file: str | None = None,
-    tokenizer: str | None = None,
+    tokenizer: ReadPath | None = None,
     pad_token: str | None = None,
     lora: LoraSpec | None = None,
     dtype: str = "float32",
-    reference: str | None = None,
+    reference: ReadPath | None = None,
     extrapolation: float = 0.0,
     check: bool = True,
 ) -> None:

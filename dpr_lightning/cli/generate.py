@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -14,16 +14,17 @@ from dpr_lightning.errors import InputError
 from dpr_lightning.evaluation.answers import Answers, collect_answers
 from dpr_lightning.evaluation.statistics import mean_interval, pass_at_k
 from dpr_lightning.evaluation.tasks import write_jsonl
+from dpr_lightning.paths import ReadPath, Writes
 from dpr_lightning.policies.frozen import check_one_vocabulary
 from dpr_lightning.rewards import RewardSpec, decode_time_optimum
 from dpr_lightning.rollouts import Combine, SamplingOptions, only
 
 
 def generate(
-    policy: str,
+    policy: ReadPath,
     prompts: Rows,
-    output: str | None = None,
-    references: list[str] | None = None,
+    output: Annotated[str | None, Writes(marks=('"terminated"',))] = None,
+    references: list[ReadPath] | None = None,
     reward: RewardSpec | None = None,
     beta: float = 1.0,
     samples: int = 1,
@@ -77,11 +78,11 @@ def generate(
 
 
 def evaluate(
-    policy: str,
+    policy: ReadPath,
     prompts: Rows,
     verifier: str = "exact_match",
-    sft: str | None = None,
-    references: list[str] | None = None,
+    sft: ReadPath | None = None,
+    references: list[ReadPath] | None = None,
     reward: RewardSpec | None = None,
     beta: float = 1.0,
     samples: int = 1,
@@ -93,7 +94,7 @@ def evaluate(
     columns: dict[str, str] | None = None,
     dtype: str = "float32",
     seed: int = 0,
-    output: str | None = None,
+    output: Annotated[str | None, Writes(marks=('"pass@1"',))] = None,
 ) -> None:
     """Score a policy on prompts with a verifier: mean with 95% interval, pass@k, length, reverse KL to π_SFT.
 

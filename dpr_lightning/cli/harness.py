@@ -2,24 +2,26 @@
 
 import json
 from pathlib import Path
+from typing import Annotated
 
 from rich.table import Table
 
 from dpr_lightning.cli.loading import console, frozen_policy
 from dpr_lightning.evaluation.harness import HarnessSpec, harness_scores
+from dpr_lightning.paths import ReadPath, Writes
 
 
 def harness(
-    policy: str,
+    policy: ReadPath,
     tasks: list[str],
-    task_folder: str | None = None,
+    task_folder: ReadPath | None = None,
     limit: int | None = None,
     batch_size: int = 16,
     few_shot: int | None = None,
     chat: bool = False,
     dtype: str = "float32",
     seed: int = 0,
-    output: str | None = None,
+    output: Annotated[str | None, Writes(marks=('"results"',))] = None,
 ) -> None:
     """Evaluate a policy on tasks of the Language Model Evaluation Harness.
 

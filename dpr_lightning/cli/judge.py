@@ -3,20 +3,22 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Annotated
 
 from dpr_lightning.cli.loading import console, progress_bar
 from dpr_lightning.data import open_rows
 from dpr_lightning.evaluation.judge import JudgeReport, answers_of, match_answers, parse_verdict, summarise
 from dpr_lightning.evaluation.judge_endpoint import Endpoint, EndpointSpec
+from dpr_lightning.paths import ReadPath, Writes
 
 
 def judge(
-    first: str,
-    second: str,
+    first: ReadPath,
+    second: ReadPath,
     endpoint: EndpointSpec,
-    cache: str = "runs/judge/replies.jsonl",
+    cache: Annotated[str, Writes(marks=('"reply"',))] = "runs/judge/replies.jsonl",
     limit: int | None = None,
-    output: str | None = None,
+    output: Annotated[str | None, Writes(marks=('"dollars"',))] = None,
 ) -> None:
     """Compare two policies' answers to the same prompts through an OpenAI-compatible endpoint, in both orders.
 

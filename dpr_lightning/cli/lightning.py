@@ -5,7 +5,7 @@ import pickle
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from lightning import LightningDataModule, LightningModule, Trainer
@@ -13,9 +13,12 @@ from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from dpr_lightning.callbacks.run_ends import limit_time_of_process
+from dpr_lightning.cli.configs import config_files
 from dpr_lightning.cli.library_errors import refusal
 from dpr_lightning.cli.monitors import check_monitors
+from dpr_lightning.cli.path_checks import protected
 from dpr_lightning.cli.resume import evaluate_from, resume_from, what_is_saved
+from dpr_lightning.cli.run_paths import separate_evaluation_logs, uses_of_run
 from dpr_lightning.errors import REQUEUE, InputError, TryAgain, causes
 from dpr_lightning.modules.base import PolicyModule
 
@@ -26,8 +29,19 @@ LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
 class DprCLI(LightningCLI):
     """Reads configs; ``class_path`` in them picks module, data, strategy and callbacks."""
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        with ExitStack() as self.locks:
+            super().__init__(*arguments, **options)
+
     def _parse_ckpt_path(self) -> None:
         """Leave hyper-parameters alone: what the command line says wins over what a checkpoint remembers."""
+
+    def before_instantiate_classes(self) -> None:
+        """Check every path, and lock what is written until the command ends."""
+        config = self.config[self.subcommand]
+        separate_evaluation_logs(config, str(self.subcommand))
+        uses = uses_of_run(config.as_dict(), str(self.subcommand))
+        self.locks.enter_context(protected(uses, config_files(sys.argv)))
 
     def instantiate_classes(self) -> None:
         """Make what the config names; what Lightning refuses is a wrong option, and so is an impossible policy.
@@ -123,6 +137,9 @@ def run_lightning(arguments: Sequence[str]) -> Any:
 
 class _Reader(DprCLI):
     """Reads configs, and makes nothing of them."""
+
+    def before_instantiate_classes(self) -> None:
+        """Nothing."""
 
     def instantiate_classes(self) -> None:
         """Nothing."""

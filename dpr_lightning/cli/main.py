@@ -87,7 +87,7 @@ def _print_any_character() -> None:
 def run(arguments: Sequence[str]) -> Any:
     """Run one command; errors come as exceptions."""
     _settle_libraries()
-    from dpr_lightning.cli.configs import check_configs
+    from dpr_lightning.cli.configs import check_configs, config_files
     from dpr_lightning.cli.lightning import LIGHTNING_COMMANDS, run_lightning
 
     command, rest = arguments[0], list(arguments[1:])
@@ -108,8 +108,10 @@ def run(arguments: Sequence[str]) -> Any:
         raise InputError(f"There is no command {command!r}.{meant} Commands are: {', '.join(names)}.")
     from jsonargparse import auto_cli
 
+    from dpr_lightning.cli.path_checks import guarded
+
     return auto_cli(
-        commands[command],
+        guarded(commands[command], config_files(rest)),
         args=rest,
         prog=f"dpr {command}",
         as_positional=False,

@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Annotated
 
 from dpr_lightning.cli.loading import best_device, console, progress_bar, verifier_named
 from dpr_lightning.data import PromptSet, Rows
 from dpr_lightning.evaluation.preview import BETAS, describe
 from dpr_lightning.evaluation.reward_preview import form_name, preview_reward
+from dpr_lightning.paths import ReadPath, Writes
 from dpr_lightning.policies import load_tokenizer
 from dpr_lightning.reports import preview_table
 from dpr_lightning.rewards import DenseReward, RewardSpec
@@ -14,8 +16,8 @@ from dpr_lightning.rollouts import SamplingOptions
 
 
 def preview(
-    sft: str,
-    references: list[str],
+    sft: ReadPath,
+    references: list[ReadPath],
     prompts: Rows,
     reward: RewardSpec | None = None,
     beta: float = 1.0,
@@ -29,7 +31,7 @@ def preview(
     columns: dict[str, str] | None = None,
     dtype: str = "float32",
     seed: int = 0,
-    output: str | None = None,
+    output: Annotated[str | None, Writes(marks=('"verdict"',))] = None,
 ) -> None:
     """Estimate the policy that each form of the reward is heading for at each β, from samples of π_SFT alone.
 

@@ -2,18 +2,20 @@
 
 import time
 from pathlib import Path
+from typing import Annotated
 
 from dpr_lightning.cli.pipeline import run_path
 from dpr_lightning.cli.stage_configs import stage_config
 from dpr_lightning.cli.stages import announce, fresh_folder, keep_wandb_inside
 from dpr_lightning.cli.toy import toy
+from dpr_lightning.paths import Writes
 
 MARKER = "quickstart.json"
 HOME = "runs/toy"
 
 
 def quickstart(
-    output: str = "runs/quickstart",
+    output: Annotated[str, Writes()] = "runs/quickstart",
     seed: int = 0,
     demonstrations: int = 400,
     test: int = 400,

@@ -5,7 +5,7 @@ import json
 import platform
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import yaml
@@ -17,6 +17,7 @@ from dpr_lightning.cli.rewards import right_and_wrong
 from dpr_lightning.errors import InputError
 from dpr_lightning.evaluation.preview import describe
 from dpr_lightning.evaluation.reward_preview import RewardPreviewRun, form_name
+from dpr_lightning.paths import REPORT_MARKS, Reads, Writes
 from dpr_lightning.reports import (
     Answer,
     Pair,
@@ -51,7 +52,10 @@ class Findings:
     tokenizer: Any
 
 
-def report(run: str, output: str | None = None) -> None:
+def report(
+    run: Annotated[str, Reads("report.json", "**/metrics.csv")],
+    output: Annotated[str | None, Writes(marks=REPORT_MARKS)] = None,
+) -> None:
     """Write the HTML report of a run folder: of a quickstart, or the curves of any training run.
 
     Args:

@@ -18,6 +18,8 @@ from dpr_lightning.callbacks.wandb_logger import continue_wandb_runs
 from dpr_lightning.data.rows import local_files
 from dpr_lightning.data.template_clock import set_template_time
 from dpr_lightning.errors import InputError
+from dpr_lightning.folders import put_aside
+from dpr_lightning.locking import LOCK, is_first_rank
 from dpr_lightning.policies import is_in_shards
 from dpr_lightning.rewards.cache import content_hash, policy_hash
 
@@ -193,16 +195,9 @@ def _refuse_another_run(store: CheckpointStore, step: int, own: Mapping[str, Any
 
 
 def _put_aside(folder: Path) -> None:
-    if not folder.exists():
+    if not is_first_rank() or not folder.exists() or not any(path.name != LOCK for path in folder.iterdir()):
         return
-    number = 1
-    while (aside := folder.with_name(f"{folder.name}.before_{number}")).exists():
-        number += 1
-    try:
-        folder.rename(aside)
-    except FileNotFoundError:
-        return  # another rank was first
-    log.warning("The checkpoints of the run before are in %s now.", aside)
+    log.warning("The checkpoints of the run before are in %s now.", put_aside(folder, stays=(LOCK,)))
 
 
 def _short(value: Any) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from datasets import Dataset
 from dpr_lightning.cli.loading import best_device, console, progress_bar
 from dpr_lightning.data import Rows, carried_format, open_rows, tokenize_rows
 from dpr_lightning.evaluation.answers import Answers
+from dpr_lightning.paths import REPORT_MARKS, ReadPath, Writes
 from dpr_lightning.policies import load_tokenizer
 from dpr_lightning.reports import Pair, Response, write_heatmap
 from dpr_lightning.rewards import DenseReward, RewardSpec
@@ -21,10 +22,12 @@ MOST_PAIRS = 12
 
 
 def rewards(
-    sft: str,
-    references: list[str],
+    sft: ReadPath,
+    references: list[ReadPath],
     responses: Rows,
-    output: str,
+    output: Annotated[
+        str, Writes("rewards.parquet", marks=("reference_logprob",)), Writes("heatmap.html", marks=REPORT_MARKS)
+    ],
     reward: RewardSpec | None = None,
     columns: dict[str, str] | None = None,
     limit: int | None = None,

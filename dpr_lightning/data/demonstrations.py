@@ -2,7 +2,7 @@
 
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from lightning import LightningDataModule
@@ -25,11 +25,14 @@ from dpr_lightning.data.rows import Rows, open_rows
 from dpr_lightning.data.token_cache import cache_key, load_or_tokenize
 from dpr_lightning.data.tokenized import TokenizedDataset, tokenize_rows
 from dpr_lightning.errors import InputError
+from dpr_lightning.paths import ReadPath, Writes
 from dpr_lightning.policies import PolicySpec, check_positions, load_tokenizer
 from dpr_lightning.policies.adapters import resolve_adapter
 from dpr_lightning.policies.special_tokens import token_id
 
 DEFAULT_TOKEN_BUDGET = 8192
+CACHE = Writes("?" * 32, shared=True)
+"""Entries are named by the first half of a SHA-256."""
 
 
 class DemonstrationDataModule(LightningDataModule):
@@ -81,9 +84,9 @@ class DemonstrationDataModule(LightningDataModule):
         train: Rows,
         validation: float | Rows | None = None,
         test: Rows | None = None,
-        tokenizer: str | None = None,
+        tokenizer: ReadPath | None = None,
         columns: dict[str, str] | None = None,
-        chat_template: str | None = None,
+        chat_template: ReadPath | None = None,
         end_of_turn: str | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
         on_dropped: OnDropped = "error",
@@ -94,7 +97,7 @@ class DemonstrationDataModule(LightningDataModule):
         validation_batch_size: int | None = None,
         length_ratio: float = 1.1,
         seed: int = 0,
-        cache_dir: str | None = "~/.cache/dpr_lightning",
+        cache_dir: Annotated[str, CACHE] | None = "~/.cache/dpr_lightning",
         limit: int | None = None,
         allow_overlap: bool = False,
         special_tokens_in_text: SpecialText | None = None,

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
-from typing import Any, Literal, Protocol, cast
+from typing import Annotated, Any, Literal, Protocol, cast
 
 import torch
 from lightning import LightningDataModule
@@ -23,6 +23,7 @@ from dpr_lightning.data.rollout_loader import RolloutLoader
 from dpr_lightning.data.rows import Rows
 from dpr_lightning.distributed import mark, sum_over_ranks
 from dpr_lightning.errors import InputError
+from dpr_lightning.paths import ReadPath, Writes
 from dpr_lightning.policies import (
     AUTO,
     PolicySpec,
@@ -111,14 +112,14 @@ class RewardDataModule(LightningDataModule):
     def __init__(
         self,
         prompts: Rows,
-        sft: str,
-        references: list[str],
+        sft: ReadPath,
+        references: list[ReadPath],
         reward: RewardSpec | None = None,
         sampling: SamplingOptions | None = None,
         samples_per_prompt: int = 4,
         prompts_per_rollout: int = 64,
         refresh_every: int = 1,
-        precomputed: str | None = None,
+        precomputed: Annotated[str, Writes(shared=True)] | None = None,
         held_out: Rows | None = None,
         evaluation: Rows | None = None,
         allow_overlap: bool = False,

@@ -12,6 +12,7 @@ from typing import NotRequired, TypedDict
 
 from dpr_lightning.data.row_types import Row, RowSource
 from dpr_lightning.errors import InputError
+from dpr_lightning.paths import ReadPath
 
 BLOCK = 1024
 """Rows among which a share is chosen at a time."""
@@ -26,7 +27,7 @@ class RowFile(TypedDict):
             the same ones, once; 2.5: every row twice and half of them once more.
     """
 
-    path: str
+    path: ReadPath
     weight: NotRequired[float]
 
 

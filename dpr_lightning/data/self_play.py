@@ -14,6 +14,7 @@ from dpr_lightning.data.loader import DemonstrationLoader
 from dpr_lightning.data.rows import Rows
 from dpr_lightning.data.tokenized import TokenizedDataset
 from dpr_lightning.errors import InputError
+from dpr_lightning.paths import ReadPath
 from dpr_lightning.policies import (
     AUTO,
     FrozenPolicies,
@@ -48,7 +49,7 @@ class SelfPlayDataModule(DemonstrationDataModule):
     def __init__(
         self,
         train: Rows,
-        opponent: str,
+        opponent: ReadPath,
         sampling: SamplingOptions | None = None,
         dtype: str = "float32",
         attention: str = AUTO,

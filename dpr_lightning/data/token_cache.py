@@ -22,8 +22,8 @@ from dpr_lightning.data.template_clock import dated_text, template_time
 from dpr_lightning.data.tokenization import TOKENIZATION_VERSION
 from dpr_lightning.data.tokenized import TokenizedDataset
 from dpr_lightning.errors import InputError
+from dpr_lightning.folders import whole_folder
 from dpr_lightning.locking import only_one
-from dpr_lightning.policies import whole_folder
 
 log = logging.getLogger(__name__)
 TOKENS, MANIFEST = "tokens.safetensors", "manifest.json"

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.errors import InputError, first_line
+from dpr_lightning.paths import ReadPath
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ class HarnessSpec:
     """
 
     tasks: list[str]
-    task_folder: str | None = None
+    task_folder: ReadPath | None = None
     limit: int | None = None
     batch_size: int = 16
     few_shot: int | None = None

@@ -4,7 +4,7 @@ from dpr_lightning.policies.attention import autocasts, multiplies_bfloat16
 from dpr_lightning.policies.build import build_policy, check_policy
 from dpr_lightning.policies.capabilities import Capabilities, capabilities_of
 from dpr_lightning.policies.decoders import inside_of_adapters, is_known_decoder, is_silu
-from dpr_lightning.policies.export import flush, save_policy, whole_folder
+from dpr_lightning.policies.export import save_policy
 from dpr_lightning.policies.forward import (
     ActionLogits,
     action_logits,
@@ -93,7 +93,6 @@ __all__ = [
     "disable_dropout",
     "evaluating",
     "fetches_weights",
-    "flush",
     "gathered_weights",
     "has_adapters",
     "holds_whole",
@@ -130,6 +129,5 @@ __all__ = [
     "untie",
     "untied_names",
     "weight_bytes",
-    "whole_folder",
     "word_tokenizer",
 ]

@@ -1,17 +1,13 @@
 """Policies as ordinary Hugging Face folders, written whole or not at all."""
 
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from dpr_lightning.errors import InputError
+from dpr_lightning.folders import whole_folder
 from dpr_lightning.policies.adapters import describe_base, is_adapter
 from dpr_lightning.policies.attention_choice import save_attention
 from dpr_lightning.policies.base_files import keep_base_files
@@ -85,52 +81,3 @@ def save_policy(
         if expected is not None:
             check_policy(unfinished, model, spec, expected)
     return folder
-
-
-@contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder that becomes ``folder`` when the block ends well, and vanishes when it does not.
-
-    Raises:
-        InputError: the disk is full or the place may not be written.
-    """
-    unfinished: Path | None = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        yield unfinished
-        hidden = os.umask(0)
-        os.umask(hidden)
-        for path in (unfinished, *unfinished.rglob("*")):
-            # Temporary folders, and what some writers put in them, are closed to everybody else.
-            path.chmod((0o777 if path.is_dir() else 0o666) & ~hidden)
-            if path.is_file():
-                flush(path)
-        if folder.exists():
-            previous = unfinished.with_name(unfinished.name + ".previous")
-            folder.rename(previous)
-            unfinished.rename(folder)
-            shutil.rmtree(previous)
-        else:
-            unfinished.rename(folder)
-    except (OSError, SafetensorError) as error:
-        # safetensors reports a full disk as an error of its own.
-        if isinstance(error, SafetensorError) and "IoError" not in str(error) and "os error" not in str(error):
-            raise
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise InputError(
-            f"Could not write {folder}: {reason}. Nothing is left half-written there; free some space "
-            "or choose another folder."
-        ) from error
-    finally:
-        if unfinished is not None and unfinished.exists():
-            shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def flush(path: Path) -> None:
-    """Have a file, or a folder's list of files, on the disk before going on."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from dpr_lightning.errors import InputError
+from dpr_lightning.paths import ReadPath
 
 AUTO = "auto"
 """Attention of a policy where none is chosen."""
@@ -63,12 +64,12 @@ class PolicySpec:
             where that one is EOS or has another meaning.
     """
 
-    source: str | None = None
+    source: ReadPath | None = None
     architecture: dict[str, Any] | None = None
-    tokenizer: str | None = None
+    tokenizer: ReadPath | None = None
     gguf_file: str | None = None
     revision: str | None = None
-    checkpoint: str | None = None
+    checkpoint: ReadPath | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     master_weights: bool = True
     attention: str = AUTO

@@ -45,7 +45,7 @@ def load_tokenizer(
     except (OSError, ValueError, KeyError) as error:
         held = ""
         if Path(source).is_dir():
-            names = sorted(path.name for path in Path(source).iterdir())[:12]
+            names = sorted(path.name for path in Path(source).iterdir() if path.name[0] != ".")[:12]
             held = f" The folder holds: {', '.join(names) or 'nothing'}."
         raise InputError(
             f"No tokenizer could be loaded from {source!r}.{held} Point `tokenizer` at a hub id or at a folder with "

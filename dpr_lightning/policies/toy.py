@@ -10,6 +10,8 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from dpr_lightning.folders import whole_folder
+
 
 def character_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     """One token a character of ``texts``, after pad, EOS and unknown."""
@@ -70,6 +72,7 @@ def create_toy_policy(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with whole_folder(folder) as unfinished:
+        model.save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
     return folder

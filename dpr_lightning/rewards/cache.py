@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dpr_lightning.errors import InputError
-from dpr_lightning.policies import whole_folder
+from dpr_lightning.folders import whole_folder
 from dpr_lightning.policies.adapters import base_of, is_adapter
 
 KEY_FILE, TENSOR_FILE = "key.json", "tensors.safetensors"

@@ -7,7 +7,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dpr_lightning.errors import InputError
-from dpr_lightning.policies import PolicySpec, build_policy, load_tokenizer, save_policy, special_tokens, whole_folder
+from dpr_lightning.folders import whole_folder
+from dpr_lightning.policies import PolicySpec, build_policy, load_tokenizer, save_policy, special_tokens
 from tests.tiny import tiny_tokenizer
 
 

@@ -18,6 +18,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
+from dpr_lightning.locking import LOCK
 from dpr_lightning.policies import (
     LoraSpec,
     PolicySpec,
@@ -68,6 +69,38 @@ def _truncated_weights(kit: Kit) -> list[str]:
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
     return kit.fit(policy={"source": str(folder)})
+
+
+def _empty_folder(kit: Kit) -> str:
+    (kit.folder / "rows").mkdir()
+    return str(kit.folder / "rows")
+
+
+def _foreign_folder(kit: Kit) -> Path:
+    (kit.folder / "book").mkdir()
+    (kit.folder / "book" / "thesis.tex").write_text("")
+    return kit.folder / "book"
+
+
+def _references(kit: Kit, source: str, folder: Path) -> list[str]:
+    callback = {"class_path": "dpr_lightning.callbacks.ReferenceCheckpoints", "init_args": {"folder": str(folder)}}
+    return kit.fit(policy={"source": source}, trainer={"callbacks": [callback]})
+
+
+def _export(kit: Kit, source: str, output: Path) -> list[str]:
+    return ["export", "--source", source, "--output", str(output)]
+
+
+def _generate(kit: Kit) -> list[str]:
+    prompts = write_rows(kit.folder / "p.jsonl", [GOOD])
+    return ["generate", "--policy", kit.workspace.sft, "--prompts", prompts, "--output"]
+
+
+def _locked(kit: Kit) -> list[str]:
+    (kit.folder / "run").mkdir()
+    owner = {"pid": 7, "host": "node3", "since": "2031-01-01T09:00:00+01:00", "command": "dpr fit --config sft.yaml"}
+    (kit.folder / "run" / LOCK).write_text(json.dumps(owner))
+    return _references(kit, kit.workspace.sft, kit.folder / "run")
 
 
 def _edited_json(kit: Kit, name: str, **values: Any) -> list[str]:
@@ -212,7 +245,7 @@ CASES: dict[str, dict[str, Case]] = {
         "text that says it is Parquet": Case(lambda kit: kit.bytes(b"{}", "data.parquet"), ("data.parquet",)),
         "a JSON array cut short": Case(lambda kit: kit.bytes(b'[{"prompt": "1"}, ', "d.json"), ("d.json", "JSON")),
         "an empty JSON array": Case(lambda kit: kit.bytes(b"[]", "d.json"), ("d.json", "no rows")),
-        "a folder without a data set": Case(lambda kit: kit.fit(str(kit.folder)), ("folder", "save_to_disk")),
+        "a folder without a data set": Case(lambda kit: kit.fit(_empty_folder(kit)), ("folder", "save_to_disk")),
     },
     "Encodings": {
         "UTF-16": Case(lambda kit: kit.bytes(json.dumps(GOOD).encode("utf-16")), ("UTF-16", "UTF-8")),
@@ -390,6 +423,22 @@ CASES: dict[str, dict[str, Case]] = {
         "a policy that is not π_SFT": Case(
             lambda kit: kit.dpr(policy=kit.workspace.reference), ("does not start as π_SFT", "check_start")
         ),
+    },
+    "Outputs": {
+        "a policy that would be replaced by what is trained on it": Case(
+            lambda kit: _references(kit, str(kit.policy().rename(kit.folder / "final")), kit.folder),
+            ("final", "`ReferenceCheckpoints.folder`", "`model.policy.source`"),
+        ),
+        "an export over its source": Case(
+            lambda kit: _export(kit, str(kit.policy()), kit.folder / "policy"), ("`output`", "`source`")
+        ),
+        "answers over their prompts": Case(
+            lambda kit: [*_generate(kit), str(kit.folder / "p.jsonl")], ("`output`", "`prompts`")
+        ),
+        "an export over a folder of something else": Case(
+            lambda kit: _export(kit, kit.workspace.sft, _foreign_folder(kit)), ("thesis.tex", "did not write")
+        ),
+        "a folder that another run writes": Case(_locked, ("process 7 on node3", "since 2031", "delete")),
     },
     "Configs and options": {
         "a command that is not there": Case(lambda kit: ["quickstrat"], ("quickstrat", "quickstart")),

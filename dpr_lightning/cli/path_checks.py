@@ -1,0 +1,196 @@
+"""Before anything is loaded: no command overwrites what it reads or what this package did not write."""
+
+import glob
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import wraps
+from inspect import signature
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from dpr_lightning.errors import InputError
+from dpr_lightning.folders import recover, written_files
+from dpr_lightning.locking import is_first_rank, write_lock
+from dpr_lightning.paths import PathUse, Reads, Writes, parameters_of, path_uses
+from dpr_lightning.policies.adapters import base_of, is_adapter
+
+CONFIG = "--config"
+CHECKPOINT = "ckpt_path"
+_SEARCHED = 1 << 16
+"""Bytes at either end of a file in which a mark is searched."""
+Key = tuple[int, int, tuple[str, ...]]
+"""Device and inode of the deepest folder that exists, and the names below it."""
+
+
+def guarded(command: Callable[..., Any], configs: Sequence[Path]) -> Callable[..., Any]:
+    """A command that checks and locks its paths before it begins.
+
+    Args:
+        command: whose parameters declare what they read and write.
+        configs: files that its options are read from.
+    """
+
+    @wraps(command)
+    def run(**values: Any) -> Any:
+        arguments = signature(command).bind(**values)
+        arguments.apply_defaults()
+        kinds = parameters_of(command)
+        uses = [use for name, value in arguments.arguments.items() for use in path_uses(kinds[name], value, name)]
+        with protected(uses, configs):
+            return command(**values)
+
+    return run
+
+
+@contextmanager
+def protected(uses: Iterable[PathUse], configs: Sequence[Path] = ()) -> Iterator[None]:
+    """Within, this process has the locks of what is written.
+
+    Args:
+        uses: every path that the command reads or writes.
+        configs: files that its options are read from.
+
+    Raises:
+        InputError: something would be written over what is read, over what this package did not write, or twice; or
+            another process writes there.
+    """
+    uses = [*uses, *(PathUse(CONFIG, path, Reads()) for path in configs)]
+    for use in uses:
+        if not os.path.exists(use.path):
+            recover(use.path)
+    reads = [found for use in uses if isinstance(use.use, Reads) for found in _existing(use)]
+    reads += [base for use in reads for base in _bases(use)]
+    writes = [(use, use.use) for use in uses if isinstance(use.use, Writes)]
+    for written, how in writes:
+        for read in reads:
+            _refuse_collision(written, how, read)
+    for (first, _), (second, _) in combinations(writes, 2):
+        _refuse_two_writers(first, second)
+    if is_first_rank():  # which may have begun to write when the others come here
+        for written, how in writes:
+            for path in _paths(written):
+                _refuse_foreign(written, how, path)
+    with ExitStack() as locks:
+        for path, inside in sorted({(use.path, bool(how.names)) for use, how in writes if not how.shared}):
+            locks.enter_context(write_lock(path, inside=inside))
+        yield
+
+
+def _existing(use: PathUse) -> list[PathUse]:
+    """A path that is read, or all files that its pattern matches; nothing where it is no path of this machine."""
+    if os.path.exists(use.path):
+        return [use]
+    matches = glob.glob(str(use.path), recursive=True) if glob.has_magic(str(use.path)) else []
+    return [replace(use, path=Path(match)) for match in matches]
+
+
+def _bases(use: PathUse) -> Iterator[PathUse]:
+    """The base of an adapter that is read, the base of that, and so on."""
+    seen: set[Path] = set()
+    option, folder = use.option, use.path
+    while folder not in seen and is_adapter(folder):
+        seen.add(folder)
+        try:
+            base = base_of(folder)
+        except InputError:  # said where the adapter is read, if its base is needed there
+            return
+        option = f"the base of the adapter in {option}"
+        for source in (base.source, base.tokenizer):
+            if source is not None and os.path.exists(source):
+                yield PathUse(option, Path(source), Reads())
+        folder = Path(base.source or "")
+
+
+def _paths(use: PathUse) -> list[Path]:
+    """What a use names: of each name in a folder what exists, and what would be created."""
+    if not use.use.names:
+        return [use.path]
+    paths: dict[Path, None] = {}
+    for name in use.use.names:
+        paths |= dict.fromkeys(sorted(use.path.glob(name)))
+        paths[use.path / name] = None
+    return list(paths)
+
+
+def _chain(path: Path) -> list[Key]:
+    """A path and all folders around it, the path first, by what they are and not by how they are spelt."""
+    current = Path(os.path.realpath(path))
+    names: tuple[str, ...] = ()
+    while not os.path.exists(current):
+        names = (current.name, *names)
+        current = current.parent
+    at = current.stat()
+    keys: list[Key] = [(at.st_dev, at.st_ino, names[:length]) for length in range(len(names), -1, -1)]
+    return keys + [((found := parent.stat()).st_dev, found.st_ino, ()) for parent in current.parents]
+
+
+def _overlap(first: Path, second: Path) -> str | None:
+    """Where the first path lies: in or around the second, or nothing where they are the same; None where apart."""
+    one, two = _chain(first), _chain(second)
+    if one[0] == two[0]:
+        return ""
+    if two[0] in one:
+        return f" in {second}"
+    return f" around {second}" if one[0] in two else None
+
+
+def _refuse_collision(written: PathUse, how: Writes, read: PathUse) -> None:
+    if read.option == CHECKPOINT and how.resumes:
+        return
+    for target in _paths(written):
+        for source in _paths(read):
+            relation = _overlap(target, source) if os.path.exists(source) else None
+            if relation is None or (read.option == CONFIG and how.marks and _has_mark(source, how.marks)):
+                continue
+            raise InputError(
+                f"{_quoted(written)} writes {_shown(target)}{relation}, which {_quoted(read)} reads: the run would "
+                f"overwrite what it needs. Nothing was changed. Name another path for {_quoted(written)}."
+            )
+
+
+def _refuse_two_writers(first: PathUse, second: PathUse) -> None:
+    for target in _paths(first):
+        for other in _paths(second):
+            if (first.option, target) != (second.option, other) and (relation := _overlap(target, other)) is not None:
+                raise InputError(
+                    f"{_quoted(first)} writes {_shown(target)}{relation}, which {_quoted(second)} writes too: "
+                    f"one would overwrite the other. Name another path for {_quoted(second)}."
+                )
+
+
+def _shown(path: Path) -> Path:
+    """A path, or its folder where its name is a pattern."""
+    return path.parent if glob.has_magic(path.name) and not path.exists() else path
+
+
+def _quoted(use: PathUse) -> str:
+    owner, _, option = use.option.rpartition(" ")
+    return f"{owner} `{option}`".strip()
+
+
+def _refuse_foreign(written: PathUse, how: Writes, path: Path) -> None:
+    remedy = f"Name another path for {_quoted(written)}, or move that one away."
+    if how.whole and os.path.exists(path) and written_files(path) is None:
+        names = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
+        if path.is_dir() and not names:
+            return
+        content = f"a folder with {', '.join(names[:5])}{', …' if len(names) > 5 else ''}" if names else "a file"
+        raise InputError(
+            f"{_quoted(written)} would replace {path}, {content}, which this package did not write. {remedy}"
+        )
+    if how.marks and path.is_dir():
+        raise InputError(f"{_quoted(written)} writes the file {path}, and there is a folder of that name. {remedy}")
+    if how.marks and path.is_file() and path.stat().st_size and not _has_mark(path, how.marks):
+        raise InputError(f"{_quoted(written)} would overwrite {path}, a file that this command did not write. {remedy}")
+
+
+def _has_mark(path: Path, marks: Iterable[str]) -> bool:
+    """Whether one of the texts stands near the beginning or the end of a file."""
+    with path.open("rb") as handle:
+        content = handle.read(_SEARCHED)
+        handle.seek(max(len(content), path.stat().st_size - _SEARCHED))
+        content += handle.read()
+    return any(mark.encode() in content for mark in marks)

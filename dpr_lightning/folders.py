@@ -1,0 +1,268 @@
+"""Folders that are written whole or not at all, and replaced without losing what somebody else put into them."""
+
+import ctypes
+import errno
+import json
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from dpr_lightning.errors import InputError
+from dpr_lightning.locking import lock_descriptor
+
+log = logging.getLogger(__name__)
+WRITTEN = ".dpr_lightning.json"
+"""File in a folder that lists which of its files this package wrote."""
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_ATTEMPTS = 5
+_QUIET_S = 3600
+"""Seconds without a change after which a temporary folder that is not locked is taken for left behind."""
+_SUFFIX_LENGTH = 8
+"""Characters that ``tempfile.mkdtemp`` adds to its prefix."""
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder that becomes ``folder`` when the block ends well, and vanishes when it does not.
+
+    A former ``folder`` stays until the new one replaces it. Files in it that this package did not write are kept in
+    the new one; where nothing in it is of this package, it is put aside as ``NAME.before_1``.
+
+    Raises:
+        InputError: the disk is full or the folder may not be written.
+    """
+    unfinished: Path | None = None
+    handle: int | None = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        recover(folder)
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        handle = os.open(unfinished, os.O_RDONLY)
+        lock_descriptor(handle)
+        yield unfinished
+        names = sorted(str(path.relative_to(unfinished)) for path in unfinished.rglob("*") if path.is_file())
+        (unfinished / WRITTEN).write_text(json.dumps({"files": names}, indent=2) + "\n", encoding="utf-8")
+        hidden = os.umask(0)
+        os.umask(hidden)
+        for path in (unfinished, *unfinished.rglob("*")):
+            # Temporary folders, and what some writers put in them, are closed to everybody else.
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~hidden)
+            if path.is_file():
+                flush(path)
+        replace_folder(unfinished, folder, written_files(folder))
+    except (OSError, SafetensorError) as error:
+        # safetensors reports a full disk as an error of its own.
+        if isinstance(error, SafetensorError) and "IoError" not in str(error) and "os error" not in str(error):
+            raise
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise InputError(
+            f"Could not write {folder}: {reason}. Nothing is left half-written there; free some space "
+            "or choose another folder."
+        ) from error
+    finally:
+        if handle is not None:
+            os.close(handle)
+        if unfinished is not None and unfinished.exists():
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def replace_folder(new: Path, target: Path, written: Collection[str] | None) -> None:
+    """Rename ``new`` to ``target``; a former ``target`` stays until then, and so do files that are not of this package.
+
+    Args:
+        new: a folder in the same parent.
+        target: may exist.
+        written: the files in ``target`` that this package wrote, relative to it; None: nothing there is known to be.
+    """
+    if target.exists() and written is None and any(target.iterdir()):
+        aside = put_aside(target)
+        log.warning("%s held nothing that this package wrote; it is %s now.", target, aside)
+    if not target.exists():
+        new.rename(target)
+        flush(target.parent)
+        return
+    _carry_over(target, new, set(written or ()) | {WRITTEN})
+    if _exchange(new, target):
+        flush(target.parent)
+        shutil.rmtree(new)
+        return
+    previous = _previous(target)
+    for _ in range(_ATTEMPTS):
+        if previous.exists():
+            shutil.rmtree(previous)
+        target.rename(previous)
+        try:
+            new.rename(target)
+        except OSError as error:
+            # Another process took the moment between the two for a crash, and put the former folder back.
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        else:
+            break
+    flush(target.parent)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def recover(folder: Path) -> None:
+    """Mend what a process left that was killed while it wrote or replaced ``folder``.
+
+    The former folder is renamed back where there is no new one; temporary folders of processes that are gone are
+    deleted.
+    """
+    previous = _previous(folder)
+    with suppress(OSError, ValueError):
+        if previous.exists():
+            if folder.exists():
+                shutil.rmtree(previous)
+            else:
+                previous.rename(folder)
+                log.warning("%s was being replaced when a run ended; the former one is back.", folder)
+        for path in folder.parent.glob(f".{_escaped(folder.name)}.{'?' * _SUFFIX_LENGTH}"):
+            if path != previous and path.is_dir() and _is_abandoned(path):
+                shutil.rmtree(path)
+
+
+def written_files(folder: Path) -> set[str] | None:
+    """The files of a folder that :func:`whole_folder` wrote, relative to it; None where it is of something else."""
+    try:
+        names = json.loads((folder / WRITTEN).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return set(map(str, names))
+
+
+def foreign_files(folder: Path, written: Collection[str]) -> list[str]:
+    """Files of a folder that are not in ``written``, relative to it."""
+    names = (str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return sorted(set(names) - set(written))
+
+
+def delete_written(folder: Path, written: Collection[str]) -> bool:
+    """Delete the files ``written`` of a folder in that order, and empty folders; whether nothing is left of it."""
+    for name in written:
+        if ".." not in Path(name).parts and not Path(name).is_absolute():
+            (folder / name).unlink(missing_ok=True)
+    for path in sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True):
+        with suppress(OSError):
+            path.rmdir()
+    with suppress(OSError):
+        folder.rmdir()
+    return not folder.exists()
+
+
+def delete_folder(folder: Path) -> None:
+    """Delete what this package wrote of a folder; other files in it stay."""
+    if (written := written_files(folder)) is not None and not delete_written(folder, [*written, WRITTEN]):
+        log.warning("%s holds files that this package did not write, which stay.", folder)
+
+
+def clear_run(folder: Path, names: Collection[str], keep: Collection[str] = ()) -> list[Path]:
+    """Delete what a run wrote to its folder; returns what stays.
+
+    Args:
+        folder: of the run.
+        names: of the files and folders that a run writes beside those that are listed, patterns of ``fnmatch``.
+        keep: names in ``folder`` that stay in any case.
+    """
+    for path in sorted(folder.iterdir()):
+        if path.name in keep:
+            continue
+        if any(fnmatch(path.name, name) for name in names):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        elif path.is_dir() and not path.is_symlink():
+            if (written := written_files(path)) is not None:
+                delete_written(path, [*written, WRITTEN])
+            if path.exists():
+                clear_run(path, names)
+                with suppress(OSError):
+                    path.rmdir()
+    return [path for path in sorted(folder.iterdir()) if path.name not in keep]
+
+
+def put_aside(folder: Path, stays: Collection[str] = ()) -> Path:
+    """Rename a folder to ``NAME.before_1``, or the next number that is free; returns that path.
+
+    Args:
+        folder: to rename.
+        stays: names of files in it that stay where they are.
+    """
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.before_{number}")).exists():
+        number += 1
+    if not stays:
+        folder.rename(aside)
+        return aside
+    aside.mkdir()
+    for path in folder.iterdir():
+        if path.name not in stays:
+            path.rename(aside / path.name)
+    return aside
+
+
+def flush(path: Path) -> None:
+    """Have a file, or a folder's list of files, on the disk before going on."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _carry_over(old: Path, new: Path, written: Collection[str]) -> None:
+    """Put the files of ``old`` that are not in ``written`` into ``new``, where there is no other file of that name."""
+    for name in foreign_files(old, written):
+        source, target = old / name, new / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists():
+            target = target.with_name(f"{target.name}.before_1")
+        try:
+            os.link(source, target, follow_symlinks=False)
+        except OSError:
+            shutil.copy2(source, target, follow_symlinks=False)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two folders in one step; False where the system or the file system cannot."""
+    if not sys.platform.startswith("linux"):
+        return False
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    done: int = rename(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE)
+    if done == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM):
+        return False
+    raise OSError(number, os.strerror(number), str(second))
+
+
+def _previous(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.previous")
+
+
+def _escaped(name: str) -> str:
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
+
+
+def _is_abandoned(path: Path) -> bool:
+    """Whether the process that filled a temporary folder is gone: the kernel has no lock on it any more.
+
+    A kernel may know nothing of the locks of other machines, so the folder has to be quiet as well.
+    """
+    if time.time() - max(entry.lstat().st_mtime for entry in (path, *path.rglob("*"))) < _QUIET_S:
+        return False
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        return lock_descriptor(handle) is True
+    finally:
+        os.close(handle)

@@ -1,0 +1,169 @@
+"""Which parameters are paths, and what is read or written there.
+
+A parameter of a command, a DataModule, a callback or a specification says so in its type:
+
+    def export(source: ReadPath, output: Annotated[str, Writes()]) -> None: ...
+
+Before anything is loaded, the command line compares all paths that a run writes with all that it reads, and locks what
+it writes. A callback or DataModule outside this package takes part by the same annotations.
+"""
+
+import dataclasses
+import importlib
+import inspect
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints, is_typeddict
+
+
+class Reads:
+    """Marks a parameter whose value, where it is a path that exists, is read.
+
+    Args:
+        names: of what is read in that folder, patterns of ``glob``; none: all of it.
+    """
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    def __repr__(self) -> str:
+        """As ``--help`` shows it."""
+        return "path that is read"
+
+
+class Writes:
+    """Marks a parameter whose value is a path that is written.
+
+    Args:
+        names: of the files and folders that are written, or replaced, in that folder, patterns of ``glob``; none: the
+            path itself.
+        whole: folders, each replaced as a whole: one that this package did not write is refused.
+        marks: texts of which one stands in every file that this package writes there; another file is refused.
+        shared: several runs may write there at once, so it is not locked.
+        resumes: a run goes on, by ``--ckpt_path``, from what it wrote there.
+    """
+
+    def __init__(
+        self,
+        *names: str,
+        whole: bool = False,
+        marks: tuple[str, ...] = (),
+        shared: bool = False,
+        resumes: bool = False,
+    ) -> None:
+        self.names = names
+        self.whole = whole
+        self.marks = marks
+        self.shared = shared
+        self.resumes = resumes
+
+    def __repr__(self) -> str:
+        """As ``--help`` shows it."""
+        return "path that is written"
+
+
+ReadPath = Annotated[str, Reads()]
+REPORT_MARKS = ('content="dpr_lightning"', '"preview_words"')
+"""In every page that this package writes, and in report.json."""
+
+
+@dataclass(frozen=True)
+class PathUse:
+    """One path of a run.
+
+    Args:
+        option: that names it, as on the command line.
+        path: as it was given, with ``~`` expanded.
+        use: what happens there.
+    """
+
+    option: str
+    path: Path
+    use: Reads | Writes
+
+
+def parameters_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """Types of the parameters of a function or a class, those that a class passes on to its bases among them.
+
+    Types that cannot be resolved are left out: they belong to other libraries.
+    """
+    found: dict[str, Any] = {}
+    if is_typeddict(function):
+        return get_type_hints(function, include_extras=True)
+    bases = reversed(function.__mro__) if inspect.isclass(function) else []
+    parts = [vars(base).get("__init__") for base in bases] or [function]
+    for part in filter(None, parts):
+        try:
+            found |= get_type_hints(part, include_extras=True)
+        except (NameError, TypeError, AttributeError):
+            continue
+    found.pop("return", None)
+    return found
+
+
+def path_uses(annotation: Any, value: Any, option: str) -> Iterator[PathUse]:
+    """All declared paths in a value.
+
+    Args:
+        annotation: type of the parameter; ``Any`` where it is not known.
+        value: plain data, a dataclass, or a mapping with ``class_path`` and ``init_args``.
+        option: name of the parameter.
+    """
+    if value in (None, ""):
+        return
+    if get_origin(annotation) is Annotated:
+        inner, *marks = get_args(annotation)
+        uses = [mark for mark in marks if isinstance(mark, (Reads, Writes))]
+        if uses and isinstance(value, (str, os.PathLike)):
+            yield from (PathUse(option, Path(os.path.expanduser(value)), use) for use in uses)
+            return
+        yield from path_uses(inner, value, option)
+    elif isinstance(value, Mapping) and "class_path" in value:
+        yield from _uses_of_class(value, option)
+    elif get_origin(annotation) in (Union, UnionType):
+        # Of several types that a value may have, those that are no type of it find nothing in it.
+        seen: set[tuple[str, Path, int]] = set()
+        for choice in get_args(annotation):
+            for use in path_uses(choice, value, option):
+                key = (use.option, use.path, id(use.use))
+                if key not in seen:
+                    seen.add(key)
+                    yield use
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for name, kind in parameters_of(type(value)).items():
+            yield from path_uses(kind, getattr(value, name, None), f"{option}.{name}")
+    elif isinstance(value, Mapping):
+        is_specification = isinstance(annotation, type) and dataclasses.is_dataclass(annotation)
+        kinds = parameters_of(annotation) if is_specification or is_typeddict(annotation) else {}
+        arguments = get_args(annotation)
+        other = arguments[1] if len(arguments) == 2 else Any
+        for name, inner in value.items():
+            yield from path_uses(kinds.get(str(name), other), inner, f"{option}.{name}" if option else str(name))
+    elif isinstance(value, (list, tuple)):
+        kind = (get_args(annotation) or (Any,))[0]
+        for index, inner in enumerate(value):
+            named = isinstance(inner, Mapping) and "class_path" in inner
+            yield from path_uses(kind, inner, _class_name(inner) if named else f"{option}[{index}]")
+
+
+def _uses_of_class(value: Mapping[str, Any], option: str) -> Iterator[PathUse]:
+    kinds = parameters_of(imported) if (imported := import_class(value)) is not None else {}
+    for name, inner in (value.get("init_args") or {}).items():
+        yield from path_uses(kinds.get(name, Any), inner, f"{option}.{name}")
+
+
+def import_class(value: Mapping[str, Any]) -> type | None:
+    """The class that ``class_path`` names; None where there is none of that name."""
+    module, _, name = str(value["class_path"]).rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except (ImportError, ValueError):
+        return None
+    return found if isinstance(found, type) else None
+
+
+def _class_name(value: Mapping[str, Any]) -> str:
+    return str(value["class_path"]).rpartition(".")[2]

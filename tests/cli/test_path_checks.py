@@ -1,0 +1,455 @@
+"""No command overwrites what it reads or what this package did not write, and two runs do not write one folder."""
+
+import inspect
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import pytest
+import yaml
+from lightning import Callback, LightningDataModule, LightningModule
+
+from dpr_lightning import callbacks, data, modules
+from dpr_lightning.cli.compare_specs import ArmSpec
+from dpr_lightning.cli.main import _commands, main
+from dpr_lightning.cli.path_checks import protected
+from dpr_lightning.errors import InputError
+from dpr_lightning.evaluation.harness import HarnessSpec
+from dpr_lightning.evaluation.judge_endpoint import EndpointSpec
+from dpr_lightning.locking import LOCK, write_lock
+from dpr_lightning.paths import PathUse, ReadPath, Reads, Writes, parameters_of, path_uses
+from dpr_lightning.policies import LoraSpec, PolicySpec
+from dpr_lightning.rewards import RewardSpec
+from dpr_lightning.rollouts import SamplingOptions, VllmSampler
+from tests.training import write_adapter
+from tests.workspace import Workspace
+
+SFT = "dpr_lightning.callbacks.ReferenceCheckpoints"
+RESUMABLE = "dpr_lightning.callbacks.ResumableCheckpoints"
+
+
+@pytest.fixture
+def case(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with copies of the workspace's policies and data, which is the working directory."""
+    for name in ("sft", "reference"):
+        shutil.copytree(getattr(workspace, name), tmp_path / name)
+    for name in ("prompts", "demonstrations"):
+        shutil.copy(getattr(workspace, name), tmp_path / f"{name}.jsonl")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def fit(source: str, *more: str, output: str = "out") -> list[str]:
+    """SFT of two steps that leaves policies and a log in a folder."""
+    folder = Path(output)
+    config = {
+        "model": {"class_path": "dpr_lightning.modules.SupervisedIRL", "init_args": {"policy": {"source": source}}},
+        "data": {
+            "class_path": "dpr_lightning.data.DemonstrationDataModule",
+            "init_args": {"train": "demonstrations.jsonl", "batch_size": 4, "cache_dir": None},
+        },
+        "trainer": {
+            "max_steps": 2,
+            "accelerator": "cpu",
+            "devices": 1,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "use_distributed_sampler": False,
+            "log_every_n_steps": 1,
+            "default_root_dir": output,
+            "logger": [
+                {
+                    "class_path": "lightning.pytorch.loggers.CSVLogger",
+                    "init_args": {"save_dir": output, "name": "", "version": ""},
+                }
+            ],
+            "callbacks": [
+                {"class_path": SFT, "init_args": {"folder": str(folder / "policies"), "fractions": [0.5]}},
+                {"class_path": RESUMABLE, "init_args": {"folder": str(folder / "checkpoints")}},
+            ],
+        },
+    }
+    Path("fit.yaml").write_text(yaml.safe_dump(config))
+    return ["fit", "--config", "fit.yaml", *more]
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], *says: str) -> str:
+    """The message of a command that is refused, and leaves every file as it was."""
+    before = snapshot(Path.cwd())
+    assert main(arguments) == 2
+    message = capsys.readouterr().err
+    for part in says:
+        assert part in message
+    assert snapshot(Path.cwd()) == before
+    return message
+
+
+POLICY = ["--policy", "sft", "--prompts", "prompts.jsonl"]
+REWARD = ["--sft", "sft", "--references", "[reference]"]
+LISTED = "[d.jsonl, {path: prompts.jsonl, weight: 2}]"
+JUDGE = ["judge", "--first", "prompts.jsonl", "--second", "d.jsonl", "--endpoint.model", "m"]
+EXPORT = ["export", "--source", "sft", "--output"]
+COLLISIONS: dict[str, tuple[list[str], tuple[str, ...]]] = {
+    "the same folder": ([*EXPORT, "sft"], ("`output`", "`source`", "sft")),
+    "spelt in another way": ([*EXPORT, "./reference/../sft/"], ("`output`", "`source`")),
+    "through a link": ([*EXPORT, "link"], ("`output`", "`source`", "link")),
+    "a folder around it": ([*EXPORT, "."], ("`output`", "`source`", "around")),
+    "a folder in it": ([*EXPORT, "sft/whole"], ("`output`", "`source`", " in ")),
+    "the weights it moves away from": (
+        ["export", "--source", "sft", "--reference", "reference", "--extrapolation", "1", "--output", "reference"],
+        ("`output`", "`reference`"),
+    ),
+    "the base of an adapter": (
+        ["export", "--source", "adapter", "--output", "sft"],
+        ("`output`", "the base of the adapter in `source`"),
+    ),
+    "generate over its prompts": (["generate", *POLICY, "--output", "prompts.jsonl"], ("`output`", "`prompts`")),
+    "a hard link to its prompts": (["generate", *POLICY, "--output", "hard.jsonl"], ("`output`", "`prompts`")),
+    "into the policy": (["generate", *POLICY, "--output", "sft/answers.jsonl"], ("`output`", "`policy`")),
+    "over a reference": (
+        ["generate", *POLICY, "--references", "[reference]", "--output", "reference/config.json"],
+        ("`output`", "`references[0]`"),
+    ),
+    "over one file of a pattern": (
+        ["generate", "--policy", "sft", "--prompts", "prom*.jsonl", "--output", "prompts.jsonl"],
+        ("`output`", "`prompts`"),
+    ),
+    "over one file of a list with weights": (
+        ["generate", "--policy", "sft", "--output", "prompts.jsonl", "--prompts", LISTED],
+        ("`output`", "`prompts[1].path`"),
+    ),
+    "evaluate over its prompts": (["evaluate", *POLICY, "--output", "prompts.jsonl"], ("`output`", "`prompts`")),
+    "rewards over its responses": (
+        ["rewards", *REWARD, "--responses", "r/rewards.parquet", "--output", "r"],
+        ("`output`", "`responses`", "r/rewards.parquet"),
+    ),
+    "audit over its demonstrations": (
+        ["audit", *REWARD, "--demonstrations", "demonstrations.jsonl", "--output", "demonstrations.jsonl"],
+        ("`output`", "`demonstrations`"),
+    ),
+    "preview over its prompts": (
+        ["preview", *REWARD, "--prompts", "prompts.jsonl", "--output", "prompts.jsonl"],
+        ("`output`", "`prompts`"),
+    ),
+    "best_of in a policy": (
+        ["best_of", *REWARD, "--prompts", "prompts.jsonl", "--verifier", "answer", "--output", "sft"],
+        ("`output`", "`sft`", "best_of.json"),
+    ),
+    "judge over an answer file": (
+        [*JUDGE, "--output", "d.jsonl"],
+        ("`output`", "`second`"),
+    ),
+    "judge over its own cache": (
+        [*JUDGE, "--cache", "new.jsonl", "--output", "new.jsonl"],
+        ("`cache`", "`output`"),
+    ),
+    "harness over its policy": (
+        ["harness", "--policy", "sft", "--tasks", "[x]", "--output", "sft/config.json"],
+        ("`output`", "`policy`"),
+    ),
+    "report over the metrics": (["report", "--run", "r", "--output", "r/metrics.csv"], ("`output`", "`run`")),
+    "toy over its source": (
+        ["toy", "--task", "scan", "--source", "toy/data/test.jsonl", "--output", "toy"],
+        ("`output`", "`source`"),
+    ),
+    "compare in its pool": (
+        ["compare", "--arms", "{a: {}}", "--seeds", "[1]", "--pool", "[pool]", "--output", "pool"],
+        ("`output`", "`pool[0]`", "seed_1.json"),
+    ),
+    "compare in its data": (
+        ["compare", "--arms", "{a: {}}", "--seeds", "[1]", "--data", "pool/seed_1", "--output", "pool"],
+        ("`output`", "`data`"),
+    ),
+    "over the command's own config": (
+        ["generate", "--config", "options.yaml", "--output", "options.yaml"],
+        ("`output`", "`--config`"),
+    ),
+    "quickstart over a policy": (["quickstart", "--output", "sft"], ("sft",)),
+}
+
+
+@pytest.mark.parametrize("name", COLLISIONS)
+def test_a_command_that_would_overwrite_what_it_reads(
+    name: str, case: Path, workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (case / "link").symlink_to("sft")
+    os.link("prompts.jsonl", "hard.jsonl")
+    shutil.copy("demonstrations.jsonl", "d.jsonl")
+    for folder in ("r", "toy/data", "pool/seed_1/base", "pool/seed_1/data"):
+        (case / folder).mkdir(parents=True)
+    for file in ("r/rewards.parquet", "r/metrics.csv", "toy/data/test.jsonl", "pool/seed_1.json"):
+        (case / file).write_text('{"answer": 1}')
+    (case / "options.yaml").write_text("policy: sft\nprompts: prompts.jsonl\n")
+    write_adapter(case / "sft", case / "adapter", seed=1)
+    arguments, says = COLLISIONS[name]
+    refused(arguments, capsys, *says)
+
+
+def test_the_remedy_works(case: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = refused([*EXPORT, "sft"], capsys, "Name another path for `output`")
+    assert "overwrite" in message
+    assert main([*EXPORT, "other"]) == 0
+    assert main([*EXPORT, "other"]) == 0  # its own folder is replaced
+    assert (case / "other" / "model.safetensors").exists()
+
+
+def test_a_run_does_not_replace_what_it_starts_from(case: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(fit("sft", output="first")) == 0
+    says = ("`ReferenceCheckpoints.folder`", "`model.policy.source`", "first/policies/final")
+    refused(fit("first/policies/final", output="first"), capsys, *says)
+    refused(fit("first/policies/step_0000001", output="first"), capsys, "step_0000001")
+    refused(fit("sft", "--model.policy.checkpoint", "first/policies/final", output="first"), capsys, ".checkpoint`")
+    write_adapter(case / "first" / "policies" / "final", case / "adapter", seed=1)
+    refused(fit("adapter", output="first"), capsys, "the base of the adapter in `model.policy.source`")
+    step = "first/checkpoints/step_0000002"
+    refused(fit("sft", "--model.policy.checkpoint", f"{step}/state.ckpt", output="first"), capsys, "ResumableCheck")
+    # The same run goes on, from what is found and from what is named, and from the config that it saved.
+    assert main(fit("sft", output="first")) == 0
+    assert main(fit("sft", "--trainer.max_steps", "3", "--ckpt_path", step, output="first")) == 0
+    saved = snapshot(case / "first" / "policies")
+    assert main(["fit", "--config", "first/config.yaml"]) == 0
+    assert snapshot(case / "first" / "policies") == saved
+    # Another run in the same parent folder starts from the first one.
+    assert main(fit("first/policies/final", output="first/second")) == 0
+    assert not list(case.rglob(LOCK))
+
+
+FIT_COLLISIONS: dict[str, tuple[list[str], tuple[str, ...]]] = {
+    "data in a checkpoint that is rotated": (
+        ["--data.train", "out/checkpoints/step_0000001/demonstrations.jsonl"],
+        ("`data.train`", "`ResumableCheckpoints.folder`"),
+    ),
+    "tokenizer": (["--data.tokenizer", "out/policies/final"], ("`data.tokenizer`", "out/policies/final")),
+    "validation rows as the run's table": (
+        ["--data.validation", "out/metrics.csv"],
+        ("`data.validation`", "`CSVLogger.save_dir`"),
+    ),
+    "two callbacks in one folder": (
+        ["--trainer.callbacks.init_args.folder", "out/policies"],
+        ("`ReferenceCheckpoints.folder`", "`ResumableCheckpoints.folder`"),
+    ),
+    "a template": (["--data.chat_template", "out/policies/references.json"], ("`data.chat_template`",)),
+    "a log in the source": (["--trainer.logger.init_args.save_dir", "sft"], ("`CSVLogger.save_dir`", "sft/metrics")),
+    "a cache in the source": (["--data.cache_dir", "sft/cache"], ("`data.cache_dir`", "`model.policy.source`")),
+    "its own config": (["--config", "out/config.yaml"], ("`CSVLogger.save_dir`", "`--config`")),
+    "Lightning's checkpoints": (
+        [
+            "--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint",
+            "--trainer.callbacks.dirpath=ckpt",
+            "--model.policy.checkpoint=ckpt/last.ckpt",
+        ],
+        ("`ModelCheckpoint.dirpath`", "`model.policy.checkpoint`"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FIT_COLLISIONS)
+def test_every_path_of_a_run_is_compared(name: str, case: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in ("out/checkpoints/step_0000001", "out/policies", "ckpt"):
+        (case / folder).mkdir(parents=True)
+    shutil.copytree("sft", "out/policies/final")
+    for file in ("out/checkpoints/step_0000001/demonstrations.jsonl", "out/metrics.csv"):
+        shutil.copy("demonstrations.jsonl", file)
+    (case / "ckpt" / "last.ckpt").touch()
+    (case / "out" / "policies" / "references.json").write_text("{{ messages }}")
+    (case / "out" / "config.yaml").write_text("trainer:\n  max_steps: 3  # as we agreed\n")
+    options, says = FIT_COLLISIONS[name]
+    arguments = fit("sft")
+    refused([*arguments, *options], capsys, *says)
+
+
+def test_a_rollout_run_compares_its_paths(
+    case: Path, dpr_config: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = dpr_config(prompts="prompts.jsonl", sft="sft", references=["reference"])
+    for option, value, says in (
+        ("precomputed", "prompts.jsonl", "`data.prompts`"),
+        ("precomputed", "reference/kept", "`data.references[0]`"),
+        ("precomputed", "sft", "`data.sft`"),
+    ):
+        refused(["fit", "--config", config, f"--data.{option}", value], capsys, f"`data.{option}`", says)
+
+
+FOREIGN: dict[str, tuple[str, list[str]]] = {
+    "export over a folder of something else": ("book/thesis.tex", [*EXPORT, "book"]),
+    "export over a file": ("book", [*EXPORT, "book"]),
+    "export over somebody's weights": ("book/pytorch_model.bin", [*EXPORT, "book"]),
+    "generate": ("rows.jsonl", ["generate", *POLICY, "--output", "rows.jsonl"]),
+    "evaluate": ("notes.json", ["evaluate", *POLICY, "--output", "notes.json"]),
+    "evaluate over a folder": ("notes/a.json", ["evaluate", *POLICY, "--output", "notes"]),
+    "rewards": ("r/heatmap.html", ["rewards", *REWARD, "--responses", "prompts.jsonl", "--output", "r"]),
+    "report": ("r/report.html", ["report", "--run", "sft", "--output", "r/report.html"]),
+    "toy": ("mine/data/test.jsonl", ["toy", "--output", "mine"]),
+    "toy's policy": ("mine/base/model.safetensors", ["toy", "--output", "mine"]),
+    "compare": ("c/compare.yaml", ["compare", "--arms", "{a: {}}", "--seeds", "[1]", "--output", "c"]),
+    "fit": ("out/policies/final/thesis.tex", []),
+    "fit's table": ("out/metrics.csv", []),
+    "fit's list": ("out/policies/references.json", []),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_what_this_package_did_not_write_is_not_overwritten(
+    name: str, case: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, arguments = FOREIGN[name]
+    (case / file).parent.mkdir(parents=True, exist_ok=True)
+    (case / file).write_text('{"prompt": "precious"}\n')
+    message = refused(arguments or fit("sft"), capsys, file.split("/")[0], "did not write" * ("over a fo" not in name))
+    assert re.search(r"Name another path for `[\w.]+`, or move that one away", message)
+    # The remedy works: nothing more is said of this file once it is moved away.
+    (case / file).rename(case / "moved")
+    for folder in (case / file).parents:
+        if folder != case and case in folder.parents:
+            folder.rmdir()
+    with pytest.raises(_Begun):
+        _begin(arguments or fit("sft"))
+
+
+class _Begun(Exception):
+    """The command got past all checks."""
+
+
+def _begin(arguments: list[str]) -> None:
+    """Run a command up to the moment at which its locks are taken."""
+    with pytest.MonkeyPatch.context() as patch:
+
+        def begun(*_: Any, **__: Any) -> Any:
+            raise _Begun
+
+        patch.setattr("dpr_lightning.cli.path_checks.write_lock", begun)
+        main([*arguments, "--debug"])
+
+
+def test_the_lock_of_a_run(case: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = fit("sft")
+    for folder in ("out", "out/policies", "out/checkpoints"):
+        (case / folder).mkdir(exist_ok=True)
+        owner = {"pid": 1, "host": "node7", "since": "2031-01-01T00:00:00+00:00", "command": "dpr fit", "boot": "b"}
+        (case / folder / LOCK).write_text(json.dumps(owner))
+        refused(arguments, capsys, "process 1 on node7, since 2031", str(case / folder / LOCK))
+        monkeypatch.setenv("LOCAL_RANK", "1")
+        with pytest.raises(_Begun):
+            _begin(arguments)
+        monkeypatch.delenv("LOCAL_RANK")
+        (case / folder / LOCK).unlink()
+    assert main(["plan", *arguments[1:]]) == 0  # only reads
+
+
+def test_an_error_releases_the_lock(case: Path) -> None:
+    assert main(fit("sft", "--data.train", "nowhere.jsonl")) == 2
+    assert not list(case.rglob(".*lock"))
+    assert not (case / "out").exists()
+
+
+def test_an_evaluation_leaves_the_table_of_the_training(case: Path) -> None:
+    arguments = fit("sft", "--data.validation", "prompts.jsonl", "--data.allow_overlap", "true")
+    assert main(arguments) == 0
+    table = (case / "out" / "metrics.csv").read_bytes()
+    assert main(["validate", *arguments[1:]]) == 0
+    assert (case / "out" / "metrics.csv").read_bytes() == table
+    assert b"val" in (case / "out" / "validate" / "metrics.csv").read_bytes()
+    assert main(["validate", *arguments[1:]]) == 0
+
+
+PATH_WORDS = re.compile(
+    r"output|folder|file|^run|path|dir$|prompts|policy|^sft|reference|source|tokenizer|checkpoint|^train$|validation$|"
+    r"^test$|demonstrations|responses|^head$|pool|^data$|cache|template|held_out|evaluation|precomputed|opponent|first|"
+    r"second|config|dpr$|self_play$"
+)
+NO_PATHS = {
+    "gguf_file": "a name in `source`",
+    "ArmSpec.policy": "a checkpoint's name in the comparison",
+    "ArmSpec.references": "the same",
+    "VllmSampler.options": "of vLLM",
+}
+
+
+def _declared_parameters() -> Iterator[tuple[str, str, Any]]:
+    specifications = (
+        PolicySpec,
+        LoraSpec,
+        RewardSpec,
+        SamplingOptions,
+        HarnessSpec,
+        EndpointSpec,
+        ArmSpec,
+        VllmSampler,
+    )
+    parts = [getattr(module, name) for module in (callbacks, data, modules) for name in module.__all__]
+    kinds = (LightningDataModule, LightningModule, Callback)
+    classes = [part for part in parts if inspect.isclass(part) and issubclass(part, kinds)]
+    assert len(classes) >= 12
+    for part in (*_commands().values(), *classes, *specifications):
+        for name, annotation in parameters_of(part).items():
+            yield part.__name__, name, annotation
+
+
+def _strings(annotation: Any) -> Iterator[bool]:
+    """For each text that a type allows, whether it is declared as a path."""
+    if annotation in (str, Path):
+        yield False
+    metadata = getattr(annotation, "__metadata__", ())
+    if any(isinstance(mark, (Reads, Writes)) for mark in metadata):
+        yield True
+        return
+    for part in get_args(annotation):
+        if not isinstance(part, (Reads, Writes, str)):
+            yield from _strings(part)
+
+
+def test_every_parameter_that_looks_like_a_path_says_what_happens_there() -> None:
+    undeclared = [
+        f"{owner}.{name}"
+        for owner, name, annotation in _declared_parameters()
+        if PATH_WORDS.search(name)
+        and False in _strings(annotation)
+        and not {name, f"{owner}.{name}"} & NO_PATHS.keys()
+        and "dict" not in str(annotation)
+    ]
+    assert not undeclared
+    declared = [name for _, name, annotation in _declared_parameters() if True in _strings(annotation)]
+    assert len(declared) > 60
+
+
+def test_paths_in_classes_of_others_take_part(case: Path) -> None:
+    value = {"class_path": f"{__name__}.Archive", "init_args": {"folder": "a", "sources": {"x": "sft", "y": None}}}
+    uses = list(path_uses(Any, [value], "trainer.callbacks"))
+    assert [(use.option, str(use.path)) for use in uses] == [("Archive.folder", "a"), ("Archive.sources.x", "sft")]
+    value["init_args"]["folder"] = "sft"  # type: ignore[index]
+    with pytest.raises(InputError, match=r"`Archive\.folder`"), protected(path_uses(Any, [value], "trainer.callbacks")):
+        pass
+
+
+class Archive:
+    """Stands for a callback outside of this package."""
+
+    def __init__(self, folder: Annotated[str, Writes()], sources: dict[str, ReadPath | None]) -> None: ...
+
+
+def test_what_is_no_path_is_no_path(case: Path) -> None:
+    texts = ["owner/name:train", "{{ messages }}\n" * 500, "~nobody/x", "a\0b", "", "none"]
+    uses = [use for text in texts for use in path_uses(ReadPath, text, "option")]
+    with protected([*uses, PathUse("output", case / "out", Writes())]):
+        pass
+
+
+def test_a_reader_finds_a_folder_that_was_being_replaced(case: Path) -> None:
+    (case / "sft").rename(case / ".sft.previous")
+    assert main(["generate", *POLICY, "--max_new_tokens", "2", "--limit", "1"]) == 0
+
+
+def test_the_lock_of_another_command(case: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    owner = {"pid": 1, "host": "node7", "since": "2031-01-01T00:00:00+00:00", "command": "dpr", "boot": "b"}
+    (case / ".other.lock").write_text(json.dumps(owner))
+    refused([*EXPORT, "other"], capsys, "node7", "other")
+    with write_lock(case / "third", inside=False):
+        assert main([*EXPORT, "third"]) == 0
