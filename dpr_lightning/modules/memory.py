@@ -24,9 +24,10 @@ from dpr_lightning.policies.plain_head import bare_head
 from dpr_lightning.policies.prefixes import Prompts, pays, read_once, shares_prompts
 from dpr_lightning.policies.scoring import ActedStates, logprobs_at, states_at
 from dpr_lightning.rollouts import SamplingOptions
-from dpr_lightning.rollouts.cache import growing_cache
+from dpr_lightning.rollouts.decoder_state import DecoderState
 from dpr_lightning.rollouts.drawing import draw
 from dpr_lightning.rollouts.reading import TOKENS_AT_ONCE
+from dpr_lightning.rollouts.routes import outlined_state
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -298,34 +299,26 @@ def sampling_memory(
         model = make_policy().eval()
         weights = live.live
         asked = rows if prompts is None else prompts
-        held = _reads(model, asked, prompt)
+        cached = _read(model, asked, prompt)
         live.reset()
-        _reads(model, max(1, min(asked, TOKENS_AT_ONCE // prompt)), prompt)
+        _read(model, max(1, min(asked, TOKENS_AT_ONCE // prompt)), prompt)
         reading = live.peak
         if prompts is None:
-            del held
+            del cached
         longest = options.max_new_tokens + (prompt if prompts is None else 0)
-        cache = _reads(model, rows, max(1, longest - 1))
+        state = _read(model, rows, max(1, longest - 1))
         live.reset()
-        output = model(
-            input_ids=torch.zeros(rows, 1, dtype=torch.long),
-            position_ids=torch.zeros(rows, 1, dtype=torch.long),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        logits = output.logits[:, -1].float()
-        del output
+        logits = state.step(torch.zeros(rows, dtype=torch.long)).float()
         draw(logits, torch.zeros(rows, dtype=torch.float64), options.temperature, options.top_p)
         return int(max(reading, live.peak) - weights)
 
 
-def _reads(model: nn.Module, rows: int, length: int) -> Any:
-    """What is kept of so many tokens."""
-    cache = growing_cache(model, length + 1)
-    read = torch.zeros(rows, length, dtype=torch.long)
-    model(input_ids=read, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    return cache
+def _read(model: nn.Module, rows: int, length: int) -> DecoderState:
+    """What is cached of so many tokens."""
+    state = outlined_state(model, 1)
+    state.prefill(torch.zeros(rows, length, dtype=torch.long), None, length)
+    state.start(None, torch.full((rows,), length), 1)
+    return state
 
 
 def _batch(shape: Shape) -> tuple[Tensor, Tensor, Tensor, Tensor]:

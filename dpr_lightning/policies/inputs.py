@@ -1,6 +1,8 @@
 """What a model is given for some rows: side by side, end to end, or behind prompts that are read once."""
 
+import logging
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -9,18 +11,22 @@ from dpr_lightning.policies.decoders import is_known_decoder
 from dpr_lightning.policies.packed_attention import VARLEN, rows_end_to_end
 from dpr_lightning.policies.positions import check_positions
 from dpr_lightning.policies.prefixes import behind_prompts
+from dpr_lightning.policies.sharding import fetches_weights
 
+log = logging.getLogger(__name__)
 Inputs = dict[str, Any]
 """Keyword arguments of a forward pass."""
 ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 """Layers that start anew where positions do. Convolutions and recurrent states would leak from row to row."""
+_apart: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+"""Whether rows of a model that are end to end were seen to be independent."""
 
 
 def packs_rows(model: nn.Module) -> bool:
     """Whether rows go through ``model`` end to end in one long row: where its attention then skips padding.
 
-    Under flash attention, where every layer is attention, which sees from the positions where a row ends; under
-    `varlen` in decoders whose insides are known.
+    Under flash attention, where every layer is attention that sees from the positions where a row ends, which is tried
+    once for decoders whose insides are not known; under `varlen` in those that are.
     """
     attention = str(getattr(model.config, "_attn_implementation", None))
     if attention == VARLEN:
@@ -29,7 +35,37 @@ def packs_rows(model: nn.Module) -> bool:
         return False
     config = model.config.get_text_config()  # type: ignore[union-attr, operator]
     layers = set(getattr(config, "layer_types", None) or ()) | set(getattr(config, "layers_block_type", None) or ())
-    return not getattr(model, "_is_stateful", False) and layers <= ATTENTION_LAYERS
+    if getattr(model, "_is_stateful", False) or not layers <= ATTENTION_LAYERS:
+        return False
+    if is_known_decoder(model) or fetches_weights(model):
+        return True
+    if model not in _apart:
+        _apart[model] = _keeps_rows_apart(model)
+        if not _apart[model]:
+            log.warning(
+                "The %s attention of this %s does not see where a packed row ends; its rows are padded instead.",
+                attention,
+                config.model_type,
+            )
+    return _apart[model]
+
+
+@torch.no_grad()
+def _keeps_rows_apart(model: nn.Module) -> bool:
+    """Whether a row behind another one gives the logits that it gives alone, by forward passes over a few tokens."""
+    model_: Any = model
+    vocabulary = model_.config.get_text_config().vocab_size
+    tokens = torch.arange(5, 11, device=next(model.parameters()).device).unsqueeze(0) % vocabulary
+    training = model.training
+    model.eval()
+    try:
+        position = torch.arange(3, device=tokens.device).repeat(2).unsqueeze(0)
+        together = model_(input_ids=tokens, position_ids=position, use_cache=False).logits[0, 3:].float()
+        alone = model_(input_ids=tokens[:, 3:], use_cache=False).logits[0].float()
+    finally:
+        model.train(training)
+    spread = (alone - alone.mean(-1, keepdim=True)).abs().amax()
+    return bool((together - alone).abs().amax() <= 5e-2 * spread + 1e-6)
 
 
 def model_inputs(

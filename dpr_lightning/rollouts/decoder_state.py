@@ -121,13 +121,12 @@ class RecomputedState:
 
     def prefill(self, tokens: Tensor, attention: Tensor | None, width: int) -> Tensor:
         """As in :class:`DecoderState`."""
-        seen = torch.ones_like(tokens) if attention is None else attention
-        length = seen.sum(1)
-        rows = tokens.new_zeros(len(tokens), width)
-        for row, size in enumerate(length.tolist()):
-            rows[row, :size] = tokens[row, tokens.shape[1] - size :]
-        self._prompts.append(rows)
-        return self._forward(rows[:, : tokens.shape[1]], length)
+        columns = torch.arange(tokens.shape[1], device=tokens.device)
+        length = torch.full_like(tokens[:, 0], tokens.shape[1]) if attention is None else attention.sum(1)
+        before = (tokens.shape[1] - length).unsqueeze(1)
+        rows = tokens.gather(1, (columns + before) % tokens.shape[1])  # padding goes to the right
+        self._prompts.append(torch.nn.functional.pad(rows, (0, width - rows.shape[1])))
+        return self._forward(rows, length)
 
     def start(self, attention: Tensor | None, length: Tensor, num_samples: int) -> None:
         """As in :class:`DecoderState`."""
@@ -139,7 +138,6 @@ class RecomputedState:
         self._rows = torch.nn.functional.pad(self._rows, (0, 1))
         self._rows.scatter_(1, self._length.unsqueeze(1), tokens.unsqueeze(1))
         self._length = self._length + 1
-        self._rows = self._rows[:, : int(self._length.max())]
         return self._forward(self._rows, self._length)
 
     def select(self, order: Tensor) -> None:

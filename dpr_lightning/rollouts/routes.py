@@ -34,6 +34,7 @@ _STATES: dict[str, Callable[[nn.Module, int], DecoderState]] = {
     LIBRARY_CACHE: lambda model, _: LibraryState(model),
     NO_CACHE: lambda model, _: RecomputedState(model),
 }
+_REMEDY = "Choose a decoder, such as Llama, Qwen, Gemma or GPT-2, as `model.policy.source`."
 _LENGTHS, _SAMPLES, _STEPS = (2, 7, 7), 2, 3
 _routes: WeakKeyDictionary[nn.Module, "Route"] = WeakKeyDictionary()
 
@@ -85,6 +86,23 @@ class Decoder:
         return self._route.name == NO_CACHE
 
 
+def outlined_state(model: nn.Module, longest: int) -> DecoderState:
+    """The state of a model without weights, whose logits tell nothing: the first that its forward pass takes.
+
+    Raises:
+        InputError: there is none.
+    """
+    reasons = []
+    for name, new_state in _STATES.items():
+        try:
+            new_state(model, longest).prefill(torch.zeros(1, 2, dtype=torch.int64), None, 2)
+        except Exception as error:  # as in a trial
+            reasons.append(f"{name}: {_sentence(error)}")
+            continue
+        return new_state(model, longest)
+    raise InputError(f"This {_kind(model)} cannot be sampled from ({'; '.join(reasons)}). {_REMEDY}")
+
+
 def reads_equal_lengths(states: list[DecoderState]) -> bool:
     """Whether a batch must have prompts of one length."""
     return not all(state.pads for state in states) and not all(state.joins for state in states)
@@ -122,7 +140,7 @@ def _tried_route(model: nn.Module) -> Route:
             reasons.append(f"{name}: its logits are not those of a forward pass over the whole row")
     raise InputError(
         f"This {_kind(model)} cannot be sampled from: a token's logits change with the tokens behind it, so it is no "
-        "causal language model. Train a decoder (Llama, Qwen, Gemma, …) instead."
+        f"causal language model. {_REMEDY}"
     )
 
 

@@ -10,8 +10,8 @@ from tests.architectures.registry import TINY, VOCABULARY
 
 
 def tiny_config(kind: str, **more: Any) -> Any:
-    """The configuration of an architecture, with pad 0 and EOS 1."""
-    special = {"vocab_size": VOCABULARY, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
+    """The configuration of an architecture, with pad 0, and 1 as BOS and EOS."""
+    special = {"vocab_size": VOCABULARY, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1}
     return AutoConfig.for_model(kind, **(special | TINY[kind] | more))
 
 
@@ -25,5 +25,5 @@ def tiny_model(kind: str, seed: int = 0, **more: Any) -> nn.Module:
         model: nn.Module = auto.from_config(config)
         for weight in model.parameters():
             if weight.dim() > 1:
-                nn.init.normal_(weight, std=0.3)
+                nn.init.normal_(weight, std=0.2)
     return model.eval()

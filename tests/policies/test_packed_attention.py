@@ -175,3 +175,31 @@ def test_a_run_learns_the_same(tiny_policy_folder: Path, tmp_path: Path) -> None
     for name, weight in found[0].items():
         torch.testing.assert_close(weight, found[1][name], atol=1e-6, rtol=0)
     assert any(not torch.equal(weight, moved[name]) for name, weight in found[0].items())
+
+
+@pytest.mark.parametrize("looks", [True, False])
+def test_flash_attention_that_ignores_positions_is_not_given_packed_rows(
+    looks: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a decoder whose insides are not known, as some do not pass positions to their attention."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import sdpa_mask
+
+    def flash(module: Any, query: Any, key: Any, value: Any, mask: Any, **more: Any) -> Any:
+        if not looks:
+            mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool).tril().expand(1, 1, -1, -1)
+        return sdpa_attention_forward(module, query, key, value, mask, **more)
+
+    AttentionInterface.register("flash_for_test", flash)
+    AttentionMaskInterface.register("flash_for_test", sdpa_mask)
+    torch.manual_seed(0)
+    model = decoder("mixtral", num_local_experts=2)
+    model.config._attn_implementation = "flash_for_test"
+    assert packs_rows(model) == looks
+    assert ("its rows are padded instead" in caplog.text) != looks
+    assert model.training
+    tokens, mask = torch.randint(3, 40, (2, 6)), torch.ones(2, 6, dtype=torch.bool)
+    mask[:, 0] = False
+    alone = torch.cat([action_logits(model, tokens[row : row + 1], mask[:1]).logits for row in range(2)])
+    torch.testing.assert_close(action_logits(model, tokens, mask).logits, alone, atol=1e-5, rtol=0)
