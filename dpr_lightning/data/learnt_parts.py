@@ -89,7 +89,7 @@ def _opening(before: str, content: str) -> str:
     if tag is not None:
         return tag.group()
     longest = min(LONGEST_OPENING, len(content) - 1)
-    return next((content[:size] for size in range(longest, 0, -1) if before.endswith(content[:size])), "")
+    return next((content[:length] for length in range(longest, 0, -1) if before.endswith(content[:length])), "")
 
 
 def _end_of(text: str, pieces: Sequence[str], start: int) -> int:

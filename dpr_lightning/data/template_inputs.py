@@ -51,7 +51,7 @@ def read_template_inputs(row: Row, names: Mapping[str, str]) -> TemplateInputs:
     Raises:
         InputError: names the row and what is wrong with it.
     """
-    tools = _objects(row, names["tools"], "tool definitions")
+    tools = _objects(row, names["tools"], "tool definitions") or _functions(row)
     documents = _objects(row, names["documents"], "{title, text} objects")
     column = names["chat_template_kwargs"]
     variables = _value(row, column)
@@ -134,6 +134,14 @@ def _objects(row: Row, column: str, what: str) -> tuple[Mapping[str, Any], ...]:
             f"It must be a list of {what}, or JSON of one; a column that means something else needs another name.",
         )
     return tuple(without_nulls(value))
+
+
+def _functions(row: Row) -> tuple[Mapping[str, Any], ...]:
+    """Tools in OpenAI's older form, a column ``functions`` of definitions without a wrapper."""
+    value = row.values.get("functions")
+    if not isinstance(value, list) or not all(isinstance(entry, Mapping) and entry.get("name") for entry in value):
+        return ()
+    return tuple({"type": "function", "function": without_nulls(entry)} for entry in value)
 
 
 def _literal(name: str, value: Any) -> str:

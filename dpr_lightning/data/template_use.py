@@ -54,8 +54,8 @@ def notice_unused(
         if not reads_variable(template, name):
             notices.add(f"the chat template does not read {name!r} of `chat_template_kwargs`", example.place)
     for name in sorted({name for message in messages for name in message.fields}):
-        others = [_without(message, name) for message in messages]
-        if notices.decide(name, partial(unused, example, others)):
+        rest = [_without(message, name) for message in messages]
+        if notices.decide(name, partial(unused, example, rest)):
             notices.add(f"{LEFT_OUT} the key {name!r} of messages", example.place)
     for sentence in sorted(_left_out_of_earlier_turns(messages, text, reads_reasoning, lambda t: unused(example, t))):
         notices.add(sentence, example.place)

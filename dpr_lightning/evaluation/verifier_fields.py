@@ -29,10 +29,10 @@ def text(value: Any) -> str:
 
 def number(value: Any) -> float:
     """A number, or the last one of a text; after ``####`` or ``Answer:`` only what follows counts."""
-    found = last_number(text(value))
-    if found is None:
+    result = last_number(text(value))
+    if result is None:
         raise ValueError("it holds no number; the verifier `answer` compares texts")
-    return found
+    return result
 
 
 def texts(value: Any) -> list[str]:

@@ -25,12 +25,12 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     return make_workspace(tmp_path_factory.mktemp("variables"))
 
 
-def chat(said: str, **values: Any) -> dict[str, Any]:
-    turns = [{"role": "user", "content": "1 + 1 ="}, {"role": "assistant", "content": said}]
+def chat(text: str, **values: Any) -> dict[str, Any]:
+    turns = [{"role": "user", "content": "1 + 1 ="}, {"role": "assistant", "content": text}]
     return {"messages": turns, **values}
 
 
-def asked(tokenizer: Any, file: str) -> list[str]:
+def rendered_prompts(tokenizer: Any, file: str) -> list[str]:
     return [tokenizer.decode(tokens) for tokens in PromptSet.load(file, tokenizer).tokens]
 
 
@@ -51,7 +51,7 @@ def test_variables_of_the_template_travel_with_the_policy(
     assert main(["fit", "--config", str(tmp_path / "sft.yaml")]) == 0
     policy = str(tmp_path / "out" / "final")
     rows = write_rows(tmp_path / "p.jsonl", [*answers, chat("2", answer="2", chat_template_kwargs={"mood": "glad"})])
-    prompts = asked(AutoTokenizer.from_pretrained(policy), rows)
+    prompts = rendered_prompts(AutoTokenizer.from_pretrained(policy), rows)
     assert prompts == ["1 1 + 1 = +"] * 4 + ["1 + 1 = "]
 
     seen: list[PromptSet] = []
@@ -75,5 +75,5 @@ def test_variables_of_the_template_travel_with_the_policy(
     export["init_args"]["folder"] = str(tmp_path / "dpr")
     path.write_text(yaml.safe_dump(config))
     assert main(["fit", "--config", str(path)]) == 0
-    after = asked(AutoTokenizer.from_pretrained(tmp_path / "dpr" / "final"), rows)
+    after = rendered_prompts(AutoTokenizer.from_pretrained(tmp_path / "dpr" / "final"), rows)
     assert after == ["1 1 + 1 = "] * 4 + ["1 + 1 = "]

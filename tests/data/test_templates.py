@@ -50,11 +50,11 @@ def row(**values: Any) -> Row:
 
 def texts(tokenizer: PreTrainedTokenizerFast, template: str, **values: Any) -> tuple[str, str]:
     """A demonstration's text before its last learnt turn, and the turn; the same row's prompt must be the former."""
-    found = tokenize_example(to_demonstration(row(**values)), tokenizer, template)
-    start = len(found.mask) - found.mask[::-1].index(False)
+    result = tokenize_example(to_demonstration(row(**values)), tokenizer, template)
+    start = len(result.mask) - result.mask[::-1].index(False)
     prompt = tokenize_prompt(to_prompt(row(**values)), tokenizer, template)
-    assert found.tokens[:start] == prompt
-    return str(tokenizer.decode(found.tokens[:start])), str(tokenizer.decode(found.tokens[start:]))
+    assert result.tokens[:start] == prompt
+    return str(tokenizer.decode(result.tokens[:start])), str(tokenizer.decode(result.tokens[start:]))
 
 
 def rendered(tokenizer: PreTrainedTokenizerFast, template: str, messages: list[Any], **inputs: Any) -> str:
@@ -83,6 +83,12 @@ def test_tools_without_a_wrapper_are_wrapped_where_the_template_needs_it(tokeniz
     assert "[TOOLS]weather" in prompt
     prompt, _ = texts(tokenizer, QWEN3, messages=[ASK, SAY], tools=bare)
     assert json.dumps(bare[0]) in prompt
+    # OpenAI's older column; a list of anything else is no tool.
+    prompt, _ = texts(tokenizer, QWEN3, messages=[ASK, SAY], functions=bare)
+    assert json.dumps(TOOLS[0]) in prompt
+    assert texts(tokenizer, QWEN3, messages=[ASK, SAY], functions=["sin"]) == texts(
+        tokenizer, QWEN3, messages=[ASK, SAY]
+    )
 
 
 def test_documents_and_variables_reach_the_template(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -124,9 +130,9 @@ def test_defaults_of_variables_become_part_of_the_template(tokenizer: PreTrained
     form = choose_format(tokenizer, QWEN3, chat_template_kwargs={"enable_thinking": False})
     assert form.chat_template is not None
     plain = choose_format(tokenizer, QWEN3).chat_template
-    for given in ({}, {"enable_thinking": True}, {"enable_thinking": False}):
-        expected = {"enable_thinking": False, **given}
-        assert rendered(tokenizer, form.chat_template, [ASK], add_generation_prompt=True, **given) == rendered(
+    for values in ({}, {"enable_thinking": True}, {"enable_thinking": False}):
+        expected = {"enable_thinking": False, **values}
+        assert rendered(tokenizer, form.chat_template, [ASK], add_generation_prompt=True, **values) == rendered(
             tokenizer, str(plain), [ASK], add_generation_prompt=True, **expected
         )
     with pytest.raises(InputError, match=r"'enable_thinkin', which .* Did you mean 'enable_thinking'"):
@@ -157,9 +163,9 @@ def test_reasoning_in_parts_of_a_content(tokenizer: PreTrainedTokenizerFast) -> 
     assert answer == "<think>\nIt greets.\n</think>\n\nyes<|end|>"
 
 
-@pytest.mark.parametrize("written", ["<think>\nIt greets.\n</think>\n\nyes", "<think>It greets.</think>yes"])
-def test_tags_that_a_template_sets_anew_are_no_loss(tokenizer: PreTrainedTokenizerFast, written: str) -> None:
-    answer = texts(tokenizer, QWEN3, messages=[ASK, {"role": "assistant", "content": written}])[1]
+@pytest.mark.parametrize("content", ["<think>\nIt greets.\n</think>\n\nyes", "<think>It greets.</think>yes"])
+def test_tags_that_a_template_sets_anew_are_no_loss(tokenizer: PreTrainedTokenizerFast, content: str) -> None:
+    answer = texts(tokenizer, QWEN3, messages=[ASK, {"role": "assistant", "content": content}])[1]
     assert answer == "<think>\nIt greets.\n</think>\n\nyes<|end|>"
 
 
@@ -204,11 +210,11 @@ def test_remedies_for_dropped_reasoning_work(tokenizer: PreTrainedTokenizerFast)
     thought = {"role": "assistant", "content": "yes", "reasoning_content": "hello"}
     with pytest.raises(InputError, match="Put the reasoning at the beginning of the content, between <think>"):
         texts(tokenizer, CHATML, messages=[ASK, thought])
-    written = {"role": "assistant", "content": "<think>\nhello\n</think>\n\nyes"}
-    assert texts(tokenizer, CHATML, messages=[ASK, written])[1] == "<think>\nhello\n</think>\n\nyes<|end|>"
+    content = {"role": "assistant", "content": "<think>\nhello\n</think>\n\nyes"}
+    assert texts(tokenizer, CHATML, messages=[ASK, content])[1] == "<think>\nhello\n</think>\n\nyes<|end|>"
     cuts = DOCUMENTS.replace("message.content", "message.content.split('</think>')[-1]")
     with pytest.raises(InputError, match=r"Move what stands between <think> and </think> .* `reasoning_content`"):
-        texts(tokenizer, cuts, messages=[ASK, written])
+        texts(tokenizer, cuts, messages=[ASK, content])
     assert texts(tokenizer, cuts, messages=[ASK, thought])[1] == "(hello)yes<|end|>"
     with pytest.raises(InputError) as raised:  # neither would help: no such advice
         texts(tokenizer, R1, messages=[ASK, thought])
