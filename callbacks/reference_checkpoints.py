@@ -145,7 +145,8 @@ class ReferenceCheckpoints(Callback):
     def _write_interrupted(self, trainer: Trainer, module: LightningModule) -> None:
         self._write(trainer, module, INTERRUPTED, trainer.global_step / self._total)
         del self.written[INTERRUPTED]  # no part of the checkpoint that the run goes on from
-        log.warning("The policy of %s is in %s.", step_of_total(trainer), self.folder / INTERRUPTED)
+        if trainer.is_global_zero:
+            log.warning("The policy of %s is in %s.", step_of_total(trainer), self.folder / INTERRUPTED)
 
     def _end_early(self, trainer: Trainer) -> None:
         """Give what was written its share of the steps that there were, and say where no reference is among it."""
@@ -154,7 +155,7 @@ class ReferenceCheckpoints(Callback):
         self.written |= {name: step / last for name, step in steps.items()}
         earlier = sorted(name for name, step in steps.items() if step < last and (self.folder / name).is_dir())
         missed = [step for step in self._due if step > last]
-        if not missed:
+        if not missed or not trainer.is_global_zero:
             return
         reference = (
             f"{earlier[-1]} ({self.written[earlier[-1]]:.3g} of it) can serve as reference."

@@ -144,7 +144,8 @@ class ResumableCheckpoints(Checkpoint):
                 Stop.SCHEDULER: "Asked to stop",
                 Stop.CTRL_C: "Stopped by Ctrl-C",
             }[stop]
-            log.warning("%s: %s is saved. The same command goes on from there.", reason, step_of_total(trainer))
+            if trainer.is_global_zero:
+                log.warning("%s: %s is saved. The same command goes on from there.", reason, step_of_total(trainer))
             # Lightning's launcher takes another code than 0 from a rank that it started for a crash.
             environment = getattr(trainer.strategy, "cluster_environment", None)
             child = isinstance(environment, LightningEnvironment) and trainer.local_rank > 0
