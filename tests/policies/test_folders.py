@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from dpr_lightning.errors import InputError
+from dpr_lightning.folders import whole_folder
 from dpr_lightning.policies import (
     FrozenPolicies,
     LoraSpec,
@@ -22,7 +23,6 @@ from dpr_lightning.policies import (
     parts_by_length,
     save_policy,
     sequence_logprobs,
-    whole_folder,
 )
 from tests.training import write_adapter
 
