@@ -93,7 +93,7 @@ def freeze_parts_without_text(model: nn.Module) -> None:
             frozen += getattr(weight, "ds_numel", weight.numel())
     if parts:
         log.warning(
-            "%s reads images too. It is trained on text alone; %s (%s weights) stay as they are and are saved along.",
+            "%s reads images too, and is given text alone: %s (%s weights) are not trained, and are saved unchanged.",
             type(model).__name__,
             ", ".join(parts),
             f"{frozen:,}",
