@@ -12,7 +12,7 @@ from torch import nn
 
 from dpr_lightning.errors import InputError, first_line, last_line
 from dpr_lightning.policies.architectures import parts_without_text
-from dpr_lightning.policies.lora_targets import check_targets, fused_experts, tell_targets
+from dpr_lightning.policies.lora_targets import ALL_LINEAR, check_targets, fused_experts, tell_targets
 from dpr_lightning.policies.reading import UNREADABLE
 from dpr_lightning.policies.sources import (
     ADAPTER_CONFIG,
@@ -26,6 +26,8 @@ from dpr_lightning.policies.vocabulary_rows import add_embedding_rows, tensor_sh
 
 log = logging.getLogger(__name__)
 DESCRIPTION = "dpr_policy.json"
+FUSED_MAMBA = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
+"""Architectures that read the weights of `out_proj` and `dt_proj` past any adapter on them; peft refuses the first."""
 UNMERGEABLE = (
     *("ADAPTION_PROMPT", "CARTRIDGE", "CPT", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "PROMPT_TUNING"),
     *("OSF", "POLY", "SHADOW", "XLORA", "aLoRA"),
@@ -216,7 +218,7 @@ def add_adapter(model: nn.Module, spec: LoraSpec) -> nn.Module:
             lora_dropout=spec.dropout,
             target_modules=spec.target_modules,
             target_parameters=spec.target_parameters,
-            exclude_modules=_outside_text(model),
+            exclude_modules=_excluded(model, spec),
             modules_to_save=spec.modules_to_save,
             use_dora=spec.use_dora,
             use_rslora=spec.use_rslora,
@@ -229,10 +231,13 @@ def add_adapter(model: nn.Module, spec: LoraSpec) -> nn.Module:
     return adapted
 
 
-def _outside_text(model: nn.Module) -> str | None:
-    """Names of modules that text does not go through, as peft's pattern of names without adapters."""
-    parts = parts_without_text(model)
-    return f"({'|'.join(map(re.escape, parts))})(\\..*)?" if parts else None
+def _excluded(model: nn.Module, spec: LoraSpec) -> str | None:
+    """Names of modules that get no adapter, as peft's pattern: text does not go through them, or peft refuses them."""
+    patterns = [f"{re.escape(part)}(\\..*)?" for part in parts_without_text(model)]
+    config: Any = model.config
+    if spec.target_modules == ALL_LINEAR and config.model_type in FUSED_MAMBA:
+        patterns.append(r".*\.(out_proj|dt_proj)")
+    return "|".join(f"({pattern})" for pattern in patterns) or None
 
 
 def load_adapter(model: nn.Module, folder: str | Path, *, trainable: bool, name: str = "default") -> nn.Module:

@@ -53,6 +53,8 @@ def capabilities_of(model: nn.Module, name: str) -> Capabilities:
 def experts_of(config: Any) -> int:
     """Routed experts of a layer, 0 for a dense model."""
     text = config.get_text_config()
+    if not getattr(text, "is_moe", True):
+        return 0
     names = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
     return next((int(value) for name in names if (value := getattr(text, name, None))), 0)
 

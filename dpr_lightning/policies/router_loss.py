@@ -17,7 +17,9 @@ OPTION = "output_router_logits"
 
 def computes_router_loss(model: nn.Module) -> bool:
     """Whether transformers computes a load-balancing loss for this architecture."""
-    return OPTION in inspect.signature(inside_of_adapters(model).forward).parameters
+    single = inside_of_adapters(model)
+    mixes = getattr(single.config.get_text_config(), "is_moe", True)  # Doge can do without experts
+    return mixes and OPTION in inspect.signature(single.forward).parameters
 
 
 def configured_coefficient(model: nn.Module) -> float:

@@ -66,3 +66,16 @@ def test_fused_experts_are_named_and_can_be_trained(
     torch.testing.assert_close(loaded(TOKENS).logits, trained, atol=1e-5, rtol=0)
     base, _ = build_policy(PolicySpec(source=source), trainable=False)
     assert not torch.allclose(base(TOKENS).logits, trained, atol=1e-3)
+
+
+def test_all_linear_leaves_out_layers_whose_adapters_would_do_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = write_decoder(tmp_path / "base", "mamba", state_size=4, time_step_rank=2)
+    with caplog.at_level("INFO"):
+        model, _ = build_policy(PolicySpec(source=source, lora=LoraSpec(rank=2)))
+    assert "on 4 layers (in_proj 2, x_proj 2)" in caplog.text
+    acted_loss(model, TOKENS, MASK, lambda logprob, _: -logprob.mean()).loss.backward()
+    assert all(weight.grad is not None for weight in model.parameters() if weight.requires_grad)
+    with pytest.raises(InputError, match="peft refuses"):
+        build_policy(PolicySpec(source=source, lora=LoraSpec(rank=2, target_modules=["out_proj"])))
