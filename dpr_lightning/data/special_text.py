@@ -41,7 +41,8 @@ class SpecialTextEncoder:
     private characters too, puts the spelled ones back, and encodes with a copy of the tokenizer that knows the special
     tokens by their private characters alone. Texts that spell none are encoded by the tokenizer itself.
 
-    Special tokens are those that the tokenizer marks so, and other added tokens that the chat template writes.
+    Special tokens are those that the tokenizer marks so, and other added tokens that the chat template writes around
+    plain turns, such as those of roles.
 
     Args:
         tokenizer: of the policy.
@@ -54,8 +55,8 @@ class SpecialTextEncoder:
         controls = control_tokens(tokenizer)
         if form.chat_template is not None:
             added = {token.content: identifier for identifier, token in tokenizer.added_tokens_decoder.items()}
-            written = template_tokens(tokenizer, form.chat_template) & set(added)
-            controls |= {token: added[token] for token in sorted(written)}
+            of_template = template_tokens(tokenizer, form.chat_template, in_plain_turns=True) & set(added)
+            controls |= {token: added[token] for token in sorted(of_template)}
         self._identifiers = list(controls.values())
         self._tokens = tuple(controls)
         self._index = {token: index for index, token in enumerate(self._tokens)}
@@ -156,8 +157,8 @@ class SpecialTextEncoder:
         spelled = _IN_TEXT.sub(lambda match: self._token_of(match.group()), of_format)
         options = {"add_special_tokens": add_special_tokens, "split_special_tokens": True}
         ids, added = _ids(copied, [spelled, ""], **options)
-        own = set(self._identifiers)
-        if sum(token in own for token in ids) > len(added):
+        special = set(self._identifiers)
+        if sum(token in special for token in ids) > len(added):
             raise InputError(
                 f"{row}: a text spells a special token, and this tokenizer has no other way to write it. Remove it, or "
                 f"set `data.{SETTING}: tokens`."

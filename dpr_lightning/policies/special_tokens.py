@@ -90,8 +90,8 @@ def special_tokens(
             raise InputError(f"`end_of_turn` {end_of_turn!r} is no token of the tokenizer {tokenizer.name_or_path!r}.")
         stops.append(closing)
         meaningful.add(closing)
-    written = (token_id(tokenizer, token) for token in template_tokens(tokenizer, chat_template))
-    meaningful |= {identifier for identifier in written if identifier is not None}
+    of_template = (token_id(tokenizer, token) for token in template_tokens(tokenizer, chat_template))
+    meaningful |= {identifier for identifier in of_template if identifier is not None}
     pad = _pad(tokenizer, pad_token, meaningful, set(stops), required)
     return SpecialTokens(bos, eos, tuple(dict.fromkeys(stops)), pad, None if unk in stops else unk)
 
@@ -109,8 +109,8 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
         token.content: identifier for identifier, token in tokenizer.added_tokens_decoder.items() if token.special
     }
     named = {str(token): token_id(tokenizer, str(token)) for token in tokenizer.all_special_tokens}
-    found = marked | {token: identifier for token, identifier in named.items() if identifier is not None}
-    return dict(sorted(found.items(), key=lambda pair: pair[1]))
+    tokens = marked | {token: identifier for token, identifier in named.items() if identifier is not None}
+    return dict(sorted(tokens.items(), key=lambda pair: pair[1]))
 
 
 def set_padding(tokenizer: PreTrainedTokenizerBase, special: SpecialTokens, pad_token: str | None = None) -> None:
@@ -158,8 +158,16 @@ def carry_padding(model: nn.Module, tokenizer: PreTrainedTokenizerBase, special:
         embedding.padding_idx = None  # its gradient would be dropped, and a stop is read inside conversations
 
 
-def template_tokens(tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None) -> frozenset[str]:
-    """Tokens that a chat template writes: those named in its source, and those in conversations rendered with it."""
+def template_tokens(
+    tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None, *, in_plain_turns: bool = False
+) -> frozenset[str]:
+    """Tokens that a chat template writes: those named in its source, and those in conversations rendered with it.
+
+    Args:
+        tokenizer: whose tokens they are.
+        chat_template: in Jinja; None: the tokenizer's.
+        in_plain_turns: only those in short conversations without tools.
+    """
     template = chat_template if chat_template is not None else tokenizer.chat_template
     if not template:
         return frozenset()
@@ -168,21 +176,26 @@ def template_tokens(tokenizer: PreTrainedTokenizerBase, chat_template: str | Non
     key = (*sources, str(tokenizer.bos_token), str(tokenizer.eos_token))
     if key not in known:
         known[key] = _find_template_tokens(tokenizer, sources)
-    return known[key]
+    return known[key][in_plain_turns]
 
 
-_template_tokens: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[str, ...], frozenset[str]]] = (
-    WeakKeyDictionary()
-)
+_template_tokens: WeakKeyDictionary[
+    PreTrainedTokenizerBase, dict[tuple[str, ...], tuple[frozenset[str], frozenset[str]]]
+] = WeakKeyDictionary()
 
 
-def _find_template_tokens(tokenizer: PreTrainedTokenizerBase, sources: Sequence[str]) -> frozenset[str]:
+def _find_template_tokens(
+    tokenizer: PreTrainedTokenizerBase, sources: Sequence[str]
+) -> tuple[frozenset[str], frozenset[str]]:
+    """All tokens that templates write, and those in plain turns."""
     named = {str(token) for token in tokenizer.all_special_tokens}
     named |= {token.content for token in tokenizer.added_tokens_decoder.values()}
-    texts = [*sources, *(text for source in sources for text in _rendered_probes(tokenizer, source))]
-    written = {token for token in named if any(token in text for text in texts)}
+    probes = [text for source in sources for text in _rendered_probes(tokenizer, source)]
+    in_turns = frozenset(token for token in named if any(token in text for text in probes))
     variables = {name: getattr(tokenizer, name) for name in ("bos_token", "eos_token", "unk_token")}
-    return frozenset(written | {str(token) for name, token in variables.items() if token and name in "".join(sources)})
+    in_source = {token for token in named if any(token in source for source in sources)}
+    in_source |= {str(token) for name, token in variables.items() if token and name in "".join(sources)}
+    return in_turns | in_source, in_turns
 
 
 def _rendered_probes(tokenizer: PreTrainedTokenizerBase, template: str) -> Iterator[str]:

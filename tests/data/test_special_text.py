@@ -94,6 +94,28 @@ def test_tags_of_the_assistant_stay_tokens(tag: str) -> None:
         assert tokenizer.convert_tokens_to_ids("<|stop|>") not in row.tokens
 
 
+def test_tokenizers_that_cannot_write_the_text_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = make_tokenizer()
+    monkeypatch.setattr(type(tokenizer), "is_fast", False)
+    example = demonstration(prompt="hi <|stop|>", completion="hello")
+    with pytest.raises(InputError, match=r"f\.jsonl:3: .*'<\|stop\|>'.*`data.special_tokens_in_text: tokens`"):
+        tokenize_example(example, tokenizer)
+    tokens = tokenize_examples([example], tokenizer, choose_format(tokenizer, special_tokens_in_text="tokens"))[
+        0
+    ].tokens
+    assert tokens.count(tokenizer.convert_tokens_to_ids("<|stop|>")) == 1
+
+
+def test_tags_of_tool_calls_that_are_not_special_stay_tokens() -> None:
+    template = TEMPLATE.replace("{% for", "{% if tools %}<arg_key>{% endif %}{% for", 1)
+    tokenizer = make_tokenizer(template)
+    tokenizer.add_tokens(["<arg_key>", "<|user|>"])
+    tokenizer.chat_template = template.replace("<|start|>", "<|user|>")
+    row = tokenize_example(demonstration(prompt="hi <|user|>", completion="<arg_key>"), tokenizer)
+    names = tokenizer.convert_ids_to_tokens(row.tokens)
+    assert (names.count("<arg_key>"), names.count("<|user|>")) == (1, 2)  # before both turns, not in the text
+
+
 def test_settings(chat_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     example = demonstration(prompt="hi <|stop|>", completion="hello")
     stop = chat_tokenizer.convert_tokens_to_ids("<|stop|>")
@@ -155,9 +177,9 @@ def test_unknown_characters_are_counted_named_and_refused_above_a_share(
 
     def data(rows: list[dict[str, str]], **options: Any) -> DemonstrationDataModule:
         path = write_rows(rows)
-        made = DemonstrationDataModule(path, tokenizer=folder, batch_size=2, cache_dir=str(tmp_path / "c"), **options)
-        made.setup()
-        return made
+        module = DemonstrationDataModule(path, tokenizer=folder, batch_size=2, cache_dir=str(tmp_path / "c"), **options)
+        module.setup()
+        return module
 
     with pytest.raises(
         InputError, match=r"3 of 7 tokens to learn are '<unk>'.*'é', '\{', '\}'.*:1\).*data.max_unknown"
@@ -166,10 +188,10 @@ def test_unknown_characters_are_counted_named_and_refused_above_a_share(
     with caplog.at_level(logging.WARNING):
         for _ in range(2):  # from the cache too
             caplog.clear()
-            found = data([*good, bad])
+            data_module = data([*good, bad])
             assert "3 of 727 tokens to learn are '<unk>': the tokenizer has no token for 'é', '{', '}'" in caplog.text
-    assert found.train_data is not None
-    assert found.train_data.report.counts()["unknown_tokens"] == 3
+    assert data_module.train_data is not None
+    assert data_module.train_data.report.counts()["unknown_tokens"] == 3
     with pytest.raises(InputError, match="max_unknown"):
         data([*good, bad], max_unknown=0.0)
     data([bad], max_unknown=0.5)
@@ -187,7 +209,7 @@ def test_text_that_a_tokenizer_changes_is_counted() -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<eos>", unk_token="<unk>", pad_token="<unk>")
     notices = Notices()
     texts = ["a bad", "A bad", "e\u0301a", " a"]
-    examples = [demonstration(place, prompt="a", completion=text) for place, text in enumerate(texts)]
+    examples = [demonstration(index, prompt="a", completion=text) for index, text in enumerate(texts)]
     tokenize_examples(examples, tokenizer, choose_format(tokenizer), notices)
     assert notices.lines() == [
         "the tokens to learn do not decode to the row's text, for the tokenizer changes it (1 row, first f.jsonl:1)."

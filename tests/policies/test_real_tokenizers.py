@@ -41,7 +41,7 @@ def test_stops_padding_and_text(built: tuple[Setup, str]) -> None:
     assert names(special.eos) == setup.stops[0]
     assert names(special.pad) == setup.pad
     form = choose_format(tokenizer, end_of_turn=setup.options.get("end_of_turn"), policy=folder)
-    examples = [to_demonstration(Row("f", place, row)) for place, row in enumerate(ROWS)]
+    examples = [to_demonstration(Row("f", index, row)) for index, row in enumerate(ROWS)]
     rows = tokenize_examples(examples, tokenizer, form)
     prompts = tokenize_prompts(examples, tokenizer, form)
     for row, prompt, values in zip(rows, prompts, ROWS, strict=True):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
+from dpr_lightning.cli.main import main
 from dpr_lightning.data.chat_format import carry_format, choose_format
 from dpr_lightning.errors import InputError
 from dpr_lightning.policies import LoraSpec, PolicySpec, build_policy, load_tokenizer, save_policy, special_tokens
@@ -146,3 +147,12 @@ def test_answers_are_text_without_what_ends_them() -> None:
     assert decode_answers(tokens, mask, tokenizer, special) == [text for _, text in rows]
     tokenizer.clean_up_tokenization_spaces = True
     assert decode_answers(tokens, mask, tokenizer, special) == [text for _, text in rows]
+
+
+def test_the_advice_of_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_setup(tmp_path / "base", ZOO["GPT-2"])
+    command = ["export", "--source", folder, "--output", str(tmp_path / "exported")]
+    assert main(command) == 2
+    assert "`pad_token` of `dpr export`" in capsys.readouterr().err
+    main([*command, "--pad_token", END])
+    assert load_tokenizer(str(tmp_path / "exported"), for_training=True).pad_token == END
