@@ -13,7 +13,7 @@ from dpr_lightning.policies.attention_choice import save_attention
 from dpr_lightning.policies.base_files import keep_base_files
 from dpr_lightning.policies.merging import has_adapters, merged_weights, untied_configuration, untied_names
 from dpr_lightning.policies.probe import probe, probe_tokens
-from dpr_lightning.policies.saved_check import LARGEST_REREAD, check_adapter, check_policy, check_weights
+from dpr_lightning.policies.saved_check import LARGEST_REREAD, check_adapter, check_saved_policy, check_weights
 from dpr_lightning.policies.sharding import is_sharded, tensors_of_state, weight_bytes
 from dpr_lightning.policies.spec import PolicySpec
 
@@ -79,5 +79,5 @@ def save_policy(
         keep_base_files(unfinished, spec)
         save_attention(unfinished, spec)
         if expected is not None:
-            check_policy(unfinished, model, spec, expected)
+            check_saved_policy(unfinished, model, spec, expected)
     return folder

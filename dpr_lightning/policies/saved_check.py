@@ -74,7 +74,7 @@ def check_adapter(target: Path, model: nn.Module, weights: Mapping[str, Tensor] 
                 raise _differs(target, f"the trained weight {name!r} {what}")
 
 
-def check_policy(target: Path, model: nn.Module, spec: PolicySpec, expected: Tensor) -> None:
+def check_saved_policy(target: Path, model: nn.Module, spec: PolicySpec, expected: Tensor) -> None:
     """Load a folder as any program with transformers and peft does, and compare what it says on a short text.
 
     Args:
