@@ -8,8 +8,13 @@ from decimal import Decimal
 from typing import Any
 
 ANSWER_MARKER = "Answer:"
+_MINUS = "\N{MINUS SIGN}"
 # A number with optional sign and thousands separators: 1,234.50; the sign must not be the minus of 5-3.
-_NUMBER = re.compile(r"(?<![\d.])-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<!\d)-?\.\d+")
+_NUMBER = re.compile(
+    r"(?:(?<![\d.])-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<!\d)-?\.\d+)(?:[eE][-+]?\d{1,3}(?![\w.]))?"
+)
+_FORMULA = re.compile(r"(?:\d\s*/\s*\d[\d.,]*|(?:\\[dt]?frac|\\sqrt|\^)\S*)\W*$")
+"""The end of a text whose value is not its last number."""
 
 
 def text(value: Any) -> str:
@@ -29,9 +34,14 @@ def text(value: Any) -> str:
 
 def number(value: Any) -> float:
     """A number, or the last one of a text; after ``####`` or ``Answer:`` only what follows counts."""
-    result = last_number(text(value))
+    if isinstance(value, int | float | Decimal) and math.isfinite(value) and not isinstance(value, bool):
+        return float(value)
+    given = _after_marker(text(value))
+    result = last_number(given)
     if result is None:
         raise ValueError("it holds no number; the verifier `answer` compares texts")
+    if _FORMULA.search(given):
+        raise ValueError(f"only its last number, {result:g}, would be compared. Write its value as a decimal number")
     return result
 
 
@@ -65,9 +75,10 @@ def json_value(value: Any) -> Any:
 
 def last_number(value: str) -> float | None:
     """The last number of a text, or of what follows its last ``####`` or ``Answer:``; None without one."""
-    for marker in ("####", ANSWER_MARKER):
-        if marker in value:
-            value = value.rpartition(marker)[2]
-            break
-    numbers = _NUMBER.findall(value)
+    numbers = _NUMBER.findall(_after_marker(value).replace(_MINUS, "-"))
     return float(numbers[-1].replace(",", "")) if numbers else None
+
+
+def _after_marker(value: str) -> str:
+    marker = next((marker for marker in ("####", ANSWER_MARKER) if marker in value), "")
+    return value.rpartition(marker)[2] if marker else value

@@ -47,6 +47,9 @@ def test_answer_reads_what_follows_the_last_marker(completion, expected):
         ("Answer: 3\nas said before, 4 steps", 4.0),
         ("#### 10\n(from 3 steps) #### 11.", 11.0),
         ("$1,000", 1000.0),
+        ("about 1.5e-07 m", 1.5e-07),
+        ("2E3", 2000.0),
+        ("\u22125", -5.0),
         (".5", 0.5),
         ("nothing", None),
         ("1 #### ", None),
@@ -63,6 +66,15 @@ def test_numeric_compares_values_not_text():
     assert numeric("", "none", {"answer": "0"}) == 0.0
     with pytest.raises(InputError, match="holds no number"):
         numeric("", "3", {"answer": "three"})
+    assert numeric("", "it is 0.00000015", {"answer": 1.5e-07}) == 1.0
+    assert numeric("", "so 9", {"answer": "3/4 of 12, for x^2 = 81: 9"}) == 1.0
+
+
+@pytest.mark.parametrize("value", ["1/2", "5 / 6.", "so #### 3/4", r"$\frac{1}{2}$", r"2\sqrt{3}", "10^6"])
+def test_formulas_are_no_numbers(value):
+    """Their last number would be taken for their value."""
+    with pytest.raises(InputError, match=r"only its last number, \d, would be compared"):
+        check_ground_truth(prompts({"answer": value}), load_verifier("numeric"))
 
 
 def test_exact_match_prefers_the_whole_completion():
