@@ -76,6 +76,12 @@ def _is_causal(model: nn.Module, name: str) -> bool | None:
             log.info("Whether %s is causal could not be tried: %s", name, first_line(error))
             return None
         raise InputError(f"{name!r} cannot be run on token ids alone: {first_line(error)}") from error
+    if not logits.isfinite().all():
+        log.warning(
+            "%s gives logits that are not finite, so that nothing can be told of it. Are its weights whole, and do "
+            "they fit `model.policy.dtype`?", name,
+        )  # fmt: skip
+        return None
     difference = (logits[0, :-1] - logits[1, :-1]).abs().max().item()
     steps = 64 if logits.dtype in (torch.float32, torch.float64) else 4
     return difference <= steps * torch.finfo(logits.dtype).eps * logits.abs().max().item()

@@ -63,3 +63,11 @@ def test_what_wider_weights_take_is_said(tmp_path: Path, caplog: pytest.LogCaptu
     caplog.clear()
     build_policy(PolicySpec(source=source, dtype="bfloat16"))
     assert "GB" not in caplog.text
+
+
+def test_logits_that_are_not_finite_are_no_sign_of_later_tokens(caplog: pytest.LogCaptureFixture) -> None:
+    model = decoder("llama")
+    with torch.no_grad():
+        model.lm_head.weight.fill_(torch.inf)
+    assert capabilities_of(model, "folder").causal is None
+    assert "folder gives logits that are not finite" in caplog.text
