@@ -17,7 +17,7 @@ class Example:
 
     ``prompt`` and ``completion`` are plain strings, or messages; the completion then holds the closing turns of the
     assistant, and earlier turns of the prompt may be trained on too. ``metadata`` is what verifiers read; ``inputs``
-    is what the chat template reads beside the messages. ``shape`` and ``unused`` are those of
+    is what the chat template reads beside the messages. ``shape``, ``unused`` and ``rest`` are those of
     :class:`~dpr_lightning.data.row_columns.CanonicalRow`; ``demonstrated``: of a prompt alone, the turns that the row
     answers it with, where they are messages.
     """
@@ -31,6 +31,7 @@ class Example:
     shape: str = ""
     unused: tuple[str, ...] = ()
     demonstrated: tuple[Message, ...] = ()
+    rest: tuple[str, ...] = ()
 
     @property
     def place(self) -> str:
@@ -139,7 +140,8 @@ def _example(
         metadata["completion"] = demonstrated[-1].text
     inputs = read_template_inputs(row, {name: canonical.label(name) for name in TEMPLATE_COLUMNS})
     turns = demonstrated if completion is None and isinstance(demonstrated, tuple) else ()
-    return Example(row.file, row.number, prompt, completion, metadata, inputs, canonical.shape, canonical.unused, turns)
+    shape, unused, rest = canonical.shape, canonical.unused, canonical.rest
+    return Example(row.file, row.number, prompt, completion, metadata, inputs, shape, unused, turns, rest)
 
 
 def _prompt(canonical: CanonicalRow) -> str | tuple[Message, ...]:

@@ -28,7 +28,7 @@ REASONING = ("reasoning_content", "reasoning", "thinking")
 TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text"}
 REASONING_PARTS = {"thinking": "thinking", "reasoning": "text"}
 """Types of content parts, and the key of their text."""
-READ = ("role", "content", "train", "weight", "tool_calls", "function_call", *REASONING)
+READ = ("role", "content", "train", "loss", "weight", "tool_calls", "function_call", *REASONING)
 """Keys of a message that are read here; a chat template may read any other."""
 
 
@@ -162,19 +162,22 @@ def _role(row: Row, value: Mapping[str, Any], where: str) -> str:
 
 
 def _train(row: Row, value: Mapping[str, Any], role: str, where: str) -> bool | None:
-    """``train`` of a message, or ``weight`` (OpenAI's key, 0 or 1); None where it has neither."""
-    train, weight = value.get("train"), value.get("weight")
+    """``train`` of a message, or ``weight`` or ``loss`` of other programs, 0 or 1; None where it has none of them."""
+    train = value.get("train")
     if train is not None and not isinstance(train, bool):
         raise row_error(row, f"has {describe_value(train)} as `train` at {where}", "It must be true or false.")
-    if weight is not None:
+    for name in ("weight", "loss"):
+        weight = value.get(name)
+        if weight is None:
+            continue
         if not isinstance(weight, int | float) or weight not in (0, 1):
             raise row_error(
                 row,
-                f"has {describe_value(weight)} as `weight` at {where}",
+                f"has {describe_value(weight)} as `{name}` at {where}",
                 "A turn counts whole or not at all: 1 trains on it, 0 does not. To count rows more often, repeat them.",
             )
         if train is not None and train != bool(weight):
-            raise row_error(row, f"has `train` and `weight` that disagree at {where}", "Remove one of them.")
+            raise row_error(row, f"has `train` and `{name}` that disagree at {where}", "Remove one of them.")
         # Data sets that weigh every message mean the assistant's alone.
         train = bool(weight) if role == "assistant" else None
     if train and role != "assistant":

@@ -1,11 +1,14 @@
 """What is noticed row by row and said once for a file, with the number of rows."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 log = logging.getLogger(__name__)
+_NAMED = 12
+"""Columns that a sentence names."""
 
 
 class Notices:
@@ -18,6 +21,7 @@ class Notices:
     def __init__(self) -> None:
         self.counts: dict[str, tuple[int, str]] = {}
         self._decisions: dict[str, bool] = {}
+        self._columns: Counter[str] = Counter()
 
     def add(self, sentence: str, row: str) -> None:
         """Count a row.
@@ -42,6 +46,10 @@ class Notices:
         for column in unused:
             self.add(f"the column {column!r} is not used", row)
 
+    def add_columns(self, columns: Iterable[str]) -> None:
+        """Count the columns of a row that nothing is learnt from, which verifiers may read."""
+        self._columns.update(columns)
+
     def decide(self, key: str, decision: Callable[[], bool]) -> bool:
         """The decision on ``key``, taken at the first row that needs it and then remembered."""
         if key not in self._decisions:
@@ -49,11 +57,17 @@ class Notices:
         return self._decisions[key]
 
     def lines(self) -> list[str]:
-        """One sentence each, with the count."""
-        return [
-            f"{sentence} ({count:,} {'row' if count == 1 else 'rows'}, first {first})."
-            for sentence, (count, first) in self.counts.items()
-        ]
+        """One sentence each, with the count; one for all columns that nothing is learnt from."""
+        lines = [f"{sentence} ({_rows(count)}, first {first})." for sentence, (count, first) in self.counts.items()]
+        if self._columns:
+            named = ", ".join(f"{column!r} ({_rows(count)})" for column, count in self._columns.most_common(_NAMED))
+            more = f" and {len(self._columns) - _NAMED:,} more" if len(self._columns) > _NAMED else ""
+            lines.append(f"only verifiers read the columns {named}{more}.")
+        return lines
+
+
+def _rows(count: int) -> str:
+    return f"{count:,} {'row' if count == 1 else 'rows'}"
 
 
 @rank_zero_only

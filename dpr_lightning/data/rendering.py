@@ -11,7 +11,9 @@ from dpr_lightning.data.conversations import Example
 from dpr_lightning.data.learnt_parts import OnDropped, check_learnt_parts
 from dpr_lightning.data.messages import Message
 from dpr_lightning.data.notices import Notices
+from dpr_lightning.data.opened_reasoning import continue_reasoning, opens_reasoning
 from dpr_lightning.data.template_clock import dated_template
+from dpr_lightning.data.template_inputs import reads_variable
 from dpr_lightning.data.template_refusals import refusal_cause
 from dpr_lightning.data.template_traits import template_traits
 from dpr_lightning.data.template_use import notice_unused
@@ -48,19 +50,21 @@ def render_turns(
     trained = [place for place, message in enumerate(messages) if message.train]
     if not trained:
         raise InputError(f"{example.place} has nothing to learn: it is a prompt alone.")
-    whole = render(example, messages[: trained[-1] + 1], tokenizer, form, prompt=False)
+    written = whole = render(example, messages[: trained[-1] + 1], tokenizer, form, prompt=False)
     prompts = []
     for place in trained:
         prompt = render(example, messages[:place], tokenizer, form, prompt=True)
         last = place == trained[-1]
         through = whole if last else render(example, messages[: place + 1], tokenizer, form, prompt=False)
+        if last and not through.startswith(prompt):
+            through = whole = continue_reasoning(messages[place], prompt, through) or through
         turn = f"turn {place + 1} ({messages[place].role})"
-        if not through.startswith(prompt) or not whole.startswith(through.rstrip()):
+        ended = _through_stop(through, len(prompt), form)
+        if not through.startswith(prompt) or not whole.startswith(ended):
             raise InputError(
                 f"{example.place}, {turn}: the chat template writes the conversation so far differently once more "
-                f"follows, {_difference(prompt, through) or _difference(through.rstrip(), whole)}. The policy would be "
-                "trained on other tokens than it is asked with. "
-                + ("Use a template that only appends." if len(trained) == 1 else _EARLIER_TURNS)
+                f"follows, {_difference(prompt, through) or _difference(ended, whole)}. The policy would be "
+                f"trained on other tokens than it is asked with. {_remedy(prompt, form, len(trained) == 1)}"
             )
         _check_closed(example, turn, messages[place], through[len(prompt) :], tokenizer, form)
 
@@ -74,10 +78,36 @@ def render_turns(
         where = f"{example.place}, {turn}"
         check_learnt_parts(messages[place], (prompt, learnt), where, learnt_of, on_dropped, notices)
         prompts.append(prompt)
-    _notice_unused(example, messages[: trained[-1] + 1], whole, tokenizer, form, notices, prompt=False)
+    _notice_unused(example, messages[: trained[-1] + 1], written, tokenizer, form, notices, prompt=False)
     return Turns(whole, prompts)
 
 
+def _through_stop(through: str, start: int, form: Format) -> str:
+    """``through`` up to its first stop token after ``start``: some templates write more where a conversation ends."""
+    ends = [index + len(stop) for stop in form.stops if (index := through.find(stop, start)) >= 0]
+    return through[: min(ends)] if ends else through.rstrip()
+
+
+def _remedy(prompt: str, form: Format, single: bool) -> str:
+    """What to do where a template does not only append to a prompt."""
+    if not single:
+        return _EARLIER_TURNS
+    if opens_reasoning(prompt):
+        return (
+            "The prompt opens the answer's reasoning, and this turn has none: begin its content with "
+            r"<think>\n\n</think>\n\n, or give it reasoning, or use a template that only appends."
+        )
+    assert form.chat_template is not None
+    if reads_variable(form.chat_template, THINKING) and prompt.rstrip().endswith("</think>"):
+        return (
+            f"The prompt has an empty reasoning, and this turn has one: set `data.chat_template_kwargs: {{{THINKING}: "
+            "true}`, or remove the reasoning."
+        )
+    return "Use a template that only appends."
+
+
+THINKING = "enable_thinking"
+"""Variable of templates that write an empty reasoning where it is false."""
 _EARLIER_TURNS = (
     'Mark the earlier turns of the assistant "train": false, or give each turn a row that ends with it, or use a '
     "template that only appends."
@@ -99,10 +129,13 @@ def render_prompt(example: Example, tokenizer: PreTrainedTokenizerBase, form: Fo
 def demonstrated_metadata(example: Example, tokenizer: PreTrainedTokenizerBase, form: Format) -> Mapping[str, Any]:
     """The row's columns for verifiers, with the whole text that a policy writes to repeat the demonstration.
 
-    A turn's content says it all unless the template writes reasoning or tool calls beside it.
+    A turn's content says it all unless the template writes reasoning or tool calls beside it, or begins the reasoning
+    in the prompt.
     """
     turns = example.demonstrated
-    if form.chat_template is None or not any(turn.reasoning is not None or turn.tool_calls for turn in turns):
+    if form.chat_template is None or not any(
+        turn.reasoning is not None or turn.tool_calls or "<think" in turn.content for turn in turns
+    ):
         return example.metadata
     prompt = example.prompt_messages()
     try:
@@ -110,6 +143,8 @@ def demonstrated_metadata(example: Example, tokenizer: PreTrainedTokenizerBase, 
         whole = render(example, (*prompt, *turns), tokenizer, form, prompt=False)
     except InputError:  # the template refuses the answer, which an evaluation can do without
         return example.metadata
+    if not whole.startswith(before):
+        whole = continue_reasoning(turns[-1], before, whole) or whole
     text = whole.removeprefix(before).rstrip()
     for stop in form.stops:
         text = text.removesuffix(stop)
@@ -133,6 +168,7 @@ def _notice_unused(
 
     assert form.chat_template is not None
     reads_reasoning = template_traits(tokenizer, form.chat_template).reasoning is not None
+    reads_reasoning = reads_reasoning or "</think>" in form.chat_template
     notice_unused(example, messages, text, form.chat_template, reads_reasoning, rendered, notices)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from dpr_lightning.data.messages import REASONING
 from dpr_lightning.data.row_types import Row
 from dpr_lightning.data.template_inputs import TEMPLATE_COLUMNS
 from dpr_lightning.errors import InputError
@@ -16,7 +17,8 @@ INPUTS = ("input", "context")
 """What an instruction is about: joined to it."""
 SYSTEMS = ("system", "system_prompt")
 TURNS, TEXT, CHOSEN, HISTORY = "turns", "text", "chosen", "history"
-CONTENT = frozenset((*MESSAGES, *PROMPTS, *COMPLETIONS, *INPUTS, *SYSTEMS, TURNS, TEXT, CHOSEN, HISTORY))
+THOUGHTS = (*REASONING, "thought", "thoughts", "rationale", "explanation", "cot", "chain_of_thought")
+CONTENT = frozenset((*MESSAGES, *PROMPTS, *COMPLETIONS, *INPUTS, *SYSTEMS, *THOUGHTS, TURNS, TEXT, CHOSEN, HISTORY))
 """Columns of texts to learn from."""
 TRAINING = frozenset(
     ("rejected", "weight", "weights", "sample_weight", "loss", "loss_weight", "loss_mask", "mask", "train", "label",
@@ -54,6 +56,7 @@ class CanonicalRow:
         completion: a text, or turns.
         metadata: for verifiers: every other column, the fields of ``metadata``, and ``answer``.
         unused: columns that look as if they mattered for training and are not used.
+        rest: further columns, which only verifiers read.
     """
 
     row: Row
@@ -64,6 +67,7 @@ class CanonicalRow:
     completion: Any = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
+    rest: tuple[str, ...] = ()
 
     def label(self, part: str) -> str:
         """The file's name of a part, for messages."""

@@ -32,7 +32,7 @@ from dpr_lightning.data.row_columns import (
 )
 from dpr_lightning.data.row_context import with_history, with_system
 from dpr_lightning.data.row_types import Row
-from dpr_lightning.data.template_inputs import TEMPLATE_COLUMNS
+from dpr_lightning.data.template_inputs import TEMPLATE_COLUMNS, older_functions
 from dpr_lightning.data.turn_markers import UnclearTurns, split_turns
 from dpr_lightning.errors import InputError
 
@@ -80,7 +80,11 @@ class _Reader:
         result = self._read()
         template = {name: (self.names[name],) for name in TEMPLATE_COLUMNS}
         result = replace(result, columns={**result.columns, **template})
-        return replace(result, metadata=self._metadata(result), unused=self._unused(result))
+        unused = self._unused(result)
+        read = result.used() | self.mapped | {self.names["answer"], self.names["metadata"], *unused}
+        read |= {"functions"} if older_functions(self.row) else set()
+        rest = tuple(key for key, value in self.values.items() if key not in read and value not in ("", [], {}))
+        return replace(result, metadata=self._metadata(result), unused=unused, rest=rest)
 
     def _read(self) -> CanonicalRow:
         named = self.names.named

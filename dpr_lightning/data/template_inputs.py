@@ -51,7 +51,7 @@ def read_template_inputs(row: Row, names: Mapping[str, str]) -> TemplateInputs:
     Raises:
         InputError: names the row and what is wrong with it.
     """
-    tools = _objects(row, names["tools"], "tool definitions") or _functions(row)
+    tools = _objects(row, names["tools"], "tool definitions") or older_functions(row)
     documents = _objects(row, names["documents"], "{title, text} objects")
     column = names["chat_template_kwargs"]
     variables = _value(row, column)
@@ -136,7 +136,7 @@ def _objects(row: Row, column: str, what: str) -> tuple[Mapping[str, Any], ...]:
     return tuple(without_nulls(value))
 
 
-def _functions(row: Row) -> tuple[Mapping[str, Any], ...]:
+def older_functions(row: Row) -> tuple[Mapping[str, Any], ...]:
     """Tools in OpenAI's older form, a column ``functions`` of definitions without a wrapper."""
     value = row.values.get("functions")
     if not isinstance(value, list) or not all(isinstance(entry, Mapping) and entry.get("name") for entry in value):

@@ -30,7 +30,7 @@ class TemplateTraits:
         reasoning: the key of a message that it reads as reasoning; None: it reads none.
         roles: other names of roles, by ours, where it does not know ours.
         object_arguments: arguments of a tool call may be an object.
-        text_arguments: they may be JSON.
+        text_arguments: they may be JSON, which is written as the object would be.
         omits_content: where a turn calls tools without saying anything, it must have no content at all.
         wrapped_tools: it takes tools as ``{"type": "function", "function": …}`` alone.
     """
@@ -88,8 +88,11 @@ def template_traits(tokenizer: PreTrainedTokenizerBase, template: str) -> Templa
         return _try(tokenizer, template, [{"role": "user", "content": "probe"}, turn], tools=[WRAPPED])
 
     text = json.dumps(ARGUMENTS)
-    objects = {omit: _has_object(calls(ARGUMENTS, omit)) for omit in (False, True)}
-    texts = {omit: text in calls(text, omit) for omit in (False, True)}
+    objects, texts = {}, {}
+    for omit in (False, True):
+        of_object, of_text = calls(ARGUMENTS, omit), calls(text, omit)
+        objects[omit] = _has_object(of_object)
+        texts[omit] = text in of_text and (of_text == of_object or not objects[omit])
     omits_content = not (objects[False] or texts[False]) and (objects[True] or texts[True])
     user = [{"role": "user", "content": "probe"}]
     bare, wrapped = ("probe_tool" in _try(tokenizer, template, user, tools=[tool]) for tool in (TOOL, WRAPPED))

@@ -83,6 +83,8 @@ def _left_out_of_earlier_turns(
         if not all(call["function"]["name"] in text for call in message.tool_calls):
             sentences.add(f"{LEFT_OUT} the tool calls of earlier turns")
         content = message.content.strip()
+        if reads_reasoning and message.role == "assistant":  # it may cut that from earlier turns
+            content = content.rpartition("</think>")[2].strip()
         if content not in text:
             # Some templates write a content changed, as JSON for example.
             other = [*messages[:index], replace(message, content=f"{content} {content}"), *messages[index + 1 :]]

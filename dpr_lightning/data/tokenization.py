@@ -15,7 +15,7 @@ from dpr_lightning.data.special_text import SpecialTextEncoder
 from dpr_lightning.data.template_use import notice_without_template
 from dpr_lightning.errors import InputError
 
-TOKENIZATION_VERSION = 3
+TOKENIZATION_VERSION = 4
 """Part of every cache's key: raise it when the same text would become other tokens or another mask."""
 
 

@@ -162,6 +162,7 @@ def tokenize_rows(
             rows_of_chunk = tokenize_examples(examples, tokenizer, form, notices, on_dropped)
             for example, tokenized in zip(examples, rows_of_chunk, strict=True):
                 notices.add_reading(example.shape, example.unused, example.place)
+                notices.add_columns(example.rest)
                 kept = bound.apply(tokenized, example.place, form.stop_ids)
                 if kept is not None:
                     unknown.add(example, (token for token, acted in zip(kept.tokens, kept.mask, strict=True) if acted))

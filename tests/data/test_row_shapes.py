@@ -1,17 +1,23 @@
 """Rows as other data sets write them: what becomes prompt, completion and answer, and that no text is lost."""
 
+import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from dpr_lightning.data import open_rows
+from dpr_lightning.data.chat_format import choose_format
 from dpr_lightning.data.conversations import Example, to_demonstration, to_prompt
 from dpr_lightning.data.row_columns import CONTENT
 from dpr_lightning.data.row_shapes import recognise
 from dpr_lightning.data.row_types import Row
+from dpr_lightning.data.tokenized import tokenize_rows
 from dpr_lightning.errors import InputError
 from dpr_lightning.evaluation.verifiers import load_verifier
+from tests.data.conftest import make_tokenizer
 
 
 def row(**values: Any) -> Row:
@@ -165,11 +171,29 @@ def test_columns_win_over_what_a_row_looks_like() -> None:
         ({"prompt": "q", "completion": "a", "weight": 0.5, "label": False}, ("weight", "label")),
         ({"prompt": "q", "completion": "a", "weight": None, "id": 3, "source": "web"}, ()),
         ({"prompt": "q", "completion": "a", "input": "what q is about"}, ("input",)),
+        ({"question": "q", "answer": "a", "rationale": "because of this"}, ("rationale",)),
+        ({"prompt": "q", "completion": "a", "reasoning_content": "because of this"}, ("reasoning_content",)),
         ({"instruction": "add", "input": "1 + 2", "output": "3", "text": "add\n1 + 2\n3"}, ()),
     ],
 )
 def test_columns_that_are_not_used_are_named(values: dict[str, Any], unused: tuple[str, ...]) -> None:
     assert to_demonstration(row(**values)).unused == unused
+
+
+def test_columns_that_only_verifiers_read_are_named_in_one_sentence(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    first = {"messages": [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}], "answer": "two"}
+    tools = {"functions": [{"name": "add"}]}
+    lines = [{**first, "id": 1, "mood": "calm"}, {**first, "id": 2, "note": None, **tools}]
+    file = tmp_path / "d.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    notes = tokenize_rows(open_rows(str(file)), tokenizer, choose_format(tokenizer)).report.notes
+    assert [note for note in notes if "`tools`" not in note] == [
+        "only verifiers read the columns 'id' (2 rows), 'mood' (1 row)."
+    ]
+    file.write_text("".join(json.dumps({**first, **{f"c{number}": 1 for number in range(20)}}) + "\n"))
+    (note,) = tokenize_rows(open_rows(str(file)), tokenizer, choose_format(tokenizer)).report.notes
+    assert note.endswith("'c11' (1 row) and 8 more.")
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [

@@ -163,6 +163,73 @@ def test_reasoning_in_parts_of_a_content(tokenizer: PreTrainedTokenizerFast) -> 
     assert answer == "<think>\nIt greets.\n</think>\n\nyes<|end|>"
 
 
+@pytest.mark.parametrize("opening", ["<think>\n", "<think>"])
+@pytest.mark.parametrize("key", [None, "reasoning_content"])
+def test_reasoning_goes_on_where_the_prompt_opens_it(
+    tokenizer: PreTrainedTokenizerFast, opening: str, key: str | None, write_rows: WriteRows
+) -> None:
+    """As in DeepSeek-R1 and QwQ, whose templates write no reasoning in finished turns."""
+    opens = R1.replace(
+        "{{- '<|start|>Assistant: ' }}{% endif %}", f"{{{{- '<|start|>Assistant: {opening}' }}}}{{% endif %}}"
+    )
+    assert opens != R1
+    thought = f"<think>\nIt greets.\n</think>\n\n{SAY['content']}"
+    turn = {**SAY, key: "It greets."} if key else {**SAY, "content": thought}
+    values = {"messages": [ASK, {**turn, "train": False}, ASK, turn]}
+    prompt, answer = texts(tokenizer, opens, **values)
+    assert prompt.endswith(f"Hello?<|start|>Assistant: {opening}")
+    assert answer.lstrip("\n") == "It greets.\n</think>\n\nyes<|end|>"
+    asked = PromptSet.load(write_rows([values]), tokenizer, chat_template=opens)
+    assert asked.metadata[0]["completion"] == answer.removesuffix("<|end|>")
+    notes = tokenize_rows(open_rows(write_rows([values])), tokenizer, choose_format(tokenizer, opens)).report.notes
+    assert notes == []  # what such a template cuts from earlier turns is no loss
+    # The remedy for a turn without reasoning is followed.
+    with pytest.raises(InputError, match="begin its content with") as raised:
+        texts(tokenizer, opens, messages=[ASK, SAY])
+    advice = str(raised.value).partition("begin its content with ")[2].partition(", or")[0].replace("\\n", "\n")
+    answer = texts(tokenizer, opens, messages=[ASK, {**SAY, "content": advice + SAY["content"]}])[1]
+    assert answer.lstrip("\n") == "</think>\n\nyes<|end|>"
+
+
+def test_the_remedy_for_reasoning_after_an_empty_one_works(tokenizer: PreTrainedTokenizerFast) -> None:
+    thought = {**SAY, "reasoning_content": "It greets."}
+    values: dict[str, Any] = {"messages": [ASK, thought]}
+    with pytest.raises(InputError, match=r"chat_template_kwargs: \{enable_thinking: true\}`, or remove the reasoning"):
+        texts(tokenizer, QWEN3, **values, chat_template_kwargs={"enable_thinking": False})
+    answer = texts(tokenizer, QWEN3, **values, chat_template_kwargs={"enable_thinking": True})[1]
+    assert answer == "<think>\nIt greets.\n</think>\n\nyes<|end|>"
+
+
+def test_turns_are_learnt_where_the_template_writes_a_token_after_the_last(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    """As in Phi-3, which closes turns with one stop and the conversation with another."""
+    closes = CHATML + "{% if not add_generation_prompt %}{{ '<|end|>' }}{% endif %}"
+    turns = [ASK, SAY, ASK, {**SAY, "content": "no"}]
+    learnt = [
+        tokenizer.decode([token for token, acted in zip(result.tokens, result.mask, strict=True) if acted])
+        for result in (
+            tokenize_example(to_demonstration(row(messages=turns)), tokenizer, each) for each in (CHATML, closes)
+        )
+    ]
+    assert learnt == ["yes<|end|>no<|end|>"] * 2
+
+
+def test_arguments_of_calls_are_written_alike_as_object_and_as_text(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Gemma 4 writes an object in its own form, and a text as it is."""
+    calls = (
+        "{% for call in message.tool_calls or [] %}{% set a = call.function.arguments %}{{ call.function.name + '{' }}"
+        "{% if a is mapping %}{% for key, part in a.items() %}{{ key }}:{{ part }}{% endfor %}"
+        "{% else %}{{ a }}{% endif %}{{ '}' }}{% endfor %}"
+    )
+    own = CHATML.replace("message.content", "message.content }}" + calls + "{{ ''")
+    answers = []
+    for arguments in ({"city": "Rome"}, '{"city": "Rome"}'):
+        call = {"type": "function", "function": {"name": "weather", "arguments": arguments}}
+        answers.append(texts(tokenizer, own, messages=[ASK, {**SAY, "content": "", "tool_calls": [call]}])[1])
+    assert answers == ["weather{city:Rome}<|end|>"] * 2
+
+
 @pytest.mark.parametrize("content", ["<think>\nIt greets.\n</think>\n\nyes", "<think>It greets.</think>yes"])
 def test_tags_that_a_template_sets_anew_are_no_loss(tokenizer: PreTrainedTokenizerFast, content: str) -> None:
     answer = texts(tokenizer, QWEN3, messages=[ASK, {"role": "assistant", "content": content}])[1]
@@ -287,6 +354,9 @@ def test_roles_are_those_that_the_template_knows(tokenizer: PreTrainedTokenizerF
         ({"weight": 1.0}, True),
         ({"weight": None, "train": None}, True),
         ({"train": False, "weight": 0}, False),
+        ({"loss": False}, False),
+        ({"loss": True, "weight": 1}, True),
+        ({"loss": None}, True),
     ],
 )
 def test_a_turn_of_weight_0_is_not_learnt(turn: dict[str, Any], trained: bool) -> None:
@@ -300,6 +370,7 @@ def test_a_turn_of_weight_0_is_not_learnt(turn: dict[str, Any], trained: bool) -
         ([ASK, {**SAY, "weight": 0.5}], r"float 0\.5 as `weight` at messages\[1\].*counts whole or not at all"),
         ([ASK, {**SAY, "weight": "1"}], r'str "1" as `weight`'),
         ([ASK, {**SAY, "weight": 0, "train": True}], "disagree"),
+        ([ASK, {**SAY, "loss": False, "train": True}], "`train` and `loss` that disagree"),
         ([ASK, {**SAY, "reasoning": 3}], "int 3 as `reasoning`"),
         ([ASK, {**SAY, "reasoning": "a", "thinking": "b"}], "reasoning twice"),
         ([{**ASK, "reasoning": "a"}, SAY], "reasoning in the user's turn"),
