@@ -94,7 +94,7 @@ def evaluate(
     columns: dict[str, str] | None = None,
     dtype: str = "float32",
     seed: int = 0,
-    output: Annotated[str | None, Writes(marks=('"pass@1"',))] = None,
+    output: Annotated[str | None, Writes(marks=('"low": ',))] = None,
 ) -> None:
     """Score a policy on prompts with a verifier: mean with 95% interval, pass@k, length, reverse KL to π_SFT.
 

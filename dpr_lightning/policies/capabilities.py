@@ -76,6 +76,12 @@ def _is_causal(model: nn.Module, name: str) -> bool | None:
             log.info("Whether %s is causal could not be tried: %s", name, first_line(error))
             return None
         raise InputError(f"{name!r} cannot be run on token ids alone: {first_line(error)}") from error
+    if logits.isnan().any() and _uses_dora(model):
+        raise InputError(
+            f"With DoRA {name!r} computes NaN before any training: DoRA divides each row of a layer by its length, and "
+            "a row of zeros, as embeddings have for padding, has none. Leave embed_tokens and lm_head out of "
+            "`model.policy.lora.target_modules`, or set `model.policy.lora.use_dora: false`."
+        )
     if not logits.isfinite().all():
         log.warning(
             "%s gives logits that are not finite, so that nothing can be told of it. Are its weights whole, and do "
@@ -85,6 +91,11 @@ def _is_causal(model: nn.Module, name: str) -> bool | None:
     difference = (logits[0, :-1] - logits[1, :-1]).abs().max().item()
     steps = 64 if logits.dtype in (torch.float32, torch.float64) else 4
     return difference <= steps * torch.finfo(logits.dtype).eps * logits.abs().max().item()
+
+
+def _uses_dora(model: nn.Module) -> bool:
+    adapted: Any = model
+    return any(getattr(config, "use_dora", False) for config in getattr(adapted, "peft_config", {}).values())
 
 
 @torch.no_grad()

@@ -38,7 +38,12 @@ def probe(model: nn.Module, tokens: Tensor) -> Tensor:
 
 
 def difference(first: Tensor, second: Tensor) -> float:
-    """Mean over tokens of the expected difference of two models' log-probabilities, in nats a token."""
+    """Mean over tokens of the expected difference of two models' log-probabilities, in nats a token.
+
+    Infinite where one of them is NaN and the other is not.
+    """
+    if not torch.equal(first.isnan(), second.isnan()):
+        return float("inf")
     weight = first.exp() if first.shape[-1] > 1 else torch.ones_like(first)
     return float((weight * (first - second).abs()).nan_to_num(0.0).sum(-1).mean())
 

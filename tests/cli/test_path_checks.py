@@ -14,6 +14,7 @@ import yaml
 from lightning import Callback, LightningDataModule, LightningModule
 
 from dpr_lightning import callbacks, data, modules
+from dpr_lightning.cli.audit import FAILED
 from dpr_lightning.cli.compare_specs import ArmSpec
 from dpr_lightning.cli.main import _commands, main
 from dpr_lightning.cli.path_checks import protected
@@ -312,6 +313,31 @@ def test_what_this_package_did_not_write_is_not_overwritten(
             folder.rmdir()
     with pytest.raises(_Begun):
         _begin(arguments or fit("sft"))
+
+
+SHORT = ["--max_new_tokens", "3", "--limit", "4"]
+AGAIN: dict[str, list[str]] = {
+    "generate": ["generate", *POLICY, *SHORT, "--output", "new/answers.jsonl"],
+    "evaluate": ["evaluate", *POLICY, *SHORT, "--output", "new/scores.json"],
+    "evaluate, several samples": ["evaluate", *POLICY, *SHORT, "--samples", "2", "--output", "new/scores.json"],
+    "preview": ["preview", *REWARD, *SHORT, "--prompts", "prompts.jsonl", "--samples", "2", "--output", "new/p.json"],
+    "audit": ["audit", *REWARD, "--demonstrations", "demonstrations.jsonl", "--limit", "4", "--output", "new/a.json"],
+    "best_of": [
+        *("best_of", *REWARD, *SHORT, "--prompts", "prompts.jsonl", "--verifier", "answer", "--samples", "2"),
+        *("--output", "new"),
+    ],
+    "rewards": ["rewards", *REWARD, "--responses", "demonstrations.jsonl", "--output", "new"],
+    "report": ["report", "--run", "new", "--output", "new/page.html"],
+}
+
+
+@pytest.mark.parametrize("name", AGAIN)
+def test_a_command_replaces_its_result_when_it_runs_again(name: str, case: Path) -> None:
+    if name == "report":
+        assert main(AGAIN["best_of"]) == 0
+    code = main(AGAIN[name])
+    assert code in (0, FAILED)  # as an audit ends that no reward passes
+    assert main(AGAIN[name]) == code
 
 
 class _Begun(Exception):

@@ -9,7 +9,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from dpr_lightning.errors import InputError
-from dpr_lightning.policies import Capabilities, PolicySpec, build_policy, capabilities_of
+from dpr_lightning.policies import Capabilities, LoraSpec, PolicySpec, build_policy, capabilities_of
+from dpr_lightning.policies.adapters import add_adapter
 from tests.tiny import decoder, with_adapters, write_decoder
 
 MOE = {"num_local_experts": 4, "num_experts_per_tok": 2}
@@ -33,6 +34,16 @@ def test_a_model_that_sees_later_tokens_is_refused(dtype: torch.dtype) -> None:
                 weight.mul_(10)  # as far from uniform as trained weights are
     with pytest.raises(InputError, match=r"'folder' .*xlnet.* is not causal"):
         capabilities_of(model, "folder")
+
+
+def test_dora_on_a_row_of_zeros_is_refused() -> None:
+    model: Any = decoder("llama", tie_word_embeddings=True)
+    with torch.no_grad():
+        model.lm_head.weight[2] = 0.0
+    assert capabilities_of(model, "m").causal
+    spec = LoraSpec(rank=2, target_modules=["embed_tokens", "lm_head"], use_dora=True)
+    with pytest.raises(InputError, match=r"DoRA 'm' computes NaN .*`model\.policy\.lora\.use_dora: false`"):
+        capabilities_of(add_adapter(model, spec), "m")
 
 
 def test_weights_without_content_are_not_tried() -> None:

@@ -20,6 +20,7 @@ from dpr_lightning.errors import InputError
 from dpr_lightning.folders import WRITTEN
 from dpr_lightning.policies import LoraSpec, PolicySpec, build_policy, load_tokenizer, save_policy, sources
 from dpr_lightning.policies.adapters import base_of, is_adapter
+from dpr_lightning.policies.probe import difference
 from dpr_lightning.policies.saved_check import LARGEST_REREAD
 from tests.tiny import write_tiny_policy
 from tests.workspace import write_rows, write_sft_config
@@ -291,3 +292,13 @@ def test_a_check_changes_neither_modes_nor_random_numbers(tmp_path: Path) -> Non
     assert torch.equal(torch.random.get_rng_state(), state)
     assert is_adapter(tmp_path / "policy")
     assert load_tokenizer(str(tmp_path / "policy")).padding_side == "right"
+
+
+def test_nan_is_never_close() -> None:
+    finite = torch.zeros(2, 3).log_softmax(-1)
+    broken = finite.clone()
+    broken[0, 1] = torch.nan
+    never = finite.clone()
+    never[0, 2] = -torch.inf
+    assert difference(finite, broken) == difference(broken, finite) == torch.inf
+    assert difference(broken, broken) == difference(never, never) == 0.0
