@@ -50,7 +50,7 @@ def render_turns(
     trained = [place for place, message in enumerate(messages) if message.train]
     if not trained:
         raise InputError(f"{example.place} has nothing to learn: it is a prompt alone.")
-    written = whole = render(example, messages[: trained[-1] + 1], tokenizer, form, prompt=False)
+    of_template = whole = render(example, messages[: trained[-1] + 1], tokenizer, form, prompt=False)
     prompts = []
     for place in trained:
         prompt = render(example, messages[:place], tokenizer, form, prompt=True)
@@ -78,7 +78,7 @@ def render_turns(
         where = f"{example.place}, {turn}"
         check_learnt_parts(messages[place], (prompt, learnt), where, learnt_of, on_dropped, notices)
         prompts.append(prompt)
-    _notice_unused(example, messages[: trained[-1] + 1], written, tokenizer, form, notices, prompt=False)
+    _notice_unused(example, messages[: trained[-1] + 1], of_template, tokenizer, form, notices, prompt=False)
     return Turns(whole, prompts)
 
 

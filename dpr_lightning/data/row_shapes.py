@@ -47,7 +47,7 @@ def recognise(row: Row, columns: Mapping[str, str] | None = None) -> CanonicalRo
     Raises:
         InputError: no reading fits the row, or more than one does; it names the columns and how to choose.
     """
-    return _Reader(row, check_columns(columns)).read()
+    return _Reader(_with_instance(row), check_columns(columns)).read()
 
 
 def required(canonical: CanonicalRow, part: str, columns: Mapping[str, str] | None) -> Any:
@@ -297,6 +297,26 @@ class _Reader:
             return ()
         texts = text_of([result.messages, result.prompt, result.completion])
         return tuple(key for key in rest if key.lower() in TRAINING or not repeats(self.values[key], texts))
+
+
+def _with_instance(row: Row) -> Row:
+    """A seed task of Self-Instruct, whose input and output are one object in ``instances``, as an Alpaca row.
+
+    Raises:
+        InputError: it has several.
+    """
+    values = row.values
+    instances = values.get("instances")
+    if "instruction" not in values or "output" in values or not isinstance(instances, list) or not instances:
+        return row
+    if not all(isinstance(each, Mapping) and "output" in each for each in instances):
+        return row
+    if len(instances) > 1:
+        raise row_error(
+            row, f"has {len(instances)} `instances`", "Write each in a row with `instruction`, `input` and `output`."
+        )
+    rest = {key: value for key, value in values.items() if key != "instances"}
+    return row._replace(values={**rest, **instances[0]})
 
 
 def _missing(row: Row, names: ColumnNames, part: str) -> InputError:

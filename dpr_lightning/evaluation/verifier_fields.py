@@ -32,15 +32,23 @@ def text(value: Any) -> str:
     raise ValueError("it must be one text or number")
 
 
+def final_text(value: Any) -> str:
+    """A text as it is written behind ``Answer:``; of a ground truth with that marker or ``####``, what follows it."""
+    result = _after_marker(text(value)).strip()
+    if not result:
+        raise ValueError("nothing follows its marker")
+    return result
+
+
 def number(value: Any) -> float:
     """A number, or the last one of a text; after ``####`` or ``Answer:`` only what follows counts."""
     if isinstance(value, int | float | Decimal) and math.isfinite(value) and not isinstance(value, bool):
         return float(value)
-    given = _after_marker(text(value))
-    result = last_number(given)
+    end = _after_marker(text(value))
+    result = last_number(end)
     if result is None:
         raise ValueError("it holds no number; the verifier `answer` compares texts")
-    if _FORMULA.search(given):
+    if _FORMULA.search(end):
         raise ValueError(f"only its last number, {result:g}, would be compared. Write its value as a decimal number")
     return result
 

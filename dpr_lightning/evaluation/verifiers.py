@@ -14,7 +14,7 @@ from typing import Any
 from dpr_lightning.data.ground_truth import Verifier, missing_field, needs
 from dpr_lightning.errors import InputError
 from dpr_lightning.evaluation.instructions import instructions
-from dpr_lightning.evaluation.verifier_fields import ANSWER_MARKER, last_number, number, text
+from dpr_lightning.evaluation.verifier_fields import ANSWER_MARKER, final_text, last_number, number, text
 
 __all__ = ["ANSWER_MARKER", "VERIFIERS", "answer", "exact_match", "last_number", "load_verifier", "numeric"]
 
@@ -29,7 +29,7 @@ def exact_match(prompt: str, completion: str, metadata: Mapping[str, Any]) -> fl
     return float(completion.strip() == (metadata["answer"] if demonstrated is None else demonstrated))
 
 
-@needs({"answer": text}, marker=ANSWER_MARKER)
+@needs({"answer": final_text}, marker=ANSWER_MARKER)
 def answer(prompt: str, completion: str, metadata: Mapping[str, Any]) -> float:
     """1 when the text after the last ``Answer:`` equals ``metadata["answer"]``, outer space aside."""
     given = answer_text(completion)

@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -87,7 +88,10 @@ def special_tokens(
     if end_of_turn is not None:
         closing = token_id(tokenizer, end_of_turn)
         if closing is None:
-            raise InputError(f"`end_of_turn` {end_of_turn!r} is no token of the tokenizer {tokenizer.name_or_path!r}.")
+            raise InputError(
+                f"`end_of_turn` {end_of_turn!r} is no token of the tokenizer {tokenizer.name_or_path!r}. Name one of "
+                f"its special tokens: {', '.join(map(repr, list(control_tokens(tokenizer))[:12]))}."
+            )
         stops.append(closing)
         meaningful.add(closing)
     of_template = (token_id(tokenizer, token) for token in template_tokens(tokenizer, chat_template))
@@ -128,10 +132,16 @@ def set_padding(tokenizer: PreTrainedTokenizerBase, special: SpecialTokens, pad_
     before = "no pad token" if tokenizer.pad_token is None else f"a pad token with a meaning, {tokenizer.pad_token!r}"
     tokenizer.pad_token = str(tokenizer.convert_ids_to_tokens(special.pad))
     if pad_token is None and special.pad != special.eos:
-        log.warning(
-            "The tokenizer at %s had %s; %r now pads (`model.policy.pad_token` chooses another).",
-            tokenizer.name_or_path, before, tokenizer.pad_token,
-        )  # fmt: skip
+        _warn_once(
+            f"The tokenizer at {tokenizer.name_or_path} had {before}; {tokenizer.pad_token!r} now pads "
+            "(`model.policy.pad_token` chooses another)."
+        )
+
+
+@cache
+def _warn_once(message: str) -> None:
+    """The data and the policy in training load a tokenizer each."""
+    log.warning("%s", message)
 
 
 def carry_padding(model: nn.Module, tokenizer: PreTrainedTokenizerBase, special: SpecialTokens) -> None:

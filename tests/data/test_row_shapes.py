@@ -147,6 +147,18 @@ def test_the_answer_of_a_question_is_learnt_and_is_the_ground_truth() -> None:
     assert to_prompt(row(problem="p", solution="so 3", answer="3")).metadata["answer"] == "3"
 
 
+def test_a_seed_task_of_self_instruct_is_an_alpaca_row() -> None:
+    task = {"id": "seed_task_0", "instruction": "add", "instances": [{"input": "1 + 2", "output": "3"}]}
+    example = to_demonstration(row(**task))
+    assert (example.prompt, example.completion, example.shape) == (
+        "add\n\n1 + 2", "3", "Alpaca (instruction, input, output)"
+    )  # fmt: skip
+    assert to_prompt(row(**task)).metadata["completion"] == "3"
+    with pytest.raises(InputError, match=r"has 2 `instances`\. Write each in a row"):
+        to_demonstration(row(**{**task, "instances": task["instances"] * 2}))
+    assert to_demonstration(row(prompt="q", completion="a", instances=[1])).unused == ("instances",)
+
+
 def test_calls_and_results_of_tools_in_sharegpt() -> None:
     call = '{"name": "add", "arguments": {"a": 1}}'
     conversation = sharegpt(("human", "1 + 2"), ("function_call", call), ("observation", "3"), ("gpt", "It is 3."))

@@ -179,8 +179,8 @@ def test_reasoning_goes_on_where_the_prompt_opens_it(
     prompt, answer = texts(tokenizer, opens, **values)
     assert prompt.endswith(f"Hello?<|start|>Assistant: {opening}")
     assert answer.lstrip("\n") == "It greets.\n</think>\n\nyes<|end|>"
-    asked = PromptSet.load(write_rows([values]), tokenizer, chat_template=opens)
-    assert asked.metadata[0]["completion"] == answer.removesuffix("<|end|>")
+    prompts = PromptSet.load(write_rows([values]), tokenizer, chat_template=opens)
+    assert prompts.metadata[0]["completion"] == answer.removesuffix("<|end|>")
     notes = tokenize_rows(open_rows(write_rows([values])), tokenizer, choose_format(tokenizer, opens)).report.notes
     assert notes == []  # what such a template cuts from earlier turns is no loss
     # The remedy for a turn without reasoning is followed.
@@ -222,11 +222,11 @@ def test_arguments_of_calls_are_written_alike_as_object_and_as_text(tokenizer: P
         "{% if a is mapping %}{% for key, part in a.items() %}{{ key }}:{{ part }}{% endfor %}"
         "{% else %}{{ a }}{% endif %}{{ '}' }}{% endfor %}"
     )
-    own = CHATML.replace("message.content", "message.content }}" + calls + "{{ ''")
+    template = CHATML.replace("message.content", "message.content }}" + calls + "{{ ''")
     answers = []
     for arguments in ({"city": "Rome"}, '{"city": "Rome"}'):
         call = {"type": "function", "function": {"name": "weather", "arguments": arguments}}
-        answers.append(texts(tokenizer, own, messages=[ASK, {**SAY, "content": "", "tool_calls": [call]}])[1])
+        answers.append(texts(tokenizer, template, messages=[ASK, {**SAY, "content": "", "tool_calls": [call]}])[1])
     assert answers == ["weather{city:Rome}<|end|>"] * 2
 
 

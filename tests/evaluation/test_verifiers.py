@@ -148,6 +148,14 @@ def test_numbers_are_read_as_the_verifiers_type(value):
     assert load_verifier("answer")("", "Answer: 2.5", {"answer": 2.5}) == 1.0
 
 
+@pytest.mark.parametrize("value", ["Answer: Rome", "steps\n#### Rome", "Rome"])
+def test_the_marker_in_a_ground_truth_is_no_part_of_the_answer(value):
+    check_ground_truth(prompts({"answer": value}), load_verifier("answer"))
+    assert load_verifier("answer")("", "so\nAnswer: Rome", {"answer": value}) == 1.0
+    with pytest.raises(InputError, match="nothing follows its marker"):
+        check_ground_truth(prompts({"answer": "Answer: "}), load_verifier("answer"))
+
+
 def test_a_task_without_answers_needs_none():
     pytest.importorskip("reasoning_gym")
     verify = load_verifier("reasoning_gym")
