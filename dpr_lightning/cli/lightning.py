@@ -19,6 +19,7 @@ from dpr_lightning.cli.monitors import check_monitors
 from dpr_lightning.cli.path_checks import protected
 from dpr_lightning.cli.resume import evaluate_from, resume_from, what_is_saved
 from dpr_lightning.cli.run_paths import separate_evaluation_logs, uses_of_run
+from dpr_lightning.cli.trainer_options import check_trainer
 from dpr_lightning.errors import REQUEUE, InputError, TryAgain, causes
 from dpr_lightning.modules.base import PolicyModule
 
@@ -39,6 +40,7 @@ class DprCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Check every path, and lock what is written until the command ends."""
         config = self.config[self.subcommand]
+        check_trainer(config.get("trainer") or {}, str(self.subcommand))
         separate_evaluation_logs(config, str(self.subcommand))
         uses = uses_of_run(config.as_dict(), str(self.subcommand))
         self.locks.enter_context(protected(uses, config_files(sys.argv)))

@@ -66,6 +66,8 @@ def plainly(message: str, options: Iterable[str] = ()) -> str:
             reasons.append(rest.removeprefix("- "))
     if match := _UNKNOWN.search(message):
         return _unknown_option(match["arguments"], ".".join(keys), options)
+    # The value is wrong, so that the parser also tried the option on a class that lacks it.
+    reasons = [reason for reason in reasons if not ((lack := _OPTION.search(reason)) and lack["option"] in keys[1:])]
     values = re.findall(r"Given value: (.*)", message)
     if not keys or not (reasons or values):
         return message

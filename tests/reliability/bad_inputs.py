@@ -514,6 +514,25 @@ CASES: dict[str, dict[str, Case]] = {
         "less than one batch": Case(
             lambda kit: kit.fit(trainer={"limit_train_batches": 0.01}), ("trainer.limit_train_batches: ", "0.25")
         ),
+        "no batches at all": Case(
+            lambda kit: kit.fit(trainer={"limit_train_batches": 0}), ("trainer.limit_train_batches: found 0",)
+        ),
+        "no epochs": Case(lambda kit: kit.fit(trainer={"max_epochs": 0}), ("trainer.max_epochs: found 0",)),
+        "gradients clipped to less than nothing": Case(
+            lambda kit: kit.fit(trainer={"gradient_clip_val": -1.0}), ("trainer.gradient_clip_val: found -1",)
+        ),
+        "validation every 0 batches": Case(
+            lambda kit: kit.fit(trainer={"val_check_interval": 0}), ("trainer.val_check_interval: found 0",)
+        ),
+        "validation every 0 epochs": Case(
+            lambda kit: kit.fit(trainer={"check_val_every_n_epoch": 0}), ("trainer.check_val_every_n_epoch: found 0",)
+        ),
+        "a wrong value of a callback's option": Case(
+            lambda kit: [
+                *(*kit.fit(), "--trainer.callbacks+=LearningRateMonitor", "--trainer.callbacks.logging_interval=hour"),
+            ],
+            ("trainer.callbacks.logging_interval: has to be Literal['step', 'epoch']; found hour",),
+        ),
         "validation less often than there are batches": Case(
             lambda kit: kit.fit(trainer={"val_check_interval": 1000}), ("trainer.val_check_interval", "1000")
         ),
