@@ -73,7 +73,7 @@ def plainly(message: str, options: Iterable[str] = ()) -> str:
         return message
     key, reason = ".".join(keys), _TYPES.sub(r"\1", _joined(reasons))
     if classless := next((match["name"] for text in reasons if (match := _PATH.fullmatch(text))), None):
-        return f"{key}: there is no class {classless!r}. A class is named by its import path, such as {_EXAMPLE}."
+        return f"{key}: {_no_path(classless)}"
     text = f"{key}: {reason or 'has another type'}".removesuffix(".")
     if values and "Got value" not in text and len(values[0]) < 80 and "not accepted" not in text:
         text += f"; found {values[0]}"
@@ -81,6 +81,20 @@ def plainly(message: str, options: Iterable[str] = ()) -> str:
 
 
 _EXAMPLE = "lightning.pytorch.loggers.CSVLogger"
+
+
+def _no_path(name: str) -> str:
+    """What to write instead of a name that is no import path: commands take verifiers by name, and these do not."""
+    from dpr_lightning.data.ground_truth import verifier_name  # they import torch
+    from dpr_lightning.evaluation.verifiers import VERIFIERS
+
+    module, colon, function = name.partition(":")
+    if colon:
+        return f"{name!r} is no import path. Write {module}.{function}."
+    if name in VERIFIERS:
+        function = verifier_name(VERIFIERS[name])
+        return f"{name!r} is no import path. Write {VERIFIERS[name].__module__}.{function}."
+    return f"there is no class {name!r}. A class is named by its import path, such as {_EXAMPLE}."
 
 
 def _joined(reasons: list[str]) -> str:

@@ -283,6 +283,8 @@ class _Reader:
         elif nested is not None:
             metadata["metadata"] = nested
         answer = names["answer"]
+        if "answer" in names.named:
+            metadata.pop("answer", None)  # it is another one
         if answer not in values and "answer" not in names.named:
             answer = next((key for key in values if key.lower() == "answer"), answer)
         if answer in values:

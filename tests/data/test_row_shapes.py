@@ -176,6 +176,12 @@ def test_columns_win_over_what_a_row_looks_like() -> None:
     assert (example.prompt, example.completion) == ("1 + 2\n\nadd", "3")
 
 
+def test_an_answer_that_columns_name_is_no_other_column() -> None:
+    values = {"prompt": "q", "answer": "a", "truth": "b"}
+    assert to_prompt(row(**values), {"answer": "truth"}).metadata["answer"] == "b"
+    assert "answer" not in to_prompt(row(**values), {"answer": "trth"}).metadata
+
+
 @pytest.mark.parametrize(
     ("values", "unused"),
     [

@@ -379,6 +379,17 @@ CASES: dict[str, dict[str, Case]] = {
             ),
             ("data.jsonl:1", "`answer` needs the field 'answer'", "4 of 4 rows"),
         ),
+        "a name where a path is needed": Case(
+            lambda kit: kit.dpr(verifier="numeric"),
+            ("data.verifier", "'numeric' is no import path. Write dpr_lightning.evaluation.verifiers.numeric."),
+        ),
+        "a fraction as a number": Case(
+            lambda kit: kit.dpr(
+                prompts=write_rows(kit.folder / "data.jsonl", [{"prompt": "1 : 2 =", "answer": "1/2"}] * 4),
+                verifier="dpr_lightning.evaluation.verifiers.numeric",
+            ),
+            ("data.jsonl:1", "only its last number, 2, would be compared", "4 of 4 rows"),
+        ),
     },
     "Policies": {
         "an encoder": Case(lambda kit: kit.fit(policy={"source": _kind(kit, "bert")}), ("not causal", "is_decoder")),
