@@ -32,6 +32,7 @@ class TemplateTraits:
         object_arguments: arguments of a tool call may be an object.
         text_arguments: they may be JSON, which is written as the object would be.
         omits_content: where a turn calls tools without saying anything, it must have no content at all.
+        text_parts: it takes contents as lists of text parts alone, as templates for images do.
         wrapped_tools: it takes tools as ``{"type": "function", "function": …}`` alone.
     """
 
@@ -40,12 +41,14 @@ class TemplateTraits:
     object_arguments: bool
     text_arguments: bool
     omits_content: bool
+    text_parts: bool
     wrapped_tools: bool
 
     def message(self, message: Message) -> dict[str, Any]:
         """A message as the template takes it."""
         rendered: dict[str, Any] = {**message.fields, "role": self.roles.get(message.role, message.role)}
-        rendered["content"] = message.content
+        parts = [{"type": "text", "text": message.content}]
+        rendered["content"] = parts if self.text_parts else message.content
         if message.reasoning is not None:
             rendered[self.reasoning or REASONING[0]] = message.reasoning
         if message.tool_calls:
@@ -95,6 +98,8 @@ def template_traits(tokenizer: PreTrainedTokenizerBase, template: str) -> Templa
         texts[omit] = text in of_text and (of_text == of_object or not objects[omit])
     omits_content = not (objects[False] or texts[False]) and (objects[True] or texts[True])
     user = [{"role": "user", "content": "probe"}]
+    in_parts = [{"role": "user", "content": [{"type": "text", "text": "probe"}]}]
+    as_text, as_parts = (_try(tokenizer, template, messages) for messages in (user, in_parts))
     bare, wrapped = ("probe_tool" in _try(tokenizer, template, user, tools=[tool]) for tool in (TOOL, WRAPPED))
     return TemplateTraits(
         reasoning=next((name for name in REASONING if _reads_key(template, name)), None),
@@ -106,6 +111,7 @@ def template_traits(tokenizer: PreTrainedTokenizerBase, template: str) -> Templa
         object_arguments=objects[omits_content],
         text_arguments=texts[omits_content],
         omits_content=omits_content,
+        text_parts="probe" not in as_text and "probe" in as_parts and str(in_parts[0]["content"]) not in as_parts,
         wrapped_tools=wrapped and not bare,
     )
 

@@ -200,6 +200,16 @@ def test_the_remedy_for_reasoning_after_an_empty_one_works(tokenizer: PreTrained
     assert answer == "<think>\nIt greets.\n</think>\n\nyes<|end|>"
 
 
+def test_contents_are_parts_for_templates_that_take_no_other(tokenizer: PreTrainedTokenizerFast) -> None:
+    """As those of SmolVLM and Idefics."""
+    parts = CHATML.replace(
+        "message.content }}",
+        "'' }}{% for part in message.content %}{{ part.text if part.type == 'text' }}{% endfor %}{{ ''}}",
+    )
+    turns = [{"role": "system", "content": "Be brief."}, ASK, SAY]
+    assert texts(tokenizer, parts, messages=turns) == texts(tokenizer, CHATML, messages=turns)
+
+
 def test_turns_are_learnt_where_the_template_writes_a_token_after_the_last(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
