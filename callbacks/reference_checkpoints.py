@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from dpr_lightning.callbacks.run_ends import RunStopped, Stop, can_end_early, is_trial, step_of_total, stopped_by_time
 from dpr_lightning.errors import InputError
-from dpr_lightning.folders import delete_folder
+from dpr_lightning.folders import WRITTEN, delete_folder
 from dpr_lightning.paths import Writes
 from dpr_lightning.policies import gathered_weights, is_sharded, save_policy
 
@@ -80,6 +80,8 @@ class ReferenceCheckpoints(Callback):
             )
         total = self._total = int(estimated)
         self._due = {}
+        if trainer.ckpt_path is None and not is_trial(trainer) and trainer.is_global_zero:
+            self._report_earlier_run()
         if total < 2:
             log.warning("A run of %d steps has no earlier checkpoint to serve as reference.", total)
             return
@@ -88,6 +90,17 @@ class ReferenceCheckpoints(Callback):
             if step in self._due:
                 log.warning("Fractions %g and %g of %d steps are one checkpoint.", self._due[step], fraction, total)
             self._due.setdefault(step, fraction)
+
+    def _report_earlier_run(self) -> None:
+        """Name the policies that are there although the run begins: some are replaced, the rest stay as they are."""
+        earlier = sorted(path.parent.name for path in self.folder.glob(f"*/{WRITTEN}"))
+        if earlier:
+            log.warning(
+                "%s has policies of an earlier run (%s): each stays until this one writes a policy of its name, and "
+                "references.json lists those of this one alone.",
+                self.folder,
+                ", ".join(earlier),
+            )
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

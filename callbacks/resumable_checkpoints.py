@@ -30,6 +30,8 @@ from dpr_lightning.callbacks.wandb_logger import wandb_run_ids
 from dpr_lightning.data.template_clock import template_time
 from dpr_lightning.distributed import mark, max_over_ranks
 from dpr_lightning.errors import InputError
+from dpr_lightning.folders import put_aside
+from dpr_lightning.locking import LOCK
 from dpr_lightning.paths import Writes
 
 log = logging.getLogger(__name__)
@@ -68,6 +70,7 @@ class ResumableCheckpoints(Checkpoint):
         self.retained = keep
         self.monitor, self.mode = monitor, mode
         self.identity: dict[str, Any] | None = None
+        self.begins_anew = False
         self._best: dict[int, float] = {}
         self._overdue = False
         self._signals = StopSignals()
@@ -93,8 +96,10 @@ class ResumableCheckpoints(Checkpoint):
         loop.on_advance_end = on_advance_end  # type: ignore[method-assign]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen to a scheduler that wants the machine back; count epochs and have the log of metrics as it was."""
+        """Listen to a scheduler that wants the machine back; count epochs; have checkpoints and log as they were."""
         self._began = True
+        if self.begins_anew:
+            self._put_aside(trainer)
         if not is_trial(trainer):
             self._signals.listen(trainer.strategy.launcher, silent=not trainer.is_global_zero)
         if trainer.ckpt_path is None:
@@ -107,6 +112,14 @@ class ResumableCheckpoints(Checkpoint):
             epochs.increment_started()
         if trainer.is_global_zero:
             self._restore_tables(trainer, Path(trainer.ckpt_path).parent)
+
+    def _put_aside(self, trainer: Trainer) -> None:
+        """Rename the checkpoints of an earlier run, now that data and policy are known to be good."""
+        self.begins_anew = False
+        folder = self.store.folder
+        if not trainer.is_global_zero or not folder.exists() or all(path.name == LOCK for path in folder.iterdir()):
+            return
+        log.warning("The checkpoints of the run before are in %s now.", put_aside(folder, stays=(LOCK,)))
 
     def _restore_tables(self, trainer: Trainer, checkpoint: Path) -> None:
         for place, logger in enumerate(_tables(trainer)):

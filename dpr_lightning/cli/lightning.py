@@ -17,7 +17,7 @@ from dpr_lightning.cli.configs import config_files
 from dpr_lightning.cli.library_errors import refusal
 from dpr_lightning.cli.monitors import check_monitors
 from dpr_lightning.cli.path_checks import protected
-from dpr_lightning.cli.resume import evaluate_from, resume_from, what_is_saved
+from dpr_lightning.cli.resume import evaluate_from, report_replaced_tables, resume_from, what_is_saved
 from dpr_lightning.cli.run_paths import separate_evaluation_logs, uses_of_run
 from dpr_lightning.cli.trainer_options import check_trainer
 from dpr_lightning.errors import REQUEUE, InputError, TryAgain, causes
@@ -100,15 +100,19 @@ class DprCLI(LightningCLI):
         check_monitors(self.trainer, self.model, self.datamodule)
         config = self.config_init["fit"]
         config["ckpt_path"] = resume_from(self.trainer, config.get("ckpt_path"), self.config["fit"].as_dict())
+        if config["ckpt_path"] is None:
+            report_replaced_tables(self.trainer)
 
 
 def _quieten() -> None:
-    """Drop an advertisement and a deprecation inside Lightning: nobody who runs `dpr` can act on either."""
+    """Drop an advertisement, a deprecation inside Lightning, and a warning that is wrong where a run goes on."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "Tip:" not in record.getMessage()
     )
     warnings.filterwarnings("ignore", message=r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # Of any folder that is not empty; `report_replaced_tables` says what is replaced.
+    warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from io import TextIOWrapper
@@ -74,6 +75,8 @@ def _settle_libraries() -> None:
     if not torch.accelerator.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         keep_freed_memory()
+    # peft asks a model of transformers by the older name.
+    warnings.filterwarnings("ignore", message=".*`is_gradient_checkpointing` is deprecated.*")
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 

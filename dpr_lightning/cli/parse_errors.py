@@ -23,6 +23,7 @@ _PATH = re.compile(r"(?:- )?Expected a dot import path string: (?P<name>.*)")
 _OPTION = re.compile(r"[Oo]ption '(?P<option>[^']+)' is not accepted")
 _UNKNOWN = re.compile(r"unrecognized arguments: (?P<arguments>--.*)")
 _ATTRIBUTE = re.compile(r"module '(?P<module>[^']+)' has no attribute '(?P<name>[^']+)'")
+_LIST = re.compile(r"has to be list\. Got value: (?P<value>[^\[{]+)$")
 _MODULE = re.compile(r"No module named '(?P<module>[^']+)'")
 _INNER = re.compile(r"\.? Got value: Namespace\(class_path='(?P<name>[^']+)'.*")
 _TYPES = re.compile(r"<class '(?:builtins\.)?([^']+)'>|typing\.|collections\.abc\.")
@@ -132,6 +133,8 @@ def _meant(text: str, owner: str) -> str:
         if file.with_suffix(".py").is_file() or file.is_dir():
             return " It lies in this folder, where Python does not look: put `PYTHONPATH=.` before the command."
         return " If it is code of yours, put PYTHONPATH=FOLDER before the command, FOLDER being where it lies."
+    if match := _LIST.search(text):
+        return f" A list is written in brackets: '[{match['value']}]'."
     if match := _OPTION.search(text):
         known, wrong = _parameters(owner), match["option"]
         near = difflib.get_close_matches(wrong, known, n=1, cutoff=0.6)

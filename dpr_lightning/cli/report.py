@@ -148,6 +148,11 @@ def _from_curves(folder: Path) -> Report:
         found = panels(path, (*SFT_PANELS, *DPR_PANELS))
         if found:
             drawn[str(path.parent.relative_to(folder)) if path.parent != folder else folder.name] = found
+    if not drawn and (table := next(folder.rglob("metrics.csv"), None)) is not None:
+        raise InputError(
+            f"{table} has no curve of a training run. Curves have a point every `trainer.log_every_n_steps` steps "
+            "(Lightning's default: 50): lower it for a short run."
+        )
     if not drawn:
         raise InputError(
             f"{folder} holds neither report.json nor a metrics.csv with curves. Add Lightning's CSVLogger to the "

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning import LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy
 
 from dpr_lightning.callbacks import ResumableCheckpoints
@@ -18,13 +19,14 @@ from dpr_lightning.callbacks.wandb_logger import continue_wandb_runs
 from dpr_lightning.data.rows import local_files
 from dpr_lightning.data.template_clock import set_template_time
 from dpr_lightning.errors import InputError
-from dpr_lightning.folders import put_aside
-from dpr_lightning.locking import LOCK, is_first_rank
+from dpr_lightning.locking import is_first_rank
 from dpr_lightning.policies import is_in_shards
 from dpr_lightning.rewards.cache import content_hash, policy_hash
 
 log = logging.getLogger(__name__)
 ANEW, LAST = "none", "last"
+METRICS = "metrics.csv"
+"""What CSVLogger writes."""
 OUTPUTS = {"precomputed"}
 """Folders that a run makes itself: there when it goes on, and not when it began."""
 # What may change between an interruption and the run that goes on: how steps are taken, not what is learned from.
@@ -45,8 +47,8 @@ def resume_from(trainer: Trainer, asked: str | None, config: Mapping[str, Any]) 
 
     Args:
         trainer: with its callbacks.
-        asked: ``--ckpt_path``: None finds the newest whole one, ``last`` demands one, ``none`` begins anew and puts
-            the old ones aside, anything else is a path.
+        asked: ``--ckpt_path``: None finds the newest whole one, ``last`` demands one, ``none`` begins anew and has
+            the old ones put aside when training begins, anything else is a path.
         config: of the command, resolved.
 
     Raises:
@@ -62,7 +64,7 @@ def resume_from(trainer: Trainer, asked: str | None, config: Mapping[str, Any]) 
         return None if asked is None else _existing(Path(asked))
     kept.identity = identity(config)
     if asked == ANEW:
-        _put_aside(kept.store.folder)
+        kept.begins_anew = True
         return None
     store, step = kept.store, None
     if asked not in (None, LAST):
@@ -93,9 +95,18 @@ def what_is_saved(trainer: Trainer) -> str:
     if checkpoints is None:
         return how_to_go_on_next_time(trainer)
     steps = checkpoints.store.steps()
-    if not steps:
+    if not steps or checkpoints.begins_anew:
         return "There is no checkpoint yet: the same command begins anew."
     return f"The same command goes on from step {steps[0]:,}, in {checkpoints.store.folder}."
+
+
+def report_replaced_tables(trainer: Trainer) -> None:
+    """Name each table of metrics of an earlier run that a new one replaces."""
+    loggers = [logger for logger in trainer.loggers if isinstance(logger, CSVLogger)]
+    tables = [Path(logger.log_dir) / METRICS for logger in loggers]
+    for table in tables:
+        if table.is_file() and is_first_rank():
+            log.warning("%s is of an earlier run, and this one replaces it.", table)
 
 
 def _checkpoints(trainer: Trainer) -> ResumableCheckpoints | None:
@@ -192,12 +203,6 @@ def _refuse_another_run(store: CheckpointStore, step: int, own: Mapping[str, Any
             f"The checkpoints in {store.folder} are of another run:\n" + "\n".join(lines) + "\nSet these as they were; "
             "or begin anew with `--ckpt_path none`; or name another folder for ResumableCheckpoints."
         )
-
-
-def _put_aside(folder: Path) -> None:
-    if not is_first_rank() or not folder.exists() or not any(path.name != LOCK for path in folder.iterdir()):
-        return
-    log.warning("The checkpoints of the run before are in %s now.", put_aside(folder, stays=(LOCK,)))
 
 
 def _short(value: Any) -> str:

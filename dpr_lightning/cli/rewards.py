@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from datasets import Dataset
+from pyarrow.parquet import write_table
 
 from dpr_lightning.cli.loading import best_device, console, progress_bar
 from dpr_lightning.data import Rows, carried_format, open_rows, tokenize_rows
@@ -78,7 +79,7 @@ def rewards(
         }
         for place, response in enumerate(shown)
     ]
-    Dataset.from_list(table).to_parquet(str(folder / "rewards.parquet"))
+    write_table(Dataset.from_list(table).data.table, folder / "rewards.parquet")
     write_heatmap(folder / "heatmap.html", shown[:heatmap_rows], note=f"π_SFT: {sft}; references: {references}")
     console.print(f"{len(data)} responses, {int(mask.sum())} tokens: {folder}/rewards.parquet, {folder}/heatmap.html")
 

@@ -34,6 +34,7 @@ from dpr_lightning.policies.lightning_state import load_lightning_weights
 from dpr_lightning.policies.merging import merge_adapters
 from dpr_lightning.policies.reading import UNREADABLE, complaint
 from dpr_lightning.policies.sharding import sharded_construction, weight_bytes
+from dpr_lightning.policies.sources import not_a_policy
 from dpr_lightning.policies.spec import PolicySpec
 from dpr_lightning.policies.special_tokens import carry_padding, set_padding, special_tokens
 from dpr_lightning.policies.tokenizers import load_tokenizer
@@ -126,6 +127,8 @@ def check_policy(spec: PolicySpec) -> None:
 
 
 def _unreadable(spec: PolicySpec, error: Exception) -> InputError:
+    if spec.source is not None and (reason := not_a_policy(spec.source)) is not None:
+        return InputError(reason)
     what = repr(spec.source or spec.architecture)
     return InputError(f"No causal language model could be loaded from {what}: {complaint(error)} {_remedy(error)}")
 

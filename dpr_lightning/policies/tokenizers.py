@@ -6,6 +6,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from dpr_lightning.errors import InputError, first_line
+from dpr_lightning.policies.sources import not_a_policy
 from dpr_lightning.policies.special_tokens import set_padding, special_tokens
 
 
@@ -43,6 +44,8 @@ def load_tokenizer(
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, **options)
     except (OSError, ValueError, KeyError) as error:
+        if (reason := not_a_policy(source)) is not None:
+            raise InputError(reason) from error
         held = ""
         if Path(source).is_dir():
             names = sorted(path.name for path in Path(source).iterdir() if path.name[0] != ".")[:12]

@@ -17,6 +17,7 @@ from dpr_lightning.policies import (
     LoraSpec,
     PolicySpec,
     build_policy,
+    check_policy,
     default_token_budget,
     disable_dropout,
     load_tokenizer,
@@ -46,6 +47,18 @@ def test_a_folder_without_a_tokenizer(tiny_policy_folder: Path, tmp_path: Path) 
         build_policy(PolicySpec(source=folder))
     with pytest.raises(InputError, match="No tokenizer"):
         FrozenPolicies.load({"sft": str(tiny_policy_folder), "reference_0": folder})
+
+
+def test_a_folder_that_is_no_policy_names_the_ones_near_it(tiny_policy_folder: Path, tmp_path: Path) -> None:
+    for name in ("final", "step_0000010"):
+        copytree(tiny_policy_folder, tmp_path / "policies" / name)
+    (tmp_path / "policies" / "references.json").write_text("{}")
+    with pytest.raises(InputError, match=r"a folder of them: .*policies/final, .*policies/step_0000010\. Name one"):
+        build_policy(PolicySpec(source=str(tmp_path / "policies")))
+    with pytest.raises(InputError, match=r"There is no folder .*/fina'\. Did you mean .*policies/final\?"):
+        check_policy(PolicySpec(source=str(tmp_path / "policies" / "fina")))
+    with pytest.raises(InputError, match=r"There is no folder .*/a/b/c'\. Name a folder"):
+        check_policy(PolicySpec(source=str(tmp_path / "a" / "b" / "c")))
 
 
 def test_a_folder_without_weights(tiny_policy_folder: Path, tmp_path: Path) -> None:

@@ -64,6 +64,11 @@ def _without(kit: Kit, pattern: str) -> list[str]:
     return kit.fit(policy={"source": str(folder)})
 
 
+def _run_without_curves(kit: Kit) -> list[str]:
+    (kit.folder / "metrics.csv").write_text("data/train/rows,step\n40,0\n")
+    return ["report", "--run", str(kit.folder)]
+
+
 def _truncated_weights(kit: Kit) -> list[str]:
     folder = kit.policy()
     weights = folder / "model.safetensors"
@@ -398,6 +403,9 @@ CASES: dict[str, dict[str, Case]] = {
             lambda kit: kit.fit(policy={"source": kit.workspace.sft, "attention": "flash_attention_2"}),
             ("`model.policy.attention: flash_attention_2`", "Leave"),
         ),
+        "a folder of policies": Case(
+            lambda kit: kit.fit(policy={"source": str(Path(kit.workspace.sft).parent)}), ("Name one of these",)
+        ),
         "a folder without weights": Case(lambda kit: _without(kit, "*.safetensors"), ("policy",)),
         "a folder without a tokenizer": Case(lambda kit: _without(kit, "tokenizer*"), ("policy", "tokenizer")),
         "weights cut short": Case(_truncated_weights, ("policy",)),
@@ -568,6 +576,21 @@ CASES: dict[str, dict[str, Case]] = {
         "a monitored name without validation": Case(
             lambda kit: _monitored(kit, "ModelCheckpoint", "validation/nll"), ("ModelCheckpoint", "`data.validation`")
         ),
+        "a path where a list belongs": Case(
+            lambda kit: [
+                "rewards",
+                "--sft",
+                kit.workspace.sft,
+                "--references",
+                "early",
+                "--responses",
+                "p.jsonl",
+                "--output",
+                "out",
+            ],
+            ("references", "'[early]'"),
+        ),
+        "a run too short for curves": Case(_run_without_curves, ("metrics.csv", "`trainer.log_every_n_steps`")),
         "a folder that is no run": Case(lambda kit: ["report", "--run", str(kit.folder)], ("report.json",)),
     },
 }

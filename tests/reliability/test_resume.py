@@ -198,7 +198,17 @@ def test_anew_puts_the_old_checkpoints_aside(
     assert main(fit) == 0
     assert "nothing was left to do" in caplog.text
     assert (tmp_path / "run" / "sft" / "metrics.csv").read_bytes() == metrics
+    # A new run that is refused changes nothing.
+    checkpoints = tmp_path / "run" / "sft" / "checkpoints"
+    refused = ["--ckpt_path", "none", "--data.columns", "{prompt: nothing, completion: completion}"]
+    assert main([*fit, *refused]) == 2
+    assert not checkpoints.with_name("checkpoints.before_1").exists()
+    assert CheckpointStore(checkpoints).newest() == 4
+    assert (tmp_path / "run" / "sft" / "metrics.csv").read_bytes() == metrics
+    caplog.clear()
     assert main([*fit, "--ckpt_path", "none", "--seed_everything", "3"]) == 0
+    assert "metrics.csv is of an earlier run, and this one replaces it" in caplog.text
+    assert "has policies of an earlier run (ema, final, step_" in caplog.text
     assert (tmp_path / "run" / "sft" / "checkpoints.before_1" / "step_0000004").is_dir()
     assert CheckpointStore(tmp_path / "run" / "sft" / "checkpoints").manifest(4)["identity"]["seed_everything"] == 3
 
