@@ -201,9 +201,11 @@ def _weight_of_zero(kit: Kit) -> list[str]:
 
 
 def _folder_of_splits(kit: Kit) -> list[str]:
+    folder = kit.folder / "rows"
+    folder.mkdir()
     for split in ("train", "test"):
-        (kit.folder / f"{split}.jsonl").write_text(json.dumps(GOOD) + "\n")
-    return kit.fit(str(kit.folder))
+        (folder / f"{split}.jsonl").write_text(json.dumps(GOOD) + "\n")
+    return kit.fit(str(folder))
 
 
 def _same_twice(kit: Kit) -> list[str]:
