@@ -194,7 +194,8 @@ def architecture_config(spec: PolicySpec, tokenizer: PreTrainedTokenizerBase) ->
 
 
 def _refuse_larger_tokenizer(model: nn.Module, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
-    rows = len(inside_of_adapters(model).get_input_embeddings().weight)
+    weight = inside_of_adapters(model).get_input_embeddings().weight
+    rows = int(getattr(weight, "ds_shape", weight.shape)[0])  # ZeRO-3 leaves an empty tensor in a shard's stead
     if rows < len(tokenizer):
         raise InputError(
             f"The tokenizer has {len(tokenizer)} tokens and the model in {source!r} embeds {rows}. They do not "
