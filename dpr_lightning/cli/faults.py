@@ -64,7 +64,7 @@ def explain(arguments: Sequence[str], error: BaseException) -> int:
         return USER
     if isinstance(error, KeyboardInterrupt):
         if getattr(rank_zero_only, "rank", 0) == 0:
-            print(f"dpr {command}: {error or 'stopped by Ctrl-C.'}", file=sys.stderr)
+            print(f"dpr {command}: {str(error) or 'stopped by Ctrl-C.'}", file=sys.stderr)
         return INTERRUPTED
     if _LOST.search(str(error)) and (begun := marks()):
         print(f"dpr {command}: {_lost(error, begun)}", file=sys.stderr)

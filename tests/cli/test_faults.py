@@ -119,6 +119,11 @@ def test_a_callback_in_this_folder_is_found_as_the_message_says(
     assert cli.main(fit) == 0
 
 
+def test_ctrl_c_is_said_before_there_is_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert explain(["generate"], KeyboardInterrupt()) == 130
+    assert capsys.readouterr().err == "dpr generate: stopped by Ctrl-C.\n"
+
+
 def test_a_misspelt_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["quickstrat"]) == 2
     assert "Did you mean 'quickstart'?" in capsys.readouterr().err
