@@ -192,7 +192,7 @@ def _refuse_another_run(store: CheckpointStore, step: int, own: Mapping[str, Any
     manifest = store.manifest(step)
     held = manifest.get("identity") or {}
     names = [name for name in dict.fromkeys((*held, *own)) if held.get(name) != own.get(name)] if held else []
-    lines = [f"  {name}: {_short(held.get(name))} then, {_short(own.get(name))} now" for name in names]
+    lines = [f"  {name}: {_difference(held.get(name), own.get(name))}" for name in names]
     strategy, sharded = type(trainer.strategy).__name__, store.state(step).is_dir()
     if sharded != isinstance(trainer.strategy, IN_SHARDS) or (sharded and manifest.get("strategy") != strategy):
         lines.append(f"  strategy: {manifest.get('strategy')} then, {strategy} now, which keep their state differently")
@@ -203,6 +203,15 @@ def _refuse_another_run(store: CheckpointStore, step: int, own: Mapping[str, Any
             f"The checkpoints in {store.folder} are of another run:\n" + "\n".join(lines) + "\nSet these as they were; "
             "or begin anew with `--ckpt_path none`; or name another folder for ResumableCheckpoints."
         )
+
+
+def _difference(then: Any, now: Any) -> str:
+    """A value then and now; of files and folders, that they differ."""
+    content = re.compile(r"(file|folder) ([0-9a-f]+)")
+    before, after = (content.fullmatch(value) if isinstance(value, str) else None for value in (then, now))
+    if before is None or after is None:
+        return f"{_short(then)} then, {_short(now)} now"
+    return f"the {after[1]} differs, in its name or its content (hash {before[2][:8]} then, {after[2][:8]} now)"
 
 
 def _short(value: Any) -> str:

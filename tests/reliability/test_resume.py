@@ -103,9 +103,9 @@ def test_what_a_run_is_cannot_change_by_the_way(
     other.write_text((inputs / "rows.jsonl").read_text().replace("Answer", "Reply"))
     for options, says in (
         (["--seed_everything", "7"], "seed_everything: 0 then, 7 now"),
-        (["--data.train", str(other)], "data.init_args.train: 'file "),
+        (["--data.train", str(other)], "data.init_args.train: the file differs, in its name or its content"),
         (["--data.batch_size", "2"], "data.init_args.batch_size: 3 then, 2 now"),
-        (["--model.policy.source", str(inputs / "reference")], "model.init_args.policy.source: 'folder "),
+        (["--model.policy.source", str(inputs / "reference")], "model.init_args.policy.source: the folder differs"),
         (["--trainer.accumulate_grad_batches", "1"], "trainer.accumulate_grad_batches: 2 then, 1 now"),
         (["--config", ZERO2], "strategy: SingleDeviceStrategy then, Zero2Strategy now"),
     ):
