@@ -123,6 +123,17 @@ def run(arguments: Sequence[str]) -> Any:
     )
 
 
+def to_go_on(arguments: Sequence[str]) -> list[str]:
+    """The arguments of a command that has begun to train, without its wish to begin anew: ``--ckpt_path none``."""
+    remaining: list[str] = []
+    for argument in arguments:
+        if argument == "none" and remaining[-1:] == ["--ckpt_path"]:
+            remaining.pop()
+        elif argument != "--ckpt_path=none":
+            remaining.append(argument)
+    return remaining
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``dpr``; returns 0 or what the command says.
 
@@ -142,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.flush()
         if again.alone:
             # A new process: what this one holds of the GPU's memory goes with it.
-            os.execv(sys.executable, [sys.executable, "-m", "dpr_lightning.cli.main", *arguments])
+            os.execv(sys.executable, [sys.executable, "-m", "dpr_lightning.cli.main", *to_go_on(arguments)])
         # At once: to take leave of the other ranks this one would wait for them, and they wait for its gradients.
         os._exit(REQUEUE)
     except (Exception, KeyboardInterrupt) as error:

@@ -13,7 +13,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from dpr_lightning.cli.main import main, run
+from dpr_lightning.cli.main import main, run, to_go_on
 from dpr_lightning.cli.plan import plan
 from dpr_lightning.errors import REQUEUE, InputError, TryAgain
 from dpr_lightning.modules import SupervisedIRL
@@ -95,6 +95,14 @@ def test_the_command_starts_itself_again(workspace: Workspace, tmp_path: Path) -
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert ended.stderr.count("cuts every micro-batch into 2 parts") == 1
     assert (tmp_path / "small" / "policies" / "final" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("anew", [["--ckpt_path", "none"], ["--ckpt_path=none"]])
+def test_a_run_that_starts_itself_again_does_not_begin_anew(anew: list[str]) -> None:
+    options = ["--trainer.max_steps", "3"]
+    assert to_go_on(["fit", *anew, *options]) == ["fit", *options]
+    for named in (["--ckpt_path", "last"], ["--data.chat_template", "none"]):
+        assert to_go_on(["fit", *named, *options]) == ["fit", *named, *options]
 
 
 def test_of_two_ranks_the_same_command_goes_on(workspace: Workspace, tmp_path: Path) -> None:
