@@ -7,6 +7,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from dpr_lightning.errors import InputError
 from dpr_lightning.policies.decoders import inside_of_adapters
@@ -32,6 +33,8 @@ def positions_of(model: nn.Module) -> int | None:
 
 
 def _limit(single: Any) -> int | None:
+    if not isinstance(single, PreTrainedModel):
+        return None  # a module that is not of transformers: nothing tells
     config = single.config.get_text_config()
     limit = next((int(value) for name in NAMES if (value := getattr(config, name, None))), None)
     table = _table(single)
