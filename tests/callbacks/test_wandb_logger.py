@@ -1,5 +1,6 @@
 """A service that is down costs a run its live curves and nothing else."""
 
+import functools
 import json
 import logging
 from pathlib import Path
@@ -66,6 +67,7 @@ def test_a_run_that_goes_on_is_the_same_run(tmp_path: Path, monkeypatch: pytest.
         def log(self, *_: Any, **__: Any) -> None:
             """Nothing."""
 
+    @functools.wraps(wandb.init)  # its options with their defaults are what a config fills in
     def init(**options: Any) -> Run:
         assert options["resume"] == "allow"
         ids.append(options["id"])
