@@ -22,7 +22,7 @@ class WandbLogger(loggers.WandbLogger):
     def __init__(self, init_timeout: float = 90.0, **arguments: Any) -> None:
         import wandb
 
-        # LightningCLI fills in every option of `wandb.init`; `resume: None` would take the place of Lightning's "allow".
+        # LightningCLI fills in every option of `wandb.init`; `resume: None` would replace Lightning's "allow".
         arguments = {name: value for name, value in arguments.items() if value is not None}
         super().__init__(settings=wandb.Settings(init_timeout=init_timeout), **arguments)
 
