@@ -10,8 +10,9 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from fnmatch import fnmatch
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -68,6 +69,7 @@ class Owner:
         namespace: of process numbers, which containers have apart; None where /proc does not tell.
         job: number of the SLURM job; None outside SLURM.
         restart: how often SLURM has started that job again.
+        files: the files of the locked folder that it writes, patterns of ``fnmatch``; none: anything in it.
     """
 
     pid: int
@@ -79,6 +81,7 @@ class Owner:
     namespace: str | None = None
     job: str | None = None
     restart: int = 0
+    files: tuple[str, ...] = ()
 
     @classmethod
     def this_process(cls) -> "Owner":
@@ -112,9 +115,15 @@ class Owner:
             return self.boot is not None or not _answers(self.pid)
         return self.job is not None and self.job == now.job and self.restart < now.restart
 
+    def is_this_run(self) -> bool:
+        """Whether it is this process, or the one that started it to do a part of its work."""
+        now = Owner.this_process()
+        same_machine = (self.host, self.namespace) == (now.host, now.namespace)
+        return same_machine and self.pid in (os.getpid(), os.getppid())
+
 
 @contextmanager
-def write_lock(path: str | Path, *, inside: bool) -> Iterator[None]:
+def write_lock(path: str | Path, *, inside: bool, files: tuple[str, ...] = ()) -> Iterator[None]:
     """Within, no other process that takes this lock writes ``path``; on ranks other than 0 nothing happens.
 
     A lock file names the process; it is created atomically, on NFS too, and locked by the kernel as well, which tells
@@ -123,6 +132,7 @@ def write_lock(path: str | Path, *, inside: bool) -> Iterator[None]:
     Args:
         path: of a folder or a file; neither has to exist.
         inside: lock the folder ``path`` by a file in it, which creates the folder; otherwise by a file next to it.
+        files: as for :class:`Owner`.
 
     Raises:
         InputError: another process has the lock, or the lock file cannot be written.
@@ -135,7 +145,7 @@ def write_lock(path: str | Path, *, inside: bool) -> Iterator[None]:
     missing = [folder for folder in (lock.parent, *lock.parent.parents) if not folder.exists()]
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
-        _handles[lock] = _take(lock, target)
+        _handles[lock] = _take(lock, target, files)
     except OSError as error:
         raise InputError(
             f"The lock file {lock} cannot be written: {error.strerror}. Choose another folder, or mend its permissions."
@@ -153,9 +163,56 @@ def write_lock(path: str | Path, *, inside: bool) -> Iterator[None]:
                 folder.rmdir()
 
 
-def _take(lock: Path, target: Path) -> int:
+def refuse_locked(path: str | Path, *, whole: bool) -> None:
+    """Refuse to write where another process has locked a folder around a path, or in it; rank 0 alone looks.
+
+    Args:
+        path: of a folder or a file; it does not have to exist.
+        whole: whatever lies in ``path`` is written too.
+
+    Raises:
+        InputError: such a lock exists, and its process may still run.
+    """
+    if not is_first_rank():
+        return
+    target = Path(path).expanduser().resolve()
+    for folder in (target, *target.parents):
+        inside = folder / LOCK
+        names = target.relative_to(folder).parts[:1]
+        for lock in (inside, folder.parent / f".{folder.name}.lock"):
+            owner = _running_owner(lock)
+            if owner is None:
+                continue
+            covered = lock != inside or not owner.files or any(fnmatch(names[0], file) for file in owner.files if names)
+            if covered or (whole and folder == target):
+                raise InputError(_refusal(lock, folder, owner))
+    for lock in target.rglob(LOCK) if whole and target.is_dir() else ():
+        if (owner := _running_owner(lock)) is not None:
+            raise InputError(_refusal(lock, lock.parent, owner))
+
+
+def _running_owner(lock: Path) -> Owner | None:
+    """The process that a lock file names; None where it is gone or of this run, and where the file is no lock."""
+    if lock in _handles:
+        return None
+    try:
+        handle = os.open(lock, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        owner = _read(os.read(handle, 1 << 16))
+        if not owner.pid or owner.is_this_run() or owner.is_gone(unlocked=lock_descriptor(handle) is True):
+            return None
+        return owner
+    except OSError:  # a folder of that name
+        return None
+    finally:
+        os.close(handle)
+
+
+def _take(lock: Path, target: Path, files: tuple[str, ...] = ()) -> int:
     """A descriptor of the lock file, which from now on names this process."""
-    content = json.dumps(asdict(Owner.this_process()), indent=2).encode() + b"\n"
+    content = json.dumps(asdict(replace(Owner.this_process(), files=files)), indent=2).encode() + b"\n"
     for _ in range(_ATTEMPTS):
         handle = _create(lock, content)
         if handle is not None:

@@ -14,7 +14,7 @@ import pytest
 
 from dpr_lightning import locking
 from dpr_lightning.errors import InputError
-from dpr_lightning.locking import LOCK, Owner, write_lock
+from dpr_lightning.locking import LOCK, Owner, refuse_locked, write_lock
 
 HOLD = """
 import sys
@@ -70,6 +70,57 @@ def test_a_file_is_locked_by_one_next_to_it(tmp_path: Path, hold: Callable[..., 
         pass
     with write_lock(tmp_path / "more.jsonl", inside=False), write_lock(tmp_path, inside=True):
         pass
+
+
+@pytest.mark.parametrize(
+    ("locked", "where", "target", "whole"),
+    [
+        ("run/policies", "inside", "run/policies", True),
+        ("run/policies", "inside", "run/policies/final", True),
+        ("run/policies", "inside", "run/policies/final/answers.jsonl", False),
+        ("run/policies", "beside", "run/policies/final", True),
+        ("run/policies", "inside", "run", True),
+        ("run/policies/final", "beside", "run/policies/final", True),
+        ("run/policies", "inside", "run/exported", None),
+        ("run/policies", "inside", "run", None),
+        ("run/policies", "beside", "run/policies2", None),
+    ],
+)
+def test_a_path_in_or_around_a_locked_folder_is_refused(
+    locked: str, where: str, target: str, whole: bool | None, tmp_path: Path, hold: Callable[..., subprocess.Popen[str]]
+) -> None:
+    process = hold(tmp_path / locked, where)
+    if whole is None:
+        refuse_locked(tmp_path / target, whole=target != "run")
+        return
+    with pytest.raises(InputError, match=rf"{locked}: process {process.pid} on \S+, since 20"):
+        refuse_locked(tmp_path / target, whole=whole)
+    process.kill()
+    process.wait()
+    refuse_locked(tmp_path / target, whole=whole)
+
+
+def test_the_lock_of_a_table_leaves_the_folder_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with write_lock(tmp_path, inside=True, files=("metrics.csv", "seed_*")), monkeypatch.context() as patch:
+        patch.setattr(locking, "_handles", {})
+        patch.setattr(Owner, "is_this_run", lambda _: False)
+        refuse_locked(tmp_path / "exported" / "metrics.csv", whole=True)
+        for target, whole in ((tmp_path / "metrics.csv", False), (tmp_path / "seed_1" / "a", False), (tmp_path, True)):
+            with pytest.raises(InputError, match="Another run writes"):
+                refuse_locked(target, whole=whole)
+
+
+def test_a_process_writes_in_the_folder_that_its_parent_has_locked(tmp_path: Path) -> None:
+    code = f"from dpr_lightning.locking import refuse_locked; refuse_locked({str(tmp_path / 'part')!r}, whole=True)"
+    with write_lock(tmp_path, inside=False):
+        subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_files_of_other_programs_are_no_locks(tmp_path: Path) -> None:
+    (tmp_path / ".run.lock").write_text("")
+    (tmp_path / ".part.lock").mkdir()
+    refuse_locked(tmp_path / "run" / "part", whole=True)
+    assert (tmp_path / ".run.lock").exists()
 
 
 def test_the_lock_of_a_killed_process_is_taken_over(tmp_path: Path, hold: Callable[..., subprocess.Popen[str]]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from dpr_lightning.errors import InputError
 from dpr_lightning.folders import recover, written_files
-from dpr_lightning.locking import is_first_rank, write_lock
+from dpr_lightning.locking import is_first_rank, refuse_locked, write_lock
 from dpr_lightning.paths import PathUse, Reads, Writes, parameters_of, path_uses
 from dpr_lightning.policies.adapters import base_of, is_adapter
 
@@ -69,14 +69,34 @@ def protected(uses: Iterable[PathUse], configs: Sequence[Path] = ()) -> Iterator
             _refuse_collision(written, how, read)
     for (first, _), (second, _) in combinations(writes, 2):
         _refuse_two_writers(first, second)
+    _refuse_locked(writes)
     if is_first_rank():  # which may have begun to write when the others come here
         for written, how in writes:
             for path in _paths(written):
                 _refuse_foreign(written, how, path)
     with ExitStack() as locks:
-        for path, inside in sorted({(use.path, bool(how.names)) for use, how in writes if not how.shared}):
-            locks.enter_context(write_lock(path, inside=inside))
+        for (path, inside), files in sorted(_locks(writes).items()):
+            locks.enter_context(write_lock(path, inside=inside, files=files))
+        _refuse_locked(writes)  # once more: of two processes that come at once, one sees the other's lock
         yield
+
+
+def _refuse_locked(writes: Iterable[tuple[PathUse, Writes]]) -> None:
+    for use, how in writes:
+        for path in _paths(use) if not how.shared else ():
+            refuse_locked(path, whole=not how.marks)
+
+
+def _locks(writes: Iterable[tuple[PathUse, Writes]]) -> dict[tuple[Path, bool], tuple[str, ...]]:
+    """What to lock, whether from inside, and the files there if nothing else is written."""
+    uses: dict[tuple[Path, bool], list[Writes]] = {}
+    for use, how in writes:
+        if not how.shared:
+            uses.setdefault((Path(os.path.realpath(use.path)), bool(how.names)), []).append(how)
+    return {
+        lock: tuple(name for how in hows for name in how.names) if all(how.marks for how in hows) else ()
+        for lock, hows in uses.items()
+    }
 
 
 def _existing(use: PathUse) -> list[PathUse]:

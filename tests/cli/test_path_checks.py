@@ -370,6 +370,29 @@ def test_the_lock_of_a_run(case: Path, capsys: pytest.CaptureFixture[str], monke
     assert main(["plan", *arguments[1:]]) == 0  # only reads
 
 
+def test_nothing_is_written_into_the_policies_of_a_run_that_trains(
+    case: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    owner = {"pid": 1, "host": "node7", "since": "2031-01-01T00:00:00+00:00", "command": "dpr fit", "boot": "b"}
+    (case / "out" / "policies" / "final").mkdir(parents=True)
+    (case / "out" / "policies" / LOCK).write_text(json.dumps(owner))
+    for output in ("out/policies", "out/policies/final", "out/policies/mine"):
+        refused([*EXPORT, output], capsys, "process 1 on node7, since 2031", str(case / "out" / "policies" / LOCK))
+    refused(["generate", *POLICY, "--output", "out/policies/answers.jsonl"], capsys, "process 1 on node7")
+    assert main([*EXPORT, "out/mine"]) == 0
+    (case / "out" / "policies" / LOCK).unlink()
+    (case / "out" / "policies" / ".final.lock").write_text(json.dumps(owner))
+    refused(fit("sft"), capsys, "process 1 on node7", "final")  # the other way round
+
+
+def test_a_run_locks_its_table_and_not_what_lies_beside_it(case: Path) -> None:
+    uses = [PathUse("a", case / "run", Writes("metrics.csv", marks=("step",)))]
+    with protected(uses):
+        assert json.loads((case / "run" / LOCK).read_text())["files"] == ["metrics.csv"]
+    with protected([*uses, PathUse("b", case / "run", Writes("final", whole=True))]):
+        assert json.loads((case / "run" / LOCK).read_text())["files"] == []
+
+
 def test_an_error_releases_the_lock(case: Path) -> None:
     assert main(fit("sft", "--data.train", "nowhere.jsonl")) == 2
     assert not list(case.rglob(".*lock"))
