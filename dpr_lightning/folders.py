@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
-from fnmatch import fnmatch
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -165,26 +164,32 @@ def delete_folder(folder: Path) -> None:
         log.warning("%s holds files that this package did not write, which stay.", folder)
 
 
+def add_written(path: Path) -> None:
+    """Add a file to the list of those in its folder that this package wrote."""
+    names = (written_files(path.parent) or set()) | {path.name}
+    (path.parent / WRITTEN).write_text(json.dumps({"files": sorted(names)}, indent=2) + "\n", encoding="utf-8")
+
+
 def clear_run(folder: Path, names: Collection[str], keep: Collection[str] = ()) -> list[Path]:
     """Delete what a run wrote to its folder; returns what stays.
 
     Args:
         folder: of the run.
-        names: of the files and folders that a run writes beside those that are listed, patterns of ``fnmatch``.
+        names: patterns of ``glob``, relative to it, of the files that a run writes, and of the folders that list their
+            files, of which those in the list are deleted.
         keep: names in ``folder`` that stay in any case.
     """
-    for path in sorted(folder.iterdir()):
-        if path.name in keep:
+    for path in [path for name in names for path in sorted(folder.glob(name))]:
+        parents = path.parents[: path.parents.index(folder)]
+        if path.relative_to(folder).parts[0] in keep or any(parent.is_symlink() for parent in parents):
             continue
-        if any(fnmatch(path.name, name) for name in names):
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        elif path.is_dir() and not path.is_symlink():
-            if (written := written_files(path)) is not None:
-                delete_written(path, [*written, WRITTEN])
-            if path.exists():
-                clear_run(path, names)
-                with suppress(OSError):
-                    path.rmdir()
+        if path.is_symlink() or not path.is_dir():
+            path.unlink(missing_ok=True)
+        elif (written := written_files(path)) is not None:
+            delete_written(path, [*written, WRITTEN])
+        with suppress(OSError):
+            for empty in (path, *parents):
+                empty.rmdir() if empty.is_dir() else None
     return [path for path in sorted(folder.iterdir()) if path.name not in keep]
 
 

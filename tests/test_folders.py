@@ -8,9 +8,10 @@ import pytest
 
 from dpr_lightning import folders
 from dpr_lightning.callbacks.checkpoint_store import MANIFEST, STATE, CheckpointStore
-from dpr_lightning.cli.stages import fresh_folder
+from dpr_lightning.cli.stage_configs import write_config
+from dpr_lightning.cli.stages import STAGE_FILES, fresh_folder
 from dpr_lightning.errors import InputError
-from dpr_lightning.folders import recover, whole_folder
+from dpr_lightning.folders import clear_run, recover, whole_folder
 
 
 def write(folder: Path, **files: str) -> None:
@@ -211,22 +212,45 @@ def test_a_run_that_begins_anew_deletes_what_the_former_one_wrote(
     fresh_folder(run, "marker.json")
     write(run / "sft" / "policies" / "final", weights="old")
     checkpoint(CheckpointStore(run / "sft" / "checkpoints"), 1, "state")
-    for name in ("metrics.json", "sft/metrics.csv", "configs/sft.yaml", "data/test.jsonl", "wandb/run-1/log"):
+    for name in ("sft", "dpr"):
+        write_config({"seed_everything": 0}, run, name)
+    for name in ("metrics.json", "sft/metrics.csv", "data/test.jsonl", "wandb/run-1/log", "wandb/run-2/files/x"):
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).write_text("old")
-    for name in ("notes.txt", "sft/policies/final/notes.txt", "data/more.jsonl", "thesis/a.tex"):
+    mine = (
+        *("notes.txt", "sft/policies/final/notes.txt", "data/more.jsonl", "thesis/a.tex", "thesis/config.yaml"),
+        *("thesis/cache/a", "configs/sft_mine.yaml", "configs/arm_1.yaml", "dpr.yaml", "data/plots/report.html"),
+    )
+    for name in mine:
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).write_text("mine")
     write(run / "base", weights="kept")
+    write(run / "exported", weights="mine")
+    (run / "elsewhere").mkdir()
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "metrics.csv").write_text("mine")
+    (run / "dpr").symlink_to(tmp_path / "outside")
     fresh_folder(run, "marker.json", keep=("base",))
     assert contents(run) == {
         "marker.json": "{}\n",
         "base/weights": "kept",
-        "notes.txt": "mine",
-        "sft/policies/final/notes.txt": "mine",
-        "data/more.jsonl": "mine",
-        "thesis/a.tex": "mine",
+        "exported/weights": "mine",
+        **dict.fromkeys(mine, "mine"),
     }
+    assert (tmp_path / "outside" / "metrics.csv").exists()
+    assert not (run / "wandb").exists()
     assert "notes.txt" in caplog.text
     with pytest.raises(InputError, match="other files"):
         fresh_folder(run, "another.json")
+
+
+def test_a_stage_that_begins_anew_leaves_no_checkpoint_of_the_former_one(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "checkpoints")
+    checkpoint(store, 1, "state")
+    shards = store.begin(2) / STATE
+    shards.mkdir(parents=True)
+    (shards / "rank_0").write_text("part")
+    store.finish(2, {})
+    (store.begin(3) / STATE).write_text("torn")
+    write(tmp_path / "policies" / "step_0000001", weights="old")
+    assert clear_run(tmp_path, STAGE_FILES) == []

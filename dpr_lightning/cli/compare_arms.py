@@ -28,7 +28,7 @@ from dpr_lightning.cli.stage_configs import (
     stage_config,
     write_config,
 )
-from dpr_lightning.cli.stages import RUN_FILES, VERIFIER, fit
+from dpr_lightning.cli.stages import STAGE_FILES, VERIFIER, fit
 from dpr_lightning.data import PromptSet
 from dpr_lightning.errors import InputError
 from dpr_lightning.folders import clear_run
@@ -181,7 +181,7 @@ class SeedRun:
         begun, done = folder / "begun.json", folder / "done.json"
         if _held(done, key) is None:
             if folder.exists() and _held(begun, key) is None:
-                clear_run(folder, RUN_FILES)
+                clear_run(folder, STAGE_FILES)
             _write_json(begun, {"key": key})
             self._release()
             fit(config)

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from dpr_lightning.errors import InputError
+from dpr_lightning.folders import add_written
 from dpr_lightning.rewards import RewardSpec
 from dpr_lightning.rollouts import SamplingOptions
 
@@ -110,6 +111,7 @@ def write_config(config: dict[str, Any], folder: Path, name: str) -> Path:
     path = folder / "configs" / f"{name}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    add_written(path)
     return path
 
 

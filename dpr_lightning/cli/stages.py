@@ -29,14 +29,22 @@ from dpr_lightning.rewards import DenseReward, RewardSpec, decode_time_optimum
 
 log = logging.getLogger(__name__)
 VERIFIER = "answer"
-RUN_FILES = (
-    "manifest.json", "state.ckpt", "metrics_?.csv", ".step_*.unfinished", ".step_*.previous", "references.json",
+STAGE_FILES = (
     "metrics.csv", "hparams.yaml", "config.yaml", "rollout_samples.jsonl", "non_finite.jsonl", "micro_batches.json",
-    "metrics.json", "report.json", "report.html", "begun.json", "done.json", "wandb", "cache", "lightning_logs",
-    "test.jsonl", "development.jsonl", "prompts.jsonl", "demonstrations.jsonl",
-    "sft*.yaml", "dpr*.yaml", "continued_sft.yaml", "self_play*.yaml", "arm_*.yaml", LOCK,
+    *(f"{evaluation}/{name}" for evaluation in ("validate", "test") for name in ("metrics.csv", "hparams.yaml")),
+    "begun.json", "done.json", LOCK, "lightning_logs/**/*",
+    "policies/references.json", "policies/final", "policies/ema", "policies/interrupted", "policies/step_*",
+    "checkpoints/*step_*/manifest.json", "checkpoints/*step_*/metrics_?.csv", "checkpoints/*step_*/state.ckpt",
+    "checkpoints/*step_*/state.ckpt/**/*",
 )  # fmt: skip
-"""What the stages of a run write to its folder, except folders that list their files."""
+"""What one training run of a whole run writes to its folder, as :func:`dpr_lightning.folders.clear_run` has it."""
+RUN_FILES = (
+    "metrics.json", "report.json", "report.html", "beside.log", "base", "configs",
+    *(f"data/{split}.jsonl" for split in ("test", "development", "prompts", "demonstrations")),
+    *(f"{stage}/{name}" for stage in ("sft", "dpr", "continued_sft") for name in STAGE_FILES),
+    "wandb/**/*", "cache/*", LOCK,
+)  # fmt: skip
+"""What a whole run writes to its folder."""
 ARMS: dict[str, tuple[str, ...]] = {
     "sft": ("sft",),
     "reference": ("reference",),

@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from dpr_lightning.cli.lightning import run_lightning
 from dpr_lightning.cli.main import main
+from dpr_lightning.cli.quickstart import MARKER
+from dpr_lightning.cli.stages import fresh_folder
 from dpr_lightning.data import DemonstrationDataModule
 from dpr_lightning.modules import SupervisedIRL
 from dpr_lightning.policies import PolicySpec, build_policy, build_verifier_head, load_tokenizer, save_policy
@@ -189,6 +192,16 @@ def test_quickstart_leaves_what_it_promises(quickstart_folder: Path) -> None:
     assert list((quickstart_folder / "wandb").rglob("*.wandb"))
     AutoModelForCausalLM.from_pretrained(quickstart_folder / "dpr" / "policies" / "final")
     assert (quickstart_folder / "dpr" / "rollout_samples.jsonl").read_text()
+
+
+def test_a_new_quickstart_deletes_all_of_the_former_one(
+    quickstart_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(quickstart_folder, run, symlinks=True)
+    fresh_folder(run, MARKER)
+    assert [path.name for path in run.iterdir()] == [MARKER]
+    assert not caplog.records
 
 
 def test_report_is_made_again_from_its_folder(quickstart_folder: Path, tmp_path: Path) -> None:
