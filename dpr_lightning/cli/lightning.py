@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from jsonargparse import Namespace
 from lightning import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from dpr_lightning.callbacks.run_ends import limit_time_of_process
@@ -17,7 +18,7 @@ from dpr_lightning.cli.configs import config_files
 from dpr_lightning.cli.library_errors import refusal
 from dpr_lightning.cli.monitors import check_monitors
 from dpr_lightning.cli.path_checks import protected
-from dpr_lightning.cli.resume import evaluate_from, report_replaced_tables, resume_from, what_is_saved
+from dpr_lightning.cli.resume import ANEW, evaluate_from, report_replaced_tables, resume_from, what_is_saved
 from dpr_lightning.cli.run_paths import separate_evaluation_logs, uses_of_run
 from dpr_lightning.cli.trainer_options import check_trainer
 from dpr_lightning.errors import REQUEUE, InputError, TryAgain, causes
@@ -25,6 +26,16 @@ from dpr_lightning.modules.base import PolicyModule
 
 log = logging.getLogger(__name__)
 LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
+
+
+class SaveConfigToGoOn(SaveConfigCallback):
+    """Saves a config with which the run goes on: without ``ckpt_path: none``, by which it began anew."""
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, **options: Any) -> None:
+        if config.get("ckpt_path") == ANEW:
+            config = config.clone()
+            config["ckpt_path"] = None
+        super().__init__(parser, config, **options)
 
 
 class DprCLI(LightningCLI):
@@ -169,7 +180,7 @@ def _cli(kind: type[DprCLI] = DprCLI) -> DprCLI:
         subclass_mode_model=True,
         subclass_mode_data=True,
         trainer_class=Trainer,
-        save_config_callback=SaveConfigCallback,
+        save_config_callback=SaveConfigToGoOn,
         save_config_kwargs={"overwrite": True},
         auto_configure_optimizers=False,
         seed_everything_default=0,

@@ -93,6 +93,17 @@ def test_rollouts_that_the_run_itself_kept_do_not_make_it_another(inputs: Path, 
     assert CheckpointStore(tmp_path / "run" / "dpr" / "checkpoints").steps() == [6, 3]
 
 
+def test_the_saved_config_of_a_run_that_began_anew_goes_on(
+    inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = write_configs(inputs, tmp_path / "run")["sft"]
+    assert main(["fit", "--config", str(config), "--trainer.max_steps", "2", "--ckpt_path", "none"]) == 0
+    saved = str(tmp_path / "run" / "sft" / "config.yaml")
+    assert "Going on after" not in caplog.text
+    assert main(["fit", "--config", saved, "--trainer.max_steps", "3"]) == 0
+    assert "Going on after step 2" in caplog.text
+
+
 def test_what_a_run_is_cannot_change_by_the_way(
     inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
