@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dpr_lightning.cli.compare_findings import MEASURES, pooled
+from dpr_lightning.cli.compare_findings import pooled
+from dpr_lightning.evaluation.comparisons import MEASURES
 
 OURS = "dpr"
 

@@ -13,7 +13,6 @@ from dpr_lightning.data import PromptSet
 from dpr_lightning.data.ground_truth import Verifier
 from dpr_lightning.evaluation.answers import Answers, collect_answers, judge_answers
 from dpr_lightning.evaluation.selection import best_of
-from dpr_lightning.evaluation.statistics import paired_comparison
 from dpr_lightning.policies import special_tokens
 from dpr_lightning.rewards import DenseReward
 from dpr_lightning.rollouts import Combine, SamplingOptions, only
@@ -63,6 +62,10 @@ class ArmResult:
         scores = np.asarray(answers.scores, dtype=np.float64)
         grouped = scores.reshape(-1, 1 if measure == "greedy" else self.samples)
         return np.asarray(grouped.mean(axis=1), dtype=np.float64)
+
+    def scores(self) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
+        """By measure, the mean score of each prompt, [N]."""
+        return {measure: self.by_prompt(measure) for measure in self.measures}
 
     def summary(self) -> dict[str, float | None]:
         """Accuracy greedy and sampled, mean length of samples in tokens, reverse KL to π_SFT in nats a response.
@@ -132,22 +135,3 @@ def evaluate_arms(
                 answers = judge_answers(picked, tokenizer, special, prompts, verifier=verifier)
                 results[name] = ArmResult(None, answers, samples)
     return results
-
-
-def paired_table(results: Mapping[str, ArmResult], base: str, focus: str) -> dict[str, dict[str, dict[str, float]]]:
-    """Differences paired by prompt with 95% intervals: every arm against ``base``, ``focus`` against every arm."""
-    pairs = [(name, base) for name in results if name != base]
-    pairs += [(focus, name) for name in results if name not in (base, focus)]
-    table: dict[str, dict[str, dict[str, float]]] = {}
-    for first, second in pairs:
-        entry = {}
-        for measure in ("sampled", "greedy"):
-            compared = paired_comparison(results[first].by_prompt(measure), results[second].by_prompt(measure))
-            entry[measure] = {
-                "difference": compared.difference,
-                "low": compared.low,
-                "high": compared.high,
-                "p_value": compared.p_value,
-            }
-        table[f"{first} - {second}"] = entry
-    return table

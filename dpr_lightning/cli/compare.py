@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 
 from dpr_lightning.cli.compare_arms import SeedRun
-from dpr_lightning.cli.compare_findings import BASE, Results, foresight, foretold, pooled, verdict_lines
+from dpr_lightning.cli.compare_findings import BASE, Results, foresight, foretold, pooled
 from dpr_lightning.cli.compare_page import Examples, curves, pairs, ranked, samples, scatters
 from dpr_lightning.cli.compare_pool import Measured, asked_of, keep, measured_elsewhere
 from dpr_lightning.cli.compare_specs import ArmSpec, Recipes
@@ -26,7 +26,7 @@ from dpr_lightning.cli.toy import ToyTask, toy
 from dpr_lightning.data import open_rows
 from dpr_lightning.errors import InputError
 from dpr_lightning.paths import REPORT_MARKS, ReadPath, Reads, Writes
-from dpr_lightning.reports import Report, arms_table, paired_table
+from dpr_lightning.reports import Report, arms_table, paired_table, verdict_lines
 from dpr_lightning.rewards.cache import content_hash
 
 PARTS = ("base", "data")
@@ -203,13 +203,14 @@ def _conclude(
     console.print(arms_table(means))
     console.print(paired_table(paired))
     foreseen, order = foresight(preview), ranked(means)
-    console.print("\n".join(verdict_lines(paired)), highlight=False)
+    verdict = "\n".join(verdict_lines(paired, BASE))
+    console.print(verdict, highlight=False)
     console.print(foreseen, highlight=False)
     report = save_report(
         folder,
         Report(
             title=title,
-            verdict="\n".join(verdict_lines(paired)),
+            verdict=verdict,
             arms=means,
             paired=paired,
             scatters=scatters(examples, specs, means, preview) if shown else [],
@@ -225,7 +226,6 @@ def _conclude(
                 "FLOPs are those of an arm's training after SFT in the first seed: counted over eight steps, times the "
                 "steps.",
                 foreseen,
-                "A verdict asks for an interval without 0 and p < .05 after Holm's correction over the arms.",
             ],
         ),
     )

@@ -102,13 +102,13 @@ class SeedRun:
         held = {
             "key": key,
             **found.summary(),
-            "by_prompt": {measure: found.by_prompt(measure).tolist() for measure in found.measures},
+            "by_prompt": {measure: scores.tolist() for measure, scores in found.scores().items()},
             "seconds": round(time.monotonic() - started, 1),
         }
         _write_json(self.folder / "examples" / f"{name}.json", examples)
         _write_json(self.folder / "results" / f"{name}.json", held)
-        scores = [f"{measure} {found.by_prompt(measure).mean():.3f}" for measure in found.measures]
-        console.print(f"seed {self.seed} · {name}: {', '.join(scores)}, {held['seconds']:.0f} s", highlight=False)
+        means = [f"{measure} {scores.mean():.3f}" for measure, scores in found.scores().items()]
+        console.print(f"seed {self.seed} · {name}: {', '.join(means)}, {held['seconds']:.0f} s", highlight=False)
         return held, examples
 
     def _policy(self, name: str, arm: ArmSpec) -> tuple[Path, str]:

@@ -1,48 +1,25 @@
-"""What a comparison found: paired and pooled differences, verdicts in words, and whether the preview foretold it."""
+"""Results of a comparison: differences pooled over seeds, and whether the preview predicted them."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from dpr_lightning.cli.compare_preview import Promise, agreement
-from dpr_lightning.evaluation.statistics import hierarchical_comparison, holm, paired_comparison, verdict
-from dpr_lightning.reports import arm_name, number
+from dpr_lightning.evaluation.comparisons import compare_arms, to_records
 
 BASE = "sft"
-MEASURES = ("sampled", "greedy")
 Results = Mapping[str, list[dict[str, Any]]]
 
 
 def pooled(results: Results, base: str) -> dict[str, dict[str, dict[str, Any]]]:
-    """Every arm against ``base``, paired by prompt; with several seeds these are a second level of chance.
+    """Every arm against ``base`` over the seeds, as :func:`compare_arms` judges it; plain data.
 
     Args:
         results: of each arm, one entry a seed with scores ``by_prompt`` of each measure.
         base: the arm that the others are compared with.
-
-    Returns:
-        ``{"arm - base": {measure: {difference, low, high, p_value, p_holm, verdict}}}``; p_holm is Holm's, over arms.
     """
-    table: dict[str, dict[str, dict[str, Any]]] = {f"{name} - {base}": {} for name in results if name != base}
-    for measure in MEASURES:
-        others = [name for name in results if name != base and measure in results[name][0]["by_prompt"]]
-        found = []
-        for name in others:
-            pairs = [
-                (ours["by_prompt"][measure], theirs["by_prompt"][measure])
-                for ours, theirs in zip(results[name], results[base], strict=True)
-            ]
-            found.append(hierarchical_comparison(pairs) if len(pairs) > 1 else paired_comparison(*pairs[0]))
-        adjusted = holm([compared.p_value for compared in found])
-        for name, compared, p_holm in zip(others, found, adjusted, strict=True):
-            table[f"{name} - {base}"][measure] = {
-                **dataclasses.asdict(compared),
-                "p_holm": float(p_holm),
-                "verdict": verdict(dataclasses.replace(compared, p_value=float(p_holm))),
-            }
-    return table
+    return to_records(compare_arms({name: [run["by_prompt"] for run in runs] for name, runs in results.items()}, base))
 
 
 def foretold(results: Results, promised: Sequence[Mapping[str, Promise]]) -> dict[str, Any]:
@@ -69,27 +46,6 @@ def foretold(results: Results, promised: Sequence[Mapping[str, Promise]]) -> dic
         name: agreement([run["promised"] for run in chosen], [run["reached"] for run in chosen])
         for name, chosen in (("all", every), ("reliable", sure))
     }
-
-
-def verdict_lines(paired: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
-    """Which arms are better than π_SFT, which worse, and which cannot be told from it, largest difference first."""
-    lines = []
-    for measure in MEASURES:
-        found = {pair.split(" - ")[0]: entry[measure] for pair, entry in paired.items() if measure in entry}
-        ranked = sorted(found, key=lambda name: -float(found[name]["difference"]))
-        for judgement, words in (
-            ("better", "better than SFT"),
-            ("no detectable difference", "no detectable difference"),
-            ("worse", "worse than SFT"),
-        ):
-            names = [
-                f"{arm_name(name)} ({number(found[name]['difference'], 3, signed=True)})"
-                for name in ranked
-                if found[name]["verdict"] == judgement
-            ]
-            if names:
-                lines.append(f"{measure.capitalize()} answers, {words}: {', '.join(names)}.")
-    return lines
 
 
 def foresight(preview: Mapping[str, Any]) -> str:

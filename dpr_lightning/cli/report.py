@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,10 @@ from dpr_lightning.cli.curves import DPR_PANELS, SFT_PANELS, panels
 from dpr_lightning.cli.loading import console
 from dpr_lightning.cli.rewards import right_and_wrong
 from dpr_lightning.errors import InputError
+from dpr_lightning.evaluation.comparisons import corrected
 from dpr_lightning.evaluation.preview import describe
 from dpr_lightning.evaluation.reward_preview import RewardPreviewRun, form_name
+from dpr_lightning.evaluation.statistics import PairedComparison
 from dpr_lightning.paths import REPORT_MARKS, Reads, Writes
 from dpr_lightning.reports import (
     Answer,
@@ -30,7 +33,6 @@ from dpr_lightning.reports import (
     Series,
     write_report,
 )
-from dpr_lightning.reports.results import arm_name
 from dpr_lightning.rewards import RewardSpec
 
 
@@ -76,7 +78,7 @@ def write_run_report(findings: Findings) -> Path:
     preview = findings.preview
     content = Report(
         title=findings.title,
-        verdict=verdict(findings.metrics),
+        verdict=findings.metrics["verdict"],
         arms=findings.metrics["arms"],
         paired=findings.metrics["paired"],
         preview=preview.preview.to_dict(),
@@ -104,23 +106,6 @@ def save_report(folder: Path, content: Report) -> Path:
     """report.html in ``folder``, and beside it report.json, from which `dpr report` draws the page again."""
     (folder / "report.json").write_text(json.dumps(dataclasses.asdict(content), ensure_ascii=False) + "\n")
     return write_report(folder / "report.html", content)
-
-
-def verdict(metrics: dict[str, Any]) -> str:
-    """What the numbers say of DPR against each control, a line each."""
-    lines = []
-    for pair, measures in metrics["paired"].items():
-        first, second = pair.split(" - ")
-        if first != "dpr":
-            continue
-        words = []
-        for measure in ("sampled", "greedy"):
-            found = measures[measure]
-            says = "better" if found["low"] > 0 else "worse" if found["high"] < 0 else "no detectable difference"
-            interval = f"95% interval {found['low']:+.3f} to {found['high']:+.3f}"
-            words.append(f"{measure}: {says} ({found['difference']:+.3f}, {interval})")
-        lines.append(f"DPR against {arm_name(second)} — " + "; ".join(words) + ".")
-    return "\n".join(lines)
 
 
 def machine() -> dict[str, Any]:
@@ -163,6 +148,7 @@ def _from_curves(folder: Path) -> Report:
 
 def _recalled(held: dict[str, Any]) -> Report:
     """A Report from its own JSON."""
+    held["paired"] = _judged(held["paired"])
     held["panels"] = {
         stage: [Panel(**(panel | {"series": [Series(**series) for series in panel["series"]]})) for panel in shown]
         for stage, shown in held["panels"].items()
@@ -179,3 +165,23 @@ def _recalled(held: dict[str, Any]) -> Report:
         for sample in held.get("samples", [])
     ]
     return Report(**held)
+
+
+def _judged(paired: dict[str, dict[str, dict[str, Any]]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Comparisons of a report.json with their verdicts; those that an earlier version wrote without are judged now."""
+    if all("verdict" in entry for by_measure in paired.values() for entry in by_measure.values()):
+        return paired
+    unknown = {"standard_error": math.nan, "n": 0}
+    table = corrected(
+        {
+            name: {measure: PairedComparison(**(unknown | entry)) for measure, entry in by_measure.items()}
+            for name, by_measure in paired.items()
+        }
+    )
+    return {
+        name: {
+            measure: entry | {"p_holm": table[name][measure].p_holm, "verdict": table[name][measure].verdict}
+            for measure, entry in by_measure.items()
+        }
+        for name, by_measure in paired.items()
+    }

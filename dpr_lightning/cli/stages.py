@@ -11,20 +11,20 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from dpr_lightning.cli.arms import Arm, ArmResult, evaluate_arms, paired_table
+from dpr_lightning.cli.arms import Arm, ArmResult, evaluate_arms
 from dpr_lightning.cli.lightning import run_lightning
 from dpr_lightning.cli.loading import console, frozen_policy, progress_bar, verifier_named
 from dpr_lightning.cli.report import Findings, write_run_report
 from dpr_lightning.cli.stage_configs import DprSettings
 from dpr_lightning.data import PromptSet
 from dpr_lightning.errors import InputError
+from dpr_lightning.evaluation.comparisons import compare_arms, to_records
 from dpr_lightning.evaluation.preview import describe
 from dpr_lightning.evaluation.reward_preview import RewardPreviewRun, form_name, preview_reward
 from dpr_lightning.folders import clear_run
 from dpr_lightning.locking import LOCK
 from dpr_lightning.policies import load_tokenizer
-from dpr_lightning.reports import arms_table, preview_table
-from dpr_lightning.reports import paired_table as paired_rows
+from dpr_lightning.reports import arms_table, paired_table, preview_table, verdict_lines
 from dpr_lightning.rewards import DenseReward, RewardSpec, decode_time_optimum
 
 log = logging.getLogger(__name__)
@@ -54,6 +54,8 @@ ARMS: dict[str, tuple[str, ...]] = {
     "dpr": ("dpr",),
 }
 """What a whole run evaluates, and the policies that each arm asks."""
+BASE, FOCUS = "sft", "dpr"
+"""The arm that all others are compared with, and the one that is compared with all others."""
 
 
 def announce(title: str) -> None:
@@ -194,9 +196,11 @@ def conclude(
         commands: that repeat the run.
         options: of the command, for the record.
     """
+    paired = to_records(compare_arms({name: [result.scores()] for name, result in results.items()}, BASE, FOCUS))
     metrics: dict[str, Any] = {
         "arms": {name: result.summary() for name, result in results.items()},
-        "paired": paired_table(results, "sft", "dpr"),
+        "paired": paired,
+        "verdict": "\n".join(verdict_lines(paired, FOCUS)),
         "seed": seed,
         "settings": dict(options),
         "continued_sft_steps": continued_steps,
@@ -204,7 +208,8 @@ def conclude(
     }
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     console.print(arms_table(metrics["arms"]))
-    console.print(paired_rows(metrics["paired"]))
+    console.print(paired_table(paired))
+    console.print(metrics["verdict"], highlight=False)
     findings = Findings(
         title=title,
         folder=folder,

@@ -199,7 +199,7 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
 
     Raises:
         ValueError: a value outside [0, 1].
-    Source: Holm 1979.
+    Source: Holm 1979. scipy corrects for false discoveries alone, and statsmodels is not among the dependencies.
     """
     values = np.asarray(p_values, dtype=np.float64)
     if values.ndim != 1 or not ((values >= 0) & (values <= 1)).all():

@@ -1,22 +1,16 @@
 """Generation and verification: how much better the best of n samples is, by each way of telling them apart."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import gammaln
 
+from dpr_lightning.evaluation.comparisons import CorrectedComparison, corrected
 from dpr_lightning.evaluation.ranking import auc_within_groups
-from dpr_lightning.evaluation.statistics import (
-    MeanInterval,
-    PairedComparison,
-    holm,
-    mean_interval,
-    paired_comparison,
-    verdict,
-)
+from dpr_lightning.evaluation.statistics import MeanInterval, mean_interval, paired_comparison
 
 ORACLE = "oracle"
 Table = NDArray[np.float64]
@@ -27,14 +21,15 @@ class Ranking:
     """One way to pick answers.
 
     ``auc``: chance to rank a right answer above a wrong one to the same prompt; ``best_of``: by n, the expected score
-    of the best of n; ``length``: by n, its expected length in tokens; ``gain``: at the largest n, over one sample.
+    of the best of n; ``length``: by n, its expected length in tokens; ``gain``: at the largest n, over one sample,
+    corrected for the number of rankings.
     """
 
     name: str
     auc: float
     best_of: dict[int, MeanInterval]
     length: dict[int, float]
-    gain: PairedComparison
+    gain: CorrectedComparison
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; an AUC without any pair is None."""
@@ -105,49 +100,41 @@ def verification(
     """
     truth = np.asarray(score, dtype=np.float64)
     prompts = np.repeat(np.arange(len(truth)), truth.shape[1])
-    found = []
-    for name, ranking in [*rankings.items(), (ORACLE, truth)]:
-        values = np.asarray(ranking, dtype=np.float64)
-        scores, lengths = best_of_curve(values, truth, counts), best_of_curve(values, length, counts)
-        found.append(
-            Ranking(
-                name=name,
-                auc=auc_within_groups(values.ravel(), truth.ravel() == 1.0, prompts),
-                best_of={count: mean_interval(row) for count, row in zip(counts, scores, strict=True)},
-                length={count: float(row.mean()) for count, row in zip(counts, lengths, strict=True)},
-                gain=paired_comparison(scores[-1], truth.mean(1)),
-            )
+    named = {name: np.asarray(ranking, dtype=np.float64) for name, ranking in [*rankings.items(), (ORACLE, truth)]}
+    scores = {name: best_of_curve(values, truth, counts) for name, values in named.items()}
+    lengths = {name: best_of_curve(values, length, counts) for name, values in named.items()}
+    gains = corrected({name: {"gain": paired_comparison(curve[-1], truth.mean(1))} for name, curve in scores.items()})
+    return [
+        Ranking(
+            name=name,
+            auc=auc_within_groups(values.ravel(), truth.ravel() == 1.0, prompts),
+            best_of={count: mean_interval(row) for count, row in zip(counts, scores[name], strict=True)},
+            length={count: float(row.mean()) for count, row in zip(counts, lengths[name], strict=True)},
+            gain=gains[name]["gain"],
         )
-    return found
+        for name, values in named.items()
+    ]
 
 
 def in_words(rankings: Sequence[Ranking]) -> str:
-    """Who picks best, what that gains, how much of what there is to gain, and who picks worse than chance.
-
-    Differences count as found with an interval without 0 and p < .05 after Holm's correction over the rankings.
-    """
+    """Who picks best, what that gains, how much of what there is to gain, and who picks worse than chance."""
     *ours, oracle = rankings
-    adjusted = holm([ranking.gain.p_value for ranking in ours])
-    found = {
-        ranking.name: verdict(replace(ranking.gain, p_value=float(p_value)))
-        for ranking, p_value in zip(ours, adjusted, strict=True)
-    }
-    best = max(ours, key=lambda ranking: ranking.gain.difference)
+    best = max(ours, key=lambda ranking: (ranking.gain.verdict == "better", ranking.gain.difference))
     most = max(best.best_of)
     one, picked = best.best_of[min(best.best_of)].mean, best.best_of[most].mean
     lines = [
         f"One sample scores {one:.3f}; the best of {most} by {best.name} scores {picked:.3f}, by an oracle "
         f"{oracle.best_of[most].mean:.3f}."
     ]
-    if found[best.name] != "better":
-        lines.append("No ranking picks better than chance by more than its interval.")
+    if best.gain.verdict != "better":
+        lines.append("No ranking picks better than chance, corrected for the number of rankings.")
     elif oracle.gain.difference > 0:
         lines.append(
             f"That is {picked - one:+.3f}, {best.gain.difference / oracle.gain.difference:.0%} of what picking can "
             f"gain; 95% interval {best.gain.low:+.3f} to {best.gain.high:+.3f}, not corrected for choosing the best of "
             f"{len(ours)} rankings."
         )
-    gamed = [name for name, words in found.items() if words == "worse"]
+    gamed = [ranking.name for ranking in ours if ranking.gain.verdict == "worse"]
     if gamed:
         lines.append(f"Picked by {', '.join(gamed)}, the best of {most} is worse than one sample: the reward is gamed.")
     return "\n".join(lines)

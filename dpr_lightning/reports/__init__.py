@@ -2,7 +2,7 @@
 
 from dpr_lightning.reports.content import Answer, Pair, Panel, Point, Report, Response, Sample, Scatter, Series
 from dpr_lightning.reports.page import write_heatmap, write_report
-from dpr_lightning.reports.results import arm_name, number
+from dpr_lightning.reports.results import arm_name, number, verdict_lines
 from dpr_lightning.reports.tables import arms_table, audit_table, paired_table, preview_table
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "number",
     "paired_table",
     "preview_table",
+    "verdict_lines",
     "write_heatmap",
     "write_report",
 ]

@@ -102,7 +102,7 @@ class Report:
         title: heading of the page.
         verdict: what was found, in plain words; a line each.
         arms: by name of the arm ``{"greedy", "sampled", "length", "reverse_kl"}``, as in metrics.json.
-        paired: by ``"a - b"`` and measure ``{"difference", "low", "high"}``, as in metrics.json.
+        paired: by ``"a - b"`` and measure ``{"difference", "low", "high", "p_holm", "verdict"}``, as in metrics.json.
         preview: the preview before any RL, from ``Preview.to_dict()``.
         preview_words: its verdict, a line each.
         panels: curves, grouped under the name of a stage: ``{"SFT": [...], "Dense-Path REINFORCE": [...]}``.
@@ -118,7 +118,7 @@ class Report:
     title: str
     verdict: str
     arms: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
-    paired: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+    paired: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     preview: Mapping[str, Any] | None = None
     preview_words: str = ""
     panels: Mapping[str, Sequence[Panel]] = field(default_factory=dict)

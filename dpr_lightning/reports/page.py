@@ -42,6 +42,8 @@ def write_report(path: str | Path, report: Report) -> Path:
             preview_words=_lines(report.preview_words),
             measures=results.measures_of(report.arms),
             forests=results.forests(report.paired),
+            marks=results.MARKS,
+            rule=results.RULE,
             betas=betas,
             rewards=rewards,
             groups={name: [draw(panel) for panel in panels] for name, panels in report.panels.items()},

@@ -21,7 +21,14 @@ MEASURES: tuple[tuple[str, str, int, str], ...] = (
     ("reverse_kl", "KL to SFT", 3, "KL(π‖π_SFT) of a response, in nats"),
     ("teraflops", "TFLOPs", 3, "10¹² floating-point operations of training after SFT"),
 )
-Entry = Mapping[str, float]
+Entry = Mapping[str, Any]
+Paired = Mapping[str, Mapping[str, Entry]]
+# How a table or plot marks the verdict on a comparison; without colour.
+MARKS = {"better": "▲", "no detectable difference": "≈", "worse": "▼"}
+RULE = (
+    "A verdict takes p < .05 after Holm's correction over the comparisons of a measure, and an interval without 0; "
+    "intervals are not corrected."
+)
 HEADINGS = {key: heading for key, heading, _, _ in MEASURES}
 
 
@@ -36,6 +43,7 @@ class Bar:
     place: float
     start: float
     width: float
+    p_holm: str
     verdict: str
     sign: str
 
@@ -55,7 +63,7 @@ def measures_of(arms: Mapping[str, Mapping[str, float | None]]) -> list[tuple[st
     return [measure for measure in MEASURES if any(measure[0] in arm for arm in arms.values())]
 
 
-def forests(paired: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[Forest]:
+def forests(paired: Paired) -> list[Forest]:
     """A forest plot for each measure that was compared; accuracies share one axis."""
     measures = list(dict.fromkeys(measure for by_measure in paired.values() for measure in by_measure))
     rank = [key for key, *_ in MEASURES]
@@ -68,13 +76,34 @@ def forests(paired: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[For
     return plots
 
 
-def verdict_of(low: float, high: float) -> tuple[str, str]:
-    """What an interval of a difference says, in words and as a sign that needs no colour."""
-    if low > 0:
-        return "higher", "▲"
-    if high < 0:
-        return "lower", "▼"
-    return "no detectable difference", "≈"
+def verdict_lines(paired: Paired, fixed: str) -> list[str]:
+    """A line for each measure and verdict with the arms it holds for, largest difference first.
+
+    Args:
+        paired: by ``"a - b"`` and measure, records of comparisons with ``difference`` and ``verdict``.
+        fixed: the arm that the lines are about, as the b of all comparisons ("better than SFT: DPR …") or, where it
+            is the a, as the better or worse one ("DPR better than: SFT …"); comparisons without it are left out.
+    """
+    arms = {name: tuple(name.split(" - ")) for name in paired}
+    baseline = any(second == fixed for _, second in arms.values())
+    chosen = {
+        (first if baseline else second): paired[name]
+        for name, (first, second) in arms.items()
+        if fixed == (second if baseline else first)
+    }
+    lines = []
+    for measure in dict.fromkeys(measure for by_measure in chosen.values() for measure in by_measure):
+        entries = {name: by_measure[measure] for name, by_measure in chosen.items() if measure in by_measure}
+        ranked = sorted(entries, key=lambda name: -float(entries[name]["difference"]))
+        for verdict in MARKS:
+            names = [
+                f"{arm_name(name)} ({number(entries[name]['difference'], 3, signed=True)})"
+                for name in ranked
+                if entries[name]["verdict"] == verdict
+            ]
+            if names:
+                lines.append(f"{measure.capitalize()} answers, {_words(verdict, fixed, baseline)}: {', '.join(names)}.")
+    return lines
 
 
 @dataclass(frozen=True)
@@ -135,10 +164,22 @@ def number(value: float | None, decimals: int = 3, signed: bool = False) -> str:
     return text.replace("-", "−")
 
 
+def p_value(value: float) -> str:
+    """A p-value for a table: three decimals, or below which of them it lies."""
+    return "< .001" if value < 0.001 else number(value, 3).removeprefix("0")
+
+
 def arm_name(name: str) -> str:
     """``sft_low_temperature`` as people write it: SFT low temperature."""
     known = {name: name.upper() for name in ("sft", "dft", "dpr", "gsil", "spin")}
     return " ".join(known.get(word, word) for word in name.replace("_", " ").split(" "))
+
+
+def _words(verdict: str, fixed: str, baseline: bool) -> str:
+    """What a line of :func:`verdict_lines` says before the names."""
+    if verdict in ("better", "worse"):
+        return f"{verdict} than {arm_name(fixed)}" if baseline else f"{arm_name(fixed)} {verdict} than"
+    return verdict if baseline else f"{verdict} between {arm_name(fixed)} and"
 
 
 def _forest(measure: str, chosen: Mapping[str, Entry], on_axis: Sequence[Entry]) -> Forest:
@@ -151,7 +192,6 @@ def _forest(measure: str, chosen: Mapping[str, Entry], on_axis: Sequence[Entry])
 
     bars = []
     for name, entry in chosen.items():
-        verdict, sign = verdict_of(entry["low"], entry["high"])
         start = place(entry["low"])
         bars.append(
             Bar(
@@ -162,8 +202,9 @@ def _forest(measure: str, chosen: Mapping[str, Entry], on_axis: Sequence[Entry])
                 place=place(entry["difference"]),
                 start=start,
                 width=round(place(entry["high"]) - start, 2),
-                verdict=verdict,
-                sign=sign,
+                p_holm=p_value(entry["p_holm"]),
+                verdict=entry["verdict"],
+                sign=MARKS[entry["verdict"]],
             )
         )
     labels = [(place(mark), f"{mark:+g}".replace("-", "−") if mark else "0") for mark in marks]

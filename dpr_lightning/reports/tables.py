@@ -6,7 +6,17 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from dpr_lightning.reports.results import HEADINGS, arm_name, measures_of, number, preview_rows, verdict_of
+from dpr_lightning.reports.results import (
+    HEADINGS,
+    MARKS,
+    RULE,
+    Paired,
+    arm_name,
+    measures_of,
+    number,
+    p_value,
+    preview_rows,
+)
 
 TONES = {"better": "blue", "worse": "yellow", "": ""}
 
@@ -26,22 +36,20 @@ def arms_table(
     return table
 
 
-def paired_table(
-    paired: Mapping[str, Mapping[str, Mapping[str, float]]], title: str = "Paired differences, 95% intervals"
-) -> Table:
-    """The differences between arms on the same prompts, in words too."""
-    table = Table(title=title, title_justify="left", header_style="bold")
-    for heading in ("comparison", "measure", "difference", "interval", ""):
-        table.add_column(heading, justify="right" if heading in ("difference", "interval") else "left")
+def paired_table(paired: Paired, title: str = "Paired differences, 95% intervals") -> Table:
+    """The differences between arms on the same prompts, with the verdict on each."""
+    table = Table(title=title, title_justify="left", header_style="bold", caption=RULE, caption_justify="left")
+    for heading in ("comparison", "measure", "difference", "interval", "p (Holm)", ""):
+        table.add_column(heading, justify="right" if heading in ("difference", "interval", "p (Holm)") else "left")
     for name, by_measure in paired.items():
         for measure, entry in by_measure.items():
-            words, sign = verdict_of(entry["low"], entry["high"])
             table.add_row(
                 Text(" − ".join(arm_name(part) for part in name.split(" - "))),
                 HEADINGS.get(measure, measure),
                 number(entry["difference"], 3, signed=True),
                 f"{number(entry['low'], 3, signed=True)} … {number(entry['high'], 3, signed=True)}",
-                f"{sign} {words}",
+                p_value(entry["p_holm"]),
+                f"{MARKS[entry['verdict']]} {entry['verdict']}",
             )
     return table
 
@@ -71,7 +79,7 @@ def preview_table(preview: Mapping[str, Any]) -> Table:
     for row in rows:
         cells = []
         for cell in row.cells:
-            mark = {"better": "▲", "worse": "▼"}.get(cell.tone, " ")
+            mark = MARKS[cell.tone] if cell.tone else " "
             shown = number(cell.score) if scored else number(cell.length, 1)
             styles = (TONES[cell.tone], "bold" if cell.best else "", "" if cell.reliable else "dim")
             cells.append(

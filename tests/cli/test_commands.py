@@ -1,6 +1,7 @@
 """Every command, on a policy small enough to wait for."""
 
 import json
+import re
 import runpy
 import shutil
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from dpr_lightning.cli.main import main
 from dpr_lightning.cli.quickstart import MARKER
 from dpr_lightning.cli.stages import fresh_folder
 from dpr_lightning.data import DemonstrationDataModule
+from dpr_lightning.evaluation.statistics import holm
 from dpr_lightning.modules import SupervisedIRL
 from dpr_lightning.policies import PolicySpec, build_policy, build_verifier_head, load_tokenizer, save_policy
 from dpr_lightning.rewards import DenseReward
@@ -187,6 +189,17 @@ def test_quickstart_leaves_what_it_promises(quickstart_folder: Path) -> None:
     assert {f"{arm} - sft" for arm in arms - {"sft"}} <= set(metrics["paired"])
     assert {"difference", "low", "high"} <= set(metrics["paired"]["dpr - sft"]["sampled"])
     assert {"difference", "low", "high"} <= set(metrics["paired"]["dpr - sft"]["greedy"])
+    # One verdict, corrected over all comparisons of a measure, in numbers, words and on the page.
+    entries = [entry for by_measure in metrics["paired"].values() for entry in by_measure.values()]
+    for measure in ("sampled", "greedy"):
+        family = [by_measure[measure] for by_measure in metrics["paired"].values()]
+        assert len(family) == 9
+        assert [entry["p_holm"] for entry in family] == holm([entry["p_value"] for entry in family]).tolist()
+    page = (quickstart_folder / "report.html").read_text()
+    marks = {"better": "▲", "no detectable difference": "≈", "worse": "▼"}
+    assert sorted(re.findall(r'<b class="\w+">(.)', page)) == sorted(marks[entry["verdict"]] for entry in entries)
+    assert metrics["verdict"].splitlines()[0] in page
+    assert sum(line.count("(") for line in metrics["verdict"].splitlines()) == 10  # DPR and five others, two measures
     assert abs(metrics["arms"]["sft"]["reverse_kl"]) < 1e-3
     assert (quickstart_folder / "report.html").stat().st_size > 20_000
     assert list((quickstart_folder / "wandb").rglob("*.wandb"))
@@ -210,6 +223,15 @@ def test_report_is_made_again_from_its_folder(quickstart_folder: Path, tmp_path:
     assert again.read_text() == (quickstart_folder / "report.html").read_text()
     assert main(["report", "--run", str(quickstart_folder / "sft"), "--output", str(tmp_path / "curves.html")]) == 0
     assert "Negative log-likelihood" in (tmp_path / "curves.html").read_text()
+    # A report.json of a version that recorded no verdicts gives the same page: they follow from the p-values.
+    (tmp_path / "old").mkdir()
+    held = json.loads((quickstart_folder / "report.json").read_text())
+    for entry in (entry for by_measure in held["paired"].values() for entry in by_measure.values()):
+        for key in ("verdict", "p_holm", "standard_error", "n"):
+            del entry[key]
+    (tmp_path / "old" / "report.json").write_text(json.dumps(held))
+    assert main(["report", "--run", str(tmp_path / "old")]) == 0
+    assert (tmp_path / "old" / "report.html").read_text() == again.read_text()
 
 
 def test_quickstart_runs_again_over_its_own_folder(quickstart_folder: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from dpr_lightning.cli import compare_arms
-from dpr_lightning.cli.compare_findings import foretold, pooled, verdict_lines
+from dpr_lightning.cli.compare_findings import foretold, pooled
 from dpr_lightning.cli.compare_preview import Promise
 from dpr_lightning.cli.main import main
 from dpr_lightning.evaluation.statistics import hierarchical_comparison, paired_comparison
@@ -295,22 +295,6 @@ def test_imitation_keeps_to_the_budget_and_any_folder_will_do(
     assert (output / "seed_1" / "arms" / "dpr" / "policies" / "final").is_dir()
     assert not (output / "seed_1" / "dpr").exists()
     assert "NaN" not in (output / "compare.json").read_text()
-
-
-def test_the_verdict_names_the_arms_by_what_became_of_them() -> None:
-    def entry(difference: float, words: str) -> dict[str, Any]:
-        return {"difference": difference, "verdict": words}
-
-    paired = {
-        "dpr - sft": {"sampled": entry(0.1, "better"), "greedy": entry(0.0, "no detectable difference")},
-        "gsil_brier - sft": {"sampled": entry(0.2, "better")},
-        "spin - sft": {"sampled": entry(-0.3, "worse"), "greedy": entry(0.01, "no detectable difference")},
-    }
-    assert verdict_lines(paired) == [
-        "Sampled answers, better than SFT: GSIL brier (+0.200), DPR (+0.100).",
-        "Sampled answers, worse than SFT: SPIN (−0.300).",
-        "Greedy answers, no detectable difference: SPIN (+0.010), DPR (0.000).",
-    ]
 
 
 def test_the_preview_is_held_to_what_was_reached() -> None:

@@ -1,7 +1,10 @@
 """The seeds that docs/measurements keeps are those of the comparison that the repository holds."""
 
 import json
+import re
+import runpy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -10,20 +13,48 @@ from dpr_lightning.cli.main import main
 
 ROOT = Path(__file__).parents[2]
 OF_SPELLING = ["--task", "spelling", "--title", "Short words backwards, 400 demonstrations"]
+MARKS = {"better": "▲", "no detectable difference": "≈", "worse": "▼"}
 
 
 @pytest.mark.parametrize(
     ("folder", "recipe", "options"),
     [("addition", "toy", []), ("spelling", "toy", OF_SPELLING), ("ahead", "ahead", [])],
 )
-def test_kept_seeds_are_pooled(folder: str, recipe: str, options: list[str], tmp_path: Path) -> None:
+def test_kept_seeds_are_pooled(
+    folder: str, recipe: str, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     kept = ROOT / "docs" / "measurements" / folder
     seeds = sorted(int(file.stem.removeprefix("seed_")) for file in kept.glob("seed_*.json"))
     config = ROOT / "configs" / "compare" / f"{recipe}.yaml"
     arguments = [*options, "--seeds", json.dumps(seeds), "--pool", json.dumps([str(kept)]), "--output", str(tmp_path)]
     assert main(["compare", "--config", str(config), *arguments]) == 0
+    printed = capsys.readouterr().out
     found = json.loads((tmp_path / "compare.json").read_text())
     assert found["seeds"] == seeds
     assert set(found["arms"]) == {"sft", *yaml.safe_load(config.read_text())["arms"]}
     gain = found["arms"]["dpr"]["sampled"] - found["arms"]["sft"]["sampled"]
     assert found["paired"]["dpr - sft"]["sampled"]["difference"] == pytest.approx(gain)
+    expect_one_verdict_everywhere(tmp_path, found["paired"], printed)
+    if folder == "addition":  # its interval leaves out 0, and among 36 arms that is no proof
+        entry = found["paired"]["dpr_published_fast - sft"]["sampled"]
+        assert entry["high"] < 0
+        assert entry["p_value"] < 0.05 < entry["p_holm"]
+        assert entry["verdict"] == "no detectable difference"
+        runpy.run_path(str(ROOT / "benchmarks" / "compare_table.py"))["main"](str(tmp_path / "compare.json"))
+        assert "| dpr_published_fast | 0.493 | 0.431 | -0.185 [" in capsys.readouterr().out  # not bold
+
+
+def expect_one_verdict_everywhere(folder: Path, paired: dict[str, dict[str, dict[str, Any]]], printed: str) -> None:
+    """The verdicts of compare.json on the console, on the page and in W&B's table."""
+    verdicts = {(pair, key): entry["verdict"] for pair, row in paired.items() for key, entry in row.items()}
+    for verdict, mark in MARKS.items():
+        assert len(re.findall(f"{mark} {verdict.split()[0]}", printed)) == list(verdicts.values()).count(verdict)
+    page = (folder / "report.html").read_text()
+    assert sorted(re.findall(r'<b class="\w+">(.)', page)) == sorted(MARKS[verdict] for verdict in verdicts.values())
+    for key in ("sampled", "greedy"):
+        names = ", ".join(re.findall(rf"{key.capitalize()} answers, better than SFT: (.*?)\.</p>", page))
+        assert names.count("(") == [name for pair, name in verdicts.items() if pair[1] == key].count("better")
+    (file,) = folder.rglob("media/table/paired*.json")
+    table = json.loads(file.read_text())
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    assert {(row["comparison"], row["measure"]): row["verdict"] for row in rows} == verdicts

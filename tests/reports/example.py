@@ -2,6 +2,7 @@
 
 import math
 import random
+from typing import Any
 
 import numpy as np
 
@@ -33,20 +34,20 @@ def example_report(pairs: int = 8) -> Report:
         },
         paired={
             "dpr - sft": {
-                "sampled": {"difference": 0.145, "low": 0.098, "high": 0.193},
-                "greedy": {"difference": 0.015, "low": -0.005, "high": 0.035},
+                "sampled": _entry(0.145, 0.098, 0.193, 0.0009, "better"),
+                "greedy": _entry(0.015, -0.005, 0.035, 0.7, "no detectable difference"),
             },
             "dpr - continued_sft": {
-                "sampled": {"difference": 0.030, "low": -0.021, "high": 0.080},
-                "greedy": {"difference": -0.005, "low": -0.025, "high": 0.015},
+                "sampled": _entry(0.030, -0.021, 0.080, 0.7, "no detectable difference"),
+                "greedy": _entry(-0.005, -0.025, 0.015, 0.7, "no detectable difference"),
             },
             "dpr - sft_low_temperature": {
-                "sampled": {"difference": -0.282, "low": -0.331, "high": -0.234},
-                "greedy": {"difference": 0.015, "low": -0.005, "high": 0.035},
+                "sampled": _entry(-0.282, -0.331, -0.234, 0.0009, "worse"),
+                "greedy": _entry(0.015, -0.005, 0.035, 0.7, "no detectable difference"),
             },
             "dpr - contrast": {
-                "sampled": {"difference": -0.175, "low": -0.224, "high": -0.127},
-                "greedy": {"difference": 0.040, "low": 0.013, "high": 0.068},
+                "sampled": _entry(-0.175, -0.224, -0.127, 0.0009, "worse"),
+                "greedy": _entry(0.040, 0.013, 0.068, 0.051, "no detectable difference"),
             },
         },
         preview=result.to_dict(),
@@ -157,6 +158,10 @@ def example_preview() -> Preview:
     }
     sft_logprob = -2.0 * slips - generator.gamma(2.0, 0.5, (200, 64))
     return preview(returns, length, score=right, sft_logprob=sft_logprob, resamples=200)
+
+
+def _entry(difference: float, low: float, high: float, p_holm: float, verdict: str) -> dict[str, Any]:
+    return {"difference": difference, "low": low, "high": high, "p_holm": p_holm, "verdict": verdict}
 
 
 def _curve(name: str, steps: int, start: float, end: float, noise: float) -> Series:

@@ -3,8 +3,8 @@ import math
 
 from rich.console import Console
 
-from dpr_lightning.reports import arms_table, paired_table, preview_table
-from dpr_lightning.reports.results import arm_name, forests, number, preview_rows, verdict_of
+from dpr_lightning.reports import arms_table, paired_table, preview_table, verdict_lines
+from dpr_lightning.reports.results import arm_name, forests, number, p_value, preview_rows
 from tests.reports.example import example_report
 
 
@@ -23,11 +23,48 @@ def test_numbers_for_tables():
     assert number(-0.0001, 3, signed=True) == "0.000"
 
 
-def test_intervals_in_words():
-    assert verdict_of(0.01, 0.2)[0] == "higher"
-    assert verdict_of(-0.2, -0.01)[0] == "lower"
-    assert verdict_of(-0.1, 0.2)[0] == "no detectable difference"
-    assert verdict_of(0.0, 0.2)[0] == "no detectable difference"
+def test_p_values_for_tables():
+    assert p_value(0.00099) == "< .001"
+    assert p_value(0.0514) == ".051"
+    assert p_value(1.0) == "1.000"
+
+
+def test_a_verdict_is_the_record_s_and_not_the_interval_s():
+    """In the example the interval of "dpr - contrast", greedy, leaves out 0, and Holm's p-value is .051."""
+    paired = example_report(1).paired
+    entry = paired["dpr - contrast"]["greedy"]
+    assert entry["low"] > 0
+    assert entry["verdict"] == "no detectable difference"
+    bars = {(plot.measure, bar.name): bar for plot in forests(paired) for bar in plot.bars}
+    bar = bars["greedy", "DPR − contrast"]
+    assert (bar.sign, bar.verdict, bar.p_holm) == ("≈", "no detectable difference", ".051")
+    rows = _printed(paired_table(paired)).splitlines()
+    row = next(row for row in rows if "DPR − contrast" in row and "greedy" in row)
+    assert ".051" in row
+    assert "≈ no detectable difference" in row
+    assert "contrast (+0.040)" in next(line for line in verdict_lines(paired, "dpr") if line.startswith("Greedy"))
+
+
+def test_verdicts_in_words():
+    def entry(difference: float, verdict: str) -> dict[str, object]:
+        return {"difference": difference, "verdict": verdict}
+
+    paired = {
+        "dpr - sft": {"sampled": entry(0.1, "better"), "greedy": entry(0.0, "no detectable difference")},
+        "gsil_brier - sft": {"sampled": entry(0.2, "better")},
+        "spin - sft": {"sampled": entry(-0.3, "worse"), "greedy": entry(0.01, "no detectable difference")},
+    }
+    assert verdict_lines(paired, "sft") == [
+        "Sampled answers, better than SFT: GSIL brier (+0.200), DPR (+0.100).",
+        "Sampled answers, worse than SFT: SPIN (−0.300).",
+        "Greedy answers, no detectable difference: SPIN (+0.010), DPR (0.000).",
+    ]
+    against_dpr = {"dpr - spin": {"sampled": entry(0.4, "better")}, "dpr - dft": {"sampled": entry(-0.2, "worse")}}
+    assert verdict_lines(paired | against_dpr, "dpr") == [
+        "Sampled answers, DPR better than: SPIN (+0.400), SFT (+0.100).",
+        "Sampled answers, DPR worse than: DFT (−0.200).",
+        "Greedy answers, no detectable difference between DPR and: SFT (0.000).",
+    ]
 
 
 def test_forest_places_bars_on_a_shared_axis():
@@ -60,7 +97,7 @@ def test_console_tables_hold_the_numbers():
     arms = _printed(arms_table(report.arms))
     assert "SFT low temperature" in arms
     assert "18.210" in arms
-    assert "▲ higher" in _printed(paired_table(report.paired))
+    assert "▲ better" in _printed(paired_table(report.paired))
     shown = _printed(preview_table(report.preview))
     assert "log_ratio" in shown
     assert "▼" in shown
