@@ -10,7 +10,7 @@ from os.path import realpath
 from random import Random
 from typing import NotRequired, TypedDict
 
-from dpr_lightning.data.row_types import Row, RowSource
+from dpr_lightning.data.row_types import Row, RowSource, first_rows
 from dpr_lightning.errors import InputError
 from dpr_lightning.paths import ReadPath
 
@@ -25,10 +25,41 @@ class RowFile(TypedDict):
         path: a file, a folder, a pattern such as ``shards/*.jsonl``, or the name of a data set.
         weight: how often each row counts in an epoch; 1 where it is left out. 2: twice; 0.5: half of the rows, always
             the same ones, once; 2.5: every row twice and half of them once more.
+        limit: read only so many rows of it; all where it is left out.
     """
 
     path: ReadPath
     weight: NotRequired[float]
+    limit: NotRequired[int]
+
+
+class LimitedRows:
+    """The first rows of a source.
+
+    Args:
+        source: of the rows.
+        limit: number of rows.
+
+    Raises:
+        InputError: a limit below 1.
+    """
+
+    def __init__(self, source: RowSource, limit: int) -> None:
+        first_rows(source, limit)
+        self.source, self.limit = source, limit
+        self.name, self.files, self.notes = source.name, source.files, source.notes
+
+    def __iter__(self) -> Iterator[Row]:
+        """The rows in order."""
+        return first_rows(self.source, self.limit)
+
+    def fingerprint(self) -> str:
+        """That of the source, with the limit."""
+        return f"{self.source.fingerprint()}:{self.limit}"
+
+    def count(self) -> int:
+        """At most this many."""
+        return min(self.limit, self.source.count() or self.limit)
 
 
 class MixedRows:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dpr_lightning.data.row_files import DELIMITERS, SUFFIXES, open_file
-from dpr_lightning.data.row_mixtures import MixedRows, RowFile
+from dpr_lightning.data.row_mixtures import LimitedRows, MixedRows, RowFile
 from dpr_lightning.data.row_streams import COMPRESSED_SUFFIXES, suffix_of
 from dpr_lightning.data.row_types import Row, RowSource, file_hash, first_rows
 from dpr_lightning.errors import InputError, first_line
@@ -105,7 +105,10 @@ def _open_list(parts: list[str | RowFile]) -> RowSource:
     if not parts:
         raise InputError("The list of files of rows is empty. Name at least one.")
     files = [RowFile(path=part) if isinstance(part, str) else part for part in parts]
-    sources = [(open_rows(file["path"]), file.get("weight", 1.0)) for file in files]
+    sources: list[tuple[RowSource, float]] = []
+    for file in files:
+        source, limit = open_rows(file["path"]), file.get("limit")
+        sources.append((source if limit is None else LimitedRows(source, limit), file.get("weight", 1.0)))
     rest = f" and {len(files) - 1} more" if len(files) > 1 else ""
     return MixedRows(f"{files[0]['path']}{rest}", sources)
 

@@ -174,6 +174,22 @@ def test_splits_are_not_mixed_and_the_advice_reads_one(names: tuple[str, str], t
     assert sorted(values(open_rows(pattern))[0]["prompt"] for pattern in patterns) == ["0 + 1 =", "1 + 1 ="]
 
 
+def test_a_limit_of_a_file_in_a_list_counts_its_rows_before_the_weight(tmp_path: Path) -> None:
+    paths = [str(tmp_path / f"{name}.jsonl") for name in "ab"]
+    for name, path in zip("ab", paths, strict=True):
+        Path(path).write_text("".join(f'{{"prompt": "{name}{row}", "completion": "c"}}\n' for row in range(5)))
+
+    def prompts(source: Any) -> list[str]:
+        return [row.values["prompt"] for row in open_rows(source)]
+
+    listed: list[Any] = [{"path": paths[0], "limit": 2, "weight": 2}, {"path": paths[1], "limit": 9}]
+    assert prompts(listed) == ["a0", "a0", "a1", "a1", "b0", "b1", "b2", "b3", "b4"]
+    assert prompts([{"path": str(tmp_path), "limit": 6}]) == ["a0", "a1", "a2", "a3", "a4", "b0"]
+    assert open_rows(listed).fingerprint() != open_rows([{**listed[0], "limit": 3}, listed[1]]).fingerprint()
+    with pytest.raises(InputError, match="`limit` must be at least 1"):
+        open_rows([{"path": paths[0], "limit": 0}])
+
+
 def test_weights_count_rows_more_or_less_often(tmp_path: Path) -> None:
     rows = [{"prompt": str(number), "completion": "x"} for number in range(3000)]
     first, second = write(tmp_path / "a.jsonl", rows), write(tmp_path / "b.jsonl", rows[:4])
