@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Annotated
 
 from dpr_lightning.cli.loading import console, progress_bar
-from dpr_lightning.data import open_rows
+from dpr_lightning.data import Rows, open_rows
 from dpr_lightning.evaluation.judge import JudgeReport, answers_of, match_answers, parse_verdict, summarise
 from dpr_lightning.evaluation.judge_endpoint import Endpoint, EndpointSpec
-from dpr_lightning.paths import ReadPath, Writes
+from dpr_lightning.paths import Writes
 
 
 def judge(
-    first: ReadPath,
-    second: ReadPath,
+    first: Rows,
+    second: Rows,
     endpoint: EndpointSpec,
     cache: Annotated[str, Writes(marks=('"reply"',))] = "runs/judge/replies.jsonl",
     limit: int | None = None,
@@ -23,14 +23,15 @@ def judge(
     """Compare two policies' answers to the same prompts through an OpenAI-compatible endpoint, in both orders.
 
     Args:
-        first: answers as `dpr generate --output` writes them, or AlpacaEval's (instruction, output).
+        first: answers as `dpr generate --output` writes them, or AlpacaEval's (instruction, output): a file, pattern or
+            list of files.
         second: those of the other policy.
         endpoint: where the judge is, and what it may cost.
         cache: JSON Lines file of replies; what it holds is never asked, or paid for, again.
         limit: judge the first so many prompts.
         output: JSON file to write.
     """
-    sides = [answers_of([row.values for row in open_rows(path)], path) for path in (first, second)]
+    sides = [answers_of(open_rows(answers)) for answers in (first, second)]
     matches = match_answers(*sides)[:limit]
     asked = Endpoint(endpoint, cache)
     questions = [match.messages(swapped=swapped) for match in matches for swapped in (False, True)]

@@ -1,12 +1,13 @@
 """Which of two answers is better, asked of another model: both orders always, and what that says of the judge."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
+from dpr_lightning.data import Row
 from dpr_lightning.errors import InputError
 from dpr_lightning.evaluation.statistics import MeanInterval, Verdict, mean_interval, paired_comparison, verdict
 
@@ -138,25 +139,26 @@ def summarise(matches: Sequence[Match], verdicts: Sequence[tuple[Winner | None, 
     )
 
 
-def answers_of(rows: Sequence[Mapping[str, Any]], where: str) -> dict[str, str]:
+def answers_of(rows: Iterable[Row]) -> dict[str, str]:
     """Prompt and answer of rows as ``dpr generate`` writes them, or as AlpacaEval has them (instruction, output).
 
     Raises:
         InputError: a row has neither, or a prompt is answered twice.
     """
-    found: dict[str, str] = {}
-    for number, row in enumerate(rows, 1):
+    answers: dict[str, str] = {}
+    for row in rows:
+        values = row.values
         pair = next(
-            ((row[ask], row[say]) for ask, say in (("prompt", "completion"), ("instruction", "output"))
-             if isinstance(row.get(ask), str) and isinstance(row.get(say), str)),
+            ((values[ask], values[say]) for ask, say in (("prompt", "completion"), ("instruction", "output"))
+             if isinstance(values.get(ask), str) and isinstance(values.get(say), str)),
             None,
         )  # fmt: skip
         if pair is None:
             raise InputError(
-                f"{where}:{number} has the keys {', '.join(map(repr, row))}; an answer is `prompt` and `completion`, "
+                f"{row.place} has the keys {', '.join(map(repr, values))}; an answer is `prompt` and `completion`, "
                 "as `dpr generate --output` writes, or `instruction` and `output`."
             )
-        if pair[0] in found:
-            raise InputError(f"{where}:{number} answers {pair[0][:60]!r} again: one answer a prompt is judged.")
-        found[pair[0]] = pair[1]
-    return found
+        if pair[0] in answers:
+            raise InputError(f"{row.place} answers {pair[0][:60]!r} again: one answer a prompt is judged.")
+        answers[pair[0]] = pair[1]
+    return answers

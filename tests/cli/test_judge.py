@@ -194,6 +194,25 @@ def test_replies_that_say_nothing(
     assert "0 of 4 prompts have a verdict" in capsys.readouterr().err
 
 
+def test_answers_in_several_files_are_read_as_rows_are(
+    ask: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = (tmp_path / "second.jsonl").read_text().splitlines(keepends=True)
+    parts = [tmp_path / "shards" / f"{number}.jsonl" for number in range(2)]
+    parts[0].parent.mkdir()
+    for part, content in zip(parts, (lines[:1], lines[1:]), strict=True):
+        part.write_text("".join(content))
+    output = tmp_path / "judged.json"
+    for second in (str(tmp_path / "shards" / "*.jsonl"), f"[{parts[0]}, {{path: {parts[1]}}}]"):
+        assert ask("--second", second, "--output", str(output)) == 0
+        assert json.loads(output.read_text())["judged"] == 4
+    parts[1].write_text(json.dumps({"question": "q"}))
+    assert ask("--second", str(tmp_path / "shards")) == 2
+    assert f"{parts[1]}:1 has the keys 'question'" in capsys.readouterr().err
+    assert ask("--output", str(parts[0]), "--second", str(tmp_path / "shards" / "*.jsonl")) == 2
+    assert "which `second` reads" in capsys.readouterr().err
+
+
 def test_half_a_line_in_the_cache_is_no_reply(ask: Callable[..., int], server: Server, tmp_path: Path) -> None:
     assert ask() == 0
     path = tmp_path / "replies.jsonl"
