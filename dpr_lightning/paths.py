@@ -24,10 +24,12 @@ class Reads:
 
     Args:
         names: of what is read in that folder, patterns of ``glob``; none: all of it.
+        hidden: whether that includes files and folders whose names begin with a dot.
     """
 
-    def __init__(self, *names: str) -> None:
+    def __init__(self, *names: str, hidden: bool = True) -> None:
         self.names = names
+        self.hidden = hidden
 
     def __repr__(self) -> str:
         """As ``--help`` shows it."""
@@ -66,6 +68,8 @@ class Writes:
 
 
 ReadPath = Annotated[str, Reads()]
+RowPath = Annotated[str, Reads(hidden=False)]
+"""Of rows: of a folder, hidden files are passed over."""
 REPORT_MARKS = ('content="dpr_lightning"', '"preview_words"')
 """In every page that this package writes, and in report.json."""
 

@@ -157,6 +157,12 @@ def _overlap(first: Path, second: Path) -> str | None:
     return f" around {second}" if one[0] in two else None
 
 
+def _is_hidden_in(target: Path, source: Path) -> bool:
+    """Whether a path lies in a folder under a name that begins with a dot."""
+    names = Path(os.path.relpath(os.path.realpath(target), os.path.realpath(source))).parts
+    return names[:1] != (os.pardir,) and any(name.startswith(".") for name in names)
+
+
 def _refuse_collision(written: PathUse, how: Writes, read: PathUse) -> None:
     if read.option == CHECKPOINT and how.resumes:
         return
@@ -165,9 +171,17 @@ def _refuse_collision(written: PathUse, how: Writes, read: PathUse) -> None:
             relation = _overlap(target, source) if os.path.exists(source) else None
             if relation is None or (read.option == CONFIG and how.marks and _has_mark(source, how.marks)):
                 continue
+            passed_over = isinstance(read.use, Reads) and not read.use.hidden and os.path.isdir(source)
+            if passed_over and _is_hidden_in(target, source):
+                continue
+            hint = (
+                f", or a hidden one there, such as {source}/.cache"
+                if passed_over and relation == f" in {source}"
+                else ""
+            )
             raise InputError(
                 f"{_quoted(written)} writes {_shown(target)}{relation}, which {_quoted(read)} reads: the run would "
-                f"overwrite what it needs. Nothing was changed. Name another path for {_quoted(written)}."
+                f"overwrite what it needs. Nothing was changed. Name another path for {_quoted(written)}{hint}."
             )
 
 

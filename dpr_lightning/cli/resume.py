@@ -184,7 +184,7 @@ def _content(value: Any, *, rows: bool) -> Any:
     if rows and not path.exists() and (files := local_files(value)):
         return f"{len(files)} files {' '.join(content_hash(file)[:16] for file in files)}"
     if path.is_dir():
-        return f"folder {policy_hash(path)[:16]}"
+        return f"folder {(content_hash(path, local_files(path)) if rows else policy_hash(path))[:16]}"
     return f"file {content_hash(path)[:16]}" if path.is_file() else str(value)
 
 

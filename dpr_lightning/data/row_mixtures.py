@@ -12,7 +12,7 @@ from typing import NotRequired, TypedDict
 
 from dpr_lightning.data.row_types import Row, RowSource, first_rows
 from dpr_lightning.errors import InputError
-from dpr_lightning.paths import ReadPath
+from dpr_lightning.paths import RowPath
 
 BLOCK = 1024
 """Rows among which a share is chosen at a time."""
@@ -28,7 +28,7 @@ class RowFile(TypedDict):
         limit: read only so many rows of it; all where it is left out.
     """
 
-    path: ReadPath
+    path: RowPath
     weight: NotRequired[float]
     limit: NotRequired[int]
 

@@ -15,11 +15,11 @@ from dpr_lightning.data.row_mixtures import LimitedRows, MixedRows, RowFile
 from dpr_lightning.data.row_streams import COMPRESSED_SUFFIXES, suffix_of
 from dpr_lightning.data.row_types import Row, RowSource, file_hash, first_rows
 from dpr_lightning.errors import InputError, first_line
-from dpr_lightning.paths import ReadPath
+from dpr_lightning.paths import RowPath
 
 __all__ = ["Row", "RowFile", "RowSource", "Rows", "file_hash", "first_rows", "local_files", "open_rows"]
 
-Rows = ReadPath | list[ReadPath | RowFile]
+Rows = RowPath | list[RowPath | RowFile]
 """What an option names rows by: a path, pattern or data set, or a list of them, with weights where wanted."""
 DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 """Files that describe a data set and have no rows."""

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,17 @@ from dpr_lightning.policies.adapters import base_of, is_adapter
 KEY_FILE, TENSOR_FILE = "key.json", "tensors.safetensors"
 
 
-def content_hash(path: str | Path) -> str:
-    """SHA-256 over names and contents of a file, or of all files of a folder; of the name where it is neither."""
+def content_hash(path: str | Path, files: Sequence[Path] | None = None) -> str:
+    """SHA-256 over names and contents of a file, or of files of a folder; of the name where it is neither.
+
+    Args:
+        path: of the file or folder.
+        files: of the folder, sorted; None: all.
+    """
     path = Path(path)
     digest = hashlib.sha256()
-    files = [path] if path.is_file() else sorted(part for part in path.rglob("*") if part.is_file())
+    if files is None:
+        files = [path] if path.is_file() else sorted(part for part in path.rglob("*") if part.is_file())
     if not files:
         digest.update(str(path).encode())
     for part in files:

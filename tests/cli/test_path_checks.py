@@ -202,6 +202,23 @@ def test_the_remedy_works(case: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert (case / "other" / "model.safetensors").exists()
 
 
+def test_a_cache_may_be_hidden_in_the_folder_of_the_rows(case: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (case / "rows").mkdir()
+    shutil.copy("demonstrations.jsonl", "rows/a.jsonl")
+    arguments = fit("sft", "--data.train", "rows")
+    message = refused([*arguments, "--data.cache_dir", "rows/cache"], capsys, "`data.cache_dir`", "`data.train`")
+    hidden = message.rpartition("such as ")[2].strip().rstrip(".")
+    assert hidden == "rows/.cache"
+    assert main([*arguments, "--data.cache_dir", hidden]) == 0
+    assert len(list((case / "rows" / ".cache").iterdir())) == 1
+    # What the run wrote there makes it no other run.
+    assert main([*arguments, "--data.cache_dir", hidden, "--trainer.max_steps", "3"]) == 0
+    assert not list(case.rglob(LOCK))
+    link = case / "rows" / ".link"
+    link.symlink_to(case / "sft")
+    refused([*arguments, "--data.cache_dir", "rows/.link"], capsys, "`model.policy.source`")
+
+
 def test_a_run_does_not_replace_what_it_starts_from(case: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(fit("sft", output="first")) == 0
     says = ("`ReferenceCheckpoints.folder`", "`model.policy.source`", "first/policies/final")
