@@ -96,7 +96,12 @@ def run(arguments: Sequence[str]) -> Any:
     command, rest = arguments[0], list(arguments[1:])
     check_configs(rest)
     if command in LIGHTNING_COMMANDS:
-        return run_lightning([command, *rest])
+        ended = run_lightning([command, *rest])
+        if command == "fit":
+            from dpr_lightning.cli.saved_policies import print_saved
+
+            print_saved(ended.trainer, ended.datamodule)
+        return ended
     if command == "plan":
         from dpr_lightning.cli.plan import WHAT_HELPS, plan, what_helps
 
