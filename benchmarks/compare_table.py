@@ -2,7 +2,7 @@
 
 python benchmarks/compare_table.py runs/compare/toy/compare.json
 
-With folders that hold its seeds (``seed_N.json``), also DPR against every other arm, not corrected for their number:
+With folders that hold its seeds (``seed_N.json``), also DPR against every other arm:
 
 python benchmarks/compare_table.py runs/compare/toy/compare.json docs/measurements/addition
 """
@@ -16,6 +16,7 @@ from dpr_lightning.cli.compare_findings import pooled
 from dpr_lightning.evaluation.comparisons import MEASURES
 
 OURS = "dpr"
+TURNED = {"better": "worse", "worse": "better"}
 
 
 def shown(value: float | None, digits: int = 3) -> str:
@@ -45,7 +46,7 @@ def against(arm: str, folders: list[str]) -> None:
             held = paired.get(measure)
             # Ours less theirs.
             turned = held and {"difference": -held["difference"], "low": -held["high"], "high": -held["low"]}
-            cells.append(difference(turned and turned | {"verdict": "no detectable difference"}))
+            cells.append(difference(turned and turned | {"verdict": TURNED.get(held["verdict"], held["verdict"])}))
         print(f"| {name.removesuffix(f' - {arm}')} | {' | '.join(cells)} |")
 
 

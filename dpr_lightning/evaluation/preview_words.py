@@ -61,7 +61,7 @@ def _best_sentence(result: Preview) -> str:
     if point.verdict == "worse":
         return "Nothing tried looks better than SFT within the reach of these samples."
     if point.verdict != "better":
-        text += ", though not beyond the interval"
+        text += ", though with no detectable difference from SFT"
     if result.best_control is None or result.best_against_control is None:
         return f"{text})."
     control_name, control_beta = result.best_control

@@ -165,7 +165,7 @@ def number(value: float | None, decimals: int = 3, signed: bool = False) -> str:
 
 
 def p_value(value: float) -> str:
-    """A p-value for a table: three decimals, or below which of them it lies."""
+    """A p-value for a table: three decimals, or < .001."""
     return "< .001" if value < 0.001 else number(value, 3).removeprefix("0")
 
 

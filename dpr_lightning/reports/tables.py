@@ -67,7 +67,7 @@ def preview_table(preview: Mapping[str, Any]) -> Table:
         title=f"Optimum of each reward ({own}; length {number(preview['length'], 1)})",
         title_justify="left",
         header_style="bold",
-        caption="▲ better  ▼ worse  ? out of the samples' reach  * looks best",
+        caption="▲ better  ▼ worse (each by itself, not corrected)  ? out of the samples' reach  * looks best",
         caption_justify="left",
     )
     table.add_column("reward")

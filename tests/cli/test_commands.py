@@ -25,6 +25,8 @@ from tests.tiny import write_tiny_policy
 from tests.training import quiet_trainer, write_adapter
 from tests.workspace import Workspace
 
+MARKS = {"better": "▲", "no detectable difference": "≈", "worse": "▼"}
+
 
 def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
@@ -127,7 +129,10 @@ def test_best_of_draws_a_curve_for_each_way_to_pick(
     assert all(list(ranking["best_of"]) == ["1", "2", "4", "6"] for ranking in found["rankings"])
     # One sample is one sample, whoever picks it.
     assert len({round(ranking["best_of"]["1"]["mean"], 12) for ranking in found["rankings"]}) == 1
-    assert "Best of n" in (tmp_path / "out" / "report.html").read_text()
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Best of n" in page
+    verdicts = [ranking["gain"]["verdict"] for ranking in found["rankings"]]
+    assert re.findall(r'<b class="\w+">(.)', page) == [MARKS[verdict] for verdict in verdicts]
     assert (
         main(["preview", *arguments[:6], *arguments[6:10], "--samples", "6", "--output", str(tmp_path / "p.json")]) == 0
     )
@@ -196,8 +201,7 @@ def test_quickstart_leaves_what_it_promises(quickstart_folder: Path) -> None:
         assert len(family) == 9
         assert [entry["p_holm"] for entry in family] == holm([entry["p_value"] for entry in family]).tolist()
     page = (quickstart_folder / "report.html").read_text()
-    marks = {"better": "▲", "no detectable difference": "≈", "worse": "▼"}
-    assert sorted(re.findall(r'<b class="\w+">(.)', page)) == sorted(marks[entry["verdict"]] for entry in entries)
+    assert sorted(re.findall(r'<b class="\w+">(.)', page)) == sorted(MARKS[entry["verdict"]] for entry in entries)
     assert metrics["verdict"].splitlines()[0] in page
     assert sum(line.count("(") for line in metrics["verdict"].splitlines()) == 10  # DPR and five others, two measures
     assert abs(metrics["arms"]["sft"]["reverse_kl"]) < 1e-3

@@ -5,8 +5,9 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from dpr_lightning.evaluation.statistics import pass_at_k
-from dpr_lightning.evaluation.verification import best_of_curve, in_words, verification
+from dpr_lightning.evaluation.comparisons import corrected
+from dpr_lightning.evaluation.statistics import MeanInterval, PairedComparison, pass_at_k
+from dpr_lightning.evaluation.verification import Ranking, best_of_curve, in_words, verification
 
 
 def test_curve_is_the_mean_over_all_subsets() -> None:
@@ -83,3 +84,25 @@ def test_refusals() -> None:
         best_of_curve([[1.0, float("nan")]], [[1.0, 0.0]], [1])
     with pytest.raises(ValueError, match="n counts from 1"):
         best_of_curve([[1.0, 2.0]], [[1.0, 0.0]], [3])
+
+
+def test_words_follow_the_verdicts_of_the_rankings() -> None:
+    """The ranking with the largest difference is not named if another one passes the correction and it does not."""
+
+    def interval(mean: float) -> MeanInterval:
+        return MeanInterval(mean, 0.01, mean - 0.02, mean + 0.02, 100)
+
+    gains = {
+        "noisy": PairedComparison(0.3, 0.15, 0.01, 0.59, 0.04, 100),
+        "sure": PairedComparison(0.1, 0.01, 0.08, 0.12, 0.001, 100),
+        "weak": PairedComparison(0.05, 0.03, -0.01, 0.11, 0.1, 100),
+        "oracle": PairedComparison(0.4, 0.01, 0.38, 0.42, 0.001, 100),
+    }
+
+    def words(*names: str) -> str:
+        judged = corrected({name: {"gain": gains[name]} for name in names})
+        curves = {name: {1: interval(0.5), 8: interval(0.5 + gains[name].difference)} for name in names}
+        return in_words([Ranking(name, 0.6, curves[name], {1: 9.0, 8: 9.0}, judged[name]["gain"]) for name in names])
+
+    assert "the best of 8 by sure scores 0.600" in words("noisy", "sure", "weak", "oracle")
+    assert "No ranking picks better than chance" in words("noisy", "weak", "oracle")
