@@ -7,6 +7,10 @@ PIP_ARGS ?=
 PYTEST_ARGS ?=
 # More options for the scoreboard, for example BENCH_ARGS="--workloads sft score".
 BENCH_ARGS ?=
+# Where `make gates` records results, or the record that it compares with.
+GATES ?= .cache/gates.json
+# More options for the gates, for example GATES_ARGS="--only resume 'dpr_*' --bound 1e-6".
+GATES_ARGS ?=
 # Tests run side by side.
 JOBS ?= 2
 
@@ -22,7 +26,7 @@ TYPES := .cache/types
 PEERS := .cache/peers
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev quickstart quickstart-smollm2 test test-slow chaos bench checks check-format check-lint format types lock clean
+.PHONY: help install install-dev quickstart quickstart-smollm2 test test-slow chaos gates bench checks check-format check-lint format types lock clean
 
 help: ## list the commands
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 22
@@ -42,6 +46,10 @@ test-slow: $(DEV_STAMP) ## the tests that take minutes
 
 chaos: $(DEV_STAMP) ## a hundred deaths of a run, each followed by the same command, then a comparison to the bit: minutes
 	rm -rf .cache/chaos && $(BIN)/python -m tests.reliability.chaos --kills $${KILLS:-100} --folder .cache/chaos
+
+gates: $(DEV_STAMP) ## results of every algorithm on fixed seeds: record them, or compare with the record: minutes
+	@if [ -e $(GATES) ]; then action=compare; else action=record; fi; \
+		$(BIN)/python -m tests.gates $$action $(GATES) $(GATES_ARGS)
 
 bench: $(DEV_STAMP) ## this package against TRL on the same work, into docs/performance.md: an hour on two idle cores
 	@test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
