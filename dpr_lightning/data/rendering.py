@@ -66,7 +66,7 @@ def render_turns(
                 f"follows, {_difference(prompt, through) or _difference(ended, whole)}. The policy would be "
                 f"trained on other tokens than it is asked with. {_remedy(prompt, form, len(trained) == 1)}"
             )
-        _check_closed(example, turn, messages[place], through[len(prompt) :], tokenizer, form)
+        _check_closed(example, turn, messages[: place + 1], through[len(prompt) :], tokenizer, form)
 
         def learnt_of(message: Message, index: int = place, start: int = len(prompt)) -> str:
             turns = (*messages[:index], message)
@@ -173,21 +173,26 @@ def _notice_unused(
 
 
 def _check_closed(
-    example: Example, turn: str, message: Message, said: str, tokenizer: PreTrainedTokenizerBase, form: Format
+    example: Example,
+    turn: str,
+    messages: Sequence[Message],
+    said: str,
+    tokenizer: PreTrainedTokenizerBase,
+    form: Format,
 ) -> None:
     """The template must end what the assistant says with a stop token, and the content must not hold one."""
-    check_no_stop(example, message.content, form)
+    check_no_stop(example, messages[-1].content, form)
     if said.rstrip().endswith(form.stops):
         return
     ends = said.rstrip()[-30:]
-    special = [token for token in map(str, tokenizer.all_special_tokens) if said.rstrip().endswith(token)]
-    if not special:
-        closing = re.search(r"<\|?[^<>\s]+\|?>$", said.rstrip())
-        special = [closing.group()] if closing and closing.group() in tokenizer.get_vocab() else []
+    closing = _closing_token(said, tokenizer)
+    # A token that ends this turn alone, such as that of a tool call, is no end of turns.
+    plain = render(example, (*messages[:-1], Message("assistant", "x")), tokenizer, form, prompt=False)
+    after = ", after the tool calls" if messages[-1].tool_calls else ""
     remedy = (
-        f"If sampling is to stop at {special[0]!r}, set end_of_turn: {special[0]!r}, or make it the tokenizer's EOS."
-        if special
-        else "Put {{ eos_token }} after the assistant's content in the chat template."
+        f"If sampling is to stop at {closing!r}, set end_of_turn: {closing!r}, or make it the tokenizer's EOS."
+        if closing is not None and closing == _closing_token(plain, tokenizer)
+        else f"Put {{{{ eos_token }}}} at the end of all that the chat template writes for the assistant{after}."
     )
     raise InputError(
         f"{example.place}, {turn}: the chat template does not close the assistant's turn with the EOS token "
@@ -244,3 +249,13 @@ def _difference(short: str, long: str) -> str:
         if expected != found:
             return f"at character {place}: {short[place : place + 30]!r} becomes {long[place : place + 30]!r}"
     return "" if len(short) <= len(long) else f"which drops {short[len(long) :][:30]!r}"
+
+
+def _closing_token(text: str, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The special token, or the token that looks like one, at the end of a text; None without."""
+    text = text.rstrip()
+    for token in map(str, tokenizer.all_special_tokens):
+        if text.endswith(token):
+            return token
+    closing = re.search(r"<\|?[^<>\s]+\|?>$", text)
+    return closing.group() if closing and closing.group() in tokenizer.get_vocab() else None

@@ -147,3 +147,27 @@ DOCUMENTS = """
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|start|>assistant\\n' }}{% endif %}
 """.strip()
+
+# GLM-4.5: an assistant's turn has no end; calls are written as tags, with an object's arguments one by one.
+GLM = r"""
+{%- for message in messages %}
+    {%- if message.role == 'user' %}{{- '<|user|>\n' + message.content }}
+    {%- elif message.role == 'assistant' %}
+        {{- '<|assistant|>\n<think></think>' }}
+        {%- if message.content.strip() %}{{- '\n' + message.content.strip() }}{% endif %}
+        {%- for call in message.tool_calls or [] %}
+            {%- if call.function %}{% set call = call.function %}{% endif %}
+            {{- '\n<tool_call>' + call.name }}
+            {%- for key, value in call.arguments.items() %}
+                {{- '\n<arg_key>' + key + '</arg_key>\n<arg_value>' }}
+                {{- value if value is string else value | tojson }}{{- '</arg_value>' }}
+            {%- endfor %}
+            {{- '\n</tool_call>' }}
+        {%- endfor %}
+    {%- elif message.role == 'tool' %}
+        {%- if messages[loop.index0 - 1].role != 'tool' %}{{- '<|observation|>' }}{% endif %}
+        {{- '\n<tool_response>\n' + message.content + '\n</tool_response>' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|assistant|>' }}{% endif %}
+""".strip()

@@ -16,7 +16,7 @@ from dpr_lightning.data.template_inputs import with_defaults
 from dpr_lightning.data.tokenized import tokenize_rows
 from dpr_lightning.errors import InputError
 from tests.data.conftest import make_tokenizer
-from tests.data.templates import CHATML, DOCUMENTS, LLAMA, MISTRAL, QWEN3, R1
+from tests.data.templates import CHATML, DOCUMENTS, GLM, LLAMA, MISTRAL, QWEN3, R1
 
 WriteRows = Callable[..., str]
 TOOLS = [
@@ -438,6 +438,28 @@ def test_what_a_template_refuses_is_explained(
             InputError, match=rf"f\.jsonl:7: the chat template refuses the {says}" if says[:5] == "roles" else says
         ):
             read(example, tokenizer, template)
+
+
+@pytest.mark.parametrize("calls", [False, True])
+def test_the_remedy_for_turns_without_an_end_works(calls: bool) -> None:
+    """Tags that end a tool call are tokens of such tokenizers, and no end of turns."""
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["<tool_call>", "</tool_call>", "</think>"])
+    turns = [{**turn, "weight": 1} if turn["role"] == "assistant" else turn for turn in WITH_TOOLS]
+    if not calls:
+        turns = [ASK, SAY, ASK, {**SAY, "content": "<think>hm</think>"}]
+    example = to_demonstration(row(messages=turns, tools=TOOLS))
+    with pytest.raises(InputError, match=r"Put \{\{ eos_token \}\} at the end of all that") as raised:
+        tokenize_example(example, tokenizer, GLM)
+    assert ("after the tool calls" in str(raised.value)) == calls
+    assert "end_of_turn" not in str(raised.value)
+    end = "    {%- elif message.role == 'tool' %}"
+    mended = GLM.replace(end, "        {{- eos_token }}\n" + end)
+    result = tokenize_example(example, tokenizer, mended)
+    learnt = tokenizer.decode([token for token, acted in zip(result.tokens, result.mask, strict=True) if acted])
+    assert learnt.count("<|end|>") == sum(turn["role"] == "assistant" for turn in turns)
+    assert ("</tool_call><|end|>" in learnt) == calls
+    assert learnt.endswith("<|end|>")
 
 
 def test_what_the_template_leaves_out_is_said_once_with_counts(
