@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from dpr_lightning.callbacks.run_ends import RunStopped, Stop, can_end_early, is_trial, step_of_total, stopped_by_time
-from dpr_lightning.errors import InputError
+from dpr_lightning.errors import InputError, counted
 from dpr_lightning.folders import WRITTEN, delete_folder
 from dpr_lightning.paths import Writes
 from dpr_lightning.policies import gathered_weights, is_sharded, save_policy
@@ -83,7 +83,7 @@ class ReferenceCheckpoints(Callback):
         if trainer.ckpt_path is None and not is_trial(trainer) and trainer.is_global_zero:
             self._report_earlier_run()
         if total < 2:
-            log.warning("A run of %d steps has no earlier checkpoint to serve as reference.", total)
+            log.warning("A run of %s has no earlier checkpoint to serve as reference.", counted(total, "step"))
             return
         for fraction in self.fractions:
             step = min(max(1, round(fraction * total)), total - 1)
@@ -177,9 +177,11 @@ class ReferenceCheckpoints(Callback):
             "ReferenceCheckpoints, or a `trainer.max_steps` that is reached."
         )
         log.warning(
-            "The run ended at %s, before the references of steps %s were due. %s",
+            "The run ended at %s, before %s due. %s",
             step_of_total(trainer),
-            ", ".join(map(str, missed)),
+            f"the reference of step {missed[0]} was"
+            if len(missed) == 1
+            else f"the references of steps {', '.join(map(str, missed))} were",
             reference,
         )
 

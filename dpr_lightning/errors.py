@@ -41,3 +41,8 @@ def last_line(error: BaseException) -> str:
     """As :func:`first_line`, of libraries that come to the point at the end."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[-1].strip()[:300]
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, as messages have it: ``1 step``, ``1,000 steps``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

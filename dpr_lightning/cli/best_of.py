@@ -11,7 +11,7 @@ import torch
 from dpr_lightning.cli.loading import best_device, console, progress_bar, verifier_named
 from dpr_lightning.cli.report import machine, save_report
 from dpr_lightning.data import PromptSet, Rows
-from dpr_lightning.errors import InputError
+from dpr_lightning.errors import InputError, counted
 from dpr_lightning.evaluation.answers import collect_answers
 from dpr_lightning.evaluation.reward_preview import default_forms
 from dpr_lightning.evaluation.verification import Ranking, in_words, verification
@@ -119,7 +119,10 @@ def best_of(
         | {"samples": samples, "max_new_tokens": max_new_tokens, "stop_strings": list(stop_strings)}
         | {"seed": seed, "dtype": dtype},
         machine=machine(),
-        notes=[f"{len(questions)} prompts. Curves are exact over all subsets of the {samples} samples of a prompt."],
+        notes=[
+            f"{counted(len(questions), 'prompt')}. Curves are exact over all subsets of the {samples} samples of a "
+            f"prompt."
+        ],
     )
     console.print(f"  report: {save_report(folder, content)}", highlight=False)
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.cli.loading import console, frozen_policy, progress_bar, verifier_named
 from dpr_lightning.data import PromptSet, Rows
-from dpr_lightning.errors import InputError
+from dpr_lightning.errors import InputError, counted
 from dpr_lightning.evaluation.answers import Answers, collect_answers
 from dpr_lightning.evaluation.statistics import mean_interval, pass_at_k
 from dpr_lightning.evaluation.tasks import write_jsonl
@@ -74,7 +74,7 @@ def generate(
             console.print(row["completion"], markup=False)
     else:
         write_jsonl(rows, output)
-        console.print(f"{len(rows)} answers: {output}")
+        console.print(f"{counted(len(rows), 'answer')}: {output}")
 
 
 def evaluate(

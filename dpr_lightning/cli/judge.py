@@ -7,6 +7,7 @@ from typing import Annotated
 
 from dpr_lightning.cli.loading import console, progress_bar
 from dpr_lightning.data import Rows, open_rows
+from dpr_lightning.errors import counted
 from dpr_lightning.evaluation.judge import JudgeReport, answers_of, match_answers, parse_verdict, summarise
 from dpr_lightning.evaluation.judge_endpoint import Endpoint, EndpointSpec
 from dpr_lightning.paths import Writes
@@ -39,7 +40,7 @@ def judge(
         replies = [parse_verdict(reply) for reply in asked.ask_all(questions, advance)]
     report = summarise(matches, list(zip(replies[::2], replies[1::2], strict=True)))
     console.print(_words(report), highlight=False)
-    console.print(f"{asked.asked} requests, ${asked.spent:.4f}; replies: {cache}", highlight=False)
+    console.print(f"{counted(asked.asked, 'request')}, ${asked.spent:.4f}; replies: {cache}", highlight=False)
     if output is not None:
         Path(output).parent.mkdir(parents=True, exist_ok=True)
         held = dataclasses.asdict(report) | {"requests": asked.asked, "dollars": asked.spent, "model": endpoint.model}
@@ -63,5 +64,5 @@ def _words(report: JudgeReport) -> str:
     if report.flips > 0.3:
         lines.append("It contradicts itself often: take another judge before believing the win rate.")
     if report.unreadable:
-        lines.append(f"{report.unreadable} prompts had a reply that could not be read, and do not count.")
+        lines.append(f"Not counted: {counted(report.unreadable, 'prompt')} with a reply that could not be read.")
     return "\n".join(lines)

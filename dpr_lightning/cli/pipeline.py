@@ -7,6 +7,7 @@ from typing import Any
 from dpr_lightning.cli.beside import beside
 from dpr_lightning.cli.stage_configs import DprSettings, continued_config, equal_compute_steps, on_cpu, stage_config
 from dpr_lightning.cli.stages import ARMS, announce, conclude, evaluate_policies, fit, preview
+from dpr_lightning.errors import counted
 from dpr_lightning.policies import load_tokenizer
 
 BESIDE = "beside.log"
@@ -76,7 +77,7 @@ def run_path(
         announce("5/6  Control: continued SFT at equal compute")
         control()
 
-        announce(f"6/6  Evaluation on {options['test']} prompts that nothing was trained on")
+        announce(f"6/6  Evaluation on {counted(options['test'], 'prompt')} that nothing was trained on")
         found = evaluate_policies(folder, sft, settings, ["dpr"], **evaluation)
         results = controls() | found
     conclude(

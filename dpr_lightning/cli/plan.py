@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dpr_lightning.cli.lightning import parse_lightning
 from dpr_lightning.data.demonstrations import DEFAULT_TOKEN_BUDGET
-from dpr_lightning.errors import InputError, first_line
+from dpr_lightning.errors import InputError, counted, first_line
 from dpr_lightning.modules.master_weights import MasterWeights
 from dpr_lightning.modules.memory import (
     Shape,
@@ -171,7 +171,7 @@ def _counted(config: dict[str, Any]) -> Plan:
     # Once its hooks were lifted for a rollout, DeepSpeed has to see a pass before it fetches ahead.
     lifted = bool(phases) and ranks.sampling_weights != "shards" and accumulate == 1
     own, learning = _shared_out(step, ranks, make, fetches_ahead=not lifted)
-    rows = f"{shape.rows} rows of {shape.length:,} tokens"
+    rows = f"{counted(shape.rows, 'row')} of {counted(shape.length, 'token')}"
     found = Plan(own | stays, phases | {f"learning from {rows}": learning})
     return _with_a_copy(found, spec, ranks) if phases and data["init_args"]["draw_ahead"] == "same" else found
 

@@ -15,7 +15,7 @@ from dpr_lightning.cli.arms import ArmResult
 from dpr_lightning.cli.curves import DPR_PANELS, SFT_PANELS, panels
 from dpr_lightning.cli.loading import console
 from dpr_lightning.cli.rewards import right_and_wrong
-from dpr_lightning.errors import InputError
+from dpr_lightning.errors import InputError, counted
 from dpr_lightning.evaluation.comparisons import corrected
 from dpr_lightning.evaluation.preview import describe
 from dpr_lightning.evaluation.reward_preview import RewardPreviewRun, form_name
@@ -95,7 +95,8 @@ def write_run_report(findings: Findings) -> Path:
         machine=machine(),
         notes=[
             f"Seed {findings.metrics['seed']}. Intervals: 95%, paired by prompt, bootstrap.",
-            f"Continued SFT ran {findings.metrics['continued_sft_steps']} steps, at least the FLOPs of the DPR phase.",
+            f"Continued SFT ran {counted(findings.metrics['continued_sft_steps'], 'step')}, "
+            "at least the FLOPs of the DPR phase.",
             "Reverse KL is Σ log π − log π_SFT over a sampled response, in nats; of greedy answers it is not measured.",
         ],
     )

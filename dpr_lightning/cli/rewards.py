@@ -11,6 +11,7 @@ from pyarrow.parquet import write_table
 
 from dpr_lightning.cli.loading import best_device, console, progress_bar
 from dpr_lightning.data import Rows, carried_format, open_rows, tokenize_rows
+from dpr_lightning.errors import counted
 from dpr_lightning.evaluation.answers import Answers
 from dpr_lightning.paths import REPORT_MARKS, ReadPath, Writes
 from dpr_lightning.policies import load_tokenizer
@@ -81,7 +82,10 @@ def rewards(
     ]
     write_table(Dataset.from_list(table).data.table, folder / "rewards.parquet")
     write_heatmap(folder / "heatmap.html", shown[:heatmap_rows], note=f"π_SFT: {sft}; references: {references}")
-    console.print(f"{len(data)} responses, {int(mask.sum())} tokens: {folder}/rewards.parquet, {folder}/heatmap.html")
+    console.print(
+        f"{counted(len(data), 'response')}, {counted(int(mask.sum()), 'token')}: {folder}/rewards.parquet, "
+        f"{folder}/heatmap.html"
+    )
 
 
 def token_responses(

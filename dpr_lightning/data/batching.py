@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dpr_lightning.errors import InputError
+from dpr_lightning.errors import InputError, counted
 
 MIXED = 2
 """Batches of a window, at least, so that an example meets others in the next epoch."""
@@ -149,7 +149,8 @@ class TokenBudgetBatchSampler:
         """Split the largest batches until their number is a multiple of ranks × accumulation, or else of ranks."""
         if self.shuffle and len(self.lengths) < self.world_size:
             raise InputError(
-                f"{len(self.lengths)} examples cannot be shared among {self.world_size} processes. Use fewer devices."
+                f"{counted(len(self.lengths), 'example')} cannot be shared among {self.world_size} processes. Use "
+                f"fewer devices."
             )
         for unit in (self.world_size * self.accumulate, self.world_size):
             target = -(-len(sizes) // unit) * unit

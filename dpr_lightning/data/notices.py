@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
+from dpr_lightning.errors import counted
+
 log = logging.getLogger(__name__)
 _NAMED = 12
 """Columns that a sentence names."""
@@ -58,16 +60,16 @@ class Notices:
 
     def lines(self) -> list[str]:
         """One sentence each, with the count; one for all columns that nothing is learnt from."""
-        lines = [f"{sentence} ({_rows(count)}, first {first})." for sentence, (count, first) in self.counts.items()]
+        lines = [
+            f"{sentence} ({counted(count, 'row')}, first {first})." for sentence, (count, first) in self.counts.items()
+        ]
         if self._columns:
-            named = ", ".join(f"{column!r} ({_rows(count)})" for column, count in self._columns.most_common(_NAMED))
+            named = ", ".join(
+                f"{column!r} ({counted(count, 'row')})" for column, count in self._columns.most_common(_NAMED)
+            )
             more = f" and {len(self._columns) - _NAMED:,} more" if len(self._columns) > _NAMED else ""
             lines.append(f"only verifiers read the columns {named}{more}.")
         return lines
-
-
-def _rows(count: int) -> str:
-    return f"{count:,} {'row' if count == 1 else 'rows'}"
 
 
 @rank_zero_only

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from dpr_lightning.data.notices import log_lines
 from dpr_lightning.data.tokenization import TokenizedExample
-from dpr_lightning.errors import InputError
+from dpr_lightning.errors import InputError, counted
 
 OverLength = Literal["error", "drop", "truncate"]
 
@@ -38,9 +38,9 @@ class TokenizationReport:
         """One line."""
         limit = "no limit" if self.limit is None else f"limit {self.limit:,}"
         return (
-            f"{self.source}: {self.rows:,} rows, {self.kept:,} kept, {self.dropped:,} dropped, {self.truncated:,} "
-            f"truncated; longest {self.longest:,} tokens ({limit}); {self.tokens:,} tokens, {self.acted_tokens:,} of "
-            "them to learn."
+            f"{self.source}: {counted(self.rows, 'row')}, {self.kept:,} kept, {self.dropped:,} dropped, "
+            f"{self.truncated:,} truncated; longest {counted(self.longest, 'token')} ({limit}); "
+            f"{counted(self.tokens, 'token')}, {self.acted_tokens:,} of them to learn."
         )
 
     def check_unknown(self, share: float) -> None:

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dpr_lightning.errors import InputError
+from dpr_lightning.errors import InputError, counted
 
 SHOWN = 3
 """Examples of an overlap that a message names."""
@@ -43,13 +43,14 @@ class OverlapReport:
     def __str__(self) -> str:
         """A line for each set and each pair that overlaps."""
         lines = [
-            f"{name}: {count:,} different prompts, {self.duplicates[name]:,} repetitions"
+            f"{name}: {counted(count, 'different prompt')}, {counted(self.duplicates[name], 'repetition')}"
             for name, count in self.prompts.items()
         ]
         for (first, second), count in self.shared.items():
             if count:
                 places = "; ".join(f"{here} = {there}" for here, there in self.examples[first, second])
-                lines.append(f"{first} and {second} share {count:,} prompts: {places}{' …' if count > SHOWN else ''}")
+                more = " …" if count > SHOWN else ""
+                lines.append(f"{first} and {second} share {counted(count, 'prompt')}: {places}{more}")
         return "\n".join(lines)
 
 

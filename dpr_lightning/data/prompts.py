@@ -20,7 +20,7 @@ from dpr_lightning.data.row_types import first_rows, locate, row_key
 from dpr_lightning.data.rows import Rows, open_rows
 from dpr_lightning.data.tokenization import tokenize_prompts
 from dpr_lightning.data.tokenized import CHUNK
-from dpr_lightning.errors import InputError
+from dpr_lightning.errors import InputError, counted
 from dpr_lightning.policies import check_positions
 
 
@@ -90,7 +90,8 @@ class PromptSet:
     def __str__(self) -> str:
         """One line."""
         longest = max(map(len, self.tokens), default=0)
-        return f"{self.file}: {len(self):,} prompts, longest {longest:,} tokens, {self.dropped:,} dropped as too long"
+        size = counted(len(self), "prompt")
+        return f"{self.file}: {size}, longest {longest:,} tokens, {self.dropped:,} dropped as too long"
 
     def where(self, place: int) -> str:
         """``file:number`` of a prompt."""

@@ -22,7 +22,7 @@ from dpr_lightning.data.rewarded import rewarded
 from dpr_lightning.data.rollout_loader import RolloutLoader
 from dpr_lightning.data.rows import Rows
 from dpr_lightning.distributed import mark, sum_over_ranks
-from dpr_lightning.errors import InputError
+from dpr_lightning.errors import InputError, counted
 from dpr_lightning.paths import ReadPath, Writes
 from dpr_lightning.policies import (
     AUTO,
@@ -199,7 +199,8 @@ class RewardDataModule(LightningDataModule):
         log.info("%s", report)
         if len(self.prompts) < self.prompts_per_rollout:
             raise InputError(
-                f"{self.prompts.file} has {len(self.prompts)} prompts and a rollout takes {self.prompts_per_rollout}. "
+                f"{self.prompts.file} has {counted(len(self.prompts), 'prompt')} and a rollout takes "
+                f"{self.prompts_per_rollout}. "
                 "Lower `data.prompts_per_rollout`, or bring more prompts."
             )
 

@@ -20,7 +20,7 @@ from dpr_lightning.data.row_streams import (
     suffix_of,
 )
 from dpr_lightning.data.row_types import Row, RowSource, file_hash
-from dpr_lightning.errors import InputError
+from dpr_lightning.errors import InputError, counted
 
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -192,7 +192,8 @@ class TableRows(TextRows):
                 continue
             if len(cells) != len(names):
                 raise InputError(
-                    f"{self.name}:{number} has {len(cells)} cells and the table {len(names)} columns. Is a text with "
+                    f"{self.name}:{number} has {counted(len(cells), 'cell')} and the table "
+                    f"{counted(len(names), 'column')}. Is a text with "
                     f"{delimiter!r} in it without quotes around it?"
                 )
             rows += 1

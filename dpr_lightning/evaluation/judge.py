@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from dpr_lightning.data import Row
-from dpr_lightning.errors import InputError
+from dpr_lightning.errors import InputError, counted
 from dpr_lightning.evaluation.statistics import MeanInterval, Verdict, mean_interval, paired_comparison, verdict
 
 Winner = Literal["A", "B", "tie"]
@@ -90,8 +90,8 @@ def match_answers(first: Mapping[str, str], second: Mapping[str, str]) -> list[M
     missing = [prompt for prompt in (*first, *second) if prompt not in first or prompt not in second]
     if missing:
         raise InputError(
-            f"{len(missing)} prompts have an answer of one policy alone; the first is {missing[0][:60]!r}. Let both "
-            "answer the same file of prompts."
+            f"{counted(len(missing), 'prompt')} with an answer of one policy alone; the first is {missing[0][:60]!r}. "
+            "Let both answer the same file of prompts."
         )
     return [Match(prompt, answer, second[prompt]) for prompt, answer in first.items()]
 

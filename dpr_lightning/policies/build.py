@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from dpr_lightning.errors import InputError
+from dpr_lightning.errors import InputError, counted
 from dpr_lightning.policies.adapters import (
     add_adapter,
     base_remedy,
@@ -214,8 +214,9 @@ def _refuse_random_weights(source: str, info: dict[str, Any]) -> None:
     if other:
         name, found, expected = other[0]
         raise InputError(
-            f"{source!r} holds {len(other)} weights of another size than its config.json describes (first: {name}, "
-            f"{tuple(found)} instead of {tuple(expected)}). Put the config.json beside them that they were saved with."
+            f"{source!r} holds {counted(len(other), 'weight')} of another size than its config.json describes (first: "
+            f"{name}, {tuple(found)} instead of {tuple(expected)}). Put the config.json beside them that they were "
+            f"saved with."
         )
 
 

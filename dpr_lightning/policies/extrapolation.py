@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from dpr_lightning.errors import InputError
+from dpr_lightning.errors import InputError, counted
 
 
 @torch.no_grad()
@@ -23,8 +23,8 @@ def extrapolate_weights(policy: nn.Module, reference: nn.Module, strength: float
     if shapes != {name: weight.shape for name, weight in earlier.items()}:
         differing = sorted(name for name in {*weights, *earlier} if shapes.get(name) != _shape(earlier.get(name)))
         raise InputError(
-            f"The policy and the reference differ in {len(differing)} weights or their shapes (first: {differing[0]}). "
-            "Extrapolation takes two checkpoints of one run."
+            f"The policy and the reference differ in {counted(len(differing), 'weight')} or their shapes (first: "
+            f"{differing[0]}). Extrapolation takes two checkpoints of one run."
         )
     for name, weight in weights.items():
         before = earlier[name].to(weight.device).float()

@@ -9,7 +9,7 @@ from torch import nn
 from torch.distributed.checkpoint import format_utils, state_dict_loader
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
-from dpr_lightning.errors import InputError, last_line
+from dpr_lightning.errors import InputError, counted, last_line
 from dpr_lightning.policies.merging import has_adapters
 from dpr_lightning.policies.reading import UNREADABLE, complaint
 
@@ -78,6 +78,6 @@ def load_lightning_weights(model: nn.Module, checkpoint: str) -> None:
     trained = [name for name in missing if name in adapter or not weights]
     if unexpected or trained or not weights:
         raise InputError(
-            f"The checkpoint {checkpoint!r} holds another architecture: {len(missing)} weights are missing and "
-            f"{len(unexpected)} are unknown (first: {(unexpected or missing or ['none'])[0]})."
+            f"The checkpoint {checkpoint!r} holds another architecture: {counted(len(missing), 'weight')} missing and "
+            f"{len(unexpected)} unknown (first: {(unexpected or missing or ['none'])[0]})."
         )

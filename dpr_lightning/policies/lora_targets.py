@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
-from dpr_lightning.errors import InputError
+from dpr_lightning.errors import InputError, counted
 from dpr_lightning.policies.capabilities import experts_of
 from dpr_lightning.policies.spec import LoraSpec
 
@@ -80,7 +80,8 @@ def tell_targets(adapted: Any, spec: LoraSpec, fused: list[str]) -> None:
         getattr(weight, "ds_numel", weight.numel()) for weight in adapted.parameters() if weight.requires_grad
     )
     listed = ", ".join(f"{name} {number}" for name, number in count.most_common())
-    rank_zero_info(f"LoRA of rank {spec.rank} on {len(names):,} layers ({listed}): {weights:,} weights are trained.")
+    layers = counted(len(names), "layer")
+    rank_zero_info(f"LoRA of rank {spec.rank} on {layers} ({listed}): {weights:,} weights are trained.")
     if fused and not spec.target_parameters and spec.target_modules == ALL_LINEAR:
         log.warning(
             "The experts of this model are fused weights (%s), which `all-linear` does not reach: they get no adapter. "

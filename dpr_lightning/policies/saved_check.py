@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from dpr_lightning.errors import InputError
+from dpr_lightning.errors import InputError, counted
 from dpr_lightning.policies.adapters import load_adapter, resolve_adapter
 from dpr_lightning.policies.architectures import auto_class
 from dpr_lightning.policies.decoders import inside_of_adapters
@@ -107,7 +107,7 @@ def check_saved_policy(target: Path, model: nn.Module, spec: PolicySpec, expecte
             again, report = reader.from_pretrained(target, output_loading_info=True, **options)
             if report["missing_keys"] or report["unexpected_keys"]:
                 wrong = sorted((*report["missing_keys"], *report["unexpected_keys"]))
-                raise _differs(target, f"{len(wrong)} weights are missing or unknown (first: {wrong[0]})")
+                raise _differs(target, f"{counted(len(wrong), 'weight')} missing or unknown (first: {wrong[0]})")
         again = again.to(next(model.parameters()).device)
         found = difference(expected, probe(again, probe_tokens(model)))
     finally:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dpr_lightning.errors import InputError
+from dpr_lightning.errors import InputError, counted
 from dpr_lightning.policies import (
     AUTO,
     PolicySpec,
@@ -139,7 +139,8 @@ def device_to_draw_on(name: str, ranks: int) -> torch.device | None:
         raise InputError(f"`draw_ahead` is {name!r}, and {ranks} ranks would all draw there. Say `same`.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(
-            f"`draw_ahead` is {name!r}, and this process sees {torch.cuda.device_count()} GPUs. Say `same`, or let it "
+            f"`draw_ahead` is {name!r}, and this process sees {counted(torch.cuda.device_count(), 'GPU')}. Say "
+            f"`same`, or let it "
             "see more (CUDA_VISIBLE_DEVICES)."
         )
     return device

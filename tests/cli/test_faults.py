@@ -16,6 +16,7 @@ from dpr_lightning.cli import main as cli
 from dpr_lightning.cli.faults import explain
 from dpr_lightning.cli.library_errors import refusal
 from dpr_lightning.cli.origins import origin
+from dpr_lightning.errors import counted
 from tests.workspace import Workspace, make_workspace, write_dpr_config, write_sft_config
 
 PRINTER = "from lightning import Callback\n\n\nclass Printer(Callback):\n    pass\n"
@@ -160,3 +161,7 @@ def test_modules_log_what_they_declare(stage: str, tmp_path: Path, workspace: Wo
     assert logged <= declared
     only_sometimes = {"rollout/outcome", "rollout/sampler_gap", "rollout/importance_truncated", "rollout/verifier"}
     assert declared - logged <= only_sometimes
+
+
+def test_numbers_stand_with_their_nouns() -> None:
+    assert [counted(number, "step") for number in (0, 1, 2, 1000)] == ["0 steps", "1 step", "2 steps", "1,000 steps"]

@@ -187,7 +187,7 @@ def test_replies_that_say_nothing(
     output = tmp_path / "judged.json"
     assert ask("--output", str(output)) == 0
     assert json.loads(output.read_text())["unreadable"] == 1
-    assert "1 prompts had a reply that could not be read" in capsys.readouterr().out
+    assert "Not counted: 1 prompt with a reply that could not" in capsys.readouterr().out
     (tmp_path / "replies.jsonl").unlink()
     server.reply = lambda _: says('{"winner": "C"}')
     assert ask() == 2

@@ -185,7 +185,7 @@ def test_validation_is_held_out_by_prompt(
     assert all("completion" in metadata for metadata in prompts.metadata)
     other = write_rows([{"prompt": "What is 3?" if shared else "What is 99?", "completion": "x"}], "other.jsonl")
     if shared:
-        with pytest.raises(InputError, match="training and validation share 1 prompts"):
+        with pytest.raises(InputError, match="training and validation share 1 prompt:"):
             make(validation=other).setup()
         make(validation=other, allow_overlap=True).setup()
     else:

@@ -124,7 +124,7 @@ def test_a_table_is_text_and_an_empty_cell_a_missing_key(tmp_path: Path) -> None
     ("content", "says"),
     [
         (b"prompt,completion\n", "holds no rows"),
-        (b"prompt,completion\na\n", r"a\.csv:2 has 1 cells and the table 2 columns"),
+        (b"prompt,completion\na\n", r"a\.csv:2 has 1 cell and the table 2 columns"),
         (b"prompt,completion\na,b\na,b, c\n", r"a\.csv:3 has 3 cells"),
         (b"prompt,prompt\na,b\n", "two columns are called 'prompt'"),
         (b"prompt,\na,b\n", "column 2 has no name"),
