@@ -14,9 +14,11 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from dpr_lightning.callbacks.run_ends import limit_time_of_process
+from dpr_lightning.cli.averages import check_averages
 from dpr_lightning.cli.configs import config_files
 from dpr_lightning.cli.library_errors import refusal
 from dpr_lightning.cli.monitors import check_monitors
+from dpr_lightning.cli.option_names import with_full_names
 from dpr_lightning.cli.path_checks import protected
 from dpr_lightning.cli.resume import ANEW, evaluate_from, report_replaced_tables, resume_from, what_is_saved
 from dpr_lightning.cli.run_paths import separate_evaluation_logs, uses_of_run
@@ -43,7 +45,13 @@ class DprCLI(LightningCLI):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         with ExitStack() as self.locks:
-            super().__init__(*arguments, **options)
+            try:
+                super().__init__(*arguments, **options)
+            except InputError as error:
+                config = getattr(self, "config", {}).get(getattr(self, "subcommand", ""))
+                if config is None:
+                    raise
+                raise InputError(with_full_names(str(error), config.as_dict())) from error
 
     def _parse_ckpt_path(self) -> None:
         """Leave hyper-parameters alone: what the command line says wins over what a checkpoint remembers."""
@@ -109,6 +117,7 @@ class DprCLI(LightningCLI):
         """Find the checkpoint to go on from; limits of time count from the start of this process."""
         limit_time_of_process(self.trainer, saved_at_stop=False)
         check_monitors(self.trainer, self.model, self.datamodule)
+        check_averages(self.trainer)
         config = self.config_init["fit"]
         config["ckpt_path"] = resume_from(self.trainer, config.get("ckpt_path"), self.config["fit"].as_dict())
         if config["ckpt_path"] is None:
