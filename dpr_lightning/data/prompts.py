@@ -90,8 +90,8 @@ class PromptSet:
     def __str__(self) -> str:
         """One line."""
         longest = max(map(len, self.tokens), default=0)
-        size = counted(len(self), "prompt")
-        return f"{self.file}: {size}, longest {longest:,} tokens, {self.dropped:,} dropped as too long"
+        prompts = counted(len(self), "prompt")
+        return f"{self.file}: {prompts}, longest {longest:,} tokens, {self.dropped:,} dropped as too long"
 
     def where(self, place: int) -> str:
         """``file:number`` of a prompt."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dpr_lightning.errors import InputError, first_line, last_line
+from dpr_lightning.errors import InputError, counted, first_line, last_line
 from dpr_lightning.policies.architectures import parts_without_text
 from dpr_lightning.policies.lora_targets import ALL_LINEAR, check_targets, fused_experts, tell_targets
 from dpr_lightning.policies.reading import UNREADABLE
@@ -141,7 +141,7 @@ def changes_nothing_else(folder: str | Path, policy: nn.Module) -> bool:
 def base_remedy(folder: str | Path) -> str:
     """What to do where the base of the adapter in ``folder`` is not where it was."""
     ours, theirs = Path(folder) / DESCRIPTION, Path(folder) / ADAPTER_CONFIG
-    entry = f"`source` in {ours}" if ours.is_file() else f"`base_model_name_or_path` in {theirs}"
+    entry = f"'source' in {ours}" if ours.is_file() else f"'base_model_name_or_path' in {theirs}"
     return (
         f"Set {entry} to where it is now; or, where a policy is trained, name the base as `model.policy.source` and "
         "the adapter as `model.policy.checkpoint`."
@@ -269,8 +269,9 @@ def load_adapter(model: nn.Module, folder: str | Path, *, trainable: bool, name:
     wrong = [*result.missing_keys, *result.unexpected_keys]
     if wrong:
         raise InputError(
-            f"The adapter in {str(folder)!r} does not fit this base: it lacks {len(result.missing_keys)} weights of "
-            f"the layers that it changes, and has {len(result.unexpected_keys)} for layers that are not there (first: "
+            f"The adapter in {str(folder)!r} does not fit this base: it lacks "
+            f"{counted(len(result.missing_keys), 'weight')} of the layers that it changes, and has "
+            f"{len(result.unexpected_keys)} for layers that are not there (first: "
             f"{wrong[0]}). Was it trained on another model?"
         )
     loaded: nn.Module = adapted

@@ -226,13 +226,13 @@ def test_the_remedies_for_a_base_that_is_gone(tmp_path: Path) -> None:
     save(tmp_path / "base", tmp_path / "adapter", LoraSpec(rank=2))
     shutil.move(tmp_path / "base", tmp_path / "out of sight")
     adapter = str(tmp_path / "adapter")
-    with pytest.raises(InputError, match=r"base' of the adapter .* is not there\. Set `source` in .*dpr_policy\.json"):
+    with pytest.raises(InputError, match=r"base' of the adapter .* is not there\. Set 'source' in .*dpr_policy\.json"):
         build_policy(PolicySpec(source=adapter), trainable=False)
     build_policy(PolicySpec(source=str(tmp_path / "out of sight"), checkpoint=adapter, lora=LoraSpec(rank=2)))
     change(tmp_path / "adapter" / "dpr_policy.json", source=str(tmp_path / "out of sight"))
     build_policy(PolicySpec(source=adapter), trainable=False)
     (tmp_path / "adapter" / "dpr_policy.json").unlink()
-    with pytest.raises(InputError, match=r"Set `base_model_name_or_path` in .*adapter_config\.json"):
+    with pytest.raises(InputError, match=r"Set 'base_model_name_or_path' in .*adapter_config\.json"):
         build_policy(PolicySpec(source=adapter), trainable=False)
     change(tmp_path / "adapter" / "adapter_config.json", base_model_name_or_path=str(tmp_path / "out of sight"))
     build_policy(PolicySpec(source=adapter), trainable=False)

@@ -347,7 +347,7 @@ CASES: dict[str, dict[str, Case]] = {
             lambda kit: kit.rows(
                 _chat(ASK, SAY), chat_template=CHAT_TEMPLATE, chat_template_kwargs={"enable_thinking": False}
             ),
-            ("`chat_template_kwargs`", "'enable_thinking'"),
+            ("`data.chat_template_kwargs`", "'enable_thinking'"),
         ),
         "a pad token that is no token": Case(
             lambda kit: kit.fit(policy={"source": kit.workspace.sft, "pad_token": "<nothing>"}),
