@@ -142,7 +142,8 @@ def judge(recorded: Values, result: Values, bound: float | None = None) -> Verdi
     if not differences:
         return Verdict(True, "equal" + note)
     passed = bound is not None and all(difference.is_within(bound) for difference in differences)
-    worst = max(differences, key=lambda difference: (difference.relative, difference.absolute))
+    values = [difference for difference in differences if not difference.key.endswith(HASH)]
+    worst = max(values or differences, key=lambda difference: (difference.relative, difference.absolute))
     floats = [difference for difference in differences if math.isfinite(difference.absolute)]
     largest = (
         f"; floats by at most {max(difference.absolute for difference in floats):.3g}, "

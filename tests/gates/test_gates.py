@@ -55,6 +55,7 @@ def test_a_missing_key_differs_and_a_renamed_one_is_reported() -> None:
 def test_a_bound_accepts_floats_close_by_and_compares_no_hashes() -> None:
     close = RECORDED | {"weights: sha256": "cd", "weights: norm": 2.0 + 1e-7}
     assert not judge(RECORDED, close).passed
+    assert judge(RECORDED, close).line.startswith("differs: 2 values, weights: norm was 2.0 and is 2.0000001")
     verdict = judge(RECORDED, close, bound=1e-6)
     assert verdict.passed
     assert verdict.line.startswith(
