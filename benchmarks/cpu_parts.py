@@ -22,18 +22,17 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.lean_layers import SMOLLM2_135M
-from dpr_lightning.functional import block_attention
-from dpr_lightning.functional.head import head_logprobs, head_loss
-from dpr_lightning.host_memory import keep_freed_memory
-from dpr_lightning.kernels import LaidOut, calling
-from dpr_lightning.modules.master_weights import MasterWeights
-from dpr_lightning.modules.one_pass import in_one_pass
-from dpr_lightning.policies import acted_loss
-from dpr_lightning.policies.lean_layers import _gated_backward, _Norm, keep_less
+from dpr_lightning.engine import acted_loss, block_attention, head_logprobs, head_loss
+from dpr_lightning.engine.decoding import draw
+from dpr_lightning.engine.decoding.decode_batch import Batch
+from dpr_lightning.engine.decoding.packed_linear import _ByOneDnn
+from dpr_lightning.engine.fused_optimizer import in_one_pass
+from dpr_lightning.engine.host_memory import keep_freed_memory
+from dpr_lightning.engine.kernels import calling
+from dpr_lightning.engine.kernels.decoding_kernels import LaidOut
+from dpr_lightning.engine.master_weights import MasterWeights
+from dpr_lightning.engine.recompute import _gated_backward, _Norm, keep_less
 from dpr_lightning.rollouts import SamplingOptions, sample
-from dpr_lightning.rollouts.batch import Batch
-from dpr_lightning.rollouts.drawing import draw
-from dpr_lightning.rollouts.products import _ByOneDnn
 
 HEADS, SHARED, WIDTH, TOKENS = 9, 3, 64, 2048
 ROWS = (1, 4, 8, 16, 32, 64, 128, 256)

@@ -13,8 +13,8 @@ from collections.abc import Callable
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from dpr_lightning.policies import acted_logprobs, acted_loss
-from dpr_lightning.policies.lean_layers import keep_less
+from dpr_lightning.engine import acted_logprobs, acted_loss
+from dpr_lightning.engine.recompute import keep_less
 
 SMOLLM2_135M = {
     "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,

@@ -10,8 +10,9 @@ import time
 
 import torch
 
+from dpr_lightning.engine import action_logits
 from dpr_lightning.functional import sft_loss, token_logprobs
-from dpr_lightning.policies import PolicySpec, action_logits, build_policy, create_toy_policy
+from dpr_lightning.policies import PolicySpec, build_policy, create_toy_policy
 
 STEPS = 8
 

@@ -22,7 +22,10 @@ from benchmarks.scoreboard.material import write_material
 from benchmarks.scoreboard.ours import WORK
 from benchmarks.scoreboard.run import gemm_rate
 from benchmarks.scoreboard.workloads import CPU, SHAPES, least_operations
-from dpr_lightning.kernels import attention, calling, decoding, learning
+from dpr_lightning.engine.kernels import attention_kernels as attention
+from dpr_lightning.engine.kernels import calling
+from dpr_lightning.engine.kernels import decoding_kernels as decoding
+from dpr_lightning.engine.kernels import training_kernels as learning
 
 LAID_OUT, KERNEL = "mkldnn::_linear_pointwise", "kernel "
 """Products, and names of functions, whose operations the profiler does not count."""

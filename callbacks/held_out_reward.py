@@ -7,8 +7,8 @@ from lightning import Trainer
 
 from dpr_lightning.callbacks.periodic_evaluation import PeriodicEvaluation
 from dpr_lightning.data import carried_format, open_rows, tokenize_rows
+from dpr_lightning.engine import sequence_logprobs
 from dpr_lightning.functional import masked_mean
-from dpr_lightning.policies import sequence_logprobs
 from dpr_lightning.types import DemonstrationBatch
 
 

@@ -46,7 +46,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 import yaml  # noqa: E402
 
-from dpr_lightning.kernels import calling  # noqa: E402
+from dpr_lightning.engine.kernels import calling  # noqa: E402
 from tests.tiny import write_tiny_policy  # noqa: E402
 
 torch.set_num_threads(_THREADS)

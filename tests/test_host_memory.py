@@ -15,7 +15,7 @@ SIZE, TIMES, PAGE = 64 * 2**20, 10, 4096
 PROGRAM = f"""
 import resource
 import torch
-from dpr_lightning.host_memory import keep_freed_memory, memory_given_back
+from dpr_lightning.engine.host_memory import keep_freed_memory, memory_given_back
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt

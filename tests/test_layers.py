@@ -14,8 +14,8 @@ PACKAGE = "dpr_lightning"
 GROUND = "ground"
 LEVELS = {
     GROUND: 0,
-    "kernels": 1,
-    "functional": 2,
+    "functional": 1,
+    "engine": 2,
     "policies": 3,
     "rollouts": 4,
     "rewards": 4,

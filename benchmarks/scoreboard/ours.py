@@ -13,9 +13,10 @@ from benchmarks.scoreboard.gate import Gate
 from benchmarks.scoreboard.gradients import write_gradients
 from benchmarks.scoreboard.workloads import Workload
 from dpr_lightning.data import DemonstrationDataModule, RewardDataModule
-from dpr_lightning.host_memory import keep_freed_memory
+from dpr_lightning.engine import sequence_logprobs
+from dpr_lightning.engine.host_memory import keep_freed_memory
 from dpr_lightning.modules import CreditSpec, DensePathReinforce, SupervisedIRL
-from dpr_lightning.policies import PolicySpec, build_policy, sequence_logprobs
+from dpr_lightning.policies import PolicySpec, build_policy
 from dpr_lightning.rewards import RewardSpec
 from dpr_lightning.rollouts import SamplingOptions, sample
 

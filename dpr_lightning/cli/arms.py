@@ -11,11 +11,12 @@ from transformers import PreTrainedTokenizerBase
 from dpr_lightning.cli.loading import progress_bar
 from dpr_lightning.data import PromptSet
 from dpr_lightning.data.ground_truth import Verifier
+from dpr_lightning.engine.decoding import Combine, only
 from dpr_lightning.evaluation.answers import Answers, collect_answers, judge_answers
 from dpr_lightning.evaluation.selection import best_of
 from dpr_lightning.policies import special_tokens
 from dpr_lightning.rewards import DenseReward
-from dpr_lightning.rollouts import Combine, SamplingOptions, only
+from dpr_lightning.rollouts import SamplingOptions
 from dpr_lightning.types import Rollouts
 
 

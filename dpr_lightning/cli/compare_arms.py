@@ -30,13 +30,13 @@ from dpr_lightning.cli.stage_configs import (
 )
 from dpr_lightning.cli.stages import STAGE_FILES, VERIFIER, fit
 from dpr_lightning.data import PromptSet
+from dpr_lightning.engine.decoding import Combine, only
 from dpr_lightning.errors import InputError
 from dpr_lightning.folders import clear_run
 from dpr_lightning.policies import load_tokenizer
 from dpr_lightning.policies.extrapolation import extrapolate_weights
 from dpr_lightning.rewards import DenseReward, RewardSpec, decode_time_optimum
 from dpr_lightning.rewards.cache import content_hash
-from dpr_lightning.rollouts import Combine, only
 
 
 class SeedRun:

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.cli.loading import console, frozen_policy, progress_bar, verifier_named
 from dpr_lightning.data import PromptSet, Rows
+from dpr_lightning.engine.decoding import Combine, only
 from dpr_lightning.errors import InputError, counted
 from dpr_lightning.evaluation.answers import Answers, collect_answers
 from dpr_lightning.evaluation.statistics import mean_interval, pass_at_k
@@ -17,7 +18,7 @@ from dpr_lightning.evaluation.tasks import write_jsonl
 from dpr_lightning.paths import ReadPath, Writes
 from dpr_lightning.policies.frozen import check_one_vocabulary
 from dpr_lightning.rewards import RewardSpec, decode_time_optimum
-from dpr_lightning.rollouts import Combine, SamplingOptions, only
+from dpr_lightning.rollouts import SamplingOptions
 
 
 def generate(

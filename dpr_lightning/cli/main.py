@@ -70,7 +70,7 @@ def _settle_libraries() -> None:
     import torch
     from transformers.utils import logging as transformers_logging
 
-    from dpr_lightning.host_memory import keep_freed_memory
+    from dpr_lightning.engine.host_memory import keep_freed_memory
 
     if not torch.accelerator.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")

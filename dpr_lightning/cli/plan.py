@@ -14,8 +14,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dpr_lightning.cli.lightning import parse_lightning
 from dpr_lightning.data.demonstrations import DEFAULT_TOKEN_BUDGET
+from dpr_lightning.engine import is_known_decoder, token_budget_for, weight_bytes
+from dpr_lightning.engine.decoding import laid_out_bytes
+from dpr_lightning.engine.master_weights import MasterWeights
+from dpr_lightning.engine.output_head import bare_head
 from dpr_lightning.errors import InputError, counted, first_line
-from dpr_lightning.modules.master_weights import MasterWeights
 from dpr_lightning.modules.memory import (
     Shape,
     StepMemory,
@@ -26,12 +29,11 @@ from dpr_lightning.modules.memory import (
     scoring_memory,
     training_memory,
 )
-from dpr_lightning.policies import LoraSpec, PolicySpec, is_known_decoder, token_budget_for, weight_bytes
+from dpr_lightning.policies import LoraSpec, PolicySpec
 from dpr_lightning.policies.adapters import is_adapter
 from dpr_lightning.policies.outline import GroupedProducts, materialise, outline_policy
-from dpr_lightning.policies.plain_head import bare_head
 from dpr_lightning.policies.sharding import layer_names
-from dpr_lightning.rollouts import SamplingOptions, laid_out_bytes
+from dpr_lightning.rollouts import SamplingOptions
 
 ZERO = {"Zero1Strategy": 1, "Zero2Strategy": 2, "Zero3Strategy": 3}
 WHAT_HELPS = "--what_helps"

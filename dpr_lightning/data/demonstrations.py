@@ -24,9 +24,10 @@ from dpr_lightning.data.row_columns import check_columns
 from dpr_lightning.data.rows import Rows, open_rows
 from dpr_lightning.data.token_cache import cache_key, load_or_tokenize
 from dpr_lightning.data.tokenized import TokenizedDataset, tokenize_rows
+from dpr_lightning.engine import check_positions
 from dpr_lightning.errors import InputError
 from dpr_lightning.paths import ReadPath, Writes
-from dpr_lightning.policies import PolicySpec, check_positions, load_tokenizer
+from dpr_lightning.policies import PolicySpec, load_tokenizer
 from dpr_lightning.policies.adapters import resolve_adapter
 from dpr_lightning.policies.special_tokens import token_id
 

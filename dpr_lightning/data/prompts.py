@@ -20,8 +20,8 @@ from dpr_lightning.data.row_types import first_rows, locate, row_key
 from dpr_lightning.data.rows import Rows, open_rows
 from dpr_lightning.data.tokenization import tokenize_prompts
 from dpr_lightning.data.tokenized import CHUNK
+from dpr_lightning.engine import check_positions
 from dpr_lightning.errors import InputError, counted
-from dpr_lightning.policies import check_positions
 
 
 def check_prompt_positions(model: nn.Module, prompts: "PromptSet", new_tokens: int, option: str) -> None:

@@ -22,18 +22,10 @@ from dpr_lightning.data.rewarded import rewarded
 from dpr_lightning.data.rollout_loader import RolloutLoader
 from dpr_lightning.data.rows import Rows
 from dpr_lightning.distributed import mark, sum_over_ranks
+from dpr_lightning.engine import default_token_budget, sequence_logprobs, shares_prompts
 from dpr_lightning.errors import InputError, counted
 from dpr_lightning.paths import ReadPath, Writes
-from dpr_lightning.policies import (
-    AUTO,
-    PolicySpec,
-    Weights,
-    default_token_budget,
-    load_tokenizer,
-    sequence_logprobs,
-    shares_prompts,
-    special_tokens,
-)
+from dpr_lightning.policies import AUTO, PolicySpec, Weights, load_tokenizer, special_tokens
 from dpr_lightning.policies.tokenizers import same_vocabulary
 from dpr_lightning.rewards import SFT, DenseReward, RewardSpec
 from dpr_lightning.rewards.cache import policy_hash

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from dpr_lightning.policies import micro_batches
+from dpr_lightning.engine import micro_batches
 from dpr_lightning.types import RolloutBatch
 
 

@@ -13,16 +13,10 @@ from dpr_lightning.data.demonstrations import DemonstrationDataModule
 from dpr_lightning.data.loader import DemonstrationLoader
 from dpr_lightning.data.rows import Rows
 from dpr_lightning.data.tokenized import TokenizedDataset
+from dpr_lightning.engine import model_device, sequence_logprobs
 from dpr_lightning.errors import InputError
 from dpr_lightning.paths import ReadPath
-from dpr_lightning.policies import (
-    AUTO,
-    FrozenPolicies,
-    PolicySpec,
-    model_device,
-    sequence_logprobs,
-    special_tokens,
-)
+from dpr_lightning.policies import AUTO, FrozenPolicies, PolicySpec, special_tokens
 from dpr_lightning.rollouts import SamplingOptions, sample
 from dpr_lightning.types import DemonstrationBatch, SelfPlayBatch
 

@@ -8,8 +8,10 @@ from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.data.ground_truth import Verifier, check_ground_truth, verifier_scores
 from dpr_lightning.data.prompts import PromptSet, check_prompt_positions
-from dpr_lightning.policies import SpecialTokens, sequence_logprobs, special_tokens
-from dpr_lightning.rollouts import Combine, SamplingOptions, decode_answers, only, sample
+from dpr_lightning.engine import sequence_logprobs
+from dpr_lightning.engine.decoding import Combine, only
+from dpr_lightning.policies import SpecialTokens, special_tokens
+from dpr_lightning.rollouts import SamplingOptions, decode_answers, sample
 from dpr_lightning.types import Rollouts
 
 

@@ -4,7 +4,6 @@ float64 in, float64 out; half precision is raised to float32. ``mask`` is True w
 nothing outside it, NaN included, reaches a value or a gradient. ``logits[b, t]`` predicts ``tokens[b, t]``.
 """
 
-from dpr_lightning.functional.attention import block_attention, rotate, turned_sine
 from dpr_lightning.functional.baselines import (
     SumOverRanks,
     batch_baseline,
@@ -13,7 +12,6 @@ from dpr_lightning.functional.baselines import (
     response_baseline,
     whiten,
 )
-from dpr_lightning.functional.head import ActionValues, HeadLoss, TokenLoss, head_logprobs, head_loss
 from dpr_lightning.functional.imitation import ValueForm, dft_loss, iq_learn_loss, sft_loss
 from dpr_lightning.functional.importance import truncated_importance
 from dpr_lightning.functional.logprobs import (
@@ -49,20 +47,16 @@ from dpr_lightning.functional.self_play import SelfPlayLoss, self_play_loss
 
 __all__ = [
     "CENTRED_FORMS",
-    "ActionValues",
-    "HeadLoss",
     "KLEstimator",
     "ReferenceReduction",
     "RewardForm",
     "SelfPlayLoss",
     "SumOverRanks",
-    "TokenLoss",
     "ValueForm",
     "action_positions",
     "all_actions_loss",
     "baseline_relative_reward",
     "batch_baseline",
-    "block_attention",
     "bound_unlikelihood",
     "check_finite_rewards",
     "clip_reward",
@@ -71,8 +65,6 @@ __all__ = [
     "dft_loss",
     "entropy",
     "gather_actions",
-    "head_logprobs",
-    "head_loss",
     "iq_learn_loss",
     "kl_divergence",
     "kl_estimate",
@@ -87,14 +79,12 @@ __all__ = [
     "reinforce_loss",
     "response_baseline",
     "returns_to_go",
-    "rotate",
     "self_play_loss",
     "sft_loss",
     "shape_reward",
     "token_logprobs",
     "token_logprobs_and_normaliser",
     "truncated_importance",
-    "turned_sine",
     "whiten",
     "zscore_by_position",
 ]

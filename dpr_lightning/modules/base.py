@@ -17,21 +17,15 @@ from torch.nn.utils import get_total_norm
 from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.distributed import mark, sum_over_ranks
+from dpr_lightning.engine import is_sharded
+from dpr_lightning.engine.decoding import sampling_route
+from dpr_lightning.engine.fused_optimizer import in_one_pass
+from dpr_lightning.engine.host_memory import keep_freed_memory
+from dpr_lightning.engine.master_weights import HALF, MasterWeights
 from dpr_lightning.errors import InputError
-from dpr_lightning.host_memory import keep_freed_memory
-from dpr_lightning.modules.master_weights import HALF, MasterWeights
 from dpr_lightning.modules.non_finite import NonFinitePolicy, NonFiniteSteps
-from dpr_lightning.modules.one_pass import in_one_pass
 from dpr_lightning.modules.schedule import ScheduleSpec
-from dpr_lightning.policies import (
-    PolicySpec,
-    build_policy,
-    capabilities_of,
-    check_policy,
-    configured_coefficient,
-    is_sharded,
-)
-from dpr_lightning.rollouts import sampling_route
+from dpr_lightning.policies import PolicySpec, build_policy, capabilities_of, check_policy, configured_coefficient
 
 log = logging.getLogger(__name__)
 

@@ -9,6 +9,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from dpr_lightning.distributed import sum_over_ranks
+from dpr_lightning.engine import acted_loss, disable_dropout
 from dpr_lightning.errors import InputError
 from dpr_lightning.functional import (
     bound_unlikelihood,
@@ -21,7 +22,7 @@ from dpr_lightning.modules.advantages import CreditSpec, estimate_advantages
 from dpr_lightning.modules.base import PolicyModule, default_optimizer
 from dpr_lightning.modules.non_finite import NonFinitePolicy
 from dpr_lightning.modules.schedule import ScheduleSpec
-from dpr_lightning.policies import PolicySpec, acted_loss, disable_dropout
+from dpr_lightning.policies import PolicySpec
 from dpr_lightning.types import RolloutBatch
 
 

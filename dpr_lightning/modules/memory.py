@@ -10,24 +10,18 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_map_only
 
-from dpr_lightning.functional import (
-    ActionValues,
-    TokenLoss,
-    clipped_surrogate_loss,
-    entropy,
-    token_logprobs,
-)
-from dpr_lightning.functional.head import rows_at_a_time
-from dpr_lightning.policies.forward import logits_at
-from dpr_lightning.policies.fused_loss import loss_at
-from dpr_lightning.policies.plain_head import bare_head
-from dpr_lightning.policies.prefixes import Prompts, pays, read_once, shares_prompts
-from dpr_lightning.policies.scoring import ActedStates, logprobs_at, states_at
+from dpr_lightning.engine import ActedStates, ActionValues, TokenLoss, logits_at, shares_prompts
+from dpr_lightning.engine.decoding import draw
+from dpr_lightning.engine.decoding.decoder_state import DecoderState
+from dpr_lightning.engine.decoding.prefill import TOKENS_AT_ONCE
+from dpr_lightning.engine.decoding.routes import outlined_state
+from dpr_lightning.engine.head_loss import rows_at_a_time
+from dpr_lightning.engine.output_head import bare_head
+from dpr_lightning.engine.scoring import logprobs_at, states_at
+from dpr_lightning.engine.shared_prompts import Prompts, pays, read_once
+from dpr_lightning.engine.training_loss import loss_at
+from dpr_lightning.functional import clipped_surrogate_loss, entropy, token_logprobs
 from dpr_lightning.rollouts import SamplingOptions
-from dpr_lightning.rollouts.decoder_state import DecoderState
-from dpr_lightning.rollouts.drawing import draw
-from dpr_lightning.rollouts.reading import TOKENS_AT_ONCE
-from dpr_lightning.rollouts.routes import outlined_state
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]

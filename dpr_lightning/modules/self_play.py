@@ -5,11 +5,12 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torchmetrics import MeanMetric
 
+from dpr_lightning.engine import action_logits, disable_dropout
 from dpr_lightning.functional import SelfPlayLoss, self_play_loss, token_logprobs
 from dpr_lightning.modules.base import PolicyModule, default_optimizer
 from dpr_lightning.modules.non_finite import NonFinitePolicy
 from dpr_lightning.modules.schedule import ScheduleSpec
-from dpr_lightning.policies import PolicySpec, action_logits, disable_dropout
+from dpr_lightning.policies import PolicySpec
 from dpr_lightning.types import SelfPlayBatch
 
 

@@ -9,21 +9,13 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from dpr_lightning.engine import ActionLogits, acted_loss, action_logits, state_logits
 from dpr_lightning.errors import InputError
 from dpr_lightning.functional import ValueForm, dft_loss, iq_learn_loss, masked_sum, sft_loss, token_logprobs
 from dpr_lightning.modules.base import PolicyModule, default_optimizer
 from dpr_lightning.modules.non_finite import NonFinitePolicy
 from dpr_lightning.modules.schedule import ScheduleSpec
-from dpr_lightning.policies import (
-    ActionLogits,
-    PolicySpec,
-    acted_loss,
-    action_logits,
-    computes_router_loss,
-    configured_coefficient,
-    router_losses,
-    state_logits,
-)
+from dpr_lightning.policies import PolicySpec, computes_router_loss, configured_coefficient, router_losses
 from dpr_lightning.types import DemonstrationBatch
 
 log = logging.getLogger(__name__)

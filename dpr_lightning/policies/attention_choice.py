@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from dpr_lightning.engine.varlen_attention import VARLEN
 from dpr_lightning.errors import InputError, first_line
 from dpr_lightning.policies.adapters import DESCRIPTION, base_of, is_adapter
-from dpr_lightning.policies.packed_attention import VARLEN
 from dpr_lightning.policies.spec import AUTO, PolicySpec
 
 log = logging.getLogger(__name__)

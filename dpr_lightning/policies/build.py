@@ -18,6 +18,8 @@ from transformers import (
 )
 from transformers.utils import GENERATION_CONFIG_NAME
 
+from dpr_lightning.engine import inside_of_adapters, weight_bytes
+from dpr_lightning.engine.recompute import keep_less
 from dpr_lightning.errors import InputError, counted
 from dpr_lightning.policies.adapters import (
     add_adapter,
@@ -28,12 +30,10 @@ from dpr_lightning.policies.adapters import (
 )
 from dpr_lightning.policies.architectures import auto_class, freeze_parts_without_text, read_config
 from dpr_lightning.policies.attention_choice import attention_for, tell_attention
-from dpr_lightning.policies.decoders import inside_of_adapters
-from dpr_lightning.policies.lean_layers import keep_less
 from dpr_lightning.policies.lightning_state import load_lightning_weights
 from dpr_lightning.policies.merging import merge_adapters
 from dpr_lightning.policies.reading import UNREADABLE, complaint
-from dpr_lightning.policies.sharding import sharded_construction, weight_bytes
+from dpr_lightning.policies.sharding import sharded_construction
 from dpr_lightning.policies.sources import not_a_policy
 from dpr_lightning.policies.spec import PolicySpec
 from dpr_lightning.policies.special_tokens import carry_padding, set_padding, special_tokens

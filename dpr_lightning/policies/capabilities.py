@@ -7,12 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dpr_lightning.engine import evaluating, inside_of_adapters, is_sharded, model_device, positions_of
 from dpr_lightning.errors import InputError, first_line
 from dpr_lightning.policies.architectures import not_causal
-from dpr_lightning.policies.decoders import inside_of_adapters
-from dpr_lightning.policies.modes import evaluating, model_device
-from dpr_lightning.policies.positions import positions_of
-from dpr_lightning.policies.sharding import is_sharded
 
 log = logging.getLogger(__name__)
 _TOKENS = 8

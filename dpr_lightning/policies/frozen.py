@@ -9,12 +9,13 @@ import torch.distributed
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from dpr_lightning.engine import Lockstep, weight_bytes
+from dpr_lightning.engine.lockstep import ask_little
 from dpr_lightning.errors import InputError
 from dpr_lightning.policies.adapters import base_of, changes_nothing_else, load_adapter, resolve_adapter
 from dpr_lightning.policies.build import build_policy
-from dpr_lightning.policies.lockstep import Lockstep, ask_little
 from dpr_lightning.policies.merging import has_adapters
-from dpr_lightning.policies.sharding import Weights, holds_whole, share_out, weight_bytes
+from dpr_lightning.policies.sharding import Weights, holds_whole, share_out
 from dpr_lightning.policies.sources import lasting_source
 from dpr_lightning.policies.spec import AUTO, PolicySpec
 from dpr_lightning.policies.tokenizers import load_tokenizer, same_vocabulary

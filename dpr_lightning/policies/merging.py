@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dpr_lightning.engine import inside_of_adapters, is_sharded
 from dpr_lightning.errors import InputError, first_line
-from dpr_lightning.policies.decoders import inside_of_adapters
 from dpr_lightning.policies.probe import difference, probe, probe_tokens, tolerance
-from dpr_lightning.policies.sharding import is_sharded, tensors_of_state
+from dpr_lightning.policies.sharding import tensors_of_state
 
 log = logging.getLogger(__name__)
 _REFUSALS = (NotImplementedError, ValueError)

@@ -7,12 +7,12 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
+from dpr_lightning.engine.recompute import keep_less
 from dpr_lightning.errors import InputError, first_line
 from dpr_lightning.policies.adapters import add_adapter, resolve_adapter
 from dpr_lightning.policies.architectures import auto_class, freeze_parts_without_text, read_config
 from dpr_lightning.policies.attention_choice import attention_for
 from dpr_lightning.policies.build import architecture_config
-from dpr_lightning.policies.lean_layers import keep_less
 from dpr_lightning.policies.spec import PolicySpec
 from dpr_lightning.policies.tokenizers import load_tokenizer
 

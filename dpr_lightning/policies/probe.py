@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dpr_lightning.policies.decoders import inside_of_adapters
+from dpr_lightning.engine import inside_of_adapters
 
 LENGTH = 16
 TOLERANCE, HALF_TOLERANCE = 1e-4, 0.05

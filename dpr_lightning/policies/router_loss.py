@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dpr_lightning.policies.decoders import inside_of_adapters
+from dpr_lightning.engine import inside_of_adapters
 
 COEFFICIENTS = ("router_aux_loss_coef", "aux_loss_coef")
 """Of the loss in configurations."""

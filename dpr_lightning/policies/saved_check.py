@@ -10,10 +10,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from dpr_lightning.engine import inside_of_adapters
 from dpr_lightning.errors import InputError, counted
 from dpr_lightning.policies.adapters import load_adapter, resolve_adapter
 from dpr_lightning.policies.architectures import auto_class
-from dpr_lightning.policies.decoders import inside_of_adapters
 from dpr_lightning.policies.probe import difference, probe, probe_tokens, tolerance
 from dpr_lightning.policies.sharding import tensors_of_state
 from dpr_lightning.policies.sources import ADAPTER_CONFIG

@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from dpr_lightning.host_memory import memory_given_back
+from dpr_lightning.engine.host_memory import memory_given_back
 
 log = logging.getLogger(__name__)
 Weights = Literal["auto", "whole", "shards"]
@@ -78,24 +78,6 @@ def share_out(model: nn.Module, mesh: DeviceMesh, *, trained: bool = True) -> No
 def layer_names(model: nn.Module) -> set[str]:
     """Names of the classes that a model repeats: its layers."""
     return {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
-
-
-def is_sharded(model: nn.Module) -> bool:
-    """Whether any parameter of ``model`` is held in shards, by ZeRO-3 or FSDP2."""
-    return any(isinstance(weight, DTensor) or hasattr(weight, "ds_id") for weight in model.parameters())
-
-
-def fetches_weights(model: nn.Module) -> bool:
-    """Whether a forward pass has to fetch weights from other ranks: they are in shards, and not brought together."""
-    return any(
-        isinstance(weight, DTensor) or (hasattr(weight, "ds_status") and weight.ds_status.name != "AVAILABLE")
-        for weight in model.parameters()
-    )
-
-
-def weight_bytes(model: nn.Module) -> int:
-    """Bytes of all weights of ``model``, whole."""
-    return sum(getattr(weight, "ds_numel", weight.numel()) * weight.element_size() for weight in model.parameters())
 
 
 def holds_whole(weights: Weights, size: int, device: torch.device, what: str) -> bool:

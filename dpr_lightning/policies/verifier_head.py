@@ -8,12 +8,11 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from dpr_lightning.engine import model_device, parts_by_length
 from dpr_lightning.errors import InputError, first_line
 from dpr_lightning.policies.adapters import resolve_adapter
 from dpr_lightning.policies.architectures import read_config
 from dpr_lightning.policies.attention_choice import attention_for
-from dpr_lightning.policies.modes import model_device
-from dpr_lightning.policies.parts import parts_by_length
 from dpr_lightning.policies.spec import PolicySpec
 from dpr_lightning.policies.tokenizers import load_tokenizer, same_vocabulary
 

@@ -9,18 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from dpr_lightning.distributed import as_wide_on_all_ranks, sum_over_ranks
-from dpr_lightning.errors import InputError
-from dpr_lightning.functional import (
-    check_finite_rewards,
-    length_normalise,
-    zscore_by_position,
-)
-from dpr_lightning.policies import (
-    AUTO,
+from dpr_lightning.engine import (
     ActedStates,
-    FrozenPolicies,
-    PolicySpec,
-    Weights,
     acted_logprobs,
     acted_states,
     default_token_budget,
@@ -29,6 +19,13 @@ from dpr_lightning.policies import (
     parts_by_length,
     shares_prompts,
 )
+from dpr_lightning.errors import InputError
+from dpr_lightning.functional import (
+    check_finite_rewards,
+    length_normalise,
+    zscore_by_position,
+)
+from dpr_lightning.policies import AUTO, FrozenPolicies, PolicySpec, Weights
 from dpr_lightning.rewards.distributions import ActionDistributions
 from dpr_lightning.rewards.forms import reward_of_logprobs
 from dpr_lightning.rewards.spec import RewardSpec

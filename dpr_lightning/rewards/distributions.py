@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from dpr_lightning.engine import ActedStates
+from dpr_lightning.engine.head_loss import rows_at_a_time
 from dpr_lightning.functional import action_positions, check_finite_rewards
-from dpr_lightning.functional.head import rows_at_a_time
-from dpr_lightning.policies import ActedStates
 from dpr_lightning.rewards.forms import expected_log_ratio, reward_of_logprobs
 from dpr_lightning.rewards.spec import RewardSpec
 from dpr_lightning.types import ActionScores

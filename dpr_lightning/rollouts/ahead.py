@@ -8,18 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from dpr_lightning.engine import fetches_weights, inside_of_adapters
 from dpr_lightning.errors import InputError, counted
-from dpr_lightning.policies import (
-    AUTO,
-    PolicySpec,
-    build_policy,
-    fetches_weights,
-    inside_of_adapters,
-    merged_weights,
-    tied_names,
-    untie,
-    untied_names,
-)
+from dpr_lightning.policies import AUTO, PolicySpec, build_policy, merged_weights, tied_names, untie, untied_names
 from dpr_lightning.types import Rollouts
 
 Write = Callable[[nn.Module, Callable[[], bool]], Rollouts]

@@ -8,17 +8,17 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from dpr_lightning.engine import Lockstep, check_positions, evaluating, model_device
+from dpr_lightning.engine.decoding import Combine, draw, only
+from dpr_lightning.engine.decoding.decode_batch import Batch
+from dpr_lightning.engine.decoding.kv_cache import fill_gaps
+from dpr_lightning.engine.decoding.prefill import TOKENS_AT_ONCE
+from dpr_lightning.engine.decoding.recorded_steps import steps_of
+from dpr_lightning.engine.decoding.routes import Decoder, reads_equal_lengths
 from dpr_lightning.errors import InputError
-from dpr_lightning.policies import Lockstep, check_positions, evaluating, model_device
 from dpr_lightning.rollouts.answers import Answers, joined
-from dpr_lightning.rollouts.batch import Batch, Combine, only
-from dpr_lightning.rollouts.cache import fill_gaps
-from dpr_lightning.rollouts.drawing import draw
 from dpr_lightning.rollouts.ending import Ending, StopStrings
 from dpr_lightning.rollouts.random import counter_uniform, sample_keys
-from dpr_lightning.rollouts.reading import TOKENS_AT_ONCE
-from dpr_lightning.rollouts.recorded_steps import steps_of
-from dpr_lightning.rollouts.routes import Decoder, reads_equal_lengths
 from dpr_lightning.types import Rollouts
 
 _STEPS = 64

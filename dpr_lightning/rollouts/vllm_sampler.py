@@ -14,8 +14,9 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.distributed import rank_and_world
+from dpr_lightning.engine import fetches_weights, inside_of_adapters
 from dpr_lightning.errors import InputError
-from dpr_lightning.policies import fetches_weights, inside_of_adapters, may_untie, merged_weights
+from dpr_lightning.policies import may_untie, merged_weights
 from dpr_lightning.rollouts.answers import Answers
 from dpr_lightning.rollouts.other_sampler import OtherSampler, Request
 from dpr_lightning.rollouts.sampler import SamplingOptions

@@ -8,7 +8,8 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
-from dpr_lightning.policies import Weights, holds_whole, share_out, weight_bytes
+from dpr_lightning.engine import weight_bytes
+from dpr_lightning.policies import Weights, holds_whole, share_out
 
 
 class Fsdp2Strategy(ModelParallelStrategy):

@@ -12,8 +12,9 @@ from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor, nn
 
+from dpr_lightning.engine import weight_bytes
 from dpr_lightning.errors import InputError
-from dpr_lightning.policies import Weights, build_sharded, holds_whole, weight_bytes
+from dpr_lightning.policies import Weights, build_sharded, holds_whole
 
 Offload = Literal["nothing", "optimizer", "everything"]
 

@@ -10,23 +10,15 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM
 
+from dpr_lightning.engine import acted_loss, action_logits, sequence_logprobs, shares_prompts
+from dpr_lightning.engine.decoding import sampling_route
+from dpr_lightning.engine.decoding.routes import outlined_state
 from dpr_lightning.errors import InputError
 from dpr_lightning.functional import token_logprobs
 from dpr_lightning.modules.memory import LiveBytes, Shape, imitation_loss
-from dpr_lightning.policies import (
-    LoraSpec,
-    PolicySpec,
-    acted_loss,
-    action_logits,
-    build_policy,
-    check_policy,
-    save_policy,
-    sequence_logprobs,
-    shares_prompts,
-)
+from dpr_lightning.policies import LoraSpec, PolicySpec, build_policy, check_policy, save_policy
 from dpr_lightning.policies.outline import GroupedProducts, materialise, outline_policy
-from dpr_lightning.rollouts import SamplingOptions, sample, sampling_route
-from dpr_lightning.rollouts.routes import outlined_state
+from dpr_lightning.rollouts import SamplingOptions, sample
 from dpr_lightning.types import Rollouts
 from tests.architectures.models import tiny_config, tiny_model
 from tests.tiny import tiny_tokenizer

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from dpr_lightning.cli.flops import flops_of_a_step
+from dpr_lightning.engine import half_precision as attention
+from dpr_lightning.engine import master_weights
 from dpr_lightning.errors import InputError
-from dpr_lightning.modules import master_weights
-from dpr_lightning.policies import PolicySpec, attention, build_policy
+from dpr_lightning.policies import PolicySpec, build_policy
 from tests.workspace import Workspace, write_rows, write_sft_config
 
 

@@ -13,10 +13,11 @@ from filelock import FileLock
 
 from dpr_lightning.data import RewardDataModule
 from dpr_lightning.data.rollout_loader import RolloutLoader, take_rows
+from dpr_lightning.engine import micro_batches
 from dpr_lightning.errors import InputError
 from dpr_lightning.functional import action_positions
 from dpr_lightning.modules import CreditSpec, DensePathReinforce
-from dpr_lightning.policies import PolicySpec, micro_batches
+from dpr_lightning.policies import PolicySpec
 from dpr_lightning.rewards import DenseReward, RewardSpec
 from dpr_lightning.rollouts import SamplingOptions
 from dpr_lightning.types import RolloutBatch
@@ -186,7 +187,7 @@ def test_the_reward_of_every_token_holds_that_of_the_sampled_ones(
 ) -> None:
     """In one pass of the frozen models; where only whole logits can be held, in one more for each micro-batch."""
     if not plain:
-        monkeypatch.setattr("dpr_lightning.policies.scoring.plain_head", lambda model: None)
+        monkeypatch.setattr("dpr_lightning.engine.scoring.plain_head", lambda model: None)
     counted: list[int] = []
     for name in ("score", "score_actions"):
         inner = getattr(DenseReward, name)

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dpr_lightning.engine import sequence_logprobs
 from dpr_lightning.errors import InputError
 from dpr_lightning.evaluation.selection import best_of
-from dpr_lightning.policies import PolicySpec, build_policy, sequence_logprobs
+from dpr_lightning.policies import PolicySpec, build_policy
 from dpr_lightning.rollouts import SamplingOptions, sample
 from dpr_lightning.types import Rollouts
 

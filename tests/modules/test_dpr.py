@@ -12,9 +12,10 @@ import torch
 from lightning import Callback
 
 from dpr_lightning.data import RewardDataModule
+from dpr_lightning.engine import action_logits
 from dpr_lightning.functional import token_logprobs
 from dpr_lightning.modules import CreditSpec, DensePathReinforce, KLSpec, ScheduleSpec, estimate_advantages
-from dpr_lightning.policies import LoraSpec, PolicySpec, action_logits, build_policy, save_policy
+from dpr_lightning.policies import LoraSpec, PolicySpec, build_policy, save_policy
 from dpr_lightning.rollouts import SamplingOptions
 from dpr_lightning.types import RolloutBatch
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dpr_lightning.engine import action_logits
 from dpr_lightning.modules import CreditSpec, DensePathReinforce, KLSpec
-from dpr_lightning.policies import PolicySpec, action_logits
+from dpr_lightning.policies import PolicySpec
 from dpr_lightning.types import ActionScores, RolloutBatch
 from tests.tabular import TinyLanguage
 

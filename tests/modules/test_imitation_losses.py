@@ -11,10 +11,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from dpr_lightning.data import DemonstrationDataModule
+from dpr_lightning.engine import state_logits
 from dpr_lightning.errors import InputError
 from dpr_lightning.functional import dft_loss, iq_learn_loss, token_logprobs
 from dpr_lightning.modules import IQLearnSpec, ScheduleSpec, SupervisedIRL
-from dpr_lightning.policies import PolicySpec, state_logits
+from dpr_lightning.policies import PolicySpec
 from dpr_lightning.types import DemonstrationBatch
 from tests.modules.conftest import weights
 from tests.training import Metrics, write_demonstrations

@@ -13,9 +13,10 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 
 from dpr_lightning.data import RewardDataModule
+from dpr_lightning.engine import disable_dropout, sequence_logprobs
 from dpr_lightning.errors import InputError
 from dpr_lightning.modules import CreditSpec, DensePathReinforce, KLSpec, ScheduleSpec, estimate_advantages
-from dpr_lightning.policies import PolicySpec, disable_dropout, sequence_logprobs
+from dpr_lightning.policies import PolicySpec
 from dpr_lightning.rewards import DenseReward, RewardSpec
 from dpr_lightning.rollouts import SamplingOptions
 from dpr_lightning.types import RolloutBatch

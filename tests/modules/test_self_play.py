@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from dpr_lightning.data import SelfPlayDataModule, last_turn
+from dpr_lightning.engine import sequence_logprobs
 from dpr_lightning.errors import InputError
 from dpr_lightning.functional import self_play_loss
 from dpr_lightning.modules import ScheduleSpec, SelfPlay
-from dpr_lightning.policies import LoraSpec, PolicySpec, sequence_logprobs
+from dpr_lightning.policies import LoraSpec, PolicySpec
 from dpr_lightning.rollouts import SamplingOptions
 from dpr_lightning.types import SelfPlayBatch
 from tests.modules.conftest import weights

@@ -9,9 +9,10 @@ import torch
 from datasets import Dataset
 from torch import nn
 
+from dpr_lightning.engine import action_logits, sequence_logprobs
 from dpr_lightning.functional import clipped_surrogate_loss, self_play_loss, token_logprobs
 from dpr_lightning.modules import CreditSpec, estimate_advantages
-from dpr_lightning.policies import PolicySpec, action_logits, build_policy, sequence_logprobs
+from dpr_lightning.policies import PolicySpec, build_policy
 from dpr_lightning.types import RolloutBatch
 
 trl = pytest.importorskip("trl")

@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from dpr_lightning.engine import default_token_budget, disable_dropout, parts_by_length, sequence_logprobs
 from dpr_lightning.errors import InputError
 from dpr_lightning.folders import whole_folder
 from dpr_lightning.policies import (
@@ -18,12 +19,8 @@ from dpr_lightning.policies import (
     PolicySpec,
     build_policy,
     check_policy,
-    default_token_budget,
-    disable_dropout,
     load_tokenizer,
-    parts_by_length,
     save_policy,
-    sequence_logprobs,
 )
 from tests.training import write_adapter
 

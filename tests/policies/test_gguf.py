@@ -8,8 +8,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from dpr_lightning.engine import action_logits
 from dpr_lightning.errors import InputError
-from dpr_lightning.policies import PolicySpec, action_logits, build_policy, save_policy, special_tokens
+from dpr_lightning.policies import PolicySpec, build_policy, save_policy, special_tokens
 
 gguf = pytest.importorskip("gguf")
 pytest.importorskip("accelerate")

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from dpr_lightning.engine import acted_loss
 from dpr_lightning.errors import InputError
-from dpr_lightning.policies import LoraSpec, PolicySpec, acted_loss, build_policy, save_policy
+from dpr_lightning.policies import LoraSpec, PolicySpec, build_policy, save_policy
 from tests.tiny import write_decoder
 
 TOKENS = torch.randint(3, 50, (2, 7), generator=torch.Generator().manual_seed(0))

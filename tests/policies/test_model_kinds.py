@@ -8,8 +8,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMaskedLM
 
 from dpr_lightning.cli.main import main
+from dpr_lightning.engine import acted_loss
 from dpr_lightning.errors import InputError
-from dpr_lightning.policies import LoraSpec, PolicySpec, acted_loss, build_policy, check_policy, save_policy
+from dpr_lightning.policies import LoraSpec, PolicySpec, build_policy, check_policy, save_policy
 from tests.tiny import DECODER, tiny_tokenizer
 from tests.workspace import write_rows, write_sft_config
 

@@ -6,12 +6,14 @@ import pytest
 import torch
 from scipy import stats
 
+from dpr_lightning.engine import action_logits, sequence_logprobs
+from dpr_lightning.engine.decoding import draw
+from dpr_lightning.engine.decoding.kv_cache import fill_gaps
 from dpr_lightning.errors import InputError
 from dpr_lightning.functional import token_logprobs
-from dpr_lightning.policies import PolicySpec, action_logits, build_policy, sequence_logprobs
-from dpr_lightning.rollouts import SamplingOptions, counter_uniform, draw, sample, sample_keys
+from dpr_lightning.policies import PolicySpec, build_policy
+from dpr_lightning.rollouts import SamplingOptions, counter_uniform, sample, sample_keys
 from dpr_lightning.rollouts.answers import Answers
-from dpr_lightning.rollouts.cache import fill_gaps
 
 PROMPTS = [[5, 6, 7], [8, 9], [10, 11, 12, 13, 14], [7]]
 # Several stop tokens, so that an untrained policy ends some of its answers.

@@ -12,9 +12,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.data import RewardDataModule
+from dpr_lightning.engine import sequence_logprobs
 from dpr_lightning.errors import InputError
 from dpr_lightning.modules import CreditSpec, DensePathReinforce
-from dpr_lightning.policies import PolicySpec, build_policy, load_tokenizer, sequence_logprobs
+from dpr_lightning.policies import PolicySpec, build_policy, load_tokenizer
 from dpr_lightning.rollouts import SamplingOptions, VllmSampler, sample
 from tests.rollouts.stand_in_vllm import LLM, stand_in
 from tests.tiny import with_adapters

@@ -1,0 +1,74 @@
+"""Speed and memory: log-probabilities and losses of tokens, computed on plain Hugging Face modules and tensors."""
+
+from dpr_lightning.engine.block_attention import block_attention, rotate, turned_sine
+from dpr_lightning.engine.forward import (
+    ActionLogits,
+    action_logits,
+    disable_dropout,
+    last_logits,
+    logits_at,
+    state_logits,
+)
+from dpr_lightning.engine.half_precision import autocasts, multiplies_bfloat16
+from dpr_lightning.engine.head_loss import ActionValues, HeadLoss, TokenLoss, head_logprobs, head_loss
+from dpr_lightning.engine.known_decoders import inside_of_adapters, is_known_decoder, is_silu
+from dpr_lightning.engine.lockstep import Lockstep
+from dpr_lightning.engine.micro_batches import micro_batches, parts_by_length
+from dpr_lightning.engine.model_inputs import packs_rows
+from dpr_lightning.engine.model_mode import evaluating, model_device
+from dpr_lightning.engine.positions import check_positions, positions_of
+from dpr_lightning.engine.scoring import (
+    ActedStates,
+    acted_logprobs,
+    acted_states,
+    default_token_budget,
+    keeps_states,
+    sequence_logprobs,
+    token_budget_for,
+)
+from dpr_lightning.engine.shared_prompts import shares_prompts
+from dpr_lightning.engine.training_loss import ActedLoss, acted_loss
+from dpr_lightning.engine.weight_shards import fetches_weights, is_sharded, weight_bytes
+
+__all__ = [
+    "ActedLoss",
+    "ActedStates",
+    "ActionLogits",
+    "ActionValues",
+    "HeadLoss",
+    "Lockstep",
+    "TokenLoss",
+    "acted_logprobs",
+    "acted_loss",
+    "acted_states",
+    "action_logits",
+    "autocasts",
+    "block_attention",
+    "check_positions",
+    "default_token_budget",
+    "disable_dropout",
+    "evaluating",
+    "fetches_weights",
+    "head_logprobs",
+    "head_loss",
+    "inside_of_adapters",
+    "is_known_decoder",
+    "is_sharded",
+    "is_silu",
+    "keeps_states",
+    "last_logits",
+    "logits_at",
+    "micro_batches",
+    "model_device",
+    "multiplies_bfloat16",
+    "packs_rows",
+    "parts_by_length",
+    "positions_of",
+    "rotate",
+    "sequence_logprobs",
+    "shares_prompts",
+    "state_logits",
+    "token_budget_for",
+    "turned_sine",
+    "weight_bytes",
+]

@@ -1,0 +1,196 @@
+"""Causal attention of short sequences as plain products: what a CPU does fastest in half precision."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from dpr_lightning.engine import kernels
+from dpr_lightning.functional._checks import expect_dimensions, expect_shape, shape_text
+
+_BLOCK = 64
+"""Queries worked on together: keys that none of them sees are not read, and their scores stay in a CPU's cache."""
+
+
+def block_attention(
+    query: Float[Tensor, "B H T D"],
+    key: Float[Tensor, "B K S D"],
+    value: Float[Tensor, "B K S D"],
+    scale: float,
+    seen: Bool[Tensor, "B 1 T S"] | None = None,
+) -> Float[Tensor, "B T H*D"]:
+    """softmax(scale·Q·Kᵀ)·V, where query t sees keys up to its own, S − T + t.
+
+    H/K queries that share a key head are rows of one product, so keys are never copied for them. The backward pass
+    makes the scores again: q, k and v are all that is kept.
+
+    Args:
+        query: with positions, of the last T of S tokens.
+        key: K heads, of which each serves H/K of the queries' next to each other.
+        value: as ``key``.
+        scale: of the scores.
+        seen: False for keys that a query does not see although they lie before it. One that sees none gets the mean of
+            some values, and no NaN.
+
+    Returns:
+        all heads of a token next to each other, in the type of ``query``. In half precision, but for kernels, scores
+        are rounded to it (as in transformers' eager attention); the softmax is computed in float32.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    Source: Vaswani et al. 2017, eq. 1; Ainslie et al. 2023 (arXiv:2305.13245) for shared keys.
+    """
+    for name, tensor, axes in (("query", query, "B H T D"), ("key", key, "B K S D")):
+        expect_dimensions(name, tensor, axes)
+    expect_shape("value", value, key.shape, "that of key")
+    rows, heads, length, width = query.shape
+    expect_shape("key", key, (rows, key.shape[1], key.shape[2], width), "the rows and width of query")
+    if heads % key.shape[1] or length > key.shape[2]:
+        raise ValueError(
+            f"query has shape {shape_text(query.shape)} and key {shape_text(key.shape)}: {heads} heads of {length} "
+            f"queries do not share {key.shape[1]} heads of {key.shape[2]} keys evenly, or stand at the end of them."
+        )
+    if seen is not None:
+        expect_shape("seen", seen, (rows, 1, length, key.shape[2]), "queries by keys")
+    found: Tensor = _BlockAttention.apply(query, key, value, scale, seen)  # type: ignore[no-untyped-call]
+    return found
+
+
+def rotate(
+    heads: Float[Tensor, "B T H D"], cosine: Float[Tensor, "B T D"], turned: Float[Tensor, "B T D"]
+) -> Float[Tensor, "B T H D"]:
+    """Rotary positions: every pair (x_i, x_{i+D/2}) is turned by the angle of its frequency and its position.
+
+    Args:
+        heads: queries or keys.
+        cosine: of the angles, twice next to each other.
+        turned: what :func:`turned_sine` makes of their sines.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    Source: Su et al. 2021 (arXiv:2104.09864), eq. 34.
+    """
+    expect_dimensions("heads", heads, "B T H D")
+    for name, table in (("cosine", cosine), ("turned", turned)):
+        expect_shape(name, table, (*heads.shape[:2], heads.shape[3]), "positions by the width of heads")
+    found: Tensor = _Rotate.apply(heads, cosine.unsqueeze(2), turned.unsqueeze(2))  # type: ignore[no-untyped-call]
+    return found
+
+
+def turned_sine(sine: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+    """The sines of :func:`rotate`: the second half of a head turns the first the other way, so that has its sign."""
+    half = sine.shape[-1] // 2
+    return torch.cat([-sine[..., :half], sine[..., half:]], -1)
+
+
+class _Rotate(torch.autograd.Function):
+    """x·cos + roll(x)·turned; turned back by the other sign."""
+
+    @staticmethod
+    def forward(ctx: Any, heads: Tensor, cosine: Tensor, turned: Tensor) -> Tensor:
+        ctx.save_for_backward(cosine, turned)
+        return _turn(heads, cosine, turned)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        cosine, turned = ctx.saved_tensors
+        return _turn(gradient, cosine, -turned), None, None
+
+
+def _turn(heads: Tensor, cosine: Tensor, turned: Tensor) -> Tensor:
+    return torch.addcmul(heads * cosine, heads.roll(heads.shape[-1] // 2, -1), turned)
+
+
+class _Block(NamedTuple):
+    """Some queries [B·K, n, D], the probabilities [B·K, n, keys] they give, and where they are."""
+
+    query: Tensor
+    probability: Tensor
+    places: slice
+    keys: int
+
+
+class _Heads(NamedTuple):
+    """Keys, which have the scale of the scores, and values [B·K, S, D]; queries [B, K, H/K, T, D]."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+
+    @classmethod
+    def of(cls, query: Tensor, key: Tensor, value: Tensor, scale: float) -> "_Heads":
+        rows, _, length, width = query.shape
+        grouped = query.view(rows, key.shape[1], -1, length, width)
+        scaled = torch.mul(key, scale, out=torch.empty_like(key, memory_format=torch.contiguous_format))
+        return cls(grouped, scaled.flatten(0, 1), value.contiguous().flatten(0, 1))
+
+    def blocks(self, seen: Tensor | None) -> Iterator[_Block]:
+        rows, groups, share, length, width = self.query.shape
+        lowest = torch.finfo(self.query.dtype).min
+        later = self.query.new_full((_BLOCK, _BLOCK), lowest).triu_(1)
+        for start in range(0, length, _BLOCK):
+            places = slice(start, min(start + _BLOCK, length))
+            count = places.stop - start
+            keys = self.key.shape[1] - length + places.stop
+            query = self.query[..., places, :].reshape(rows * groups, share * count, width)
+            score = torch.bmm(query, self.key[:, :keys].transpose(1, 2))
+            shown = score.view(rows, groups, share, count, keys)
+            shown[..., keys - count :] += later[:count, :count]
+            if seen is not None:
+                hidden = ~seen[:, :, None, places, :keys]
+                shown += torch.zeros_like(hidden, dtype=score.dtype).masked_fill_(hidden, lowest)
+            yield _Block(query, score.softmax(-1), places, keys)
+
+
+class _BlockAttention(torch.autograd.Function):
+    """See :func:`block_attention`.
+
+    With P the probabilities and O = P·V:  ∂L/∂V = Pᵀ·∂L/∂O;  ∂L/∂S = P ⊙ (E − Σ E ⊙ P), E = ∂L/∂O·Vᵀ;
+    ∂L/∂Q = scale·∂L/∂S·K;  ∂L/∂K = scale·∂L/∂Sᵀ·Q.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, seen: Tensor | None) -> Tensor:
+        ctx.save_for_backward(query, key, value, seen)
+        ctx.scale = scale
+        if kernels.attends_rows(query, key, value):
+            return kernels.attend_rows(query, key, value, scale, seen)
+        heads = _Heads.of(query, key, value, scale)
+        rows, groups, share, length, width = heads.query.shape
+        found = query.new_empty(rows, length, groups, share, width)
+        for block in heads.blocks(seen):
+            mixed = torch.bmm(block.probability, heads.value[:, : block.keys])
+            found[:, block.places] = mixed.view(rows, groups, share, -1, width).permute(0, 3, 1, 2, 4)
+        return found.flatten(2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, seen = ctx.saved_tensors
+        if kernels.attends_rows(query, key, value):
+            return *kernels.attend_rows_backward(query, key, value, ctx.scale, seen, gradient), None, None
+        heads = _Heads.of(query, key, value, ctx.scale)
+        rows, groups, share, length, width = heads.query.shape
+        wide = torch.promote_types(query.dtype, torch.float32)
+        query_grad = torch.empty_like(query, memory_format=torch.contiguous_format)
+        key_grad, value_grad = (torch.zeros_like(part, dtype=wide) for part in (heads.key, heads.value))
+        by_head = gradient.view(rows, length, groups, share, width).permute(0, 2, 3, 1, 4)
+        for block in heads.blocks(seen):
+            inner = by_head[..., block.places, :].reshape(rows * groups, -1, width)
+            value_grad[:, : block.keys] += torch.bmm(block.probability.transpose(1, 2), inner)
+            score_grad = torch.bmm(inner, heads.value[:, : block.keys].transpose(1, 2))
+            score_grad = torch._softmax_backward_data(score_grad, block.probability, -1, query.dtype)
+            key_grad[:, : block.keys] += torch.bmm(score_grad.transpose(1, 2), block.query)
+            found = torch.bmm(score_grad, heads.key[:, : block.keys])
+            query_grad.view(heads.query.shape)[..., block.places, :] = found.view(rows, groups, share, -1, width)
+        return (
+            query_grad,
+            key_grad.mul_(ctx.scale).to(key.dtype).view(key.shape),
+            value_grad.to(value.dtype).view(value.shape),
+            None,
+            None,
+        )

@@ -1,0 +1,144 @@
+"""Decoding with this package's cache: attention layers with room for an answer, and recurrent layers' states."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import CacheLayerMixin, DynamicCache
+
+from dpr_lightning.engine.decoding.decoder_state import takes_argument
+from dpr_lightning.engine.decoding.kv_cache import (
+    RoomyLayer,
+    can_join,
+    growing_cache,
+    is_recurrent,
+    join_layers,
+    keep_rows,
+    repeat_rows,
+)
+from dpr_lightning.engine.decoding.one_token import OneTokenPass
+from dpr_lightning.engine.decoding.shared_prompt_cache import PromptKeys
+from dpr_lightning.engine.forward import last_logits
+
+
+class CachedState:
+    """Keys, values and states of rows, as :class:`dpr_lightning.engine.decoding.decoder_state.DecoderState`.
+
+    Prompts of different lengths are padded on the left; with recurrent layers, which would take padding into their
+    states, those of each length are read on their own and put together afterwards.
+
+    Args:
+        model: that writes.
+        longest: tokens that an answer may have.
+        one_token: how it reads one more token; None: by its forward pass.
+
+    Raises:
+        ValueError: the model takes no cache of transformers.
+
+    Attributes:
+        cache: keys and values; those of prompts are elsewhere where :attr:`prompt_keys` has them.
+        prompt_keys: what is kept of prompts once for all their answers.
+        attention: [B, T], 0 where a row has no token; None: nowhere.
+        position: [B], of each row's next token.
+    """
+
+    cache: Any
+    prompt_keys: PromptKeys | None
+    attention: Tensor | None
+    position: Tensor
+
+    def __init__(self, model: nn.Module, longest: int, one_token: OneTokenPass | None = None) -> None:
+        self.model, self.one_token, self._longest = model, one_token, longest
+        layers = growing_cache(model, 0).layers
+        self.joins = all(map(can_join, layers))
+        self.pads = not any(map(is_recurrent, layers))
+        names = [name for name in ("past_key_values", "cache_params") if takes_argument(model, name)]
+        if not names:
+            raise ValueError("its forward pass takes no cache")
+        self._argument = names[0]
+        # States alone have no positions to attend to, and their models need not take a mask.
+        self._attends = any(isinstance(layer, CacheLayerMixin) for layer in layers)
+        self._parts: list[DynamicCache] = []
+
+    def prefill(self, tokens: Tensor, attention: Tensor | None, width: int) -> Tensor:
+        """As in :class:`DecoderState`."""
+        cache = growing_cache(self.model, width + self._longest)
+        self._parts.append(cache)
+        position = None if attention is None else (attention.cumsum(1) - 1).clamp_min(0)
+        return self._forward(cache, tokens, attention, position)
+
+    def start(self, attention: Tensor | None, length: Tensor, num_samples: int) -> None:
+        """As in :class:`DecoderState`."""
+        self.cache, self._parts = _joined(self._parts), []
+        self.attention, self.position, self.prompt_keys = attention, length, None
+        if self.one_token is not None and num_samples > 1:
+            self.prompt_keys = self._share(num_samples)
+        else:
+            repeat_rows(self.cache, len(length), num_samples)
+        if attention is not None:
+            self.attention = attention.repeat_interleave(num_samples, 0)
+        self.position = length.repeat_interleave(num_samples, 0)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """As in :class:`DecoderState`."""
+        mask = self._lengthened(1)
+        if self.one_token is not None:
+            own = mask if self.prompt_keys is None else None  # without its prompt, a sample has all tokens
+            logits = self.one_token(tokens, self.position, own, self.cache.layers, self.prompt_keys)
+        else:
+            logits = self._forward(self.cache, tokens.unsqueeze(1), self.attention, self.position.unsqueeze(1))
+        self.position = self.position + 1
+        return logits
+
+    def advance(self, tokens: int) -> None:
+        """Count so many more tokens of each row, whose keys and values were written where there was room."""
+        self._lengthened(tokens)
+        self.position = self.position + tokens
+        for layer in self.cache.layers:
+            layer.lengthen(len(self.position), tokens)
+
+    def select(self, order: Tensor) -> None:
+        """As in :class:`DecoderState`."""
+        keep_rows(self.cache, order)
+        if self.prompt_keys is not None:
+            self.prompt_keys.keep(order)
+        self.position = self.position[order]
+        if self.attention is not None:
+            self.attention = self.attention[order]
+
+    def _forward(
+        self, cache: DynamicCache, tokens: Tensor, attention: Tensor | None, position: Tensor | None
+    ) -> Tensor:
+        """Logits [B, V] after ``tokens`` [B, T] behind what is in the cache."""
+        inputs: dict[str, Any] = {"input_ids": tokens, self._argument: cache, "use_cache": True}
+        if self._attends:
+            inputs |= {"attention_mask": attention, "position_ids": position}
+        return last_logits(self.model, **inputs)
+
+    def _lengthened(self, tokens: int) -> Tensor | None:
+        if self.attention is None:
+            return None
+        self.attention = torch.cat([self.attention, self.attention.new_ones(len(self.attention), tokens)], 1)
+        return self.attention.bool()
+
+    def _share(self, num_samples: int) -> PromptKeys:
+        """Take prompts out of the cache, so that no sample has a copy, and leave room for their own tokens."""
+        seen = None if self.attention is None else self.attention.bool()
+        read = []
+        for index, layer in enumerate(self.cache.layers):  # one at a time: a copy of all would take twice the memory
+            read.append((layer.keys.contiguous(), layer.values.contiguous()))
+            self.cache.layers[index] = RoomyLayer(self._longest)
+        return PromptKeys(read, seen, num_samples)
+
+
+def _joined(caches: Sequence[DynamicCache]) -> DynamicCache:
+    """One cache of all rows; the parts are emptied, one layer after the other."""
+    first: Any = caches[0]
+    if len(caches) > 1:
+        for index in range(len(first.layers)):
+            parts: list[Any] = [cache.layers[index] for cache in caches]
+            for cache in caches:
+                cache.layers[index] = RoomyLayer(0)
+            first.layers[index] = join_layers(parts)
+    return caches[0]

@@ -1,0 +1,139 @@
+"""One more token for every row, through a decoder of a known kind, in fewer and larger steps than its own forward."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from dpr_lightning.engine.decoding.kv_cache import RoomyLayer, growing_cache
+from dpr_lightning.engine.decoding.one_token_attention import Attention, Column, Seen
+from dpr_lightning.engine.decoding.packed_linear import Product
+from dpr_lightning.engine.decoding.rms_norm import Norm
+from dpr_lightning.engine.decoding.shared_prompt_cache import PromptKeys
+from dpr_lightning.engine.forward import last_logits
+from dpr_lightning.engine.half_precision import autocasts
+from dpr_lightning.engine.known_decoders import inside_of_adapters, is_known_decoder, is_silu
+from dpr_lightning.engine.weight_shards import fetches_weights
+
+log = logging.getLogger(__name__)
+_equal: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+"""Whether a model's logits were found to be the same in both ways."""
+
+
+class OneTokenPass:
+    """Logits of the next token, for rows whose keys and values so far lie in a cache of :class:`RoomyLayer`.
+
+    It calls the model's own modules, so that adapters act, and differs from the model's forward in what lies between:
+    the queries that share a key head are attended to as if they were positions of one head, so that keys are read once
+    and never copied; masks and positions are made once a step; and weights on a CPU are laid out once for many steps
+    (:class:`Product`).
+
+    Args:
+        model: for which :func:`knows` is true; its weights stay as they are while this is in use.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        held = inside_of_adapters(model)
+        self._decoder = held.model
+        self._embedding, self._head = held.get_input_embeddings(), Product(held.get_output_embeddings())
+        self._norm = Norm(self._decoder.norm)
+        self._layers = [_Layer(place, layer) for place, layer in enumerate(self._decoder.layers)]
+
+    def __call__(
+        self,
+        tokens: Tensor,
+        position: Tensor,
+        mask: Tensor | None,
+        layers: Sequence[Any],
+        prompts: PromptKeys | None = None,
+        column: Column | None = None,
+    ) -> Tensor:
+        """Logits [B, V] after one more token a row.
+
+        Args:
+            tokens: [B].
+            position: [B], of these tokens in their rows.
+            mask: [B, T+1], False where a row has no token; None: nowhere.
+            layers: keys and values of T tokens a row; those of the new ones are written behind them.
+            prompts: what stands before them, where it is not among them.
+            column: where the new ones are written, and which are seen, instead of ``mask``; room is there.
+        """
+        hidden = self._embedding(tokens)
+        cosine, sine = self._decoder.rotary_emb(hidden.unsqueeze(1), position.unsqueeze(1))
+        seen = Seen(cosine, sine, mask, prompts, column)
+        for layer, held in zip(self._layers, layers, strict=True):
+            hidden = layer(hidden, seen, held)
+        return self._head(self._norm(hidden))
+
+    @property
+    def laid_out_bytes(self) -> int:
+        """Of the copies of weights that the first call makes."""
+        products = [self._head, *(product for layer in self._layers for product in layer.products)]
+        return sum(product.laid_out_bytes for product in products)
+
+
+class _Layer:
+    """A layer of a known decoder, for one more token a row."""
+
+    def __init__(self, place: int, layer: Any) -> None:
+        attention, unit = layer.self_attn, layer.mlp
+        self._before, self._between = Norm(layer.input_layernorm), Norm(layer.post_attention_layernorm)
+        self._attend, self._act = Attention(place, attention), unit.act_fn
+        # Next to each other, so that queries and keys are turned at once.
+        self._asked = Product(attention.q_proj, attention.k_proj, attention.v_proj)
+        self._given = Product(attention.o_proj)
+        self._gate, self._up, self._down = (Product(part) for part in (unit.gate_proj, unit.up_proj, unit.down_proj))
+        self.products = (self._asked, self._given, self._gate, self._up, self._down)
+
+    def __call__(self, hidden: Tensor, seen: Seen, held: RoomyLayer) -> Tensor:
+        mixed = self._attend(self._asked(self._before(hidden)), seen, held)
+        hidden = self._given.plus(mixed, hidden)
+        inner = self._between(hidden)
+        active = self._gate.silu(inner) if is_silu(self._act) else self._act(self._gate(inner))
+        return self._down.plus(self._up.times(inner, active), hidden)
+
+
+def knows(model: nn.Module) -> bool:
+    """Whether :class:`OneTokenPass` gives the logits of ``model``: of a known kind, whole, and found to be equal."""
+    held = inside_of_adapters(model)
+    if not is_known_decoder(model) or fetches_weights(model):
+        return False
+    called = held.get_input_embeddings()
+    if any(_has_hooks(module) for module in model.modules() if module is not called):
+        return False
+    if model not in _equal:
+        _equal[model] = _gives_the_same(model)
+        if not _equal[model]:
+            log.warning(
+                "This %s does not compute what others do; its own forward pass writes its answers.",
+                held.config.model_type,
+            )
+    return _equal[model]
+
+
+def laid_out_bytes(model: nn.Module) -> int:
+    """Bytes of the copies that sampling from ``model`` on a CPU makes of its weights."""
+    return OneTokenPass(model).laid_out_bytes if is_known_decoder(model) else 0
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+@torch.no_grad()
+def _gives_the_same(model: nn.Module) -> bool:
+    """Compare both ways on a few tokens."""
+    model_: Any = model
+    tokens = torch.arange(1, 5, device=model_.device).view(2, 2) % model_.config.vocab_size
+    cache = growing_cache(model, 3)
+    last_logits(model, input_ids=tokens, past_key_values=cache, use_cache=True)
+    asked = torch.cat([tokens, tokens[:, :1]], 1)
+    expected = last_logits(model, input_ids=asked, use_cache=False).float()
+    found = OneTokenPass(model)(tokens[:, 0], tokens.new_full((2,), 2), None, cache.layers).float()
+    exact = torch.finfo(model_.dtype).bits >= 32 and not autocasts()
+    allowed = 1e-3 if exact else 5e-2
+    spread = (expected - expected.mean(-1, keepdim=True)).abs().amax()
+    return bool((found - expected).abs().amax() <= allowed * spread + 1e-6)

@@ -1,0 +1,83 @@
+"""Prefill of prompts: in parts, so that a batch of long ones takes no more memory than its keys."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dpr_lightning.engine.decoding.decoder_state import DecoderState
+from dpr_lightning.engine.lockstep import Lockstep
+
+TOKENS_AT_ONCE = 16384
+"""Of prompts that are read together, padding included; one that is longer is read alone."""
+
+
+@dataclass(frozen=True)
+class ReadPrompts:
+    """What came out of the prefill of G prompts.
+
+    ``logits``: of each model, [G, V] after the last token; ``attention`` [G, P]: 0 where a prompt, whose end is on the
+    right, has no token; None: nowhere; ``length`` [G].
+    """
+
+    logits: list[Tensor]
+    attention: Tensor | None
+    length: Tensor
+
+
+def read_prompts(
+    states: Sequence[DecoderState],
+    prompts: Sequence[Sequence[int]],
+    pad_token: int,
+    device: torch.device,
+    lockstep: Lockstep,
+) -> ReadPrompts:
+    """Read every prompt once.
+
+    Args:
+        states: of the models, all of which read the same.
+        prompts: token ids; those of like length should be neighbours.
+        pad_token: on the left of shorter ones.
+        device: of the models.
+        lockstep: notified of every pass.
+    """
+    longest = max(map(len, prompts))
+    tokens = torch.full((len(prompts), longest), pad_token)
+    attention = torch.zeros(len(prompts), longest, dtype=torch.int64)
+    for index, prompt in enumerate(prompts):
+        tokens[index, longest - len(prompt) :] = torch.tensor(list(prompt))
+        attention[index, longest - len(prompt) :] = 1
+    tokens, attention, length = tokens.to(device), attention.to(device), attention.sum(1).to(device)
+    logits: list[list[Tensor]] = []
+    lengths = [len(prompt) for prompt in prompts]
+    for part in _parts_for(states, lengths):
+        first = longest - max(lengths[part])
+        lockstep.begin()
+        padding = _padded(attention[part, first:])
+        logits.append([state.prefill(tokens[part, first:], padding, longest) for state in states])
+    return ReadPrompts([torch.cat(each) for each in zip(*logits, strict=True)], _padded(attention), length)
+
+
+def _parts_for(states: Sequence[DecoderState], lengths: Sequence[int]) -> list[slice]:
+    """What is read in one pass: all, where a state cannot be put together."""
+    if not all(state.joins for state in states):
+        return [slice(0, len(lengths))]
+    return list(_parts(lengths, TOKENS_AT_ONCE, equal=not all(state.pads for state in states)))
+
+
+def _parts(lengths: Sequence[int], at_once: int, *, equal: bool = False) -> Iterator[slice]:
+    """Neighbours that have, padded to the longest of them, at most so many tokens; ``equal``: of one length."""
+    start, longest = 0, 0
+    for index, length in enumerate(lengths):
+        longest = max(longest, length)
+        too_many = (index + 1 - start) * longest > at_once
+        if index > start and (too_many or (equal and length != lengths[start])):
+            yield slice(start, index)
+            start, longest = index, length
+    yield slice(start, len(lengths))
+
+
+def _padded(attention: Tensor) -> Tensor | None:
+    """The same, or None without padding: no mask is needed then, and attention takes its fastest path."""
+    return attention if bool((attention == 0).any()) else None

@@ -1,0 +1,233 @@
+"""How a model is sampled: through this package's cache, through its library's, or without one; found out by trying."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby, islice
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from dpr_lightning.engine.decoding.cached_state import CachedState
+from dpr_lightning.engine.decoding.decode_batch import Batch, only
+from dpr_lightning.engine.decoding.decoder_state import DecoderState, LibraryState, RecomputedState
+from dpr_lightning.engine.decoding.kv_cache import fill_gaps
+from dpr_lightning.engine.decoding.one_token import OneTokenPass, knows
+from dpr_lightning.engine.half_precision import autocasts
+from dpr_lightning.engine.known_decoders import inside_of_adapters, is_known_decoder
+from dpr_lightning.engine.lockstep import Lockstep
+from dpr_lightning.engine.model_mode import evaluating
+from dpr_lightning.engine.weight_shards import fetches_weights
+from dpr_lightning.errors import InputError
+
+log = logging.getLogger(__name__)
+OWN_CACHE, LIBRARY_CACHE, NO_CACHE = "own cache", "library's cache", "without a cache"
+"""Names of the routes, fastest first."""
+_STATES: dict[str, Callable[[nn.Module, int], DecoderState]] = {
+    OWN_CACHE: CachedState,
+    LIBRARY_CACHE: lambda model, _: LibraryState(model),
+    NO_CACHE: lambda model, _: RecomputedState(model),
+}
+_REMEDY = "Choose a decoder, such as Llama, Qwen, Gemma or GPT-2, as `model.policy.source`."
+_LENGTHS, _SAMPLES, _STEPS = (2, 7, 7), 2, 3
+_routes: WeakKeyDictionary[nn.Module, "Route"] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Route:
+    """How a model is sampled: ``name``, and ``reason``: why by no faster one; empty for the fastest."""
+
+    name: str
+    reason: str = ""
+
+
+def sampling_route(model: nn.Module) -> Route:
+    """The fastest route whose logits are those of forward passes over whole rows; tried once per model.
+
+    The trial decodes a few tokens of prompts of different lengths, with two samples each and a row that ends. It is
+    left out for decoders whose insides are known, and where the weights are in shards: there the configuration decides.
+
+    Raises:
+        InputError: there is none, because later tokens change what the model says of earlier ones.
+    """
+    if model not in _routes:
+        _routes[model] = _route_by_config(model) if _is_certain(model) else _tried_route(model)
+        _report(model, _routes[model])
+    return _routes[model]
+
+
+class Decoder:
+    """A model and how it is sampled, for the batches of one call.
+
+    Args:
+        model: its weights stay as they are while this is in use.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model, self._route = model, sampling_route(model)
+        quick = self._route.name == OWN_CACHE and knows(model)
+        self._one_token = OneTokenPass(model) if quick else None
+
+    def new_state(self, longest: int) -> DecoderState:
+        """The state of a batch whose answers have at most ``longest`` tokens."""
+        if self._one_token is not None:
+            return CachedState(self._model, longest, self._one_token)
+        return _STATES[self._route.name](self._model, longest)
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether every token reads its whole row again."""
+        return self._route.name == NO_CACHE
+
+
+def outlined_state(model: nn.Module, longest: int) -> DecoderState:
+    """The state of a model without weights, whose logits tell nothing: the first that its forward pass takes.
+
+    Raises:
+        InputError: there is none.
+    """
+    reasons = []
+    for name, new_state in _STATES.items():
+        try:
+            new_state(model, longest).prefill(torch.zeros(1, 2, dtype=torch.int64), None, 2)
+        except Exception as error:  # as in a trial
+            reasons.append(f"{name}: {_sentence(error)}")
+            continue
+        return new_state(model, longest)
+    raise InputError(f"This {_kind(model)} cannot be sampled from ({'; '.join(reasons)}). {_REMEDY}")
+
+
+def reads_equal_lengths(states: list[DecoderState]) -> bool:
+    """Whether a batch must have prompts of one length."""
+    return not all(state.pads for state in states) and not all(state.joins for state in states)
+
+
+def _is_certain(model: nn.Module) -> bool:
+    return is_known_decoder(model) or fetches_weights(model)
+
+
+def _route_by_config(model: nn.Module) -> Route:
+    if is_known_decoder(model):
+        return Route(OWN_CACHE)
+    try:
+        state = CachedState(model, 1)
+    except Exception as error:  # whatever a configuration lacks
+        return Route(NO_CACHE, _sentence(error))
+    return Route(OWN_CACHE) if state.pads else Route(NO_CACHE, "its recurrent layers were not tried in shards")
+
+
+def _tried_route(model: nn.Module) -> Route:
+    reasons = []
+    with torch.no_grad(), evaluating([model]):
+        prompts, answers = _probe_tokens(model)
+        expected = _expected(model, prompts, answers)
+        for name, new_state in _STATES.items():
+            try:
+                decoded = _decoded(partial(new_state, model, _STEPS + 1), prompts, answers)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # models refuse a cache in ways of all kinds
+                reasons.append(f"{name}: {_sentence(error)}")
+                continue
+            if _agree(decoded, expected, _is_exact(model)):
+                return Route(name, "; ".join(reasons))
+            reasons.append(f"{name}: its logits are not those of a forward pass over the whole row")
+    raise InputError(
+        f"This {_kind(model)} cannot be sampled from: a token's logits change with the tokens behind it, so it is no "
+        f"causal language model. {_REMEDY}"
+    )
+
+
+def _report(model: nn.Module, route: Route) -> None:
+    if route.name == NO_CACHE:
+        log.warning(
+            "This %s is sampled without a cache, so that every token reads its whole row again, which is slow (%s).",
+            _kind(model),
+            route.reason,
+        )
+    elif route.name == LIBRARY_CACHE:
+        log.info("This %s is sampled through its library's cache (%s).", _kind(model), route.reason)
+
+
+def _probe_tokens(model: nn.Module) -> tuple[list[list[int]], Tensor]:
+    """Prompts, and the tokens [rows, steps] that are decoded behind them; none has a role in the configuration."""
+    config: Any = inside_of_adapters(model).config
+    vocabulary = config.get_text_config().vocab_size
+    special: set[int] = set()
+    for part in (config, config.get_text_config()):
+        for name, value in part.to_dict().items():
+            if name.endswith(("token_id", "token_index")):
+                special.update(value if isinstance(value, list) else [value])
+    usable = [token for token in range(min(vocabulary, 256)) if token not in special] or [0]
+    number = iter(range(vocabulary * 100))
+
+    def some(count: int) -> list[int]:
+        return [usable[5 * step % len(usable)] for step in islice(number, count)]
+
+    prompts = [some(length) for length in _LENGTHS]
+    answers = torch.tensor([some(_STEPS) for _ in range(len(_LENGTHS) * _SAMPLES)])
+    return prompts, answers.to(next(model.parameters()).device)
+
+
+def _expected(model: nn.Module, prompts: list[list[int]], answers: Tensor) -> Tensor:
+    """Logits [rows, steps + 1, V] of forward passes over whole rows, those of each length together."""
+    logits = []
+    for group in _groups(prompts):
+        rows = [row for prompt in group for row in range(prompt * _SAMPLES, (prompt + 1) * _SAMPLES)]
+        before = torch.tensor([prompts[row // _SAMPLES] for row in rows], device=answers.device)
+        tokens = torch.cat([before, answers[rows]], 1)
+        logits.append(model(input_ids=tokens, use_cache=False).logits[:, before.shape[1] - 1 :])
+    return torch.cat(logits)
+
+
+def _decoded(new_state: Callable[[], DecoderState], prompts: list[list[int]], answers: Tensor) -> Tensor:
+    """The same by decoding; NaN where a row has ended, which the first of each batch does after its first step."""
+    logits: Tensor | None = None
+    together = [list(range(len(prompts)))]
+    for group in together if not reads_equal_lengths([new_state()]) else _groups(prompts):
+        batch = Batch([new_state()], only, prompts[0][0], answers.device, Lockstep([]))
+        rows = torch.arange(group[0] * _SAMPLES, (group[-1] + 1) * _SAMPLES, device=answers.device)
+        result = batch.read([prompts[index] for index in group], _SAMPLES)
+        if logits is None:
+            logits = result.new_full((len(answers), _STEPS + 1, result.shape[-1]), torch.nan)
+        for step in range(_STEPS):
+            logits[rows, step] = result
+            if step == 1:
+                order = fill_gaps(torch.arange(len(rows), device=rows.device) == 0)
+                batch.keep(order)
+                rows = rows[order]
+            result = batch.step(answers[rows, step])
+        logits[rows, _STEPS] = result
+    assert logits is not None
+    return logits
+
+
+def _groups(prompts: list[list[int]]) -> list[list[int]]:
+    """Indices of neighbours of one length."""
+    return [list(group) for _, group in groupby(range(len(prompts)), key=lambda index: len(prompts[index]))]
+
+
+def _agree(decoded: Tensor, expected: Tensor, exact: bool) -> bool:
+    """Whether logits are the same but for rounding; in half precision most: others may go to other experts."""
+    decoded, expected = decoded.float(), expected.float()
+    spread = (expected - expected.mean(-1, keepdim=True)).abs().amax()
+    difference = (decoded - expected).abs().amax(-1)[~decoded.isnan().all(-1)]
+    if exact:
+        return bool((difference <= 1e-3 * spread + 1e-6).all())
+    return bool((difference <= 5e-2 * spread).float().mean() >= 0.75)
+
+
+def _is_exact(model: nn.Module) -> bool:
+    dtype: torch.dtype = next(model.parameters()).dtype
+    return torch.finfo(dtype).bits >= 32 and not autocasts()
+
+
+def _kind(model: nn.Module) -> str:
+    return str(inside_of_adapters(model).config.model_type)
+
+
+def _sentence(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"

@@ -1,0 +1,266 @@
+"""The output head and what is made of its log-probabilities in one pass, without the logits ever existing together."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear
+
+from dpr_lightning.engine import kernels
+from dpr_lightning.functional._checks import at_least_float32, expect_dimensions, expect_shape
+
+TokenLoss = Callable[[Tensor, slice], Tensor]
+"""From the log-probabilities of some tokens, and which of the N they are, to the sum of their losses."""
+ActionValues = Callable[[Tensor, slice], Tensor]
+"""From log π of *every* token in some states, [n, V], and which of the N they are, to the value of each, [n, V]."""
+# Logits worked on at a time: 64 MiB of float32 on a CPU, whose caches like small blocks; 512 MiB where a small block
+# would leave most of the machine idle.
+_BLOCK, _BLOCK_ON_GPU = 1 << 24, 1 << 27
+# Of these, logits whose elements are worked on at a time: what a CPU's caches hold.
+_STRIP = 1 << 19
+# Values of every token take some blocks of their own beside those of the policy, which are smaller then.
+_WITH_VALUES = 4
+
+
+class HeadLoss(NamedTuple):
+    """``loss`` [], which carries the gradient; ``logprob`` and ``entropy`` [N] in nats, which carry none."""
+
+    loss: Tensor
+    logprob: Tensor
+    entropy: Tensor
+
+
+def head_loss(
+    hidden: Float[Tensor, "N D"],
+    weight: Float[Tensor, "V D"],
+    tokens: Int[Tensor, " N"],
+    token_loss: TokenLoss,
+    action_values: ActionValues | None = None,
+    *,
+    block: int | None = None,
+) -> HeadLoss:
+    """Σ f(log π(a_n|s_n)), with log π(a|s) = z[a] − logsumexp(z) and z = W·h, for a loss f of each token.
+
+    With values q of every token, less what is expected of them: − Σ_n Σ_a π(a|s_n)·q(s_n, a).
+
+    The gradient is formed on the way forward, block by block, while a block's softmax is at hand:
+
+        ∂L/∂z = f'(log π(a))·(onehot(a) − softmax(z)) − π ⊙ (q − Σ_a π(a)·q(a)),
+        ∂L/∂h = Wᵀ·∂L/∂z,   ∂L/∂W = Σ ∂L/∂z·hᵀ
+
+    so the backward pass computes no logits again (6·V·D operations a token instead of 8) and keeps none. Beside the
+    gradients themselves, which are of the type of what they belong to, a call takes some blocks of logits, however
+    many tokens there are. Under autocast the products are of its type.
+
+    Args:
+        hidden: states before the head, of scored tokens alone.
+        weight: of the head.
+        tokens: ``tokens[n]`` was chosen in state n.
+        token_loss: called with log-probabilities [n] and the slice of the N tokens they belong to; f. It may hold the
+            log-probability without gradient as well, as clipped and probability-weighted losses do.
+        action_values: q, through which no gradient flows. It may hold −β·log π(a), as a penalty of the divergence
+            does: the gradient of that has mean 0 under π. Tokens of probability 0 add 0, whatever their value is.
+        block: logits worked on at a time; changes nothing but memory and speed.
+
+    Returns:
+        float32 for half-precision states, else of their type. A token whose loss has no gradient adds exactly 0 to all
+        gradients, even where its logits are not finite; with values of every token, no token is such a one.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    Source: ours; the values' term is that of :func:`all_actions_loss`.
+    """
+    _check(hidden, weight)
+    expect_shape("tokens", tokens, hidden.shape[:1], "the rows of hidden")
+    rows = rows_at_a_time(weight, block, 1 if action_values is None else _WITH_VALUES)
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    with torch.autocast(device, enabled=False):
+        found = _HeadLoss.apply(hidden, weight, tokens.long(), token_loss, action_values, rows, dtype)  # type: ignore[no-untyped-call]
+    return HeadLoss(*found)
+
+
+def rows_at_a_time(weight: Float[Tensor, "V D"], block: int | None = None, smaller: int = 1) -> int:
+    """States whose logits are worked on together: those of ``block``, or a part of what suits the device."""
+    size = block if block is not None else (_BLOCK_ON_GPU if weight.is_cuda else _BLOCK) // smaller
+    return max(1, size // max(1, weight.shape[0]))
+
+
+def head_logprobs(
+    hidden: Float[Tensor, "N D"], weight: Float[Tensor, "V D"], tokens: Int[Tensor, " N"], *, block: int | None = None
+) -> Float[Tensor, " N"]:
+    """log π(a_n|s_n) = z[a_n] − logsumexp(z), z = W·h, nats, without gradient and without the logits of all states.
+
+    Args:
+        hidden: states before the head, of scored tokens alone.
+        weight: of the head.
+        tokens: ``tokens[n]`` was chosen in state n.
+        block: logits worked on at a time.
+
+    Returns:
+        float32 for half-precision states, else of their type.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    _check(hidden, weight)
+    expect_shape("tokens", tokens, hidden.shape[:1], "the rows of hidden")
+    rows = rows_at_a_time(weight, block)
+    found = torch.empty(len(tokens), dtype=at_least_float32(hidden[:0]).dtype, device=hidden.device)
+    with torch.no_grad():
+        for start in range(0, len(tokens), rows):
+            product = linear(hidden[start : start + rows], weight)
+            if kernels.serves(product):
+                whole = slice(start, start + rows)
+                found[whole] = kernels.weigh(product, tokens[whole].long()).logprob
+                continue
+            for within in _strips(product):
+                part = slice(start + within.start, start + within.stop)
+                logits = product[within].to(found.dtype)
+                chosen = logits.gather(-1, tokens[part, None].long()).squeeze(-1)
+                highest = logits.amax(-1, keepdim=True)
+                found[part] = chosen - highest.squeeze(-1) - logits.sub_(highest).exp_().sum(-1).log_()
+    return found
+
+
+def _strips(logits: Tensor) -> Iterator[slice]:
+    """Rows whose logits are worked on while a CPU's caches hold them; all of them at once on a GPU."""
+    rows = len(logits) if logits.is_cuda else max(1, _STRIP // max(1, logits.shape[-1]))
+    for start in range(0, len(logits), rows):
+        yield slice(start, min(start + rows, len(logits)))
+
+
+def _check(hidden: Tensor, weight: Tensor) -> None:
+    expect_dimensions("hidden", hidden, "N D")
+    expect_dimensions("weight", weight, "V D")
+    expect_shape("weight", weight, (weight.shape[0], hidden.shape[1]), "the width of hidden")
+
+
+class _HeadLoss(torch.autograd.Function):
+    """See :func:`head_loss`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        tokens: Tensor,
+        token_loss: TokenLoss,
+        action_values: ActionValues | None,
+        rows: int,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        wide = torch.promote_types(dtype, torch.float32)
+        matrix = weight.to(dtype)
+        logprob = torch.empty(len(tokens), dtype=wide, device=hidden.device)
+        entropy = torch.empty_like(logprob)
+        loss = logprob.new_zeros(())
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        hidden_grad = torch.empty_like(hidden) if wants_hidden else None
+        weight_grad = torch.zeros_like(weight) if wants_weight else None
+        for start in range(0, len(tokens), rows):
+            block = slice(start, start + rows)
+            states = hidden[block].to(dtype)
+            product = states @ matrix.T
+            silent = torch.zeros(len(product), 1, dtype=torch.bool, device=hidden.device)
+            # Values of every token are themselves products, which want many rows; so does one pass over memory.
+            by_kernel = action_values is None and kernels.serves(product)
+            whole = action_values is not None or by_kernel
+            for within in [slice(0, len(product))] if whole else _strips(product):
+                part = slice(start + within.start, start + within.stop)
+                if by_kernel:
+                    made = _by_kernel(product, tokens[part], part, token_loss)
+                else:
+                    made = _of_strip(product[within], tokens[part], part, token_loss, action_values)
+                loss += made.loss
+                logprob[part], entropy[part] = made.logprob, made.entropy
+                if wants_hidden or wants_weight:
+                    silent[within] = made.silent
+                    if made.change is not product:
+                        product[within] = made.change
+            if hidden_grad is not None:
+                hidden_grad[block] = product @ matrix
+            if weight_grad is not None:
+                heard = states.masked_fill(silent, 0.0)
+                if weight_grad.dtype == product.dtype:
+                    torch.addmm(weight_grad, product.T, heard, out=weight_grad)
+                else:
+                    weight_grad += product.T @ heard
+        ctx.gradients = (hidden_grad, weight_grad)
+        ctx.mark_non_differentiable(logprob, entropy)
+        return loss, logprob, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, loss_grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_grad, weight_grad = ctx.gradients
+        scale = loss_grad.to(torch.float64)
+        found = tuple(None if held is None else held.mul_(scale.to(held.dtype)) for held in (hidden_grad, weight_grad))
+        ctx.gradients = (None, None)
+        return (*found, None, None, None, None, None)
+
+
+class _Strip(NamedTuple):
+    """What is made of some rows of logits [n, V]: ``loss`` [], ``logprob`` and ``entropy`` [n], ∂L/∂z as ``change``
+    [n, V], and which rows are ``silent`` [n, 1], for their loss has no gradient.
+    """
+
+    loss: Tensor
+    logprob: Tensor
+    entropy: Tensor
+    change: Tensor
+    silent: Tensor
+
+
+def _of_strip(
+    product: Tensor, tokens: Tensor, part: slice, token_loss: TokenLoss, action_values: ActionValues | None
+) -> _Strip:
+    """Of logits that may be written over."""
+    logits = product.to(torch.promote_types(product.dtype, torch.float32))
+    chosen = tokens[:, None]
+    highest = logits.amax(-1, keepdim=True)
+    probability = (logits - highest).exp_()
+    total = probability.sum(-1, keepdim=True)
+    probability /= total
+    normaliser = total.log_().add_(highest)
+    logprob = (logits.gather(-1, chosen) - normaliser).squeeze(-1)
+    loss = logits.new_zeros(())
+    advantage = None
+    if action_values is not None:
+        values = action_values(logits - normaliser, part).masked_fill(probability == 0, 0.0)
+        mean = (values * probability).sum(-1, keepdim=True)
+        loss -= mean.sum()
+        advantage = values.sub_(mean)
+    # An impossible action adds nothing: 0·(−∞) would be no number.
+    expected = logits.clamp_(min=torch.finfo(logits.dtype).min).mul_(probability).sum(-1)
+    entropy = normaliser.squeeze(-1) - expected
+    value, slope = _loss_and_slope(logprob, part, token_loss)
+    loss += value
+    if advantage is None:
+        silent = (slope == 0)[:, None]
+        change = probability.mul_(-slope[:, None])
+    else:
+        silent = torch.zeros_like(slope, dtype=torch.bool)[:, None]
+        change = probability.mul_(-(advantage.add_(slope[:, None])))
+    change.scatter_add_(-1, chosen, slope[:, None])
+    return _Strip(loss, logprob, entropy, change.masked_fill_(silent, 0.0), silent)
+
+
+def _by_kernel(product: Tensor, tokens: Tensor, part: slice, token_loss: TokenLoss) -> _Strip:
+    """The same without values of every token; the change lies where the logits lay."""
+    weighed = kernels.weigh(product, tokens)
+    loss, slope = _loss_and_slope(weighed.logprob, part, token_loss)
+    kernels.change_(product, tokens, weighed, slope)
+    return _Strip(loss, weighed.logprob, weighed.entropy, product, (slope == 0)[:, None])
+
+
+def _loss_and_slope(logprob: Tensor, part: slice, token_loss: TokenLoss) -> tuple[Tensor, Tensor]:
+    """The loss [] of tokens, and how it changes with each of their log-probabilities [n]."""
+    with torch.enable_grad():
+        leaf = logprob.detach().requires_grad_()
+        value = token_loss(leaf, part)
+    slope = torch.autograd.grad(value, leaf)[0] if value.requires_grad else torch.zeros_like(leaf)
+    return value.detach(), slope

@@ -1,0 +1,80 @@
+"""Which rows go through a model together: those of like length, or those that answer one prompt."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from dpr_lightning.engine.shared_prompts import Prompts
+
+Cut = Callable[[Sequence[int]], list[int]]
+"""From the lengths of rows, in the order in which they are read, to how many of them each part has."""
+
+
+def parts_by_length(
+    tokens: Tensor, mask: Tensor, token_budget: int, *, shared: bool = False
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Rows that are read together, cut to the longest of their part, with at most ``token_budget`` tokens a part.
+
+    Args:
+        tokens: [B, L] right-padded.
+        mask: [B, L] True where the policy acted.
+        token_budget: tokens of a part, padding included, and prompts as if each row had its own.
+        shared: whether rows of a part that answer one prompt have it read once.
+
+    Yields row numbers (on the CPU), and ``tokens`` and ``mask`` of these rows.
+    """
+
+    def cut(length: Sequence[int]) -> list[int]:
+        sizes, longest = [0], 0
+        for each in length:
+            longest = max(longest, each)
+            if sizes[-1] and longest * (sizes[-1] + 1) > token_budget:
+                sizes.append(0)
+                longest = each
+            sizes[-1] += 1
+        return sizes
+
+    length = _lengths(mask)
+    for rows in _parts(tokens, mask, length, cut, shared):
+        longest = int(length[rows].max())
+        yield rows, tokens[rows.to(tokens.device), :longest], mask[rows.to(mask.device), :longest]
+
+
+def micro_batches(tokens: Tensor, mask: Tensor, number: int, *, shared: bool = False) -> list[Tensor]:
+    """Row numbers in exactly ``number`` parts; what is summed over parts does not depend on which row is where.
+
+    Arguments as for :func:`parts_by_length`.
+    """
+
+    def cut(length: Sequence[int]) -> list[int]:
+        return [len(part) for part in torch.arange(len(length)).tensor_split(number)]
+
+    return [rows.to(mask.device) for rows in _parts(tokens, mask, _lengths(mask), cut, shared)]
+
+
+def _parts(tokens: Tensor, mask: Tensor, length: Tensor, cut: Cut, shared: bool) -> list[Tensor]:
+    """Rows in the order of their lengths, or, where that is less to read, behind those that answer the same prompt."""
+
+    def split(order: Tensor) -> list[Tensor]:
+        return list(torch.split(order, cut(length[order].tolist())))
+
+    plain = split(length.argsort(stable=True))
+    if not shared or len(plain) == 1:
+        return plain
+    prompts = Prompts.of(tokens.cpu(), mask.cpu())
+    longest = torch.zeros_like(length).scatter_reduce_(0, prompts.asked, length, "amax")[prompts.asked]
+    order = length.argsort(stable=True)
+    for key in (prompts.asked, longest):
+        order = order[key[order].argsort(stable=True)]
+
+    def to_read(parts: Sequence[Tensor]) -> int:
+        return sum(prompts.take(rows).to_read() for rows in parts if len(rows))
+
+    return min(plain, split(order), key=to_read)
+
+
+def _lengths(mask: Tensor) -> Tensor:
+    """Tokens of each row up to its last action, [B] on the CPU."""
+    columns = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+    return (mask * columns).amax(1).clamp_min(2).cpu()

@@ -1,0 +1,136 @@
+"""Layers of known decoders that keep less, for the backward pass and within a forward pass, and compute the same."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear, rms_norm, silu
+
+from dpr_lightning.engine import kernels
+from dpr_lightning.engine.half_precision import attended, autocasts
+from dpr_lightning.engine.known_decoders import inside_of_adapters, is_known_decoder, is_silu
+from dpr_lightning.engine.weight_shards import is_sharded
+
+
+def keep_less(model: nn.Module) -> None:
+    """Let norms and gated linear units of a known decoder keep their inputs alone, and make the rest again.
+
+    Norms keep what they are given, and not its normalised copy (in half precision: nor a float32 one of it); gated
+    linear units keep what their two projections give, and not the activation and the product, which are a
+    multiplication away. Values and gradients are those of the model's own layers, but that norms of half precision take
+    theirs in float32 all the way. Where no gradient is asked for, norms of float32 are one call, and the product of a
+    unit lies where its gate lay. Under autocast, and around weights that others hold (in shards, in adapters), the
+    model's own layers are called.
+
+    Source: the trade of memory for recomputation of single operations is that of Liger kernels (Hsu et al. 2024,
+    arXiv:2410.10989); this one is ours, in plain PyTorch.
+    """
+    if not is_known_decoder(model):
+        return
+    for layer in inside_of_adapters(model).model.layers:
+        layer.mlp.__class__ = _with_forward(type(layer.mlp), _gated)  # type: ignore[arg-type]
+        layer.self_attn.__class__ = _with_forward(type(layer.self_attn), attended)  # type: ignore[arg-type]
+    for module in model.modules():
+        if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
+            module.__class__ = _with_forward(type(module), _normed)  # type: ignore[arg-type]
+
+
+@cache
+def _with_forward(kind: Any, forward: Callable[..., Any]) -> Any:
+    """A class of the same name; a function kept in each module would be a cycle, which holds on to its weights."""
+
+    def compute(module: Any, *given: Any, **named: Any) -> Any:
+        return forward(module, kind.forward, *given, **named)
+
+    return type(kind.__name__, (kind,), {"forward": compute, "__module__": kind.__module__})
+
+
+def _normed(module: Any, own: Callable[..., Tensor], hidden: Tensor) -> Tensor:
+    if not autocasts():
+        if not torch.is_grad_enabled() and hidden.dtype == torch.float32:
+            return rms_norm(hidden, module.weight.shape, module.weight, module.variance_epsilon)
+        if torch.is_grad_enabled() and hidden.requires_grad:
+            found: Tensor = _Norm.apply(hidden, module.weight, module.variance_epsilon)  # type: ignore[no-untyped-call]
+            return found
+    return own(module, hidden)
+
+
+def _gated(module: Any, own: Callable[..., Tensor], hidden: Tensor) -> Tensor:
+    if not autocasts() and is_silu(module.act_fn):
+        if not torch.is_grad_enabled() and _is_plain(module.gate_proj):
+            product = silu(module.gate_proj(hidden), inplace=True).mul_(module.up_proj(hidden))
+            return module.down_proj(product)  # type: ignore[no-any-return]
+        down = module.down_proj
+        if torch.is_grad_enabled() and _is_plain(down) and not is_sharded(down):
+            gate, up = module.gate_proj(hidden), module.up_proj(hidden)
+            found: Tensor = _GatedLinear.apply(gate, up, down.weight, down.bias)  # type: ignore[no-untyped-call]
+            return found
+    return own(module, hidden)
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether nobody else sees what a layer gives, and nothing is to be done around it."""
+    return type(layer) is nn.Linear and not layer._forward_pre_hooks and not layer._forward_hooks
+
+
+class _Norm(torch.autograd.Function):
+    """y = w ⊙ n, n = x/s, s = √(mean(x²) + ε):  ∂L/∂x = (h − n·mean(h ⊙ n))/s, h = w ⊙ ∂L/∂y;  ∂L/∂w = Σ ∂L/∂y ⊙ n."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        wide = hidden.to(torch.float32)
+        scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)
+        ctx.save_for_backward(hidden, weight, scale)
+        return weight * _times(wide, scale, hidden).to(hidden.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, scale = ctx.saved_tensors
+        if kernels.serves(hidden, weight, gradient) and hidden.shape[-1] % kernels.lanes() == 0:
+            found, weight_grad = kernels.norm_backward(hidden, weight, scale, gradient, ctx.needs_input_grad[1])
+            return found, None if weight_grad is None else weight_grad.to(weight.dtype), None
+        normed = _times(hidden.to(torch.float32), scale, hidden)
+        wide, weight_ = gradient.to(torch.float32), weight.to(torch.float32)
+        product = wide * normed
+        weight_grad = product.flatten(0, -2).sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None
+        # Not as a product with the weights: its sums would depend on how many rows there are.
+        mean = product.mul_(weight_).mean(-1, keepdim=True)
+        inner = _times(wide, weight_, gradient).addcmul_(normed, mean, value=-1)
+        return inner.mul_(scale).to(hidden.dtype), weight_grad, None
+
+
+def _times(wide: Tensor, factor: Tensor, given: Tensor) -> Tensor:
+    """``wide · factor``, where ``wide`` lies, unless that is what was ``given``."""
+    return wide * factor if wide is given else wide.mul_(factor)
+
+
+class _GatedLinear(torch.autograd.Function):
+    """(silu(g) ⊙ u)·Wᵀ + b, of which g and u are kept; gradients are those of the three operations."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(gate, up, weight)
+        return linear(silu(gate).mul_(up), weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        gate, up, weight = ctx.saved_tensors
+        flat = gradient.flatten(0, -2)
+        product, gate_grad, up_grad = _gated_backward(gate, up, gradient @ weight)
+        weight_grad = flat.T @ product.flatten(0, -2) if ctx.needs_input_grad[2] else None
+        return gate_grad, up_grad, weight_grad, flat.sum(0) if ctx.needs_input_grad[3] else None
+
+
+def _gated_backward(gate: Tensor, up: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """silu(g) ⊙ u, and the gradients of g and u; that of the product is written over."""
+    if kernels.serves(gate, up, gradient):
+        return kernels.gated_backward_(gate, up, gradient)
+    active = silu(gate)
+    product = active * up
+    up_grad = active.mul_(gradient)
+    return product, torch.ops.aten.silu_backward(gradient.mul_(up), gate), up_grad

@@ -1,0 +1,151 @@
+"""Forward passes that score, without gradients: no logits of more than a block of states are ever at hand."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dpr_lightning.engine.forward import logits_at
+from dpr_lightning.engine.head_loss import head_logprobs
+from dpr_lightning.engine.lockstep import Lockstep
+from dpr_lightning.engine.micro_batches import parts_by_length
+from dpr_lightning.engine.model_inputs import Inputs, model_inputs
+from dpr_lightning.engine.model_mode import model_device
+from dpr_lightning.engine.output_head import head_does, plain_head
+from dpr_lightning.engine.shared_prompts import shares_prompts
+from dpr_lightning.engine.weight_shards import fetches_weights
+from dpr_lightning.functional import action_positions, token_logprobs
+
+_TOKENS = 16384
+
+
+@dataclass(frozen=True)
+class ActedStates:
+    """What a model says of every token where the policy acted, kept as what its head is given.
+
+    ``hidden`` [B, T, D], ``weight`` [V, D]; where ``weight`` is None, the logits [B, T, V] are in their place.
+    """
+
+    hidden: Tensor
+    weight: Tensor | None
+
+    def logprobs(self, place: Tensor) -> Tensor:
+        """Log-probabilities [n, V] of all tokens, at ``place`` [n] counted through all rows; at least float32."""
+        states = self.hidden.flatten(0, 1)[place]
+        logits = states if self.weight is None else states @ self.weight.T
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+
+    def room(self, rows: int, actions: int) -> "ActedStates":
+        """Zeros in the place of these, for so many rows and actions."""
+        return ActedStates(self.hidden.new_zeros(rows, actions, self.hidden.shape[-1]), self.weight)
+
+    def take(self, rows: Tensor, actions: int) -> "ActedStates":
+        """Those of some rows, cut to ``actions``."""
+        return ActedStates(self.hidden[rows.to(self.hidden.device), :actions], self.weight)
+
+
+def keeps_states(model: nn.Module) -> bool:
+    """Whether :func:`acted_states` keeps what the head is given, and not logits."""
+    return _plain_head_here(model) is not None
+
+
+def default_token_budget(model: nn.Module) -> int:
+    """Tokens to forward at once where nobody says how many; see :func:`token_budget_for`."""
+    return token_budget_for(int(model.config.get_text_config().vocab_size), keeps_states(model))  # type: ignore[union-attr, operator]
+
+
+def token_budget_for(vocabulary: int, keeps_states: bool) -> int:
+    """16,384; or, of a model whose logits are all at hand at once, as many as have a GiB of them in float32."""
+    return _TOKENS if keeps_states else max(1, min(_TOKENS, 2**28 // vocabulary))
+
+
+def _plain_head_here(model: nn.Module) -> nn.Linear | None:
+    """The plain head of a model that is whole.
+
+    The weights of one in shards come and go, and to find out about its head is a pass that all ranks must make.
+    """
+    return None if fetches_weights(model) else plain_head(model)
+
+
+@torch.no_grad()
+def acted_states(model: nn.Module, tokens: Tensor, mask: Tensor, *, packed: bool | None = None) -> ActedStates:
+    """One forward pass, up to the head where that is a plain one and its weights are here.
+
+    Args:
+        model: a causal language model of transformers, possibly wrapped by peft.
+        tokens: [B, L] right-padded.
+        mask: [B, L] True where the policy acted.
+        packed: as for :func:`dpr_lightning.policies.action_logits`.
+    """
+    position, _ = action_positions(mask)
+    state, head = (position - 1).clamp_min(0), _plain_head_here(model)
+    if head is None:
+        return ActedStates(logits_at(model, tokens, mask, state, packed, sampled=True), None)
+    inputs, start = model_inputs(model, tokens, mask, packed, sampled=True)
+    place = (start.unsqueeze(1) + state).clamp_min(0)
+    return ActedStates(states_at(model, head, inputs, place), head.weight)
+
+
+def states_at(model: nn.Module, head: nn.Module, inputs: Inputs, place: Tensor) -> Tensor:
+    """What ``head`` is given, [B, T, D], at ``place`` [B, T] counted through all rows."""
+
+    def select(hidden: Tensor) -> Tensor:
+        return hidden.flatten(0, 1).index_select(0, place.flatten()).view(*place.shape, -1)
+
+    with head_does(head, select):
+        return model(**inputs).logits  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def acted_logprobs(model: nn.Module, tokens: Tensor, mask: Tensor, *, packed: bool | None = None) -> Tensor:
+    """Log-probabilities [B, T] of the acted tokens, nats, at least float32; 0 where a row has no action.
+
+    Arguments as for :func:`acted_states`.
+    """
+    position, acted = action_positions(mask)
+    chosen, state = tokens.gather(1, position), (position - 1).clamp_min(0)
+    head = _plain_head_here(model)
+    if head is None:
+        logprob = token_logprobs(logits_at(model, tokens, mask, state, packed, sampled=True), chosen)
+        return logprob.masked_fill(~acted, 0.0)
+    inputs, start = model_inputs(model, tokens, mask, packed, sampled=True)
+    found = logprobs_at(model, head, inputs, (start.unsqueeze(1) + state)[acted], chosen[acted])
+    return found.new_zeros(acted.shape).masked_scatter(acted, found)
+
+
+def logprobs_at(model: nn.Module, head: nn.Module, inputs: Inputs, place: Tensor, chosen: Tensor) -> Tensor:
+    """Log-probabilities [N] of ``chosen`` [N] in the states at ``place`` [N], counted through all rows."""
+    weighted: Any = head
+
+    def compute(hidden: Tensor) -> Tensor:
+        states = hidden.flatten(0, 1).index_select(0, place)
+        return head_logprobs(states, weighted.weight, chosen).view(1, 1, -1)
+
+    with head_does(head, compute):
+        return model(**inputs).logits.flatten()  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def sequence_logprobs(model: nn.Module, tokens: Tensor, mask: Tensor, *, token_budget: int | None = None) -> Tensor:
+    """Log-probabilities of the acted tokens under ``model``, without gradients.
+
+    Args:
+        model: a causal language model; it keeps its mode.
+        tokens: [B, L] right-padded.
+        mask: [B, L] True where the policy acted.
+        token_budget: tokens forwarded at once, padding included; None:
+            :func:`dpr_lightning.policies.default_token_budget`.
+
+    Returns:
+        [B, T] float32, nats, on the device of ``tokens``; 0 where a row has no action.
+    """
+    logprob = torch.zeros(len(tokens), int(mask.sum(1).amax()) if mask.numel() else 0, device=tokens.device)
+    device = model_device(model)
+    budget = token_budget if token_budget is not None else default_token_budget(model)
+    with Lockstep([model]) as lockstep:
+        for rows, part_tokens, part_mask in parts_by_length(tokens, mask, budget, shared=shares_prompts(model)):
+            lockstep.begin()
+            part = acted_logprobs(model, part_tokens.to(device), part_mask.to(device)).float()
+            logprob[rows.to(logprob.device), : part.shape[1]] = part.to(logprob.device)
+    return logprob

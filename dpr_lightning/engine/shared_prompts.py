@@ -1,0 +1,152 @@
+"""Prompts that several rows answer, read once: their keys and values stand before each of the answers."""
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from dpr_lightning.engine.known_decoders import inside_of_adapters, is_known_decoder
+from dpr_lightning.engine.weight_shards import fetches_weights
+
+WORTH = 0.85
+"""Share of the tokens from which on it is not worth while: positions, masks and joined keys cost a little too."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What stands before the answers of rows, and is read once for those where it is the same.
+
+    ``asked`` [B]: which of the distinct prompts each row answers; ``before`` [B]: its tokens but for the last, which is
+    read with the answer, for what comes out of it chooses the first action; ``width`` [B]: tokens from there to the
+    last of the row.
+    """
+
+    tokens: Tensor
+    asked: Tensor
+    before: Tensor
+    width: Tensor
+
+    @classmethod
+    def of(cls, tokens: Tensor, mask: Tensor) -> "Prompts":
+        """Those of rows [B, L], by equality; ``mask`` [B, L] is True where the policy acted."""
+        columns = torch.arange(tokens.shape[1], device=tokens.device)
+        last = torch.where(mask, columns, 0).amax(1)
+        first = torch.where(mask, columns, tokens.shape[1]).amin(1)
+        before = torch.where(mask.any(1), first - 1, 0).clamp_min(0)
+        longest = max(1, int(before.max()))
+        read = torch.where(columns[:longest] < before.unsqueeze(1), tokens[:, :longest], -1)
+        distinct, asked = torch.unique(read, dim=0, return_inverse=True)
+        return cls(distinct, asked, before, last - before + 1)
+
+    def take(self, rows: Tensor) -> "Prompts":
+        """Of some of the rows."""
+        return Prompts(self.tokens, self.asked[rows], self.before[rows], self.width[rows])
+
+    def pays(self) -> bool:
+        """As :func:`pays`, of these rows together."""
+        return pays(self._once(), self._alone())
+
+    def to_read(self) -> int:
+        """Tokens of a forward pass, padding included."""
+        return self._once() if self.pays() else self._alone()
+
+    def _once(self) -> int:
+        prompts = int(self.before.max()) * len(set(self.asked.tolist()))
+        return prompts + len(self.width) * int(self.width.max())
+
+    def _alone(self) -> int:
+        return len(self.width) * int((self.before + self.width).max())
+
+
+def pays(once: int, alone: int) -> bool:
+    """Whether reading each prompt once, ``once`` tokens in all, leaves enough less to read than rows ``alone``."""
+    return once <= WORTH * alone
+
+
+class PromptLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+    """Keys and values of prompts in one layer, joined before those of rows that answer them; nothing else is kept.
+
+    Args:
+        keys: [G, heads, P, width] of the prompts.
+        values: the same.
+        prompt: [B], which of them each row answers.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, prompt: Tensor) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._read, self._prompt = (keys, values), prompt
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Those of all tokens that the rows [B, heads, W, width] see; gradients flow through the prompts' too."""
+        keys, values = (held.index_select(0, self._prompt) for held in self._read)
+        return torch.cat([keys, key_states], -2), torch.cat([values, value_states], -2)
+
+
+def behind_prompts(model: nn.Module, tokens: Tensor, mask: Tensor) -> tuple[dict[str, Any], Tensor] | None:
+    """Read every distinct prompt once, and what to give the model for the rest of the rows; None: it does not pay.
+
+    The prompts have been read when this returns, so the pass that follows must be of the same model in the same state.
+
+    Args:
+        model: that will be given it.
+        tokens: [B, L] right-padded.
+        mask: [B, L] True where the policy acted; a prompt is what comes before.
+
+    Returns:
+        inputs of the forward pass, and the places [B] where rows would begin in what comes out, counted through all of
+        its rows, if their prompts were there.
+    """
+    if len(tokens) < 2 or not shares_prompts(model):
+        return None
+    prompts = Prompts.of(tokens, mask)
+    return read_once(model, tokens, prompts, int(prompts.width.max())) if prompts.pays() else None
+
+
+def read_once(model: nn.Module, tokens: Tensor, prompts: Prompts, width: int) -> tuple[dict[str, Any], Tensor]:
+    """As :func:`behind_prompts`, of prompts that are known.
+
+    Args:
+        model: for which :func:`shares_prompts` is true.
+        tokens: [B, L] right-padded.
+        prompts: of these rows.
+        width: tokens of the longest row without what is before it.
+    """
+    before, read = prompts.before, prompts.tokens
+    cache = DynamicCache(config=cast(Any, model.config))
+    inside_of_adapters(model).model(input_ids=read.clamp_min(0), past_key_values=cache, use_cache=True)
+    cache.layers = [PromptLayer(layer.keys, layer.values, prompts.asked) for layer in cast(Any, cache.layers)]
+    place = torch.arange(width, device=tokens.device)
+    position = before.unsqueeze(1) + place
+    rest = tokens.gather(1, position.clamp_max(tokens.shape[1] - 1))
+    of_prompt = torch.arange(read.shape[1], device=tokens.device) < before.unsqueeze(1)
+    of_rest = (place <= place.unsqueeze(1)).expand(len(tokens), width, width)
+    seen = torch.cat([of_prompt.unsqueeze(1).expand(-1, width, -1), of_rest], -1).unsqueeze(1)
+    if _attention(model) == "eager":  # which adds what it is given
+        dtype = cast(Any, model).dtype
+        added = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+        seen = added.masked_fill_(~seen, torch.finfo(dtype).min)
+    inputs = {
+        "input_ids": rest,
+        "position_ids": position,
+        "attention_mask": seen,
+        "past_key_values": cache,
+        "use_cache": True,
+    }
+    return inputs, torch.arange(len(tokens), device=tokens.device) * width - before
+
+
+def shares_prompts(model: nn.Module) -> bool:
+    """Whether rows that a model is given together have a prompt that they share read once.
+
+    Its layers must take keys and values from us, and a mask of ours.
+    """
+    if not is_known_decoder(model) or fetches_weights(model):
+        return False
+    recomputes = model.training and any(getattr(part, "gradient_checkpointing", False) for part in model.modules())
+    return _attention(model) in ("sdpa", "eager") and not recomputes
+
+
+def _attention(model: nn.Module) -> str | None:
+    return getattr(inside_of_adapters(model).config, "_attn_implementation", None)

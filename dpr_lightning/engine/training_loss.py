@@ -1,0 +1,119 @@
+"""The forward pass of training: a loss of the acted tokens, with the head's work done while it is at hand."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dpr_lightning.engine.forward import logits_at
+from dpr_lightning.engine.head_loss import ActionValues, HeadLoss, TokenLoss, head_loss
+from dpr_lightning.engine.model_inputs import Inputs, model_inputs
+from dpr_lightning.engine.output_head import bare_head, head_does, plain_head
+from dpr_lightning.functional import action_positions, entropy, token_logprobs
+
+
+class ActedLoss(NamedTuple):
+    """``loss`` [] with its gradient; ``logprob`` and ``entropy`` [B, T], nats, 0 outside ``mask``, without one.
+
+    ``tokens`` and ``mask`` [B, T]: the actions, action-aligned.
+    """
+
+    loss: Tensor
+    logprob: Tensor
+    entropy: Tensor
+    tokens: Tensor
+    mask: Tensor
+
+
+def acted_loss(
+    model: nn.Module,
+    tokens: Tensor,
+    mask: Tensor,
+    token_loss: TokenLoss,
+    action_values: ActionValues | None = None,
+    *,
+    packed: bool | None = None,
+    sampled: bool = False,
+) -> ActedLoss:
+    """Sum of a loss over the acted tokens, by :func:`dpr_lightning.functional.head_loss` where the head is a plain one.
+
+    Where it is not (a bias, an adapter on it, logits that are capped or scaled afterwards), the logits are made in one
+    piece and autograd does the rest.
+
+    Args:
+        model: a causal language model of transformers, possibly wrapped by peft.
+        tokens: [B, L] right-padded.
+        mask: [B, L] True where the policy acted.
+        token_loss: of the acted tokens, counted through the rows; see :func:`dpr_lightning.functional.head_loss`.
+        action_values: of every token in the same states, for an objective that is exact over the vocabulary.
+        packed: as for :func:`dpr_lightning.policies.action_logits`.
+        sampled: whether several rows may answer one prompt, which is then read once.
+    """
+    position, acted = action_positions(mask)
+    chosen = tokens.gather(1, position)
+    found = _fused(model, tokens, mask, position, acted, chosen[acted], token_loss, action_values, packed, sampled)
+    if found is None:
+        logits = logits_at(model, tokens, mask, (position - 1).clamp_min(0), packed, sampled=sampled)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logprob = token_logprobs(logits, chosen)[acted]
+        every = slice(0, len(logprob))
+        loss = token_loss(logprob, every)
+        if action_values is not None:
+            logprobs = logits[acted].log_softmax(-1)
+            probability = logprobs.exp()
+            values = action_values(logprobs.detach(), every).masked_fill(probability == 0, 0.0)
+            loss = loss - (probability * values).sum()
+        found = HeadLoss(loss, logprob.detach(), entropy(logits.detach().log_softmax(-1))[acted])
+    empty = found.logprob.new_zeros(acted.shape)
+    logprob, uncertainty = (empty.masked_scatter(acted, part) for part in (found.logprob, found.entropy))
+    return ActedLoss(found.loss, logprob, uncertainty, chosen, acted)
+
+
+def _fused(
+    model: nn.Module,
+    tokens: Tensor,
+    mask: Tensor,
+    position: Tensor,
+    acted: Tensor,
+    chosen: Tensor,
+    token_loss: TokenLoss,
+    action_values: ActionValues | None,
+    packed: bool | None,
+    sampled: bool,
+) -> HeadLoss | None:
+    if plain_head(model) is None:
+        return None
+    inputs, start = model_inputs(model, tokens, mask, packed, sampled=sampled)
+    place = (start.unsqueeze(1) + (position - 1).clamp_min(0))[acted]
+    return loss_at(model, inputs, place, chosen, token_loss, action_values)
+
+
+def loss_at(
+    model: nn.Module,
+    inputs: Inputs,
+    place: Tensor,
+    chosen: Tensor,
+    token_loss: TokenLoss,
+    action_values: ActionValues | None = None,
+) -> HeadLoss:
+    """The loss of a model whose logits are what its bare head makes.
+
+    Args:
+        model: asked once.
+        inputs: for its forward pass.
+        place: [N], states to look at, counted through all rows.
+        chosen: [N], tokens chosen there.
+        token_loss: see :func:`dpr_lightning.functional.head_loss`; so with ``action_values``.
+    """
+    head: Any = bare_head(model)
+    found: list[HeadLoss] = []
+
+    def compute(hidden: Tensor) -> Tensor:
+        states = hidden.flatten(0, 1).index_select(0, place)
+        found.append(head_loss(states, head.weight, chosen, token_loss, action_values))
+        # In place of logits, so that whoever gathers weights for a layer sees its result go by.
+        return found[0].loss.view(1, 1, 1)
+
+    with head_does(head, compute):
+        output = model(**inputs).logits
+    return found[0]._replace(loss=output.view(()))

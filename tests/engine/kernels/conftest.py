@@ -1,0 +1,33 @@
+"""The kernels as this CPU compiles them, and as others with shorter vectors would."""
+
+import ctypes
+import platform
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+
+import pytest
+
+from dpr_lightning.engine.kernels import calling, compiling
+
+OTHERS = {"AVX2": "x86-64-v3", "SSE": "x86-64-v2"} if platform.machine() in ("x86_64", "AMD64") else {}
+
+
+@cache
+def _compiled_for(architecture: str) -> ctypes.CDLL:
+    return compiling.build(compiling.compilers()[0], Path(mkdtemp(dir=compiling.folder())), architecture)
+
+
+@pytest.fixture(params=["this CPU", *OTHERS])
+def vectors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each test once for every width."""
+    if calling.compiled() is None:
+        pytest.skip("there is no C++ compiler here")
+    if request.param in OTHERS:
+        made = calling.with_signatures(_compiled_for(OTHERS[request.param]))
+        monkeypatch.setattr(calling, "compiled", lambda: made)
+        monkeypatch.setattr("dpr_lightning.engine.kernels.decoding_kernels.compiled", lambda: made)
+    calling.lanes.cache_clear()
+    yield
+    calling.lanes.cache_clear()

@@ -1,0 +1,248 @@
+"""What is written in C++ for one more token a row, against float64, on every width of vectors that this CPU has."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import silu
+from torch.testing._internal.two_tensor import TwoTensor
+
+from dpr_lightning.engine import kernels, rotate, turned_sine
+from dpr_lightning.engine.decoding import draw
+
+pytestmark = pytest.mark.usefixtures("vectors")
+ALLOWED = {torch.float32: 3e-6, torch.bfloat16: 1e-2}
+DTYPES = list(ALLOWED)
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed + sum(shape))).to(dtype)
+
+
+def near(found: Tensor, exact: Tensor, allowed: float) -> None:
+    torch.testing.assert_close(found.double(), exact, atol=allowed * max(1.0, float(exact.abs().max())), rtol=allowed)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("columns", [1, 16, 47, 48, 130])
+@pytest.mark.parametrize("rows", [0, 1, 3, 7, 8, 9, 64])
+def test_products(rows: int, columns: int, biased: bool, dtype: torch.dtype) -> None:
+    weight, given = random(columns, 70, dtype=dtype) / 8, random(rows, 70, dtype=dtype)
+    bias = random(columns, dtype=dtype) if biased else None
+    other = random(rows, columns, dtype=dtype, seed=1)
+    exact = given.double() @ weight.double().T + (0.0 if bias is None else bias.double())
+    product = kernels.LaidOut(weight, bias)
+    followed: list[tuple[tuple[Any, ...], Tensor]] = [
+        ((), exact),
+        ((None, "silu"), silu(exact)),
+        ((other, "times"), exact * other.double()),
+        ((other, "plus"), exact + other.double()),
+    ]
+    for more, wanted in followed:
+        found = product(given, *more)
+        assert found.dtype == dtype
+        assert found.shape == (rows, columns)
+        if rows:
+            near(found, wanted, ALLOWED[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_row_is_the_same_to_the_bit_among_others_and_on_more_threads(dtype: torch.dtype) -> None:
+    product = kernels.LaidOut(random(200, 64, dtype=dtype), None)
+    given = random(37, 64, dtype=dtype)
+    whole = product(given)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert torch.equal(product(given), whole)
+    finally:
+        torch.set_num_threads(threads)
+    for row in (0, 7, 8, 36):
+        assert torch.equal(product(given[row : row + 1])[0], whole[row])
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    product = kernels.LaidOut(random(6, 8), None)
+    with pytest.raises(ValueError, match="for weights of 8"):
+        product(random(2, 9))
+    with pytest.raises(ValueError, match="for weights of 8"):
+        product(random(2, 8, dtype=torch.bfloat16))
+    with pytest.raises(ValueError, match="beside a product"):
+        product(random(2, 8), random(3, 6), "plus")
+    with pytest.raises(ValueError, match="no whole pairs"):
+        kernels.LaidOut(random(6, 9, dtype=torch.bfloat16), None)
+    with pytest.raises(ValueError, match="A bias"):
+        kernels.LaidOut(random(6, 8), random(5))
+    with pytest.raises(ValueError, match="Weights that are TwoTensor"):
+        kernels.LaidOut(TwoTensor(random(6, 8), random(6, 8)), None)
+    with pytest.raises(ValueError, match="on meta"):
+        kernels.draw(random(2, 8), torch.empty(2, dtype=torch.float64, device="meta"), 1.0)
+    with pytest.raises(ValueError, match=r"\(1,\) on cpu"):
+        kernels.draw(random(2, 8), torch.rand(1, dtype=torch.float64), 1.0)
+    with pytest.raises(ValueError, match="A norm"):
+        kernels.root_mean_square_norm(random(2, 64), random(32), 1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 16), (5, 48), (300, 64), (2, 3, 32)])
+def test_norms(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    hidden, weight = random(*shape, dtype=dtype), random(shape[-1], dtype=dtype)
+    wide = hidden.double()
+    exact = weight.double() * wide / (wide.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    near(kernels.root_mean_square_norm(hidden, weight, 1e-5), exact, ALLOWED[dtype])
+    spread = torch.stack([weight, 7 * weight], 1)[:, 0]
+    near(kernels.root_mean_square_norm(hidden, spread, 1e-5), exact, ALLOWED[dtype])
+
+
+class Asked:
+    """Rows that ask for one more token, and what is kept of those before it."""
+
+    def __init__(self, dtype: torch.dtype, group: int, width: int, length: int, rows: int = 6, heads: int = 2) -> None:
+        self.rows, self.heads, self.group, self.width, self.length = rows, heads, group, width, length
+        self.asked = random(rows, (group + 2) * heads * width, dtype=dtype)
+        angle = random(rows, 1, width // 2)
+        self.cosine = torch.cat([angle.cos()] * 2, -1).to(dtype)
+        self.turned = turned_sine(torch.cat([angle.sin()] * 2, -1)).to(dtype)
+        self.kept = tuple(random(rows, heads, length + 5, width, dtype=dtype, seed=seed) for seed in (1, 2))
+        self.scale = width**-0.5
+
+    def attend(self, bias: Tensor | None, prompts: kernels.PromptsOfLayer | None) -> Tensor:
+        keys, values = self.kept
+        self.written = keys.clone(), values.clone()
+        return kernels.attend(
+            self.asked, self.cosine, self.turned, self.written, self.length, self.scale, bias, prompts
+        )
+
+    def exact(self, bias: Tensor | None, prompts: kernels.PromptsOfLayer | None) -> Tensor:
+        heads = self.asked.double().view(self.rows, -1, self.width)
+        queries, keys = self.group * self.heads, (self.group + 1) * self.heads
+        placed = rotate(heads[:, None, :keys], self.cosine.double(), self.turned.double()).squeeze(1)
+        query, new = placed[:, :queries].view(self.rows, self.heads, self.group, -1), placed[:, queries:]
+        self.new = new
+        known = [part[:, :, : self.length - 1].double() for part in self.kept]
+        key = torch.cat([known[0], new[:, :, None]], 2)
+        value = torch.cat([known[1], heads[:, keys:, None]], 2)
+        score = query @ key.transpose(-1, -2) * self.scale
+        if bias is not None:
+            score = score + bias.double()[:, None, None]
+        if prompts is not None:
+            before = query @ prompts.keys.double()[prompts.prompt].transpose(-1, -2) * self.scale
+            if prompts.bias is not None:
+                before = before + prompts.bias.double()[prompts.prompt][:, None, None]
+            score = torch.cat([before, score], -1)
+            value = torch.cat([prompts.values.double()[prompts.prompt], value], 2)
+        return (score.softmax(-1) @ value).flatten(1)
+
+
+def prompts_of(asked: Asked, length: int, padded: bool) -> kernels.PromptsOfLayer:
+    dtype = asked.asked.dtype
+    keys, values = (random(3, asked.heads, length, asked.width, dtype=dtype, seed=seed) for seed in (3, 4))
+    bias = torch.zeros(3, length).masked_fill_(torch.arange(length) < torch.tensor([[0], [2], [1]]), float("-inf"))
+    prompt = torch.tensor([2, 0, 2, 1, 0, 2])
+    return kernels.PromptsOfLayer(keys, values, bias if padded else None, prompt, prompt.argsort(stable=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("group", "width"), [(1, 16), (3, 64), (4, 80), (7, 32)])
+@pytest.mark.parametrize("length", [1, 16, 37])
+def test_attention(length: int, group: int, width: int, dtype: torch.dtype) -> None:
+    asked = Asked(dtype, group, width, length)
+    masked = torch.zeros(6, length).masked_fill_(
+        torch.arange(length) < torch.tensor([0, 5, 0, 1, 2, 3])[:, None].clamp_max(length - 1), float("-inf")
+    )
+    for bias in (None, masked, masked[3:4]):
+        near(asked.attend(bias, None), asked.exact(bias, None), ALLOWED[dtype])
+    for padded in (False, True):
+        prompts = prompts_of(asked, 19, padded)
+        near(asked.attend(None, prompts), asked.exact(None, prompts), ALLOWED[dtype])
+    keys, values = asked.written
+    near(keys[:, :, length - 1], asked.new, ALLOWED[dtype])
+    assert torch.equal(values[:, :, length - 1].flatten(1), asked.asked[:, (group + 1) * 2 * width :])
+    for written, before in zip(asked.written, asked.kept, strict=True):
+        others = torch.arange(length + 5) != length - 1
+        assert torch.equal(written[:, :, others], before[:, :, others])
+
+
+@pytest.mark.parametrize(
+    "break_it",
+    [
+        lambda asked: setattr(asked, "length", 99),
+        lambda asked: setattr(asked, "cosine", asked.cosine.bfloat16()),
+        lambda asked: setattr(asked, "turned", asked.turned[1:]),
+        lambda asked: setattr(asked, "asked", asked.asked[:, 16:]),
+        lambda asked: setattr(asked, "kept", tuple(part[:, :, :4] for part in asked.kept)),
+    ],
+)
+def test_attention_that_would_leave_its_tensors_is_refused(break_it: Callable[[Asked], None]) -> None:
+    asked = Asked(torch.float32, 2, 32, 9)
+    break_it(asked)
+    with pytest.raises(ValueError, match="does not fit"):
+        asked.attend(None, None)
+
+
+def test_prompts_that_do_not_fit_are_refused() -> None:
+    asked = Asked(torch.float32, 2, 32, 9)
+    prompts = prompts_of(asked, 7, True)
+    for wrong in (
+        prompts._replace(prompt=prompts.prompt[1:]),
+        prompts._replace(order=prompts.order.int()),
+        prompts._replace(keys=prompts.keys.bfloat16()),
+        prompts._replace(bias=prompts.bias.double()),  # type: ignore[union-attr]
+    ):
+        with pytest.raises(ValueError, match="do not fit"):
+            asked.attend(None, wrong)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("columns", [1, 15, 16, 300, 5000])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_draws(columns: int, temperature: float, dtype: torch.dtype) -> None:
+    logits = (3 * random(40, columns)).to(dtype)
+    uniform = torch.rand(40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    uniform[:2] = torch.tensor([0.0, 1.0 - 2**-53])
+    exact = (logits.double() / temperature).log_softmax(-1)
+    chosen, logprob = kernels.draw(logits, uniform, temperature)
+    near(logprob, exact.gather(1, chosen[:, None]).squeeze(1), 2e-6)
+    until = exact.exp().cumsum(-1)
+    reached = until.gather(1, chosen[:, None]).squeeze(1)
+    before = reached - exact.exp().gather(1, chosen[:, None]).squeeze(1)
+    assert ((before <= uniform + 1e-6) & (uniform <= reached + 1e-6)).all()
+
+
+def test_impossible_tokens_are_never_drawn_and_strange_logits_are_seen() -> None:
+    logits = torch.full((4, 600), float("-inf"))
+    logits[:, 5], logits[:, 300] = 0.0, 0.0
+    logits[2, 7], logits[3] = float("nan"), float("-inf")
+    chosen, logprob = kernels.draw(logits, torch.tensor([0.0, 1.0 - 2**-53, 0.5, 0.5], dtype=torch.float64), 1.0)
+    assert chosen[:2].tolist() == [5, 300]
+    assert logprob[2:].isnan().all()
+    assert ((chosen >= 0) & (chosen < 600)).all()
+    near(logprob[:2], torch.full((2,), 0.5).double().log(), 1e-6)
+
+
+def test_draws_are_those_of_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, uniform = random(500, 700), torch.rand(500, dtype=torch.float64)
+    chosen, logprob = draw(logits, uniform, temperature=0.9)
+    monkeypatch.setattr(kernels, "serves", lambda *_: False)
+    wanted, wanted_logprob = draw(logits, uniform, temperature=0.9)
+    same = chosen == wanted  # a draw at the border between two tokens may fall to the other side
+    assert same.sum() >= 498
+    torch.testing.assert_close(logprob[same], wanted_logprob[same], atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("others", [torch.float64, torch.bfloat16])
+def test_what_others_make_the_default_changes_nothing(others: torch.dtype) -> None:
+    logits, uniform = random(3, 50), torch.rand(3, dtype=torch.float64)
+    wanted = kernels.draw(logits, uniform, 1.0)
+    torch.set_default_dtype(others)
+    try:
+        with torch.device("meta"):
+            found = kernels.draw(logits, uniform, 1.0)
+            product = kernels.LaidOut(logits, None)(logits)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, wanted, strict=True))
+    near(product, logits.double() @ logits.double().T, 3e-6)

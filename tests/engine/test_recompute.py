@@ -1,0 +1,185 @@
+"""Layers that keep less, against the model's own."""
+
+import copy
+import gc
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dpr_lightning.engine import half_precision as attention
+from dpr_lightning.engine.recompute import keep_less
+from tests.tiny import decoder, unknown_decoder, with_adapters
+
+pytestmark = pytest.mark.usefixtures("with_kernels")
+KINDS: dict[str, Any] = {
+    "llama": lambda: decoder("llama"),
+    "biases": lambda: decoder("llama", mlp_bias=True, attention_bias=True),
+    "mistral": lambda: decoder("mistral", sliding_window=None),
+    "qwen2": lambda: decoder("qwen2"),
+    "qwen3": lambda: decoder("qwen3", head_dim=8),
+    "lora": lambda: with_adapters(decoder("llama")),
+}
+TOKENS = torch.randint(2, 50, (3, 12), generator=torch.Generator().manual_seed(0))
+
+
+def both(kind: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, nn.Module]:
+    torch.manual_seed(1)
+    own: nn.Module = KINDS[kind]().to(dtype).train()
+    for name, weight in own.named_parameters():
+        if "norm" in name:
+            weight.data.uniform_(0.5, 1.5)
+    lean = copy.deepcopy(own)
+    keep_less(lean)
+    return own, lean
+
+
+def gradients(model: nn.Module) -> tuple[Tensor, list[Tensor]]:
+    loss = model(input_ids=TOKENS, labels=TOKENS).loss
+    return loss, list(torch.autograd.grad(loss, [weight for weight in model.parameters() if weight.requires_grad]))
+
+
+def kept(model: nn.Module) -> int:
+    """Bytes that autograd keeps, but for weights."""
+    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    found: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        place = tensor.untyped_storage().data_ptr()
+        if place not in weights:
+            found[place] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = model(input_ids=TOKENS, use_cache=False).logits.sum()  # alive, so that no place is taken twice
+        assert loss.requires_grad
+    return sum(found.values())
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_values_and_gradients_are_those_of_the_models_own(kind: str, checkpointed: bool) -> None:
+    own, lean = both(kind)
+    if checkpointed:
+        for model in (own, lean):
+            model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+            model.enable_input_require_grads()  # type: ignore[operator]
+    (loss, wanted), (found_loss, found) = gradients(own), gradients(lean)
+    assert torch.equal(loss, found_loss)
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+
+
+class _Taken(TorchDispatchMode):
+    """Numbers that operations find new places for, instead of looking at them in another way or writing over them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = operation(*args, **(kwargs or {}))
+        if not operation.is_view and not operation._schema.is_mutable and isinstance(found, Tensor):
+            self.numbers += found.numel()
+        return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_without_gradients_a_pass_gives_the_same_and_takes_less(kind: str) -> None:
+    own, lean = both(kind)
+    with _Taken() as of_own:
+        wanted = own(input_ids=TOKENS).logits
+    with _Taken() as of_lean:
+        found = lean(input_ids=TOKENS).logits
+    assert torch.equal(wanted, found)
+    config: Any = own.config
+    units = 2 * config.num_hidden_layers * config.intermediate_size  # the activation and the product
+    assert of_own.numbers - of_lean.numbers >= (0 if kind == "lora" else TOKENS.numel() * units)
+
+
+@torch.no_grad()
+def test_what_a_hook_was_shown_is_not_written_over() -> None:
+    _, lean = both("llama")
+    shown: list[tuple[Tensor, Tensor]] = []
+    gate: Any = lean.get_submodule("model.layers.0.mlp.gate_proj")
+    gate.register_forward_hook(lambda module, given, found: shown.append((found, found.clone())))
+    lean(input_ids=TOKENS)
+    assert torch.equal(*shown[0])
+
+
+def distance(model: nn.Module, exact: list[Tensor]) -> float:
+    """Of its gradients from ``exact``."""
+    _, found = gradients(model)
+    pairs = zip(found, exact, strict=True)
+    return sum(float((ours.float() - theirs).square().sum()) for ours, theirs in pairs) ** 0.5
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "lora"])
+def test_half_precision(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nearer to float32 than the model's own layers are, or as near."""
+    monkeypatch.setattr(attention, "multiplies_bfloat16", lambda: False)
+    own, lean = both(kind, torch.bfloat16)
+    _, exact = gradients(copy.deepcopy(own).float())
+    assert torch.equal(gradients(own)[0], gradients(lean)[0])
+    assert distance(lean, exact) <= 1.1 * distance(own, exact)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "lora"])
+def test_half_precision_by_blocks(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same, of the attention of transformers that rounds scores too."""
+    monkeypatch.setattr(attention, "multiplies_bfloat16", lambda: True)
+    own, lean = both(kind, torch.bfloat16)
+    _, exact = gradients(copy.deepcopy(own).float())
+    config: Any = own.config
+    config._attn_implementation = "eager"
+    assert not torch.equal(gradients(own)[0], gradients(lean)[0])  # so they are computed in two ways
+    assert distance(lean, exact) <= 1.1 * distance(own, exact)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "norm", "by_blocks"), [(torch.float32, 1, False), (torch.bfloat16, 2, False), (torch.bfloat16, 2, True)]
+)
+def test_what_is_kept_is_less_by_what_can_be_made_again(
+    dtype: torch.dtype, norm: int, by_blocks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "multiplies_bfloat16", lambda: by_blocks)
+    own, lean = both("llama", dtype)
+    config: Any = own.config
+    tokens, size, layers = TOKENS.numel(), torch.finfo(dtype).bits // 8, config.num_hidden_layers
+    # The activation and the product of each unit; the normalised copy of each norm, and, where it is not float32, twice
+    # as much for a copy that is, in the place of what the norm was given.
+    units = 2 * layers * config.intermediate_size
+    norms = norm * (2 * layers + 1) * config.hidden_size
+    less = kept(own) - kept(lean)
+    assert less >= tokens * size * (units + norms) if by_blocks else less == tokens * size * (units + norms)
+
+
+def test_others_are_left_alone() -> None:
+    model = unknown_decoder()
+    before = [type(module) for module in model.modules()]
+    keep_less(model)
+    assert [type(module) for module in model.modules()] == before
+
+
+def test_a_model_that_is_let_go_is_gone() -> None:
+    _, lean = both("llama")
+    assert "forward" not in vars(lean.get_submodule("model.norm"))
+    held = [weakref.ref(weight) for weight in lean.parameters()]
+    gc.disable()
+    try:
+        del lean
+        assert not any(weight() is not None for weight in held)
+    finally:
+        gc.enable()
+
+
+def test_under_autocast_the_models_own_layers_are_called() -> None:
+    own, lean = both("llama")
+    with torch.autocast("cpu", torch.bfloat16):
+        (loss, wanted), (found_loss, found) = gradients(own), gradients(lean)
+    assert torch.equal(loss, found_loss)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, wanted, strict=True))

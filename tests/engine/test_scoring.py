@@ -1,0 +1,67 @@
+"""Log-probabilities and states through the head, against whole logits."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, PreTrainedModel
+
+from dpr_lightning.engine import acted_logprobs, acted_states, action_logits, keeps_states, sequence_logprobs
+from dpr_lightning.engine import head_loss as head
+from dpr_lightning.functional import token_logprobs
+from dpr_lightning.modules.memory import LiveBytes
+
+MASK = torch.tensor([[0, 0, 1, 1, 0, 1, 1], [0, 1, 1, 1, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0]], dtype=torch.bool)
+SMALL = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+SMALL |= {"num_attention_heads": 2, "num_key_value_heads": 2}
+
+
+def built(config: Any) -> PreTrainedModel:
+    torch.manual_seed(0)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config).double().eval()
+    return model
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "plain": lambda: built(LlamaConfig(**SMALL)),
+    "capped": lambda: built(Gemma2Config(**SMALL, head_dim=8, final_logit_softcapping=0.1)),
+}
+
+
+def tokens_of(mask: Tensor) -> Tensor:
+    return torch.randint(3, 40, mask.shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+def test_they_are_those_of_whole_logits(name: str, packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "_BLOCK", 80)  # two states
+    model, tokens = MODELS[name](), tokens_of(MASK)
+    with torch.no_grad():
+        whole = action_logits(model, tokens, MASK, packed=packed)
+    wanted = token_logprobs(whole.logits, whole.tokens).masked_fill(~whole.mask, 0.0)
+    assert keeps_states(model) == (name == "plain")
+    found = acted_logprobs(model, tokens, MASK, packed=packed)
+    torch.testing.assert_close(found, wanted, atol=1e-12, rtol=1e-12)
+    states = acted_states(model, tokens, MASK, packed=packed)
+    assert (states.weight is None) == (name != "plain")
+    acted = whole.mask.flatten().nonzero().squeeze(1)
+    torch.testing.assert_close(states.logprobs(acted), whole.logits.log_softmax(-1)[whole.mask], atol=1e-12, rtol=1e-12)
+    second = states.take(torch.tensor([1]), 3)
+    torch.testing.assert_close(second.logprobs(torch.arange(3)), whole.logits.log_softmax(-1)[1, :3])
+
+
+def test_no_logits_of_all_states_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The head's own memory stays that of a block, however many states are scored."""
+    monkeypatch.setattr(head, "_BLOCK", 2 * 2000)
+    model = built(LlamaConfig(**{**SMALL, "vocab_size": 2000})).float()
+    mask = torch.ones(8, 33, dtype=torch.bool)
+    mask[:, 0] = False
+    tokens = tokens_of(mask)
+    keeps_states(model)  # which looks at the head once
+    with LiveBytes() as live:
+        sequence_logprobs(model, tokens, mask, token_budget=10_000)
+    whole = 8 * 32 * 2000 * 4
+    assert live.peak < whole / 4
