@@ -37,9 +37,9 @@ def against(arm: str, folders: list[str]) -> None:
     """Print the difference of one arm from each of the others, pooled over the seeds in ``folders``."""
     files = sorted(file for folder in folders for file in Path(folder).glob("seed_*.json"))
     seeds = [json.loads(file.read_text(encoding="utf-8"))["results"] for file in files]
-    found = pooled({name: [results[name] for results in seeds] for name in seeds[0]}, arm)
+    result = pooled({name: [results[name] for results in seeds] for name in seeds[0]}, arm)
     print(f"\n| {arm} − | {' | '.join(MEASURES)} |\n|---|---|---|")
-    ranked = sorted(found.items(), key=lambda item: item[1]["sampled"]["difference"])
+    ranked = sorted(result.items(), key=lambda item: item[1]["sampled"]["difference"])
     for name, paired in ranked:
         cells = []
         for measure in MEASURES:

@@ -23,15 +23,15 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.lean_layers import SMOLLM2_135M
 from dpr_lightning.engine import acted_loss, block_attention, head_logprobs, head_loss
-from dpr_lightning.engine.decoding import draw
-from dpr_lightning.engine.decoding.decode_batch import Batch
-from dpr_lightning.engine.decoding.packed_linear import _ByOneDnn
-from dpr_lightning.engine.fused_optimizer import in_one_pass
-from dpr_lightning.engine.host_memory import keep_freed_memory
+from dpr_lightning.engine.decoding import sample_tokens
+from dpr_lightning.engine.decoding.decode_batch import DecodeBatch
+from dpr_lightning.engine.decoding.packed_linear import _OneDnnLinear
+from dpr_lightning.engine.fused_optimizer import use_fused_step
+from dpr_lightning.engine.host_memory import retain_freed_memory
 from dpr_lightning.engine.kernels import calling
-from dpr_lightning.engine.kernels.decoding_kernels import LaidOut
+from dpr_lightning.engine.kernels.decoding_kernels import PackedWeight
 from dpr_lightning.engine.master_weights import MasterWeights
-from dpr_lightning.engine.recompute import _gated_backward, _Norm, keep_less
+from dpr_lightning.engine.recompute import _gated_backward, _Norm, recompute_activations
 from dpr_lightning.rollouts import SamplingOptions, sample
 
 HEADS, SHARED, WIDTH, TOKENS = 9, 3, 64, 2048
@@ -65,8 +65,8 @@ def attention() -> None:
         gradient = torch.randn(TOKENS // length, length, HEADS * WIDTH).bfloat16()
 
         def own(parts: tuple[Tensor, ...] = (query, key, value)) -> Tensor:
-            found = scaled_dot_product_attention(*parts, is_causal=True, enable_gqa=True)
-            return found.transpose(1, 2).flatten(2)
+            result = scaled_dot_product_attention(*parts, is_causal=True, enable_gqa=True)
+            return result.transpose(1, 2).flatten(2)
 
         def ours(parts: tuple[Tensor, ...] = (query, key, value)) -> Tensor:
             return block_attention(*parts, WIDTH**-0.5)
@@ -92,7 +92,7 @@ def products() -> None:
             layers = [torch.nn.Linear(width, height, bias=False).to(dtype) for _ in range(count)]
             ways: list[list[Any]] = [
                 layers,
-                *([kind(one.weight, None) for one in layers] for kind in (_ByOneDnn, LaidOut)),
+                *([kind(one.weight, None) for one in layers] for kind in (_OneDnnLinear, PackedWeight)),
             ]
             cells = []
             for rows in ROWS:
@@ -116,12 +116,12 @@ def loops() -> None:
     tokens = torch.randint(0, vocabulary, (1024,))
 
     def norm() -> object:
-        found = _Norm.apply(hidden, weight, 1e-5)  # type: ignore[no-untyped-call]
-        return torch.autograd.grad(found, (hidden, weight), found.detach())
+        result = _Norm.apply(hidden, weight, 1e-5)  # type: ignore[no-untyped-call]
+        return torch.autograd.grad(result, (hidden, weight), result.detach())
 
     def loss() -> object:
-        wanted = states.detach().requires_grad_()
-        return head_loss(wanted, head, tokens, lambda logprob, _: -logprob.sum()).loss
+        expected = states.detach().requires_grad_()
+        return head_loss(expected, head, tokens, lambda logprob, _: -logprob.sum()).loss
 
     rows_of: list[tuple[str, Callable[[], object]]] = [
         ("a norm forth and back, 2,048 × 576", norm),
@@ -129,7 +129,7 @@ def loops() -> None:
             "a gated unit back, without its products, 2,048 × 1,536",
             lambda: _gated_backward(*(g.clone() for g in gates)),
         ),
-        ("64 tokens drawn of 49,152", lambda: draw(logits, uniform)),
+        ("64 tokens drawn of 49,152", lambda: sample_tokens(logits, uniform)),
         ("loss and gradient of 1,024 states, with products", loss),
         ("log-probabilities of 1,024 states, with products", lambda: head_logprobs(states, head, tokens)),
     ]
@@ -167,7 +167,9 @@ def prompts() -> None:
             for turn in range(4):
                 for times in (copied, once):
                     begun.clear()
-                    copies = patch.object(Batch, "_share", return_value=None) if times is copied else nullcontext()
+                    copies = (
+                        patch.object(DecodeBatch, "_share", return_value=None) if times is copied else nullcontext()
+                    )
                     with copies:
                         sample(
                             model,
@@ -188,8 +190,8 @@ def prompts() -> None:
 
 def memory() -> None:
     """Seconds and page faults of a step of SFT in bfloat16, with freed memory kept or not, twice in turn."""
-    for kept in ("", "1", "", "1"):
-        subprocess.run([sys.executable, "-m", __spec__.name, "step"], env=os.environ | {KEPT: kept}, check=True)
+    for saved in ("", "1", "", "1"):
+        subprocess.run([sys.executable, "-m", __spec__.name, "step"], env=os.environ | {KEPT: saved}, check=True)
 
 
 def step() -> None:
@@ -197,13 +199,13 @@ def step() -> None:
     import resource
 
     if os.environ.get(KEPT):
-        keep_freed_memory()
+        retain_freed_memory()
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SMOLLM2_135M)).bfloat16().train()
-    keep_less(model)
+    recompute_activations(model)
     tokens = torch.randint(0, SMOLLM2_135M["vocab_size"], (8, 256))
     mask = torch.arange(256).expand(8, -1) >= 128
 
-    optimizer = MasterWeights(model.parameters(), lambda weights: in_one_pass(torch.optim.AdamW(weights, lr=1e-6)))
+    optimizer = MasterWeights(model.parameters(), lambda weights: use_fused_step(torch.optim.AdamW(weights, lr=1e-6)))
 
     def one() -> None:
         acted_loss(model, tokens, mask, lambda logprob, _: -logprob.mean()).loss.backward()
@@ -214,8 +216,8 @@ def step() -> None:
     before, taken = resource.getrusage(resource.RUSAGE_SELF), seconds(one)
     after = resource.getrusage(resource.RUSAGE_SELF)
     faults = after.ru_minflt - before.ru_minflt
-    kept = "kept" if os.environ.get(KEPT) else "given back"
-    print(f"memory {kept}: {taken:.2f} s a step, {faults:,} page faults in all, peak {after.ru_maxrss / 1024:,.0f} MB")
+    saved = "kept" if os.environ.get(KEPT) else "given back"
+    print(f"memory {saved}: {taken:.2f} s a step, {faults:,} page faults in all, peak {after.ru_maxrss / 1024:,.0f} MB")
 
 
 PARTS = {

@@ -79,10 +79,10 @@ def main(target: str, *tasks: str) -> None:
     ]
     for row, words in enumerate(ARMS.values()):
         parts.append(text(LEFT - 14, TOP + ROW * row + 4, words, anchor="end", colour=INK))
-    for place, (name, held) in enumerate(read):
-        parts += column(LEFT + place * (WIDTH + GAP), name, held, reach)
-    for place, words in enumerate(CAPTION):
-        parts.append(text(width / 2, height - 24 + 17 * place, words))
+    for index, (name, held) in enumerate(read):
+        parts += column(LEFT + index * (WIDTH + GAP), name, held, reach)
+    for index, words in enumerate(CAPTION):
+        parts.append(text(width / 2, height - 24 + 17 * index, words))
     Path(target).write_text("\n".join([*parts, "</svg>"]) + "\n", encoding="utf-8")
 
 

@@ -188,9 +188,9 @@ def main() -> int:
                 )
                 print(lines[-1], flush=True)
         if "plain" in options.strategies:
-            found = resumed(folder, policy, folder / "plain")
-            failed |= found == "failed"
-            lines.append(f"| {shape} | sft | plain, killed and resumed | {found} | | | |")
+            result = resumed(folder, policy, folder / "plain")
+            failed |= result == "failed"
+            lines.append(f"| {shape} | sft | plain, killed and resumed | {result} | | | |")
     table = "\n".join(lines) + "\n"
     (options.output / "result.md").write_text(table)
     print(table)

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from dpr_lightning.engine import acted_logprobs, acted_loss
-from dpr_lightning.engine.recompute import keep_less
+from dpr_lightning.engine.recompute import recompute_activations
 
 SMOLLM2_135M = {
     "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
@@ -29,15 +29,15 @@ def measure(side: str) -> str:
     torch.set_num_threads(1)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SMOLLM2_135M)).train()
     if side == "lean":
-        keep_less(model)
+        recompute_activations(model)
     tokens = torch.randint(0, SMOLLM2_135M["vocab_size"], (ROWS, LENGTH))
     mask = torch.arange(LENGTH).expand(ROWS, -1) >= LENGTH // 2
     before = _peak()
     scoring = _seconds(lambda: acted_logprobs(model, tokens, mask))
     scored = _peak()
     learning = _seconds(lambda: acted_loss(model, tokens, mask, lambda logprob, _: -logprob.mean()).loss.backward())
-    found = {"scoring": (scoring, scored), "learning": (learning, _peak())}
-    said = [f"{what} {seconds:.2f} CPU s, peak {peak:,.0f} MB" for what, (seconds, peak) in found.items()]
+    result = {"scoring": (scoring, scored), "learning": (learning, _peak())}
+    said = [f"{what} {seconds:.2f} CPU s, peak {peak:,.0f} MB" for what, (seconds, peak) in result.items()]
     return f"{side}: {before:,.0f} MB before; {'; '.join(said)}"
 
 

@@ -30,9 +30,9 @@ def paired_row(pair: str, measure: str, runs: list[dict[str, Any]]) -> str:
     """The paired difference of each seed with its 95% interval; bold where the verdict is better or worse."""
     cells = []
     for run in runs:
-        found = run["paired"][pair][measure]
-        text = f"{found['difference']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
-        cells.append(text if found["verdict"] == "no detectable difference" else f"**{text}**")
+        result = run["paired"][pair][measure]
+        text = f"{result['difference']:+.3f} [{result['low']:+.3f}, {result['high']:+.3f}]"
+        cells.append(text if result["verdict"] == "no detectable difference" else f"**{text}**")
     differences = [run["paired"][pair][measure]["difference"] for run in runs]
     mean, error = statistics.fmean(differences), stats.sem(differences)
     low, high = stats.t.interval(0.95, len(runs) - 1, mean, error) if error > 0 else (mean, mean)

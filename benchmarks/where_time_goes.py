@@ -95,10 +95,10 @@ class _Profiled:
 
 def show_kernels() -> None:
     """Let the profiler see the functions of the compiled library."""
-    found = calling.function
+    result = calling.function
 
     def shown(name: str, dtype: torch.dtype) -> Callable[..., None]:
-        called = found(name, dtype)
+        called = result(name, dtype)
 
         def run(*given: Any) -> None:
             with record_function(KERNEL + name):
@@ -131,10 +131,10 @@ def step(kind: str, folder: Path) -> tuple[Counter[str], float, float]:
         WORK[kind](gate, folder, CPU[kind].read(folder / f"{kind}.json"), "ours")
     spent: Counter[str] = Counter()
     flops = counted = 0.0
-    for found in gate.profile.key_averages():
-        spent[kind_of(found.key)] += found.self_cpu_time_total / 1e6
-        if kind_of(found.key) == "products" and not found.key.startswith((LAID_OUT, KERNEL)):
-            flops, counted = flops + found.flops, counted + found.self_cpu_time_total / 1e6
+    for result in gate.profile.key_averages():
+        spent[kind_of(result.key)] += result.self_cpu_time_total / 1e6
+        if kind_of(result.key) == "products" and not result.key.startswith((LAID_OUT, KERNEL)):
+            flops, counted = flops + result.flops, counted + result.self_cpu_time_total / 1e6
     return spent, sum(spent.values()), flops / counted if counted else 0.0
 
 
@@ -157,14 +157,14 @@ def main() -> None:
     given.folder.mkdir(parents=True, exist_ok=True)
     write_material(given.folder, SHAPES[given.shape], works, 4)
     print("| | " + " | ".join(works[kind].title for kind in works) + " |\n|---|" + "---|" * len(works))
-    found = {kind: step(kind, given.folder) for kind in works}
+    result = {kind: step(kind, given.folder) for kind in works}
     rate = gemm_rate(getattr(torch, given.dtype))
-    rows = {name: [f"{spent[name] / total:.0%}" for spent, total, _ in found.values()] for name in (*KINDS, REST)}
+    rows = {name: [f"{spent[name] / total:.0%}" for spent, total, _ in result.values()] for name in (*KINDS, REST)}
     rows["PyTorch's own products: rate, of a large one's"] = [
-        f"{products / rate:.0%}" if products else "–" for _, _, products in found.values()
+        f"{products / rate:.0%}" if products else "–" for _, _, products in result.values()
     ]
     rows["least operations, at a large product's rate, of all time"] = [
-        f"{least_operations(works[kind]) / rate / total:.0%}" for kind, (_, total, _) in found.items()
+        f"{least_operations(works[kind]) / rate / total:.0%}" for kind, (_, total, _) in result.items()
     ]
     for name, cells in rows.items():
         print(f"| {name} | " + " | ".join(cells) + " |")

@@ -63,7 +63,7 @@ class GenerationEvaluation(PeriodicEvaluation):
             )
         share = list(range(trainer.global_rank, len(self._prompts), trainer.world_size))
         scores: dict[str, float] = {}
-        with module.policy_to_ask() as policy:
+        with module.policy_for_inference() as policy:
             for temperature in self.temperatures:
                 answers = collect_answers(
                     policy,

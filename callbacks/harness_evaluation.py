@@ -46,7 +46,7 @@ class HarnessEvaluation(PeriodicEvaluation):
     def measure(self, trainer: Trainer, module: Any) -> dict[str, float]:
         """The metrics of all tasks; on ranks other than 0 nothing."""
         scores: dict[str, float] = {}
-        with module.whole_policy() as policy:
+        with module.full_policy() as policy:
             if trainer.is_global_zero:
                 found = harness_scores(policy, module.tokenizer, self.spec)
                 scores = {

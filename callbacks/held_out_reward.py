@@ -41,7 +41,7 @@ class HeldOutReward(PeriodicEvaluation):
         if self._demonstrations is None:
             self._demonstrations, self._reward = self._read(data, module)
         held = self._demonstrations
-        with module.policy_to_ask() as policy:
+        with module.policy_for_inference() as policy:
             logprob = sequence_logprobs(policy, held.tokens, held.mask, token_budget=data.token_budget)
         nll = float(-logprob.sum() / held.mask.sum().clamp_min(1))
         return {"held_out/reward_per_token": self._reward, "held_out/nll": nll}

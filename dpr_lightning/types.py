@@ -89,14 +89,14 @@ class ActionScores(NamedTuple):
     reference_logprob: Tensor
 
 
-class EveryAction(Protocol):
+class AllActionScores(Protocol):
     """The scores of every token at each acted state of some rows; made for a few states at a time."""
 
     def scores(self, place: Tensor) -> ActionScores:
         """At the states ``place`` [n], counted through all rows and columns [B, T]."""
         ...
 
-    def take(self, rows: Tensor, actions: int) -> "EveryAction":
+    def take(self, rows: Tensor, actions: int) -> "AllActionScores":
         """Those of some rows, cut to ``actions`` columns."""
         ...
 
@@ -123,5 +123,5 @@ class RolloutBatch(NamedTuple):
     advantage: Tensor
     num_tokens: Tensor
     outcome: Tensor | None = None
-    actions: EveryAction | None = None
+    actions: AllActionScores | None = None
     sampler_logprob: Tensor | None = None

@@ -121,8 +121,8 @@ def harness_tasks(tmp_path_factory: pytest.TempPathFactory) -> str:
 def chromium() -> str:
     """Path of a Chromium to look at pages with; without one a test is skipped, but fails under CI."""
     for name in ("chromium", "chromium-browser", "google-chrome"):
-        if found := shutil.which(name):
-            return found
+        if result := shutil.which(name):
+            return result
     reason = "no chromium found; on Debian: apt-get install chromium"
     if os.environ.get("CI", "").lower() in ("1", "true", "yes"):
         pytest.fail(reason)

@@ -85,17 +85,17 @@ def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
 
 def entropy(logprobs: Tensor) -> Tensor:
     result = torch.zeros(logprobs.shape[:-1], dtype=logprobs.dtype)
-    for place in torch.cartesian_prod(*(torch.arange(size) for size in result.shape)):
-        distribution = logprobs[tuple(place)].tolist()
-        result[tuple(place)] = -sum(math.exp(x) * x for x in distribution if x > -math.inf)
+    for index in torch.cartesian_prod(*(torch.arange(size) for size in result.shape)):
+        distribution = logprobs[tuple(index)].tolist()
+        result[tuple(index)] = -sum(math.exp(x) * x for x in distribution if x > -math.inf)
     return result
 
 
 def kl_divergence(logp: Tensor, logq: Tensor) -> Tensor:
     result = torch.zeros(logp.shape[:-1], dtype=logp.dtype)
-    for place in torch.cartesian_prod(*(torch.arange(size) for size in result.shape)):
-        pairs = zip(logp[tuple(place)].tolist(), logq[tuple(place)].tolist(), strict=True)
-        result[tuple(place)] = sum(math.exp(p) * (p - q) for p, q in pairs if p > -math.inf)
+    for index in torch.cartesian_prod(*(torch.arange(size) for size in result.shape)):
+        pairs = zip(logp[tuple(index)].tolist(), logq[tuple(index)].tolist(), strict=True)
+        result[tuple(index)] = sum(math.exp(p) * (p - q) for p, q in pairs if p > -math.inf)
     return result
 
 
@@ -134,12 +134,12 @@ def baseline_relative_reward(
 ) -> Tensor:
     result = torch.zeros_like(policy_logprob)
     count = reference_logprobs.shape[0]
-    for place in torch.cartesian_prod(*(torch.arange(size) for size in policy_logprob.shape)):
-        policy = float(policy_logprob[tuple(place)])
-        references = [float(reference_logprobs[(r, *place)]) for r in range(count)]
+    for index in torch.cartesian_prod(*(torch.arange(size) for size in policy_logprob.shape)):
+        policy = float(policy_logprob[tuple(index)])
+        references = [float(reference_logprobs[(r, *index)]) for r in range(count)]
         ratios = [policy - reference for reference in references]
         mean = sum(ratios) / count
-        result[tuple(place)] = {
+        result[tuple(index)] = {
             "mean_logprob": mean,
             "mean_prob": policy - math.log(sum(math.exp(reference) for reference in references) / count),
             "min": min(ratios),
@@ -270,9 +270,9 @@ def clipped_surrogate_loss(
 
 def bound_unlikelihood(advantage: Tensor, logprob: Tensor, floor_probability: float) -> Tensor:
     result = advantage.clone()
-    for place in torch.cartesian_prod(*(torch.arange(size) for size in advantage.shape)):
-        if advantage[tuple(place)] < 0:
-            result[tuple(place)] *= min(1.0, math.exp(float(logprob[tuple(place)])) / floor_probability)
+    for index in torch.cartesian_prod(*(torch.arange(size) for size in advantage.shape)):
+        if advantage[tuple(index)] < 0:
+            result[tuple(index)] *= min(1.0, math.exp(float(logprob[tuple(index)])) / floor_probability)
     return result
 
 
@@ -290,9 +290,9 @@ def iq_learn_loss(
     batch, states = tokens.shape[0], logits.shape[1]
     linear, squares, count = zero_like(logits), zero_like(logits), 0
     for b in range(batch):
-        places = acted(mask, b)
+        indices = acted(mask, b)
         rewards = []
-        for index, t in enumerate(places):
+        for index, t in enumerate(indices):
             value = temperature * torch.logsumexp(logits[b, t] / temperature, dim=0)
             state = following_state(mask, terminated, b, t)
             beyond = state is not None and state >= states
@@ -313,7 +313,7 @@ def iq_learn_loss(
                 linear = linear + value  # V_0
         if value_form == "v0":
             linear = linear - sum((discount**i * reward for i, reward in enumerate(rewards)), start=zero_like(logits))
-            if places and not bool(terminated[b]):
-                linear = linear - discount ** len(places) * after  # the cut return goes on with V_n
+            if indices and not bool(terminated[b]):
+                linear = linear - discount ** len(indices) * after  # the cut return goes on with V_n
     total = linear if chi2_alpha is None else linear + squares / (4 * chi2_alpha)
     return total / (max(count, 1) if value_form == "value_expert" else batch)

@@ -78,9 +78,9 @@ def test_a_crash_at_any_moment_of_the_replacement_loses_nothing(
         (folder / "notes.txt").write_text("mine")
         survived = _dies_at(at, folder, monkeypatch)
         recover(folder)
-        found = contents(folder)
-        assert found.pop("notes.txt") == "mine"
-        assert found in ({"weights": "old", "more": "old"}, {"weights": "new"})
+        result = contents(folder)
+        assert result.pop("notes.txt") == "mine"
+        assert result in ({"weights": "old", "more": "old"}, {"weights": "new"})
         write(folder, weights="newer")
         assert contents(folder) == {"weights": "newer", "notes.txt": "mine"}
         assert [path.name for path in folder.parent.iterdir()] == ["final"]

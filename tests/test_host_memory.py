@@ -15,7 +15,7 @@ SIZE, TIMES, PAGE = 64 * 2**20, 10, 4096
 PROGRAM = f"""
 import resource
 import torch
-from dpr_lightning.engine.host_memory import keep_freed_memory, memory_given_back
+from dpr_lightning.engine.host_memory import retain_freed_memory, release_freed_memory
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -28,10 +28,10 @@ def work(size={SIZE}):
 
 work()
 given_back = work()
-keep_freed_memory()
+retain_freed_memory()
 work()
 kept = work()
-with memory_given_back():
+with release_freed_memory():
     within = work(4 * {SIZE})  # for which there is no room among what is kept
 work(2 * {SIZE})
 afterwards = work(2 * {SIZE})
@@ -41,15 +41,15 @@ print(given_back, kept, within, afterwards)
 
 def test_pages_are_asked_for_once_or_every_time() -> None:
     command = [sys.executable, "-c", PROGRAM]
-    found = subprocess.run(
+    result = subprocess.run(
         command, capture_output=True, text=True, check=True, env=os.environ | {"MALLOC_ARENA_MAX": "1"}
     )
-    given_back, kept, within, afterwards = map(int, found.stdout.split())
+    given_back, saved, within, afterwards = map(int, result.stdout.split())
     pages = SIZE // PAGE
     # Of huge pages there are fewer; then nothing is to be seen here.
     if given_back < pages * TIMES // 2:
         pytest.skip(f"{given_back} pages were asked for without being told: this system hands out larger ones")
-    assert kept < pages
+    assert saved < pages
     assert within > 4 * pages * TIMES // 2
     assert afterwards < 2 * pages
 
@@ -66,7 +66,7 @@ def huge():
     found = [line.split()[1] for line in Path("/proc/self/smaps").read_text().splitlines() if "AnonHugePages" in line]
     return sum(map(int, found)) * 1024
 
-host_memory.keep_freed_memory()
+host_memory.retain_freed_memory()
 before = huge()
 held = torch.ones({size}, dtype=torch.int8)
 print(huge() - before)
@@ -76,8 +76,8 @@ print(huge() - before)
 def huge_bytes(before: str = "") -> int:
     """Of a tensor, those that lie in huge pages."""
     program = HUGE.format(before=before, size=SIZE)
-    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    return int(found.stdout)
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return int(result.stdout)
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="nothing tells of what pages memory is")

@@ -64,9 +64,9 @@ def test_every_folder_has_its_place_in_the_table() -> None:
 )
 def test_a_forbidden_import_is_found(tmp_path: Path, module: str, source: str, says: str) -> None:
     write_module(tmp_path, module, source)
-    found = list(violations(dict(package_sources(tmp_path))))
-    assert len(found) == 1
-    assert says in found[0]
+    result = list(violations(dict(package_sources(tmp_path))))
+    assert len(result) == 1
+    assert says in result[0]
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def test_float64_stays_float64() -> None:
     logits = torch.randn(2, 3, 5, dtype=torch.float64)
     tokens, mask = torch.randint(5, (2, 3)), torch.ones(2, 3, dtype=torch.bool)
     logprob = functional.token_logprobs(logits, tokens)
-    found = {
+    result = {
         "token_logprobs": logprob,
         "returns_to_go": functional.returns_to_go(logprob, mask),
         "baseline_relative_reward": functional.baseline_relative_reward(logprob, logprob.unsqueeze(0) - 1),
@@ -44,8 +44,8 @@ def test_float64_stays_float64() -> None:
             logprob, torch.zeros(2, 4, dtype=torch.float64), mask, torch.tensor([True, False]), 1.0
         ),
     }
-    assert set(found) == set(SIGNATURES)
-    assert all(value.dtype == torch.float64 for value in found.values())
+    assert set(result) == set(SIGNATURES)
+    assert all(value.dtype == torch.float64 for value in result.values())
 
 
 def test_classes_are_where_they_are_looked_for() -> None:

@@ -58,13 +58,13 @@ def wheel(repository: Path) -> Path:
 
 def test_every_package_folder_is_listed() -> None:
     listed = set(PROJECT["tool"]["setuptools"]["packages"])
-    found = {
+    result = {
         ".".join((name, *path.parent.relative_to(ROOT / folder).parts))
         for name, folder in SOURCES.items()
         for path in (ROOT / folder).rglob("__init__.py")
     }
-    assert len(found) > 10
-    assert found == listed
+    assert len(result) > 10
+    assert result == listed
 
 
 def test_every_folder_with_modules_is_a_package() -> None:
@@ -142,5 +142,5 @@ def run(*command: str, cwd: Path) -> str:
 
 def only(folder: Path, pattern: str) -> Path:
     """The one file that matches."""
-    (found,) = folder.glob(pattern)
-    return found
+    (result,) = folder.glob(pattern)
+    return result

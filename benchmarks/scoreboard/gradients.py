@@ -38,8 +38,8 @@ def compare_gradients(file: Path, policy: Path) -> dict[str, float]:
     off = abs(loss - exact)
     inner = ours = theirs = 0.0
     for name, weight in model.named_parameters():
-        found, wanted = held[f"grad.{name}"].double(), weight.grad.double()
-        inner += float((found * wanted).sum())
-        ours += float((found * found).sum())
-        theirs += float((wanted * wanted).sum())
+        result, expected = held[f"grad.{name}"].double(), weight.grad.double()
+        inner += float((result * expected).sum())
+        ours += float((result * result).sum())
+        theirs += float((expected * expected).sum())
     return {"loss_distance": off, "gradient_cosine": inner / (ours * theirs) ** 0.5}

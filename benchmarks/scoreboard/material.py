@@ -18,7 +18,7 @@ POLICIES = ("sft", "reference")
 
 def write_material(folder: Path, shape: Shape, workloads: Mapping[str, Workload], steps: int) -> None:
     """Random weights of ``shape`` (two policies that differ a little), a word a token, and rows for ``steps`` steps."""
-    words = {"<pad>": 0, "<eos>": 1} | {f"w{place}": place for place in range(2, shape.vocabulary)}
+    words = {"<pad>": 0, "<eos>": 1} | {f"w{index}": index for index in range(2, shape.vocabulary)}
     tokenizer = Tokenizer(WordLevel(words, unk_token="<pad>"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
     held = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")

@@ -14,7 +14,7 @@ from benchmarks.scoreboard.gradients import write_gradients
 from benchmarks.scoreboard.workloads import Workload
 from dpr_lightning.data import DemonstrationDataModule, RewardDataModule
 from dpr_lightning.engine import sequence_logprobs
-from dpr_lightning.engine.host_memory import keep_freed_memory
+from dpr_lightning.engine.host_memory import retain_freed_memory
 from dpr_lightning.modules import CreditSpec, DensePathReinforce, SupervisedIRL
 from dpr_lightning.policies import PolicySpec, build_policy
 from dpr_lightning.rewards import RewardSpec
@@ -121,8 +121,8 @@ def score(gate: Gate, folder: Path, work: Workload, side: str) -> None:
     for start in range(0, len(tokens), work.rows):
         rows = slice(start, start + work.rows)
         with torch.no_grad():
-            found: Tensor = sequence_logprobs(model, tokens[rows], mask[rows])
-        gate.done(sum=float(found.sum()))
+            result: Tensor = sequence_logprobs(model, tokens[rows], mask[rows])
+        gate.done(sum=float(result.sum()))
 
 
 def decode(gate: Gate, folder: Path, work: Workload, side: str) -> None:
@@ -144,14 +144,14 @@ def decode(gate: Gate, folder: Path, work: Workload, side: str) -> None:
     for start in range(0, len(prompts), work.rows):
         asked.clear()
         rows = prompts[start : start + work.rows]
-        found = sample(model, rows, options, stop_tokens=[], pad_token=0, seed=start, unwanted=before_a_token)
-        gate.done(acted=int(found.mask.sum()))
+        result = sample(model, rows, options, stop_tokens=[], pad_token=0, seed=start, unwanted=before_a_token)
+        gate.done(acted=int(result.mask.sum()))
 
 
 WORK = {"sft": train_sft, "score": score, "decode": decode, "dpr": train_dpr}
 
 
 if __name__ == "__main__":
-    keep_freed_memory()  # as `dpr` does
+    retain_freed_memory()  # as `dpr` does
     _, asked, side, where = sys.argv
     WORK[asked](Gate(), Path(where), Workload.read(Path(where) / f"{asked}.json"), side)

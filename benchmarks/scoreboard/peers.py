@@ -69,10 +69,10 @@ def _watch_loss(trainer: Any, turns: _Turns) -> None:
     def watched(model: Any, inputs: dict[str, Tensor], *arguments: Any, **named: Any) -> Any:
         if not turns.first:
             turns.first = {name: inputs[name].clone() for name in ("input_ids", "labels")}
-        found = plain(model, inputs, *arguments, **named)
+        result = plain(model, inputs, *arguments, **named)
         if not turns.losses:
-            turns.losses.append(float(found[0] if isinstance(found, tuple) else found))
-        return found
+            turns.losses.append(float(result[0] if isinstance(result, tuple) else result))
+        return result
 
     trainer.compute_loss = watched
 
@@ -151,7 +151,7 @@ def decode(gate: Gate, folder: Path, work: Workload, variant: dict[str, Any]) ->
     gate.ready()
     for start in range(0, len(prompts), work.rows):
         tokens = torch.tensor(prompts[start : start + work.rows], device=DEVICE)
-        found = model.generate(
+        result = model.generate(
             tokens,
             attention_mask=torch.ones_like(tokens),
             do_sample=True,
@@ -160,7 +160,7 @@ def decode(gate: Gate, folder: Path, work: Workload, variant: dict[str, Any]) ->
             min_new_tokens=work.completion,
             **variant["settings"],
         )
-        gate.done(acted=found.numel() - tokens.numel())
+        gate.done(acted=result.numel() - tokens.numel())
 
 
 def train_dpr(gate: Gate, folder: Path, work: Workload, variant: dict[str, Any]) -> None:
@@ -171,25 +171,25 @@ def train_dpr(gate: Gate, folder: Path, work: Workload, variant: dict[str, Any])
 
     def reward(prompts: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
         turns.acted += sum(map(len, completion_ids))
-        found = []
+        result = []
         for prompt, completion in zip(prompts, completion_ids, strict=True):
             tokens = torch.tensor([[*tokenizer(prompt)["input_ids"], *completion]], device=DEVICE)
             logprob = [_logprobs(model, tokens, len(completion)).float() for model in frozen]
-            found.append(float((logprob[0] - logprob[1]).sum()))
-        return found
+            result.append(float((logprob[0] - logprob[1]).sum()))
+        return result
 
     def reward_in_batches(prompts: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
         if len({len(completion) for completion in completion_ids}) > 1:
             return reward(prompts, completion_ids)
         turns.acted += sum(map(len, completion_ids))
-        found: list[float] = []
+        result: list[float] = []
         for start in range(0, len(prompts), 16):
             part = range(start, min(len(prompts), start + 16))
-            rows = [[*tokenizer(prompts[place])["input_ids"], *completion_ids[place]] for place in part]
+            rows = [[*tokenizer(prompts[index])["input_ids"], *completion_ids[index]] for index in part]
             tokens = torch.tensor(rows, device=DEVICE)
             logprob = [_logprobs(model, tokens, work.completion).float() for model in frozen]
-            found += (logprob[0] - logprob[1]).sum(1).tolist()
-        return found
+            result += (logprob[0] - logprob[1]).sum(1).tolist()
+        return result
 
     config = RLOOConfig(
         **COMMON,

@@ -24,7 +24,7 @@ NAMES = {
 def table(found: dict[str, Any]) -> str:
     """One workload."""
     work = Workload(**found["work"])
-    kept = {side: turns[found["warmups"] :] for side, turns in found["turns"].items()}
+    saved = {side: turns[found["warmups"] :] for side, turns in found["turns"].items()}
     rate = max(found["gemm_rates"])
     floor = found["operations"] / rate
     lines = [
@@ -33,7 +33,7 @@ def table(found: dict[str, Any]) -> str:
         f"{work.rows} sequences of {work.prompt} + {work.completion} tokens"
         + (f", {work.samples} of a prompt" if work.samples > 1 else "")
         + f", {work.shape}; commit {found['commit']}, {found['date']}; {found['machine']}; "
-        f"{len(kept['ours'])} rounds after {found['warmups']}, "
+        f"{len(saved['ours'])} rounds after {found['warmups']}, "
         f"{work.dtype} products at {rate / 1e9:,.0f} GFLOP/s. "
         f"Floor: {found['tokens'] / floor:,.0f} tokens/s.",
         "",
@@ -41,12 +41,12 @@ def table(found: dict[str, Any]) -> str:
         + (" loss off by, cosine of the gradient |" if "gate" in found else ""),
         "|---|---|---|---|---|---|" + ("---|" if "gate" in found else ""),
     ]
-    for side, turns in kept.items():
+    for side, turns in saved.items():
         tokens = [_tokens(work, turn, found) for turn in turns]
         speed = [count / turn["wall"] for count, turn in zip(tokens, turns, strict=True)]
         against = [
             turn["wall"] / other["wall"] * _tokens(work, other, found) / count
-            for turn, other, count in zip(turns, kept["ours"], tokens, strict=True)
+            for turn, other, count in zip(turns, saved["ours"], tokens, strict=True)
         ]
         ratio = f"{median(against):.2f} ({min(against):.2f}–{max(against):.2f})"
         cells = [

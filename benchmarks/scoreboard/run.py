@@ -74,8 +74,8 @@ class Worker:
         line = self.process.stdout.readline()
         if not line:
             raise SystemExit(f"{self.side} ended with {self.process.wait()}:\n{self.log.read_text()[-3000:]}")
-        found: dict[str, Any] = json.loads(line)
-        return found
+        result: dict[str, Any] = json.loads(line)
+        return result
 
     def turn(self) -> dict[str, Any]:
         """One step."""
@@ -122,15 +122,15 @@ def measure(
     turns: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     rates = []
     try:
-        for place in range(rounds):
-            if place > warmups and time.monotonic() > ends:
-                print(f"{work.kind}: no time for more than {place} rounds.", file=sys.stderr)
+        for index in range(rounds):
+            if index > warmups and time.monotonic() > ends:
+                print(f"{work.kind}: no time for more than {index} rounds.", file=sys.stderr)
                 break
             rates.append(gemm_rate(getattr(torch, work.dtype)))
             for worker in workers:
-                found = worker.turn()
-                turns[worker.side].append(found)
-                print(f"{work.kind} {place} {worker.side}: {found['wall']:.2f} s", file=sys.stderr, flush=True)
+                result = worker.turn()
+                turns[worker.side].append(result)
+                print(f"{work.kind} {index} {worker.side}: {result['wall']:.2f} s", file=sys.stderr, flush=True)
     finally:
         for worker in workers:
             worker.end()
@@ -169,16 +169,16 @@ def main() -> None:
     write_material(folder, SHAPES[shape], workloads, rounds + 1)
     commit = _said("git", "rev-parse", "--short", "HEAD") + ("+" if _said("git", "status", "--short") else "")
     results = json.loads(given.output.read_text()) if given.output.exists() else {}
-    for place, (kind, work) in enumerate(workloads.items()):
+    for index, (kind, work) in enumerate(workloads.items()):
         sides = [side for side in SIDES[kind] if given.sides is None or side in given.sides]
         sides = [side for side in sides if side not in ELSEWHERE[given.gpu]]
         if not sides:
             parser.error(f"of {kind} here, nothing is left to measure: --sides of {', '.join(SIDES[kind])}")
-        share = time.monotonic() + (ends - time.monotonic()) / (len(workloads) - place)
-        found = measure(work, sides, given.peers, folder, given.warmups, rounds, share)
+        share = time.monotonic() + (ends - time.monotonic()) / (len(workloads) - index)
+        result = measure(work, sides, given.peers, folder, given.warmups, rounds, share)
         if kind == "sft":
-            found["gate"] = {side: compare_gradients(folder / f"{side}.safetensors", folder / "sft") for side in sides}
-        found |= {
+            result["gate"] = {side: compare_gradients(folder / f"{side}.safetensors", folder / "sft") for side in sides}
+        result |= {
             "warmups": given.warmups,
             "work": asdict(work),
             "tokens": counted_tokens(work),
@@ -187,7 +187,7 @@ def main() -> None:
             "date": datetime.now(UTC).strftime("%Y-%m-%d"),
             "machine": _machine(),
         }
-        results[f"gpu_{kind}" if given.gpu else kind] = found
+        results[f"gpu_{kind}" if given.gpu else kind] = result
         given.output.write_text(json.dumps(results, indent=1) + "\n")
 
 

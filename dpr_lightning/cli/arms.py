@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from dpr_lightning.cli.loading import progress_bar
 from dpr_lightning.data import PromptSet
 from dpr_lightning.data.ground_truth import Verifier
-from dpr_lightning.engine.decoding import Combine, only
+from dpr_lightning.engine.decoding import Combine, single_model
 from dpr_lightning.evaluation.answers import Answers, collect_answers, judge_answers
 from dpr_lightning.evaluation.selection import best_of
 from dpr_lightning.policies import special_tokens
@@ -39,7 +39,7 @@ class Arm:
 
     models: tuple[nn.Module, ...]
     temperature: float = 1.0
-    combine: Combine = only
+    combine: Combine = single_model
     selection: Selection | None = None
 
 

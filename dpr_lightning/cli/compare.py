@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 
 from dpr_lightning.cli.compare_arms import SeedRun
-from dpr_lightning.cli.compare_findings import BASE, Results, foresight, foretold, pooled
+from dpr_lightning.cli.compare_findings import BASE, Results, foresight, pooled, predicted
 from dpr_lightning.cli.compare_page import Examples, curves, pairs, ranked, samples, scatters
 from dpr_lightning.cli.compare_pool import Measured, asked_of, keep, measured_elsewhere
 from dpr_lightning.cli.compare_specs import ArmSpec, Recipes
@@ -197,7 +197,7 @@ def _conclude(
         for name, runs in results.items()
     }
     paired, settings = pooled(results, BASE), {name: dataclasses.asdict(arm) for name, arm in specs.items()}
-    preview = foretold(results, promised)
+    preview = predicted(results, promised)
     held = {"arms": means, "paired": paired, "preview": preview, "seeds": seeds, "settings": settings}
     (folder / "compare.json").write_text(json.dumps(held, indent=2) + "\n", encoding="utf-8")
     console.print(arms_table(means))

@@ -30,7 +30,7 @@ from dpr_lightning.cli.stage_configs import (
 )
 from dpr_lightning.cli.stages import STAGE_FILES, VERIFIER, fit
 from dpr_lightning.data import PromptSet
-from dpr_lightning.engine.decoding import Combine, only
+from dpr_lightning.engine.decoding import Combine, single_model
 from dpr_lightning.errors import InputError
 from dpr_lightning.folders import clear_run
 from dpr_lightning.policies import load_tokenizer
@@ -211,7 +211,7 @@ class SeedRun:
         models = [frozen_policy(str(folder))[0]]
         if arm.extrapolate is not None:
             extrapolate_weights(models[0], frozen_policy(str(references[0]))[0], arm.extrapolate)
-        combine: Combine = only
+        combine: Combine = single_model
         if arm.optimum is not None:
             models += [frozen_policy(str(folder))[0] for folder in references]
             combine = decode_time_optimum(arm.optimum.reward, arm.optimum.beta)

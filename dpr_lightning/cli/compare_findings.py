@@ -22,7 +22,7 @@ def pooled(results: Results, base: str) -> dict[str, dict[str, dict[str, Any]]]:
     return to_records(compare_arms({name: [run["by_prompt"] for run in runs] for name, runs in results.items()}, base))
 
 
-def foretold(results: Results, promised: Sequence[Mapping[str, Promise]]) -> dict[str, Any]:
+def predicted(results: Results, promised: Sequence[Mapping[str, Promise]]) -> dict[str, Any]:
     """What the preview promised every arm that trains on a dense reward, and what sampled answers gained.
 
     Returns:

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.cli.loading import console, frozen_policy, progress_bar, verifier_named
 from dpr_lightning.data import PromptSet, Rows
-from dpr_lightning.engine.decoding import Combine, only
+from dpr_lightning.engine.decoding import Combine, single_model
 from dpr_lightning.errors import InputError, counted
 from dpr_lightning.evaluation.answers import Answers, collect_answers
 from dpr_lightning.evaluation.statistics import mean_interval, pass_at_k
@@ -166,7 +166,7 @@ class _Asked:
         if not self.references:
             if self.reward is not None:
                 raise InputError("`reward` is of the policy against `references`, and there are none.")
-            return [model], tokenizer, only
+            return [model], tokenizer, single_model
         names = {"policy": self.policy} | {f"reference {place}": name for place, name in enumerate(self.references, 1)}
         check_one_vocabulary(names)
         weaker = [frozen_policy(reference, self.dtype)[0] for reference in self.references]

@@ -70,11 +70,11 @@ def _settle_libraries() -> None:
     import torch
     from transformers.utils import logging as transformers_logging
 
-    from dpr_lightning.engine.host_memory import keep_freed_memory
+    from dpr_lightning.engine.host_memory import retain_freed_memory
 
     if not torch.accelerator.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        keep_freed_memory()
+        retain_freed_memory()
     # peft asks a model of transformers by the older name.
     warnings.filterwarnings("ignore", message=".*`is_gradient_checkpointing` is deprecated.*")
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]

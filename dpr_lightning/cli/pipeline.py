@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dpr_lightning.cli.beside import beside
+from dpr_lightning.cli.background import run_in_background
 from dpr_lightning.cli.stage_configs import DprSettings, continued_config, equal_compute_steps, on_cpu, stage_config
 from dpr_lightning.cli.stages import ARMS, announce, conclude, evaluate_policies, fit, preview
 from dpr_lightning.errors import counted
@@ -69,7 +69,7 @@ def run_path(
         "seed": seed,
     }
     announce("4/6  Dense-Path REINFORCE")
-    with beside(folder / BESIDE, allowed=on_cpu(dpr_config)) as begin:
+    with run_in_background(folder / BESIDE, allowed=on_cpu(dpr_config)) as begin:
         control = begin(fit, continued)
         controls = begin(evaluate_policies, folder, sft, settings, CONTROLS, **evaluation)
         fit(dpr_config)

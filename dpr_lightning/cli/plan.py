@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from dpr_lightning.cli.lightning import parse_lightning
 from dpr_lightning.data.demonstrations import DEFAULT_TOKEN_BUDGET
 from dpr_lightning.engine import is_known_decoder, token_budget_for, weight_bytes
-from dpr_lightning.engine.decoding import laid_out_bytes
+from dpr_lightning.engine.decoding import packed_bytes
 from dpr_lightning.engine.master_weights import MasterWeights
 from dpr_lightning.engine.output_head import bare_head
 from dpr_lightning.errors import InputError, counted, first_line
@@ -157,7 +157,7 @@ def _counted(config: dict[str, Any]) -> Plan:
     elif kind == "DensePathReinforce":
         shape, phases, stays = _rollouts(spec, options, data["init_args"], ranks, accumulate)
         if trainer["accelerator"] == "cpu" and ranks.kind != "fsdp2" and ranks.stage < 3:
-            phases[next(iter(phases))] += laid_out_bytes(_made(spec))
+            phases[next(iter(phases))] += packed_bytes(_made(spec))
         loss = reinforce_loss
         if options["estimator"] == "all_actions":
             models = 1 + len(data["init_args"]["references"])

@@ -13,13 +13,13 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.data.chat_format import SpecialText, check_setting, choose_format
-from dpr_lightning.data.drawing import Drawing
 from dpr_lightning.data.ground_truth import check_ground_truth, verifier_scores
 from dpr_lightning.data.overlap import check_overlap
 from dpr_lightning.data.precomputed import KEPT, hash_of_prompts, hashed_options, kept_rollouts
 from dpr_lightning.data.prompts import PromptSet, check_prompt_positions
 from dpr_lightning.data.rewarded import rewarded
 from dpr_lightning.data.rollout_loader import RolloutLoader
+from dpr_lightning.data.rollout_schedule import RolloutSchedule
 from dpr_lightning.data.rows import Rows
 from dpr_lightning.distributed import mark, sum_over_ranks
 from dpr_lightning.engine import default_token_budget, sequence_logprobs, shares_prompts
@@ -30,11 +30,11 @@ from dpr_lightning.policies.tokenizers import same_vocabulary
 from dpr_lightning.rewards import SFT, DenseReward, RewardSpec
 from dpr_lightning.rewards.cache import policy_hash
 from dpr_lightning.rollouts import (
-    DrawsAhead,
-    OtherSampler,
+    ExternalSampler,
+    RolloutPrefetcher,
     SamplingOptions,
     decode_answers,
-    device_to_draw_on,
+    prefetch_device,
 )
 from dpr_lightning.types import RolloutBatch, Rollouts
 
@@ -47,7 +47,7 @@ class Learner(Protocol):
     policy: nn.Module
     needs_action_rewards: bool
 
-    def policy_to_ask(self) -> AbstractContextManager[nn.Module]:
+    def policy_for_inference(self) -> AbstractContextManager[nn.Module]:
         """The policy to sample from or to score with."""
         ...
 
@@ -125,7 +125,7 @@ class RewardDataModule(LightningDataModule):
         frozen_weights: Weights = "auto",
         seed: int = 0,
         verifier: Callable[[str, str, Mapping[str, Any]], float] | None = None,
-        sampler: OtherSampler | None = None,
+        sampler: ExternalSampler | None = None,
         draw_ahead: str | None = None,
         special_tokens_in_text: SpecialText | None = None,
     ) -> None:
@@ -151,7 +151,7 @@ class RewardDataModule(LightningDataModule):
         self.special_tokens_in_text: SpecialText | None = special_tokens_in_text
         self.sampler = sampler
         self.draw_ahead = draw_ahead
-        self._ahead: DrawsAhead | None = None
+        self._ahead: RolloutPrefetcher | None = None
         self.prompts_path, self.held_out_path, self.evaluation_path = prompts, held_out, evaluation
         self.sft, self.references = sft, list(references)
         self.reward_spec = reward if reward is not None else RewardSpec.recommended()
@@ -170,7 +170,7 @@ class RewardDataModule(LightningDataModule):
         self.frozen_weights = frozen_weights
         self.seed = seed
         self.prompts: PromptSet | None = None
-        self._drawing: Drawing | None = None
+        self._drawing: RolloutSchedule | None = None
         self.reward: DenseReward | None = None
         self._kept: RolloutBatch | None = None
 
@@ -180,7 +180,7 @@ class RewardDataModule(LightningDataModule):
             return
         if self.draw_ahead is not None:
             ranks = self.trainer.world_size if self.trainer is not None else 1
-            self._ahead = DrawsAhead(self.sft, self.attention, device_to_draw_on(self.draw_ahead, ranks))
+            self._ahead = RolloutPrefetcher(self.sft, self.attention, prefetch_device(self.draw_ahead, ranks))
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(self.sft)
         self.prompts = self._read_prompts(self.prompts_path)
         check_ground_truth(self.prompts, self.verifier)
@@ -261,7 +261,7 @@ class RewardDataModule(LightningDataModule):
         if self.reward is None:
             learner = cast(Any, trainer.lightning_module)
             self.attach_policy(learner.policy, learner.policy_spec, learner.tokenizer)
-        self._drawing = Drawing(
+        self._drawing = RolloutSchedule(
             self.prompts,
             self.tokenizer,
             self.sampling,
@@ -294,7 +294,7 @@ class RewardDataModule(LightningDataModule):
     def rollout(self, epoch: int, place: int) -> RolloutBatch:
         """Rollout number ``place`` of an epoch: sampled, scored and with advantages; this rank's share of it."""
         mark(f"rollout {place} of epoch {epoch}")
-        with self._learner.policy_to_ask():
+        with self._learner.policy_for_inference():
             return self._rollout(epoch, place)
 
     def _rollout(self, epoch: int, place: int) -> RolloutBatch:

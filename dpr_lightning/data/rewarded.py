@@ -2,10 +2,10 @@
 
 import torch
 
-from dpr_lightning.types import EveryAction, RolloutBatch, Rollouts, TokenScores
+from dpr_lightning.types import AllActionScores, RolloutBatch, Rollouts, TokenScores
 
 
-def rewarded(rollouts: Rollouts, scores: TokenScores, actions: EveryAction | None = None) -> RolloutBatch:
+def rewarded(rollouts: Rollouts, scores: TokenScores, actions: AllActionScores | None = None) -> RolloutBatch:
     """Rollouts with the scores [B, T] of their own tokens, and advantages of 0.
 
     Args:

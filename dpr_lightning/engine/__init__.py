@@ -1,6 +1,6 @@
 """Speed and memory: log-probabilities and losses of tokens, computed on plain Hugging Face modules and tensors."""
 
-from dpr_lightning.engine.block_attention import block_attention, rotate, turned_sine
+from dpr_lightning.engine.attention_blocks import block_attention, rotate, signed_sine
 from dpr_lightning.engine.forward import (
     ActionLogits,
     action_logits,
@@ -9,14 +9,14 @@ from dpr_lightning.engine.forward import (
     logits_at,
     state_logits,
 )
+from dpr_lightning.engine.fused_head import ActionValues, HeadLoss, TokenLoss, head_logprobs, head_loss
 from dpr_lightning.engine.half_precision import autocasts, multiplies_bfloat16
-from dpr_lightning.engine.head_loss import ActionValues, HeadLoss, TokenLoss, head_logprobs, head_loss
 from dpr_lightning.engine.known_decoders import inside_of_adapters, is_known_decoder, is_silu
 from dpr_lightning.engine.lockstep import Lockstep
-from dpr_lightning.engine.micro_batches import micro_batches, parts_by_length
 from dpr_lightning.engine.model_inputs import packs_rows
 from dpr_lightning.engine.model_mode import evaluating, model_device
 from dpr_lightning.engine.positions import check_positions, positions_of
+from dpr_lightning.engine.row_groups import micro_batches, parts_by_length
 from dpr_lightning.engine.scoring import (
     ActedStates,
     acted_logprobs,
@@ -67,8 +67,8 @@ __all__ = [
     "rotate",
     "sequence_logprobs",
     "shares_prompts",
+    "signed_sine",
     "state_logits",
     "token_budget_for",
-    "turned_sine",
     "weight_bytes",
 ]

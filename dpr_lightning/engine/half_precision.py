@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dpr_lightning.engine.block_attention import block_attention, rotate, turned_sine
+from dpr_lightning.engine.attention_blocks import block_attention, rotate, signed_sine
 
 
 def attended(
@@ -39,7 +39,7 @@ def attended(
         query, key = module.q_norm(query), module.k_norm(key)
     cosine, turned = (
         table.expand(len(hidden_states), -1, -1)
-        for table in (position_embeddings[0], turned_sine(position_embeddings[1]))
+        for table in (position_embeddings[0], signed_sine(position_embeddings[1]))
     )
     query, key = (rotate(part, cosine, turned).transpose(1, 2) for part in (query, key))
     value = value.transpose(1, 2)

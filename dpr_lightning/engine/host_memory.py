@@ -17,7 +17,7 @@ _OVERCOMMIT, _STRICT = Path("/proc/sys/vm/overcommit_memory"), "2"
 _kept = False
 
 
-def keep_freed_memory() -> None:
+def retain_freed_memory() -> None:
     """From now on this process keeps what tensors free, where the C library is glibc; elsewhere nothing changes.
 
     A step of training frees what its forward pass kept, and asks for it again a moment later. Given back in between,
@@ -35,7 +35,7 @@ def keep_freed_memory() -> None:
 
 
 @contextmanager
-def memory_given_back() -> Iterator[None]:
+def release_freed_memory() -> Iterator[None]:
     """Within, what is freed goes back to the system at once, where the C library can be told to.
 
     A parameter is whole for a moment before it is cut up, or once it is put together. Kept by the allocator, those

@@ -28,7 +28,7 @@ class Lockstep:
 
     def __init__(self, models: Sequence[nn.Module], idle: Callable[[], None] | None = None) -> None:
         self._needed = any(map(fetches_weights, models))
-        self._idle = idle if idle is not None else lambda: ask_little(models)
+        self._idle = idle if idle is not None else lambda: minimal_forward(models)
 
     def begin(self) -> None:
         """Say that this rank is about to make a pass through every model, and wait for the others."""
@@ -48,7 +48,7 @@ class Lockstep:
 
 
 @torch.no_grad()
-def ask_little(models: Sequence[nn.Module]) -> None:
+def minimal_forward(models: Sequence[nn.Module]) -> None:
     """A forward pass over one token through each of the models."""
     for model in models:
         token = torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from dpr_lightning.engine.known_decoders import is_known_decoder
 from dpr_lightning.engine.positions import check_positions
-from dpr_lightning.engine.shared_prompts import behind_prompts
-from dpr_lightning.engine.varlen_attention import VARLEN, rows_end_to_end
+from dpr_lightning.engine.shared_prompts import with_shared_prompts
+from dpr_lightning.engine.varlen_attention import VARLEN, varlen_inputs
 from dpr_lightning.engine.weight_shards import fetches_weights
 
 log = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ def model_inputs(
     check_positions(model, longest, f"A row has {longest:,} tokens", lambda limit: f"Leave out what exceeds {limit:,}.")
     columns = torch.arange(tokens.shape[1], device=tokens.device)
     if not (packs_rows(model) if packed is None else packed):
-        found = behind_prompts(model, tokens, mask) if sampled else None
+        found = with_shared_prompts(model, tokens, mask) if sampled else None
         if found is not None:
             return found
         start = torch.arange(len(tokens), device=tokens.device) * tokens.shape[1]
@@ -96,5 +96,5 @@ def model_inputs(
     inputs = {"input_ids": tokens[kept].unsqueeze(0), "position_ids": position, "use_cache": False}
     start = length.cumsum(0) - length
     if getattr(model.config, "_attn_implementation", None) == VARLEN and is_known_decoder(model):
-        inputs |= rows_end_to_end(start, position.shape[1], int(length.max()))
+        inputs |= varlen_inputs(start, position.shape[1], int(length.max()))
     return inputs, start

@@ -15,7 +15,7 @@ from dpr_lightning.engine.known_decoders import inside_of_adapters, is_known_dec
 from dpr_lightning.engine.weight_shards import is_sharded
 
 
-def keep_less(model: nn.Module) -> None:
+def recompute_activations(model: nn.Module) -> None:
     """Let norms and gated linear units of a known decoder keep their inputs alone, and make the rest again.
 
     Norms keep what they are given, and not its normalised copy (in half precision: nor a float32 one of it); gated

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from dpr_lightning.engine.forward import logits_at
-from dpr_lightning.engine.head_loss import head_logprobs
+from dpr_lightning.engine.fused_head import head_logprobs
 from dpr_lightning.engine.lockstep import Lockstep
-from dpr_lightning.engine.micro_batches import parts_by_length
 from dpr_lightning.engine.model_inputs import Inputs, model_inputs
 from dpr_lightning.engine.model_mode import model_device
 from dpr_lightning.engine.output_head import head_does, plain_head
+from dpr_lightning.engine.row_groups import parts_by_length
 from dpr_lightning.engine.shared_prompts import shares_prompts
 from dpr_lightning.engine.weight_shards import fetches_weights
 from dpr_lightning.functional import action_positions, token_logprobs

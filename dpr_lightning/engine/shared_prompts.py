@@ -84,7 +84,7 @@ class PromptLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         return torch.cat([keys, key_states], -2), torch.cat([values, value_states], -2)
 
 
-def behind_prompts(model: nn.Module, tokens: Tensor, mask: Tensor) -> tuple[dict[str, Any], Tensor] | None:
+def with_shared_prompts(model: nn.Module, tokens: Tensor, mask: Tensor) -> tuple[dict[str, Any], Tensor] | None:
     """Read every distinct prompt once, and what to give the model for the rest of the rows; None: it does not pay.
 
     The prompts have been read when this returns, so the pass that follows must be of the same model in the same state.
@@ -101,11 +101,11 @@ def behind_prompts(model: nn.Module, tokens: Tensor, mask: Tensor) -> tuple[dict
     if len(tokens) < 2 or not shares_prompts(model):
         return None
     prompts = Prompts.of(tokens, mask)
-    return read_once(model, tokens, prompts, int(prompts.width.max())) if prompts.pays() else None
+    return prefill_shared(model, tokens, prompts, int(prompts.width.max())) if prompts.pays() else None
 
 
-def read_once(model: nn.Module, tokens: Tensor, prompts: Prompts, width: int) -> tuple[dict[str, Any], Tensor]:
-    """As :func:`behind_prompts`, of prompts that are known.
+def prefill_shared(model: nn.Module, tokens: Tensor, prompts: Prompts, width: int) -> tuple[dict[str, Any], Tensor]:
+    """As :func:`with_shared_prompts`, of prompts that are known.
 
     Args:
         model: for which :func:`shares_prompts` is true.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dpr_lightning.engine.forward import logits_at
-from dpr_lightning.engine.head_loss import ActionValues, HeadLoss, TokenLoss, head_loss
+from dpr_lightning.engine.fused_head import ActionValues, HeadLoss, TokenLoss, head_loss
 from dpr_lightning.engine.model_inputs import Inputs, model_inputs
 from dpr_lightning.engine.output_head import bare_head, head_does, plain_head
 from dpr_lightning.functional import action_positions, entropy, token_logprobs

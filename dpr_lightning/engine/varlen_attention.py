@@ -17,7 +17,7 @@ VARLEN = "varlen"
 """Its name among transformers' attention implementations."""
 
 
-def rows_end_to_end(start: Tensor, tokens: int, longest: int) -> dict[str, Any]:
+def varlen_inputs(start: Tensor, tokens: int, longest: int) -> dict[str, Any]:
     """What tells :func:`attend` where rows end, as keyword arguments of a model's forward pass.
 
     They have the names that transformers gives to those of flash attention. The mask is looked at by nobody, and of the
@@ -52,7 +52,7 @@ def attend(
         key: [1, key heads, tokens, width].
         value: the same.
         attention_mask: of rows that are not end to end.
-        more: ``scaling``, ``dropout``, and what :func:`rows_end_to_end` made.
+        more: ``scaling``, ``dropout``, and what :func:`varlen_inputs` made.
 
     Returns:
         [1, tokens, H, width], and no weights.

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from dpr_lightning.data.ground_truth import Verifier, check_ground_truth, verifier_scores
 from dpr_lightning.data.prompts import PromptSet, check_prompt_positions
 from dpr_lightning.engine import sequence_logprobs
-from dpr_lightning.engine.decoding import Combine, only
+from dpr_lightning.engine.decoding import Combine, single_model
 from dpr_lightning.policies import SpecialTokens, special_tokens
 from dpr_lightning.rollouts import SamplingOptions, decode_answers, sample
 from dpr_lightning.types import Rollouts
@@ -49,7 +49,7 @@ def collect_answers(
     verifier: Verifier | None = None,
     num_samples: int = 1,
     seed: int = 0,
-    combine: Combine = only,
+    combine: Combine = single_model,
     sft: nn.Module | None = None,
     places: Sequence[int] | None = None,
     progress: Callable[[int], None] | None = None,

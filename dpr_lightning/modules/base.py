@@ -19,8 +19,8 @@ from transformers import PreTrainedTokenizerBase
 from dpr_lightning.distributed import mark, sum_over_ranks
 from dpr_lightning.engine import is_sharded
 from dpr_lightning.engine.decoding import sampling_route
-from dpr_lightning.engine.fused_optimizer import in_one_pass
-from dpr_lightning.engine.host_memory import keep_freed_memory
+from dpr_lightning.engine.fused_optimizer import use_fused_step
+from dpr_lightning.engine.host_memory import retain_freed_memory
 from dpr_lightning.engine.master_weights import HALF, MasterWeights
 from dpr_lightning.errors import InputError
 from dpr_lightning.modules.non_finite import NonFinitePolicy, NonFiniteSteps
@@ -89,7 +89,7 @@ class PolicyModule(LightningModule):
         """
         self.trainer.precision_plugin.convert_input = _unchanged  # type: ignore[method-assign]
         if self.trainer.strategy.root_device.type == "cpu":
-            keep_freed_memory()
+            retain_freed_memory()
 
     def check_policy(self) -> None:
         """Called before anything is read: refuse a policy that its configuration shows to be impossible.
@@ -140,22 +140,22 @@ class PolicyModule(LightningModule):
         """Change the policy before anything uses it; by default nothing."""
 
     @contextmanager
-    def policy_to_ask(self) -> Iterator[nn.Module]:
+    def policy_for_inference(self) -> Iterator[nn.Module]:
         """The policy to sample from or to score with, whole or in shards as the strategy likes. All ranks take part.
 
         In shards, what asks keeps ranks in step: :class:`dpr_lightning.policies.Lockstep`.
         """
-        with self._prepared("weights_to_ask"):
+        with self._prepared("gather_for_inference"):
             yield self.policy
 
     @contextmanager
-    def whole_policy(self) -> Iterator[nn.Module]:
+    def full_policy(self) -> Iterator[nn.Module]:
         """The policy with all its weights on this rank, for what one rank does alone. All ranks must take part.
 
         Raises:
             InputError: a strategy holds the weights in shards and cannot bring them together.
         """
-        with self._prepared("whole_weights"):
+        with self._prepared("gather_all"):
             yield self.policy
 
     def _prepared(self, how: str) -> AbstractContextManager[None]:
@@ -184,7 +184,7 @@ class PolicyModule(LightningModule):
     def _built_optimizer(self, weights: Iterable[Any]) -> torch.optim.Optimizer:
         optimizer = self.optimizer_callable(weights)
         # Where weights are to move to a GPU after this, how to step there is PyTorch's choice.
-        return in_one_pass(optimizer) if self.trainer.strategy.root_device.type == "cpu" else optimizer
+        return use_fused_step(optimizer) if self.trainer.strategy.root_device.type == "cpu" else optimizer
 
     @property
     def _takes_copies(self) -> bool:

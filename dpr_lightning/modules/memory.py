@@ -11,14 +11,14 @@ from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper
 from torch.utils._pytree import tree_map_only
 
 from dpr_lightning.engine import ActedStates, ActionValues, TokenLoss, logits_at, shares_prompts
-from dpr_lightning.engine.decoding import draw
+from dpr_lightning.engine.decoding import sample_tokens
 from dpr_lightning.engine.decoding.decoder_state import DecoderState
 from dpr_lightning.engine.decoding.prefill import TOKENS_AT_ONCE
 from dpr_lightning.engine.decoding.routes import outlined_state
-from dpr_lightning.engine.head_loss import rows_at_a_time
+from dpr_lightning.engine.fused_head import rows_at_a_time
 from dpr_lightning.engine.output_head import bare_head
 from dpr_lightning.engine.scoring import logprobs_at, states_at
-from dpr_lightning.engine.shared_prompts import Prompts, pays, read_once
+from dpr_lightning.engine.shared_prompts import Prompts, pays, prefill_shared
 from dpr_lightning.engine.training_loss import loss_at
 from dpr_lightning.functional import clipped_surrogate_loss, entropy, token_logprobs
 from dpr_lightning.rollouts import SamplingOptions
@@ -303,7 +303,7 @@ def sampling_memory(
         state = _read(model, rows, max(1, longest - 1))
         live.reset()
         logits = state.step(torch.zeros(rows, dtype=torch.long)).float()
-        draw(logits, torch.zeros(rows, dtype=torch.float64), options.temperature, options.top_p)
+        sample_tokens(logits, torch.zeros(rows, dtype=torch.float64), options.temperature, options.top_p)
         return int(max(reading, live.peak) - weights)
 
 
@@ -338,7 +338,7 @@ def _inputs(model: nn.Module, tokens: Tensor, shape: Shape) -> tuple[dict[str, A
         torch.full_like(rows, before),
         torch.full_like(rows, width),
     )
-    return read_once(model, tokens, prompts, width)
+    return prefill_shared(model, tokens, prompts, width)
 
 
 def _one_surrogate(logprob: Tensor) -> Tensor:

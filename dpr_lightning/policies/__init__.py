@@ -15,7 +15,7 @@ from dpr_lightning.policies.merging import (
     untied_names,
 )
 from dpr_lightning.policies.router_loss import computes_router_loss, configured_coefficient, router_losses
-from dpr_lightning.policies.sharding import Weights, build_sharded, gathered_weights, holds_whole, share_out
+from dpr_lightning.policies.sharding import Weights, build_sharded, distribute, gathered_weights, holds_whole
 from dpr_lightning.policies.spec import AUTO, LoraSpec, PolicySpec
 from dpr_lightning.policies.special_tokens import SpecialTokens, special_tokens
 from dpr_lightning.policies.tokenizers import load_tokenizer
@@ -44,6 +44,7 @@ __all__ = [
     "computes_router_loss",
     "configured_coefficient",
     "create_toy_policy",
+    "distribute",
     "gathered_weights",
     "has_adapters",
     "holds_whole",
@@ -57,7 +58,6 @@ __all__ = [
     "router_losses",
     "save_policy",
     "score_responses",
-    "share_out",
     "special_tokens",
     "tied_names",
     "untie",

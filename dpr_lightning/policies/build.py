@@ -19,7 +19,7 @@ from transformers import (
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from dpr_lightning.engine import inside_of_adapters, weight_bytes
-from dpr_lightning.engine.recompute import keep_less
+from dpr_lightning.engine.recompute import recompute_activations
 from dpr_lightning.errors import InputError, counted
 from dpr_lightning.policies.adapters import (
     add_adapter,
@@ -32,12 +32,12 @@ from dpr_lightning.policies.architectures import auto_class, freeze_parts_withou
 from dpr_lightning.policies.attention_choice import attention_for, tell_attention
 from dpr_lightning.policies.lightning_state import load_lightning_weights
 from dpr_lightning.policies.merging import merge_adapters
-from dpr_lightning.policies.reading import UNREADABLE, complaint
 from dpr_lightning.policies.sharding import sharded_construction
 from dpr_lightning.policies.sources import not_a_policy
 from dpr_lightning.policies.spec import PolicySpec
 from dpr_lightning.policies.special_tokens import carry_padding, set_padding, special_tokens
 from dpr_lightning.policies.tokenizers import load_tokenizer
+from dpr_lightning.policies.unreadable_files import UNREADABLE, complaint
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ def build_policy(
     special = special_tokens(tokenizer, model, pad_token=spec.pad_token, required=trainable)
     set_padding(tokenizer, special, spec.pad_token)
     carry_padding(model, tokenizer, special)
-    keep_less(model)
+    recompute_activations(model)
     if spec.gradient_checkpointing and trainable:
         model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
         if spec.lora is not None:

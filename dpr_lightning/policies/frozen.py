@@ -10,12 +10,12 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from dpr_lightning.engine import Lockstep, weight_bytes
-from dpr_lightning.engine.lockstep import ask_little
+from dpr_lightning.engine.lockstep import minimal_forward
 from dpr_lightning.errors import InputError
 from dpr_lightning.policies.adapters import base_of, changes_nothing_else, load_adapter, resolve_adapter
 from dpr_lightning.policies.build import build_policy
 from dpr_lightning.policies.merging import has_adapters
-from dpr_lightning.policies.sharding import Weights, holds_whole, share_out
+from dpr_lightning.policies.sharding import Weights, distribute, holds_whole
 from dpr_lightning.policies.sources import lasting_source
 from dpr_lightning.policies.spec import AUTO, PolicySpec
 from dpr_lightning.policies.tokenizers import load_tokenizer, same_vocabulary
@@ -90,7 +90,7 @@ class FrozenPolicies:
                 if not holds_whole(weights, size, device, "π_SFT and its references"):
                     mesh = init_device_mesh(device.type, (ranks,))
             if mesh is not None:
-                share_out(models[name], mesh, trained=False)  # before the next one is read
+                distribute(models[name], mesh, trained=False)  # before the next one is read
         return cls(models)
 
     @property
@@ -116,7 +116,7 @@ class FrozenPolicies:
         def idle() -> None:
             for name in self._models:
                 with self.use(name) as model:
-                    ask_little([model])
+                    minimal_forward([model])
 
         return Lockstep(list(self._models.values()), idle)
 

@@ -11,7 +11,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from dpr_lightning.errors import InputError, counted, last_line
 from dpr_lightning.policies.merging import has_adapters
-from dpr_lightning.policies.reading import UNREADABLE, complaint
+from dpr_lightning.policies.unreadable_files import UNREADABLE, complaint
 
 _ADAPTER_NAMES = (re.compile(r"\.\w+$"), re.compile(r"\.\w+(?=\.\w+$)"))
 """Where peft writes an adapter's name: last, or before ``weight``."""

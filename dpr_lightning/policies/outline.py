@@ -7,7 +7,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
-from dpr_lightning.engine.recompute import keep_less
+from dpr_lightning.engine.recompute import recompute_activations
 from dpr_lightning.errors import InputError, first_line
 from dpr_lightning.policies.adapters import add_adapter, resolve_adapter
 from dpr_lightning.policies.architectures import auto_class, freeze_parts_without_text, read_config
@@ -50,7 +50,7 @@ def outline_policy(spec: PolicySpec, *, trainable: bool = True, lean: bool = Tru
         if spec.lora is not None and trainable:
             model = add_adapter(model, spec.lora)
     if lean:
-        keep_less(model)
+        recompute_activations(model)
     if spec.gradient_checkpointing and trainable:
         model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
         if spec.lora is not None:

@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from dpr_lightning.engine.host_memory import memory_given_back
+from dpr_lightning.engine.host_memory import release_freed_memory
 
 log = logging.getLogger(__name__)
 Weights = Literal["auto", "whole", "shards"]
@@ -57,13 +57,13 @@ def sharded_construction() -> Iterator[None]:
     held = _Config(config)  # transformers keeps a weak reference
     deepspeed.set_hf_deepspeed_config(held)  # type: ignore[no-untyped-call]
     try:
-        with memory_given_back():
+        with release_freed_memory():
             yield
     finally:
         deepspeed.unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
 
 
-def share_out(model: nn.Module, mesh: DeviceMesh, *, trained: bool = True) -> None:
+def distribute(model: nn.Module, mesh: DeviceMesh, *, trained: bool = True) -> None:
     """Cut ``model`` up over the ranks of ``mesh``, layer by layer; what is in no layer is gathered together.
 
     That outermost part stays whole after a forward pass where it is ``trained``: the backward pass begins with it.
@@ -143,7 +143,7 @@ def gathered_weights(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
         if adapters and isinstance(value, nn.Parameter) and not value.requires_grad:
             continue
         if id(value) not in seen:
-            with memory_given_back(), _fetched(value) as whole:
+            with release_freed_memory(), _fetched(value) as whole:
                 seen[id(value)] = whole.detach().to("cpu", copy=True) if keep else torch.empty(0)
         if keep:
             found[name] = seen[id(value)]

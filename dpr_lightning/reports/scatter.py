@@ -18,7 +18,7 @@ class Mark:
 
 
 @dataclass(frozen=True)
-class DrawnScatter:
+class ScatterPlot:
     """A scatter ready for its template; ``diagonal`` is (x1, y1, x2, y2) or None."""
 
     scatter: Scatter
@@ -28,7 +28,7 @@ class DrawnScatter:
     diagonal: tuple[float, float, float, float] | None
 
 
-def draw_scatter(scatter: Scatter) -> DrawnScatter:
+def draw_scatter(scatter: Scatter) -> ScatterPlot:
     """Scale the points that are finite to their box."""
     points = [point for point in scatter.points if math.isfinite(point.x) and math.isfinite(point.y)]
     across, up = _ticks([point.x for point in points]), _ticks([point.y for point in points])
@@ -40,7 +40,7 @@ def draw_scatter(scatter: Scatter) -> DrawnScatter:
         return HEIGHT - BOTTOM - (value - up[0]) / (up[-1] - up[0]) * (HEIGHT - TOP - BOTTOM)
 
     low, high = max(across[0], up[0]), min(across[-1], up[-1])
-    return DrawnScatter(
+    return ScatterPlot(
         scatter=scatter,
         marks=[Mark(x(point.x), y(point.y), _tone(point), _words(point, scatter)) for point in points],
         horizontal=[Tick(x(value), short(value)) for value in across],

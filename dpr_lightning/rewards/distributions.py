@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dpr_lightning.engine import ActedStates
-from dpr_lightning.engine.head_loss import rows_at_a_time
+from dpr_lightning.engine.fused_head import rows_at_a_time
 from dpr_lightning.functional import action_positions, check_finite_rewards
 from dpr_lightning.rewards.forms import expected_log_ratio, reward_of_logprobs
 from dpr_lightning.rewards.spec import RewardSpec
@@ -14,7 +14,7 @@ from dpr_lightning.types import ActionScores
 
 
 class ActionDistributions:
-    """π_SFT and its references at each acted state of some rows; see :class:`dpr_lightning.types.EveryAction`.
+    """π_SFT and its references at each acted state of some rows; see :class:`dpr_lightning.types.AllActionScores`.
 
     Args:
         spec: form of the reward.

@@ -9,8 +9,8 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.engine import Lockstep, check_positions, evaluating, model_device
-from dpr_lightning.engine.decoding import Combine, draw, only
-from dpr_lightning.engine.decoding.decode_batch import Batch
+from dpr_lightning.engine.decoding import Combine, sample_tokens, single_model
+from dpr_lightning.engine.decoding.decode_batch import DecodeBatch
 from dpr_lightning.engine.decoding.kv_cache import fill_gaps
 from dpr_lightning.engine.decoding.prefill import TOKENS_AT_ONCE
 from dpr_lightning.engine.decoding.recorded_steps import steps_of
@@ -76,7 +76,7 @@ def sample(
     num_samples: int = 1,
     seed: int = 0,
     prompt_ids: Sequence[int] | None = None,
-    combine: Combine = only,
+    combine: Combine = single_model,
     tokenizer: PreTrainedTokenizerBase | None = None,
     begun: Sequence[int] | None = None,
     progress: Callable[[int], None] | None = None,
@@ -147,7 +147,7 @@ def sample(
             ]
             ending = Ending(stop_tokens, strings, opening, num_samples)
             states = [decoder.new_state(options.max_new_tokens) for decoder in decoders]
-            batch = Batch(states, combine, pad_token, device, lockstep)
+            batch = DecodeBatch(states, combine, pad_token, device, lockstep)
             decoding = _Decoding(batch, options, ending, pad_token, device, unwanted)
             answers = decoding.run(asked, [identities[place] for place in places], num_samples, seed)
             finished.update(zip(places, answers, strict=True))
@@ -173,7 +173,7 @@ class _Decoding:
 
     def __init__(
         self,
-        batch: Batch,
+        batch: DecodeBatch,
         options: SamplingOptions,
         ending: Ending,
         pad_token: int,
@@ -209,7 +209,7 @@ class _Decoding:
                 uniform = counter_uniform(key, position)
             now = uniform[:, step % _STEPS]
             if step == 0:
-                chosen, drawn = draw(logits, now, options.temperature, options.top_p)
+                chosen, drawn = sample_tokens(logits, now, options.temperature, options.top_p)
                 del logits
             else:
                 chosen, drawn = steps.next(chosen, now)

@@ -18,11 +18,11 @@ from dpr_lightning.engine import fetches_weights, inside_of_adapters
 from dpr_lightning.errors import InputError
 from dpr_lightning.policies import may_untie, merged_weights
 from dpr_lightning.rollouts.answers import Answers
-from dpr_lightning.rollouts.other_sampler import OtherSampler, Request
+from dpr_lightning.rollouts.external_sampler import ExternalSampler, Request
 from dpr_lightning.rollouts.sampler import SamplingOptions
 
 
-class VllmSampler(OtherSampler):
+class VllmSampler(ExternalSampler):
     """vLLM beside the trainer: every rank has an engine of its own, which takes the policy's weights before it writes.
 
     Written against the documented interface of vLLM 0.33 and its source; it has not been run with vLLM itself.

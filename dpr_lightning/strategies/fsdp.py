@@ -9,7 +9,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from dpr_lightning.engine import weight_bytes
-from dpr_lightning.policies import Weights, holds_whole, share_out
+from dpr_lightning.policies import Weights, distribute, holds_whole
 
 
 class Fsdp2Strategy(ModelParallelStrategy):
@@ -33,10 +33,10 @@ class Fsdp2Strategy(ModelParallelStrategy):
 
     def shard(self, model: nn.Module) -> None:
         """Cut the parameters up, layer by layer; what is in no layer (embeddings, head) is gathered together."""
-        share_out(model, self.device_mesh["data_parallel"])
+        distribute(model, self.device_mesh["data_parallel"])
 
     @contextmanager
-    def whole_weights(self, model: nn.Module) -> Iterator[None]:
+    def gather_all(self, model: nn.Module) -> Iterator[None]:
         """Every parameter whole on every rank, and no communication in forward passes. All ranks must take part."""
         shards = [module for module in model.modules() if isinstance(module, FSDPModule)]
         for module in shards:
@@ -49,13 +49,13 @@ class Fsdp2Strategy(ModelParallelStrategy):
             module.reshard()
 
     @contextmanager
-    def weights_to_ask(self, model: nn.Module) -> Iterator[None]:
+    def gather_for_inference(self, model: nn.Module) -> Iterator[None]:
         """The weights as ``sampling_weights`` says. All ranks must take part."""
         if self._samples_whole is None:
             size = weight_bytes(model)
             self._samples_whole = holds_whole(self.sampling_weights, size, self.root_device, "The policy to sample")
         if self._samples_whole:
-            with self.whole_weights(model):
+            with self.gather_all(model):
                 yield
             return
         yield

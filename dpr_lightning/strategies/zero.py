@@ -161,7 +161,7 @@ class Zero3Strategy(ZeroStrategy):
             yield
 
     @contextmanager
-    def whole_weights(self, model: nn.Module) -> Iterator[None]:
+    def gather_all(self, model: nn.Module) -> Iterator[None]:
         """Every parameter whole on every rank, and no communication in forward passes. All ranks must take part."""
         import deepspeed
 
@@ -174,12 +174,12 @@ class Zero3Strategy(ZeroStrategy):
                 yield
 
     @contextmanager
-    def weights_to_ask(self, model: nn.Module) -> Iterator[None]:
+    def gather_for_inference(self, model: nn.Module) -> Iterator[None]:
         """The weights as ``sampling_weights`` says. All ranks must take part."""
         if self._samples_whole is None:
             size = weight_bytes(model)
             self._samples_whole = holds_whole(self.sampling_weights, size, self.root_device, "The policy to sample")
-        with self.whole_weights(model) if self._samples_whole else nullcontext():
+        with self.gather_all(model) if self._samples_whole else nullcontext():
             yield
 
 

@@ -69,7 +69,7 @@ def test_imitation_is_three_forward_passes(folder: Path, tmp_path: Path) -> None
 PROMPTS = DPR.rows // DPR.samples
 
 
-def read_once(acted: int) -> float:
+def prefill_shared(acted: int) -> float:
     """Operations of a pass in which a prompt is read once for its samples, but for its last token."""
     before = DPR.prompt - 1
     prompts = PROMPTS * before * SHAPE.forward(context=before, scored=0.0)
@@ -83,7 +83,7 @@ def test_learning_from_rollouts_is_three_forward_passes(folder: Path, tmp_path: 
     # Of the last layer only a prompt's keys and values are read: its queries and what follows have no gradient.
     width, before = SHAPE.hidden_size, DPR.prompt - 1
     unread = 2 * (2 * width**2 + 3 * width * SHAPE.intermediate_size) + 4 * width * before
-    expected = 3 * read_once(acted) - 2 * PROMPTS * before * unread
+    expected = 3 * prefill_shared(acted) - 2 * PROMPTS * before * unread
     assert counted.counter.get_total_flops() == pytest.approx(expected, rel=0.005)
 
 
@@ -114,7 +114,7 @@ def test_a_whole_step_of_reinforcement_reads_nothing_twice(folder: Path, tmp_pat
     # The last token of an answer is not read again.
     late = DPR.prompt + DPR.completion / 2
     written = (acted - DPR.rows) * SHAPE.forward(context=late, scored=1.0) + 2 * PROMPTS * SHAPE.head
-    assert counter.get_total_flops() <= 1.02 * steps * (read + written + 5 * read_once(acted))
+    assert counter.get_total_flops() <= 1.02 * steps * (read + written + 5 * prefill_shared(acted))
 
 
 def test_decoding_costs_what_is_written(folder: Path) -> None:
@@ -123,8 +123,8 @@ def test_decoding_costs_what_is_written(folder: Path) -> None:
     prompts = [[5, 6, 7, 8]] * 4
     options, stop = SamplingOptions(max_new_tokens=60), list(range(2, 32))
     with FlopCounterMode(display=False) as counter:
-        found = sample(model, prompts, options, stop_tokens=stop, pad_token=0, num_samples=16)
-    lengths = found.mask.sum(1)
+        result = sample(model, prompts, options, stop_tokens=stop, pad_token=0, num_samples=16)
+    lengths = result.mask.sum(1)
     assert float(lengths.float().mean()) < 0.5 * int(lengths.max())
     context = 4 + float((lengths.double() ** 2).sum() / lengths.sum()) / 2
     expected = int(lengths.sum()) * SHAPE.forward(context=context, scored=1.0)

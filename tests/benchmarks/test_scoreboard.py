@@ -58,7 +58,7 @@ def test_it_runs_and_reports(
     gates = measured[f"{before}sft"]["gate"].values()
     assert all(gate["gradient_cosine"] > 0.999 and gate["loss_distance"] < 1e-3 for gate in gates)
     # Time is up at once: one round that counts is left.
-    assert {len(found["turns"]["ours"]) for found in measured.values()} == {2}
+    assert {len(result["turns"]["ours"]) for result in measured.values()} == {2}
     page.write_text(f"# Speed\n\nBefore.\n{report.BEGIN}\nold\n{report.END}\nAfter.\n")
     monkeypatch.setattr("sys.argv", ["report", "--results", str(results), "--page", str(page)])
     report.main()

@@ -92,8 +92,8 @@ def test_answers_are_scored_at_the_start_on_the_way_and_at_the_end(
     data = DemonstrationDataModule(rows, batch_size=2, cache_dir=str(tmp_path / "cache"))
     run = quiet_trainer(tmp_path, callbacks=[callback], logger=logger, max_steps=3, accumulate_grad_batches=2)
     run.fit(module, datamodule=data)
-    found = {step: scores for step, scores in logger.rows if "evaluation/greedy" in scores}
-    assert sorted(found) == [0, 2, 3]
+    result = {step: scores for step, scores in logger.rows if "evaluation/greedy" in scores}
+    assert sorted(result) == [0, 2, 3]
     assert module.training
     policy, tokenizer = build_policy(PolicySpec(source=str(tiny_policy_folder)))
     asked = PromptSet.load(prompts, tokenizer, limit=5)
@@ -102,9 +102,9 @@ def test_answers_are_scored_at_the_start_on_the_way_and_at_the_end(
             answers = collect_answers(
                 model, tokenizer, asked, SamplingOptions(4, temperature), verifier=callback.verifier
             )
-            assert found[step][f"evaluation/{name}"] == pytest.approx(answers.score)
-            assert found[step][f"evaluation/length_{name}"] == pytest.approx(answers.length)
-    assert found[0]["evaluation/sampled_T1"] > 0
+            assert result[step][f"evaluation/{name}"] == pytest.approx(answers.score)
+            assert result[step][f"evaluation/length_{name}"] == pytest.approx(answers.length)
+    assert result[0]["evaluation/sampled_T1"] > 0
 
 
 def test_evaluations_need_a_distance() -> None:
@@ -124,20 +124,20 @@ def test_samples_keep_text_token_rewards_and_score(learn: Any, tmp_path: Path) -
     module = learn([Keep(), samples, metrics])
     rows = [json.loads(line) for line in (tmp_path / "samples" / "rollout_samples.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 1, 3, 3]
-    for place, rollout in enumerate((rollouts[0], rollouts[2])):
+    for index, rollout in enumerate((rollouts[0], rollouts[2])):
         for row in range(2):
-            kept = rows[2 * place + row]
+            saved = rows[2 * index + row]
             count = int(rollout.mask[row].sum())
             tokens = rollout.tokens[row][rollout.mask[row]].tolist()
-            assert kept["length"] == count
-            assert [token for token, _ in kept["token_rewards"]] == [module.tokenizer.decode([t]) for t in tokens]
+            assert saved["length"] == count
+            assert [token for token, _ in saved["token_rewards"]] == [module.tokenizer.decode([t]) for t in tokens]
             rewards = rollout.reward[row, :count]
-            assert [reward for _, reward in kept["token_rewards"]] == pytest.approx(rewards.tolist(), abs=1e-4)
-            assert kept["reward"] == pytest.approx(float(rewards.sum()), abs=1e-4)
-            assert kept["answer"] == re.sub(r"(<eos>|<pad>)+$", "", module.tokenizer.decode(tokens))
-            assert kept["score"] == contains_a_vowel("", kept["answer"], {"answer": 1})
+            assert [reward for _, reward in saved["token_rewards"]] == pytest.approx(rewards.tolist(), abs=1e-4)
+            assert saved["reward"] == pytest.approx(float(rewards.sum()), abs=1e-4)
+            assert saved["answer"] == re.sub(r"(<eos>|<pad>)+$", "", module.tokenizer.decode(tokens))
+            assert saved["score"] == contains_a_vowel("", saved["answer"], {"answer": 1})
             number = int(rollout.prompt[row])
-            assert kept["prompt"] == f"{number} + {number * number} ="
+            assert saved["prompt"] == f"{number} + {number * number} ="
     # Logged by a callback after the step, of every rollout and every response of it.
     for step, rollout in zip(metrics.steps, rollouts, strict=True):
         texts = [
@@ -178,7 +178,7 @@ def test_held_out_demonstrations(
     with (tmp_path / "metrics.csv").open() as table:
         rows_at = {row["step"]: row for row in csv.DictReader(table) if row.get("held_out/nll")}
     assert sorted(rows_at) == ["0", "2", "3"]  # the beginning, every other step, the end
-    found = {name: float(value) for name, value in rows_at["2"].items() if name.startswith("held_out")}
+    result = {name: float(value) for name, value in rows_at["2"].items() if name.startswith("held_out")}
     policy, tokenizer = build_policy(PolicySpec(source=str(tiny_policy_folder)))
     weak, _ = build_policy(PolicySpec(source=reference))
     reward, nll, tokens = 0.0, 0.0, 0
@@ -194,10 +194,10 @@ def test_held_out_demonstrations(
         reward += float((by_sft - by_weak).sum())
         nll -= float(by_now.sum())
         tokens += len(by_now)
-    assert found["held_out/reward_per_token"] == pytest.approx(reward / tokens, abs=1e-5)
+    assert result["held_out/reward_per_token"] == pytest.approx(reward / tokens, abs=1e-5)
     # The third step came after the measurement at the second, so it differs a little.
-    assert found["held_out/nll"] == pytest.approx(nll / tokens, rel=0.05)
-    assert found["held_out/nll"] != pytest.approx(nll / tokens, rel=1e-6)
+    assert result["held_out/nll"] == pytest.approx(nll / tokens, rel=0.05)
+    assert result["held_out/nll"] != pytest.approx(nll / tokens, rel=1e-6)
 
 
 def test_nothing_held_out_is_nothing_to_watch(learn: Any, tmp_path: Path) -> None:

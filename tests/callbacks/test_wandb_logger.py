@@ -30,8 +30,8 @@ def test_a_service_that_does_not_answer(
     assert str(tmp_path) in caplog.text
     logger.experiment.finish()
     wandb.teardown()
-    (kept,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
-    assert kept.stat().st_size > 0
+    (saved,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    assert saved.stat().st_size > 0
 
 
 def test_a_service_without_a_key(

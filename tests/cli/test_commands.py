@@ -65,12 +65,12 @@ def test_evaluate_reports_score_interval_length_and_kl(workspace: Workspace, tmp
     arguments = ["--policy", workspace.reference, "--prompts", workspace.prompts, "--sft", workspace.sft]
     options = ["--max_new_tokens", "5", "--samples", "2", "--verifier", "answer", "--output", str(path)]
     assert main(["evaluate", *arguments, *options]) == 0
-    found = json.loads(path.read_text())
-    assert 0 <= found["low"] <= found["score"] <= found["high"] <= 1
-    assert found["prompts"] == 16
-    assert found["score"] <= found["pass@2"] <= 2 * found["score"]
-    assert 0 < found["length"] <= 5
-    assert abs(found["reverse_kl"]) > 1e-4
+    result = json.loads(path.read_text())
+    assert 0 <= result["low"] <= result["score"] <= result["high"] <= 1
+    assert result["prompts"] == 16
+    assert result["score"] <= result["pass@2"] <= 2 * result["score"]
+    assert 0 < result["length"] <= 5
+    assert abs(result["reverse_kl"]) > 1e-4
 
 
 def test_rewards_are_those_of_the_library(workspace: Workspace, tmp_path: Path) -> None:
@@ -103,10 +103,10 @@ def test_preview_writes_every_form_and_a_verdict(
     assert json.loads(path.read_text())["verdict"].startswith("The optimum of one_sided_centred + ½ log π_SFT at β=3")
     capsys.readouterr()
     assert main(["preview", *arguments, *options, "--reward.form", "log_ratio"]) == 0
-    found = json.loads(path.read_text())
-    names = [reward["name"] for reward in found["rewards"]]
+    result = json.loads(path.read_text())
+    names = [reward["name"] for reward in result["rewards"]]
     assert {"log_ratio", "clipped", "interpolated", "centred", "one_sided", "one_sided_centred"} <= set(names)
-    assert found["verdict"].startswith("The optimum of log_ratio at β=3")
+    assert result["verdict"].startswith("The optimum of log_ratio at β=3")
     assert "log_ratio" in capsys.readouterr().out
     # The control is a reward that one may have in mind, too.
     assert main(["preview", *arguments, *options, "--reward.form", "log_policy"]) == 0
@@ -122,16 +122,16 @@ def test_best_of_draws_a_curve_for_each_way_to_pick(
     arguments = ["--sft", workspace.sft, "--references", f"[{workspace.reference}]", "--prompts", workspace.prompts]
     arguments += ["--verifier", "answer", "--max_new_tokens", "5", "--output", str(tmp_path / "out")]
     assert main(["best_of", *arguments, "--samples", "6", "--head", str(tmp_path / "head")]) == 0
-    found = json.loads((tmp_path / "out" / "best_of.json").read_text())
-    names = [ranking["name"] for ranking in found["rankings"]]
+    result = json.loads((tmp_path / "out" / "best_of.json").read_text())
+    names = [ranking["name"] for ranking in result["rankings"]]
     assert names[-2:] == ["verifier_head", "oracle"]
     assert {"log_ratio", "one_sided_centred", "log_policy"} <= set(names)
-    assert all(list(ranking["best_of"]) == ["1", "2", "4", "6"] for ranking in found["rankings"])
+    assert all(list(ranking["best_of"]) == ["1", "2", "4", "6"] for ranking in result["rankings"])
     # One sample is one sample, whoever picks it.
-    assert len({round(ranking["best_of"]["1"]["mean"], 12) for ranking in found["rankings"]}) == 1
+    assert len({round(ranking["best_of"]["1"]["mean"], 12) for ranking in result["rankings"]}) == 1
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Best of n" in page
-    verdicts = [ranking["gain"]["verdict"] for ranking in found["rankings"]]
+    verdicts = [ranking["gain"]["verdict"] for ranking in result["rankings"]]
     assert re.findall(r'<b class="\w+">(.)', page) == [MARKS[verdict] for verdict in verdicts]
     assert (
         main(["preview", *arguments[:6], *arguments[6:10], "--samples", "6", "--output", str(tmp_path / "p.json")]) == 0
@@ -254,12 +254,12 @@ def test_audit_tells_with_its_exit_code(
     said = capsys.readouterr().out
     assert "No reward passes" in said
     assert "one_sided" in said
-    found = json.loads(output.read_text())
-    assert len(found["audits"]) == 5
-    assert not any(entry["passes"] for entry in found["audits"] if entry["form"] != "log_policy")
-    assert len(found["suspects"]) == 16
-    assert found["suspects"][0]["where"].split("/")[-1].startswith("d.jsonl:")
-    rewards = [entry["reward"] for entry in found["suspects"]]
+    result = json.loads(output.read_text())
+    assert len(result["audits"]) == 5
+    assert not any(entry["passes"] for entry in result["audits"] if entry["form"] != "log_policy")
+    assert len(result["suspects"]) == 16
+    assert result["suspects"][0]["where"].split("/")[-1].startswith("d.jsonl:")
+    rewards = [entry["reward"] for entry in result["suspects"]]
     assert rewards == sorted(rewards)
     monkeypatch.setattr("dpr_lightning.evaluation.audit.LOCALISES", 1.0)
     monkeypatch.setattr("dpr_lightning.evaluation.audit.SEPARATES", 0.0)
@@ -281,13 +281,13 @@ def test_export_extrapolates_away_from_a_reference(
     ):
         arguments = ["--source", source, "--reference", reference, "--extrapolation", str(strength)]
         assert main(["export", *arguments, "--output", str(tmp_path / name)]) == 0
-        ours, earlier, found = (
+        ours, earlier, result = (
             dict(build_policy(PolicySpec(source=str(folder)), trainable=False)[0].named_parameters())
             for folder in (source, reference, tmp_path / name)
         )
-        for weight in found:
+        for weight in result:
             expected = ours[weight] + strength * (ours[weight] - earlier[weight])
-            torch.testing.assert_close(found[weight], expected, atol=2e-6, rtol=0)
+            torch.testing.assert_close(result[weight], expected, atol=2e-6, rtol=0)
     assert main(["export", "--source", workspace.sft, "--extrapolation", "1", "--output", str(tmp_path / "no")]) == 2
     assert "give both, a folder and a number" in capsys.readouterr().err
     arguments = ["--source", workspace.sft, "--reference", workspace.reference, "--output", str(tmp_path / "no")]

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from dpr_lightning.cli import compare_arms
-from dpr_lightning.cli.compare_findings import foretold, pooled
+from dpr_lightning.cli.compare_findings import pooled, predicted
 from dpr_lightning.cli.compare_preview import Promise
 from dpr_lightning.cli.main import main
 from dpr_lightning.evaluation.statistics import hierarchical_comparison, paired_comparison
@@ -81,24 +81,24 @@ def test_arms_over_seeds_are_made_once(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(configured()) == 0
-    found = json.loads((tmp_path / "out" / "compare.json").read_text())
-    assert set(found["arms"]) == {"sft", *ARMS}
-    assert set(found["paired"]) == {f"{name} - sft" for name in ARMS}
+    result = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert set(result["arms"]) == {"sft", *ARMS}
+    assert set(result["paired"]) == {f"{name} - sft" for name in ARMS}
     assert "Sampled answers, no detectable difference: " in (tmp_path / "out" / "report.html").read_text()
     tables = {path.name.split("_")[0]: json.loads(path.read_text()) for path in tmp_path.rglob("media/table/*.json")}
-    assert [row[0] for row in tables["arms"]["data"]] == list(found["arms"])
-    assert len(tables["paired"]["data"]) == sum(map(len, found["paired"].values()))
+    assert [row[0] for row in tables["arms"]["data"]] == list(result["arms"])
+    assert len(tables["paired"]["data"]) == sum(map(len, result["paired"].values()))
     seed = tmp_path / "out" / "seed_1"
     results = {path.stem: json.loads(path.read_text()) for path in (seed / "results").iterdir()}
     assert results["reference"]["reverse_kl"] != results["sft"]["reverse_kl"]
     assert len(results["dpr"]["by_prompt"]["sampled"]) == 12
     # What the preview said beforehand; of the oracle it knows nothing.
-    assert set(found["preview"]["runs"]) == {"dpr"}
-    assert [set(run) for run in found["preview"]["runs"]["dpr"]] == [{"promised", "reached", "reliable"}] * 2
+    assert set(result["preview"]["runs"]) == {"dpr"}
+    assert [set(run) for run in result["preview"]["runs"]["dpr"]] == [{"promised", "reached", "reliable"}] * 2
     # An answer that was picked has no greedy twin.
     assert set(results["guided"]["by_prompt"]) == {"sampled"}
-    assert found["arms"]["best"]["greedy"] is None
-    assert set(found["paired"]["best - sft"]) == {"sampled"}
+    assert result["arms"]["best"]["greedy"] is None
+    assert set(result["paired"]["best - sft"]) == {"sampled"}
     # The page: every arm's answers to the prompts of the test, in the order of the file.
     page = json.loads((tmp_path / "out" / "report.json").read_text())
     rows = [json.loads(line) for line in (seed / "data" / "test.jsonl").read_text().splitlines()]
@@ -114,7 +114,7 @@ def test_arms_over_seeds_are_made_once(
     assert titles[-2:] == ["Reward and truth: policies", "Preview and result"]
     assert next(iter(page["panels"])) == "Supervised fine-tuning"
     # Training is counted, once.
-    flops = {name: arm["teraflops"] for name, arm in found["arms"].items()}
+    flops = {name: arm["teraflops"] for name, arm in result["arms"].items()}
     assert {name for name, count in flops.items() if count == 0} == set(ARMS) - TRAINED | {"sft"}
     assert flops["continued"] == flops["dft"]
     # Every training takes the steps that come nearest to what DPR costs, and no fewer than one.
@@ -127,7 +127,7 @@ def test_arms_over_seeds_are_made_once(
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("made again")
 
-    kept = {path: path.stat().st_mtime_ns for path in seed.rglob("results/*.json")}
+    saved = {path: path.stat().st_mtime_ns for path in seed.rglob("results/*.json")}
     fitted: list[str] = []
     inner = compare_arms.fit
 
@@ -146,18 +146,18 @@ def test_arms_over_seeds_are_made_once(
     table(str(tmp_path / "out" / "compare.json"), str(tmp_path / "out"))
     printed = capsys.readouterr().out
     assert "| dpr |" in printed
-    ours, sft = (found["arms"][name]["sampled"] for name in ("dpr", "sft"))
+    ours, sft = (result["arms"][name]["sampled"] for name in ("dpr", "sft"))
     assert f"| sft | {ours - sft:+.3f} [" in printed.partition("| dpr − |")[2]
     figure = runpy.run_path(str(scripts / "figure.py"))["main"]
     figure(str(tmp_path / "figure.svg"), f"A & B={tmp_path}/out/compare.json")
-    drawn = ElementTree.parse(tmp_path / "figure.svg").getroot()
-    assert "A & B" in {part.text for part in drawn}
+    sampled = ElementTree.parse(tmp_path / "figure.svg").getroot()
+    assert "A & B" in {part.text for part in sampled}
     # Seeds measured apart are one comparison: here both came from elsewhere, and nothing is made.
     pooled, moved = tmp_path / "pooled", tmp_path / "moved"
     shutil.copytree(configured_data(tmp_path), moved)
     assert main(configured(output=str(pooled), pool=[str(tmp_path / "out")], data=str(moved))) == 0
     again = json.loads((pooled / "compare.json").read_text())
-    assert again == found
+    assert again == result
     assert "no detectable difference" in (pooled / "report.html").read_text()
     assert sorted(path.name for path in pooled.glob("seed_*")) == []
     # The page is drawn again from what is kept beside it.
@@ -174,8 +174,8 @@ def test_arms_over_seeds_are_made_once(
     more = ARMS | {"dpr_beta": {"train": "dpr", "changes": {"model.init_args.kl.coefficient": 1.0}}}
     assert main(configured(arms=more)) == 0
     assert fitted == ["arm_dpr", "arm_dpr_beta", "arm_dpr_beta"]
-    again = {path: path.stat().st_mtime_ns for path in kept}
-    assert {path.stem for path in kept if kept[path] != again[path]} == {"dpr"}
+    again = {path: path.stat().st_mtime_ns for path in saved}
+    assert {path.stem for path in saved if saved[path] != again[path]} == {"dpr"}
 
 
 def test_seeds_of_another_comparison_are_not_pooled(
@@ -307,12 +307,12 @@ def test_the_preview_is_held_to_what_was_reached() -> None:
         {"up": Promise(0.8, 0.5, True), "down": Promise(0.4, 0.5, True)},
         {"up": Promise(0.7, 0.5, True), "down": Promise(0.9, 0.5, False)},
     ]
-    found = foretold(results, promised)
-    assert [round(run["reached"], 6) for run in found["runs"]["down"]] == [-0.25, -0.5]
-    assert found["reliable"] == {"runs": 3, "rank_correlation": pytest.approx(1.0), "same_sign": 1.0}
-    assert found["all"]["same_sign"] == 0.75
-    assert found["all"]["rank_correlation"] == pytest.approx(-0.2)
-    assert foretold({"sft": []}, [])["all"]["rank_correlation"] is None
+    result = predicted(results, promised)
+    assert [round(run["reached"], 6) for run in result["runs"]["down"]] == [-0.25, -0.5]
+    assert result["reliable"] == {"runs": 3, "rank_correlation": pytest.approx(1.0), "same_sign": 1.0}
+    assert result["all"]["same_sign"] == 0.75
+    assert result["all"]["rank_correlation"] == pytest.approx(-0.2)
+    assert predicted({"sft": []}, [])["all"]["rank_correlation"] is None
 
 
 def test_differences_are_paired_pooled_and_corrected_for_the_number_of_arms() -> None:
@@ -342,10 +342,10 @@ def test_differences_are_paired_pooled_and_corrected_for_the_number_of_arms() ->
 def test_a_training_that_was_cut_short_keeps_its_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, folder = tmp_path / "arm.yaml", tmp_path / "arm"
     config.write_text("trainer: {max_steps: 3}\n")
-    found: list[list[str]] = []
+    result: list[list[str]] = []
 
     def cut_short(_: Path) -> None:
-        found.append(sorted(path.name for path in folder.iterdir()))
+        result.append(sorted(path.name for path in folder.iterdir()))
         (folder / "checkpoints").mkdir(exist_ok=True)
         raise KeyboardInterrupt
 
@@ -354,4 +354,4 @@ def test_a_training_that_was_cut_short_keeps_its_checkpoints(tmp_path: Path, mon
     for before in ("one policy", "one policy", "another"):
         with pytest.raises(KeyboardInterrupt):
             run._stage(config, folder, before)
-    assert found == [["begun.json"], ["begun.json", "checkpoints"], ["begun.json"]]
+    assert result == [["begun.json"], ["begun.json", "checkpoints"], ["begun.json"]]

@@ -40,5 +40,5 @@ def test_every_arm_runs(recipe: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     # Counting operations trains every arm once more; test_flops does that.
     monkeypatch.setattr(compare_arms, "flops_of_a_step", lambda _: 1.0)
     assert main(["compare", "--config", str(path)]) == 0
-    found = json.loads((tmp_path / "out" / "compare.json").read_text())
-    assert set(found["arms"]) == {"sft", *held["arms"]}
+    result = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert set(result["arms"]) == {"sft", *held["arms"]}

@@ -14,8 +14,8 @@ RIGHT = {"tokens": ["1"], "reward": [0.5], "policy_logprob": [-0.1], "reference_
 def _answers(rewards: list[float], correct: list[bool]) -> dict[str, Any]:
     return {
         "answers": [
-            {"prompt": f"p{place}", "text": f"t{place}", "correct": right, "reward": reward, "length": 3 + place}
-            for place, (reward, right) in enumerate(zip(rewards, correct, strict=True))
+            {"prompt": f"p{index}", "text": f"t{index}", "correct": right, "reward": reward, "length": 3 + index}
+            for index, (reward, right) in enumerate(zip(rewards, correct, strict=True))
         ],
         "pairs": [{"prompt": "p0", "correct": RIGHT, "wrong": RIGHT}],
     }

@@ -21,7 +21,7 @@ TEMPLATE = (
 
 def turns(*contents: str) -> dict[str, Any]:
     roles = ("user", "assistant")
-    return {"messages": [{"role": roles[place % 2], "content": text} for place, text in enumerate(contents)]}
+    return {"messages": [{"role": roles[index % 2], "content": text} for index, text in enumerate(contents)]}
 
 
 @pytest.fixture

@@ -26,14 +26,14 @@ def test_a_step_of_sft_is_three_passes(
     body = sum(weight.numel() for name, weight in model.named_parameters() if weight.dim() == 2) - head
     expected = 3 * 2 * 4 * (body * (prompt + answer) + head * answer)
     # Attention's own products are beside that, and the first layer needs no gradient for its input.
-    found = flops_of_a_step(Path(config))
-    assert found == pytest.approx(expected, rel=0.15)
+    result = flops_of_a_step(Path(config))
+    assert result == pytest.approx(expected, rel=0.15)
     # Weights in half precision are stepped by an optimizer within another; their attention by blocks costs less.
     monkeypatch.setattr(attention, "multiplies_bfloat16", lambda: False)
     half = {"source": workspace.sft, "dtype": "bfloat16"}
     config = write_sft_config(tmp_path, half, rows_file, batch_size=4)
     monkeypatch.setattr(master_weights, "_AT_ONCE", 1)  # in as many parts as there are weights
-    assert flops_of_a_step(Path(config)) == pytest.approx(found, rel=1e-6)
+    assert flops_of_a_step(Path(config)) == pytest.approx(result, rel=1e-6)
 
 
 def test_one_step_says_nothing_of_a_step(sft_config: Callable[..., str], workspace: Workspace, tmp_path: Path) -> None:

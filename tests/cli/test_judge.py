@@ -104,15 +104,15 @@ def test_both_orders_are_asked_and_counted(
     output = tmp_path / "judged.json"
     prices = ["--endpoint.budget", "1", "--endpoint.input_price", "10", "--endpoint.output_price", "100"]
     assert ask("--output", str(output), *prices) == 0
-    found = json.loads(output.read_text())
+    result = json.loads(output.read_text())
     # Won, won, lost, and one that followed the place.
-    assert found["win_rate"]["mean"] == pytest.approx((1 + 1 + 0 + 0.5) / 4)
-    assert (found["ties"], found["flips"], found["judged"]) == (0.25, 0.25, 4)
-    assert found["place_bias"] == pytest.approx((1 + 1 + 1 + 2) / 8)
-    assert found["words"] == [(3 + 2 + 1 + 1) / 4, (1 + 4 + 2 + 1) / 4]
-    assert found["longer_wins"] == pytest.approx(2 / 3)
-    assert (found["requests"], server.asked, kept(tmp_path)) == (8, 8, 8)
-    assert found["dollars"] == pytest.approx(8 * (100 * 10 + 10 * 100) / 1e6)
+    assert result["win_rate"]["mean"] == pytest.approx((1 + 1 + 0 + 0.5) / 4)
+    assert (result["ties"], result["flips"], result["judged"]) == (0.25, 0.25, 4)
+    assert result["place_bias"] == pytest.approx((1 + 1 + 1 + 2) / 8)
+    assert result["words"] == [(3 + 2 + 1 + 1) / 4, (1 + 4 + 2 + 1) / 4]
+    assert result["longer_wins"] == pytest.approx(2 / 3)
+    assert (result["requests"], server.asked, kept(tmp_path)) == (8, 8, 8)
+    assert result["dollars"] == pytest.approx(8 * (100 * 10 + 10 * 100) / 1e6)
     said = capsys.readouterr().out
     assert "no detectable difference" in said
     # Nothing is asked or paid for twice.

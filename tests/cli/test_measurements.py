@@ -23,20 +23,20 @@ MARKS = {"better": "▲", "no detectable difference": "≈", "worse": "▼"}
 def test_kept_seeds_are_pooled(
     folder: str, recipe: str, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kept = ROOT / "docs" / "measurements" / folder
-    seeds = sorted(int(file.stem.removeprefix("seed_")) for file in kept.glob("seed_*.json"))
+    saved = ROOT / "docs" / "measurements" / folder
+    seeds = sorted(int(file.stem.removeprefix("seed_")) for file in saved.glob("seed_*.json"))
     config = ROOT / "configs" / "compare" / f"{recipe}.yaml"
-    arguments = [*options, "--seeds", json.dumps(seeds), "--pool", json.dumps([str(kept)]), "--output", str(tmp_path)]
+    arguments = [*options, "--seeds", json.dumps(seeds), "--pool", json.dumps([str(saved)]), "--output", str(tmp_path)]
     assert main(["compare", "--config", str(config), *arguments]) == 0
     printed = capsys.readouterr().out
-    found = json.loads((tmp_path / "compare.json").read_text())
-    assert found["seeds"] == seeds
-    assert set(found["arms"]) == {"sft", *yaml.safe_load(config.read_text())["arms"]}
-    gain = found["arms"]["dpr"]["sampled"] - found["arms"]["sft"]["sampled"]
-    assert found["paired"]["dpr - sft"]["sampled"]["difference"] == pytest.approx(gain)
-    expect_one_verdict_everywhere(tmp_path, found["paired"], printed)
+    result = json.loads((tmp_path / "compare.json").read_text())
+    assert result["seeds"] == seeds
+    assert set(result["arms"]) == {"sft", *yaml.safe_load(config.read_text())["arms"]}
+    gain = result["arms"]["dpr"]["sampled"] - result["arms"]["sft"]["sampled"]
+    assert result["paired"]["dpr - sft"]["sampled"]["difference"] == pytest.approx(gain)
+    expect_one_verdict_everywhere(tmp_path, result["paired"], printed)
     if folder == "addition":  # its interval leaves out 0, and among 36 arms that is no proof
-        entry = found["paired"]["dpr_published_fast - sft"]["sampled"]
+        entry = result["paired"]["dpr_published_fast - sft"]["sampled"]
         assert entry["high"] < 0
         assert entry["p_value"] < 0.05 < entry["p_holm"]
         assert entry["verdict"] == "no detectable difference"

@@ -170,13 +170,13 @@ def test_a_copy_that_draws_ahead(folder: Path, tmp_path: Path) -> None:
 
 
 def test_float16_takes_as_much_as_bfloat16(folder: Path, tmp_path: Path) -> None:
-    found = []
+    result = []
     for precision in ("16-mixed", "bf16-mixed", "32-true"):
         trainer = {"precision": precision}
         source = {"source": str(folder / "sft")}
         config = write_sft_config(tmp_path, source, str(folder / "rows.jsonl"), trainer=trainer, max_length=64)
-        found.append(_planned(config).peak)
-    assert found[0] == found[1] != found[2]
+        result.append(_planned(config).peak)
+    assert result[0] == result[1] != result[2]
 
 
 def test_what_it_cannot_count_is_said() -> None:

@@ -29,8 +29,8 @@ def pretend_installed(monkeypatch: pytest.MonkeyPatch, **places: Path | None) ->
     def find_spec(name: str) -> Any:
         if name not in places:
             return real(name)
-        place = places[name]
-        return SimpleNamespace(submodule_search_locations=[str(place)]) if place is not None else None
+        index = places[name]
+        return SimpleNamespace(submodule_search_locations=[str(index)]) if index is not None else None
 
     monkeypatch.setattr(importlib.util, "find_spec", find_spec)
 

@@ -48,10 +48,10 @@ def test_training_shares_every_example_once_and_counts_each_step(
     for epoch in range(3):
         plans = [epoch_of(sampler, epoch) for sampler in ranks]
         assert [len(plan) for plan in plans] == [len(sampler) for sampler in ranks] == [len(ranks[0])] * world_size
-        places = np.concatenate([batch.places for plan in plans for batch in plan])
-        assert len(np.unique(places)) == len(places)
+        indices = np.concatenate([batch.places for plan in plans for batch in plan])
+        assert len(np.unique(indices)) == len(indices)
         # Only batches of one example that ranks cannot share evenly leave some out, and other ones each time.
-        left = set(range(count)) - set(places.tolist())
+        left = set(range(count)) - set(indices.tolist())
         lefts.append(left)
         singles = all(len(batch.places) == 1 for plan in plans for batch in plan)
         assert not left or (singles and len(left) < world_size)

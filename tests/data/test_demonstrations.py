@@ -36,7 +36,7 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory, chat_tokenizer: P
 @pytest.fixture
 def make(tmp_path: Path, write_rows: Writer, tokenizer_folder: str) -> Callable[..., DemonstrationDataModule]:
     file = write_rows(
-        {"prompt": f"What is {place % 40}?", "completion": "It is " + "7" * (1 + place % 9)} for place in range(50)
+        {"prompt": f"What is {index % 40}?", "completion": "It is " + "7" * (1 + index % 9)} for index in range(50)
     )
 
     def build(**options: Any) -> DemonstrationDataModule:
@@ -263,7 +263,7 @@ def test_a_selection_of_a_selection_holds_the_same_examples(make: Callable[..., 
     whole = data.train_data
     assert whole is not None
     part = whole.select(np.array([9, 5, 7])).select(np.array([2, 0]))
-    assert [part.example(place) for place in (0, 1)] == [whole.example(7), whole.example(9)]
+    assert [part.example(index) for index in (0, 1)] == [whole.example(7), whole.example(9)]
     assert part.where(0) == whole.where(7)
     assert part.acted_tokens.tolist() == [sum(whole.example(7).mask), sum(whole.example(9).mask)]
 

@@ -18,17 +18,17 @@ Writer = Callable[..., str]
 
 
 def rows(start: int, end: int) -> list[dict[str, str]]:
-    return [{"prompt": f"What is {place}?", "completion": f"It is {place}."} for place in range(start, end)]
+    return [{"prompt": f"What is {index}?", "completion": f"It is {index}."} for index in range(start, end)]
 
 
 def test_prompts_are_those_of_the_demonstrations(write_rows: Writer, chat_tokenizer: PreTrainedTokenizerFast) -> None:
     file = write_rows(rows(0, 30))
     prompts = PromptSet.load(file, chat_tokenizer)
     demonstrations = tokenize_rows(open_rows(file), chat_tokenizer, choose_format(chat_tokenizer))
-    for place in range(30):
-        tokens, mask, _ = demonstrations.example(place)
-        assert prompts.tokens[place] == tokens[: mask.index(True)]
-        assert prompts.where(place) == demonstrations.where(place) == f"{file}:{place + 1}"
+    for index in range(30):
+        tokens, mask, _ = demonstrations.example(index)
+        assert prompts.tokens[index] == tokens[: mask.index(True)]
+        assert prompts.where(index) == demonstrations.where(index) == f"{file}:{index + 1}"
     assert prompts.texts[4] == "What is 4?"
     assert prompts.metadata[4] == {"completion": "It is 4."}
     assert (prompts.prompt_hashes == demonstrations.prompt_hashes).all()
@@ -57,7 +57,7 @@ def test_the_same_prompt_is_recognised_in_another_form() -> None:
 
 def test_overlap_is_counted_named_and_refused(write_rows: Writer, chat_tokenizer: PreTrainedTokenizerFast) -> None:
     first = write_rows(rows(0, 20), "first.jsonl")
-    chats = [{"messages": [{"role": "user", "content": f"What  is {place}?"}]} for place in range(15, 40)]
+    chats = [{"messages": [{"role": "user", "content": f"What  is {index}?"}]} for index in range(15, 40)]
     second = write_rows([*chats, chats[-1]], "second.jsonl")
     third = write_rows(rows(100, 110), "third.jsonl")
     sets: dict[str, Prompts] = {
@@ -79,7 +79,7 @@ def test_overlap_is_counted_named_and_refused(write_rows: Writer, chat_tokenizer
 
 
 def test_held_out_prompts_take_all_their_rows_and_do_not_depend_on_order() -> None:
-    hashes = np.array([prompt_hash(f"prompt {place % 50}") for place in range(200)], dtype=np.int64)
+    hashes = np.array([prompt_hash(f"prompt {index % 50}") for index in range(200)], dtype=np.int64)
     held_out = hold_out_prompts(hashes, 0.2, seed=1, source="f")
     assert len(np.unique(hashes[held_out])) == 10
     assert not set(hashes[held_out]) & set(hashes[~held_out])

@@ -55,8 +55,8 @@ def test_any_bytes_are_rows_or_an_error(tmp_path: Path, content: bytes) -> None:
 @given(st.lists(st.tuples(st.integers(0, 3 * len(LINE)), st.binary(max_size=3)), max_size=4))
 def test_a_damaged_file_is_rows_or_an_error(tmp_path: Path, damage: Sequence[tuple[int, bytes]]) -> None:
     content = b"\n".join([LINE] * 3)
-    for place, other in damage:
-        content = content[:place] + other + content[place + len(other) + 1 :]
+    for index, other in damage:
+        content = content[:index] + other + content[index + len(other) + 1 :]
     _read(tmp_path / "rows.jsonl", content)
 
 
@@ -77,12 +77,12 @@ def test_any_row_is_an_example_or_an_error(values: dict[str, Any]) -> None:
 def test_plain_text_is_masked_where_it_is_said(prompt: str, completion: str) -> None:
     tokenizer = tiny_tokenizer()
     row = Row("rows.jsonl", 1, {"prompt": prompt, "completion": completion})
-    found = tokenize_example(to_demonstration(row), tokenizer)
-    said = [token for token, acted in zip(found.tokens, found.mask, strict=True) if acted]
+    result = tokenize_example(to_demonstration(row), tokenizer)
+    said = [token for token, acted in zip(result.tokens, result.mask, strict=True) if acted]
     assert tokenizer.decode(said[:-1]) == completion
     assert said[-1] == tokenizer.eos_token_id
     # What is asked later is what stood before the answer.
-    assert found.tokens[: len(found.tokens) - len(said)] == tokenize_prompt(to_prompt(row), tokenizer)
+    assert result.tokens[: len(result.tokens) - len(said)] == tokenize_prompt(to_prompt(row), tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -99,12 +99,12 @@ def test_of_a_conversation_the_trained_turns_are_masked(
     messages: list[dict[str, Any]] = [{"role": "system", "content": "be kind"}] if system else []
     for asked, answered, train in turns:
         messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered, "train": train}]
-    found = tokenize_example(to_demonstration(Row("rows.jsonl", 1, {"messages": messages})), chat)
+    result = tokenize_example(to_demonstration(Row("rows.jsonl", 1, {"messages": messages})), chat)
     said: list[list[int]] = []
-    for place, acted in enumerate(found.mask):
-        if acted and not found.mask[place - 1]:
+    for index, acted in enumerate(result.mask):
+        if acted and not result.mask[index - 1]:
             said.append([])
         if acted:
-            said[-1].append(found.tokens[place])
+            said[-1].append(result.tokens[index])
     assert [chat.decode(tokens[:-1]).strip() for tokens in said] == [text for _, text, train in turns if train]
     assert all(tokens[-1] == chat.eos_token_id for tokens in said)

@@ -69,7 +69,7 @@ def test_an_epoch_read_as_lightning_reads_it() -> None:
         batches = iter(loader)
         for _ in range(len(loader)):
             next(batches)
-        assert source.asked == [(held, place) for held in range(epoch + 1) for place in range(2)]
+        assert source.asked == [(held, index) for held in range(epoch + 1) for index in range(2)]
 
 
 def test_a_rollout_is_made_only_when_its_first_batch_is_asked_for() -> None:
@@ -107,15 +107,15 @@ def test_micro_batches_hold_every_token_once_and_the_whole_count() -> None:
         lengths = batch.mask.sum(1)
         assert batch.reward.shape[1] == int(lengths.max())
         assert bool(batch.mask[:, -1].any())
-        for place, row in enumerate(batch.prompt.tolist()):
-            count = int(lengths[place])
+        for index, row in enumerate(batch.prompt.tolist()):
+            count = int(lengths[index])
             assert row not in seen
             seen[row] = batch
             assert count == ACTIONS[row]
             for name in ("reward", "advantage", "behaviour_logprob", "sft_logprob", "reference_logprob"):
-                assert torch.equal(getattr(batch, name)[place, :count], getattr(whole, name)[row, :count])
-            assert torch.equal(batch.tokens[place][batch.mask[place]], whole.tokens[row][whole.mask[row]])
-            assert batch.terminated[place] == whole.terminated[row]
+                assert torch.equal(getattr(batch, name)[index, :count], getattr(whole, name)[row, :count])
+            assert torch.equal(batch.tokens[index][batch.mask[index]], whole.tokens[row][whole.mask[row]])
+            assert batch.terminated[index] == whole.terminated[row]
     assert sorted(seen) == [0, 1, 2, 3, 4]
     longest = [int(batch.mask.sum(1).max()) for batch in batches]
     assert longest == sorted(longest)
@@ -158,15 +158,15 @@ def rollouts_of(
     data: RewardDataModule, policy: str, folder: Path, steps: int = 1, estimator: Any = "reinforce", **options: Any
 ) -> list[RolloutBatch]:
     """The batches of a run."""
-    kept: list[RolloutBatch] = []
+    saved: list[RolloutBatch] = []
 
     class Keep(lightning.Callback):
         def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-            kept.append(batch)
+            saved.append(batch)
 
     module = DensePathReinforce(PolicySpec(source=policy), estimator, credit=CreditSpec(baseline="position"))
     quiet_trainer(folder, max_steps=steps, max_epochs=-1, callbacks=[Keep()], **options).fit(module, datamodule=data)
-    return kept
+    return saved
 
 
 def test_rewards_are_those_of_the_dense_reward(
@@ -198,12 +198,12 @@ def test_the_reward_of_every_token_holds_that_of_the_sampled_ones(
 
         monkeypatch.setattr(DenseReward, name, count)
     data = make(reward=RewardSpec("one_sided_centred"))
-    kept = rollouts_of(
+    saved = rollouts_of(
         data, str(tiny_policy_folder), tmp_path, estimator="all_actions", accumulate_grad_batches=accumulate
     )
-    assert len(kept) == accumulate
+    assert len(saved) == accumulate
     assert len(counted) == passes
-    for batch in kept:
+    for batch in saved:
         position, acted = action_positions(batch.mask)
         index = batch.tokens.gather(1, position)[acted].unsqueeze(-1)
         scores = batch.actions.scores(acted.flatten().nonzero().squeeze(1))
@@ -219,9 +219,9 @@ def test_the_reward_of_every_token_holds_that_of_the_sampled_ones(
 def test_kept_rollouts_are_refused_when_anything_behind_them_differs(
     make: Any, tiny_policy_folder: Path, references: list[str], prompts: str, tmp_path: Path
 ) -> None:
-    kept, policy = str(tmp_path / "kept"), str(tiny_policy_folder)
-    first = rollouts_of(make(precomputed=kept), policy, tmp_path, steps=2)
-    again = rollouts_of(make(precomputed=kept), policy, tmp_path, steps=2)
+    saved, policy = str(tmp_path / "kept"), str(tiny_policy_folder)
+    first = rollouts_of(make(precomputed=saved), policy, tmp_path, steps=2)
+    again = rollouts_of(make(precomputed=saved), policy, tmp_path, steps=2)
     for ours, theirs in zip(first, again, strict=True):
         assert torch.equal(ours.tokens, theirs.tokens)
         assert torch.equal(ours.reward, theirs.reward)
@@ -235,24 +235,24 @@ def test_kept_rollouts_are_refused_when_anything_behind_them_differs(
         "samples_per_prompt": {"samples_per_prompt": 3},
     }.items():
         with pytest.raises(InputError, match=rf"(?s)made from something else:\n  {name}: .* kept, .* now\n[^ ]"):
-            rollouts_of(make(precomputed=kept, **option), policy, tmp_path)
+            rollouts_of(make(precomputed=saved, **option), policy, tmp_path)
     # The batch size changes no sample, so it is no reason to refuse.
-    rollouts_of(make(precomputed=kept, sampling=SamplingOptions(5, batch_size=2)), policy, tmp_path)
+    rollouts_of(make(precomputed=saved, sampling=SamplingOptions(5, batch_size=2)), policy, tmp_path)
 
 
 def test_of_two_runs_one_makes_what_is_kept_and_the_other_waits(
     make: Any, tiny_policy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    policy, kept = str(tiny_policy_folder), tmp_path / "kept"
+    policy, saved = str(tiny_policy_folder), tmp_path / "kept"
     first = rollouts_of(make(precomputed=str(tmp_path / "made")), policy, tmp_path, steps=1)
     monkeypatch.setattr(RewardDataModule, "_kept_parts", lambda _: pytest.fail("it was made already"))
     other = FileLock(tmp_path / ".kept.lock")
     other.acquire()
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(rollouts_of, make(precomputed=str(kept)), policy, tmp_path, steps=1)
+        waiting = pool.submit(rollouts_of, make(precomputed=str(saved)), policy, tmp_path, steps=1)
         with pytest.raises(TimeoutError):
             waiting.result(3)
-        shutil.copytree(tmp_path / "made", kept)
+        shutil.copytree(tmp_path / "made", saved)
         other.release()
         assert torch.equal(waiting.result(60)[0].tokens, first[0].tokens)
 

@@ -60,10 +60,10 @@ def test_action_logits_are_rows_of_the_whole_forward_pass(
     scored = action_logits(model, tokens, MASK, packed=packed)
     assert scored.mask.sum(1).tolist() == MASK.sum(1).tolist()
     for row in range(len(MASK)):
-        places = MASK[row].nonzero().squeeze(1)
-        count = len(places)
-        torch.testing.assert_close(scored.logits[row, :count], whole[row, places - 1], atol=tolerance, rtol=0)
-        assert scored.tokens[row, :count].tolist() == tokens[row, places].tolist()
+        indices = MASK[row].nonzero().squeeze(1)
+        count = len(indices)
+        torch.testing.assert_close(scored.logits[row, :count], whole[row, indices - 1], atol=tolerance, rtol=0)
+        assert scored.tokens[row, :count].tolist() == tokens[row, indices].tolist()
 
 
 @pytest.mark.parametrize("packed", [None, True])
@@ -73,20 +73,20 @@ def test_state_logits_add_the_state_after_the_last_action(packed: bool | None, p
     scored = state_logits(policy, tokens, MASK, packed=packed)
     assert scored.logits.shape[1] == scored.tokens.shape[1] + 1
     for row in range(len(MASK)):
-        places = MASK[row].nonzero().squeeze(1)
-        count = len(places)
-        torch.testing.assert_close(scored.logits[row, :count], whole[row, places - 1], atol=1e-12, rtol=0)
-        torch.testing.assert_close(scored.logits[row, count], whole[row, places[-1]], atol=1e-12, rtol=0)
+        indices = MASK[row].nonzero().squeeze(1)
+        count = len(indices)
+        torch.testing.assert_close(scored.logits[row, :count], whole[row, indices - 1], atol=1e-12, rtol=0)
+        torch.testing.assert_close(scored.logits[row, count], whole[row, indices[-1]], atol=1e-12, rtol=0)
 
 
 def test_packed_rows_have_the_gradients_of_padded_ones(policy: torch.nn.Module) -> None:
     tokens = torch.randint(3, 40, MASK.shape)
-    found = []
+    result = []
     for packed in (False, True):
         scored = action_logits(policy, tokens, MASK, packed=packed)
         loss = scored.logits.log_softmax(-1).gather(-1, scored.tokens.unsqueeze(-1)).squeeze(-1)[scored.mask].sum()
-        found.append(torch.autograd.grad(loss, list(policy.parameters())))
-    torch.testing.assert_close(*found, atol=1e-11, rtol=0)
+        result.append(torch.autograd.grad(loss, list(policy.parameters())))
+    torch.testing.assert_close(*result, atol=1e-11, rtol=0)
 
 
 def test_packed_rows_are_as_long_as_their_tokens(policy: torch.nn.Module) -> None:
@@ -149,9 +149,9 @@ def test_the_last_logits_are_made_of_states_next_to_each_other(name: str, reques
     tokens = torch.randint(3, 40, (4, 8), generator=torch.Generator().manual_seed(0))
     watching = model.lm_head.register_forward_hook(lambda _module, given, _found: seen.append(given[0]))
     try:
-        found = last_logits(model, input_ids=tokens)
+        result = last_logits(model, input_ids=tokens)
     finally:
         watching.remove()
     assert [(states.shape[:2], states.is_contiguous()) for states in seen] == [((4, 1), True)]
     assert not model.lm_head._forward_pre_hooks
-    torch.testing.assert_close(found, model(input_ids=tokens).logits[:, -1], atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(result, model(input_ids=tokens).logits[:, -1], atol=1e-12, rtol=1e-12)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW
 
-from dpr_lightning.engine.fused_optimizer import in_one_pass
+from dpr_lightning.engine.fused_optimizer import use_fused_step
 from dpr_lightning.modules import SupervisedIRL
 from dpr_lightning.policies import PolicySpec
 from tests.training import quiet_trainer, write_demonstrations
@@ -29,8 +29,8 @@ def weights_after(make: Any, steps: int = 20) -> list[torch.Tensor]:
 def test_the_weights_are_the_same(kind: Any) -> None:
     options = {"lr": 1e-2, "betas": (0.9, 0.95), "weight_decay": 0.1}
     expected = weights_after(lambda weights: kind(weights, fused=False, **options))
-    found = weights_after(lambda weights: in_one_pass(kind(weights, **options)))
-    for one, other in zip(expected, found, strict=True):
+    result = weights_after(lambda weights: use_fused_step(kind(weights, **options)))
+    for one, other in zip(expected, result, strict=True):
         torch.testing.assert_close(other, one, atol=2e-6, rtol=1e-5)
 
 
@@ -44,12 +44,12 @@ def test_the_weights_are_the_same(kind: Any) -> None:
     ],
 )
 def test_others_step_as_they_were_told(optimizer: AdamW) -> None:
-    assert not in_one_pass(optimizer).param_groups[0]["fused"]
+    assert not use_fused_step(optimizer).param_groups[0]["fused"]
 
 
 def test_other_optimizers_are_left_alone() -> None:
     optimizer = SGD([nn.Parameter(torch.ones(2))], lr=0.1)
-    assert in_one_pass(optimizer).param_groups[0]["fused"] is None
+    assert use_fused_step(optimizer).param_groups[0]["fused"] is None
 
 
 @pytest.mark.parametrize("options", [{}, {"precision": "bf16-mixed", "gradient_clip_val": 1.0}])

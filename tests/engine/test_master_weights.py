@@ -23,9 +23,9 @@ def weights(dtype: torch.dtype) -> list[Tensor]:
 def take_steps(optimizer: torch.optim.Optimizer, held: list[Tensor], first: int, last: int) -> None:
     for step in range(first, last):
         generator = torch.Generator().manual_seed(step)
-        for place, weight in enumerate(held):
+        for index, weight in enumerate(held):
             gradient = torch.randn(weight.shape, generator=generator).bfloat16()
-            weight.grad = gradient.to(weight.dtype) if (place + step) % 3 else None
+            weight.grad = gradient.to(weight.dtype) if (index + step) % 3 else None
         optimizer.step()
 
 
@@ -35,14 +35,17 @@ def adam(parameters: Any) -> torch.optim.Optimizer:
 
 def test_a_change_of_a_millionth_survives() -> None:
     plain = torch.ones(3, dtype=torch.bfloat16, requires_grad=True)
-    kept = torch.ones(3, dtype=torch.bfloat16, requires_grad=True)
-    optimizers = [torch.optim.SGD([plain], lr=1e-6), MasterWeights([kept], lambda held: torch.optim.SGD(held, lr=1e-6))]
+    saved = torch.ones(3, dtype=torch.bfloat16, requires_grad=True)
+    optimizers = [
+        torch.optim.SGD([plain], lr=1e-6),
+        MasterWeights([saved], lambda held: torch.optim.SGD(held, lr=1e-6)),
+    ]
     for _ in range(10_000):
-        plain.grad, kept.grad = torch.ones_like(plain), torch.ones_like(kept)
+        plain.grad, saved.grad = torch.ones_like(plain), torch.ones_like(saved)
         for optimizer in optimizers:
             optimizer.step()
     assert (plain == 1).all()
-    torch.testing.assert_close(kept, torch.full_like(kept, 0.99))
+    torch.testing.assert_close(saved, torch.full_like(saved, 0.99))
 
 
 def test_the_copies_are_stepped_as_float32_weights_would_be() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dpr_lightning.engine import half_precision as attention
-from dpr_lightning.engine.recompute import keep_less
+from dpr_lightning.engine.recompute import recompute_activations
 from tests.tiny import decoder, unknown_decoder, with_adapters
 
 pytestmark = pytest.mark.usefixtures("with_kernels")
@@ -33,7 +33,7 @@ def both(kind: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, nn.M
         if "norm" in name:
             weight.data.uniform_(0.5, 1.5)
     lean = copy.deepcopy(own)
-    keep_less(lean)
+    recompute_activations(lean)
     return own, lean
 
 
@@ -45,18 +45,18 @@ def gradients(model: nn.Module) -> tuple[Tensor, list[Tensor]]:
 def kept(model: nn.Module) -> int:
     """Bytes that autograd keeps, but for weights."""
     weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
-    found: dict[int, int] = {}
+    result: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        place = tensor.untyped_storage().data_ptr()
-        if place not in weights:
-            found[place] = tensor.untyped_storage().nbytes()
+        index = tensor.untyped_storage().data_ptr()
+        if index not in weights:
+            result[index] = tensor.untyped_storage().nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         loss = model(input_ids=TOKENS, use_cache=False).logits.sum()  # alive, so that no place is taken twice
         assert loss.requires_grad
-    return sum(found.values())
+    return sum(result.values())
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])
@@ -67,9 +67,9 @@ def test_values_and_gradients_are_those_of_the_models_own(kind: str, checkpointe
         for model in (own, lean):
             model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
             model.enable_input_require_grads()  # type: ignore[operator]
-    (loss, wanted), (found_loss, found) = gradients(own), gradients(lean)
+    (loss, expected), (found_loss, result) = gradients(own), gradients(lean)
     assert torch.equal(loss, found_loss)
-    for ours, theirs in zip(found, wanted, strict=True):
+    for ours, theirs in zip(result, expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
 
 
@@ -81,10 +81,10 @@ class _Taken(TorchDispatchMode):
         self.numbers = 0
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = operation(*args, **(kwargs or {}))
-        if not operation.is_view and not operation._schema.is_mutable and isinstance(found, Tensor):
-            self.numbers += found.numel()
-        return found
+        result = operation(*args, **(kwargs or {}))
+        if not operation.is_view and not operation._schema.is_mutable and isinstance(result, Tensor):
+            self.numbers += result.numel()
+        return result
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -92,10 +92,10 @@ class _Taken(TorchDispatchMode):
 def test_without_gradients_a_pass_gives_the_same_and_takes_less(kind: str) -> None:
     own, lean = both(kind)
     with _Taken() as of_own:
-        wanted = own(input_ids=TOKENS).logits
+        expected = own(input_ids=TOKENS).logits
     with _Taken() as of_lean:
-        found = lean(input_ids=TOKENS).logits
-    assert torch.equal(wanted, found)
+        result = lean(input_ids=TOKENS).logits
+    assert torch.equal(expected, result)
     config: Any = own.config
     units = 2 * config.num_hidden_layers * config.intermediate_size  # the activation and the product
     assert of_own.numbers - of_lean.numbers >= (0 if kind == "lora" else TOKENS.numel() * units)
@@ -106,15 +106,15 @@ def test_what_a_hook_was_shown_is_not_written_over() -> None:
     _, lean = both("llama")
     shown: list[tuple[Tensor, Tensor]] = []
     gate: Any = lean.get_submodule("model.layers.0.mlp.gate_proj")
-    gate.register_forward_hook(lambda module, given, found: shown.append((found, found.clone())))
+    gate.register_forward_hook(lambda module, given, result: shown.append((result, result.clone())))
     lean(input_ids=TOKENS)
     assert torch.equal(*shown[0])
 
 
 def distance(model: nn.Module, exact: list[Tensor]) -> float:
     """Of its gradients from ``exact``."""
-    _, found = gradients(model)
-    pairs = zip(found, exact, strict=True)
+    _, result = gradients(model)
+    pairs = zip(result, exact, strict=True)
     return sum(float((ours.float() - theirs).square().sum()) for ours, theirs in pairs) ** 0.5
 
 
@@ -161,7 +161,7 @@ def test_what_is_kept_is_less_by_what_can_be_made_again(
 def test_others_are_left_alone() -> None:
     model = unknown_decoder()
     before = [type(module) for module in model.modules()]
-    keep_less(model)
+    recompute_activations(model)
     assert [type(module) for module in model.modules()] == before
 
 
@@ -180,6 +180,6 @@ def test_a_model_that_is_let_go_is_gone() -> None:
 def test_under_autocast_the_models_own_layers_are_called() -> None:
     own, lean = both("llama")
     with torch.autocast("cpu", torch.bfloat16):
-        (loss, wanted), (found_loss, found) = gradients(own), gradients(lean)
+        (loss, expected), (found_loss, result) = gradients(own), gradients(lean)
     assert torch.equal(loss, found_loss)
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, wanted, strict=True))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(result, expected, strict=True))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, PreTrainedModel
 
 from dpr_lightning.engine import acted_logprobs, acted_states, action_logits, keeps_states, sequence_logprobs
-from dpr_lightning.engine import head_loss as head
+from dpr_lightning.engine import fused_head as head
 from dpr_lightning.functional import token_logprobs
 from dpr_lightning.modules.memory import LiveBytes
 
@@ -41,10 +41,10 @@ def test_they_are_those_of_whole_logits(name: str, packed: bool, monkeypatch: py
     model, tokens = MODELS[name](), tokens_of(MASK)
     with torch.no_grad():
         whole = action_logits(model, tokens, MASK, packed=packed)
-    wanted = token_logprobs(whole.logits, whole.tokens).masked_fill(~whole.mask, 0.0)
+    expected = token_logprobs(whole.logits, whole.tokens).masked_fill(~whole.mask, 0.0)
     assert keeps_states(model) == (name == "plain")
-    found = acted_logprobs(model, tokens, MASK, packed=packed)
-    torch.testing.assert_close(found, wanted, atol=1e-12, rtol=1e-12)
+    result = acted_logprobs(model, tokens, MASK, packed=packed)
+    torch.testing.assert_close(result, expected, atol=1e-12, rtol=1e-12)
     states = acted_states(model, tokens, MASK, packed=packed)
     assert (states.weight is None) == (name != "plain")
     acted = whole.mask.flatten().nonzero().squeeze(1)

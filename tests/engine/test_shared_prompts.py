@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dpr_lightning.engine import acted_logprobs, acted_loss, acted_states
-from dpr_lightning.engine.shared_prompts import behind_prompts
+from dpr_lightning.engine.shared_prompts import with_shared_prompts
 from tests.tiny import decoder, unknown_decoder, with_adapters
 
 KINDS: dict[str, Any] = {
@@ -31,9 +31,9 @@ def answers(*, shuffled: bool = True) -> tuple[Tensor, Tensor]:
     """Four answers to each of three prompts, two of which are of one length; one answer is empty."""
     generator = torch.Generator().manual_seed(1)
     tokens, mask = torch.zeros(12, 17, dtype=torch.long), torch.zeros(12, 17, dtype=torch.bool)
-    for place, (prompt, lengths) in enumerate(zip(PROMPTS, LENGTHS, strict=True)):
+    for index, (prompt, lengths) in enumerate(zip(PROMPTS, LENGTHS, strict=True)):
         shared = torch.randint(2, 50, (prompt,), generator=generator)
-        for row, length in enumerate(lengths, 4 * place):
+        for row, length in enumerate(lengths, 4 * index):
             tokens[row, :prompt] = shared
             tokens[row, prompt:length] = torch.randint(2, 50, (length - prompt,), generator=generator)
             mask[row, prompt:length] = True
@@ -53,12 +53,12 @@ def test_loss_and_gradients_are_those_of_rows_on_their_own(kind: str) -> None:
     tokens, mask = answers()
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     alone = acted_loss(model, tokens, mask, weighted)
-    wanted = torch.autograd.grad(alone.loss, trained)
-    assert behind_prompts(model, tokens, mask) is not None
+    expected = torch.autograd.grad(alone.loss, trained)
+    assert with_shared_prompts(model, tokens, mask) is not None
     shared = acted_loss(model, tokens, mask, weighted, sampled=True)
-    found = torch.autograd.grad(shared.loss, trained)
+    result = torch.autograd.grad(shared.loss, trained)
     # As near as transformers' norms are, which compute in float32 whatever they are given.
-    for ours, theirs in zip((*shared[:3], *found), (*alone[:3], *wanted), strict=True):
+    for ours, theirs in zip((*shared[:3], *result), (*alone[:3], *expected), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
 
 
@@ -66,14 +66,14 @@ def test_scores_are_those_of_rows_on_their_own() -> None:
     model = made("llama")
     tokens, mask = answers()
     rows = [acted_logprobs(model, tokens[[row]], mask[[row]])[0] for row in range(12)]
-    found = acted_logprobs(model, tokens, mask)
+    result = acted_logprobs(model, tokens, mask)
     states = acted_states(model, tokens, mask)
     for row, alone in enumerate(rows):
-        torch.testing.assert_close(found[row, : len(alone)], alone, atol=1e-6, rtol=1e-6)
-        place = row * found.shape[1] + torch.arange(len(alone))
+        torch.testing.assert_close(result[row, : len(alone)], alone, atol=1e-6, rtol=1e-6)
+        index = row * result.shape[1] + torch.arange(len(alone))
         chosen = tokens[row, mask[row]]
         torch.testing.assert_close(
-            states.logprobs(place).gather(-1, chosen[:, None])[:, 0], alone, atol=1e-6, rtol=1e-6
+            states.logprobs(index).gather(-1, chosen[:, None])[:, 0], alone, atol=1e-6, rtol=1e-6
         )
 
 
@@ -107,18 +107,18 @@ def test_eight_answers_read_their_prompt_once() -> None:
     ],
 )
 def test_models_that_must_read_every_row(model: Any, why: str) -> None:
-    assert behind_prompts(model(), *answers()) is None, why
+    assert with_shared_prompts(model(), *answers()) is None, why
 
 
 def test_it_is_left_where_it_does_not_pay_or_cannot_be() -> None:
     model: Any = made("llama")
     tokens, mask = answers()
-    assert behind_prompts(model, tokens[:1], mask[:1]) is None
+    assert with_shared_prompts(model, tokens[:1], mask[:1]) is None
     different = tokens.clone()
     different[:, 0] = torch.arange(2, 14)
-    assert behind_prompts(model, different, mask) is None
+    assert with_shared_prompts(model, different, mask) is None
     every = torch.ones_like(mask)
-    assert behind_prompts(model, tokens, every) is None
+    assert with_shared_prompts(model, tokens, every) is None
     model.gradient_checkpointing_enable()
-    assert behind_prompts(model, tokens, mask) is not None  # nothing is recomputed while it evaluates
-    assert behind_prompts(model.train(), tokens, mask) is None
+    assert with_shared_prompts(model, tokens, mask) is not None  # nothing is recomputed while it evaluates
+    assert with_shared_prompts(model.train(), tokens, mask) is None

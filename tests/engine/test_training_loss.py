@@ -64,9 +64,9 @@ def test_values_of_every_token_go_through_either_way(name: str) -> None:
     logprobs = whole.logits.log_softmax(-1)[whole.mask]
     every = all_actions_loss(logprobs[None], (reward - 0.5 * logprobs)[None], torch.ones(1, 7, dtype=torch.bool), 1.0)
     chosen = logprobs.gather(-1, whole.tokens[whole.mask][:, None]).squeeze(-1)
-    wanted = torch.autograd.grad(squares(chosen, slice(0, 7)) + every, list(model.parameters()))
-    found = acted_loss(model, tokens, MASK, squares, lambda logprobs, part: reward[part] - 0.5 * logprobs)
-    for ours, theirs in zip(torch.autograd.grad(found.loss, list(model.parameters())), wanted, strict=True):
+    expected = torch.autograd.grad(squares(chosen, slice(0, 7)) + every, list(model.parameters()))
+    result = acted_loss(model, tokens, MASK, squares, lambda logprobs, part: reward[part] - 0.5 * logprobs)
+    for ours, theirs in zip(torch.autograd.grad(result.loss, list(model.parameters())), expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-10)
 
 
@@ -80,17 +80,17 @@ def test_it_is_the_loss_of_whole_logits(name: str, packed: bool) -> None:
     logprob = logprobs.gather(-1, logits.tokens.unsqueeze(-1)).squeeze(-1)
     loss = squares(logprob[logits.mask], slice(0, 7))
     weights = list(model.parameters())
-    wanted = torch.autograd.grad(loss, weights)
+    expected = torch.autograd.grad(loss, weights)
     with counted() as calls:
-        found = acted_loss(model, tokens, MASK, squares, packed=packed)
+        result = acted_loss(model, tokens, MASK, squares, packed=packed)
     assert len(calls) == (0 if name == "capped" else 1)
-    torch.testing.assert_close(found.loss, loss, atol=1e-12, rtol=1e-12)
-    torch.testing.assert_close(found.logprob, logprob.detach().masked_fill(~logits.mask, 0.0), atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(result.loss, loss, atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(result.logprob, logprob.detach().masked_fill(~logits.mask, 0.0), atol=1e-12, rtol=1e-12)
     spread = entropy(logprobs.detach()).masked_fill(~logits.mask, 0.0)
-    torch.testing.assert_close(found.entropy, spread, atol=1e-12, rtol=1e-12)
-    assert torch.equal(found.tokens, logits.tokens)
-    assert torch.equal(found.mask, logits.mask)
-    for ours, theirs in zip(torch.autograd.grad(found.loss, weights), wanted, strict=True):
+    torch.testing.assert_close(result.entropy, spread, atol=1e-12, rtol=1e-12)
+    assert torch.equal(result.tokens, logits.tokens)
+    assert torch.equal(result.mask, logits.mask)
+    for ours, theirs in zip(torch.autograd.grad(result.loss, weights), expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-10)
 
 
@@ -108,9 +108,9 @@ def test_a_head_with_a_bias_is_left_alone() -> None:
     model.lm_head = nn.Linear(16, 40).double()
     tokens = torch.randint(3, 40, MASK.shape)
     with counted() as calls:
-        found = acted_loss(model, tokens, MASK, squares)
+        result = acted_loss(model, tokens, MASK, squares)
     assert not calls
-    found.loss.backward()  # type: ignore[no-untyped-call]
+    result.loss.backward()  # type: ignore[no-untyped-call]
     assert model.lm_head.bias.grad is not None
 
 
@@ -128,5 +128,5 @@ def test_adapters_learn_through_it(tiny_policy_folder: Path) -> None:
 def test_without_gradients_nothing_is_kept() -> None:
     model = MODELS["tied"]()
     with torch.no_grad():
-        found = acted_loss(model, torch.randint(3, 40, MASK.shape), MASK, squares)
-    assert not found.loss.requires_grad
+        result = acted_loss(model, torch.randint(3, 40, MASK.shape), MASK, squares)
+    assert not result.loss.requires_grad

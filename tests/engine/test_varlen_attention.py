@@ -42,7 +42,7 @@ def tokens() -> Tensor:
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "own_keys"])
 def test_logits_and_gradients_are_those_of_rows_side_by_side(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    masks, found = [], []
+    masks, result = [], []
 
     def mask(*held: Any, **more: Any) -> Any:
         masks.append(more["q_length"])
@@ -57,21 +57,21 @@ def test_logits_and_gradients_are_those_of_rows_side_by_side(kind: str, monkeypa
         loss = scored.logits.log_softmax(-1).gather(-1, scored.tokens.unsqueeze(-1)).squeeze(-1)[scored.mask].sum()
         fused = acted_loss(model, tokens(), MASK, lambda logprob, _: -logprob.sum()).loss
         torch.testing.assert_close(fused, -loss)
-        found.append((scored.logits[scored.mask], *torch.autograd.grad(loss, weights)))
-    for ours, theirs in zip(*found, strict=True):
+        result.append((scored.logits[scored.mask], *torch.autograd.grad(loss, weights)))
+    for ours, theirs in zip(*result, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-11, rtol=0)
     assert int((MASK * torch.arange(1, 7)).amax(1).sum()) not in masks  # none of all tokens by all tokens
 
 
 def test_recomputed_activations_see_the_same_rows() -> None:
-    found = []
+    result = []
     for recomputes in (False, True):
         model = made("llama", "varlen").train()
         if recomputes:
             model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
         acted_loss(model, tokens(), MASK, lambda logprob, _: -logprob.sum()).loss.backward()
-        found.append([weight.grad for weight in model.parameters()])
-    for ours, theirs in zip(*found, strict=True):
+        result.append([weight.grad for weight in model.parameters()])
+    for ours, theirs in zip(*result, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=0)
 
 
@@ -127,10 +127,10 @@ def test_what_the_kernel_is_given(shares_keys: bool, kind: str, monkeypatch: pyt
 
     monkeypatch.setattr(packed_attention, "_varlen_attention", lambda: (stand_in, shares_keys))
     monkeypatch.setattr(packed_attention, "_row_by_row", by_kernel)  # on a CPU nothing else is asked
-    found = action_logits(made(kind, "varlen"), tokens(), MASK)
+    result = action_logits(made(kind, "varlen"), tokens(), MASK)
     assert asked
     assert all(("enable_gqa" in more) == (shares_keys and kind == "llama") for more in asked)
-    torch.testing.assert_close(found.logits, expected.logits, atol=1e-12, rtol=0)
+    torch.testing.assert_close(result.logits, expected.logits, atol=1e-12, rtol=0)
 
 
 def test_pytorch_takes_what_the_kernel_is_given() -> None:
@@ -151,18 +151,18 @@ def test_only_known_decoders_are_packed() -> None:
 
 def test_prompts_of_many_lengths_are_answered_alike() -> None:
     prompts = [[5, 6, 7], [8, 9], [10, 11, 12, 13, 14]]
-    found = []
+    result = []
     for samples in (1, 3):
         for attention in ("sdpa", "varlen"):
             model, options = made("llama", attention).float(), SamplingOptions(9)
-            found.append(sample(model, prompts, options, stop_tokens=[1], pad_token=0, num_samples=samples))
-    for padded, packed in ((found[0], found[1]), (found[2], found[3])):
+            result.append(sample(model, prompts, options, stop_tokens=[1], pad_token=0, num_samples=samples))
+    for padded, packed in ((result[0], result[1]), (result[2], result[3])):
         assert torch.equal(padded.tokens, packed.tokens)
         torch.testing.assert_close(padded.logprob, packed.logprob, atol=2e-5, rtol=0)
 
 
 def test_a_run_learns_the_same(tiny_policy_folder: Path, tmp_path: Path) -> None:
-    found = []
+    result = []
     for attention in ("sdpa", "varlen"):
         spec = PolicySpec(source=str(tiny_policy_folder), attention=attention)
         module = SupervisedIRL(spec)
@@ -170,13 +170,13 @@ def test_a_run_learns_the_same(tiny_policy_folder: Path, tmp_path: Path) -> None
             write_demonstrations(tmp_path / "rows.jsonl"), batch_size=4, cache_dir=str(tmp_path / "cache")
         )
         quiet_trainer(tmp_path / attention, max_steps=4).fit(module, data)
-        found.append(module.policy.state_dict())
+        result.append(module.policy.state_dict())
         module.policy.save_pretrained(tmp_path / attention)  # type: ignore[operator]
         assert "varlen" not in (tmp_path / attention / "config.json").read_text()
     moved = build_policy(PolicySpec(source=str(tiny_policy_folder)))[0].state_dict()
-    for name, weight in found[0].items():
-        torch.testing.assert_close(weight, found[1][name], atol=1e-6, rtol=0)
-    assert any(not torch.equal(weight, moved[name]) for name, weight in found[0].items())
+    for name, weight in result[0].items():
+        torch.testing.assert_close(weight, result[1][name], atol=1e-6, rtol=0)
+    assert any(not torch.equal(weight, moved[name]) for name, weight in result[0].items())
 
 
 @pytest.mark.parametrize("looks", [True, False])

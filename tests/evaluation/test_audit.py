@@ -54,7 +54,7 @@ def test_places_count_ties_half_and_ignore_padding() -> None:
 
 
 def test_an_audit_counted_by_hand() -> None:
-    found = audit_reward(
+    result = audit_reward(
         "half",
         "log_ratio",
         demonstrations=rewarded([[1.0, 1.0], [0.0, 2.0, 1.0]]),
@@ -66,23 +66,23 @@ def test_an_audit_counted_by_hand() -> None:
         scores=[0.0, 1.0, 1.0, 0.0],
     )
     # Totals: demonstrations 2 and 3, twins −2 and 3, samples 1, 3 | 5, 2; right are the second and the third.
-    assert found.twins == 0.75
-    assert found.twins_auc == (1 + 0 + 1 + 0.5) / 4
-    assert found.place == 0.5
-    assert found.lowest_tenth == 0.5
-    assert found.samples_auc == (0.5 + 0.0) / 2
-    assert found.verifier_auc == 1.0
-    assert found.length_correlation == pytest.approx(0.0)
-    assert found.end_share == pytest.approx((1 + 1 + 5 + 1) / 11)
-    assert not found.passes
+    assert result.twins == 0.75
+    assert result.twins_auc == (1 + 0 + 1 + 0.5) / 4
+    assert result.place == 0.5
+    assert result.lowest_tenth == 0.5
+    assert result.samples_auc == (0.5 + 0.0) / 2
+    assert result.verifier_auc == 1.0
+    assert result.length_correlation == pytest.approx(0.0)
+    assert result.end_share == pytest.approx((1 + 1 + 5 + 1) / 11)
+    assert not result.passes
 
 
 def test_without_a_verdict_there_is_no_agreement() -> None:
     both = rewarded([[1.0, 2.0], [2.0, 1.0]])
-    place = np.array([0, 0])
-    assert audit_reward("r", "f", both, both, place, both, both).verifier_auc is None
-    assert audit_reward("r", "f", both, both, place, both, both, [1.0, 1.0]).verifier_auc is None
-    assert audit_reward("r", "f", both, both, place, both, both).length_correlation is None
+    index = np.array([0, 0])
+    assert audit_reward("r", "f", both, both, index, both, both).verifier_auc is None
+    assert audit_reward("r", "f", both, both, index, both, both, [1.0, 1.0]).verifier_auc is None
+    assert audit_reward("r", "f", both, both, index, both, both).length_correlation is None
 
 
 @pytest.mark.parametrize(

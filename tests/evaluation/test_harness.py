@@ -15,17 +15,17 @@ from dpr_lightning.policies import PolicySpec, build_policy
 
 def test_accuracy_is_that_of_the_log_likelihoods(tiny_policy_folder: Path, harness_tasks: str) -> None:
     model, tokenizer = build_policy(PolicySpec(source=str(tiny_policy_folder)))
-    found = harness_scores(model, tokenizer, HarnessSpec(["doubled"], harness_tasks))
+    result = harness_scores(model, tokenizer, HarnessSpec(["doubled"], harness_tasks))
     right = 0
     for a in range(5):
         likely = []
         for choice in (str(2 * a), "x"):
             asked, both = tokenizer(f"{a}+{a}=")["input_ids"], tokenizer(f"{a}+{a}={choice}")["input_ids"]
             logits = model(torch.tensor([both])).logits[0].detach().log_softmax(-1)
-            likely.append(sum(float(logits[place - 1, both[place]]) for place in range(len(asked), len(both))))
+            likely.append(sum(float(logits[index - 1, both[index]]) for index in range(len(asked), len(both))))
         right += likely[0] > likely[1]
-    assert found["doubled"]["acc"] == pytest.approx(right / 5)
-    assert found["doubled"]["acc_stderr"] == pytest.approx(math.sqrt((right / 5) * (1 - right / 5) / 4), abs=1e-6)
+    assert result["doubled"]["acc"] == pytest.approx(right / 5)
+    assert result["doubled"]["acc_stderr"] == pytest.approx(math.sqrt((right / 5) * (1 - right / 5) / 4), abs=1e-6)
     assert model.training
     # A training goes on with random numbers of its own.
     torch.manual_seed(7)

@@ -31,11 +31,11 @@ def test_best_of_n_is_the_best_of_the_samples(policy: nn.Module) -> None:
     picked = best_of(policy, total, PROMPTS, SamplingOptions(6), candidates=8, stop_tokens=STOP, pad_token=PAD, seed=3)
     everything = sample(policy, PROMPTS, SamplingOptions(6), stop_tokens=STOP, pad_token=PAD, num_samples=8, seed=3)
     best = total(everything).reshape(2, 8).argmax(1) + torch.tensor([0, 8])
-    for row, place in enumerate(best.tolist()):
+    for row, index in enumerate(best.tolist()):
         assert (
-            picked.tokens[row][picked.mask[row]].tolist() == everything.tokens[place][everything.mask[place]].tolist()
+            picked.tokens[row][picked.mask[row]].tolist() == everything.tokens[index][everything.mask[index]].tolist()
         )
-        assert bool(picked.terminated[row]) == bool(everything.terminated[place])
+        assert bool(picked.terminated[row]) == bool(everything.terminated[index])
     assert picked.prompt.tolist() == [0, 1]
 
 

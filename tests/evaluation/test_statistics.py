@@ -256,7 +256,7 @@ def test_bad_input_is_named(call, message):
 def test_pass_at_k_is_the_mean_over_all_choices_of_k_samples():
     correct = np.random.default_rng(0).random((6, 5)) < 0.3
     for k in range(1, 6):
-        chosen = [row[list(places)].any() for row in correct for places in combinations(range(5), k)]
+        chosen = [row[list(indices)].any() for row in correct for indices in combinations(range(5), k)]
         assert pass_at_k(correct, k) == pytest.approx(np.mean(chosen))
     for table, k in ((correct, 0), (correct, 6), (correct[0], 1)):
         with pytest.raises(ValueError, match="k counts from 1"):

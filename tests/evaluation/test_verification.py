@@ -20,7 +20,7 @@ def test_curve_is_the_mean_over_all_subsets() -> None:
             picks = []
             for subset in map(list, combinations(range(6), count)):
                 best = ranking[row, subset].max()
-                picks.append(np.mean([score[row, place] for place in subset if ranking[row, place] == best]))
+                picks.append(np.mean([score[row, index] for index in subset if ranking[row, index] == best]))
             # Among those that rank alike a subset holds each equally often, so the group's mean is what is expected.
             expected[row] = np.mean(picks)
         np.testing.assert_allclose(best_of_curve(ranking, score, [count])[0], expected, atol=1e-12)
@@ -36,12 +36,12 @@ def test_one_sample_is_the_mean_and_all_samples_are_the_best() -> None:
 
 def test_oracle_is_pass_at_n() -> None:
     score = (np.random.default_rng(2).random((20, 10)) < 0.2).astype(float)
-    found = verification({"noise": np.random.default_rng(3).random((20, 10))}, score, score, [1, 3, 10])
-    assert [ranking.name for ranking in found] == ["noise", "oracle"]
-    for count, interval in found[1].best_of.items():
+    result = verification({"noise": np.random.default_rng(3).random((20, 10))}, score, score, [1, 3, 10])
+    assert [ranking.name for ranking in result] == ["noise", "oracle"]
+    for count, interval in result[1].best_of.items():
         assert interval.mean == pytest.approx(pass_at_k(score, count))
-    assert found[1].auc == 1.0
-    assert found[1].to_dict()["best_of"][3]["mean"] == found[1].best_of[3].mean
+    assert result[1].auc == 1.0
+    assert result[1].to_dict()["best_of"][3]["mean"] == result[1].best_of[3].mean
 
 
 def test_words_name_the_best_and_what_is_gamed() -> None:
@@ -51,8 +51,8 @@ def test_words_name_the_best_and_what_is_gamed() -> None:
     # Right for most of its range and wrong at its top: better with few samples, worse with many.
     bad = good.copy()
     bad[:, 0], score[:, 0] = 9.0, 0.0
-    found = verification({"good": good, "bad": bad}, score, score, [1, 2, 4, 8, 16])
-    words = in_words(found)
+    result = verification({"good": good, "bad": bad}, score, score, [1, 2, 4, 8, 16])
+    words = in_words(result)
     assert "best of 16 by good scores" in words
     assert "of what picking can gain" in words
     assert "Picked by bad, the best of 16 is worse than one sample: the reward is gamed." in words
@@ -63,7 +63,7 @@ def test_rankings_that_know_nothing_are_not_called_gamed() -> None:
     score = (generator.random((200, 64)) < generator.random((200, 1))).astype(float)
     accused = 0
     for _ in range(20):
-        noise = {f"noise_{place}": generator.random(score.shape) for place in range(8)}
+        noise = {f"noise_{index}": generator.random(score.shape) for index in range(8)}
         words = in_words(verification(noise, score, score, [1, 8, 64]))
         accused += "gamed" in words or "No ranking picks better" not in words
     assert accused <= 3

@@ -15,29 +15,29 @@ def two_policies() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def test_expectations_are_those_of_the_policy_where_nothing_is_truncated():
     policy, behaviour, value = two_policies()
-    found = F.truncated_importance(policy, behaviour, torch.ones_like(value, dtype=torch.bool), 1e9)
-    torch.testing.assert_close((behaviour.exp() * found * value).sum(-1), (policy.exp() * value).sum(-1))
-    torch.testing.assert_close((behaviour.exp() * found).sum(-1), torch.ones(5, dtype=torch.float64))
+    result = F.truncated_importance(policy, behaviour, torch.ones_like(value, dtype=torch.bool), 1e9)
+    torch.testing.assert_close((behaviour.exp() * result * value).sum(-1), (policy.exp() * value).sum(-1))
+    torch.testing.assert_close((behaviour.exp() * result).sum(-1), torch.ones(5, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("cap", [0.5, 1.0, 2.0])
 def test_a_cap_takes_no_more_than_its_bound(cap):
     policy, behaviour, value = two_policies()
-    found = F.truncated_importance(policy, behaviour, torch.ones_like(value, dtype=torch.bool), cap)
-    assert found.max() <= cap
-    bias = (behaviour.exp() * found * value).sum(-1) - (policy.exp() * value).sum(-1)
+    result = F.truncated_importance(policy, behaviour, torch.ones_like(value, dtype=torch.bool), cap)
+    assert result.max() <= cap
+    bias = (behaviour.exp() * result * value).sum(-1) - (policy.exp() * value).sum(-1)
     truncated = policy.exp() > cap * behaviour.exp()
     bound = (policy.exp() * value.abs() * truncated).sum(-1)
     assert truncated.any()
-    assert (found[truncated] == cap).all()
+    assert (result[truncated] == cap).all()
     assert (bias.abs() <= bound + 1e-12).all()
 
 
 def test_nothing_outside_the_mask_counts():
     policy = torch.tensor([[0.0, float("nan"), float("inf")]], requires_grad=True)
-    found = F.truncated_importance(policy, torch.zeros(1, 3), torch.tensor([[True, False, False]]), 2.0)
-    assert found.tolist() == [[1.0, 0.0, 0.0]]
-    assert not found.requires_grad
+    result = F.truncated_importance(policy, torch.zeros(1, 3), torch.tensor([[True, False, False]]), 2.0)
+    assert result.tolist() == [[1.0, 0.0, 0.0]]
+    assert not result.requires_grad
 
 
 def test_what_does_not_fit_is_refused():

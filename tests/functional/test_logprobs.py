@@ -70,12 +70,12 @@ def test_half_precision_is_worked_on_in_float32(dtype):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_nothing_as_large_as_the_logits_is_kept_besides_them(dtype):
     logits, tokens = random_logits(4, 8, 1000).to(dtype).requires_grad_(), random_tokens(4, 8, 1000)
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
         F.token_logprobs(logits, tokens)
-    large = [x for x in kept if x.numel() >= logits.numel()]
+    large = [x for x in saved if x.numel() >= logits.numel()]
     assert [x.data_ptr() for x in large] == [logits.data_ptr()]
-    assert sum(x.numel() for x in kept) < 1.1 * logits.numel()
+    assert sum(x.numel() for x in saved) < 1.1 * logits.numel()
 
 
 def test_a_banned_token_has_no_probability_and_no_gradient():

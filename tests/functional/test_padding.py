@@ -99,9 +99,9 @@ def test_shaping_ignores_potentials_of_states_nobody_acts_in():
     used = torch.zeros(BATCH, WIDTH + 1, dtype=torch.bool)
     used[:, :WIDTH] = MASK
     for b in range(BATCH):  # a cut row is also worth what its last state is
-        places = reference.acted(MASK, b)
-        if places and not TERMINATED[b]:
-            used[b, places[-1] + 1] = True
+        indices = reference.acted(MASK, b)
+        if indices and not TERMINATED[b]:
+            used[b, indices[-1] + 1] = True
     inputs = [reward.masked_fill(~MASK, torch.nan), potential.masked_fill(~used, torch.nan)]
     for tensor in inputs:
         tensor.requires_grad_()
@@ -116,9 +116,9 @@ def test_chi2_needs_the_state_a_row_was_cut_in_and_no_other():
     used = torch.zeros(BATCH, WIDTH + 1, dtype=torch.bool)
     used[:, :WIDTH] = MASK
     for b in range(BATCH):
-        places = reference.acted(MASK, b)
-        if places and not TERMINATED[b]:
-            used[b, places[-1] + 1] = True
+        indices = reference.acted(MASK, b)
+        if indices and not TERMINATED[b]:
+            used[b, indices[-1] + 1] = True
     broken = logits.masked_fill(~used[..., None], torch.nan).requires_grad_()
     loss = F.iq_learn_loss(broken, TOKENS, MASK, TERMINATED, 0.7, chi2_alpha=0.5)
     assert loss == F.iq_learn_loss(logits, TOKENS, MASK, TERMINATED, 0.7, chi2_alpha=0.5)

@@ -48,11 +48,11 @@ def test_shaping_telescopes_on_ragged_rows_with_gaps():
     reward, potential = random_values(8, 9), random_values(8, 10, seed=1)
     shaped = F.shape_reward(reward, potential, mask, terminated, 1.0)
     for b in range(8):
-        places = reference.acted(mask, b)
+        indices = reference.acted(mask, b)
         expected = 0.0
-        if places:
-            last = 0.0 if terminated[b] else float(potential[b, places[-1] + 1])
-            expected = float(reward[b, places].sum()) + last - float(potential[b, places[0]])
+        if indices:
+            last = 0.0 if terminated[b] else float(potential[b, indices[-1] + 1])
+            expected = float(reward[b, indices].sum()) + last - float(potential[b, indices[0]])
         assert float(shaped[b].sum()) == pytest.approx(expected, abs=1e-12)
 
 

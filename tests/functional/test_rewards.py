@@ -69,8 +69,8 @@ def test_forms_equal_the_twin(form, shape):
     divergence = -random_logprobs(*shape[:2], *(1 for _ in shape[2:]), seed=2)
     result = F.dense_reward_form(form, policy, baseline, divergence, limit=0.4, interpolation=0.3)
     spread = divergence.expand(shape)
-    for place in torch.cartesian_prod(*(torch.arange(size) for size in shape)):
-        at = tuple(place)
+    for index in torch.cartesian_prod(*(torch.arange(size) for size in shape)):
+        at = tuple(index)
         expected = reference.dense_reward_form(
             form, float(policy[at]), float(baseline[at]), float(spread[at]), 0.4, 0.3
         )

@@ -28,8 +28,8 @@ def test_values_by_hand(kind: SelfPlayLoss) -> None:
         "kliep": math.exp(down) - up,
         "lsif": 0.5 * math.exp(down) ** 2 - math.exp(up),
     }[kind]
-    found = self_play_loss(kind, torch.tensor([real]), torch.tensor([own]), scale, shift)
-    assert float(found) == pytest.approx(expected, rel=1e-5)
+    result = self_play_loss(kind, torch.tensor([real]), torch.tensor([own]), scale, shift)
+    assert float(result) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", RATIO_KINDS)

@@ -60,7 +60,7 @@ EXAMPLES: dict[str, Callable[[], tuple]] = {
     "token_logprobs": lambda: (values(B, T, V), TOKENS),
     "token_logprobs_and_normaliser": lambda: (values(B, T, V), TOKENS),
     "truncated_importance": lambda: (values(B, T), values(B, T), MASK, 2.0),
-    "turned_sine": lambda: (values(B, T, 4),),
+    "signed_sine": lambda: (values(B, T, 4),),
     "whiten": lambda: (values(B, T), MASK),
     "zscore_by_position": lambda: (values(B, T), MASK),
 }

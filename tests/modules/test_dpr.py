@@ -88,7 +88,7 @@ def test_each_rollout_is_drawn_from_the_policy_as_the_last_step_left_it(
     drift = (last[0].behaviour_logprob - last[0].sft_logprob).abs().max()
     assert drift > 1e-4
     assert (first[0].behaviour_logprob - first[0].sft_logprob).abs().max() < 2e-5
-    asked = [place for batch, *_ in watch.seen[:3] for place in batch.prompt.tolist()]
+    asked = [index for batch, *_ in watch.seen[:3] for index in batch.prompt.tolist()]
     assert sorted(set(asked)) == list(range(12))
 
 
@@ -115,15 +115,15 @@ def test_what_is_logged(prompts: str, tiny_policy_folder: Path, reference: str, 
     data = data_on(prompts, tiny_policy_folder, reference)
     module = module_on(tiny_policy_folder, estimator="all_actions")
     trainer(max_steps=1, max_epochs=-1, callbacks=[watch]).fit(module, datamodule=data)
-    found, (batch, _, mask) = watch.metrics[0], watch.seen[0]
-    assert found["rollout/length"] == pytest.approx(float(mask.sum()) / len(mask))
-    assert found["rollout/reward"] == pytest.approx(float((batch.reward * mask).sum()) / len(mask), rel=1e-4)
-    assert found["rollout/reverse_kl"] == pytest.approx(0.0, abs=1e-4)
-    assert found["train/kl_to_sft"] == pytest.approx(0.0, abs=1e-5)
-    assert found["train/ratio"] == pytest.approx(1.0, abs=1e-5)
-    assert found["train/entropy"] > 0
-    assert found["train/gradient_norm"] > 0
-    assert found["train/kl_coefficient"] == 1.0
+    result, (batch, _, mask) = watch.metrics[0], watch.seen[0]
+    assert result["rollout/length"] == pytest.approx(float(mask.sum()) / len(mask))
+    assert result["rollout/reward"] == pytest.approx(float((batch.reward * mask).sum()) / len(mask), rel=1e-4)
+    assert result["rollout/reverse_kl"] == pytest.approx(0.0, abs=1e-4)
+    assert result["train/kl_to_sft"] == pytest.approx(0.0, abs=1e-5)
+    assert result["train/ratio"] == pytest.approx(1.0, abs=1e-5)
+    assert result["train/entropy"] > 0
+    assert result["train/gradient_norm"] > 0
+    assert result["train/kl_coefficient"] == 1.0
 
 
 @pytest.mark.parametrize(("target", "moves"), [(1e-6, 1), (100.0, -1)])
@@ -204,7 +204,7 @@ def test_advantages_by_hand(level: Any, future_only: bool) -> None:
     other = torch.zeros_like(reward)
     whole = torch.zeros(2, dtype=torch.int64)
     rollout = RolloutBatch(whole, mask, whole, whole, behaviour, sft, other, reward, other, torch.tensor(5.0))
-    found = estimate_advantages(
+    result = estimate_advantages(
         rollout,
         mask,
         CreditSpec(discount=0.5, baseline="none", level=level),
@@ -218,4 +218,4 @@ def test_advantages_by_hand(level: Any, future_only: bool) -> None:
         expected = torch.tensor([[0.5 + 1.0 + 0.75, 3.5, 3.0], [16.25, 16.5, 0.0]], dtype=torch.float64)
     if future_only:
         expected = expected - penalised
-    torch.testing.assert_close(found, expected.masked_fill(~mask, 0.0), atol=1e-12, rtol=0)
+    torch.testing.assert_close(result, expected.masked_fill(~mask, 0.0), atol=1e-12, rtol=0)

@@ -33,9 +33,9 @@ class TabularPolicy(nn.Module):
         states = LANGUAGE.prefixes[: LANGUAGE.states]
         hidden = torch.zeros(*input_ids.shape, len(states), dtype=torch.float64)
         for row, tokens in enumerate(input_ids.tolist()):
-            for place in range(len(tokens)):
-                prefix = tuple(tokens[1 : place + 1])
-                hidden[row, place, states.index(prefix) if prefix in states else 0] = 1.0
+            for index in range(len(tokens)):
+                prefix = tuple(tokens[1 : index + 1])
+                hidden[row, index, states.index(prefix) if prefix in states else 0] = 1.0
         return SimpleNamespace(logits=self.head(hidden))
 
 

@@ -54,7 +54,7 @@ def test_iq_learn_is_that_of_the_whole_sequence(
     trainer = Trainer(step)
     module.trainer = trainer  # type: ignore[assignment]
     batch = DemonstrationBatch(TOKENS, MASK, TERMINATED, torch.tensor(26.0), torch.arange(4))
-    found = module._iq_learn_loss(state_logits(module.policy, batch.tokens, batch.mask), batch)
+    result = module._iq_learn_loss(state_logits(module.policy, batch.tokens, batch.mask), batch)
     logits = module.policy(input_ids=TOKENS).logits
     total = sum(
         iq_learn_loss(
@@ -63,7 +63,7 @@ def test_iq_learn_is_that_of_the_whole_sequence(
         )
         for row in range(4)
     )  # fmt: skip
-    torch.testing.assert_close(found, total / 26.0, atol=1e-12, rtol=0)
+    torch.testing.assert_close(result, total / 26.0, atol=1e-12, rtol=0)
 
 
 def test_gradient_of_a_step_is_that_of_the_plain_model(

@@ -63,11 +63,11 @@ def _module(policy: Path, **options: Any) -> Breaking:
 
 
 def test_a_skipped_step_changes_no_weight(tiny_policy_folder: Path, trainer: Trainers, tmp_path: Path) -> None:
-    kept, module = Weights(), _module(tiny_policy_folder, non_finite="skip")
+    saved, module = Weights(), _module(tiny_policy_folder, non_finite="skip")
     module.broken_steps = (1, 3)
-    run = trainer(max_steps=5, callbacks=[kept], gradient_clip_val=1.0)
+    run = trainer(max_steps=5, callbacks=[saved], gradient_clip_val=1.0)
     run.fit(module, datamodule=_data(tmp_path, tiny_policy_folder))
-    same = [bool((before == after).all()) for before, after in zip(kept.held, kept.held[1:], strict=False)]
+    same = [bool((before == after).all()) for before, after in zip(saved.held, saved.held[1:], strict=False)]
     assert same == [False, True, False, True, False]
     assert float(run.callback_metrics["train/skipped_steps"]) == 2
     lines = [json.loads(line) for line in (tmp_path / "non_finite.jsonl").read_text().splitlines()]
@@ -93,12 +93,12 @@ def test_the_moments_of_the_optimizer_never_saw_a_skipped_step(
 def test_the_run_stops_with_the_weights_of_the_step_before(
     tiny_policy_folder: Path, trainer: Trainers, tmp_path: Path
 ) -> None:
-    kept, module = Weights(), _module(tiny_policy_folder)
+    saved, module = Weights(), _module(tiny_policy_folder)
     module.broken_steps = (2,)
     with pytest.raises(InputError, match=r"After step 2 .* inf|After step 2 .* nan") as error:
-        trainer(max_steps=5, callbacks=[kept]).fit(module, datamodule=_data(tmp_path, tiny_policy_folder))
+        trainer(max_steps=5, callbacks=[saved]).fit(module, datamodule=_data(tmp_path, tiny_policy_folder))
     assert "non_finite: skip" in str(error.value)
-    assert (weights(module) == kept.held[2]).all()
+    assert (weights(module) == saved.held[2]).all()
     assert weights(module).isfinite().all()
 
 
@@ -146,11 +146,11 @@ def test_one_broken_micro_batch_leaves_out_the_whole_step(
             return loss * math.nan if batch_idx == 1 else loss
 
     module = Second(PolicySpec(source=str(tiny_policy_folder)), non_finite="skip")
-    kept = Weights()
-    run = trainer(max_steps=2, accumulate_grad_batches=3, callbacks=[kept])
+    saved = Weights()
+    run = trainer(max_steps=2, accumulate_grad_batches=3, callbacks=[saved])
     run.fit(module, datamodule=_data(tmp_path, tiny_policy_folder))
-    assert (kept.held[0] == kept.held[3]).all()
-    assert not (kept.held[3] == kept.held[-1]).all()
+    assert (saved.held[0] == saved.held[3]).all()
+    assert not (saved.held[3] == saved.held[-1]).all()
     (line,) = (tmp_path / "non_finite.jsonl").read_text().splitlines()
     assert len(json.loads(line)["rows"]) == 12
 
@@ -169,9 +169,9 @@ def test_the_row_with_a_broken_reward_is_named(tiny_policy_folder: Path, trainer
         sampling=SamplingOptions(max_new_tokens=6), samples_per_prompt=2, prompts_per_rollout=4,
     )  # fmt: skip
     module = DensePathReinforce(PolicySpec(source=sft), kl=KLSpec(target=0.01), non_finite="skip", check_start=False)
-    kept = Weights()
-    trainer(max_steps=1, callbacks=[kept]).fit(module, datamodule=data)
-    assert (kept.held[0] == kept.held[1]).all()
+    saved = Weights()
+    trainer(max_steps=1, callbacks=[saved]).fit(module, datamodule=data)
+    assert (saved.held[0] == saved.held[1]).all()
     assert module.kl_coefficient == 1.0
     (line,) = (tmp_path / "non_finite.jsonl").read_text().splitlines()
     rows = json.loads(line)["rows"]

@@ -37,14 +37,14 @@ def advantages(group_size: int, future_only: bool = False, outcome: Any = OUTCOM
 
 
 def test_every_token_gets_its_outcome_less_that_of_the_other_samples() -> None:
-    found = advantages(2, dense_weight=0.0, outcome_weight=3.0)
+    result = advantages(2, dense_weight=0.0, outcome_weight=3.0)
     expected = 3.0 * torch.tensor([[1.0, 1.0], [-1.0, 0.0], [0.5, 0.5], [-0.5, -0.5]])
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(result, expected)
 
 
 def test_with_one_sample_a_prompt_it_is_less_the_mean_of_the_rollout() -> None:
-    found = advantages(1, dense_weight=0.0)
-    torch.testing.assert_close(found, (OUTCOME - 0.625).unsqueeze(1) * MASK)
+    result = advantages(1, dense_weight=0.0)
+    torch.testing.assert_close(result, (OUTCOME - 0.625).unsqueeze(1) * MASK)
 
 
 @pytest.mark.parametrize("discount", [0.0, 0.9])

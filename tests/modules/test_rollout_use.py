@@ -76,7 +76,7 @@ def test_rewards_of_every_token_are_gone_when_the_next_ones_are_made(
     inner = DenseReward.score_actions
 
     def score_actions(self: DenseReward, *arguments: Any) -> Any:
-        alive.append(sum(kept() is not None for kept in made))
+        alive.append(sum(saved() is not None for saved in made))
         scores, actions = inner(self, *arguments)
         made.extend(weakref.ref(held.hidden) for held in actions.states)
         return scores, actions
@@ -249,6 +249,6 @@ def test_sentence_baseline_counts_samples_that_have_ended() -> None:
     none = torch.zeros_like(reward)
     whole = torch.zeros(2, dtype=torch.int64)
     rollout = RolloutBatch(whole, mask, whole, whole, none, none, none, reward, none, torch.tensor(4.0))
-    found = estimate_advantages(rollout, mask, CreditSpec(level="sentence"), kl_coefficient=1.0, group_size=2)
+    result = estimate_advantages(rollout, mask, CreditSpec(level="sentence"), kl_coefficient=1.0, group_size=2)
     expected = torch.tensor([[4.0, 4.0, 4.0], [-4.0, 0.0, 0.0]], dtype=torch.float64)
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(result, expected)

@@ -133,14 +133,14 @@ def test_a_run_goes_on_where_it_stopped(
     loader = datamodule.train_dataloader()
     batches = iter(loader)
     next(batches)
-    kept, expected = loader.state_dict(), next(batches)
+    saved, expected = loader.state_dict(), next(batches)
     other = data(batch_size=2, tokenizer=str(tiny_policy_folder))
     other.setup("fit")
     other.attach_policy(module.policy, module.policy_spec, module.tokenizer)
     resumed = other.train_dataloader()
-    resumed.load_state_dict(kept)
-    found = next(iter(resumed))
-    assert found.tokens.tolist() == expected.tokens.tolist()
+    resumed.load_state_dict(saved)
+    result = next(iter(resumed))
+    assert result.tokens.tolist() == expected.tokens.tolist()
 
 
 def test_another_start_is_refused(

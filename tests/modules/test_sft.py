@@ -29,7 +29,7 @@ def truth(rows: str, tiny_policy_folder: Path) -> list[tuple[torch.Tensor, torch
     """log-probability and rightness of each demonstrated token of each row, one row at a time."""
     tokenizer = load_tokenizer(str(tiny_policy_folder))
     model = AutoModelForCausalLM.from_pretrained(tiny_policy_folder)
-    found = []
+    result = []
     for line in Path(rows).read_text().splitlines():
         row = json.loads(line)
         prompt = tokenizer(row["prompt"])["input_ids"]
@@ -37,8 +37,8 @@ def truth(rows: str, tiny_policy_folder: Path) -> list[tuple[torch.Tensor, torch
         with torch.no_grad():
             logits = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
         chosen = torch.tensor(answer)
-        found.append((logits.log_softmax(-1).gather(1, chosen.unsqueeze(1)).squeeze(1), logits.argmax(-1) == chosen))
-    return found
+        result.append((logits.log_softmax(-1).gather(1, chosen.unsqueeze(1)).squeeze(1), logits.argmax(-1) == chosen))
+    return result
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
@@ -51,11 +51,11 @@ def test_metrics_are_weighted_by_tokens(
         validation_batch_size=batch_size, cache_dir=str(tmp_path), allow_overlap=True,
     )  # fmt: skip
     module = SupervisedIRL(PolicySpec(source=str(tiny_policy_folder)))
-    found = trainer().test(module, datamodule=data, verbose=False)[0]
+    result = trainer().test(module, datamodule=data, verbose=False)[0]
     logprob, right = (torch.cat(parts) for parts in zip(*truth, strict=True))
-    assert found["validation/nll"] == pytest.approx(-float(logprob.mean()), rel=1e-5)
-    assert found["validation/perplexity"] == pytest.approx(float((-logprob.mean()).exp()), rel=1e-5)
-    assert found["validation/token_accuracy"] == pytest.approx(float(right.float().mean()), abs=1e-6)
+    assert result["validation/nll"] == pytest.approx(-float(logprob.mean()), rel=1e-5)
+    assert result["validation/perplexity"] == pytest.approx(float((-logprob.mean()).exp()), rel=1e-5)
+    assert result["validation/token_accuracy"] == pytest.approx(float(right.float().mean()), abs=1e-6)
 
 
 def test_predictions_are_the_log_probabilities_of_each_row(

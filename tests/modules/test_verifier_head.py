@@ -35,8 +35,8 @@ def trained(trainer: Trainers, tiny_policy_folder: Path, tmp_path: Path) -> Call
             schedule=ScheduleSpec(kind="constant", warmup_fraction=0.0),
         )
         metrics = Metrics()
-        kept = ReferenceCheckpoints(str(tmp_path / "kept"), fractions=[])
-        trainer(callbacks=[metrics, kept], **options).fit(module, datamodule=data)
+        saved = ReferenceCheckpoints(str(tmp_path / "kept"), fractions=[])
+        trainer(callbacks=[metrics, saved], **options).fit(module, datamodule=data)
         return module, metrics
 
     return run
@@ -84,10 +84,10 @@ def test_it_learns_to_prefer_demonstrations_and_leaves_a_reward_model(
     losses = [step["train/loss"] for step in metrics.steps]
     assert losses[0] == pytest.approx(0.6931, abs=1e-3)
     assert losses[-1] < 0.3
-    kept = AutoModelForSequenceClassification.from_pretrained(tmp_path / "kept" / "final")
+    saved = AutoModelForSequenceClassification.from_pretrained(tmp_path / "kept" / "final")
     tokens, mask = _batch()
     expected = score_responses(module.policy.eval(), tokens, mask)
-    torch.testing.assert_close(score_responses(kept.eval(), tokens, mask), expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(score_responses(saved.eval(), tokens, mask), expected, atol=1e-6, rtol=1e-6)
     # A folder with a head keeps it.
     again, _ = build_verifier_head(PolicySpec(source=str(tmp_path / "kept" / "final")))
     torch.testing.assert_close(score_responses(again.eval(), tokens, mask), expected, atol=1e-6, rtol=1e-6)

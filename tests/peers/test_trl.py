@@ -58,8 +58,8 @@ def test_spin_is_dpo_with_the_demonstration_preferred(
 ) -> None:
     policy, opponent, tokenizer = policies
     rows = [
-        {"prompt": prompt, "chosen": f" Answer: {place}", "rejected": " Answer: " + "9" * (1 + place)}
-        for place, prompt in enumerate(PROMPTS)
+        {"prompt": prompt, "chosen": f" Answer: {index}", "rejected": " Answer: " + "9" * (1 + index)}
+        for index, prompt in enumerate(PROMPTS)
     ]
     trainer = trl.DPOTrainer(
         policy,

@@ -23,7 +23,7 @@ from dpr_lightning.policies import (
     tied_names,
     untie,
 )
-from dpr_lightning.rollouts.ahead import DrawsAhead
+from dpr_lightning.rollouts.prefetch import RolloutPrefetcher
 from tests.tiny import tiny_tokenizer, write_tiny_policy
 
 TOKENS = torch.randint(3, 60, (2, 7), generator=torch.Generator().manual_seed(0))
@@ -93,8 +93,8 @@ def write_adapter(base: Path, folder: Path, config: Any, name: str = "default") 
 
 def logits(model: nn.Module) -> torch.Tensor:
     with torch.no_grad():
-        found: torch.Tensor = model.eval()(input_ids=TOKENS).logits
-    return found
+        result: torch.Tensor = model.eval()(input_ids=TOKENS).logits
+    return result
 
 
 def close(first: torch.Tensor, second: torch.Tensor) -> bool:
@@ -121,7 +121,7 @@ def test_adapters_of_peft(kind: str, base: Path, tmp_path: Path) -> None:
     assert policy.get_base_model().config.tie_word_embeddings == (kind in ON_EMBEDDINGS)  # type: ignore[operator]
     assert close(logits(policy), expected)
 
-    ahead = DrawsAhead(str(base))
+    ahead = RolloutPrefetcher(str(base))
     assert close(logits(ahead._with_weights_of(policy)), expected)
 
     export(spec.source, str(tmp_path / "exported"))

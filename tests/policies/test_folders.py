@@ -176,14 +176,14 @@ def test_a_plain_head_needs_no_such_bound() -> None:
 @pytest.mark.parametrize("budget", [1, 20, 10_000, None])
 def test_sequence_logprobs_are_those_of_the_whole_forward_pass(budget: int | None, tiny_policy_folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_policy_folder)
-    found = sequence_logprobs(model, TOKENS, MASK, token_budget=budget)
+    result = sequence_logprobs(model, TOKENS, MASK, token_budget=budget)
     logprobs = model(TOKENS).logits.log_softmax(-1)
-    assert found.shape == (5, 8)
+    assert result.shape == (5, 8)
     for row in range(5):
-        places = MASK[row].nonzero().squeeze(1)
+        indices = MASK[row].nonzero().squeeze(1)
         expected = torch.zeros(8)
-        expected[: len(places)] = logprobs[row, places - 1, TOKENS[row, places]]
-        torch.testing.assert_close(found[row], expected.detach(), atol=2e-6, rtol=0)
+        expected[: len(indices)] = logprobs[row, indices - 1, TOKENS[row, indices]]
+        torch.testing.assert_close(result[row], expected.detach(), atol=2e-6, rtol=0)
     limit = budget if budget is not None else default_token_budget(model)
     parts = list(parts_by_length(TOKENS, MASK, limit))
     assert sorted(int(row) for part in parts for row in part[0]) == list(range(5))

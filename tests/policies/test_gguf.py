@@ -130,14 +130,14 @@ def write_gguf(path: Path) -> LlamaForCausalLM:
     writer.add_unk_token_id(0)
     writer.add_add_bos_token(False)
     writer.add_chat_template(CHAT_TEMPLATE)
-    kept = {
+    saved = {
         name: add_tensor(writer, name, value) for name, value in model.state_dict().items() if "lm_head" not in name
     }
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    model.load_state_dict(kept, strict=False)
+    model.load_state_dict(saved, strict=False)
     return model
 
 

@@ -192,8 +192,8 @@ def save(base: Path, folder: Path, lora: LoraSpec | None = None, **options: Any)
     save_policy(model, tokenizer, folder, spec, **options)
     tokens = torch.tensor([tokenizer("1 + 2")["input_ids"]])
     with torch.no_grad():
-        found: torch.Tensor = model.eval()(input_ids=tokens).logits.log_softmax(-1)
-    return found
+        result: torch.Tensor = model.eval()(input_ids=tokens).logits.log_softmax(-1)
+    return result
 
 
 @pytest.mark.parametrize("kind", ["whole", "merged", "adapter"])

@@ -289,8 +289,8 @@ def write_setup(folder: Path, setup: Setup) -> str:
     tokenizer = build_tokenizer(setup)
 
     def ids(tokens: Sequence[str]) -> Any:
-        found = [int(tokenizer.convert_tokens_to_ids(token)) for token in tokens]
-        return found if len(found) > 1 else found[0]
+        result = [int(tokenizer.convert_tokens_to_ids(token)) for token in tokens]
+        return result if len(result) > 1 else result[0]
 
     config = LlamaConfig(
         vocab_size=len(tokenizer),

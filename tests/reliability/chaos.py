@@ -20,7 +20,8 @@ import torch
 
 from dpr_lightning.callbacks import checkpoint_store, reference_checkpoints
 from dpr_lightning.cli.main import main as dpr
-from dpr_lightning.data import drawing, token_cache
+from dpr_lightning.data import rollout_schedule as drawing
+from dpr_lightning.data import token_cache
 from dpr_lightning.errors import REQUEUE
 from tests.reliability.runs import STAGES, differences, write_configs, write_inputs
 
@@ -56,10 +57,10 @@ def die_inside(owner: Any, name: str, at: int, *, after: bool = False) -> None:
         calls += 1
         if calls == at and not after:
             os.kill(os.getpid(), signal.SIGKILL)
-        found = inner(*arguments, **options)
+        result = inner(*arguments, **options)
         if calls == at:
             os.kill(os.getpid(), signal.SIGKILL)
-        return found
+        return result
 
     setattr(owner, name, deadly)
 
@@ -137,16 +138,16 @@ def chaos(folder: Path, kills: int, seed: int) -> dict[str, Any]:
         log = folder / f"{stage}_{runs}.log"
         ended = ""
         while ended != "done":
-            wanted = sum(counts.values()) < kills and chance.random() < 0.85
-            kind = chance.choice(KINDS) if wanted else None
+            expected = sum(counts.values()) < kills and chance.random() < 0.85
+            kind = chance.choice(KINDS) if expected else None
             ended = attempt(config, log, kind, chance, seconds[stage])
             if ended != "done":
                 counts[f"{kind}: {ended}"] += 1
                 resumes += log.read_text().count("Going on after step") > 0
                 print(f"run {runs} {stage}: {kind}, {ended}", flush=True)
-        found = differences(folder / "clean" / stage, folder / "run" / stage)
-        if found:
-            raise SystemExit(f"run {runs} ({stage}) left something else than an undisturbed run: {found[:10]}")
+        result = differences(folder / "clean" / stage, folder / "run" / stage)
+        if result:
+            raise SystemExit(f"run {runs} ({stage}) left something else than an undisturbed run: {result[:10]}")
         (folder / "run").rename(folder / f"run_{runs}")
         runs += 1
     return {"kills": sum(counts.values()), "runs": runs, "identical": runs, "how": dict(sorted(counts.items()))}

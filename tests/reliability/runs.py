@@ -93,7 +93,7 @@ def write_configs(inputs: Path, output: Path, **trainer: Any) -> dict[str, Path]
     paths = {}
     for name, config in (("sft", sft), ("dpr", dpr)):
         own = output / name
-        kept = callback(
+        saved = callback(
             "ReferenceCheckpoints",
             folder=str(own / "policies"),
             fractions=[0.3, 0.6],
@@ -118,7 +118,7 @@ def write_configs(inputs: Path, output: Path, **trainer: Any) -> dict[str, Path]
                 }
             ],
             "callbacks": [
-                kept,
+                saved,
                 *callbacks[name],
                 callback("ResumableCheckpoints", folder=str(own / "checkpoints"), every_n_steps=4),
             ],
@@ -153,7 +153,7 @@ def differences(clean: Path, other: Path) -> list[str]:
 
     A run that was asked to stop has saved a checkpoint that the other lacks, and may have let an older one go for it.
     """
-    found = []
+    result = []
     names = {path.relative_to(folder) for folder in (clean, other) for path in folder.rglob("*") if path.is_file()}
     for name in sorted(names):
         first, second = clean / name, other / name
@@ -161,13 +161,13 @@ def differences(clean: Path, other: Path) -> list[str]:
         if name.name in UNLIKE or (between and not (first.is_file() and second.is_file())):
             continue
         if not (first.is_file() and second.is_file()):
-            found.append(f"{name} is missing in {other if first.is_file() else clean}")
+            result.append(f"{name} is missing in {other if first.is_file() else clean}")
         elif name.suffix in (".ckpt", ".pt"):
             states = (torch.load(path, weights_only=False, map_location="cpu") for path in (first, second))
-            found += [f"{name}{place}" for place in unlike(*states)]
+            result += [f"{name}{index}" for index in unlike(*states)]
         elif first.read_bytes() != second.read_bytes():
-            found.append(str(name))
-    return found
+            result.append(str(name))
+    return result
 
 
 def unlike(first: Any, second: Any, place: str = "") -> list[str]:

@@ -117,9 +117,9 @@ def test_our_own_fault_is_said_to_be_ours(
     assert "TypeError: 'int' object is not callable" in said
     assert "please send it with your report" in said
     assert "Traceback" not in said
-    (kept,) = tmp_path.glob("dpr_traceback_*.txt")
-    assert str(kept) in said
-    assert "Traceback" in kept.read_text()
+    (saved,) = tmp_path.glob("dpr_traceback_*.txt")
+    assert str(saved) in said
+    assert "Traceback" in saved.read_text()
 
 
 @pytest.mark.parametrize(

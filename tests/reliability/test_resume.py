@@ -161,14 +161,14 @@ def test_a_finished_run_can_be_made_longer(dropout: float, inputs: Path, tmp_pat
     schedule = ["--model.schedule.kind", "constant", "--model.schedule.warmup_fraction", "0"]
     if dropout:
         schedule += [f"--model.policy.lora.dropout={dropout}", "--model.policy.lora.rank=4"]
-    found = []
+    result = []
     for name, lengths in (("once", [19]), ("thrice", [4, 14, 19])):
         config = write_configs(inputs, tmp_path / name)["sft"]
         for steps in lengths:
             assert main(["fit", "--config", str(config), "--trainer.max_steps", str(steps), *schedule]) == 0
         state = CheckpointStore(tmp_path / name / "sft" / "checkpoints").state(19)
-        found.append(torch.load(state, weights_only=True)["state_dict"])
-    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+        result.append(torch.load(state, weights_only=True)["state_dict"])
+    assert all(torch.equal(result[0][name], result[1][name]) for name in result[0])
 
 
 def test_the_command_line_wins_over_the_checkpoint(inputs: Path, tmp_path: Path) -> None:

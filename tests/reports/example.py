@@ -109,12 +109,12 @@ def example_sample(seed: int) -> Sample:
         answers=[
             Answer(
                 policy=name,
-                text=f"Answer: {2 * seed}" if place % 2 == 0 or seed % 5 == 0 else HARM,
-                correct=place % 2 == 0 or seed % 5 == 0,
-                reward=-0.3 * place,
-                length=9 + place,
+                text=f"Answer: {2 * seed}" if index % 2 == 0 or seed % 5 == 0 else HARM,
+                correct=index % 2 == 0 or seed % 5 == 0,
+                reward=-0.3 * index,
+                length=9 + index,
             )
-            for place, name in enumerate(("sft", "dpr", "contrast", "spin", "dft", "oracle"))
+            for index, name in enumerate(("sft", "dpr", "contrast", "spin", "dft", "oracle"))
         ],
     )
 
@@ -123,8 +123,8 @@ def example_scatter() -> Scatter:
     """Fifty answers, longer ones with less reward."""
     generator = random.Random(5)
     points = [
-        Point(HARM if place == 0 else f"prompt {place}", 30 + place, generator.gauss(-place, 3), place % 3 > 0)
-        for place in range(50)
+        Point(HARM if index == 0 else f"prompt {index}", 30 + index, generator.gauss(-index, 3), index % 3 > 0)
+        for index in range(50)
     ]
     return Scatter("Reward and length", "length, tokens", "total reward, nats", points, diagonal=True)
 

@@ -94,7 +94,7 @@ def test_tokens_show_their_rewards_on_hover_and_focus(open_page, report_path):
 def test_colours_follow_the_rewards(open_page, report_path):
     page = open_page(report_path)
     wrong = example_report().pairs[1].wrong
-    slip = min(range(len(wrong.reward)), key=lambda place: wrong.reward[place])
+    slip = min(range(len(wrong.reward)), key=lambda index: wrong.reward[index])
     token = page.locator("#tokens .sample").nth(1).locator(".side").nth(1).locator(".token").nth(slip)
     assert "less" in token.get_attribute("class").split()
     assert token.get_attribute("style") == "--s:100"
@@ -168,7 +168,7 @@ def test_points_say_what_they_are(open_page, report_path):
     assert page.locator("#reward .mark.wrong").count() == 17
     marks.nth(20).hover()
     assert page.locator("#tooltip").inner_text().splitlines()[:2] == ["prompt 20, right", "length, tokens: 50"]
-    longest, shortest = (float(marks.nth(place).get_attribute("cx")) for place in (49, 0))
+    longest, shortest = (float(marks.nth(index).get_attribute("cx")) for index in (49, 0))
     assert longest > shortest
 
 

@@ -40,8 +40,8 @@ def distributions(folders: list[str]) -> torch.Tensor:
 
 def plain(distributions: torch.Tensor, row: int) -> torch.Tensor:
     """log π of a row's acted tokens under every model: [3, n]."""
-    places = MASK[row].nonzero().squeeze(1)
-    return distributions[:, row, places - 1, TOKENS[row, places]]
+    indices = MASK[row].nonzero().squeeze(1)
+    return distributions[:, row, indices - 1, TOKENS[row, indices]]
 
 
 @pytest.mark.parametrize("reduction", ["mean_logprob", "mean_prob", "min", "mean_minus_std"])
@@ -74,12 +74,12 @@ def test_divergence_and_centred_forms(folders: list[str], distributions: torch.T
     policy, reference, _ = distributions
     divergence = (policy.exp() * (policy - reference)).sum(-1)
     for row in range(len(TOKENS)):
-        places = MASK[row].nonzero().squeeze(1)
-        expected = divergence[row, places - 1]
-        torch.testing.assert_close(scores.divergence[row, : len(places)], expected, atol=2e-6, rtol=0)
+        indices = MASK[row].nonzero().squeeze(1)
+        expected = divergence[row, indices - 1]
+        torch.testing.assert_close(scores.divergence[row, : len(indices)], expected, atol=2e-6, rtol=0)
         ratio = plain(distributions, row)[0] - plain(distributions, row)[1]
         torch.testing.assert_close(
-            scores.reward[row, : len(places)], (ratio - expected).clamp(max=0), atol=2e-6, rtol=0
+            scores.reward[row, : len(indices)], (ratio - expected).clamp(max=0), atol=2e-6, rtol=0
         )
 
 
@@ -97,10 +97,10 @@ def test_rewards_of_all_actions_hold_those_of_the_sampled_ones(form: str, folder
             chosen = TOKENS[whole, MASK[whole]]
             every = held.scores(row * width + torch.arange(len(chosen)))
             picked = [part.gather(-1, chosen[:, None]).squeeze(-1) for part in every]
-            for found, wanted in zip(
+            for result, expected in zip(
                 picked, (scores.reward, scores.policy_logprob, scores.reference_logprobs.mean(0)), strict=True
             ):
-                torch.testing.assert_close(found, wanted[whole, : len(chosen)], atol=2e-6, rtol=0)
+                torch.testing.assert_close(result, expected[whole, : len(chosen)], atol=2e-6, rtol=0)
 
 
 def test_score_does_not_depend_on_the_token_budget(folders: list[str]) -> None:
@@ -139,9 +139,9 @@ def test_a_cache_is_refused_when_anything_it_depends_on_differs(tmp_path: Path) 
     key = {"sft": "abc", "sampling": {"temperature": 1.0}, "seed": 0}
     assert load_cached(folder, key) is None
     store_cached(folder, key, tensors)
-    kept = load_cached(folder, key)
-    assert kept is not None
-    assert torch.equal(kept["reward"], tensors["reward"])
+    saved = load_cached(folder, key)
+    assert saved is not None
+    assert torch.equal(saved["reward"], tensors["reward"])
     with pytest.raises(InputError, match=r"(?s)sampling: .*1\.0.*0\.5"):
         load_cached(folder, key | {"sampling": {"temperature": 0.5}})
 

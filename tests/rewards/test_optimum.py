@@ -24,13 +24,13 @@ def logprobs() -> list[torch.Tensor]:
 
 def test_log_ratio_is_contrastive_decoding(logprobs: list[torch.Tensor]) -> None:
     policy, weak, _ = logprobs
-    drawn = decode_time_optimum(RewardSpec("log_ratio"), 2.0)([policy, weak])
-    torch.testing.assert_close(drawn, 1.5 * policy - 0.5 * weak)
+    sampled = decode_time_optimum(RewardSpec("log_ratio"), 2.0)([policy, weak])
+    torch.testing.assert_close(sampled, 1.5 * policy - 0.5 * weak)
 
 
 def test_log_policy_is_a_temperature(logprobs: list[torch.Tensor]) -> None:
-    drawn = decode_time_optimum(RewardSpec("log_policy"), 0.5)(logprobs[:2])
-    torch.testing.assert_close(drawn, logprobs[0] / (0.5 / 1.5))
+    sampled = decode_time_optimum(RewardSpec("log_policy"), 0.5)(logprobs[:2])
+    torch.testing.assert_close(sampled, logprobs[0] / (0.5 / 1.5))
 
 
 @pytest.mark.parametrize("form", ["one_sided", "one_sided_centred", {"centred": 1.0, "log_policy": 0.5}])
@@ -45,23 +45,25 @@ def test_no_policy_has_a_higher_objective(form: Any, references: int, logprobs: 
     def objective(trained: torch.Tensor) -> torch.Tensor:
         return (trained.exp() * (reward - beta * (trained - policy))).sum(-1)
 
-    drawn = decode_time_optimum(spec, beta)([policy, *weaker]).log_softmax(-1)
+    sampled = decode_time_optimum(spec, beta)([policy, *weaker]).log_softmax(-1)
     # Concave in π, so where no direction leads up there is no other maximum.
-    level = (reward - beta * (drawn - policy)) - objective(drawn).unsqueeze(-1)
+    level = (reward - beta * (sampled - policy)) - objective(sampled).unsqueeze(-1)
     torch.testing.assert_close(level, torch.zeros_like(level), atol=1e-9, rtol=0)
     generator = torch.Generator().manual_seed(1)
     for distance in (1e-3, 0.1, 2.0):
-        other = (drawn + distance * torch.randn(drawn.shape, generator=generator, dtype=drawn.dtype)).log_softmax(-1)
-        assert (objective(other) < objective(drawn)).all()
+        other = (sampled + distance * torch.randn(sampled.shape, generator=generator, dtype=sampled.dtype)).log_softmax(
+            -1
+        )
+        assert (objective(other) < objective(sampled)).all()
 
 
 def test_a_token_that_the_policy_rules_out_stays_ruled_out(logprobs: list[torch.Tensor]) -> None:
     policy, weak, _ = logprobs
     policy[:, 3] = weak[:, 3] = -torch.inf
     for form in ("log_ratio", "one_sided_centred"):
-        drawn = decode_time_optimum(RewardSpec(form), 0.5)([policy, weak])  # type: ignore[arg-type]
-        assert (drawn[:, 3] == -torch.inf).all()
-        assert drawn[:, :3].isfinite().all()
+        sampled = decode_time_optimum(RewardSpec(form), 0.5)([policy, weak])  # type: ignore[arg-type]
+        assert (sampled[:, 3] == -torch.inf).all()
+        assert sampled[:, :3].isfinite().all()
 
 
 @pytest.mark.parametrize("beta", [0.0, -1.0, float("nan")])

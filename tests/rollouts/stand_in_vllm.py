@@ -111,17 +111,17 @@ class LLM:
         self.calls.append("generate")
         return [
             RequestOutput(
-                [self._answer(prompt["prompt_token_ids"], asked, place) for place in reversed(range(asked.n))]
+                [self._answer(prompt["prompt_token_ids"], asked, index) for index in reversed(range(asked.n))]
             )
             for prompt, asked in zip(prompts, params, strict=True)
         ]
 
     def _answer(self, prompt: list[int], asked: SamplingParams, place: int) -> CompletionOutput:
-        found = CompletionOutput(place)
+        result = CompletionOutput(place)
         assert len(prompt) + asked.max_tokens <= self.options["max_model_len"]
         torch.rand(7)  # engines draw random numbers
         for step in range(asked.max_tokens):
-            tokens = torch.tensor([[*prompt, *found.token_ids]])
+            tokens = torch.tensor([[*prompt, *result.token_ids]])
             logits = self.model(tokens).logits[0, -1].double() / max(asked.temperature, 1e-6)
             wave = torch.sin(torch.arange(len(logits)) * (1.0 + len(prompt) + step))
             logprob = (logits + self.noise * wave).log_softmax(-1)
@@ -129,19 +129,19 @@ class LLM:
             token = int(torch.searchsorted(logprob.exp().cumsum(0), uniform).clamp_max(len(logprob) - 1))
             if asked.temperature == 0:
                 token = int(logprob.argmax())
-            found.token_ids.append(token)
-            found.logprobs.append({token: Logprob(float(logprob[token]), 1)})
+            result.token_ids.append(token)
+            result.logprobs.append({token: Logprob(float(logprob[token]), 1)})
             text = (
-                self.tokenizer.decode(found.token_ids, skip_special_tokens=asked.skip_special_tokens)
+                self.tokenizer.decode(result.token_ids, skip_special_tokens=asked.skip_special_tokens)
                 if asked.detokenize
                 else ""
             )
             eos = not asked.ignore_eos and token == self.model.config.eos_token_id
             if eos or token in asked.stop_token_ids or any(string in text for string in asked.stop or ()):
-                found.finish_reason = "stop"
-                return found
-        found.finish_reason = "length"
-        return found
+                result.finish_reason = "stop"
+                return result
+        result.finish_reason = "length"
+        return result
 
 
 def stand_in() -> ModuleType:

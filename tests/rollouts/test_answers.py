@@ -10,19 +10,19 @@ TOKENS = [[[1, 2, 3], [4]], [[5], [6, 7]], [[8, 9, 10, 3, 2], [1]]]
 
 def test_prompts_whose_answers_differ_in_length() -> None:
     logprobs = [[[-0.5 * token for token in answer] for answer in group] for group in TOKENS]
-    answers = [Answers.of(written, drawn, [True, False]) for written, drawn in zip(TOKENS, logprobs, strict=True)]
-    found = joined(PROMPTS, answers, [7, 8, 9], pad_token=0)
+    answers = [Answers.of(written, sampled, [True, False]) for written, sampled in zip(TOKENS, logprobs, strict=True)]
+    result = joined(PROMPTS, answers, [7, 8, 9], pad_token=0)
     rows = [
-        (prompt, answer, drawn)
+        (prompt, answer, sampled)
         for prompt, group, scores in zip(PROMPTS, TOKENS, logprobs, strict=True)
-        for answer, drawn in zip(group, scores, strict=True)
+        for answer, sampled in zip(group, scores, strict=True)
     ]
-    assert found.tokens.shape == (6, 7)
-    assert found.logprob.shape == (6, 5)
-    for place, (prompt, answer, drawn) in enumerate(rows):
+    assert result.tokens.shape == (6, 7)
+    assert result.logprob.shape == (6, 5)
+    for index, (prompt, answer, sampled) in enumerate(rows):
         written = [*prompt, *answer]
-        assert found.tokens[place].tolist() == written + [0] * (7 - len(written))
-        assert found.mask[place].nonzero().flatten().tolist() == list(range(len(prompt), len(written)))
-        torch.testing.assert_close(found.logprob[place], torch.tensor(drawn + [0.0] * (5 - len(drawn))))
-    assert found.terminated.tolist() == [True, False] * 3
-    assert found.prompt.tolist() == [7, 7, 8, 8, 9, 9]
+        assert result.tokens[index].tolist() == written + [0] * (7 - len(written))
+        assert result.mask[index].nonzero().flatten().tolist() == list(range(len(prompt), len(written)))
+        torch.testing.assert_close(result.logprob[index], torch.tensor(sampled + [0.0] * (5 - len(sampled))))
+    assert result.terminated.tolist() == [True, False] * 3
+    assert result.prompt.tolist() == [7, 7, 8, 8, 9, 9]

@@ -33,7 +33,7 @@ def spaced() -> PreTrainedTokenizerBase:
     """Words that carry the space before them, which decoding leaves out at the beginning of a text."""
     pieces = ["<eos>", "<pad>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
     words = ["▁", "a", "E", "N", "D", "▁a", "▁E", "▁EN", "ND", "▁END", "▁is", "▁the", ".", "▁12", "s"]
-    vocabulary = {piece: place for place, piece in enumerate([*pieces, *words])}
+    vocabulary = {piece: index for index, piece in enumerate([*pieces, *words])}
     inner = Tokenizer(models.BPE(vocabulary, merges=[], byte_fallback=True, unk_token="<unk>"))
     parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     inner.decoder = decoders.Sequence(parts)
@@ -72,15 +72,15 @@ def test_answers_are_those_without_cut_where_a_text_is_complete(
     options = {"stop_tokens": [EOS], "pad_token": PAD, "num_samples": 30, "seed": 4}
     plain = sample(policy, PROMPTS, SamplingOptions(40), **options)  # type: ignore[arg-type]
     asked = SamplingOptions(40, stop_strings=tuple(strings))
-    found = sample(policy, PROMPTS, asked, tokenizer=tokenizer, **options)  # type: ignore[arg-type]
+    result = sample(policy, PROMPTS, asked, tokenizer=tokenizer, **options)  # type: ignore[arg-type]
     head.bias = None
     cut = 0
-    for place, (whole, ours) in enumerate(zip(answers(plain), answers(found), strict=True)):
+    for index, (whole, ours) in enumerate(zip(answers(plain), answers(result), strict=True)):
         said = [tokenizer.decode(whole[:end], skip_special_tokens=False) for end in range(1, len(whole) + 1)]
         ends = next((end for end, text in enumerate(said, 1) if any(each in text for each in strings)), None)
         assert ours == whole[:ends]
-        torch.testing.assert_close(found.logprob[place, : len(ours)], plain.logprob[place, : len(ours)])
-        assert bool(found.terminated[place]) == (ends is not None or bool(plain.terminated[place]))
+        torch.testing.assert_close(result.logprob[index, : len(ours)], plain.logprob[index, : len(ours)])
+        assert bool(result.terminated[index]) == (ends is not None or bool(plain.terminated[index]))
         cut += ends is not None
     assert cut > 10
 
@@ -120,10 +120,10 @@ def test_special_tokens_are_text_of_an_answer() -> None:
 def test_few_tokens_are_looked_at() -> None:
     tokenizer = byte_level()
     could = StopStrings(["\n\n"], tokenizer).could_finish(320)
-    said = tokenizer.batch_decode([[place] for place in range(len(tokenizer))])
+    said = tokenizer.batch_decode([[index] for index in range(len(tokenizer))])
     assert could.shape == (320,)
-    assert [place for place in range(320) if could[place]] == [
-        place for place, text in enumerate(said) if text.startswith("\n") or "\n\n" in text
+    assert [index for index in range(320) if could[index]] == [
+        index for index, text in enumerate(said) if text.startswith("\n") or "\n\n" in text
     ]
 
 
@@ -135,7 +135,7 @@ def test_a_text_may_begin_in_one_chunk_and_end_in_the_next(policy: torch.nn.Modu
         head = policy.get_output_embeddings()  # type: ignore[operator]
         head.bias = torch.nn.Parameter(torch.zeros(head.out_features))
         head.bias[[tokenizer.convert_tokens_to_ids(letter) for letter in "ab"]] = 3.0
-    found = best_of(
+    result = best_of(
         policy,
         lambda rows: torch.zeros(len(rows.tokens)),
         PROMPTS,
@@ -147,7 +147,7 @@ def test_a_text_may_begin_in_one_chunk_and_end_in_the_next(policy: torch.nn.Modu
     )
     head.bias = None
     ended = 0
-    for answer, terminated in zip(answers(found), found.terminated.tolist(), strict=True):
+    for answer, terminated in zip(answers(result), result.terminated.tolist(), strict=True):
         before, text = (tokenizer.decode(part, skip_special_tokens=False) for part in (answer[:-1], answer))
         assert not any(string in before for string in options.stop_strings)
         assert terminated == (answer[-1] == EOS or any(string in text for string in options.stop_strings))

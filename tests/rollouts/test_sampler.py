@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 
 from dpr_lightning.engine import action_logits, sequence_logprobs
-from dpr_lightning.engine.decoding import draw
+from dpr_lightning.engine.decoding import sample_tokens
 from dpr_lightning.engine.decoding.kv_cache import fill_gaps
 from dpr_lightning.errors import InputError
 from dpr_lightning.functional import token_logprobs
@@ -42,12 +42,12 @@ def test_behaviour_logprobs_are_those_of_a_fresh_forward_pass(policy: torch.nn.M
 def test_a_sample_does_not_depend_on_its_batch(policy: torch.nn.Module) -> None:
     options = SamplingOptions(10)
     together = sample(policy, PROMPTS, options, stop_tokens=STOP, pad_token=PAD, num_samples=3, seed=1)
-    for place, prompt in enumerate(PROMPTS):
+    for index, prompt in enumerate(PROMPTS):
         alone = sample(
-            policy, [prompt], options, stop_tokens=STOP, pad_token=PAD, num_samples=3, seed=1, prompt_ids=[place]
+            policy, [prompt], options, stop_tokens=STOP, pad_token=PAD, num_samples=3, seed=1, prompt_ids=[index]
         )
         for row in range(3):
-            ours = together.tokens[3 * place + row][together.mask[3 * place + row]]
+            ours = together.tokens[3 * index + row][together.mask[3 * index + row]]
             theirs = alone.tokens[row][alone.mask[row]]
             assert ours.tolist() == theirs.tolist()
     small = sample(
@@ -58,7 +58,7 @@ def test_a_sample_does_not_depend_on_its_batch(policy: torch.nn.Module) -> None:
 
 def test_layout_of_prompt_answer_and_padding(policy: torch.nn.Module) -> None:
     rollouts = sample(policy, PROMPTS, SamplingOptions(9), stop_tokens=STOP, pad_token=PAD, num_samples=4)
-    assert rollouts.prompt.tolist() == [place for place in range(4) for _ in range(4)]
+    assert rollouts.prompt.tolist() == [index for index in range(4) for _ in range(4)]
     for row, prompt in enumerate(rollouts.prompt.tolist()):
         tokens, mask = rollouts.tokens[row].tolist(), rollouts.mask[row].tolist()
         start, written = len(PROMPTS[prompt]), sum(mask)
@@ -81,11 +81,11 @@ def test_first_token_follows_the_policy_and_matches_generate(policy: torch.nn.Mo
     )[:, 3]
     with torch.no_grad():
         probability = policy(torch.tensor([prompt])).logits[0, -1].double().softmax(-1)
-    kept = probability * count > 5
-    for drawn in (ours.tokens[:, 3], theirs):
-        seen = torch.bincount(drawn, minlength=len(probability)).double()
-        observed = torch.cat([seen[kept], seen[~kept].sum(0, keepdim=True)])
-        expected = torch.cat([probability[kept], probability[~kept].sum(0, keepdim=True)]) * count
+    saved = probability * count > 5
+    for sampled in (ours.tokens[:, 3], theirs):
+        seen = torch.bincount(sampled, minlength=len(probability)).double()
+        observed = torch.cat([seen[saved], seen[~saved].sum(0, keepdim=True)])
+        expected = torch.cat([probability[saved], probability[~saved].sum(0, keepdim=True)]) * count
         assert stats.chisquare(observed.numpy(), (expected / expected.sum() * observed.sum()).numpy()).pvalue > 1e-3
 
 
@@ -101,20 +101,20 @@ def test_greedy_equals_generate(policy: torch.nn.Module) -> None:
 def test_top_p_keeps_the_smallest_nucleus_and_reports_its_logprob() -> None:
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log().repeat(1000, 1)
     uniform = torch.linspace(0, 1, 1001, dtype=torch.float64)[:-1]
-    chosen, logprob = draw(logits, uniform, top_p=0.8)
+    chosen, logprob = sample_tokens(logits, uniform, top_p=0.8)
     assert set(chosen.tolist()) == {0, 1}
     torch.testing.assert_close(logprob[chosen == 0], torch.full_like(logprob[chosen == 0], 0.625).log())
 
 
 def test_a_token_of_probability_zero_is_never_drawn() -> None:
     logits = torch.tensor([[float("-inf"), 0.0, float("-inf"), 0.0, float("-inf")]]).repeat(2, 1)
-    chosen, _ = draw(logits, torch.tensor([0.0, 1.0 - 2**-53], dtype=torch.float64))
+    chosen, _ = sample_tokens(logits, torch.tensor([0.0, 1.0 - 2**-53], dtype=torch.float64))
     assert chosen.tolist() == [1, 3]
 
 
 def test_temperature_enters_the_reported_logprob() -> None:
     logits = torch.randn(50, 7)
-    chosen, logprob = draw(logits, torch.rand(50, dtype=torch.float64), temperature=0.5)
+    chosen, logprob = sample_tokens(logits, torch.rand(50, dtype=torch.float64), temperature=0.5)
     expected = (logits / 0.5).log_softmax(-1).gather(1, chosen.unsqueeze(1)).squeeze(1)
     torch.testing.assert_close(logprob, expected)
 
@@ -124,7 +124,7 @@ def test_a_token_is_where_its_number_falls_in_the_distribution(vocabulary: int) 
     count = 20_000
     logits = 3 * torch.randn(vocabulary, generator=torch.Generator().manual_seed(0))
     uniform = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    chosen, logprob = draw(logits.expand(count, -1), uniform)
+    chosen, logprob = sample_tokens(logits.expand(count, -1), uniform)
     probability = logits.double().softmax(-1)
     expected = torch.searchsorted(probability.cumsum(-1), uniform, right=True)
     # Sums in float32 move the borders between tokens a little.
@@ -206,13 +206,13 @@ def test_a_policy_that_diverged_is_not_sampled(tiny_policy_folder: Path) -> None
 def test_a_default_dtype_of_others_changes_no_number(policy: torch.nn.Module) -> None:
     """The half-precision plugins of a trainer set one, for all threads, while the policy learns."""
     asked = {"stop_tokens": STOP, "pad_token": PAD, "num_samples": 2, "seed": 4}
-    wanted = sample(policy, PROMPTS, SamplingOptions(8), **asked)  # type: ignore[arg-type]
+    expected = sample(policy, PROMPTS, SamplingOptions(8), **asked)  # type: ignore[arg-type]
     torch.set_default_dtype(torch.bfloat16)
     try:
-        found = sample(policy, PROMPTS, SamplingOptions(8), **asked)  # type: ignore[arg-type]
+        result = sample(policy, PROMPTS, SamplingOptions(8), **asked)  # type: ignore[arg-type]
         listed = Answers.of([[1]], [[-8.03]], [True])
     finally:
         torch.set_default_dtype(torch.float32)
-    assert torch.equal(found.tokens, wanted.tokens)
-    assert torch.equal(found.logprob, wanted.logprob)
+    assert torch.equal(result.tokens, expected.tokens)
+    assert torch.equal(result.logprob, expected.logprob)
     assert torch.equal(listed.logprob, torch.tensor([[-8.03]]))

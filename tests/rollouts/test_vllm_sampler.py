@@ -46,14 +46,14 @@ def asked(tiny_policy_folder: Path) -> dict[str, Any]:
 def test_answers_are_those_of_the_weights_that_the_policy_has(policy: torch.nn.Module, asked: dict[str, Any]) -> None:
     written = VllmSampler()
     for step in range(3):
-        found = written(policy, PROMPTS, SamplingOptions(9), seed=step, **asked)
-        assert found.prompt.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-        for row, prompt in enumerate(found.prompt.tolist()):
-            assert found.tokens[row, : len(PROMPTS[prompt])].tolist() == PROMPTS[prompt]
-            last = int(found.tokens[row][found.mask[row]][-1])
-            assert bool(found.terminated[row]) == (last in asked["stop_tokens"])
+        result = written(policy, PROMPTS, SamplingOptions(9), seed=step, **asked)
+        assert result.prompt.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+        for row, prompt in enumerate(result.prompt.tolist()):
+            assert result.tokens[row, : len(PROMPTS[prompt])].tolist() == PROMPTS[prompt]
+            last = int(result.tokens[row][result.mask[row]][-1])
+            assert bool(result.terminated[row]) == (last in asked["stop_tokens"])
         torch.testing.assert_close(
-            sequence_logprobs(policy, found.tokens, found.mask), found.logprob, atol=1e-5, rtol=0
+            sequence_logprobs(policy, result.tokens, result.mask), result.logprob, atol=1e-5, rtol=0
         )
         with torch.no_grad():
             for weight in policy.parameters():
@@ -69,8 +69,8 @@ def test_answers_end_where_they_are_said_to(policy: torch.nn.Module, asked: dict
     liked.config.eos_token_id = 40
     with torch.no_grad():
         liked.get_output_embeddings().weight[40] = liked.get_output_embeddings().weight[20]
-    found = VllmSampler()(policy, PROMPTS, SamplingOptions(30), **(asked | {"num_samples": 20}))
-    answers = [row[held].tolist() for row, held in zip(found.tokens, found.mask, strict=True)]
+    result = VllmSampler()(policy, PROMPTS, SamplingOptions(30), **(asked | {"num_samples": 20}))
+    answers = [row[held].tolist() for row, held in zip(result.tokens, result.mask, strict=True)]
     assert any(40 in answer[:-1] for answer in answers)
     assert all(len(answer) == 30 or answer[-1] in asked["stop_tokens"] for answer in answers)
 
@@ -103,8 +103,10 @@ def test_an_engine_that_stays_awake_forgets_earlier_keys(policy: torch.nn.Module
 def test_adapters_are_merged_in_and_taken_out_again(policy: torch.nn.Module, asked: dict[str, Any]) -> None:
     adapted = with_adapters(policy).eval()
     before = {name: weight.clone() for name, weight in adapted.state_dict().items()}
-    found = VllmSampler()(adapted, PROMPTS, SamplingOptions(9), **asked)
-    torch.testing.assert_close(sequence_logprobs(adapted, found.tokens, found.mask), found.logprob, atol=1e-5, rtol=0)
+    result = VllmSampler()(adapted, PROMPTS, SamplingOptions(9), **asked)
+    torch.testing.assert_close(
+        sequence_logprobs(adapted, result.tokens, result.mask), result.logprob, atol=1e-5, rtol=0
+    )
     assert all(torch.equal(weight, before[name]) for name, weight in adapted.state_dict().items())
 
 

@@ -36,8 +36,8 @@ def trained(strategy: str, folder: Path, cases: Sequence[str]) -> Path:
 
 def steps(run: Path, case: str) -> list[dict[str, Any]]:
     """What was logged at each step."""
-    found: list[dict[str, Any]] = json.loads((run / f"{case}.json").read_text())["steps"]
-    return found
+    result: list[dict[str, Any]] = json.loads((run / f"{case}.json").read_text())["steps"]
+    return result
 
 
 def moved(run: Path, case: str) -> float:

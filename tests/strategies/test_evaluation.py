@@ -24,7 +24,7 @@ def test_ranks_find_what_one_process_finds(tmp_path: Path) -> None:
             "every_n_steps": 1,
         },
     }
-    found: list[list[dict[str, Any]]] = []
+    result: list[list[dict[str, Any]]] = []
     for ranks in (1, 2):
         folder = tmp_path / f"ranks_{ranks}"
         folder.mkdir()
@@ -39,8 +39,8 @@ def test_ranks_find_what_one_process_finds(tmp_path: Path) -> None:
         run_ranks(["dpr_lightning.cli.main", "fit", "--config", config], ranks, folder / "logs")
         (table,) = folder.rglob("metrics.csv")
         with table.open() as file:
-            found.append([row for row in csv.DictReader(file) if row["evaluation/sampled_T1"]])
-    one, two = found
+            result.append([row for row in csv.DictReader(file) if row["evaluation/sampled_T1"]])
+    one, two = result
     names = [name for name in one[0] if name.startswith("evaluation/")]
     assert len(names) == 4
     assert len(one) == len(two) == 3

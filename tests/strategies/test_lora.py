@@ -46,9 +46,9 @@ def trained(strategy: str, workspace: Workspace, folder: Path, start: Path | Non
             policy = {"source": workspace.sft, "lora": LORA}
             config = write_sft_config(stage, policy, workspace.demonstrations, batch_size=4 // ranks)
         else:
-            kept = workspace._replace(sft=str(policies / "final"), reference=str(policies / "step_0000001"))
-            model = {"policy": {"source": kept.sft, "lora": LORA}, "estimator": "reinforce"}
-            config = write_dpr_config(stage, kept, model=model)
+            saved = workspace._replace(sft=str(policies / "final"), reference=str(policies / "step_0000001"))
+            model = {"policy": {"source": saved.sft, "lora": LORA}, "estimator": "reinforce"}
+            config = write_dpr_config(stage, saved, model=model)
         held = yaml.safe_load(Path(config).read_text())
         kept_policies = {"folder": str(stage / "policies"), "fractions": [0.25]}
         held["trainer"] |= {
@@ -68,14 +68,14 @@ def trained(strategy: str, workspace: Workspace, folder: Path, start: Path | Non
     "strategy", ["zero3", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ddp", "zero2", "fsdp2"))]
 )
 def test_adapters_are_those_of_one_process(strategy: str, workspace: Workspace, one: Path, tmp_path: Path) -> None:
-    found = trained(strategy, workspace, tmp_path, start=one)
+    result = trained(strategy, workspace, tmp_path, start=one)
     for stage in ("sft", "dpr"):
         for name in ("step_0000001", "final"):
             first, second = (
-                load_file(run / stage / "policies" / name / "adapter_model.safetensors") for run in (one, found)
+                load_file(run / stage / "policies" / name / "adapter_model.safetensors") for run in (one, result)
             )
             assert first.keys() == second.keys()
             assert max(float((first[key] - second[key]).abs().max()) for key in first) < 1e-6
     before = load_file(one / "sft" / "policies" / "final" / "adapter_model.safetensors")
-    after = load_file(found / "dpr" / "policies" / "final" / "adapter_model.safetensors")
+    after = load_file(result / "dpr" / "policies" / "final" / "adapter_model.safetensors")
     assert max(float((before[key] - after[key]).abs().max()) for key in before) > 1e-4

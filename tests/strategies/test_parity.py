@@ -83,7 +83,7 @@ def test_gradient_norms_are_reported_where_the_engine_holds_gradients(one: Path,
     late = several.name.startswith("zero")
     for case in CLOSE:
         expected = [step["train/gradient_norm"] for step in steps(one, case)]
-        found = [step.get("train/gradient_norm") for step in steps(several, case)]
+        result = [step.get("train/gradient_norm") for step in steps(several, case)]
         if late:
-            expected, found = expected[:-1], found[1:]
-        assert found == pytest.approx(expected, rel=1e-5), case
+            expected, result = expected[:-1], result[1:]
+        assert result == pytest.approx(expected, rel=1e-5), case

@@ -55,8 +55,8 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def start(cluster: Path, steps: int) -> "subprocess.Popen[bytes]":
     slurm = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1", "SLURM_NODEID": "0"}
     slurm |= {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "dpr", "SLURM_NODELIST": "localhost"}
-    places = {"PATH": f"{cluster / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "ALL": f"{ALL} {steps}"}
-    environment = {**os.environ, **slurm, **places, "MASTER_PORT": str(free_port())}
+    indices = {"PATH": f"{cluster / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "ALL": f"{ALL} {steps}"}
+    environment = {**os.environ, **slurm, **indices, "MASTER_PORT": str(free_port())}
     return subprocess.Popen(["bash", "job.sh"], env=environment, cwd=cluster, start_new_session=True)
 
 

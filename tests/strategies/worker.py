@@ -166,7 +166,7 @@ def run(strategy: str, folder: Path, name: str) -> None:
         precision="bf16-mixed" if "bf16" in options else "32-true",
     )
     trainer.fit(module, datamodule=data)
-    with module.whole_policy() as policy:
+    with module.full_policy() as policy:
         weights = {name: value.detach().float().contiguous() for name, value in _whole(policy)}
         if trainer.is_global_zero:
             output = folder / strategy

@@ -9,16 +9,16 @@ from transformers.cache_utils import CacheLayerMixin, DynamicCache
 
 from dpr_lightning.engine.decoding.decoder_state import takes_argument
 from dpr_lightning.engine.decoding.kv_cache import (
-    RoomyLayer,
+    PreallocatedKVLayer,
     can_join,
-    growing_cache,
     is_recurrent,
     join_layers,
     keep_rows,
+    preallocated_cache,
     repeat_rows,
 )
 from dpr_lightning.engine.decoding.one_token import OneTokenPass
-from dpr_lightning.engine.decoding.shared_prompt_cache import PromptKeys
+from dpr_lightning.engine.decoding.shared_prompt_cache import SharedPromptCache
 from dpr_lightning.engine.forward import last_logits
 
 
@@ -44,13 +44,13 @@ class CachedState:
     """
 
     cache: Any
-    prompt_keys: PromptKeys | None
+    prompt_keys: SharedPromptCache | None
     attention: Tensor | None
     position: Tensor
 
     def __init__(self, model: nn.Module, longest: int, one_token: OneTokenPass | None = None) -> None:
         self.model, self.one_token, self._longest = model, one_token, longest
-        layers = growing_cache(model, 0).layers
+        layers = preallocated_cache(model, 0).layers
         self.joins = all(map(can_join, layers))
         self.pads = not any(map(is_recurrent, layers))
         names = [name for name in ("past_key_values", "cache_params") if takes_argument(model, name)]
@@ -63,7 +63,7 @@ class CachedState:
 
     def prefill(self, tokens: Tensor, attention: Tensor | None, width: int) -> Tensor:
         """As in :class:`DecoderState`."""
-        cache = growing_cache(self.model, width + self._longest)
+        cache = preallocated_cache(self.model, width + self._longest)
         self._parts.append(cache)
         position = None if attention is None else (attention.cumsum(1) - 1).clamp_min(0)
         return self._forward(cache, tokens, attention, position)
@@ -122,14 +122,14 @@ class CachedState:
         self.attention = torch.cat([self.attention, self.attention.new_ones(len(self.attention), tokens)], 1)
         return self.attention.bool()
 
-    def _share(self, num_samples: int) -> PromptKeys:
+    def _share(self, num_samples: int) -> SharedPromptCache:
         """Take prompts out of the cache, so that no sample has a copy, and leave room for their own tokens."""
         seen = None if self.attention is None else self.attention.bool()
         read = []
         for index, layer in enumerate(self.cache.layers):  # one at a time: a copy of all would take twice the memory
             read.append((layer.keys.contiguous(), layer.values.contiguous()))
-            self.cache.layers[index] = RoomyLayer(self._longest)
-        return PromptKeys(read, seen, num_samples)
+            self.cache.layers[index] = PreallocatedKVLayer(self._longest)
+        return SharedPromptCache(read, seen, num_samples)
 
 
 def _joined(caches: Sequence[DynamicCache]) -> DynamicCache:
@@ -139,6 +139,6 @@ def _joined(caches: Sequence[DynamicCache]) -> DynamicCache:
         for index in range(len(first.layers)):
             parts: list[Any] = [cache.layers[index] for cache in caches]
             for cache in caches:
-                cache.layers[index] = RoomyLayer(0)
+                cache.layers[index] = PreallocatedKVLayer(0)
             first.layers[index] = join_layers(parts)
     return caches[0]

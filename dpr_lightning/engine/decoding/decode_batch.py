@@ -6,19 +6,19 @@ import torch
 from torch import Tensor
 
 from dpr_lightning.engine.decoding.decoder_state import DecoderState
-from dpr_lightning.engine.decoding.prefill import read_prompts
+from dpr_lightning.engine.decoding.prefill import prefill_prompts
 from dpr_lightning.engine.lockstep import Lockstep
 
 Combine = Callable[[list[Tensor]], Tensor]
 """Turns the log-probabilities [B, V] of several models into the logits to sample from."""
 
 
-def only(logprobs: list[Tensor]) -> Tensor:
+def single_model(logprobs: list[Tensor]) -> Tensor:
     """One model, as it is."""
     return logprobs[0]
 
 
-class Batch:
+class DecodeBatch:
     """B answers to some prompts, decoded a token at a time; a row that ends is dropped from every model's state.
 
     Args:
@@ -42,7 +42,7 @@ class Batch:
 
     def read(self, prompts: Sequence[Sequence[int]], num_samples: int) -> Tensor:
         """Read every prompt once for all its samples, which lie next to each other; logits [B, V] of their first."""
-        read = read_prompts(self.states, prompts, self._pad_token, self._device, self._lockstep)
+        read = prefill_prompts(self.states, prompts, self._pad_token, self._device, self._lockstep)
         for state in self.states:
             state.start(read.attention, read.length, num_samples)
         return self._combined(read.logits).repeat_interleave(num_samples, 0)
@@ -59,4 +59,6 @@ class Batch:
 
     def _combined(self, logits: list[Tensor]) -> Tensor:
         # One model's logits serve as they are: what is drawn from them is normalised there.
-        return self.combine(logits if self.combine is only else [part.float().log_softmax(-1) for part in logits])
+        return self.combine(
+            logits if self.combine is single_model else [part.float().log_softmax(-1) for part in logits]
+        )

@@ -2,11 +2,11 @@
 
 from torch import Tensor
 
-from dpr_lightning.engine.decoding.decode_batch import Batch
-from dpr_lightning.engine.decoding.token_sampling import draw
+from dpr_lightning.engine.decoding.decode_batch import DecodeBatch
+from dpr_lightning.engine.decoding.token_sampling import sample_tokens
 
 
-class Steps:
+class DecodeSteps:
     """One operation after the other; a row that ends is left out at once.
 
     Args:
@@ -15,7 +15,7 @@ class Steps:
         top_p: the same.
     """
 
-    def __init__(self, batch: Batch, temperature: float, top_p: float) -> None:
+    def __init__(self, batch: DecodeBatch, temperature: float, top_p: float) -> None:
         self._batch, self._temperature, self._top_p = batch, temperature, top_p
 
     def next(self, chosen: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
@@ -36,4 +36,4 @@ class Steps:
         self._batch.keep(order)
 
     def _drawn(self, logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-        return draw(logits, uniform, self._temperature, self._top_p)
+        return sample_tokens(logits, uniform, self._temperature, self._top_p)

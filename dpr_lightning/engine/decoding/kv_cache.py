@@ -21,7 +21,7 @@ _JOINED = (LinearAttentionLayer, LinearAttentionAndFullAttentionLayer, DummyLaye
 """Layers of transformers whose parts can be put together: their states have no length, and their keys no window."""
 
 
-class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+class PreallocatedKVLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """Keys and values of one layer, at the beginning of tensors that have room for more tokens.
 
     transformers' own joins old and new at every token, which reads and writes all there is. Here a token costs what it
@@ -116,14 +116,14 @@ def is_recurrent(layer: Any) -> bool:
 
 def can_join(layer: Any) -> bool:
     """Whether :func:`join_layers` can put parts of this kind together."""
-    return isinstance(layer, RoomyLayer) or type(layer) in _JOINED
+    return isinstance(layer, PreallocatedKVLayer) or type(layer) in _JOINED
 
 
 def join_layers(parts: Sequence[Any]) -> Any:
     """The rows of all parts, one below the other; shorter ones end on the right, zeros before them."""
     first = parts[0]
-    if isinstance(first, RoomyLayer):
-        result = RoomyLayer(first._longest)
+    if isinstance(first, PreallocatedKVLayer):
+        result = PreallocatedKVLayer(first._longest)
         result.update(*(_below_each_other([getattr(part, name) for part in parts]) for name in ("keys", "values")))
         return result
     if isinstance(first, DynamicLayer) and first.is_initialized:
@@ -155,13 +155,13 @@ def _with_room(part: Tensor, length: int) -> Tensor:
     return roomy
 
 
-def growing_cache(model: nn.Module, longest: int) -> DynamicCache:
+def preallocated_cache(model: nn.Module, longest: int) -> DynamicCache:
     """An empty cache for rows of up to ``longest`` tokens.
 
     Layers of other kinds (sliding windows, recurrent states) stay transformers' own.
     """
     cache = DynamicCache(config=cast(Any, model.config))
-    cache.layers = [RoomyLayer(longest) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    cache.layers = [PreallocatedKVLayer(longest) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 
 
@@ -171,7 +171,7 @@ def keep_rows(cache: Cache, order: Tensor) -> None:
     moved = (order != place).nonzero().squeeze(1)
     source = order[moved]
     for layer in cache.layers:
-        if isinstance(layer, RoomyLayer):
+        if isinstance(layer, PreallocatedKVLayer):
             layer.move(source, moved, len(order))
         else:
             cast(Any, layer).reorder_cache(order)
@@ -182,7 +182,7 @@ def repeat_rows(cache: Cache, rows: int, repeats: int) -> None:
     if repeats == 1:
         return
     for layer in cache.layers:
-        if isinstance(layer, RoomyLayer):
+        if isinstance(layer, PreallocatedKVLayer):
             layer.batch_repeat_interleave(repeats)
         else:  # meant for beam search, but the one way to pick rows that layers of every kind have
             cast(Any, layer).reorder_cache(torch.arange(rows).repeat_interleave(repeats))

@@ -8,11 +8,11 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from dpr_lightning.engine.decoding.kv_cache import RoomyLayer, growing_cache
-from dpr_lightning.engine.decoding.one_token_attention import Attention, Column, Seen
-from dpr_lightning.engine.decoding.packed_linear import Product
+from dpr_lightning.engine.decoding.kv_cache import PreallocatedKVLayer, preallocated_cache
+from dpr_lightning.engine.decoding.one_token_attention import Attention, AttentionContext, CacheColumn
+from dpr_lightning.engine.decoding.packed_linear import PackedLinear
 from dpr_lightning.engine.decoding.rms_norm import Norm
-from dpr_lightning.engine.decoding.shared_prompt_cache import PromptKeys
+from dpr_lightning.engine.decoding.shared_prompt_cache import SharedPromptCache
 from dpr_lightning.engine.forward import last_logits
 from dpr_lightning.engine.half_precision import autocasts
 from dpr_lightning.engine.known_decoders import inside_of_adapters, is_known_decoder, is_silu
@@ -24,12 +24,12 @@ _equal: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 class OneTokenPass:
-    """Logits of the next token, for rows whose keys and values so far lie in a cache of :class:`RoomyLayer`.
+    """Logits of the next token, for rows whose keys and values so far lie in a cache of :class:`PreallocatedKVLayer`.
 
     It calls the model's own modules, so that adapters act, and differs from the model's forward in what lies between:
     the queries that share a key head are attended to as if they were positions of one head, so that keys are read once
     and never copied; masks and positions are made once a step; and weights on a CPU are laid out once for many steps
-    (:class:`Product`).
+    (:class:`PackedLinear`).
 
     Args:
         model: for which :func:`knows` is true; its weights stay as they are while this is in use.
@@ -38,7 +38,7 @@ class OneTokenPass:
     def __init__(self, model: nn.Module) -> None:
         held = inside_of_adapters(model)
         self._decoder = held.model
-        self._embedding, self._head = held.get_input_embeddings(), Product(held.get_output_embeddings())
+        self._embedding, self._head = held.get_input_embeddings(), PackedLinear(held.get_output_embeddings())
         self._norm = Norm(self._decoder.norm)
         self._layers = [_Layer(place, layer) for place, layer in enumerate(self._decoder.layers)]
 
@@ -48,8 +48,8 @@ class OneTokenPass:
         position: Tensor,
         mask: Tensor | None,
         layers: Sequence[Any],
-        prompts: PromptKeys | None = None,
-        column: Column | None = None,
+        prompts: SharedPromptCache | None = None,
+        column: CacheColumn | None = None,
     ) -> Tensor:
         """Logits [B, V] after one more token a row.
 
@@ -63,16 +63,16 @@ class OneTokenPass:
         """
         hidden = self._embedding(tokens)
         cosine, sine = self._decoder.rotary_emb(hidden.unsqueeze(1), position.unsqueeze(1))
-        seen = Seen(cosine, sine, mask, prompts, column)
+        seen = AttentionContext(cosine, sine, mask, prompts, column)
         for layer, held in zip(self._layers, layers, strict=True):
             hidden = layer(hidden, seen, held)
         return self._head(self._norm(hidden))
 
     @property
-    def laid_out_bytes(self) -> int:
+    def packed_bytes(self) -> int:
         """Of the copies of weights that the first call makes."""
         products = [self._head, *(product for layer in self._layers for product in layer.products)]
-        return sum(product.laid_out_bytes for product in products)
+        return sum(product.packed_bytes for product in products)
 
 
 class _Layer:
@@ -83,12 +83,14 @@ class _Layer:
         self._before, self._between = Norm(layer.input_layernorm), Norm(layer.post_attention_layernorm)
         self._attend, self._act = Attention(place, attention), unit.act_fn
         # Next to each other, so that queries and keys are turned at once.
-        self._asked = Product(attention.q_proj, attention.k_proj, attention.v_proj)
-        self._given = Product(attention.o_proj)
-        self._gate, self._up, self._down = (Product(part) for part in (unit.gate_proj, unit.up_proj, unit.down_proj))
+        self._asked = PackedLinear(attention.q_proj, attention.k_proj, attention.v_proj)
+        self._given = PackedLinear(attention.o_proj)
+        self._gate, self._up, self._down = (
+            PackedLinear(part) for part in (unit.gate_proj, unit.up_proj, unit.down_proj)
+        )
         self.products = (self._asked, self._given, self._gate, self._up, self._down)
 
-    def __call__(self, hidden: Tensor, seen: Seen, held: RoomyLayer) -> Tensor:
+    def __call__(self, hidden: Tensor, seen: AttentionContext, held: PreallocatedKVLayer) -> Tensor:
         mixed = self._attend(self._asked(self._before(hidden)), seen, held)
         hidden = self._given.plus(mixed, hidden)
         inner = self._between(hidden)
@@ -114,9 +116,9 @@ def knows(model: nn.Module) -> bool:
     return _equal[model]
 
 
-def laid_out_bytes(model: nn.Module) -> int:
+def packed_bytes(model: nn.Module) -> int:
     """Bytes of the copies that sampling from ``model`` on a CPU makes of its weights."""
-    return OneTokenPass(model).laid_out_bytes if is_known_decoder(model) else 0
+    return OneTokenPass(model).packed_bytes if is_known_decoder(model) else 0
 
 
 def _has_hooks(module: nn.Module) -> bool:
@@ -128,7 +130,7 @@ def _gives_the_same(model: nn.Module) -> bool:
     """Compare both ways on a few tokens."""
     model_: Any = model
     tokens = torch.arange(1, 5, device=model_.device).view(2, 2) % model_.config.vocab_size
-    cache = growing_cache(model, 3)
+    cache = preallocated_cache(model, 3)
     last_logits(model, input_ids=tokens, past_key_values=cache, use_cache=True)
     asked = torch.cat([tokens, tokens[:, :1]], 1)
     expected = last_logits(model, input_ids=asked, use_cache=False).float()

@@ -8,15 +8,15 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from dpr_lightning.engine import kernels
-from dpr_lightning.engine.block_attention import rotate, turned_sine
-from dpr_lightning.engine.decoding.kv_cache import RoomyLayer
+from dpr_lightning.engine.attention_blocks import rotate, signed_sine
+from dpr_lightning.engine.decoding.kv_cache import PreallocatedKVLayer
 from dpr_lightning.engine.decoding.rms_norm import Norm
-from dpr_lightning.engine.decoding.shared_prompt_cache import PromptKeys
+from dpr_lightning.engine.decoding.shared_prompt_cache import SharedPromptCache
 from dpr_lightning.engine.half_precision import autocasts, multiplies_bfloat16
 
 
 @dataclass(frozen=True)
-class Column:
+class CacheColumn:
     """Where the keys of new tokens go, as tensors alone, so that a recorded step finds the next place by itself.
 
     ``place`` [1]: among keys with all their room; ``bias`` [B or 1, room]: added to scores, −∞ where nothing is seen.
@@ -26,7 +26,7 @@ class Column:
     bias: Tensor
 
 
-class Seen:
+class AttentionContext:
     """What all layers share: the turn of the new tokens' positions, and which keys are seen.
 
     Args:
@@ -42,10 +42,10 @@ class Seen:
         cosine: Tensor,
         sine: Tensor,
         mask: Tensor | None,
-        prompts: PromptKeys | None,
-        column: Column | None = None,
+        prompts: SharedPromptCache | None,
+        column: CacheColumn | None = None,
     ) -> None:
-        self.cosine, self.turned, self.prompts, self._mask = cosine, turned_sine(sine).contiguous(), prompts, mask
+        self.cosine, self.turned, self.prompts, self._mask = cosine, signed_sine(sine).contiguous(), prompts, mask
         self.column = column
         self.compiled = column is None and kernels.serves(cosine) and not autocasts()
         self._bias: Tensor | None = None
@@ -74,7 +74,7 @@ class Attention:
         self._width, self._scale = layer.head_dim, layer.scaling
         self._norms = (Norm(layer.q_norm), Norm(layer.k_norm)) if hasattr(layer, "q_norm") else None
 
-    def __call__(self, asked: Tensor, seen: Seen, held: RoomyLayer) -> Tensor:
+    def __call__(self, asked: Tensor, seen: AttentionContext, held: PreallocatedKVLayer) -> Tensor:
         """What the heads of each row have mixed, [B, H·width].
 
         Args:
@@ -110,7 +110,7 @@ class Attention:
             mixed = scaled_dot_product_attention(query, *kept, attn_mask=shown, scale=self._scale)
         return mixed.reshape(len(asked), -1)
 
-    def _by_kernel(self, heads: Tensor, keys: int, seen: Seen, held: RoomyLayer) -> Tensor:
+    def _by_kernel(self, heads: Tensor, keys: int, seen: AttentionContext, held: PreallocatedKVLayer) -> Tensor:
         rows = len(heads)
         if not held.is_initialized:
             none = heads.new_empty(rows, keys, 0, self._width)
@@ -122,7 +122,7 @@ class Attention:
         return kernels.attend(heads.view(rows, -1), seen.cosine, seen.turned, kept, length, self._scale, bias, prompts)
 
     def _by_products(
-        self, query: Tensor, kept: tuple[Tensor, Tensor], bias: Tensor | None, prompts: PromptKeys | None
+        self, query: Tensor, kept: tuple[Tensor, Tensor], bias: Tensor | None, prompts: SharedPromptCache | None
     ) -> Tensor:
         """As products of whole tensors, what is not written yet masked out."""
         keys, values = kept

@@ -12,7 +12,7 @@ from torch.nn.functional import silu
 from torch.utils.flop_counter import register_flop_formula
 
 from dpr_lightning.engine.kernels.calling import has_kernels, is_plain, serves
-from dpr_lightning.engine.kernels.decoding_kernels import LaidOut, laid_out_bytes
+from dpr_lightning.engine.kernels.decoding_kernels import PackedWeight, packed_bytes
 
 _MANY_WEIGHTS = 1 << 16
 """Weights from which on a copy that oneDNN lays out pays; smaller ones lie in a CPU's cache as they are."""
@@ -20,14 +20,14 @@ _ROWS = 64
 """Rows that the copy is laid out for; it serves others as well."""
 
 
-class Product:
+class PackedLinear:
     """``layer(rows)`` of rows [B, width], without gradient, and what often follows in the same call.
 
     PyTorch brings the weights of a linear layer into oneDNN's or MKL's order in every call; where rows are few, that
     takes as long as the product. Here it is done once, for layers of a CPU that are plain ones: the first call makes a
-    copy of their weights that lives as long as this, for :class:`dpr_lightning.engine.kernels.LaidOut` where that is
-    compiled, else for oneDNN (docs/performance.md). Others, and all on a GPU, are called as they are; so are all under
-    autocast.
+    copy of their weights that lives as long as this, in a :class:`dpr_lightning.engine.kernels.PackedWeight` where that
+    is compiled, else for oneDNN (docs/performance.md). Others, and all on a GPU, are called as they are; so are all
+    under autocast.
 
     Args:
         layers: whose weights do not change in the meantime; what several give stands next to each other.
@@ -58,12 +58,12 @@ class Product:
         return self._laid_out(rows, other, "plus") if self._is_laid_out(rows) else self._called(rows) + other
 
     @property
-    def laid_out_bytes(self) -> int:
+    def packed_bytes(self) -> int:
         """Of the copy that the first call makes."""
         if self._compiled:
             weight = self._layers[0].weight
             columns = sum(len(layer.weight) for layer in self._layers)
-            return laid_out_bytes(columns, weight.shape[1], weight.dtype)
+            return packed_bytes(columns, weight.shape[1], weight.dtype)
         return sum(layer.weight.nbytes for layer in self._layers) if self.lays_out else 0
 
     def _is_laid_out(self, rows: Tensor) -> bool:
@@ -76,17 +76,17 @@ class Product:
         return given[0] if len(given) == 1 else torch.cat(given, -1)
 
     @cached_property
-    def _laid_out(self) -> "LaidOut | _ByOneDnn":
+    def _laid_out(self) -> "PackedWeight | _OneDnnLinear":
         weights, biases = (
             [held.detach() for layer in self._layers if (held := getattr(layer, name)) is not None]
             for name in ("weight", "bias")
         )
         weight = weights[0] if len(weights) == 1 else torch.cat(weights)
-        return (LaidOut if self._compiled else _ByOneDnn)(weight, torch.cat(biases) if biases else None)
+        return (PackedWeight if self._compiled else _OneDnnLinear)(weight, torch.cat(biases) if biases else None)
 
 
-class _ByOneDnn:
-    """What :class:`dpr_lightning.engine.kernels.LaidOut` does, by PyTorch's own operations."""
+class _OneDnnLinear:
+    """What :class:`dpr_lightning.engine.kernels.PackedWeight` does, by PyTorch's own operations."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self._weight, self._bias = _ops()._reorder_linear_weight(weight, _ROWS), bias

@@ -14,7 +14,7 @@ TOKENS_AT_ONCE = 16384
 
 
 @dataclass(frozen=True)
-class ReadPrompts:
+class PrefilledPrompts:
     """What came out of the prefill of G prompts.
 
     ``logits``: of each model, [G, V] after the last token; ``attention`` [G, P]: 0 where a prompt, whose end is on the
@@ -26,13 +26,13 @@ class ReadPrompts:
     length: Tensor
 
 
-def read_prompts(
+def prefill_prompts(
     states: Sequence[DecoderState],
     prompts: Sequence[Sequence[int]],
     pad_token: int,
     device: torch.device,
     lockstep: Lockstep,
-) -> ReadPrompts:
+) -> PrefilledPrompts:
     """Read every prompt once.
 
     Args:
@@ -56,7 +56,7 @@ def read_prompts(
         lockstep.begin()
         padding = _padded(attention[part, first:])
         logits.append([state.prefill(tokens[part, first:], padding, longest) for state in states])
-    return ReadPrompts([torch.cat(each) for each in zip(*logits, strict=True)], _padded(attention), length)
+    return PrefilledPrompts([torch.cat(each) for each in zip(*logits, strict=True)], _padded(attention), length)
 
 
 def _parts_for(states: Sequence[DecoderState], lengths: Sequence[int]) -> list[slice]:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from dpr_lightning.engine.decoding.cached_state import CachedState
 from dpr_lightning.engine.decoding.cuda_graph import capture, has_graphs
-from dpr_lightning.engine.decoding.decode_batch import Batch, only
-from dpr_lightning.engine.decoding.decode_step import Steps
-from dpr_lightning.engine.decoding.one_token_attention import Column
+from dpr_lightning.engine.decoding.decode_batch import DecodeBatch, single_model
+from dpr_lightning.engine.decoding.decode_step import DecodeSteps
+from dpr_lightning.engine.decoding.one_token_attention import CacheColumn
 from dpr_lightning.engine.half_precision import autocasts
 from dpr_lightning.engine.known_decoders import inside_of_adapters
 
@@ -31,7 +31,7 @@ _CLOSE = 0.05
 """Nats by which both may differ in half precision; most tokens are the same."""
 
 
-class RecordedSteps(Steps):
+class GraphSteps(DecodeSteps):
     """The same, for a model on a GPU, in few launches.
 
     A step is hundreds of small operations, and to launch each may take longer than to do it. Recorded, they are
@@ -48,7 +48,7 @@ class RecordedSteps(Steps):
         limit: tokens that each row will have at most, one of them drawn.
     """
 
-    def __init__(self, batch: Batch, state: CachedState, temperature: float, top_p: float, limit: int) -> None:
+    def __init__(self, batch: DecodeBatch, state: CachedState, temperature: float, top_p: float, limit: int) -> None:
         super().__init__(batch, temperature, top_p)
         self._state = state
         self._left = limit - 1
@@ -103,7 +103,7 @@ class RecordedSteps(Steps):
             uniform=torch.empty_like(uniform),
             logprob=torch.empty(rows, dtype=torch.float32, device=keys.device),
             position=self._state.position.clone(),
-            column=Column(torch.full((1,), length, device=keys.device), bias),
+            column=CacheColumn(torch.full((1,), length, device=keys.device), bias),
             room=keys.shape[-2] - length,
         )
 
@@ -179,7 +179,7 @@ class _Fixed:
     """
 
     def __init__(
-        self, *, chosen: Tensor, uniform: Tensor, logprob: Tensor, position: Tensor, column: Column, room: int
+        self, *, chosen: Tensor, uniform: Tensor, logprob: Tensor, position: Tensor, column: CacheColumn, room: int
     ) -> None:
         self.chosen, self.uniform, self.logprob = chosen, uniform, logprob
         self.position, self.column, self.room = position, column, room
@@ -187,16 +187,16 @@ class _Fixed:
         self.moving = (chosen, logprob, position, column.place)
 
 
-def steps_of(batch: Batch, temperature: float, top_p: float, limit: int) -> Steps:
+def steps_of(batch: DecodeBatch, temperature: float, top_p: float, limit: int) -> DecodeSteps:
     """How a batch is written: in recorded steps where they are faster and do the same."""
     state = batch.states[0]
     if isinstance(state, CachedState) and has_graphs(state.position.device) and _can_be_recorded(batch, state):
-        return RecordedSteps(batch, state, temperature, top_p, limit)
-    return Steps(batch, temperature, top_p)
+        return GraphSteps(batch, state, temperature, top_p, limit)
+    return DecodeSteps(batch, temperature, top_p)
 
 
-def _can_be_recorded(batch: Batch, state: CachedState) -> bool:
-    if len(batch.states) > 1 or state.one_token is None or batch.combine is not only:
+def _can_be_recorded(batch: DecodeBatch, state: CachedState) -> bool:
+    if len(batch.states) > 1 or state.one_token is None or batch.combine is not single_model:
         return False
     rotary = inside_of_adapters(state.model).model.rotary_emb
     # Under autocast each step would cast all weights again: what is cast once need not be there when it is played.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dpr_lightning.engine.decoding.cached_state import CachedState
-from dpr_lightning.engine.decoding.decode_batch import Batch, only
+from dpr_lightning.engine.decoding.decode_batch import DecodeBatch, single_model
 from dpr_lightning.engine.decoding.decoder_state import DecoderState, LibraryState, RecomputedState
 from dpr_lightning.engine.decoding.kv_cache import fill_gaps
 from dpr_lightning.engine.decoding.one_token import OneTokenPass, knows
@@ -188,7 +188,7 @@ def _decoded(new_state: Callable[[], DecoderState], prompts: list[list[int]], an
     logits: Tensor | None = None
     together = [list(range(len(prompts)))]
     for group in together if not reads_equal_lengths([new_state()]) else _groups(prompts):
-        batch = Batch([new_state()], only, prompts[0][0], answers.device, Lockstep([]))
+        batch = DecodeBatch([new_state()], single_model, prompts[0][0], answers.device, Lockstep([]))
         rows = torch.arange(group[0] * _SAMPLES, (group[-1] + 1) * _SAMPLES, device=answers.device)
         result = batch.read([prompts[index] for index in group], _SAMPLES)
         if logits is None:

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dpr_lightning.engine.kernels.decoding_kernels import PromptsOfLayer
+from dpr_lightning.engine.kernels.decoding_kernels import LayerPromptCache
 
 
-class PromptKeys:
+class SharedPromptCache:
     """What the layers of a decoder keep of G prompts, for B rows that answer them.
 
     The queries of the rows that answer a prompt meet its keys in one product: these are read once for all of them, and
@@ -44,9 +44,9 @@ class PromptKeys:
         values = self._layers[layer][1]
         return self._apart(torch.bmm(self._together(weight), values.flatten(0, 1)), weight)
 
-    def of_layer(self, layer: int) -> PromptsOfLayer:
+    def of_layer(self, layer: int) -> LayerPromptCache:
         """All of it, for :func:`dpr_lightning.engine.kernels.attend`."""
-        return PromptsOfLayer(*self._layers[layer], self._bias, self._prompt, self._order)
+        return LayerPromptCache(*self._layers[layer], self._bias, self._prompt, self._order)
 
     def keep(self, order: Tensor) -> None:
         """Keep the rows ``order``, in that order."""

@@ -9,7 +9,9 @@ _BLOCK = 256
 """Tokens of the vocabulary whose probabilities are summed together before one of them is looked for."""
 
 
-def draw(logits: Tensor, uniform: Tensor, temperature: float = 1.0, top_p: float = 1.0) -> tuple[Tensor, Tensor]:
+def sample_tokens(
+    logits: Tensor, uniform: Tensor, temperature: float = 1.0, top_p: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """Draw one token a row by inverting the cumulative distribution.
 
     Args:
@@ -25,7 +27,7 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float = 1.0, top_p: float
         chosen = logits.argmax(-1)
         return chosen, torch.zeros_like(chosen, dtype=torch.float32)
     if top_p == 1 and kernels.serves(logits):
-        return kernels.draw(logits, uniform, temperature)
+        return kernels.sample_tokens(logits, uniform, temperature)
     scaled = logits.float()
     if temperature != 1:
         scaled = scaled / temperature

@@ -13,13 +13,13 @@ from dpr_lightning.engine.kernels.calling import compiled, function, has_kernels
 _THEN = {"none": 0, "silu": 1, "times": 2, "plus": 3}
 
 
-def laid_out_bytes(columns: int, width: int, dtype: torch.dtype) -> int:
-    """Of the copy that :class:`LaidOut` makes of weights [columns, width]."""
+def packed_bytes(columns: int, width: int, dtype: torch.dtype) -> int:
+    """Of the copy that :class:`PackedWeight` makes of weights [columns, width]."""
     panel = int(compiled().panel())
     return -(-columns // panel) * panel * width * dtype.itemsize
 
 
-class LaidOut:
+class PackedWeight:
     """A copy of the weights of a linear layer, laid out for products with a few rows.
 
     Args:
@@ -36,7 +36,7 @@ class LaidOut:
             raise ValueError(f"Rows of {self._width} bfloat16 are no whole pairs.")
         if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != weight.dtype):
             raise ValueError(f"A bias {tuple(bias.shape)} of {bias.dtype} beside weights {tuple(weight.shape)}.")
-        words = laid_out_bytes(self._columns, self._width, self._dtype) // 4
+        words = packed_bytes(self._columns, self._width, self._dtype) // 4
         self._panels = torch.empty(words, dtype=torch.int32, device="cpu")
         self._function = function("product", self._dtype)
         weight = weight.detach().contiguous()
@@ -89,7 +89,7 @@ def root_mean_square_norm(hidden: Tensor, weight: Tensor, epsilon: float) -> Ten
     return made
 
 
-class PromptsOfLayer(NamedTuple):
+class LayerPromptCache(NamedTuple):
     """What a layer keeps of the prompts that rows answer, each once.
 
     ``keys`` and ``values`` [G, heads, P, width]; ``bias`` [G, P] float32, added to their scores, or None; the
@@ -126,14 +126,14 @@ def attend(
     length: int,
     scale: float,
     bias: Tensor | None = None,
-    prompts: "PromptsOfLayer | None" = None,
+    prompts: "LayerPromptCache | None" = None,
 ) -> Tensor:
     """Turn queries and keys to their positions, write keys and values behind the others, and attend.
 
     Args:
         asked: [B, (n + 2) · heads · width], of each row n · heads queries, then keys, then values.
         cosine: [B, 1, width], of the rows' positions.
-        turned: [B, 1, width], sines with the sign they get (:func:`dpr_lightning.functional.turned_sine`).
+        turned: [B, 1, width], sines with the sign they get (:func:`dpr_lightning.functional.signed_sine`).
         kept: keys and values [B, heads, room, width] of the rows, contiguous; written to. The width is a multiple of
             :func:`dpr_lightning.engine.kernels.lanes`.
         length: tokens of a row, the new one included; at most the room.
@@ -195,7 +195,7 @@ def attend(
     return made
 
 
-def draw(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def sample_tokens(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """The token of each row at which the sum of probabilities, in the vocabulary's order, exceeds ``uniform``.
 
     Args:

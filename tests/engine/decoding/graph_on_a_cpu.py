@@ -63,11 +63,11 @@ class _Recorder(TorchDispatchMode):
         if function._schema.is_mutable:
             for part in given:
                 self._keep(part)
-        found = function(*args, **kwargs)
+        result = function(*args, **kwargs)
         known = {part.untyped_storage().data_ptr() for part in given}
-        self._made |= {part.untyped_storage().data_ptr() for part in tensors(found)} - known
-        self.calls.append((function, *tree_map_only(Tensor, self._held, (args, kwargs, found))))
-        return found
+        self._made |= {part.untyped_storage().data_ptr() for part in tensors(result)} - known
+        self.calls.append((function, *tree_map_only(Tensor, self._held, (args, kwargs, result))))
+        return result
 
     def _held(self, part: Tensor) -> Any:
         storage = part.untyped_storage()
@@ -113,9 +113,9 @@ class Recording:
     @torch.no_grad()
     def __call__(self) -> None:
         """Once."""
-        for function, args, kwargs, found in self._calls:
+        for function, args, kwargs, result in self._calls:
             held_args, held_kwargs = tree_map_only(_Outside, _Outside.tensor, (args, kwargs))
             again = function(*held_args, **held_kwargs)
-            for old, new in zip(tree_leaves(found), tree_leaves(again), strict=True):
+            for old, new in zip(tree_leaves(result), tree_leaves(again), strict=True):
                 if isinstance(old, Tensor) and old.untyped_storage().data_ptr() != new.untyped_storage().data_ptr():
                     old.copy_(new)

@@ -60,7 +60,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr("torch.cuda.current_stream", lambda: Stream("outside", said))
     monkeypatch.setattr("torch.cuda.stream", lambda stream: nullcontext())
     monkeypatch.setattr("torch.cuda.device", Device)
-    monkeypatch.setattr("torch._C._cuda_endAllocateToPool", lambda *place: said.append(f"leave {place}"), raising=False)
+    monkeypatch.setattr("torch._C._cuda_endAllocateToPool", lambda *index: said.append(f"leave {index}"), raising=False)
     cuda_graph._place.cache_clear()
     return said
 
@@ -98,11 +98,11 @@ def test_one_that_fails_is_ended_and_says_why(invalid: bool, said: list[str]) ->
 def test_where_there_are_recordings(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cuda_graph.has_graphs(GPU)
     assert not cuda_graph.has_graphs(torch.device("cpu"))
-    found: list[bool] = []
-    other = threading.Thread(target=lambda: found.append(cuda_graph.has_graphs(GPU)))  # draws ahead
+    result: list[bool] = []
+    other = threading.Thread(target=lambda: result.append(cuda_graph.has_graphs(GPU)))  # draws ahead
     other.start()
     other.join()
-    assert found == [False]
+    assert result == [False]
     with monkeypatch.context() as patch:
         patch.setattr("torch.are_deterministic_algorithms_enabled", lambda: True)
         assert not cuda_graph.has_graphs(GPU)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dpr_lightning.engine.decoding import one_token_attention
 from dpr_lightning.engine.decoding import packed_linear as products
-from dpr_lightning.engine.decoding.kv_cache import growing_cache
+from dpr_lightning.engine.decoding.kv_cache import preallocated_cache
 from dpr_lightning.engine.decoding.one_token import OneTokenPass, knows
 from dpr_lightning.engine.kernels import calling
 from dpr_lightning.rollouts import SamplingOptions, sample
@@ -54,12 +54,12 @@ def made(kind: str) -> nn.Module:
 def next_logits(model: Any, tokens: Tensor, attention: Tensor, longest: int | None = None) -> tuple[Tensor, Tensor]:
     """Of the last column of ``tokens`` [B, T], by a pass over a cache, and by a fresh pass over everything."""
     position = (attention.cumsum(1) - 1).clamp_min(0)
-    cache = growing_cache(model, longest or tokens.shape[1])
+    cache = preallocated_cache(model, longest or tokens.shape[1])
     before = {"input_ids": tokens[:, :-1], "attention_mask": attention[:, :-1], "position_ids": position[:, :-1]}
     model(**before, past_key_values=cache, use_cache=True)
-    found = OneTokenPass(model)(tokens[:, -1], position[:, -1], attention.bool(), cache.layers)
+    result = OneTokenPass(model)(tokens[:, -1], position[:, -1], attention.bool(), cache.layers)
     fresh = model(input_ids=tokens, attention_mask=attention, position_ids=position, use_cache=False)
-    return found, fresh.logits[:, -1]
+    return result, fresh.logits[:, -1]
 
 
 @pytest.mark.parametrize("rows", [3, 17])
@@ -70,8 +70,8 @@ def test_logits_are_those_of_a_fresh_forward_pass(kind: str, rows: int, way: str
     tokens = torch.randint(0, 50, (rows, 9), generator=torch.Generator().manual_seed(1))
     attention = torch.ones_like(tokens)
     attention[0, :3] = 0
-    found, fresh = next_logits(model, tokens, attention)
-    torch.testing.assert_close(found, fresh, atol=2e-5, rtol=1e-5)
+    result, fresh = next_logits(model, tokens, attention)
+    torch.testing.assert_close(result, fresh, atol=2e-5, rtol=1e-5)
 
 
 def test_adapters_act(way: str) -> None:
@@ -79,11 +79,11 @@ def test_adapters_act(way: str) -> None:
     model = get_peft_model(made("llama"), LoraConfig(**options)).eval()  # type: ignore[arg-type]
     assert knows(model)
     tokens = torch.randint(0, 50, (8, 6), generator=torch.Generator().manual_seed(1))
-    found, fresh = next_logits(model, tokens, torch.ones_like(tokens))
-    torch.testing.assert_close(found, fresh, atol=2e-5, rtol=1e-5)
+    result, fresh = next_logits(model, tokens, torch.ones_like(tokens))
+    torch.testing.assert_close(result, fresh, atol=2e-5, rtol=1e-5)
     with model.disable_adapter():
         plain, _ = next_logits(model, tokens, torch.ones_like(tokens))
-    assert (plain - found).abs().max() > 1e-2
+    assert (plain - result).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("by_products", [True, False])
@@ -96,9 +96,9 @@ def test_half_precision(kind: str, by_products: bool, way: str, monkeypatch: pyt
     tokens = torch.randint(0, 50, (24, 9), generator=torch.Generator().manual_seed(1))
     attention = torch.ones_like(tokens)
     attention[0, :3] = 0
-    found, fresh = next_logits(model, tokens, attention, longest=30)
+    result, fresh = next_logits(model, tokens, attention, longest=30)
     exact = next_logits(model.float(), tokens, attention)[1]
-    assert (found - exact).square().mean() <= 1.2 * (fresh - exact).square().mean()
+    assert (result - exact).square().mean() <= 1.2 * (fresh - exact).square().mean()
 
 
 class Louder(nn.Module):

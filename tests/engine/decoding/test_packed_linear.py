@@ -9,10 +9,10 @@ from torch.nn.functional import silu
 from torch.utils.flop_counter import FlopCounterMode
 
 from dpr_lightning.engine import kernels
-from dpr_lightning.engine.decoding import laid_out_bytes
+from dpr_lightning.engine.decoding import packed_bytes
 from dpr_lightning.engine.decoding import packed_linear as products
 from dpr_lightning.engine.decoding.one_token import OneTokenPass
-from dpr_lightning.engine.decoding.packed_linear import Product, _packed_types
+from dpr_lightning.engine.decoding.packed_linear import PackedLinear, _packed_types
 from dpr_lightning.rollouts import SamplingOptions, sample
 from tests.tiny import decoder, unknown_decoder, with_adapters
 
@@ -33,18 +33,18 @@ def layer(bias: bool = True, dtype: torch.dtype = torch.float32) -> nn.Linear:
 def test_values_are_those_of_the_layer(dtype: torch.dtype, bias: bool, rows: int, with_kernels: bool) -> None:
     made, exact = layer(bias, dtype), layer(bias, dtype).double()
     given, other = torch.randn(rows, WIDTH).to(dtype), torch.randn(rows, HEIGHT).to(dtype)
-    product = Product(made)
+    product = PackedLinear(made)
     assert product.lays_out == (with_kernels or dtype in _packed_types())
     wanted: Tensor = exact(given.double())
     relative = 1e-5 if dtype == torch.float32 else 1.6e-2
-    for found, expected in (
+    for result, expected in (
         (product(given), wanted),
         (product.silu(given), silu(wanted)),
         (product.times(given, other), wanted * other.double()),
         (product.plus(given, other), wanted + other.double()),
     ):
-        assert found.dtype == dtype
-        torch.testing.assert_close(found.double(), expected, atol=relative, rtol=relative)
+        assert result.dtype == dtype
+        torch.testing.assert_close(result.double(), expected, atol=relative, rtol=relative)
 
 
 @pytest.mark.parametrize("biases", [(True, True), (False, False), (True, False)])
@@ -52,7 +52,7 @@ def test_values_are_those_of_the_layer(dtype: torch.dtype, bias: bool, rows: int
 def test_several_stand_next_to_each_other(biases: tuple[bool, bool], with_kernels: bool) -> None:
     layers = [layer(bias) for bias in biases]
     given = torch.randn(5, WIDTH)
-    product = Product(*layers)
+    product = PackedLinear(*layers)
     assert product.lays_out == (len(set(biases)) == 1 and (with_kernels or torch.float32 in _packed_types()))
     expected = torch.cat([made(given) for made in layers], -1)
     torch.testing.assert_close(product(given), expected, atol=1e-5, rtol=1e-5)
@@ -61,19 +61,19 @@ def test_several_stand_next_to_each_other(biases: tuple[bool, bool], with_kernel
 @torch.no_grad()
 def test_under_autocast_the_layer_is_called() -> None:
     made, given = layer(), torch.randn(5, WIDTH)
-    product = Product(made)
+    product = PackedLinear(made)
     with torch.autocast("cpu", torch.bfloat16):
-        found, wanted = product(given), made(given)
-        added = product.plus(given, wanted)
-    assert found.dtype == torch.bfloat16
-    assert torch.equal(found, wanted)
-    assert torch.equal(added, wanted + wanted)
+        result, expected = product(given), made(given)
+        added = product.plus(given, expected)
+    assert result.dtype == torch.bfloat16
+    assert torch.equal(result, expected)
+    assert torch.equal(added, expected + expected)
 
 
 @needs_copies
 @torch.no_grad()
 def test_operations_are_counted() -> None:
-    product, given = Product(layer()), torch.randn(5, WIDTH)
+    product, given = PackedLinear(layer()), torch.randn(5, WIDTH)
     assert product.lays_out
     with FlopCounterMode(display=False) as counter:
         product.times(given, product.silu(given))
@@ -95,7 +95,7 @@ def test_other_layers_are_called(others: object) -> None:
     made: nn.Module = others()
     weight = next(made.parameters())
     given = torch.randn(3, weight.shape[1], dtype=weight.dtype)
-    product = Product(made)
+    product = PackedLinear(made)
     assert not product.lays_out
     assert torch.equal(product(given), made(given))
     assert torch.equal(product.plus(given, made(given)), 2 * made(given))
@@ -105,7 +105,7 @@ def test_other_layers_are_called(others: object) -> None:
 def test_bytes_of_copies_are_those_that_sampling_makes(monkeypatch: pytest.MonkeyPatch, with_kernels: bool) -> None:
     made: list[int] = []
     monkeypatch.setattr(products, "_MANY_WEIGHTS", 1024)
-    for kind in (products._ByOneDnn, kernels.LaidOut):
+    for kind in (products._OneDnnLinear, kernels.PackedWeight):
         begin = kind.__init__
 
         def noted(copy: Any, weight: Tensor, bias: Tensor | None, begin: Any = begin) -> None:
@@ -119,10 +119,10 @@ def test_bytes_of_copies_are_those_that_sampling_makes(monkeypatch: pytest.Monke
     with torch.no_grad():
         sample(model, [[1, 2, 3]], SamplingOptions(3), stop_tokens=[], pad_token=0)
     # Found to be equal to the model's own pass, and used.
-    assert sum(made) == 2 * laid_out_bytes(model) > 0
+    assert sum(made) == 2 * packed_bytes(model) > 0
     head: Any = model.get_output_embeddings()
-    assert laid_out_bytes(with_adapters(model)) == Product(head).laid_out_bytes > 0  # which has none
-    assert laid_out_bytes(unknown_decoder()) == 0
+    assert packed_bytes(with_adapters(model)) == PackedLinear(head).packed_bytes > 0  # which has none
+    assert packed_bytes(unknown_decoder()) == 0
 
 
 def test_the_copy_goes_with_the_product() -> None:
@@ -130,6 +130,6 @@ def test_the_copy_goes_with_the_product() -> None:
     made = layer()
     given = torch.randn(3, WIDTH)
     with torch.no_grad():
-        before = Product(made)(given)
+        before = PackedLinear(made)(given)
         made.weight.mul_(2.0)
-        torch.testing.assert_close(Product(made)(given) - made.bias, 2 * (before - made.bias))
+        torch.testing.assert_close(PackedLinear(made)(given) - made.bias, 2 * (before - made.bias))

@@ -12,7 +12,7 @@ from torch import nn
 
 from dpr_lightning.engine import action_logits
 from dpr_lightning.engine.decoding import recorded_steps
-from dpr_lightning.engine.decoding.kv_cache import RoomyLayer
+from dpr_lightning.engine.decoding.kv_cache import PreallocatedKVLayer
 from dpr_lightning.functional import token_logprobs
 from dpr_lightning.rollouts import SamplingOptions, sample
 from dpr_lightning.types import Rollouts
@@ -66,12 +66,12 @@ def both(record: Record, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple
     """Answers by plain steps, and by recorded ones."""
 
     def written(model: nn.Module, options: SamplingOptions, **more: Any) -> tuple[Rollouts, Rollouts]:
-        found = []
+        result = []
         for graphs in (False, True):
             monkeypatch.setattr(recorded_steps, "has_graphs", lambda device, graphs=graphs: graphs)
             given = {"stop_tokens": STOP, "pad_token": PAD, "seed": 3} | more
-            found.append(sample(model, PROMPTS, options, **given))
-        return found[0], found[1]
+            result.append(sample(model, PROMPTS, options, **given))
+        return result[0], result[1]
 
     return written
 
@@ -147,7 +147,7 @@ def test_under_autocast_nothing_is_recorded(both: Any, record: Record, caplog: p
 
 def test_keys_of_another_type_are_kept_in_that_of_the_cache() -> None:
     """Norms of queries and keys give float32 on a GPU under autocast."""
-    layer = RoomyLayer(9)
+    layer = PreallocatedKVLayer(9)
     new = torch.randn(2, 3, 1, 4)
     layer.update(new.bfloat16(), new.bfloat16())
     layer.make_room(2, 4)
@@ -180,14 +180,14 @@ def test_few_rows_are_written_in_vain(both: Any, record: Record, monkeypatch: py
     """Of lengths that fall off as those of an untrained policy do; and few recordings are made for them."""
     monkeypatch.setattr(recorded_steps, "_ROOM", 128)
     rows = 0
-    drawn = recorded_steps.RecordedSteps.next
+    sampled = recorded_steps.GraphSteps.next
 
     def count(self: Any, chosen: torch.Tensor, uniform: torch.Tensor) -> Any:
         nonlocal rows
         rows += len(chosen)
-        return drawn(self, chosen, uniform)
+        return sampled(self, chosen, uniform)
 
-    monkeypatch.setattr(recorded_steps.RecordedSteps, "next", count)
+    monkeypatch.setattr(recorded_steps.GraphSteps, "next", count)
     _, recorded = both(made("llama"), SamplingOptions(100), num_samples=40, stop_tokens=[1])
     needed = int(recorded.mask.sum()) - len(recorded.mask)  # reading the prompt gave the first
     assert rows <= 1.2 * needed
@@ -230,9 +230,7 @@ def test_a_recording_that_does_something_else_is_not_used(
     def capture(function: Callable[[], None], device: torch.device) -> Callable[[], None]:
         if wrong == "other":
             with monkeypatch.context() as patch:
-                patch.setattr(
-                    recorded_steps.RecordedSteps, "_drawn", lambda _, logits, u: (logits.argmin(-1), u.float())
-                )
+                patch.setattr(recorded_steps.GraphSteps, "_drawn", lambda _, logits, u: (logits.argmin(-1), u.float()))
                 return record.capture(function, device)
         play = record.capture(function, device)
 

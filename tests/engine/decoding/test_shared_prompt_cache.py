@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dpr_lightning.engine.decoding.shared_prompt_cache import PromptKeys
+from dpr_lightning.engine.decoding.shared_prompt_cache import SharedPromptCache
 from dpr_lightning.modules.memory import LiveBytes, sampling_memory
 from dpr_lightning.rollouts import SamplingOptions, sample
 from dpr_lightning.types import Rollouts
@@ -31,7 +31,7 @@ def random(*shape: int) -> Tensor:
 def test_products_are_those_with_a_copy_for_every_row(kept: list[list[int]], padded: bool) -> None:
     layers = [(random(GROUPS, HEADS, LENGTH, WIDTH), random(GROUPS, HEADS, LENGTH, WIDTH + layer)) for layer in (1, 2)]
     seen = torch.arange(LENGTH) >= torch.tensor([[0], [3], [1], [2]]) if padded else None
-    prompts = PromptKeys(layers, seen, SAMPLES)
+    prompts = SharedPromptCache(layers, seen, SAMPLES)
     of = torch.arange(GROUPS).repeat_interleave(SAMPLES)
     for order in kept:
         prompts.keep(torch.tensor(order))
@@ -55,16 +55,16 @@ def test_samples_under_autocast() -> None:
 
     exact = drawn()
     with torch.autocast("cpu", torch.bfloat16):
-        found = drawn()
+        result = drawn()
     # A draw at the border between two tokens may fall to the other side.
-    same = (exact.tokens == found.tokens).all(1)
+    same = (exact.tokens == result.tokens).all(1)
     assert same.sum() >= 10
-    torch.testing.assert_close(found.logprob[same], exact.logprob[same], atol=2e-2, rtol=0)
-    assert not torch.equal(found.logprob[same], exact.logprob[same])
+    torch.testing.assert_close(result.logprob[same], exact.logprob[same], atol=2e-2, rtol=0)
+    assert not torch.equal(result.logprob[same], exact.logprob[same])
 
 
 def bytes_of_sampling(model: nn.Module, prompts: int, samples: int, prompt: int, options: SamplingOptions) -> int:
-    asked = [[2 + place % 40 for place in range(prompt)] for _ in range(prompts)]
+    asked = [[2 + index % 40 for index in range(prompt)] for _ in range(prompts)]
     with LiveBytes() as live:
         sample(model, asked, options, stop_tokens=[], pad_token=0, num_samples=samples)
         return live.peak

@@ -62,13 +62,15 @@ def test_values_and_gradients(shape: Shape, masked: str, monkeypatch: pytest.Mon
     if masked == "expanded" and seen is not None:
         seen = seen[:1].expand(shape[0], -1, -1, -1)
     assert kernels.attends_rows(*parts)
-    monkeypatch.setattr("dpr_lightning.engine.block_attention._Heads.of", lambda *_: pytest.fail("PyTorch's"))
-    found = block_attention(*parts, shape[-1] ** -0.5, seen)
-    wide, wanted = exact(parts, seen)
-    assert found.dtype == torch.bfloat16
-    assert off(found, wanted) < 4e-3
+    monkeypatch.setattr("dpr_lightning.engine.attention_blocks._Heads.of", lambda *_: pytest.fail("PyTorch's"))
+    result = block_attention(*parts, shape[-1] ** -0.5, seen)
+    wide, expected = exact(parts, seen)
+    assert result.dtype == torch.bfloat16
+    assert off(result, expected) < 4e-3
     for ours, theirs in zip(
-        torch.autograd.grad(found, parts, gradient), torch.autograd.grad(wanted, wide, gradient.double()), strict=True
+        torch.autograd.grad(result, parts, gradient),
+        torch.autograd.grad(expected, wide, gradient.double()),
+        strict=True,
     ):
         assert ours.shape == theirs.shape
         assert off(ours, theirs) < 5e-3
@@ -82,8 +84,8 @@ def test_a_row_is_the_same_to_the_bit_among_others_and_on_more_threads() -> None
         torch.set_num_threads(count)
         try:
             cut = [part.detach()[rows].requires_grad_() for part in parts]
-            found = block_attention(*cut, 0.125)
-            return [found, *torch.autograd.grad(found, cut, gradient[rows])]
+            result = block_attention(*cut, 0.125)
+            return [result, *torch.autograd.grad(result, cut, gradient[rows])]
         finally:
             torch.set_num_threads(threads)
 

@@ -131,13 +131,13 @@ def test_a_damaged_library_is_made_again(cache: Path, length: int) -> None:
 
 @pytest.mark.parametrize("what", ["a file", "others write", "no home"])
 def test_where_nothing_can_be_kept(what: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    place = tmp_path / "file"
+    index = tmp_path / "file"
     if what == "a file":
-        place.write_text("")
+        index.write_text("")
     elif what == "others write":
-        (place / "dpr_lightning").mkdir(parents=True)
-        (place / "dpr_lightning").chmod(0o777)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(place))
+        (index / "dpr_lightning").mkdir(parents=True)
+        (index / "dpr_lightning").chmod(0o777)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(index))
     if what == "no home":
         monkeypatch.delenv("XDG_CACHE_HOME")
 
@@ -145,10 +145,10 @@ def test_where_nothing_can_be_kept(what: str, monkeypatch: pytest.MonkeyPatch, t
             raise RuntimeError("Could not determine home directory.")
 
         monkeypatch.setattr(Path, "expanduser", homeless)
-    found = compiling.folder()
-    assert found.is_dir()
-    assert place not in found.parents
-    shutil.rmtree(found)
+    result = compiling.folder()
+    assert result.is_dir()
+    assert index not in result.parents
+    shutil.rmtree(result)
 
 
 def test_they_can_be_switched_off() -> None:
@@ -156,11 +156,11 @@ def test_they_can_be_switched_off() -> None:
         "import torch; from dpr_lightning.engine import kernels\n"
         "assert not kernels.has_kernels(torch.float32, torch.device('cpu'))"
     )
-    found = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", program], env=os.environ | {compiling.SWITCH: "0"}, capture_output=True, text=True
     )
-    assert found.returncode == 0, found.stderr
-    assert not found.stderr  # whoever asked for it need not be told
+    assert result.returncode == 0, result.stderr
+    assert not result.stderr  # whoever asked for it need not be told
 
 
 @needs_compiler
@@ -169,12 +169,13 @@ def test_they_share_the_threads_of_pytorch() -> None:
     program = (
         "import torch; from dpr_lightning.engine import kernels\n"
         "torch.set_num_threads(2); rows = torch.randn(64, 512)\n"
-        "torch.mm(torch.randn(512, 512), torch.randn(512, 512)); kernels.LaidOut(torch.randn(512, 512), None)(rows)\n"
+        "torch.mm(torch.randn(512, 512), torch.randn(512, 512))\n"
+        "kernels.PackedWeight(torch.randn(512, 512), None)(rows)\n"
         "print(open('/proc/self/maps').read())"
     )
-    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    runtimes = {line.split()[-1] for line in found.stdout.splitlines() if "libgomp" in line or "libiomp" in line}
-    assert "dpr_lightning/kernels-" in found.stdout
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    runtimes = {line.split()[-1] for line in result.stdout.splitlines() if "libgomp" in line or "libiomp" in line}
+    assert "dpr_lightning/kernels-" in result.stdout
     assert len(runtimes) == 1, runtimes
 
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn.functional import silu
 from torch.testing._internal.two_tensor import TwoTensor
 
-from dpr_lightning.engine import kernels, rotate, turned_sine
-from dpr_lightning.engine.decoding import draw
+from dpr_lightning.engine import kernels, rotate, signed_sine
+from dpr_lightning.engine.decoding import sample_tokens
 
 pytestmark = pytest.mark.usefixtures("vectors")
 ALLOWED = {torch.float32: 3e-6, torch.bfloat16: 1e-2}
@@ -34,24 +34,24 @@ def test_products(rows: int, columns: int, biased: bool, dtype: torch.dtype) -> 
     bias = random(columns, dtype=dtype) if biased else None
     other = random(rows, columns, dtype=dtype, seed=1)
     exact = given.double() @ weight.double().T + (0.0 if bias is None else bias.double())
-    product = kernels.LaidOut(weight, bias)
+    product = kernels.PackedWeight(weight, bias)
     followed: list[tuple[tuple[Any, ...], Tensor]] = [
         ((), exact),
         ((None, "silu"), silu(exact)),
         ((other, "times"), exact * other.double()),
         ((other, "plus"), exact + other.double()),
     ]
-    for more, wanted in followed:
-        found = product(given, *more)
-        assert found.dtype == dtype
-        assert found.shape == (rows, columns)
+    for more, expected in followed:
+        result = product(given, *more)
+        assert result.dtype == dtype
+        assert result.shape == (rows, columns)
         if rows:
-            near(found, wanted, ALLOWED[dtype])
+            near(result, expected, ALLOWED[dtype])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_row_is_the_same_to_the_bit_among_others_and_on_more_threads(dtype: torch.dtype) -> None:
-    product = kernels.LaidOut(random(200, 64, dtype=dtype), None)
+    product = kernels.PackedWeight(random(200, 64, dtype=dtype), None)
     given = random(37, 64, dtype=dtype)
     whole = product(given)
     threads = torch.get_num_threads()
@@ -65,7 +65,7 @@ def test_a_row_is_the_same_to_the_bit_among_others_and_on_more_threads(dtype: to
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    product = kernels.LaidOut(random(6, 8), None)
+    product = kernels.PackedWeight(random(6, 8), None)
     with pytest.raises(ValueError, match="for weights of 8"):
         product(random(2, 9))
     with pytest.raises(ValueError, match="for weights of 8"):
@@ -73,15 +73,15 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="beside a product"):
         product(random(2, 8), random(3, 6), "plus")
     with pytest.raises(ValueError, match="no whole pairs"):
-        kernels.LaidOut(random(6, 9, dtype=torch.bfloat16), None)
+        kernels.PackedWeight(random(6, 9, dtype=torch.bfloat16), None)
     with pytest.raises(ValueError, match="A bias"):
-        kernels.LaidOut(random(6, 8), random(5))
+        kernels.PackedWeight(random(6, 8), random(5))
     with pytest.raises(ValueError, match="Weights that are TwoTensor"):
-        kernels.LaidOut(TwoTensor(random(6, 8), random(6, 8)), None)
+        kernels.PackedWeight(TwoTensor(random(6, 8), random(6, 8)), None)
     with pytest.raises(ValueError, match="on meta"):
-        kernels.draw(random(2, 8), torch.empty(2, dtype=torch.float64, device="meta"), 1.0)
+        kernels.sample_tokens(random(2, 8), torch.empty(2, dtype=torch.float64, device="meta"), 1.0)
     with pytest.raises(ValueError, match=r"\(1,\) on cpu"):
-        kernels.draw(random(2, 8), torch.rand(1, dtype=torch.float64), 1.0)
+        kernels.sample_tokens(random(2, 8), torch.rand(1, dtype=torch.float64), 1.0)
     with pytest.raises(ValueError, match="A norm"):
         kernels.root_mean_square_norm(random(2, 64), random(32), 1e-5)
 
@@ -105,18 +105,18 @@ class Asked:
         self.asked = random(rows, (group + 2) * heads * width, dtype=dtype)
         angle = random(rows, 1, width // 2)
         self.cosine = torch.cat([angle.cos()] * 2, -1).to(dtype)
-        self.turned = turned_sine(torch.cat([angle.sin()] * 2, -1)).to(dtype)
+        self.turned = signed_sine(torch.cat([angle.sin()] * 2, -1)).to(dtype)
         self.kept = tuple(random(rows, heads, length + 5, width, dtype=dtype, seed=seed) for seed in (1, 2))
         self.scale = width**-0.5
 
-    def attend(self, bias: Tensor | None, prompts: kernels.PromptsOfLayer | None) -> Tensor:
+    def attend(self, bias: Tensor | None, prompts: kernels.LayerPromptCache | None) -> Tensor:
         keys, values = self.kept
         self.written = keys.clone(), values.clone()
         return kernels.attend(
             self.asked, self.cosine, self.turned, self.written, self.length, self.scale, bias, prompts
         )
 
-    def exact(self, bias: Tensor | None, prompts: kernels.PromptsOfLayer | None) -> Tensor:
+    def exact(self, bias: Tensor | None, prompts: kernels.LayerPromptCache | None) -> Tensor:
         heads = self.asked.double().view(self.rows, -1, self.width)
         queries, keys = self.group * self.heads, (self.group + 1) * self.heads
         placed = rotate(heads[:, None, :keys], self.cosine.double(), self.turned.double()).squeeze(1)
@@ -137,12 +137,12 @@ class Asked:
         return (score.softmax(-1) @ value).flatten(1)
 
 
-def prompts_of(asked: Asked, length: int, padded: bool) -> kernels.PromptsOfLayer:
+def prompts_of(asked: Asked, length: int, padded: bool) -> kernels.LayerPromptCache:
     dtype = asked.asked.dtype
     keys, values = (random(3, asked.heads, length, asked.width, dtype=dtype, seed=seed) for seed in (3, 4))
     bias = torch.zeros(3, length).masked_fill_(torch.arange(length) < torch.tensor([[0], [2], [1]]), float("-inf"))
     prompt = torch.tensor([2, 0, 2, 1, 0, 2])
-    return kernels.PromptsOfLayer(keys, values, bias if padded else None, prompt, prompt.argsort(stable=True))
+    return kernels.LayerPromptCache(keys, values, bias if padded else None, prompt, prompt.argsort(stable=True))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -204,7 +204,7 @@ def test_draws(columns: int, temperature: float, dtype: torch.dtype) -> None:
     uniform = torch.rand(40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     uniform[:2] = torch.tensor([0.0, 1.0 - 2**-53])
     exact = (logits.double() / temperature).log_softmax(-1)
-    chosen, logprob = kernels.draw(logits, uniform, temperature)
+    chosen, logprob = kernels.sample_tokens(logits, uniform, temperature)
     near(logprob, exact.gather(1, chosen[:, None]).squeeze(1), 2e-6)
     until = exact.exp().cumsum(-1)
     reached = until.gather(1, chosen[:, None]).squeeze(1)
@@ -216,7 +216,9 @@ def test_impossible_tokens_are_never_drawn_and_strange_logits_are_seen() -> None
     logits = torch.full((4, 600), float("-inf"))
     logits[:, 5], logits[:, 300] = 0.0, 0.0
     logits[2, 7], logits[3] = float("nan"), float("-inf")
-    chosen, logprob = kernels.draw(logits, torch.tensor([0.0, 1.0 - 2**-53, 0.5, 0.5], dtype=torch.float64), 1.0)
+    chosen, logprob = kernels.sample_tokens(
+        logits, torch.tensor([0.0, 1.0 - 2**-53, 0.5, 0.5], dtype=torch.float64), 1.0
+    )
     assert chosen[:2].tolist() == [5, 300]
     assert logprob[2:].isnan().all()
     assert ((chosen >= 0) & (chosen < 600)).all()
@@ -225,10 +227,10 @@ def test_impossible_tokens_are_never_drawn_and_strange_logits_are_seen() -> None
 
 def test_draws_are_those_of_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     logits, uniform = random(500, 700), torch.rand(500, dtype=torch.float64)
-    chosen, logprob = draw(logits, uniform, temperature=0.9)
+    chosen, logprob = sample_tokens(logits, uniform, temperature=0.9)
     monkeypatch.setattr(kernels, "serves", lambda *_: False)
-    wanted, wanted_logprob = draw(logits, uniform, temperature=0.9)
-    same = chosen == wanted  # a draw at the border between two tokens may fall to the other side
+    expected, wanted_logprob = sample_tokens(logits, uniform, temperature=0.9)
+    same = chosen == expected  # a draw at the border between two tokens may fall to the other side
     assert same.sum() >= 498
     torch.testing.assert_close(logprob[same], wanted_logprob[same], atol=2e-6, rtol=0)
 
@@ -236,13 +238,13 @@ def test_draws_are_those_of_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("others", [torch.float64, torch.bfloat16])
 def test_what_others_make_the_default_changes_nothing(others: torch.dtype) -> None:
     logits, uniform = random(3, 50), torch.rand(3, dtype=torch.float64)
-    wanted = kernels.draw(logits, uniform, 1.0)
+    expected = kernels.sample_tokens(logits, uniform, 1.0)
     torch.set_default_dtype(others)
     try:
         with torch.device("meta"):
-            found = kernels.draw(logits, uniform, 1.0)
-            product = kernels.LaidOut(logits, None)(logits)
+            result = kernels.sample_tokens(logits, uniform, 1.0)
+            product = kernels.PackedWeight(logits, None)(logits)
     finally:
         torch.set_default_dtype(torch.float32)
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, wanted, strict=True))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(result, expected, strict=True))
     near(product, logits.double() @ logits.double().T, 3e-6)

@@ -79,9 +79,9 @@ def test_gated_units(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     gate, up, gradient = ((3 * random(*shape, seed=seed)).to(dtype) for seed in range(3))
     wide_gate, wide_up = gate.double().requires_grad_(), up.double().requires_grad_()
     exact = silu(wide_gate) * wide_up
-    wanted = (exact, *torch.autograd.grad(exact, (wide_gate, wide_up), gradient.double()))
-    for found, ours in zip(kernels.gated_backward_(gate, up, gradient), wanted, strict=True):
-        near(found, ours, ALLOWED[dtype])
+    expected = (exact, *torch.autograd.grad(exact, (wide_gate, wide_up), gradient.double()))
+    for result, ours in zip(kernels.gated_backward_(gate, up, gradient), expected, strict=True):
+        near(result, ours, ALLOWED[dtype])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -91,13 +91,13 @@ def test_norms(rows: int, dtype: torch.dtype) -> None:
     weight = random(48, dtype=dtype)
     wide, wide_weight = hidden.double().requires_grad_(), weight.double().requires_grad_()
     scale = (wide.square().mean(-1, keepdim=True) + 1e-5).rsqrt()
-    wanted = torch.autograd.grad(wide_weight * wide * scale, (wide, wide_weight), gradient.double())
-    found, of_weight = kernels.norm_backward(hidden, weight, scale.detach().float(), gradient, True)
-    near(found, wanted[0], ALLOWED[dtype])
+    expected = torch.autograd.grad(wide_weight * wide * scale, (wide, wide_weight), gradient.double())
+    result, of_weight = kernels.norm_backward(hidden, weight, scale.detach().float(), gradient, True)
+    near(result, expected[0], ALLOWED[dtype])
     assert of_weight is not None
-    near(of_weight, wanted[1], 2e-4)
+    near(of_weight, expected[1], 2e-4)
     spread = torch.stack([weight, 7 * weight], 1)[:, 0]
-    assert torch.equal(kernels.norm_backward(hidden, spread, scale.detach().float(), gradient, False)[0], found)
+    assert torch.equal(kernels.norm_backward(hidden, spread, scale.detach().float(), gradient, False)[0], result)
     alone, none = kernels.norm_backward(hidden[:1], weight, scale[:1].detach().float(), gradient[:1], False)
     assert none is None
-    assert torch.equal(alone, found[:1])  # to the bit, whatever rows are beside
+    assert torch.equal(alone, result[:1])  # to the bit, whatever rows are beside

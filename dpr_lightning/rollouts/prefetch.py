@@ -16,7 +16,7 @@ from dpr_lightning.types import Rollouts
 Write = Callable[[nn.Module, Callable[[], bool]], Rollouts]
 
 
-class DrawsAhead:
+class RolloutPrefetcher:
     """A copy of the policy that writes in a thread of its own, with the weights that the policy had when it began.
 
     What it has written is as old as the steps that the policy took meanwhile; its ``logprob`` is of the copy, so that a
@@ -114,7 +114,7 @@ class DrawsAhead:
             return write(copy, self._unwanted.is_set)
 
 
-def device_to_draw_on(name: str, ranks: int) -> torch.device | None:
+def prefetch_device(name: str, ranks: int) -> torch.device | None:
     """The device that ``draw_ahead`` names; None is that of each rank's policy.
 
     Raises:

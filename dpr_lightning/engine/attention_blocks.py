@@ -67,7 +67,7 @@ def rotate(
     Args:
         heads: queries or keys.
         cosine: of the angles, twice next to each other.
-        turned: what :func:`turned_sine` makes of their sines.
+        turned: what :func:`signed_sine` makes of their sines.
 
     Raises:
         ValueError: shapes that do not fit.
@@ -80,7 +80,7 @@ def rotate(
     return found
 
 
-def turned_sine(sine: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+def signed_sine(sine: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
     """The sines of :func:`rotate`: the second half of a head turns the first the other way, so that has its sign."""
     half = sine.shape[-1] // 2
     return torch.cat([-sine[..., :half], sine[..., half:]], -1)

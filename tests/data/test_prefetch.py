@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from dpr_lightning.data import RewardDataModule
-from dpr_lightning.data.drawing import Drawing
+from dpr_lightning.data.rollout_schedule import RolloutSchedule
 from dpr_lightning.errors import InputError
 from dpr_lightning.modules import CreditSpec, DensePathReinforce
 from dpr_lightning.policies import LoraSpec, PolicySpec, build_policy
-from dpr_lightning.rollouts import DrawsAhead, SamplingOptions, device_to_draw_on, sample
+from dpr_lightning.rollouts import RolloutPrefetcher, SamplingOptions, prefetch_device, sample
 from dpr_lightning.rollouts.sampler import GivenUp
 from dpr_lightning.types import RolloutBatch
 from tests.training import quiet_trainer, write_adapter, write_prompts, write_weaker_policy
@@ -66,14 +66,14 @@ def run(
     every: int = 2,
     **options: Any,
 ) -> Keep:
-    kept = Keep()
+    saved = Keep()
     optimizer: Any = lambda weights: torch.optim.SGD(weights, lr=rate)  # noqa: E731
     policy = options.pop("policy", PolicySpec(source=folders["policy"]))
     module = DensePathReinforce(policy, credit=CreditSpec(baseline="position"), optimizer=optimizer)
     saves = lightning.pytorch.callbacks.ModelCheckpoint(root / "saved", every_n_train_steps=every, save_top_k=-1)
-    settings = {"enable_checkpointing": True, "max_steps": steps, "max_epochs": max_epochs, "callbacks": [kept, saves]}
+    settings = {"enable_checkpointing": True, "max_steps": steps, "max_epochs": max_epochs, "callbacks": [saved, saves]}
     quiet_trainer(root, **settings).fit(module, datamodule=data_of(folders, **options), ckpt_path=ckpt_path)
-    return kept
+    return saved
 
 
 def same(one: RolloutBatch, other: RolloutBatch) -> bool:
@@ -132,7 +132,7 @@ def test_a_rollout_that_serves_several_steps(folders: dict[str, str], tmp_path: 
 def test_what_nobody_wants_is_given_up(folders: dict[str, str], tmp_path: Path) -> None:
     """Within a token, and not when all answers are written."""
     model, _ = build_policy(PolicySpec(source=folders["policy"]))
-    started, ahead = threading.Event(), DrawsAhead(folders["policy"])
+    started, ahead = threading.Event(), RolloutPrefetcher(folders["policy"])
     tokens: list[int] = []
 
     def write(copy: Any, unwanted: Any) -> Any:
@@ -167,7 +167,7 @@ def test_a_checkpoint_ends_what_is_being_written(
         given_up.append(unwanted())
         raise GivenUp
 
-    monkeypatch.setattr("dpr_lightning.data.drawing.sample", until_unwanted)
+    monkeypatch.setattr("dpr_lightning.data.rollout_schedule.sample", until_unwanted)
     run(folders, tmp_path, steps=3, every=1)
     assert given_up == [True, True]
 
@@ -177,13 +177,13 @@ def test_it_is_written_beside_the_step_and_never_in_vain(
     end: dict[str, int], folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads: list[str] = []
-    drawn = Drawing._written
+    sampled = RolloutSchedule._written
 
     def watched(self: Any, *asked: Any) -> Any:
         threads.append(threading.current_thread().name.split("_")[0])
-        return drawn(self, *asked)
+        return sampled(self, *asked)
 
-    monkeypatch.setattr(Drawing, "_written", watched)
+    monkeypatch.setattr(RolloutSchedule, "_written", watched)
     run(folders, tmp_path, **end)
     assert sorted(threads) == ["MainThread", "draws-ahead"]
     assert not any(thread.name.startswith("draws-ahead") for thread in threading.enumerate())
@@ -192,14 +192,14 @@ def test_it_is_written_beside_the_step_and_never_in_vain(
 def test_what_goes_wrong_there_ends_the_run(
     folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drawn = Drawing._written
+    sampled = RolloutSchedule._written
 
     def breaks(self: Any, *asked: Any) -> Any:
         if threading.current_thread() is not threading.main_thread():
             raise torch.OutOfMemoryError("out of memory")
-        return drawn(self, *asked)
+        return sampled(self, *asked)
 
-    monkeypatch.setattr(Drawing, "_written", breaks)
+    monkeypatch.setattr(RolloutSchedule, "_written", breaks)
     with pytest.raises(torch.OutOfMemoryError):
         run(folders, tmp_path)
     assert not any(thread.name.startswith("draws-ahead") for thread in threading.enumerate())
@@ -219,6 +219,6 @@ def test_what_cannot_be_is_refused(options: Any, says: str, folders: dict[str, s
 
 
 def test_several_ranks_draw_where_their_policies_lie() -> None:
-    assert device_to_draw_on("same", 2) is None
+    assert prefetch_device("same", 2) is None
     with pytest.raises(InputError, match="2 ranks would all draw there"):
-        device_to_draw_on("cpu", 2)
+        prefetch_device("cpu", 2)

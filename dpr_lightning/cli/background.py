@@ -18,7 +18,7 @@ Begin = Callable[..., Callable[[], Any]]
 
 
 @contextmanager
-def beside(log: Path, *, allowed: bool = True) -> Iterator[Begin]:
+def run_in_background(log: Path, *, allowed: bool = True) -> Iterator[Begin]:
     """Where functions are called one after the other beside what the caller does; later, where no core is free.
 
     Args:

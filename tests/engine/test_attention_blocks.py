@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from dpr_lightning.engine import block_attention, rotate, turned_sine
-from dpr_lightning.engine import block_attention as module
+from dpr_lightning.engine import attention_blocks as module
+from dpr_lightning.engine import block_attention, rotate, signed_sine
 
 ROWS, HEADS, SHARED, WIDTH = 2, 6, 3, 8
 
@@ -23,8 +23,8 @@ def inputs(queries: int, keys: int, dtype: torch.dtype = torch.float64) -> list[
 
 
 def wanted(query: Tensor, key: Tensor, value: Tensor, seen: Tensor) -> Tensor:
-    found = scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=0.3, enable_gqa=True)
-    return found.transpose(1, 2).flatten(2)
+    result = scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=0.3, enable_gqa=True)
+    return result.transpose(1, 2).flatten(2)
 
 
 def causal(queries: int, keys: int) -> Tensor:
@@ -44,13 +44,13 @@ def test_values_and_gradients(
         seen[0, ..., : keys - queries] = False
         seen[1, :, queries // 2 :, 0] = False
         seen[..., -1, -1] = True  # each sees itself
-    found = block_attention(*parts, 0.3, seen if padded else None)  # type: ignore[arg-type]
+    result = block_attention(*parts, 0.3, seen if padded else None)  # type: ignore[arg-type]
     expected = wanted(*parts, seen)  # type: ignore[arg-type]
-    kept = seen.any(-1).squeeze(1).unsqueeze(-1)  # of a query that sees nothing nobody asks anything
-    torch.testing.assert_close(found * kept, expected * kept, atol=1e-12, rtol=1e-12)
-    weight = torch.randn(expected.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) * kept
+    saved = seen.any(-1).squeeze(1).unsqueeze(-1)  # of a query that sees nothing nobody asks anything
+    torch.testing.assert_close(result * saved, expected * saved, atol=1e-12, rtol=1e-12)
+    weight = torch.randn(expected.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) * saved
     for ours, theirs in zip(
-        torch.autograd.grad((found * weight).sum(), parts),
+        torch.autograd.grad((result * weight).sum(), parts),
         torch.autograd.grad((expected.nan_to_num() * weight).sum(), parts),
         strict=True,
     ):
@@ -61,9 +61,9 @@ def test_a_query_that_sees_nothing_leaves_no_nan() -> None:
     parts = inputs(5, 5)
     seen = causal(5, 5)
     seen[0, :, :2] = False
-    found = block_attention(*parts, 0.3, seen)  # type: ignore[arg-type]
-    assert found.isfinite().all()
-    assert all(part.isfinite().all() for part in torch.autograd.grad(found.sum(), parts))
+    result = block_attention(*parts, 0.3, seen)  # type: ignore[arg-type]
+    assert result.isfinite().all()
+    assert all(part.isfinite().all() for part in torch.autograd.grad(result.sum(), parts))
 
 
 def test_what_comes_later_is_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,20 +81,20 @@ def test_half_precision_is_near() -> None:
     exact, half = inputs(70, 70), inputs(70, 70, torch.bfloat16)
     weight = torch.randn(ROWS, 70, HEADS * WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     expected = block_attention(*exact, 0.3)  # type: ignore[arg-type]
-    found = block_attention(*half, 0.3)  # type: ignore[arg-type]
+    result = block_attention(*half, 0.3)  # type: ignore[arg-type]
     theirs = torch.autograd.grad((expected * weight).sum(), exact)
-    ours = torch.autograd.grad((found * weight.bfloat16()).sum(), half)
-    for one, other in zip((found, *ours), (expected, *theirs), strict=True):
+    ours = torch.autograd.grad((result * weight.bfloat16()).sum(), half)
+    for one, other in zip((result, *ours), (expected, *theirs), strict=True):
         assert one.dtype == torch.bfloat16
         assert (one.double() - other).norm() <= 1e-2 * other.norm()
 
 
 def test_only_inputs_are_kept_for_the_backward_pass() -> None:
-    kept: list[Tensor] = []
+    saved: list[Tensor] = []
     parts = inputs(70, 70)
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
         block_attention(*parts, 0.3)  # type: ignore[arg-type]
-    assert {tensor.data_ptr() for tensor in kept} == {part.data_ptr() for part in parts}
+    assert {tensor.data_ptr() for tensor in saved} == {part.data_ptr() for part in parts}
 
 
 def test_heads_that_do_not_share_evenly_are_refused() -> None:
@@ -109,11 +109,11 @@ def test_rotation_is_that_of_transformers() -> None:
     heads: Any = torch.randn(2, 5, 3, 8, dtype=torch.float64, requires_grad=True)
     angle = torch.randn(2, 5, 4, dtype=torch.float64)
     cosine, sine = (torch.cat([part, part], -1) for part in (angle.cos(), angle.sin()))
-    found = rotate(heads, cosine, turned_sine(sine))
+    result = rotate(heads, cosine, signed_sine(sine))
     expected, _ = apply_rotary_pos_emb(heads, heads, cosine, sine, unsqueeze_dim=2)
-    torch.testing.assert_close(found, expected, atol=1e-14, rtol=1e-14)
-    weight = torch.randn(found.shape, dtype=torch.float64)
-    ours, theirs = (torch.autograd.grad((part * weight).sum(), heads)[0] for part in (found, expected))
+    torch.testing.assert_close(result, expected, atol=1e-14, rtol=1e-14)
+    weight = torch.randn(result.shape, dtype=torch.float64)
+    ours, theirs = (torch.autograd.grad((part * weight).sum(), heads)[0] for part in (result, expected))
     torch.testing.assert_close(ours, theirs, atol=1e-14, rtol=1e-14)
 
 

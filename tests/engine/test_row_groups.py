@@ -37,10 +37,10 @@ def test_answers_to_one_prompt_are_scored_together() -> None:
     model = made("eager")
     whole = acted_logprobs(model, tokens, mask).float()  # and a model that is new is looked at
     with FlopCounterMode(display=False) as counter:
-        found = sequence_logprobs(model, tokens, mask, token_budget=BUDGET)
-    torch.testing.assert_close(found, whole, atol=1e-6, rtol=1e-6)
+        result = sequence_logprobs(model, tokens, mask, token_budget=BUDGET)
+    torch.testing.assert_close(result, whole, atol=1e-6, rtol=1e-6)
     prompt = torch.unique(tokens[:, :4], dim=0, return_inverse=True)[1]
-    each = [count(model, (prompt == place).nonzero().squeeze(1), tokens, mask) for place in range(3)]
+    each = [count(model, (prompt == index).nonzero().squeeze(1), tokens, mask) for index in range(3)]
     assert counter.get_total_flops() == sum(each)
     by_length = sum(count(model, part[0], tokens, mask) for part in parts_by_length(tokens, mask, BUDGET))
     assert counter.get_total_flops() < 0.95 * by_length

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from dpr_lightning import functional as F
+from dpr_lightning.engine import fused_head as head
 from dpr_lightning.engine import head_logprobs, head_loss
-from dpr_lightning.engine import head_loss as head
 from dpr_lightning.modules.memory import LiveBytes
 
 N, D, V = 37, 5, 23
@@ -59,19 +59,19 @@ def test_it_is_autograd_on_whole_logits(token_loss: Any, block: int | None) -> N
     hidden, weight, tokens = inputs()
     expected = plain(hidden, weight, tokens, token_loss)
     wanted = torch.autograd.grad(3.0 * expected[0], (hidden, weight))
-    found = head_loss(hidden, weight, tokens, token_loss, block=block)
-    gradients = torch.autograd.grad(3.0 * found.loss, (hidden, weight))
-    for ours, theirs in zip((*found, *gradients), (*expected, *wanted), strict=True):
+    result = head_loss(hidden, weight, tokens, token_loss, block=block)
+    gradients = torch.autograd.grad(3.0 * result.loss, (hidden, weight))
+    for ours, theirs in zip((*result, *gradients), (*expected, *wanted), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-12)
-    assert not found.logprob.requires_grad
-    assert not found.entropy.requires_grad
+    assert not result.logprob.requires_grad
+    assert not result.entropy.requires_grad
 
 
 def test_a_frozen_head_gets_no_gradient() -> None:
     hidden, weight, tokens = inputs()
-    wanted = torch.autograd.grad(plain(hidden, weight, tokens, constant)[0], hidden)[0]
-    found = head_loss(hidden, weight.detach(), tokens, constant)
-    torch.testing.assert_close(torch.autograd.grad(found.loss, hidden)[0], wanted, atol=1e-12, rtol=1e-12)
+    expected = torch.autograd.grad(plain(hidden, weight, tokens, constant)[0], hidden)[0]
+    result = head_loss(hidden, weight.detach(), tokens, constant)
+    torch.testing.assert_close(torch.autograd.grad(result.loss, hidden)[0], expected, atol=1e-12, rtol=1e-12)
 
 
 def divergence(logprobs: Tensor, part: slice) -> Tensor:
@@ -89,11 +89,11 @@ def test_values_of_every_token_are_autograd_on_whole_logits(block: int | None) -
     every = F.all_actions_loss(logprobs[None], values[None], torch.ones(1, N, dtype=torch.bool), 1.0)
     expected = constant(logprobs.gather(-1, tokens[:, None]).squeeze(-1), slice(0, N)) + every
     wanted = torch.autograd.grad(3.0 * expected, (hidden, weight))
-    found = head_loss(hidden, weight, tokens, constant, divergence, block=block)
-    gradients = torch.autograd.grad(3.0 * found.loss, (hidden, weight))
-    for ours, theirs in zip((found.loss, *gradients), (expected, *wanted), strict=True):
+    result = head_loss(hidden, weight, tokens, constant, divergence, block=block)
+    gradients = torch.autograd.grad(3.0 * result.loss, (hidden, weight))
+    for ours, theirs in zip((result.loss, *gradients), (expected, *wanted), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-10)
-    torch.testing.assert_close(found.entropy, F.entropy(logprobs), atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(result.entropy, F.entropy(logprobs), atol=1e-12, rtol=1e-12)
 
 
 def test_a_token_that_cannot_be_chosen_adds_nothing_whatever_its_value() -> None:
@@ -105,22 +105,22 @@ def test_a_token_that_cannot_be_chosen_adds_nothing_whatever_its_value() -> None
     def infinite(logprobs: Tensor, part: slice) -> Tensor:
         return divergence(logprobs, part).index_fill(-1, torch.tensor([3]), float("inf"))
 
-    found = head_loss(hidden, weight, safe, constant, infinite)
-    gradients = torch.autograd.grad(found.loss, (hidden, weight))
-    assert found.loss.isfinite()
+    result = head_loss(hidden, weight, safe, constant, infinite)
+    gradients = torch.autograd.grad(result.loss, (hidden, weight))
+    assert result.loss.isfinite()
     assert all(bool(part.isfinite().all()) for part in gradients)
 
 
 @pytest.mark.parametrize("block", [1, 5 * V, None])
 def test_logprobs_without_a_loss(block: int | None) -> None:
     hidden, weight, tokens = inputs()
-    found = head_logprobs(hidden, weight, tokens, block=block)
-    wanted = plain(hidden, weight, tokens, constant)[1]
-    torch.testing.assert_close(found, wanted.detach(), atol=1e-12, rtol=1e-12)
-    assert not found.requires_grad
+    result = head_logprobs(hidden, weight, tokens, block=block)
+    expected = plain(hidden, weight, tokens, constant)[1]
+    torch.testing.assert_close(result, expected.detach(), atol=1e-12, rtol=1e-12)
+    assert not result.requires_grad
     half = head_logprobs(hidden.bfloat16(), weight.bfloat16(), tokens)
     assert half.dtype == torch.float32
-    torch.testing.assert_close(half.double(), wanted.detach(), atol=0.1, rtol=0.05)
+    torch.testing.assert_close(half.double(), expected.detach(), atol=0.1, rtol=0.05)
     with pytest.raises(ValueError, match="tokens"):
         head_logprobs(hidden, weight, tokens[:-1])
 
@@ -140,8 +140,8 @@ def test_a_row_without_gradient_adds_nothing_even_when_it_is_broken() -> None:
         hidden[4] = float("inf")
 
     def without(logprob: Tensor, part: slice) -> Tensor:
-        kept = torch.arange(N)[part] != 4
-        return logprob[kept].sum()
+        saved = torch.arange(N)[part] != 4
+        return logprob[saved].sum()
 
     head_loss(hidden, weight, tokens, without, block=3 * V).loss.backward()  # type: ignore[no-untyped-call]
     assert hidden.grad is not None
@@ -152,12 +152,12 @@ def test_a_row_without_gradient_adds_nothing_even_when_it_is_broken() -> None:
 
 def test_half_precision_is_as_near_as_its_rounding() -> None:
     hidden, weight, tokens = inputs(torch.bfloat16)
-    found = head_loss(hidden, weight, tokens, constant, block=4 * V)
-    gradients = torch.autograd.grad(found.loss, (hidden, weight))
+    result = head_loss(hidden, weight, tokens, constant, block=4 * V)
+    gradients = torch.autograd.grad(result.loss, (hidden, weight))
     exact = [value.detach().double().requires_grad_() for value in (hidden, weight)]
-    wanted = torch.autograd.grad(plain(exact[0], exact[1], tokens, constant)[0], exact)
-    assert found.logprob.dtype == torch.float32
-    for ours, theirs in zip(gradients, wanted, strict=True):
+    expected = torch.autograd.grad(plain(exact[0], exact[1], tokens, constant)[0], exact)
+    assert result.logprob.dtype == torch.float32
+    for ours, theirs in zip(gradients, expected, strict=True):
         assert ours.dtype == torch.bfloat16
         assert torch.cosine_similarity(ours.double().flatten(), theirs.flatten(), dim=0) > 0.9999
 
@@ -167,8 +167,8 @@ def test_under_autocast_gradients_have_the_type_of_the_weights() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         loss = head_loss(hidden, weight, tokens, constant).loss
     gradients = torch.autograd.grad(loss, (hidden, weight))
-    wanted = torch.autograd.grad(plain(hidden, weight, tokens, constant)[0], (hidden, weight))
-    for ours, theirs in zip(gradients, wanted, strict=True):
+    expected = torch.autograd.grad(plain(hidden, weight, tokens, constant)[0], (hidden, weight))
+    for ours, theirs in zip(gradients, expected, strict=True):
         assert ours.dtype == torch.float32
         assert torch.cosine_similarity(ours.flatten(), theirs.flatten(), dim=0) > 0.999
 

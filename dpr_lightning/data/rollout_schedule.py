@@ -11,12 +11,12 @@ from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.data.prompts import PromptSet
 from dpr_lightning.policies import special_tokens
-from dpr_lightning.rollouts import DrawsAhead, OtherSampler, SamplingOptions, sample
+from dpr_lightning.rollouts import ExternalSampler, RolloutPrefetcher, SamplingOptions, sample
 from dpr_lightning.types import Rollouts
 
 
 @dataclass(frozen=True)
-class Drawing:
+class RolloutSchedule:
     """Rollouts by number: an epoch is one pass over the prompts, in an order of its own, shared out over the ranks.
 
     Args:
@@ -40,8 +40,8 @@ class Drawing:
     seed: int
     rank: int
     ranks: int
-    sampler: OtherSampler | None = None
-    ahead: DrawsAhead | None = None
+    sampler: ExternalSampler | None = None
+    ahead: RolloutPrefetcher | None = None
 
     @property
     def rollouts_per_epoch(self) -> int:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from dpr_lightning.cli import beside as module
-from dpr_lightning.cli.beside import beside
+from dpr_lightning.cli import background as module
+from dpr_lightning.cli.background import run_in_background
 from dpr_lightning.errors import InputError
 
 
@@ -43,26 +43,26 @@ def test_it_gives_what_the_function_gives(
 ) -> None:
     cores(free)
     log = tmp_path / "log"
-    with beside(log, allowed=allowed) as begin:
+    with run_in_background(log, allowed=allowed) as begin:
         waiting = [begin(said, text, times=3) for text in ("one", "two")]
-        found = [wait() for wait in waiting]
+        result = [wait() for wait in waiting]
     elsewhere = free > 0 and allowed
-    assert [torch.equal(numbers, torch.arange(3)) for _, numbers in found] == [True, True]
-    assert len({process for process, _ in found}) == 1
-    assert (found[0][0] != os.getpid()) == elsewhere
+    assert [torch.equal(numbers, torch.arange(3)) for _, numbers in result] == [True, True]
+    assert len({process for process, _ in result}) == 1
+    assert (result[0][0] != os.getpid()) == elsewhere
     printed = log.read_text() if elsewhere else capfd.readouterr().out
     assert printed.split() == ["one", "two"]
 
 
 def test_what_goes_wrong_there_goes_wrong_here(cores: Any, tmp_path: Path) -> None:
     cores(64)
-    with pytest.raises(InputError, match=r"It is wrong\. Mend it\."), beside(tmp_path / "log") as begin:
+    with pytest.raises(InputError, match=r"It is wrong\. Mend it\."), run_in_background(tmp_path / "log") as begin:
         begin(refuses)()
 
 
 def test_a_process_that_dies_is_not_waited_for(cores: Any, tmp_path: Path) -> None:
     cores(64)
-    with pytest.raises(BrokenProcessPool), beside(tmp_path / "log") as begin:
+    with pytest.raises(BrokenProcessPool), run_in_background(tmp_path / "log") as begin:
         begin(dies)()
 
 
@@ -71,7 +71,7 @@ def test_it_is_given_up_when_what_is_beside_it_fails(cores: Any, tmp_path: Path)
     started = time.monotonic()
 
     def fails() -> None:
-        with beside(tmp_path / "log") as begin:
+        with run_in_background(tmp_path / "log") as begin:
             begin(said, "running", times=1)()
             begin(sleeps, 120.0)
             begin(sleeps, 120.0)
