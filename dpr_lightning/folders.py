@@ -190,6 +190,12 @@ def clear_run(folder: Path, names: Collection[str], keep: Collection[str] = ()) 
         with suppress(OSError):
             for empty in (path, *parents):
                 empty.rmdir() if empty.is_dir() else None
+    for parent in {str(parent) for name in names for parent in Path(name).parents if parent.name}:
+        # A run that ended early leaves folders without a file in them.
+        for path in folder.glob(parent):
+            if path.is_dir() and not path.is_symlink() and path.relative_to(folder).parts[0] not in keep:
+                with suppress(OSError):
+                    path.rmdir()
     return [path for path in sorted(folder.iterdir()) if path.name not in keep]
 
 
