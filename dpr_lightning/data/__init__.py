@@ -12,7 +12,7 @@ from dpr_lightning.data.prompts import PromptSet
 from dpr_lightning.data.reward_datamodule import RewardDataModule
 from dpr_lightning.data.rollout_loader import RolloutLoader
 from dpr_lightning.data.rows import Row, RowFile, Rows, open_rows
-from dpr_lightning.data.self_play import SelfPlayDataModule, SelfPlayLoader, last_turn
+from dpr_lightning.data.self_play_datamodule import SelfPlayDataModule, SelfPlayLoader, last_turn
 from dpr_lightning.data.tokenization import (
     TokenizedExample,
     tokenize_example,

@@ -30,7 +30,8 @@ from dpr_lightning.functional.policy_gradient import (
     reinforce_loss,
 )
 from dpr_lightning.functional.returns import returns_to_go, shape_reward
-from dpr_lightning.functional.rewards import (
+from dpr_lightning.functional.self_play_loss import SelfPlayLoss, self_play_loss
+from dpr_lightning.functional.token_rewards import (
     CENTRED_FORMS,
     ReferenceReduction,
     RewardForm,
@@ -43,7 +44,6 @@ from dpr_lightning.functional.rewards import (
     reference_baseline,
     zscore_by_position,
 )
-from dpr_lightning.functional.self_play import SelfPlayLoss, self_play_loss
 
 __all__ = [
     "CENTRED_FORMS",

@@ -14,13 +14,13 @@ from dpr_lightning.policies.merging import (
     untie,
     untied_names,
 )
+from dpr_lightning.policies.policy_spec import AUTO, LoraSpec, PolicySpec
 from dpr_lightning.policies.router_loss import computes_router_loss, configured_coefficient, router_losses
 from dpr_lightning.policies.sharding import Weights, build_sharded, distribute, gathered_weights, holds_whole
-from dpr_lightning.policies.spec import AUTO, LoraSpec, PolicySpec
 from dpr_lightning.policies.special_tokens import SpecialTokens, special_tokens
 from dpr_lightning.policies.tokenizers import load_tokenizer
-from dpr_lightning.policies.toy import character_tokenizer, create_toy_policy, word_tokenizer
-from dpr_lightning.policies.verifier_head import (
+from dpr_lightning.policies.toy_policy import character_tokenizer, create_toy_policy, word_tokenizer
+from dpr_lightning.policies.verifier_model import (
     build_verifier_head,
     load_verifier_head,
     response_scores,

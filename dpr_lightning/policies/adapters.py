@@ -13,6 +13,7 @@ from torch import nn
 from dpr_lightning.errors import InputError, counted, first_line, last_line
 from dpr_lightning.policies.architectures import parts_without_text
 from dpr_lightning.policies.lora_targets import ALL_LINEAR, check_targets, fused_experts, tell_targets
+from dpr_lightning.policies.policy_spec import LoraSpec, PolicySpec
 from dpr_lightning.policies.sources import (
     ADAPTER_CONFIG,
     adapter_folder,
@@ -20,7 +21,6 @@ from dpr_lightning.policies.sources import (
     lasting_source,
     relative_source,
 )
-from dpr_lightning.policies.spec import LoraSpec, PolicySpec
 from dpr_lightning.policies.unreadable_files import UNREADABLE
 from dpr_lightning.policies.vocabulary_rows import add_embedding_rows, tensor_shapes
 

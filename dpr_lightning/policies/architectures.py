@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 
 from dpr_lightning.errors import InputError
-from dpr_lightning.policies.spec import PolicySpec
+from dpr_lightning.policies.policy_spec import PolicySpec
 
 log = logging.getLogger(__name__)
 DECODERS = "Choose a decoder, such as Llama, Qwen, Gemma or GPT-2, as `model.policy.source`."

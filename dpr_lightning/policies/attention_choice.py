@@ -13,7 +13,7 @@ from torch import nn
 from dpr_lightning.engine.varlen_attention import VARLEN
 from dpr_lightning.errors import InputError, first_line
 from dpr_lightning.policies.adapters import DESCRIPTION, base_of, is_adapter
-from dpr_lightning.policies.spec import AUTO, PolicySpec
+from dpr_lightning.policies.policy_spec import AUTO, PolicySpec
 
 log = logging.getLogger(__name__)
 

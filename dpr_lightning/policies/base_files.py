@@ -16,8 +16,8 @@ from typing import Any
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from dpr_lightning.policies.adapters import is_adapter, resolve_adapter
+from dpr_lightning.policies.policy_spec import PolicySpec
 from dpr_lightning.policies.sources import local_folder
-from dpr_lightning.policies.spec import PolicySpec
 
 log = logging.getLogger(__name__)
 CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokenizer_config.json"

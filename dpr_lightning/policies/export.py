@@ -13,10 +13,10 @@ from dpr_lightning.policies.adapters import describe_base, is_adapter
 from dpr_lightning.policies.attention_choice import save_attention
 from dpr_lightning.policies.base_files import keep_base_files
 from dpr_lightning.policies.merging import has_adapters, merged_weights, untied_configuration, untied_names
+from dpr_lightning.policies.policy_spec import PolicySpec
 from dpr_lightning.policies.probe import probe, probe_tokens
 from dpr_lightning.policies.saved_check import LARGEST_REREAD, check_adapter, check_saved_policy, check_weights
 from dpr_lightning.policies.sharding import tensors_of_state
-from dpr_lightning.policies.spec import PolicySpec
 
 
 def save_policy(

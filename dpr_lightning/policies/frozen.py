@@ -15,9 +15,9 @@ from dpr_lightning.errors import InputError
 from dpr_lightning.policies.adapters import base_of, changes_nothing_else, load_adapter, resolve_adapter
 from dpr_lightning.policies.build import build_policy
 from dpr_lightning.policies.merging import has_adapters
+from dpr_lightning.policies.policy_spec import AUTO, PolicySpec
 from dpr_lightning.policies.sharding import Weights, distribute, holds_whole
 from dpr_lightning.policies.sources import lasting_source
-from dpr_lightning.policies.spec import AUTO, PolicySpec
 from dpr_lightning.policies.tokenizers import load_tokenizer, same_vocabulary
 
 log = logging.getLogger(__name__)

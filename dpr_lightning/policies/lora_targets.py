@@ -10,7 +10,7 @@ from torch import nn
 
 from dpr_lightning.errors import InputError, counted
 from dpr_lightning.policies.capabilities import experts_of
-from dpr_lightning.policies.spec import LoraSpec
+from dpr_lightning.policies.policy_spec import LoraSpec
 
 log = logging.getLogger(__name__)
 ALL_LINEAR = "all-linear"

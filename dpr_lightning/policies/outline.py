@@ -13,7 +13,7 @@ from dpr_lightning.policies.adapters import add_adapter, resolve_adapter
 from dpr_lightning.policies.architectures import auto_class, freeze_parts_without_text, read_config
 from dpr_lightning.policies.attention_choice import attention_for
 from dpr_lightning.policies.build import architecture_config
-from dpr_lightning.policies.spec import PolicySpec
+from dpr_lightning.policies.policy_spec import PolicySpec
 from dpr_lightning.policies.tokenizers import load_tokenizer
 
 

@@ -14,10 +14,10 @@ from dpr_lightning.engine import inside_of_adapters
 from dpr_lightning.errors import InputError, counted
 from dpr_lightning.policies.adapters import load_adapter, resolve_adapter
 from dpr_lightning.policies.architectures import auto_class
+from dpr_lightning.policies.policy_spec import PolicySpec
 from dpr_lightning.policies.probe import difference, probe, probe_tokens, tolerance
 from dpr_lightning.policies.sharding import tensors_of_state
 from dpr_lightning.policies.sources import ADAPTER_CONFIG
-from dpr_lightning.policies.spec import PolicySpec
 
 log = logging.getLogger(__name__)
 LARGEST_REREAD = 1 << 30

@@ -3,7 +3,7 @@
 from dpr_lightning.rewards.dense_reward import SFT, DenseReward
 from dpr_lightning.rewards.forms import reward_of_logprobs, token_rewards
 from dpr_lightning.rewards.optimum import decode_time_optimum
-from dpr_lightning.rewards.spec import FORMS, RewardSpec
+from dpr_lightning.rewards.reward_spec import FORMS, RewardSpec
 
 __all__ = [
     "FORMS",

@@ -28,7 +28,7 @@ from dpr_lightning.functional import (
 from dpr_lightning.policies import AUTO, FrozenPolicies, PolicySpec, Weights
 from dpr_lightning.rewards.distributions import ActionDistributions
 from dpr_lightning.rewards.forms import reward_of_logprobs
-from dpr_lightning.rewards.spec import RewardSpec
+from dpr_lightning.rewards.reward_spec import RewardSpec
 from dpr_lightning.types import TokenScores
 
 log = logging.getLogger(__name__)

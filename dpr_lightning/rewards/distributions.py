@@ -9,7 +9,7 @@ from dpr_lightning.engine import ActedStates
 from dpr_lightning.engine.fused_head import rows_at_a_time
 from dpr_lightning.functional import action_positions, check_finite_rewards
 from dpr_lightning.rewards.forms import expected_log_ratio, reward_of_logprobs
-from dpr_lightning.rewards.spec import RewardSpec
+from dpr_lightning.rewards.reward_spec import RewardSpec
 from dpr_lightning.types import ActionScores
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from dpr_lightning.functional import baseline_relative_reward, mixed_dense_reward, reference_baseline
-from dpr_lightning.rewards.spec import RewardSpec
+from dpr_lightning.rewards.reward_spec import RewardSpec
 from dpr_lightning.types import TokenScores
 
 

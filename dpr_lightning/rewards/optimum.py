@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dpr_lightning.errors import InputError
 from dpr_lightning.rewards.forms import expected_log_ratio, reward_of_logprobs
-from dpr_lightning.rewards.spec import RewardSpec
+from dpr_lightning.rewards.reward_spec import RewardSpec
 
 
 def decode_time_optimum(spec: RewardSpec, beta: float) -> Callable[[list[Tensor]], Tensor]:

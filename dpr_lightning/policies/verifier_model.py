@@ -13,7 +13,7 @@ from dpr_lightning.errors import InputError, first_line
 from dpr_lightning.policies.adapters import resolve_adapter
 from dpr_lightning.policies.architectures import read_config
 from dpr_lightning.policies.attention_choice import attention_for
-from dpr_lightning.policies.spec import PolicySpec
+from dpr_lightning.policies.policy_spec import PolicySpec
 from dpr_lightning.policies.tokenizers import load_tokenizer, same_vocabulary
 
 TOKEN_BUDGET = 16384
