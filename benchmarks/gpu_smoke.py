@@ -21,7 +21,7 @@ import yaml
 from safetensors.torch import load_file
 
 from dpr_lightning.cli.main import run
-from dpr_lightning.cli.plan import plan
+from dpr_lightning.cli.plan_command import plan
 from dpr_lightning.modules.memory import LiveBytes
 from dpr_lightning.policies import character_tokenizer
 

@@ -8,7 +8,7 @@ from lightning import Trainer
 from dpr_lightning.callbacks.periodic_evaluation import PeriodicEvaluation
 from dpr_lightning.data import PromptSet, Rows
 from dpr_lightning.distributed import sum_over_ranks
-from dpr_lightning.evaluation.answers import collect_answers
+from dpr_lightning.evaluation.evaluated_answers import collect_answers
 from dpr_lightning.evaluation.verifiers import load_verifier
 from dpr_lightning.rollouts import SamplingOptions
 

@@ -1,11 +1,20 @@
-"""Names that other programs call, with the arguments they call them by."""
+"""Names that other programs call, with the arguments they call them by; and names that lead to one definition."""
 
+import ast
 import inspect
+from collections import defaultdict
+from pathlib import Path
 
 import pytest
 import torch
 
-from dpr_lightning import data, functional, modules, rewards
+import dpr_lightning
+from dpr_lightning import callbacks, data, functional, modules, rewards
+
+FOLDERS = [Path(module.__file__).parent for module in (dpr_lightning, callbacks) if module.__file__]
+SOURCES = sorted({path.resolve() for folder in FOLDERS for path in folder.rglob("*.py") if path.stem != "__init__"})
+SHARED_FILE_NAMES = {"self_play", "spec", "verifier_head"}
+SHARED_CLASS_NAMES = {"Prompts"}
 
 SIGNATURES = {
     "token_logprobs": ["logits", "tokens"],
@@ -55,3 +64,25 @@ def test_classes_are_where_they_are_looked_for() -> None:
         (rewards, ("DenseReward",)),
     ):
         assert all(inspect.isclass(getattr(module, name)) for name in names)
+
+
+def _shared(names: list[tuple[str, Path]]) -> dict[str, list[str]]:
+    """Names that several files have, with their paths."""
+    paths = defaultdict(list)
+    for name, path in names:
+        paths[name].append(str(path))
+    return {name: where for name, where in paths.items() if len(where) > 1}
+
+
+def test_no_two_files_have_the_same_name() -> None:
+    assert len(SOURCES) > 200
+    shared = _shared([(path.stem, path) for path in SOURCES])
+    assert shared.keys() <= SHARED_FILE_NAMES, shared
+
+
+def test_no_two_classes_have_the_same_name() -> None:
+    trees = [(ast.parse(path.read_text(encoding="utf-8")), path) for path in SOURCES]
+    shared = _shared([
+        (node.name, path) for tree, path in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)
+    ])  # fmt: skip
+    assert shared.keys() <= SHARED_CLASS_NAMES, shared

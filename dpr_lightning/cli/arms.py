@@ -12,7 +12,7 @@ from dpr_lightning.cli.loading import progress_bar
 from dpr_lightning.data import PromptSet
 from dpr_lightning.data.ground_truth import Verifier
 from dpr_lightning.engine.decoding import Combine, single_model
-from dpr_lightning.evaluation.answers import Answers, collect_answers, judge_answers
+from dpr_lightning.evaluation.evaluated_answers import EvaluatedAnswers, collect_answers, judge_answers
 from dpr_lightning.evaluation.selection import best_of
 from dpr_lightning.policies import special_tokens
 from dpr_lightning.rewards import DenseReward
@@ -47,8 +47,8 @@ class Arm:
 class ArmResult:
     """Greedy and sampled answers of one arm to the same prompts; answers that are picked have no greedy one."""
 
-    greedy: Answers | None
-    sampled: Answers
+    greedy: EvaluatedAnswers | None
+    sampled: EvaluatedAnswers
     samples: int
 
     @property
@@ -101,7 +101,7 @@ def evaluate_arms(
     with progress_bar("evaluation", len(arms) * len(prompts) * (1 + samples)) as advance:
         for name, arm in arms.items():
 
-            def ask(temperature: float, count: int, arm: Arm = arm) -> Answers:
+            def ask(temperature: float, count: int, arm: Arm = arm) -> EvaluatedAnswers:
                 return collect_answers(
                     arm.models,
                     tokenizer,

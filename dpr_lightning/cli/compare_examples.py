@@ -6,9 +6,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.cli.arms import ArmResult
-from dpr_lightning.cli.rewards import right_and_wrong
+from dpr_lightning.cli.rewards_command import right_and_wrong
 from dpr_lightning.data import PromptSet
-from dpr_lightning.evaluation.answers import Answers
+from dpr_lightning.evaluation.evaluated_answers import EvaluatedAnswers
 from dpr_lightning.rewards import DenseReward
 from dpr_lightning.types import Rollouts
 
@@ -46,7 +46,7 @@ def examples_of(
     }
 
 
-def _first(answers: Answers, rows: int) -> Answers:
+def _first(answers: EvaluatedAnswers, rows: int) -> EvaluatedAnswers:
     kept = Rollouts(*(part[:rows] for part in answers.rollouts))
     assert answers.scores is not None
-    return Answers(kept, answers.texts[:rows], answers.scores[:rows], answers.lengths[:rows])
+    return EvaluatedAnswers(kept, answers.texts[:rows], answers.scores[:rows], answers.lengths[:rows])

@@ -161,7 +161,7 @@ def run_lightning(arguments: Sequence[str]) -> Any:
         ) from error
 
 
-class _Reader(DprCLI):
+class _ConfigReader(DprCLI):
     """Reads configs, and makes nothing of them."""
 
     def before_instantiate_classes(self) -> None:
@@ -177,7 +177,7 @@ class _Reader(DprCLI):
 def parse_lightning(arguments: Sequence[str]) -> dict[str, Any]:
     """What a LightningCLI command would be asked to do: all options, with the defaults of those that were left out."""
     with _given(arguments):
-        held: dict[str, Any] = _cli(_Reader).config[arguments[0]].as_dict()
+        held: dict[str, Any] = _cli(_ConfigReader).config[arguments[0]].as_dict()
     return held
 
 

@@ -41,19 +41,19 @@ From demonstrations to a dense reward to a better policy.
 
 def _commands() -> dict[str, Callable[..., Any]]:
     """Imported when asked for: `dpr --help` should not wait for torch."""
-    from dpr_lightning.cli.audit import audit
-    from dpr_lightning.cli.best_of import best_of
-    from dpr_lightning.cli.compare import compare
-    from dpr_lightning.cli.export import export
-    from dpr_lightning.cli.generate import evaluate, generate
-    from dpr_lightning.cli.harness import harness
-    from dpr_lightning.cli.judge import judge
-    from dpr_lightning.cli.preview import preview
-    from dpr_lightning.cli.quickstart import quickstart
-    from dpr_lightning.cli.report import report
-    from dpr_lightning.cli.rewards import rewards
-    from dpr_lightning.cli.smollm2 import smollm2
-    from dpr_lightning.cli.toy import toy
+    from dpr_lightning.cli.audit_command import audit
+    from dpr_lightning.cli.best_of_command import best_of
+    from dpr_lightning.cli.compare_command import compare
+    from dpr_lightning.cli.export_command import export
+    from dpr_lightning.cli.generate_command import evaluate, generate
+    from dpr_lightning.cli.harness_command import harness
+    from dpr_lightning.cli.judge_command import judge
+    from dpr_lightning.cli.preview_command import preview
+    from dpr_lightning.cli.quickstart_command import quickstart
+    from dpr_lightning.cli.report_command import report
+    from dpr_lightning.cli.rewards_command import rewards
+    from dpr_lightning.cli.smollm2_command import smollm2
+    from dpr_lightning.cli.toy_command import toy
 
     reading = (preview, audit, best_of, rewards)
     functions = (toy, quickstart, smollm2, compare, *reading, generate, evaluate, harness, judge, report, export)
@@ -103,7 +103,7 @@ def run(arguments: Sequence[str]) -> Any:
             print_saved(ended.trainer, ended.datamodule)
         return ended
     if command == "plan":
-        from dpr_lightning.cli.plan import WHAT_HELPS, plan, what_helps
+        from dpr_lightning.cli.plan_command import WHAT_HELPS, plan, what_helps
 
         asked = [argument for argument in rest if argument != WHAT_HELPS]
         print(plan(asked) if asked == rest else what_helps(asked))

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from dpr_lightning.cli.arms import Arm, ArmResult, evaluate_arms
 from dpr_lightning.cli.lightning import run_lightning
 from dpr_lightning.cli.loading import console, frozen_policy, progress_bar, verifier_named
-from dpr_lightning.cli.report import Findings, write_run_report
+from dpr_lightning.cli.report_command import Findings, write_run_report
 from dpr_lightning.cli.stage_configs import DprSettings
 from dpr_lightning.data import PromptSet
 from dpr_lightning.errors import InputError

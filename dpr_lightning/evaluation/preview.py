@@ -20,8 +20,8 @@ from numpy.typing import ArrayLike, NDArray
 from dpr_lightning.errors import InputError
 from dpr_lightning.evaluation.preview_results import (
     LEAST_EFFECTIVE_SAMPLES,
-    Point,
     Preview,
+    PreviewPoint,
     RewardPreview,
     numbers,
 )
@@ -33,8 +33,8 @@ __all__ = [
     "BETAS",
     "LEAST_EFFECTIVE_SAMPLES",
     "SHARPENING",
-    "Point",
     "Preview",
+    "PreviewPoint",
     "RewardPreview",
     "best_weights",
     "describe",
@@ -130,7 +130,7 @@ def best_weights(returns: Samples) -> Samples:
     return normalised
 
 
-def _point(returns: Samples, lengths: Samples, scores: Samples | None, beta: float, **options: Any) -> Point:
+def _point(returns: Samples, lengths: Samples, scores: Samples | None, beta: float, **options: Any) -> PreviewPoint:
     weights = optimum_weights(returns, beta)
     effective = float((1.0 / np.square(weights).sum(axis=1)).mean())
     difference, weighted = None, None
@@ -140,7 +140,7 @@ def _point(returns: Samples, lengths: Samples, scores: Samples | None, beta: flo
         by_prompt = np.where(np.abs(by_prompt - own) < 1e-12, own, by_prompt)
         weighted = float(by_prompt.mean())
         difference = paired_comparison(by_prompt, own, **options)
-    return Point(
+    return PreviewPoint(
         beta=beta,
         score=weighted,
         length=float((weights * lengths).sum(axis=1).mean()),

@@ -14,7 +14,7 @@ LEAST_EFFECTIVE_SAMPLES = 4.0
 
 
 @dataclass(frozen=True)
-class Point:
+class PreviewPoint:
     """The optimum of one reward at one β, as far as the samples reach.
 
     ``score`` and ``length`` (tokens) are expectations under π*; ``effective_samples`` is the mean of 1/Σw² over
@@ -53,9 +53,9 @@ class RewardPreview:
     auc: float | None
     best_of_n: float | None
     best_of_n_length: float
-    points: tuple[Point, ...]
+    points: tuple[PreviewPoint, ...]
 
-    def at(self, beta: float) -> Point:
+    def at(self, beta: float) -> PreviewPoint:
         """The point at a β of the preview.
 
         Raises:

@@ -1,6 +1,6 @@
 """A preview in plain words: may the optimum of this reward be worth the training?"""
 
-from dpr_lightning.evaluation.preview_results import Point, Preview, RewardPreview
+from dpr_lightning.evaluation.preview_results import Preview, PreviewPoint, RewardPreview
 from dpr_lightning.evaluation.statistics import verdict
 
 
@@ -26,7 +26,7 @@ def describe(result: Preview, reward: str, beta: float) -> str:
     return "\n".join(lines)
 
 
-def _optimum_sentence(result: Preview, chosen: RewardPreview, point: Point) -> str:
+def _optimum_sentence(result: Preview, chosen: RewardPreview, point: PreviewPoint) -> str:
     """Better, worse, undecided, or out of the samples' reach."""
     subject = f"The optimum of {chosen.name} at β={point.beta:g}"
     reach = f"{point.effective_samples:.1f} of {result.samples} samples a prompt carry its weight"

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from dpr_lightning.data.ground_truth import Verifier
 from dpr_lightning.data.prompts import PromptSet
 from dpr_lightning.errors import InputError
-from dpr_lightning.evaluation.answers import Answers, collect_answers
+from dpr_lightning.evaluation.evaluated_answers import EvaluatedAnswers, collect_answers
 from dpr_lightning.evaluation.preview import BETAS, SHARPENING, Preview, preview
 from dpr_lightning.rewards import FORMS, SFT, DenseReward, RewardSpec, token_rewards
 from dpr_lightning.rollouts import SamplingOptions
@@ -21,7 +21,7 @@ class RewardPreviewRun:
     """A preview with what it was made from: the samples of π_SFT and what the frozen models say of them."""
 
     preview: Preview
-    answers: Answers
+    answers: EvaluatedAnswers
     scores: TokenScores
 
 

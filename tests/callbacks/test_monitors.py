@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from dpr_lightning.callbacks import GenerationEvaluation, HeldOutReward, RolloutSamples
 from dpr_lightning.data import DemonstrationDataModule, PromptSet, RewardDataModule
 from dpr_lightning.errors import InputError
-from dpr_lightning.evaluation.answers import collect_answers
+from dpr_lightning.evaluation.evaluated_answers import collect_answers
 from dpr_lightning.functional import token_logprobs
 from dpr_lightning.modules import CreditSpec, DensePathReinforce, ScheduleSpec, SupervisedIRL
 from dpr_lightning.policies import PolicySpec, build_policy

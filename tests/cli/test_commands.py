@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from dpr_lightning.cli.lightning import run_lightning
 from dpr_lightning.cli.main import main
-from dpr_lightning.cli.quickstart import MARKER
+from dpr_lightning.cli.quickstart_command import MARKER
 from dpr_lightning.cli.stages import fresh_folder
 from dpr_lightning.data import DemonstrationDataModule
 from dpr_lightning.evaluation.statistics import holm

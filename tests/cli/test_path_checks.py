@@ -14,7 +14,7 @@ import yaml
 from lightning import Callback, LightningDataModule, LightningModule
 
 from dpr_lightning import callbacks, data, modules
-from dpr_lightning.cli.audit import FAILED
+from dpr_lightning.cli.audit_command import FAILED
 from dpr_lightning.cli.compare_specs import ArmSpec
 from dpr_lightning.cli.main import _commands, main
 from dpr_lightning.cli.path_checks import protected

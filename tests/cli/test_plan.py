@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map_only
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from dpr_lightning.cli.main import run
-from dpr_lightning.cli.plan import Plan, plan, what_helps
+from dpr_lightning.cli.plan_command import Plan, plan, what_helps
 from dpr_lightning.errors import InputError
 from dpr_lightning.modules.memory import LiveBytes
 from tests.tiny import write_decoder, write_tiny_policy

@@ -11,7 +11,7 @@ import torch
 import wandb
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dpr_lightning.cli import smollm2 as command
+from dpr_lightning.cli import smollm2_command as command
 from dpr_lightning.cli.main import main
 from dpr_lightning.errors import InputError
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from transformers import AutoTokenizer
 
-from dpr_lightning.cli import generate
+from dpr_lightning.cli import generate_command
 from dpr_lightning.cli.main import main
 from dpr_lightning.data import PromptSet
 from tests.workspace import Workspace, make_workspace, write_dpr_config, write_rows, write_sft_config
@@ -55,13 +55,13 @@ def test_variables_of_the_template_travel_with_the_policy(
     assert prompts == ["1 1 + 1 = +"] * 4 + ["1 + 1 = "]
 
     seen: list[PromptSet] = []
-    collect = generate.collect_answers
+    collect = generate_command.collect_answers
 
     def recorded(models: Any, tokenizer: Any, questions: PromptSet, *rest: Any, **options: Any) -> Any:
         seen.append(questions)
         return collect(models, tokenizer, questions, *rest, **options)
 
-    monkeypatch.setattr(generate, "collect_answers", recorded)
+    monkeypatch.setattr(generate_command, "collect_answers", recorded)
     command = ["evaluate", "--policy", policy, "--prompts", rows, "--verifier", "answer", "--max_new_tokens", "2"]
     assert main(command) == 0
     tokenizer = AutoTokenizer.from_pretrained(policy)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from dpr_lightning.cli.export import export
+from dpr_lightning.cli.export_command import export
 from dpr_lightning.errors import InputError
 from dpr_lightning.policies import (
     FrozenPolicies,

@@ -14,7 +14,7 @@ import yaml
 from safetensors.torch import load_file
 
 from dpr_lightning.cli.main import main, run, to_go_on
-from dpr_lightning.cli.plan import plan
+from dpr_lightning.cli.plan_command import plan
 from dpr_lightning.errors import REQUEUE, InputError, TryAgain
 from dpr_lightning.modules import SupervisedIRL
 from tests.strategies.launch import ROOT, run_ranks, start_ranks

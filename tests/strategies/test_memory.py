@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dpr_lightning.cli.plan import plan
+from dpr_lightning.cli.plan_command import plan
 from tests.strategies.launch import run_ranks
 from tests.tiny import write_tiny_policy
 from tests.training import write_weaker_policy

@@ -9,10 +9,10 @@ from typing import Annotated
 import torch
 
 from dpr_lightning.cli.loading import best_device, console, progress_bar, verifier_named
-from dpr_lightning.cli.report import machine, save_report
+from dpr_lightning.cli.report_command import machine, save_report
 from dpr_lightning.data import PromptSet, Rows
 from dpr_lightning.errors import InputError, counted
-from dpr_lightning.evaluation.answers import collect_answers
+from dpr_lightning.evaluation.evaluated_answers import collect_answers
 from dpr_lightning.evaluation.reward_preview import default_forms
 from dpr_lightning.evaluation.verification import Ranking, in_words, verification
 from dpr_lightning.paths import REPORT_MARKS, ReadPath, Writes

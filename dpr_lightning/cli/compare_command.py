@@ -19,10 +19,10 @@ from dpr_lightning.cli.compare_page import Examples, curves, pairs, ranked, samp
 from dpr_lightning.cli.compare_pool import Measured, asked_of, keep, measured_elsewhere
 from dpr_lightning.cli.compare_specs import ArmSpec, Recipes
 from dpr_lightning.cli.loading import console
-from dpr_lightning.cli.report import machine, save_report
+from dpr_lightning.cli.report_command import machine, save_report
 from dpr_lightning.cli.stage_configs import recipe_text
 from dpr_lightning.cli.stages import announce, keep_wandb_inside
-from dpr_lightning.cli.toy import ToyTask, toy
+from dpr_lightning.cli.toy_command import ToyTask, toy
 from dpr_lightning.data import open_rows
 from dpr_lightning.errors import InputError
 from dpr_lightning.paths import REPORT_MARKS, ReadPath, Reads, Writes

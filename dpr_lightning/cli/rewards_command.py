@@ -12,7 +12,7 @@ from pyarrow.parquet import write_table
 from dpr_lightning.cli.loading import best_device, console, progress_bar
 from dpr_lightning.data import Rows, carried_format, open_rows, tokenize_rows
 from dpr_lightning.errors import counted
-from dpr_lightning.evaluation.answers import Answers
+from dpr_lightning.evaluation.evaluated_answers import EvaluatedAnswers
 from dpr_lightning.paths import REPORT_MARKS, ReadPath, Writes
 from dpr_lightning.policies import load_tokenizer
 from dpr_lightning.reports import Pair, Response, write_heatmap
@@ -117,7 +117,9 @@ def token_responses(
     return drawn
 
 
-def right_and_wrong(answers: Answers, scores: TokenScores, prompt_texts: Sequence[str], tokenizer: Any) -> list[Pair]:
+def right_and_wrong(
+    answers: EvaluatedAnswers, scores: TokenScores, prompt_texts: Sequence[str], tokenizer: Any
+) -> list[Pair]:
     """A right and a wrong answer to one prompt, for the first prompts that have both, coloured by r̂.
 
     Args:

@@ -12,9 +12,9 @@ import torch
 import yaml
 
 from dpr_lightning.cli.arms import ArmResult
-from dpr_lightning.cli.curves import DPR_PANELS, SFT_PANELS, panels
 from dpr_lightning.cli.loading import console
-from dpr_lightning.cli.rewards import right_and_wrong
+from dpr_lightning.cli.rewards_command import right_and_wrong
+from dpr_lightning.cli.training_curves import DPR_PANELS, SFT_PANELS, panels
 from dpr_lightning.errors import InputError, counted
 from dpr_lightning.evaluation.comparisons import corrected
 from dpr_lightning.evaluation.preview import describe

@@ -12,7 +12,7 @@ from dpr_lightning.cli.loading import console, frozen_policy, progress_bar, veri
 from dpr_lightning.data import PromptSet, Rows
 from dpr_lightning.engine.decoding import Combine, single_model
 from dpr_lightning.errors import InputError, counted
-from dpr_lightning.evaluation.answers import Answers, collect_answers
+from dpr_lightning.evaluation.evaluated_answers import EvaluatedAnswers, collect_answers
 from dpr_lightning.evaluation.statistics import mean_interval, pass_at_k
 from dpr_lightning.evaluation.tasks import write_jsonl
 from dpr_lightning.paths import ReadPath, Writes
@@ -61,7 +61,14 @@ def generate(
     """
     options = SamplingOptions(max_new_tokens, temperature, top_p, batch_size, stop_strings)
     answers, questions = _answer(
-        _Asked(policy, references or [], reward, beta, dtype), prompts, options, samples, limit, columns, seed, None
+        _DecodingRequest(policy, references or [], reward, beta, dtype),
+        prompts,
+        options,
+        samples,
+        limit,
+        columns,
+        seed,
+        None,
     )
     rows = [
         {"prompt": questions.texts[place], "completion": text, "length": length, "terminated": bool(ended)}
@@ -120,7 +127,7 @@ def evaluate(
     """
     options = SamplingOptions(max_new_tokens, temperature, 1.0, batch_size, stop_strings)
     answers, _ = _answer(
-        _Asked(policy, references or [], reward, beta, dtype),
+        _DecodingRequest(policy, references or [], reward, beta, dtype),
         prompts,
         options,
         samples,
@@ -152,7 +159,7 @@ def evaluate(
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _DecodingRequest:
     """A policy folder, or the decode-time optimum of its reward against references."""
 
     policy: str
@@ -174,7 +181,7 @@ class _Asked:
 
 
 def _answer(
-    asked: _Asked,
+    asked: _DecodingRequest,
     prompts: Rows,
     options: SamplingOptions,
     samples: int,
@@ -183,7 +190,7 @@ def _answer(
     seed: int,
     verifier: str | None,
     sft: str | None = None,
-) -> tuple[Answers, PromptSet]:
+) -> tuple[EvaluatedAnswers, PromptSet]:
     models, tokenizer, combine = asked.load()
     questions = PromptSet.load(prompts, tokenizer, columns=columns, limit=limit)
     with progress_bar("answers", len(questions) * samples) as advance:

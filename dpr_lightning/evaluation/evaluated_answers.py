@@ -16,7 +16,7 @@ from dpr_lightning.types import Rollouts
 
 
 @dataclass(frozen=True)
-class Answers:
+class EvaluatedAnswers:
     """What a policy answered: one row a sample, the samples of a prompt next to each other.
 
     ``texts`` without the stop at their end; ``scores`` by the verifier, None without one; ``lengths`` in tokens;
@@ -53,7 +53,7 @@ def collect_answers(
     sft: nn.Module | None = None,
     places: Sequence[int] | None = None,
     progress: Callable[[int], None] | None = None,
-) -> Answers:
+) -> EvaluatedAnswers:
     """Sample answers, score them, and measure how far they are from π_SFT.
 
     Args:
@@ -104,7 +104,7 @@ def judge_answers(
     *,
     verifier: Verifier | None = None,
     reverse_kl: list[float] | None = None,
-) -> Answers:
+) -> EvaluatedAnswers:
     """Decode what was written, and score it.
 
     Args:
@@ -119,7 +119,7 @@ def judge_answers(
     scores = None
     if verifier is not None:
         scores = verifier_scores(verifier, prompts, rollouts.prompt.tolist(), texts)
-    return Answers(rollouts, texts, scores, rollouts.mask.sum(1).tolist(), reverse_kl)
+    return EvaluatedAnswers(rollouts, texts, scores, rollouts.mask.sum(1).tolist(), reverse_kl)
 
 
 def _reverse_kl(rollouts: Rollouts, sft: nn.Module) -> list[float]:

@@ -11,9 +11,9 @@ import torch
 from dpr_lightning.cli.loading import best_device, console, progress_bar, verifier_named
 from dpr_lightning.data import PromptSet, Rows, carried_format, last_turn, open_rows, tokenize_rows
 from dpr_lightning.errors import InputError
-from dpr_lightning.evaluation.answers import collect_answers
 from dpr_lightning.evaluation.audit import RewardAudit, Rewarded, audit_reward, recommend
 from dpr_lightning.evaluation.corruption import corrupt_one_token
+from dpr_lightning.evaluation.evaluated_answers import collect_answers
 from dpr_lightning.evaluation.suspects import Suspect, suspects
 from dpr_lightning.functional import RewardForm
 from dpr_lightning.paths import ReadPath, Writes

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-from dpr_lightning.cli.export import export
+from dpr_lightning.cli.export_command import export
 from dpr_lightning.cli.loading import console
 from dpr_lightning.cli.pipeline import run_path
 from dpr_lightning.cli.stage_configs import stage_config
