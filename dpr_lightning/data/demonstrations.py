@@ -1,7 +1,6 @@
 """Demonstrations as a LightningDataModule."""
 
 import warnings
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -22,9 +21,8 @@ from dpr_lightning.data.prompt_identity import hold_out_prompts
 from dpr_lightning.data.prompts import PromptSet
 from dpr_lightning.data.row_columns import check_columns
 from dpr_lightning.data.rows import Rows, open_rows
-from dpr_lightning.data.token_cache import cache_key, load_or_tokenize
-from dpr_lightning.data.tokenized import TokenizedDataset, tokenize_rows
-from dpr_lightning.engine import check_positions
+from dpr_lightning.data.tokenized import TokenizedDataset
+from dpr_lightning.data.tokenized_sources import check_longest, log_counts, tokenize_or_load
 from dpr_lightning.errors import InputError
 from dpr_lightning.paths import ReadPath, Writes
 from dpr_lightning.policies import PolicySpec, load_tokenizer
@@ -187,7 +185,10 @@ class DemonstrationDataModule(LightningDataModule):
         return self.train_data.where(row)
 
     def attach_policy(self, policy: nn.Module, spec: PolicySpec, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Let the policy carry the format it learns: whoever loads it asks with the same template and stops alike.
+        """Put the format that the policy learns into the policy, which is saved with it.
+
+        Called once, when the policy is built and before its first batch. Later commands that load the policy then use
+        the same chat template and stop at the same tokens.
 
         Args:
             policy: its generation configuration takes ``end_of_turn`` as one more token to stop at.
@@ -197,18 +198,10 @@ class DemonstrationDataModule(LightningDataModule):
         Raises:
             InputError: a row is longer than the policy has positions.
         """
-        self._check_positions(policy)
+        check_longest(policy, (self.train_data, self.validation_data, self.test_data))
         carry_format(self._format(), policy, tokenizer, spec.pad_token)
         if token_id(self.tokenizer, str(tokenizer.pad_token)) == tokenizer.pad_token_id:
             self.tokenizer.pad_token = tokenizer.pad_token
-
-    def _check_positions(self, policy: nn.Module) -> None:
-        for data in (self.train_data, self.validation_data, self.test_data):
-            if data is None or not len(data):
-                continue
-            longest = int(data.lengths.argmax())
-            tokens = int(data.lengths[longest])
-            check_positions(policy, tokens, f"{data.where(longest)} has {tokens:,} tokens", _shorter_rows)
 
     def prepare_data(self) -> None:
         """Tokenise what is not in the cache yet; one process a machine does this, the others wait."""
@@ -237,9 +230,12 @@ class DemonstrationDataModule(LightningDataModule):
         sets = {"training": self.train_data, "validation": self.validation_data}
         if self.test is not None:
             sets["test"] = self.test_data
-        overlap = check_overlap({name: held for name, held in sets.items() if held is not None}, self.allow_overlap)
+        overlap = check_overlap(
+            {name: dataset for name, dataset in sets.items() if dataset is not None}, self.allow_overlap
+        )
         rank_zero_info(str(overlap))
-        self._log_counts()
+        if self.trainer is not None:
+            log_counts(self.trainer, {"train": self.train_data, "validation": self.validation_data})
 
     def train_dataloader(self) -> DemonstrationLoader:
         """Batches in random order; the same loader again when asked again, so that its position is kept.
@@ -293,8 +289,7 @@ class DemonstrationDataModule(LightningDataModule):
             InputError: there is no validation set.
         """
         self.setup()
-        held = self.validation_data
-        if held is None:
+        if self.validation_data is None:
             raise InputError("There is no validation set: set `validation` to a file, or to a share such as 0.1.")
         source = self.train if self.validation is None or isinstance(self.validation, float) else self.validation
         prompts = PromptSet.load(
@@ -306,7 +301,7 @@ class DemonstrationDataModule(LightningDataModule):
             special_tokens_in_text=self.special_tokens_in_text,
             limit=self.limit,
         )
-        return prompts.select(np.flatnonzero(np.isin(prompts.numbers, held.numbers)))
+        return prompts.select(np.flatnonzero(np.isin(prompts.numbers, self.validation_data.numbers)))
 
     def _sources(self) -> list[Rows]:
         """What is named for training, validation and test, each once."""
@@ -317,24 +312,18 @@ class DemonstrationDataModule(LightningDataModule):
         return sources
 
     def _tokenized(self, source: Rows, progress: bool) -> TokenizedDataset:
-        rows = open_rows(source)
-        form = self._format()
-        options: dict[str, Any] = {
-            "columns": self.columns,
-            "max_length": self.max_length,
-            "over_length": self.over_length,
-            "on_dropped": self.on_dropped,
-            "limit": self.limit,
-        }
-
-        def tokenize() -> TokenizedDataset:
-            return tokenize_rows(rows, self.tokenizer, form, progress=progress, **options)
-
-        if self.cache_dir is None:
-            data = tokenize()
-        else:
-            key = cache_key(rows.fingerprint(), self.tokenizer, form, options)
-            data = load_or_tokenize(Path(self.cache_dir), key, rows.name, tokenize, rows.files)
+        data = tokenize_or_load(
+            open_rows(source),
+            self.tokenizer,
+            self._format(),
+            self.cache_dir,
+            progress=progress,
+            columns=self.columns,
+            max_length=self.max_length,
+            over_length=self.over_length,
+            on_dropped=self.on_dropped,
+            limit=self.limit,
+        )
         data.report.check_unknown(self.max_unknown)
         return data
 
@@ -393,28 +382,9 @@ class DemonstrationDataModule(LightningDataModule):
             data, self._sampler(data, accumulate=1, shuffle=False, batch_size=self.validation_batch_size)
         )
 
-    def _log_counts(self) -> None:
-        if self.trainer is None:
-            return
-        named = {"train": self.train_data, "validation": self.validation_data}
-        counts = {
-            f"data/{name}/{key}": value
-            for name, held in named.items()
-            if held is not None
-            for key, value in {**held.report.counts(), "examples": float(len(held))}.items()
-        }
-        for logger in self.trainer.loggers:
-            logger.log_metrics(counts, step=self.trainer.global_step)
-
-
-def _shorter_rows(limit: int) -> str:
-    return (
-        f"Set `data.max_length: {limit}` with `data.over_length: drop` or `truncate`, or choose a model with more "
-        "positions."
-    )
-
 
 def _same_plan(first: TokenBudgetBatchSampler, second: TokenBudgetBatchSampler) -> bool:
-    places = ("epoch", "position")
-    own, other = first.state_dict(), second.state_dict()
-    return first.rank == second.rank and all(own[name] == other[name] for name in own if name not in places)
+    """Whether two samplers give the same batches in the same order, wherever each of them is in it."""
+    position = ("epoch", "position")
+    state, other = first.state_dict(), second.state_dict()
+    return first.rank == second.rank and all(state[name] == other[name] for name in state if name not in position)
