@@ -1,4 +1,4 @@
-"""Data: rows become demonstrations and prompts, as tokens with the mask of what the policy says."""
+"""Data: rows become demonstrations and prompts, as tokens with a mask of the tokens to learn."""
 
 from dpr_lightning.data.batching import PlannedBatch, TokenBudgetBatchSampler
 from dpr_lightning.data.chat_format import carried_format, choose_format

@@ -1,4 +1,4 @@
-"""Batches of like length: who learns what, when, as a pure function of (lengths, options, seed, epoch)."""
+"""Batches of like length: which examples form which batch, a pure function of (lengths, options, seed, epoch)."""
 
 import math
 from collections.abc import Iterator
@@ -10,16 +10,17 @@ from numpy.typing import NDArray
 from dpr_lightning.errors import InputError, counted
 
 MIXED = 2
-"""Batches of a window, at least, so that an example meets others in the next epoch."""
+"""Batches of a window, at least, so that an example shares its batch with different ones in the next epoch."""
 
 
 class PlannedBatch(NamedTuple):
-    """A micro-batch of one rank: ``places`` [B] in the data set; ``num_tokens``: acted tokens of its optimizer step.
+    """A micro-batch of one rank.
 
-    ``blank``: its rows belong to another batch too and must count nothing; only evaluation on several ranks has these.
+    ``indices`` [B] of its examples in the data set; ``num_tokens``: acted tokens of its optimizer step; ``blank``: its
+    examples are in another batch too and must not count here, which happens only in evaluation on several ranks.
     """
 
-    places: NDArray[np.int64]
+    indices: NDArray[np.int64]
     num_tokens: float
     blank: bool = False
 
@@ -33,22 +34,22 @@ class TokenBudgetBatchSampler:
 
     The batches of one optimizer step are ``accumulate`` × ``world_size`` of these; ranks get batches of like length at
     the same time. Where the number of batches is not a multiple, the largest are split until it is. When even batches
-    of one example are no multiple, training closes with a step of fewer micro-batches, and leaves out up to
-    ``world_size − 1`` examples, other ones every epoch; evaluation leaves out nothing, and ranks without an example
-    get a blank one.
+    of one example are no multiple, training ends with a step of fewer micro-batches and leaves out up to
+    ``world_size − 1`` examples, different ones in every epoch; evaluation leaves out nothing, and ranks without an
+    example get a blank batch.
 
     Args:
         lengths: [N] tokens of each example, prompt included.
         acted_tokens: [N] tokens to learn of each example.
-        token_budget: tokens a batch, padding included; an example longer than that is a batch of its own.
+        token_budget: tokens a batch, padding included; a longer example is a batch by itself.
         batch_size: examples a batch, instead of a budget.
         seed: of the order.
         rank: this process.
         world_size: number of processes.
         accumulate: micro-batches a rank and optimizer step.
         shuffle: False for evaluation: longest first, always the same.
-        length_ratio: longest over shortest example of a window, about; 1.1 keeps padding near 5%, infinity batches
-            examples of any length together.
+        length_ratio: about the longest over the shortest example of a window; 1.1 leaves 5% of padding, infinity
+            batches examples of any length together.
 
     Raises:
         InputError: neither or both of ``token_budget`` and ``batch_size``, or fewer examples than ranks.
@@ -101,23 +102,23 @@ class TokenBudgetBatchSampler:
     @property
     def padding_share(self) -> float:
         """Share of padding among the tokens of an epoch."""
-        batches = [batch.places for batch in self._all_batches(0) if not batch.blank]
-        padded = sum(len(places) * int(self.lengths[places].max()) for places in batches)
-        return 1.0 - sum(int(self.lengths[places].sum()) for places in batches) / padded
+        batches = [batch.indices for batch in self._all_batches(0) if not batch.blank]
+        padded = sum(len(indices) * int(self.lengths[indices].max()) for indices in batches)
+        return 1.0 - sum(int(self.lengths[indices].sum()) for indices in batches) / padded
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the start of an epoch."""
+        """Move to the start of an epoch."""
         self.epoch, self.position = epoch, 0
 
     def __iter__(self) -> Iterator[PlannedBatch]:
-        """This rank's batches from the present position to the end of the epoch."""
+        """This rank's batches from the current position to the end of the epoch."""
         batches = self._all_batches(self.epoch)[self.rank :: self.world_size]
         while self.position < len(batches):
             self.position += 1
             yield batches[self.position - 1]
 
     def state_dict(self) -> dict[str, Any]:
-        """Position, with what it is counted in."""
+        """The position, with the options and sizes on which its meaning depends."""
         return {
             "epoch": self.epoch,
             "position": self.position,
@@ -129,15 +130,15 @@ class TokenBudgetBatchSampler:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on after the batches that were already used.
+        """Continue after the batches that were already used; called when a run resumes.
 
         Raises:
-            InputError: in the middle of an epoch whose order was another.
+            InputError: in the middle of an epoch whose batches came in another order.
         """
-        own = self.state_dict()
-        different = [name for name in own if name not in ("epoch", "position") and own[name] != state[name]]
+        current = self.state_dict()
+        different = [name for name in current if name not in ("epoch", "position") and current[name] != state[name]]
         if different and 0 < state["position"] < state["batches"]:
-            listed = ", ".join(f"{name} {state[name]} then, {own[name]} now" for name in different)
+            listed = ", ".join(f"{name} {state[name]} then, {current[name]} now" for name in different)
             raise InputError(
                 f"The run stopped in the middle of epoch {state['epoch']} and cannot go on there with other data or "
                 f"options: {listed}. Set them as they were, or start a new run from the checkpoint's weights."
@@ -159,7 +160,7 @@ class TokenBudgetBatchSampler:
         return _split_largest(sizes, len(self.lengths))
 
     def _all_batches(self, epoch: int) -> list[PlannedBatch]:
-        """The batches of all ranks, rank fastest."""
+        """The batches of all ranks in one list, in which the rank changes fastest."""
         order, bounds = self._order, np.concatenate([[0], np.cumsum(self._sizes)])
         starts, ends = bounds[:-1], bounds[1:]
         if self.shuffle:
@@ -167,8 +168,8 @@ class TokenBudgetBatchSampler:
             order = order[np.lexsort((random.random(len(order)), self._window))]
             spare = len(starts) % self.world_size
             if spare:
-                kept = np.sort(random.permutation(len(starts))[spare:])
-                starts, ends = starts[kept], ends[kept]
+                retained = np.sort(random.permutation(len(starts))[spare:])
+                starts, ends = starts[retained], ends[retained]
             rounds = random.permutation(len(starts) // self.world_size)
             slots = (rounds[:, None] * self.world_size + np.arange(self.world_size)).ravel()
             starts, ends = starts[slots], ends[slots]
@@ -188,11 +189,11 @@ class TokenBudgetBatchSampler:
 def _windows(
     lengths: NDArray[np.int64], token_budget: int | None, batch_size: int | None, length_ratio: float
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Batch sizes, and the window of each example, for lengths sorted from the longest down.
+    """Batch sizes, and the window of each example, for lengths in descending order.
 
-    A window takes the longest examples left; its batches have the size that the longest of them allows. It ends where
-    examples are shorter than that by ``length_ratio``, but not before two batches and always on a whole one: only the
-    last batch of all is partial.
+    A window takes the longest remaining examples; its batches have the size that the longest of them allows. It ends
+    where examples are shorter than that by ``length_ratio``, but not before two batches and always on a whole one: only
+    the last batch of all is partial.
     """
     total = len(lengths)
     sizes: list[NDArray[np.int64]] = []
@@ -200,18 +201,18 @@ def _windows(
     start = number = 0
     while start < total:
         longest = int(lengths[start])
-        size = batch_size if token_budget is None else max(1, token_budget // longest)
-        assert size is not None
+        rows_per_batch = batch_size if token_budget is None else max(1, token_budget // longest)
+        assert rows_per_batch is not None
         if math.isinf(length_ratio):
             end = total
         else:
             end = int(np.searchsorted(-lengths, -longest / length_ratio, side="right"))
-        batches = max(MIXED, -(-(end - start) // size))
-        end = start + batches * size
-        if total - end < MIXED * size:
+        batches = max(MIXED, -(-(end - start) // rows_per_batch))
+        end = start + batches * rows_per_batch
+        if total - end < MIXED * rows_per_batch:
             end = total
-        full, rest = divmod(end - start, size)
-        sizes.append(np.full(full, size, dtype=np.int64))
+        full, rest = divmod(end - start, rows_per_batch)
+        sizes.append(np.full(full, rows_per_batch, dtype=np.int64))
         if rest:
             sizes.append(np.array([rest], dtype=np.int64))
         window[start:end] = number
@@ -220,7 +221,7 @@ def _windows(
 
 
 def _split_largest(sizes: NDArray[np.int64], target: int) -> NDArray[np.int64]:
-    """Halve the largest batches until there are ``target``; each half stays where its batch was."""
+    """Halve the largest batches until there are ``target``; both halves stay at their batch's position."""
     while len(sizes) < target:
         candidates = np.argsort(-sizes, kind="stable")[: target - len(sizes)]
         largest = candidates[sizes[candidates] > max(1, int(sizes.max()) // 2)]

@@ -22,8 +22,8 @@ class Format(NamedTuple):
     """How text becomes tokens.
 
     ``chat_template``: None for plain text; ``stops`` and ``stop_ids``: the tokens that end a turn, EOS first;
-    ``end_of_turn``: the one of them that an option named; ``special_text``: what becomes of special tokens that the
-    texts of rows spell.
+    ``end_of_turn``: the one that the option of this name sets; ``special_text``: how special tokens are encoded that
+    the texts of rows spell.
     """
 
     chat_template: str | None
@@ -41,7 +41,7 @@ def choose_format(
     policy: nn.Module | str | None = None,
     special_tokens_in_text: SpecialText | None = None,
 ) -> Format:
-    """Settle how text becomes tokens.
+    """The format of a policy, from its tokenizer, its generation configuration and the user's options.
 
     Args:
         tokenizer: its own chat template is used when there is one.
@@ -51,8 +51,8 @@ def choose_format(
         chat_template_kwargs: values for variables of the template, such as ``{enable_thinking: false}``; they become
             part of the template.
         policy: the model, or its folder or hub id, whose generation configuration may name more stops.
-        special_tokens_in_text: what becomes of special tokens that texts of rows spell; None: as the tokenizer carries
-            it, else ``text``.
+        special_tokens_in_text: how special tokens are encoded that texts of rows spell; None: as saved with the
+            tokenizer, else ``text``.
 
     Raises:
         InputError: the tokenizer has no EOS token, ``end_of_turn`` is no token of it, or the template does not read a
@@ -76,7 +76,7 @@ def choose_format(
 
 
 def check_setting(setting: str | None) -> None:
-    """Check the option's value.
+    """Refuse an unknown value of ``special_tokens_in_text``.
 
     Raises:
         InputError: it is none of the choices.
@@ -98,23 +98,23 @@ def carried_format(tokenizer: PreTrainedTokenizerBase, policy: nn.Module | str) 
 def carry_format(
     form: Format, policy: nn.Module, tokenizer: PreTrainedTokenizerBase, pad_token: str | None = None
 ) -> None:
-    """Write ``form`` into what is saved with a policy: its tokenizer's template and pad token, the tokens it stops at.
+    """Write ``form`` into a policy and its tokenizer, to be saved with them: template, pad token, stop tokens.
 
     Args:
-        form: that the policy is trained with.
+        form: of the policy's training data.
         policy: its configurations take the stops and the pad token.
         tokenizer: of the policy.
         pad_token: the user's choice.
 
     Raises:
-        InputError: no token can pad beside what the format writes.
+        InputError: every token that could pad is one that the format writes.
     """
     tokenizer.chat_template = form.chat_template
     tokenizer.init_kwargs.pop(SETTING, None)
     if form.special_text != "text":
         tokenizer.init_kwargs[SETTING] = form.special_text
     generation: Any = getattr(policy, "generation_config", None)
-    if generation is None:  # a verifier head writes nothing, and has nowhere to stop
+    if generation is None:  # a verifier head does not generate
         return
     special = special_tokens(tokenizer, policy, end_of_turn=form.end_of_turn, pad_token=pad_token, required=True)
     set_padding(tokenizer, special, pad_token)

@@ -33,13 +33,13 @@ def form_of(turns: Any) -> str:
 
 
 def has_roles(turns: Any) -> bool:
-    """Whether these are turns that say who speaks."""
+    """Whether ``turns`` is a list of objects with a role."""
     first = turns[0] if isinstance(turns, Sequence) and not isinstance(turns, str) and turns else None
     return isinstance(first, Mapping) and _first(first, ROLE_KEYS) is not None
 
 
 def parsed_turns(value: Any) -> Any:
-    """A list of turns that a table holds as JSON text; anything else as it is."""
+    """A list of turns from the JSON text of a table's cell; any other value is returned unchanged."""
     if isinstance(value, str) and value.lstrip()[:1] == "[":
         try:
             return json.loads(value)
@@ -58,7 +58,7 @@ def text_of(value: Any) -> str:
 
 
 def repeats(value: Any, texts: str) -> bool:
-    """Whether every line of a value is in ``texts`` already."""
+    """Whether every line of the texts in ``value`` occurs in ``texts``."""
     return all(line.strip() in texts for line in text_of(value).splitlines())
 
 

@@ -15,11 +15,11 @@ from dpr_lightning.data.template_inputs import TEMPLATE_COLUMNS, TemplateInputs,
 class Example:
     """A demonstration, or a prompt alone (``completion`` is None).
 
-    ``prompt`` and ``completion`` are plain strings, or messages; the completion then holds the closing turns of the
-    assistant, and earlier turns of the prompt may be trained on too. ``metadata`` is what verifiers read; ``inputs``
-    is what the chat template reads beside the messages. ``shape``, ``unused`` and ``rest`` are those of
-    :class:`~dpr_lightning.data.row_columns.CanonicalRow`; ``demonstrated``: of a prompt alone, the turns that the row
-    answers it with, where they are messages.
+    ``prompt`` and ``completion`` are plain strings, or messages; the completion is then the closing turns of the
+    assistant, and earlier turns of the prompt may be trained on too. ``metadata``: columns for verifiers; ``inputs``:
+    those that the chat template reads besides the messages. ``shape``, ``unused`` and ``rest`` are those of
+    :class:`~dpr_lightning.data.row_columns.CanonicalRow`; ``demonstrated``: of a prompt alone, the row's own answer,
+    where it is messages.
     """
 
     file: str
@@ -34,23 +34,23 @@ class Example:
     rest: tuple[str, ...] = ()
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         """``file:number``, as error messages name it."""
         return f"{self.file}:{self.number}"
 
     @property
     def prompt_text(self) -> str:
-        """The query in words: the row's tools and documents, and every turn of the prompt but the system's."""
+        """The prompt as one text: the row's tools and documents, and every turn except the system's."""
         turns = self.prompt_messages()
         texts = [self.inputs.text, *(turn.text for turn in turns if turn.role not in ("system", "developer"))]
         return "\n".join(texts if self.inputs.text else texts[1:])
 
     def prompt_messages(self) -> tuple[Message, ...]:
-        """The prompt as messages; a string is what the user says."""
+        """The prompt as messages; a string becomes a turn of the user."""
         return (Message("user", self.prompt),) if isinstance(self.prompt, str) else self.prompt
 
     def completion_messages(self) -> tuple[Message, ...]:
-        """The completion as messages; a string is what the assistant says."""
+        """The completion as messages; a string becomes a turn of the assistant."""
         if isinstance(self.completion, str):
             return (Message("assistant", self.completion, train=True),)
         return self.completion or ()
@@ -59,12 +59,12 @@ class Example:
 def to_demonstration(row: Row, columns: Mapping[str, str] | None = None) -> Example:
     """Read a demonstration: ``messages``, or ``prompt`` and ``completion``.
 
-    Of ``messages`` every turn of the assistant is learnt from unless it says ``"train": false``; what follows the
-    last of them is left out. Of ``prompt`` and ``completion`` only the completion is learnt from.
+    Of ``messages`` every turn of the assistant is learnt unless it has ``"train": false``; turns after the last of
+    them are left out. Of ``prompt`` and ``completion`` only the completion is learnt.
 
     Args:
-        row: the row.
-        columns: where the row keeps them under other names, such as ``{"prompt": "question"}``.
+        row: of a file.
+        columns: the row's own names of them, such as ``{"prompt": "question"}``.
 
     Raises:
         InputError: names the row and what is wrong with it.
@@ -98,9 +98,9 @@ def to_demonstration(row: Row, columns: Mapping[str, str] | None = None) -> Exam
 def to_prompt(row: Row, columns: Mapping[str, str] | None = None) -> Example:
     """Read a prompt alone: ``prompt``, ``messages`` without the assistant's closing turns, or the first of ``turns``.
 
-    The prompt is the one that :func:`to_demonstration` would find in the same row, unless the row goes on after the
-    last turn that is learnt from: then what it goes on with is asked. A completion, where there is one, goes into the
-    metadata, for verifiers. ``turns`` is how MT-Bench and Arena-Hard write questions: texts, or {content} objects.
+    The prompt is that of :func:`to_demonstration` for the same row, unless the row continues after the last turn to
+    learn: then the continuation belongs to the prompt. A completion, where there is one, goes into the metadata, for
+    verifiers. ``turns`` is how MT-Bench and Arena-Hard write questions: texts, or {content} objects.
 
     Raises:
         InputError: names the row and what is wrong with it.
@@ -130,7 +130,7 @@ def _example(
     """The example, with the demonstrated completion in the metadata.
 
     Raises:
-        InputError: the prompt is empty, or what the row has for the template is wrong.
+        InputError: the prompt is empty, or a column that the template reads is malformed.
     """
     row, metadata = canonical.row, dict(canonical.metadata)
     _check_prompt(row, prompt, canonical.label("messages"))
@@ -150,7 +150,7 @@ def _prompt(canonical: CanonicalRow) -> str | tuple[Message, ...]:
 
 
 def _closing_turns(messages: Sequence[Message]) -> int:
-    """Where the assistant's closing turns start."""
+    """Index of the first of the assistant's closing turns."""
     start = len(messages)
     while start > 0 and messages[start - 1].role == "assistant":
         start -= 1

@@ -47,30 +47,30 @@ class DemonstrationDataModule(LightningDataModule):
         tokenizer: hub id or folder; None: that of the policy in training.
         columns: the files' own names of our columns, such as ``{prompt: question, completion: answer}``.
         chat_template: a Jinja template or a file with one, instead of the tokenizer's own; ``none``: plain text. The
-            policy is saved with it, so that later stages ask with the same one.
+            policy is saved with it, and later stages use it.
         end_of_turn: the token, if it is not EOS, with which the template closes the assistant's turn; the policy is
             saved with it as one more token to stop at.
         chat_template_kwargs: values for variables of the chat template, such as ``{enable_thinking: false}``, in all
             rows that do not set them in a column of this name; the policy is saved with them in its template.
-        on_dropped: where the chat template leaves out a part of what is to be learnt (the reasoning of a turn, for
-            example): ``error`` refuses the row, ``warn`` counts it and learns the rest.
+        on_dropped: where the chat template leaves out a part of a turn to learn (its reasoning, for
+            example): ``error`` refuses the row, ``warn`` counts it and trains on the rest.
         max_length: tokens of the longest demonstration allowed, prompt included; None: no limit.
         over_length: ``error``, ``drop``, or ``truncate`` (the end is cut, and the answer counts as not terminated).
         token_budget: tokens a micro-batch on each device, padding included. Default 8192.
         batch_size: demonstrations a micro-batch, instead of a budget.
         validation_batch_size: demonstrations a batch in validation and test; None: as in training.
-        length_ratio: longest over shortest demonstration among those that are batched together, about.
+        length_ratio: about the longest over the shortest demonstration of those that are batched together.
         seed: of the order, and of the prompts held out.
-        cache_dir: where tokens are kept; None: nowhere.
+        cache_dir: folder of the cache of tokens; None: no cache.
         limit: read only so many rows of each file.
         allow_overlap: report prompts that training and validation share without refusing them.
-        special_tokens_in_text: what becomes of special tokens that the texts of rows spell: ``text`` (encoded as the
-            text that they are), ``tokens``, or ``error``. The policy is saved with it. None: as the checkpoint was
-            trained, else ``text``.
-        max_unknown: share of the tokens to learn that may be `<unk>`; with more, the file is refused.
+        special_tokens_in_text: how special tokens are encoded that the texts of rows spell: as ordinary ``text``, as
+            ``tokens``, or ``error`` (refused). The policy is saved with it. None: as the checkpoint was trained, else
+            ``text``.
+        max_unknown: largest share of the tokens to learn that may be `<unk>`; with more, the file is refused.
 
     Attributes:
-        train_data: the tokenised demonstrations, after ``setup``.
+        train_data: the tokenised demonstrations; None before ``setup``.
         validation_data: those of validation; None without.
         test_data: those of test; None without.
 
@@ -160,7 +160,7 @@ class DemonstrationDataModule(LightningDataModule):
 
     @property
     def _policy_spec(self) -> PolicySpec | None:
-        """Of the policy in training, which is known before it is built."""
+        """Specification of the policy in training; available before the policy is built."""
         spec: PolicySpec | None = getattr(getattr(self.trainer, "lightning_module", None), "policy_spec", None)
         return spec
 
@@ -180,7 +180,7 @@ class DemonstrationDataModule(LightningDataModule):
         )
 
     def where(self, row: int) -> str:
-        """``file:number`` of a training demonstration, by its place in ``train_data``."""
+        """``file:number`` of a training demonstration, by its index in ``train_data``."""
         assert self.train_data is not None
         return self.train_data.where(row)
 
@@ -204,13 +204,13 @@ class DemonstrationDataModule(LightningDataModule):
             self.tokenizer.pad_token = tokenizer.pad_token
 
     def prepare_data(self) -> None:
-        """Tokenise what is not in the cache yet; one process a machine does this, the others wait."""
+        """Tokenise what is not in the cache yet; called in one process of each machine, before ``setup``."""
         if self.cache_dir is not None:
             for source in self._sources():
                 self._tokenized(source, progress=True)
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the tokens, split, and check that no prompt is in two sets."""
+        """Load the tokens, split off the validation set, and check that no prompt is in two sets."""
         if self.train_data is not None:
             return
         sources = self._sources()
@@ -238,10 +238,10 @@ class DemonstrationDataModule(LightningDataModule):
             log_counts(self.trainer, {"train": self.train_data, "validation": self.validation_data})
 
     def train_dataloader(self) -> DemonstrationLoader:
-        """Batches in random order; the same loader again when asked again, so that its position is kept.
+        """Batches in random order. A second call returns the same loader, at its position in the epoch.
 
         Raises:
-            InputError: accumulation changes during training, which one token count a step cannot follow.
+            InputError: accumulation changes during training, but a batch carries the token count of its whole step.
         """
         if self.train_data is None:
             self.setup("fit")
@@ -267,7 +267,7 @@ class DemonstrationDataModule(LightningDataModule):
         return self._train_loader
 
     def split_micro_batches(self, parts: int) -> None:
-        """Hand each micro-batch of training out in so many parts; the trainer accumulates over all of them."""
+        """Split each micro-batch of training into ``parts``; the caller has the trainer accumulate over all of them."""
         self._parts = parts
 
     def val_dataloader(self) -> DemonstrationLoader | list[Any]:
@@ -283,7 +283,7 @@ class DemonstrationDataModule(LightningDataModule):
         return self._evaluation_loader(self.test_data)
 
     def validation_prompts(self) -> PromptSet:
-        """The prompts of the validation rows, with their metadata, for answers that are generated and verified.
+        """The prompts of the validation rows with their metadata, for callbacks that generate and verify answers.
 
         Raises:
             InputError: there is no validation set.
@@ -304,7 +304,7 @@ class DemonstrationDataModule(LightningDataModule):
         return prompts.select(np.flatnonzero(np.isin(prompts.numbers, self.validation_data.numbers)))
 
     def _sources(self) -> list[Rows]:
-        """What is named for training, validation and test, each once."""
+        """The sources of training, validation and test, each once."""
         sources: list[Rows] = [self.train]
         for source in (self.validation, self.test):
             if source is not None and not isinstance(source, float) and source not in sources:
@@ -329,7 +329,7 @@ class DemonstrationDataModule(LightningDataModule):
 
     @property
     def _ranks(self) -> tuple[int, int]:
-        """This process and the number of those that see different data."""
+        """This process's index among those that see different data, and their number."""
         if self.trainer is None:
             return 0, 1
         shared = self.trainer.distributed_sampler_kwargs or {}
@@ -357,7 +357,7 @@ class DemonstrationDataModule(LightningDataModule):
         )
 
     def _counted(self, data: TokenizedDataset) -> NDArray[np.int64]:
-        """What each example adds to the number that an optimizer step's loss is divided by: its tokens to learn."""
+        """Each example's share of the number by which a step's loss is divided: its tokens to learn."""
         return data.acted_tokens
 
     def _loader(
@@ -375,7 +375,7 @@ class DemonstrationDataModule(LightningDataModule):
 
     def _evaluation_loader(self, data: TokenizedDataset | None) -> DemonstrationLoader | list[Any]:
         if data is None:
-            # No validation was asked for, so Lightning need not wonder about it.
+            # Lightning warns of a loader without batches, which here means that no validation set is configured.
             warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")
             return []
         return self._loader(
@@ -384,7 +384,7 @@ class DemonstrationDataModule(LightningDataModule):
 
 
 def _same_plan(first: TokenBudgetBatchSampler, second: TokenBudgetBatchSampler) -> bool:
-    """Whether two samplers give the same batches in the same order, wherever each of them is in it."""
+    """Whether two samplers plan the same batches in the same order, whatever their positions in it."""
     position = ("epoch", "position")
     state, other = first.state_dict(), second.state_dict()
     return first.rank == second.rank and all(state[name] == other[name] for name in state if name not in position)

@@ -1,4 +1,4 @@
-"""What verifiers need of each prompt's row: declared, checked for all prompts before any answer is sampled.
+"""The columns that verifiers need: declared by a verifier, and checked for all prompts before any answer is sampled.
 
 A verifier is a function of prompt text, answer text and the row's other columns. With :func:`needs` it declares the
 columns that it reads and their types; a plain function declares none.
@@ -20,12 +20,12 @@ FieldType = Callable[[Any], Any]
 
 
 class Requirements:
-    """What a verifier needs.
+    """The columns, and the text of an answer, that a verifier needs.
 
     Args:
-        fields: the type of each column by its name; of names joined by ``|`` the first that the row has counts.
-        marker: text without which no answer scores; None: there is none.
-        check: looks at all columns of a row together, read by their types; raises InputError.
+        fields: the type of each column by its name; of names joined by ``|``, the first that the row has is used.
+        marker: text without which no answer scores above 0; None: there is none.
+        check: called with all columns of a row, converted to their types; raises InputError.
     """
 
     def __init__(
@@ -39,10 +39,10 @@ class Requirements:
         self.check = check
 
     def read(self, metadata: Mapping[str, Any], verifier: str) -> dict[str, Any]:
-        """The row's columns, those that are declared read by their types.
+        """The row's columns, with the declared ones converted to their types.
 
         Raises:
-            InputError: one is missing or cannot be what the verifier compares with.
+            InputError: one is missing or cannot be converted.
         """
         values = dict(metadata)
         for names, read in self.fields.items():
@@ -62,7 +62,7 @@ class Requirements:
 
 @runtime_checkable
 class DeclaredVerifier(Protocol):
-    """A verifier that says what it needs."""
+    """A verifier that declares the columns it needs."""
 
     requirements: Requirements
 
@@ -76,11 +76,11 @@ def needs(
     marker: str | None = None,
     check: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> Callable[[Verifier], Verifier]:
-    """Declare what a verifier needs; it is then called with the declared columns read by their types.
+    """Decorator: declare the columns that a verifier needs; it is then called with them converted to their types.
 
     Args:
         fields: such as ``{"answer": text}``; see :class:`Requirements`.
-        marker: text without which no answer scores.
+        marker: text without which no answer scores above 0.
         check: of all columns together.
     """
 
@@ -103,7 +103,7 @@ def check_ground_truth(prompts: PromptSet, verifier: Verifier | None) -> None:
     """Check, before any answer is sampled, that every prompt has what the verifier needs.
 
     Raises:
-        InputError: says which rows have not, how many they are and what is wrong with the first.
+        InputError: names the rows that do not, their number, and the problem of the first.
     """
     if not isinstance(verifier, DeclaredVerifier):
         return
@@ -133,12 +133,12 @@ def verifier_scores(
 
     Args:
         verifier: (prompt text, answer text, metadata) -> score in [0, 1].
-        prompts: what was asked.
-        indices: the prompt of each answer.
+        prompts: of the answers.
+        indices: index in ``prompts`` of each answer's prompt.
         completions: the answers.
 
     Raises:
-        InputError: the verifier fails, or returns no finite number; says for which row.
+        InputError: the verifier fails, or returns no finite number; names the row.
     """
     scores = []
     for index, completion in zip(indices, completions, strict=True):
@@ -172,7 +172,7 @@ def verifier_name(verifier: Verifier) -> str:
 
 
 def missing_field(names: str, metadata: Mapping[str, Any], verifier: str) -> str:
-    """What to say of a row that has none of the columns ``names``, or only null ones."""
+    """The error message for a row that has none of the columns ``names``, or only null ones."""
     present = [name for name in names.split("|") if name in metadata]
     if present:
         return f"`{present[0]}` is null, and the verifier `{verifier}` compares with it"
@@ -184,11 +184,11 @@ def missing_field(names: str, metadata: Mapping[str, Any], verifier: str) -> str
 
 
 _WITHOUT_MARKER: set[str] = set()
-"""Verifiers that were warned about in this process."""
+"""Names of verifiers for which this process has already logged the warning below."""
 
 
 def _warn_without_marker(name: str, marker: str | None, file: str, completions: Sequence[str]) -> None:
-    """Say once that no answer has what the verifier looks for, for then all scores are 0 whatever is answered."""
+    """Warn once if no answer has the verifier's marker: all scores are then 0, whatever the answers are."""
     if marker is None or name in _WITHOUT_MARKER or any(marker in completion for completion in completions):
         return
     _WITHOUT_MARKER.add(name)

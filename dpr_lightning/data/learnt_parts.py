@@ -1,4 +1,4 @@
-"""Whether what a turn is to teach is in the text that the chat template makes of it."""
+"""Checks that every part of a turn to learn is in the text that the chat template renders."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from dpr_lightning.data.notices import Notices
 from dpr_lightning.errors import InputError
 
 LONGEST_OPENING = 64
-"""Characters of a content that a generation prompt may write."""
+"""Most characters of a content with which a generation prompt may begin the answer."""
 OnDropped = Literal["error", "warn"]
 _TAG = re.compile(r"(</?think(?:ing)?>)")
 _THOUGHT = re.compile(r"\s*<think(?:ing)?>(.*)</think(?:ing)?>(.*)", re.DOTALL)
@@ -25,13 +25,13 @@ def check_learnt_parts(
     on_dropped: OnDropped,
     notices: Notices,
 ) -> None:
-    """Refuse, or count, a turn of which a part is not in the text that is learnt.
+    """Refuse, or count, a turn of which a part is missing in the text to learn.
 
     Args:
         message: the turn.
-        rendered: the text before what is learnt of it, and what is learnt.
+        rendered: the text before the tokens to learn, and the text of these.
         where: row and turn, for the error message.
-        learnt_of: the text learnt of another message in this one's stead; raises where the template refuses it.
+        learnt_of: the text to learn if another message stood at this turn; raises where the template refuses it.
         on_dropped: ``error`` or ``warn``.
         notices: counts rows under ``warn``.
 
@@ -55,9 +55,9 @@ def check_learnt_parts(
 
 
 def missing_part(message: Message, before: str, learnt: str) -> str | None:
-    """The first part of a turn that is not in what is learnt of it; None where nothing is missing.
+    """The first part of a turn that is missing in its text to learn; None where nothing is missing.
 
-    White space around a part does not count, nor around the tags of reasoning, which templates set anew.
+    White space around a part, or around the tags of reasoning, may differ: templates rewrite it.
 
     Args:
         message: the turn.
@@ -84,7 +84,7 @@ def missing_part(message: Message, before: str, learnt: str) -> str | None:
 
 
 def _opening(before: str, content: str) -> str:
-    """What a generation prompt writes ahead of the answer: the tag of its reasoning, or how its content begins."""
+    """The part of the answer that the generation prompt writes: the tag of its reasoning, or how its content starts."""
     tag = re.search(r"<think(?:ing)?>\s*$", before)
     if tag is not None:
         return tag.group()
@@ -93,7 +93,7 @@ def _opening(before: str, content: str) -> str:
 
 
 def _end_of(text: str, pieces: Sequence[str], start: int) -> int:
-    """Where the last of the pieces ends that follow each other in the text; -1 where one is missing."""
+    """End of the last piece, where all pieces occur in the text in this order; -1 where one is missing."""
     for piece in pieces:
         index = text.find(piece, start)
         if index < 0:
@@ -125,7 +125,7 @@ def _parsed(arguments: Any) -> Any:
 
 
 def _remedy(message: Message, part: str, before: str, learnt_of: Callable[[Message], str]) -> str:
-    """A way to write the turn that this template keeps, tried on it; empty where there is none."""
+    """A way to write the turn of which this template keeps every part, tested on it; empty where there is none."""
     thought = _THOUGHT.fullmatch(message.content)
     if part == "reasoning_content" and message.reasoning is not None:
         content = f"<think>\n{message.reasoning}\n</think>\n\n{message.content}"

@@ -1,4 +1,4 @@
-"""Whether learnt tokens are the text of their row: tokens that are `<unk>`, and text that a tokenizer changes."""
+"""Warns where tokens to learn differ from their row's text: they are `<unk>`, or the tokenizer changes the text."""
 
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -23,15 +23,15 @@ def unknown_token(tokenizer: PreTrainedTokenizerBase, form: Format) -> int | Non
 def notice_altered(
     tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], expected: str, row: str, notices: Notices
 ) -> None:
-    """Count a row whose learnt tokens do not decode to its text.
+    """Count a row whose tokens to learn do not decode to its text.
 
-    White space at both ends and Unicode composition aside: tokenizers put a space before a text, and some compose
-    characters. Rows with `<unk>` in them are counted apart.
+    White space at both ends and Unicode composition may differ: tokenizers put a space before a text, and some compose
+    characters. Rows with `<unk>` are counted by :class:`UnknownTokens`.
 
     Args:
-        tokenizer: decodes.
-        tokens: to learn, in one turn.
-        expected: begins with their text.
+        tokenizer: of the policy.
+        tokens: to learn, of one turn.
+        expected: the row's text, which begins with theirs.
         row: its ``file:number``.
         notices: counts.
     """
@@ -43,11 +43,11 @@ def notice_altered(
 
 
 class UnknownTokens:
-    """Counts learnt tokens that are `<unk>`, and names what they stand for.
+    """Counts tokens to learn that are `<unk>`, and names the characters or words that became `<unk>`.
 
     Args:
         tokenizer: of the policy.
-        form: whose stops are not counted.
+        form: its stop tokens are not counted.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, form: Format) -> None:
@@ -57,18 +57,18 @@ class UnknownTokens:
         self.count = 0
 
     def add(self, example: Example, learnt: Iterable[int]) -> None:
-        """Count the learnt tokens of a row."""
+        """Count the `<unk>` tokens of a row."""
         count = sum(token == self._unknown for token in learnt)
         if self._unknown is None or count == 0:
             return
         self.count += count
-        self._first = self._first or example.place
+        self._first = self._first or example.location
         if len(self._texts) < _NAMED:
             text = "\n".join(message.text for message in example.completion_messages())
             self._texts |= dict.fromkeys(self._without_token(list(text)) or self._without_token(text.split()))
 
     def sentence(self, learnt: int) -> str:
-        """What was counted, in words; empty when nothing was.
+        """The counts as a sentence; empty where there is no `<unk>`.
 
         Args:
             learnt: tokens to learn in all rows.

@@ -1,4 +1,4 @@
-"""A loader of demonstrations that a killed run takes up again at the very batch."""
+"""A loader of demonstrations whose position in the epoch is saved and restored, to the batch."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,16 +14,16 @@ class DemonstrationLoader:
     """Yields :class:`~dpr_lightning.types.DemonstrationBatch`.
 
     It is an iterable with a length and not a torch DataLoader: the trainer then neither exchanges its sampler for a
-    distributed one nor fetches ahead, so the position that a checkpoint keeps is that of the batch in use. The tokens
-    lie in memory-mapped arrays; worker processes would only copy them.
+    distributed one nor prefetches, so the position in a checkpoint is that of the batch in use. The tokens are
+    memory-mapped arrays; worker processes would only copy them.
 
     Args:
-        dataset: what to read.
-        sampler: which examples make a batch.
+        dataset: of the examples.
+        sampler: plans which examples form a batch.
         pad: token id of the padding.
-        pin_memory: put batches where a GPU copies them from fastest.
-        batches_per_epoch: of the sampler's batches, where the trainer has a limit of its own.
-        parts: that each of these is handed out in, one after the other.
+        pin_memory: put batches into page-locked memory, from which copies to a GPU are fastest.
+        batches_per_epoch: how many of the sampler's batches the trainer uses, where it has a limit; None: all.
+        parts: number of micro-batches into which each of them is split.
     """
 
     def __init__(
@@ -50,10 +50,10 @@ class DemonstrationLoader:
         return len(self.batches) * self.parts
 
     def __iter__(self) -> Iterator[DemonstrationBatch]:
-        """The next epoch, or what is left of the one that was interrupted.
+        """The next epoch, or the rest of the one that was interrupted.
 
-        The epoch changes when the first batch is asked for, so a checkpoint written after the last batch still belongs
-        to the epoch before, and an iterator that nobody reads changes nothing.
+        The epoch changes when the first batch is taken, so a checkpoint written after the last batch still belongs
+        to the epoch before, and an iterator that is never read changes nothing.
         """
         whole = len(self.batches)
         end = whole if self.batches_per_epoch is None else min(whole, self.batches_per_epoch)
@@ -63,11 +63,11 @@ class DemonstrationLoader:
             self.batches.set_epoch(self._next_epoch)
         self._next_epoch = self.batches.epoch + 1
         for planned in self.batches:
-            for places in np.array_split(planned.places, self.parts):
-                # Fewer rows than parts: the last ones keep the count, and teach nothing.
-                blank = planned.blank or len(places) == 0
-                held = places if len(places) else planned.places[-1:]
-                batch = self.dataset.batch(held, planned.num_tokens, self.pad, blank=blank)
+            for indices in np.array_split(planned.indices, self.parts):
+                # With fewer rows than parts the last parts are blank: every batch has the same number of parts.
+                blank = planned.blank or len(indices) == 0
+                selected = indices if len(indices) else planned.indices[-1:]
+                batch = self.dataset.batch(selected, planned.num_tokens, self.pad, blank=blank)
                 yield DemonstrationBatch(*(value.pin_memory() for value in batch)) if self.pin_memory else batch
 
     def state_dict(self) -> dict[str, Any]:
@@ -75,10 +75,10 @@ class DemonstrationLoader:
         return self.batches.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up an interrupted epoch, or begin the one after a finished one.
+        """Continue an interrupted epoch, or start the one after a finished epoch; called when a run resumes.
 
         Raises:
-            InputError: the data or the options that make the order have changed in the middle of an epoch.
+            InputError: the data or the options that determine the order have changed in the middle of an epoch.
         """
         self.batches.load_state_dict(state)
         self._next_epoch = self.batches.epoch + 1

@@ -1,4 +1,4 @@
-"""One message of a conversation: who says it, what it says, and what else a chat template may read of it."""
+"""One message of a conversation: its role, its content, and what else a chat template may read of it."""
 
 import difflib
 import json
@@ -22,14 +22,14 @@ ROLE_ALIASES = {
     "function_response": "tool",
     "tool_response": "tool",
 }
-"""What other data sets call the roles."""
+"""Names of the roles in other data sets."""
 REASONING = ("reasoning_content", "reasoning", "thinking")
-"""Keys under which data sets and templates have the reasoning of a turn."""
+"""Keys for the reasoning of a turn in data sets and templates."""
 TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text"}
 REASONING_PARTS = {"thinking": "thinking", "reasoning": "text"}
 """Types of content parts, and the key of their text."""
 READ = ("role", "content", "train", "loss", "weight", "tool_calls", "function_call", *REASONING)
-"""Keys of a message that are read here; a chat template may read any other."""
+"""Keys of a message that become attributes of :class:`Message`; the others are passed to the chat template."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +38,9 @@ class Message:
 
     Attributes:
         role: one of ``ROLES``.
-        content: its text; empty where the row has none beside tool calls.
-        train: whether the policy learns to say it.
-        reasoning: what the assistant thinks before it answers, where the row has that apart from the content.
+        content: its text; empty where the message has tool calls alone.
+        train: whether the policy is trained on it.
+        reasoning: the assistant's reasoning before the answer, where it is not part of the content.
         tool_calls: in OpenAI's form, ``{"type": "function", "function": {"name": …, "arguments": …}}``.
         fields: every other key of the message, for the chat template.
     """
@@ -54,7 +54,7 @@ class Message:
 
     @property
     def text(self) -> str:
-        """What the message says, in words: its content, and its tool calls as JSON."""
+        """The message as one text: its content, and its tool calls as JSON."""
         calls = [json.dumps(call["function"], ensure_ascii=False) for call in self.tool_calls]
         return "\n".join(part for part in (self.content, *calls) if part) if calls else self.content
 
@@ -64,10 +64,10 @@ def read_messages(row: Row, value: Any, column: str, *, learn: bool, text: bool 
 
     Args:
         row: for error messages.
-        value: what the row has in ``column``.
+        value: of ``column`` in the row.
         column: name of the column.
-        learn: turns of the assistant are trained on unless they say otherwise.
-        text: a text would be right too; for the error message.
+        learn: train on turns of the assistant that do not have ``"train": false``.
+        text: whether the column may also be a text, for the error message.
 
     Raises:
         InputError: names the row, the message and what is wrong with it.
@@ -87,7 +87,7 @@ def read_messages(row: Row, value: Any, column: str, *, learn: bool, text: bool 
 
 
 def known_role(name: Any) -> str | None:
-    """The role that a data set means by ``name``, upper case aside; None for an unknown one."""
+    """The role with this name or alias, in upper or lower case; None for an unknown one."""
     lowered = str(name).lower()
     return lowered if lowered in ROLES else ROLE_ALIASES.get(lowered)
 
@@ -102,8 +102,8 @@ def without_nulls(value: Any) -> Any:
 
 
 def row_error(row: Row, what: str, remedy: str) -> InputError:
-    """The error of a row: what is wrong with it, and what to do."""
-    return InputError(f"{row.place} {what}. {remedy}".rstrip())
+    """An InputError that begins with ``file:number``: the problem, then the remedy."""
+    return InputError(f"{row.location} {what}. {remedy}".rstrip())
 
 
 def describe_value(value: Any) -> str:
@@ -113,7 +113,7 @@ def describe_value(value: Any) -> str:
 
 
 def parse_json(row: Row, text: str, where: str) -> Any:
-    """The value of a JSON text that a row has where others have a list or an object; None for an empty text.
+    """The value of a JSON text in a row, where a list or an object is expected; None for an empty text.
 
     Raises:
         InputError: it is no JSON.
@@ -162,7 +162,7 @@ def _role(row: Row, value: Mapping[str, Any], where: str) -> str:
 
 
 def _train(row: Row, value: Mapping[str, Any], role: str, where: str) -> bool | None:
-    """``train`` of a message, or ``weight`` or ``loss`` of other programs, 0 or 1; None where it has none of them."""
+    """``train`` of a message, or ``weight`` or ``loss`` (0 or 1) of other programs; None where it has none of them."""
     train = value.get("train")
     if train is not None and not isinstance(train, bool):
         raise row_error(row, f"has {describe_value(train)} as `train` at {where}", "It must be true or false.")
@@ -178,7 +178,7 @@ def _train(row: Row, value: Mapping[str, Any], role: str, where: str) -> bool | 
             )
         if train is not None and train != bool(weight):
             raise row_error(row, f"has `train` and `{name}` that disagree at {where}", "Remove one of them.")
-        # Data sets that weigh every message mean the assistant's alone.
+        # Data sets with a weight on every message mean the assistant's alone.
         train = bool(weight) if role == "assistant" else None
     if train and role != "assistant":
         raise row_error(row, f"asks to train on the {role}'s turn at {where}", "Only the assistant's turns are learnt.")

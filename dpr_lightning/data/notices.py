@@ -1,4 +1,4 @@
-"""What is noticed row by row and said once for a file, with the number of rows."""
+"""Warnings that are counted row by row and logged once for a file, with the number of rows."""
 
 import logging
 from collections import Counter
@@ -14,10 +14,10 @@ _NAMED = 12
 
 
 class Notices:
-    """Counts of what is noticed in the rows of one file.
+    """Counts the warnings about the rows of one file.
 
     Attributes:
-        counts: rows, and the first of them, by sentence.
+        counts: number of rows, and the first of them, of each sentence.
     """
 
     def __init__(self) -> None:
@@ -29,18 +29,18 @@ class Notices:
         """Count a row.
 
         Args:
-            sentence: what is noticed, without a full stop.
+            sentence: the warning, without a full stop.
             row: its ``file:number``.
         """
         count, first = self.counts.get(sentence, (0, row))
         self.counts[sentence] = (count + 1, first)
 
-    def add_reading(self, shape: str, unused: Sequence[str], row: str) -> None:
-        """Count how a row was read.
+    def add_shape(self, shape: str, unused: Sequence[str], row: str) -> None:
+        """Count the shape of a row, and its columns that are not used.
 
         Args:
-            shape: its shape; empty for one that needs no mention.
-            unused: its columns that are not used.
+            shape: such as ``ShareGPT (conversations)``; empty for the package's own columns, which need no mention.
+            unused: its columns that look as if they mattered for training and are not used.
             row: its ``file:number``.
         """
         if shape:
@@ -49,17 +49,17 @@ class Notices:
             self.add(f"the column {column!r} is not used", row)
 
     def add_columns(self, columns: Iterable[str]) -> None:
-        """Count the columns of a row that nothing is learnt from, which verifiers may read."""
+        """Count the columns of a row that are not trained on, which verifiers may read."""
         self._columns.update(columns)
 
     def decide(self, key: str, decision: Callable[[], bool]) -> bool:
-        """The decision on ``key``, taken at the first row that needs it and then remembered."""
+        """The decision on ``key``: computed for the first row that needs it, then the same for all rows."""
         if key not in self._decisions:
             self._decisions[key] = decision()
         return self._decisions[key]
 
     def lines(self) -> list[str]:
-        """One sentence each, with the count; one for all columns that nothing is learnt from."""
+        """The warnings with their counts, and one sentence about all columns that only verifiers read."""
         lines = [
             f"{sentence} ({counted(count, 'row')}, first {first})." for sentence, (count, first) in self.counts.items()
         ]
@@ -74,6 +74,6 @@ class Notices:
 
 @rank_zero_only
 def log_lines(source: str, lines: Sequence[str]) -> None:
-    """Say what was noticed in a file, on the first rank alone."""
+    """Log warnings about a file, on the first rank alone."""
     for line in lines:
         log.warning("%s: %s", source, line)

@@ -1,4 +1,4 @@
-"""Templates whose prompts open the assistant's reasoning, and which write finished turns without any."""
+"""Templates whose prompts open the assistant's reasoning, but which render finished turns without reasoning."""
 
 import re
 
@@ -14,15 +14,15 @@ def opens_reasoning(prompt: str) -> bool:
 
 
 def continue_reasoning(message: Message, prompt: str, finished: str) -> str | None:
-    """A conversation whose last turn goes on where its prompt ends: with the reasoning that the prompt has opened.
+    """The text of a conversation in which the last turn continues the reasoning that its prompt opens.
 
     Args:
         message: the last turn.
-        prompt: what the template writes before it.
-        finished: what it writes of the whole conversation, which does not begin with ``prompt``.
+        prompt: the rendered text before it.
+        finished: the rendered text of the whole conversation, which does not begin with ``prompt``.
 
     Returns:
-        None where the prompt opens no reasoning, the template writes the turn's reasoning itself, or there is none.
+        None where the prompt opens no reasoning, the template renders the turn's reasoning, or the turn has none.
     """
     opened = _OPENED.search(prompt)
     if opened is None or not finished.startswith(prompt[: opened.start()]):

@@ -1,4 +1,4 @@
-"""What happens to rows that are too long, and the count of it: never silently, never with a forged EOS."""
+"""Refuses, drops or truncates rows that are too long, and counts them; no truncated row ends with a false EOS."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -16,9 +16,9 @@ class TokenizationReport:
     """Counts of one tokenised file.
 
     ``rows`` read, ``kept``, ``dropped`` and ``truncated``; ``longest``: tokens of the longest row before any limit;
-    ``tokens`` kept, ``acted_tokens``: those that the policy says; ``limit``: the length limit, None without one;
-    ``unknown_tokens``: those that the policy says and that are `<unk>`, and ``unknown``: a sentence about them;
-    ``notes``: what else was noticed, a sentence each.
+    ``tokens`` of the remaining rows, ``acted_tokens``: those to learn; ``limit``: the length limit, None without one;
+    ``unknown_tokens``: those to learn that are `<unk>`, and ``unknown``: a sentence about them; ``notes``: further
+    warnings, a sentence each.
     """
 
     source: str = ""
@@ -44,10 +44,10 @@ class TokenizationReport:
         )
 
     def check_unknown(self, share: float) -> None:
-        """Refuse a file of which too much is `<unk>` to the tokenizer.
+        """Refuse a file of which too many tokens are `<unk>`.
 
         Args:
-            share: of the tokens to learn, the most that is accepted.
+            share: largest accepted share of the tokens to learn.
 
         Raises:
             InputError: names the characters and the first row.
@@ -59,7 +59,7 @@ class TokenizationReport:
             )
 
     def log_notes(self) -> None:
-        """Say what was noticed."""
+        """Log the warnings."""
         log_lines(self.source, self.notes)
 
     def counts(self) -> dict[str, float]:
@@ -67,7 +67,7 @@ class TokenizationReport:
         return {name: float(value) for name, value in asdict(self).items() if isinstance(value, int)}
 
     def to_json(self) -> str:
-        """For a file beside the tokens."""
+        """JSON for the manifest of the token cache."""
         return json.dumps(asdict(self))
 
 
@@ -91,21 +91,21 @@ class LengthLimit:
         self.report = TokenizationReport(source=source, limit=max_length)
         self.too_long: list[tuple[str, int]] = []
 
-    def apply(self, example: TokenizedExample, place: str, stop_ids: frozenset[int]) -> TokenizedExample | None:
-        """The example as it is, cut, or None when it is left out.
+    def apply(self, example: TokenizedExample, location: str, stop_ids: frozenset[int]) -> TokenizedExample | None:
+        """Count an example; return it unchanged, truncated, or None where it is dropped.
 
         Raises:
-            InputError: nothing of the completion is left after the cut.
+            InputError: truncation leaves no token of the completion.
         """
         report, length = self.report, len(example.tokens)
         report.rows += 1
         report.longest = max(report.longest, length)
         if self.max_length is not None and length > self.max_length:
             if self.policy != "truncate":
-                self.too_long.append((place, length))
+                self.too_long.append((location, length))
                 report.dropped += 1
                 return None
-            example = _cut(example, self.max_length, place, stop_ids)
+            example = _cut(example, self.max_length, location, stop_ids)
             report.truncated += 1
         report.kept += 1
         report.tokens += len(example.tokens)
@@ -113,7 +113,7 @@ class LengthLimit:
         return example
 
     def finish(self) -> TokenizationReport:
-        """The counts.
+        """The counts of the whole file; called after its last row.
 
         Raises:
             InputError: rows are too long and the policy is ``error``, or no row is left.
@@ -126,23 +126,23 @@ class LengthLimit:
 
 
 def over_length_message(too_long: list[tuple[str, int]], rows: int, option: str, limit: int) -> str:
-    """The sentences for rows beyond a limit."""
-    shown = ", ".join(f"{place} ({length:,} tokens)" for place, length in too_long[:3])
+    """The error message for rows longer than a limit."""
+    named = ", ".join(f"{location} ({length:,} tokens)" for location, length in too_long[:3])
     longest = max(length for _, length in too_long)
     choices = "`over_length: drop`" if option != "max_length" else "`over_length: drop` or `over_length: truncate`"
     return (
         f"{len(too_long):,} of {rows:,} rows are longer than {option}={limit:,} tokens, the longest {longest:,}: "
-        f"{shown}{' …' if len(too_long) > 3 else ''}. Raise `{option}`, or choose {choices}."
+        f"{named}{' …' if len(too_long) > 3 else ''}. Raise `{option}`, or choose {choices}."
     )
 
 
-def _cut(example: TokenizedExample, max_length: int, place: str, stop_ids: frozenset[int]) -> TokenizedExample:
+def _cut(example: TokenizedExample, max_length: int, location: str, stop_ids: frozenset[int]) -> TokenizedExample:
     mask = example.mask[:max_length]
     if not any(mask):
         raise InputError(
-            f"{place}: cut at max_length={max_length:,} tokens nothing of the completion is left, for the prompt alone "
-            f"has {example.mask.index(True):,}. Raise `max_length`, or use `over_length: drop`."
+            f"{location}: cut at max_length={max_length:,} tokens nothing of the completion is left, for the prompt "
+            f"alone has {example.mask.index(True):,}. Raise `max_length`, or use `over_length: drop`."
         )
     end = len(mask) - mask[::-1].index(True)
-    # With several turns the cut may fall between two of them; what is left then still ends with a real EOS.
+    # With several turns the cut may fall between two of them; the remaining tokens then end with a real EOS.
     return TokenizedExample(example.tokens[:end], mask[:end], example.tokens[end - 1] in stop_ids)

@@ -1,4 +1,4 @@
-"""Whether prompts for imitation, for reinforcement and for evaluation are different prompts."""
+"""Checks that imitation, reinforcement learning and evaluation use different prompts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from dpr_lightning.errors import InputError, counted
 
-SHOWN = 3
+EXAMPLES = 3
 """Examples of an overlap that a message names."""
 
 
@@ -22,17 +22,18 @@ class Prompts(Protocol):
         """[N] from :func:`~dpr_lightning.data.prompt_identity.prompt_hash`."""
         ...
 
-    def where(self, place: int) -> str:
+    def where(self, index: int) -> str:
         """``file:number`` of a prompt."""
         ...
 
 
 @dataclass
 class OverlapReport:
-    """What two sets share, and what one set holds more than once.
+    """Prompts that two sets share, and prompts that one set repeats.
 
-    ``prompts``: different prompts of each set; ``duplicates``: rows of each set whose prompt stood there before;
-    ``shared``: different prompts in both of two sets; ``examples``: where the first of these stand.
+    ``prompts``: number of different prompts of each set; ``duplicates``: rows of each set that repeat an earlier
+    prompt; ``shared``: number of different prompts in both of two sets; ``examples``: ``file:number`` of the first of
+    these in either set.
     """
 
     prompts: dict[str, int] = field(default_factory=dict)
@@ -48,9 +49,9 @@ class OverlapReport:
         ]
         for (first, second), count in self.shared.items():
             if count:
-                places = "; ".join(f"{here} = {there}" for here, there in self.examples[first, second])
-                more = " …" if count > SHOWN else ""
-                lines.append(f"{first} and {second} share {counted(count, 'prompt')}: {places}{more}")
+                listed = "; ".join(f"{here} = {there}" for here, there in self.examples[first, second])
+                more = " …" if count > EXAMPLES else ""
+                lines.append(f"{first} and {second} share {counted(count, 'prompt')}: {listed}{more}")
         return "\n".join(lines)
 
 
@@ -76,7 +77,7 @@ def check_overlap(sets: Mapping[str, Prompts], allow_overlap: bool = False) -> O
         report.shared[here, there] = len(ours)
         # In the order of the first set's file, so that the message names rows one meets first.
         pairs = sorted(zip(unique[here][1][ours].tolist(), unique[there][1][theirs].tolist(), strict=True))
-        report.examples[here, there] = [(sets[here].where(a), sets[there].where(b)) for a, b in pairs[:SHOWN]]
+        report.examples[here, there] = [(sets[here].where(a), sets[there].where(b)) for a, b in pairs[:EXAMPLES]]
     if any(report.shared.values()) and not allow_overlap:
         raise InputError(
             "Prompts that must be different are the same, so a score would tell what was learnt by heart.\n"

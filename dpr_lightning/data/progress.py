@@ -9,16 +9,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 @contextmanager
-def progress_bar(title: str, total: int, shown: bool = True) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, gone when the work is done, and nothing elsewhere; yields a function that advances it.
+def progress_bar(title: str, total: int, enabled: bool = True) -> Iterator[Callable[[int], None]]:
+    """Show a bar on a terminal while the block runs, and nothing elsewhere; yields a function that advances it.
 
     Args:
-        title: what is being done.
+        title: of the work.
         total: units of work; 0 when unknown.
-        shown: False for ranks that keep quiet.
+        enabled: False for ranks that show nothing.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    hidden = not (shown and sys.stderr.isatty())
+    hidden = not (enabled and sys.stderr.isatty())
     with Progress(*columns, transient=True, disable=hidden, console=Console(stderr=True)) as bar:
         task = bar.add_task(title, total=total or None)
         yield lambda count: bar.advance(task, count)

@@ -1,4 +1,4 @@
-"""When two prompts are the same, and which of them are held out."""
+"""Which prompts count as the same prompt, and which of them are held out."""
 
 import hashlib
 import unicodedata
@@ -16,14 +16,14 @@ def prompt_hash(text: str) -> int:
 
 
 def hold_out_prompts(prompt_hashes: NDArray[np.int64], fraction: float, seed: int, source: str) -> NDArray[np.bool_]:
-    """Which rows to hold out: those of a share of the *prompts*, so that rows with the same prompt stay together.
+    """[N] True for rows to hold out: all rows of a share of the *prompts*, so that no prompt is on both sides.
 
-    Which prompts they are depends on their texts and on ``seed``, not on the order of the rows.
+    The choice depends on the prompts' texts and on ``seed``, not on the order of the rows.
 
     Args:
         prompt_hashes: [N] from :func:`prompt_hash`.
         fraction: share of the different prompts.
-        seed: chooses among them.
+        seed: of the choice.
         source: name of the file, for messages.
 
     Raises:
@@ -38,10 +38,10 @@ def hold_out_prompts(prompt_hashes: NDArray[np.int64], fraction: float, seed: in
             f"{source} has only {len(unique)} different prompts: too few to hold out {fraction:.0%} of them. Give "
             "`validation` a file of its own."
         )
-    chosen = np.zeros(len(unique), dtype=np.bool_)
-    chosen[np.argsort(_scrambled(unique, seed), kind="stable")[:held_out]] = True
-    held: NDArray[np.bool_] = chosen[inverse]
-    return held
+    selected_prompts = np.zeros(len(unique), dtype=np.bool_)
+    selected_prompts[np.argsort(_scrambled(unique, seed), kind="stable")[:held_out]] = True
+    held_out_rows: NDArray[np.bool_] = selected_prompts[inverse]
+    return held_out_rows
 
 
 def _scrambled(values: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:

@@ -1,4 +1,4 @@
-"""Prompts alone: what a policy is asked in reinforcement learning and in evaluation."""
+"""Prompts alone, for reinforcement learning and evaluation."""
 
 from collections.abc import Mapping, Sequence
 from itertools import islice
@@ -25,16 +25,16 @@ from dpr_lightning.errors import InputError, counted
 
 
 def check_prompt_positions(model: nn.Module, prompts: "PromptSet", new_tokens: int, option: str) -> None:
-    """Compare the longest prompt and its answer with the positions of ``model``; see :func:`check_positions`.
+    """Check that the longest prompt and its answer fit the positions of ``model``; see :func:`check_positions`.
 
     Args:
-        model: that will answer.
+        model: that samples the answers.
         prompts: the prompts to answer.
-        new_tokens: of the longest answer.
-        option: that sets it.
+        new_tokens: tokens of the longest answer.
+        option: that sets ``new_tokens``, for the error message.
 
     Raises:
-        InputError: they are more tokens than the model has positions.
+        InputError: the model has fewer positions.
     """
     if not len(prompts):
         return
@@ -51,14 +51,14 @@ def check_prompt_positions(model: nn.Module, prompts: "PromptSet", new_tokens: i
 
 
 class PromptSet:
-    """Prompts as tokens, with their text and what verifiers read.
+    """Prompts as tokens, with their text and the columns that verifiers read.
 
     Args:
         tokens: token ids of each prompt.
-        texts: what was asked, in words.
+        texts: the prompts as text.
         metadata: the row's other columns.
         numbers: row in the file, from 1.
-        file: where the rows came from.
+        file: name of the rows' file, for messages.
         dropped: rows left out because they are too long.
         files: of the rows, where there are several; their index is in ``numbers``, see
             :func:`~dpr_lightning.data.row_types.row_key`.
@@ -93,19 +93,19 @@ class PromptSet:
         prompts = counted(len(self), "prompt")
         return f"{self.file}: {prompts}, longest {longest:,} tokens, {self.dropped:,} dropped as too long"
 
-    def where(self, place: int) -> str:
+    def where(self, index: int) -> str:
         """``file:number`` of a prompt."""
-        file, number = locate(self.files, self.numbers[place])
+        file, number = locate(self.files, self.numbers[index])
         return f"{file}:{number}"
 
-    def select(self, places: Sequence[int] | NDArray[np.int64]) -> "PromptSet":
+    def select(self, indices: Sequence[int] | NDArray[np.int64]) -> "PromptSet":
         """Some of the prompts."""
-        chosen = [int(place) for place in places]
+        selected = [int(index) for index in indices]
         return PromptSet(
-            [self.tokens[place] for place in chosen],
-            [self.texts[place] for place in chosen],
-            [self.metadata[place] for place in chosen],
-            [self.numbers[place] for place in chosen],
+            [self.tokens[index] for index in selected],
+            [self.texts[index] for index in selected],
+            [self.metadata[index] for index in selected],
+            [self.numbers[index] for index in selected],
             self.file,
             files=self.files,
         )
@@ -132,8 +132,8 @@ class PromptSet:
             tokenizer: of the policy.
             columns: the file's names of our columns.
             chat_template: instead of the tokenizer's own; ``none``: plain text.
-            chat_template_kwargs: variables of the template; a row's own win.
-            special_tokens_in_text: ``text``, ``tokens`` or ``error``; None: as the tokenizer carries it, else ``text``.
+            chat_template_kwargs: variables of the template; those of a row take precedence.
+            special_tokens_in_text: ``text``, ``tokens`` or ``error``; None: as saved with the tokenizer, else ``text``.
             max_prompt_length: tokens of the longest prompt allowed; None: no limit.
             over_length: ``error`` refuses the file, ``drop`` leaves longer prompts out.
             limit: read only so many rows.
@@ -166,9 +166,9 @@ class PromptSet:
         with progress_bar(f"Reading prompts of {rows_source.name}", total, progress) as advance:
             while examples := [to_prompt(row, columns) for row in islice(rows, CHUNK)]:
                 for example, ids in zip(examples, tokenize_prompts(examples, tokenizer, form, notices), strict=True):
-                    notices.add_reading(example.shape, example.unused, example.place)
+                    notices.add_shape(example.shape, example.unused, example.location)
                     if max_prompt_length is not None and len(ids) > max_prompt_length:
-                        too_long.append((example.place, len(ids)))
+                        too_long.append((example.location, len(ids)))
                         continue
                     tokens.append(ids)
                     texts.append(example.prompt_text)

@@ -1,4 +1,4 @@
-"""Conversations as the text that a chat template writes, checked turn by turn."""
+"""Conversations rendered by a chat template, checked turn by turn."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ from dpr_lightning.errors import InputError, first_line
 
 
 class Turns(NamedTuple):
-    """The text of a conversation, and that of the prompt of each trained turn."""
+    """The text of a conversation, and the text of each trained turn's prompt."""
 
     whole: str
     prompts: list[str]
@@ -38,45 +38,45 @@ def render_turns(
 
     Args:
         example: the demonstration.
-        tokenizer: renders it.
+        tokenizer: of the policy.
         form: chat template and stop tokens.
-        notices: counts what the template does not use.
-        on_dropped: what to do where the template leaves out what is to be learnt.
+        notices: counts what the template leaves out.
+        on_dropped: ``error`` or ``warn``, where the template leaves out a part of a turn to learn.
 
     Raises:
         InputError: names the row and the turn.
     """
     messages = (*example.prompt_messages(), *example.completion_messages())
-    trained = [place for place, message in enumerate(messages) if message.train]
+    trained = [position for position, message in enumerate(messages) if message.train]
     if not trained:
-        raise InputError(f"{example.place} has nothing to learn: it is a prompt alone.")
+        raise InputError(f"{example.location} has nothing to learn: it is a prompt alone.")
     of_template = whole = render(example, messages[: trained[-1] + 1], tokenizer, form, prompt=False)
     prompts = []
-    for place in trained:
-        prompt = render(example, messages[:place], tokenizer, form, prompt=True)
-        last = place == trained[-1]
-        through = whole if last else render(example, messages[: place + 1], tokenizer, form, prompt=False)
+    for position in trained:
+        prompt = render(example, messages[:position], tokenizer, form, prompt=True)
+        last = position == trained[-1]
+        through = whole if last else render(example, messages[: position + 1], tokenizer, form, prompt=False)
         if last and not through.startswith(prompt):
-            through = whole = continue_reasoning(messages[place], prompt, through) or through
-        turn = f"turn {place + 1} ({messages[place].role})"
+            through = whole = continue_reasoning(messages[position], prompt, through) or through
+        turn = f"turn {position + 1} ({messages[position].role})"
         ended = _through_stop(through, len(prompt), form)
         if not through.startswith(prompt) or not whole.startswith(ended):
             raise InputError(
-                f"{example.place}, {turn}: the chat template writes the conversation so far differently once more "
+                f"{example.location}, {turn}: the chat template writes the conversation so far differently once more "
                 f"follows, {_difference(prompt, through) or _difference(ended, whole)}. The policy would be "
                 f"trained on other tokens than it is asked with. {_remedy(prompt, form, len(trained) == 1)}"
             )
-        _check_closed(example, turn, messages[: place + 1], through[len(prompt) :], tokenizer, form)
+        _check_closed(example, turn, messages[: position + 1], through[len(prompt) :], tokenizer, form)
 
-        def learnt_of(message: Message, index: int = place, start: int = len(prompt)) -> str:
+        def learnt_of(message: Message, index: int = position, start: int = len(prompt)) -> str:
             turns = (*messages[:index], message)
             return render(example, turns, tokenizer, form, prompt=False)[start:]
 
         learnt = through[len(prompt) :].rstrip()
         for stop in form.stops:
             learnt = learnt.removesuffix(stop)
-        where = f"{example.place}, {turn}"
-        check_learnt_parts(messages[place], (prompt, learnt), where, learnt_of, on_dropped, notices)
+        where = f"{example.location}, {turn}"
+        check_learnt_parts(messages[position], (prompt, learnt), where, learnt_of, on_dropped, notices)
         prompts.append(prompt)
     _notice_unused(example, messages[: trained[-1] + 1], of_template, tokenizer, form, notices, prompt=False)
     return Turns(whole, prompts)
@@ -89,7 +89,7 @@ def _through_stop(through: str, start: int, form: Format) -> str:
 
 
 def _remedy(prompt: str, form: Format, single: bool) -> str:
-    """What to do where a template does not only append to a prompt."""
+    """The remedy for a template that changes the prompt instead of only appending to it."""
     if not single:
         return _EARLIER_TURNS
     if opens_reasoning(prompt):
@@ -107,7 +107,7 @@ def _remedy(prompt: str, form: Format, single: bool) -> str:
 
 
 THINKING = "enable_thinking"
-"""Variable of templates that write an empty reasoning where it is false."""
+"""Variable of templates that write an empty reasoning if it is false."""
 _EARLIER_TURNS = (
     'Mark the earlier turns of the assistant "train": false, or give each turn a row that ends with it, or use a '
     "template that only appends."
@@ -115,7 +115,7 @@ _EARLIER_TURNS = (
 
 
 def render_prompt(example: Example, tokenizer: PreTrainedTokenizerBase, form: Format, notices: Notices) -> str:
-    """The text that a policy is asked with: the one that stands before the same row's demonstration.
+    """The text of a row's prompt: the one that precedes the completion in the same row's demonstration.
 
     Raises:
         InputError: the template refuses the conversation.
@@ -127,10 +127,10 @@ def render_prompt(example: Example, tokenizer: PreTrainedTokenizerBase, form: Fo
 
 
 def demonstrated_metadata(example: Example, tokenizer: PreTrainedTokenizerBase, form: Format) -> Mapping[str, Any]:
-    """The row's columns for verifiers, with the whole text that a policy writes to repeat the demonstration.
+    """The row's columns for verifiers, with the text that an answer must have to repeat the demonstration.
 
-    A turn's content says it all unless the template writes reasoning or tool calls beside it, or begins the reasoning
-    in the prompt.
+    That is the turn's content, unless the template adds reasoning or tool calls to it, or begins the reasoning in the
+    prompt.
     """
     turns = example.demonstrated
     if form.chat_template is None or not any(
@@ -141,7 +141,7 @@ def demonstrated_metadata(example: Example, tokenizer: PreTrainedTokenizerBase, 
     try:
         before = render(example, prompt, tokenizer, form, prompt=True)
         whole = render(example, (*prompt, *turns), tokenizer, form, prompt=False)
-    except InputError:  # the template refuses the answer, which an evaluation can do without
+    except InputError:  # the template refuses the answer, which an evaluation does not need
         return example.metadata
     if not whole.startswith(before):
         whole = continue_reasoning(turns[-1], before, whole) or whole
@@ -161,7 +161,7 @@ def _notice_unused(
     *,
     prompt: bool,
 ) -> None:
-    """Count what the row has and the template does not write: see :func:`notice_unused`."""
+    """Count the parts of the row that the template leaves out: see :func:`notice_unused`."""
 
     def rendered(example: Example, messages: Sequence[Message]) -> str:
         return render(example, messages, tokenizer, form, prompt=prompt)
@@ -176,17 +176,17 @@ def _check_closed(
     example: Example,
     turn: str,
     messages: Sequence[Message],
-    said: str,
+    finished: str,
     tokenizer: PreTrainedTokenizerBase,
     form: Format,
 ) -> None:
-    """The template must end what the assistant says with a stop token, and the content must not hold one."""
+    """Check that the template ends the assistant's turn with a stop token, and that its content has none."""
     check_no_stop(example, messages[-1].content, form)
-    if said.rstrip().endswith(form.stops):
+    if finished.rstrip().endswith(form.stops):
         return
-    ends = said.rstrip()[-30:]
-    closing = _closing_token(said, tokenizer)
-    # A token that ends this turn alone, such as that of a tool call, is no end of turns.
+    ends = finished.rstrip()[-30:]
+    closing = _closing_token(finished, tokenizer)
+    # A token that ends only this turn, such as that of a tool call, is no end of turns in general.
     plain = render(example, (*messages[:-1], Message("assistant", "x")), tokenizer, form, prompt=False)
     after = ", after the tool calls" if messages[-1].tool_calls else ""
     remedy = (
@@ -195,7 +195,7 @@ def _check_closed(
         else f"Put {{{{ eos_token }}}} at the end of all that the chat template writes for the assistant{after}."
     )
     raise InputError(
-        f"{example.place}, {turn}: the chat template does not close the assistant's turn with the EOS token "
+        f"{example.location}, {turn}: the chat template does not close the assistant's turn with the EOS token "
         f"{form.stops[0]!r}; it ends in {ends!r}. The policy would never learn to stop. {remedy}"
     )
 
@@ -203,7 +203,7 @@ def _check_closed(
 def render(
     example: Example, messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, form: Format, *, prompt: bool
 ) -> str:
-    """The text of ``messages``; with ``prompt``, followed by what opens the assistant's turn.
+    """The text of ``messages``; with ``prompt``, followed by the generation prompt.
 
     Raises:
         InputError: the template refuses the conversation.
@@ -220,16 +220,16 @@ def render(
                 **traits.inputs(example.inputs),
             )
         )
-    except Exception as error:  # a template is a program of somebody else's: it may raise anything
+    except Exception as error:  # a template is a foreign program: it may raise anything
         roles = ", ".join(message.role for message in messages[:12]) + (", …" if len(messages) > 12 else "")
         raise InputError(
-            f"{example.place}: the chat template refuses the roles {roles}: {first_line(error).rstrip('.')}. "
+            f"{example.location}: the chat template refuses the roles {roles}: {first_line(error).rstrip('.')}. "
             f"{refusal_cause(messages, str(error))}".rstrip()
         ) from error
 
 
 def check_no_stop(example: Example, content: str, form: Format) -> None:
-    """Refuse a content that has the text of a stop token.
+    """Refuse a content that spells a stop token.
 
     Raises:
         InputError: names the row.
@@ -237,22 +237,22 @@ def check_no_stop(example: Example, content: str, form: Format) -> None:
     for stop in form.stops:
         if stop in content:
             raise InputError(
-                f"{example.place}: the completion holds the text {stop!r}, which is the token that ends an answer. "
+                f"{example.location}: the completion holds the text {stop!r}, which is the token that ends an answer. "
                 "Remove it from the text; it is added where the answer ends. "
                 "(`data.special_tokens_in_text: text` encodes it as text.)"
             )
 
 
 def _difference(short: str, long: str) -> str:
-    """Where ``long`` stops to begin with ``short``, in words; empty when it does begin with it."""
-    for place, (expected, found) in enumerate(zip(short, long, strict=False)):
-        if expected != found:
-            return f"at character {place}: {short[place : place + 30]!r} becomes {long[place : place + 30]!r}"
+    """Where ``long`` deviates from its expected prefix ``short``, as words; empty where it begins with ``short``."""
+    for index, (expected, actual) in enumerate(zip(short, long, strict=False)):
+        if expected != actual:
+            return f"at character {index}: {short[index : index + 30]!r} becomes {long[index : index + 30]!r}"
     return "" if len(short) <= len(long) else f"which drops {short[len(long) :][:30]!r}"
 
 
 def _closing_token(text: str, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """The special token, or the token that looks like one, at the end of a text; None without."""
+    """The token at the end of a text that is special, or looks like it (``<|…|>``); None without."""
     text = text.rstrip()
     for token in map(str, tokenizer.all_special_tokens):
         if text.endswith(token):

@@ -1,4 +1,4 @@
-"""Names of columns: our own, those of other data sets, and those that the caller gives; and a row in its one form."""
+"""Names of columns (the package's, those of other data sets, the caller's), and the canonical form of a row."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ MESSAGES = ("messages", "conversations", "conversation", "dialog", "dialogue", "
 PROMPTS = ("prompt", "question", "instruction", "problem", "query", "input", "inputs")
 COMPLETIONS = ("completion", "response", "output", "solution", "target", "targets", "reply", "answer")
 INPUTS = ("input", "context")
-"""What an instruction is about: joined to it."""
+"""Columns with the input of an instruction, which are joined to it."""
 SYSTEMS = ("system", "system_prompt")
 TURNS, TEXT, CHOSEN, HISTORY = "turns", "text", "chosen", "history"
 THOUGHTS = (*REASONING, "thought", "thoughts", "rationale", "explanation", "cot", "chain_of_thought")
@@ -25,15 +25,15 @@ TRAINING = frozenset(
      "labels", "reward", "rewards", "score", "scores", "score_chosen", "score_rejected", "rating", "kto_tag", "margin",
      "split", "instances")
 )  # fmt: skip
-"""Columns that would change training if they were used, which they are not."""
+"""Columns that are not used, but that a user may expect to change training."""
 MEDIA = ("image", "images", "audio", "audios", "video", "videos", "pixel_values")
 JOIN = "\n\n"
-"""Between columns that are joined."""
+"""Separator of columns that are joined."""
 
 
 @dataclass(frozen=True, slots=True)
 class ColumnNames:
-    """What the file calls our columns, and which of them the caller named."""
+    """The file's names of the package's columns, and which of them the caller set."""
 
     names: Mapping[str, str]
     named: frozenset[str]
@@ -45,18 +45,18 @@ class ColumnNames:
 
 @dataclass(frozen=True, slots=True)
 class CanonicalRow:
-    """A row in the one form that is read: ``messages``, or ``prompt`` with or without ``completion``.
+    """A row in its canonical form: ``messages``, or ``prompt`` with or without ``completion``.
 
     Args:
-        row: as the file has it.
-        shape: how it was read, such as ``Alpaca (instruction, input, output)``; empty for the package's columns.
+        row: of the file, unchanged.
+        shape: of the row, such as ``Alpaca (instruction, input, output)``; empty for the package's columns.
         columns: the file's columns behind each part, such as ``{"prompt": ("instruction", "input")}``.
         messages: turns as {role, content} objects; None where the row has no conversation.
         prompt: a text, or turns.
         completion: a text, or turns.
         metadata: for verifiers: every other column, the fields of ``metadata``, and ``answer``.
-        unused: columns that look as if they mattered for training and are not used.
-        rest: further columns, which only verifiers read.
+        unused: columns that are not used, but that a user may expect to change training.
+        rest: all further columns, which only verifiers read.
     """
 
     row: Row
@@ -79,7 +79,7 @@ class CanonicalRow:
 
 
 def check_columns(columns: Mapping[str, str] | None) -> ColumnNames:
-    """Every column's name, our own where ``columns`` says nothing.
+    """The name of every column: that in ``columns``, else the package's.
 
     Raises:
         InputError: ``columns`` names something that is no column of ours.
@@ -102,5 +102,5 @@ def column_parts(name: str, values: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def as_option(columns: Mapping[str, str]) -> str:
-    """The option that reads a row so, as YAML has it."""
+    """The option ``columns: {…}`` as YAML, for error messages."""
     return f"columns: {{{', '.join(f'{ours}: {theirs}' for ours, theirs in columns.items())}}}"

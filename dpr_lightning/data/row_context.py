@@ -1,4 +1,4 @@
-"""What stands before the question of a row: a system prompt and earlier turns in columns apart."""
+"""System prompts and earlier turns that rows have in columns beside the prompt."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,7 +15,7 @@ def with_system(result: CanonicalRow, columns: Sequence[str]) -> CanonicalRow:
 
     Args:
         result: of a conversation, or of prompt and completion.
-        columns: those that may hold a system prompt; the first with a text counts.
+        columns: those that may be a system prompt; the first with a text is used.
 
     Raises:
         InputError: the conversation has another system turn.
@@ -68,7 +68,7 @@ def with_history(result: CanonicalRow, columns: Sequence[str]) -> CanonicalRow:
 
 
 def _turns(value: Any) -> list[Any] | None:
-    """A prompt as turns; None for what is none."""
+    """A prompt as turns; None for a value that is neither a text nor a list."""
     if isinstance(value, str):
         return [{"role": "user", "content": value}]
     return list(value) if isinstance(value, list) else None

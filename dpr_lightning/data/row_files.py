@@ -1,4 +1,4 @@
-"""Rows of files of text: JSON Lines, a JSON array, CSV and TSV, compressed or not."""
+"""Rows of text files: JSON Lines, a JSON array, CSV and TSV, compressed or not."""
 
 import csv
 import json
@@ -30,10 +30,10 @@ FIELD_LIMIT = 1 << 28
 
 
 def open_file(path: Path) -> RowSource:
-    """Open one file: how its content begins decides what it is, and its suffix where that says nothing.
+    """Open one file. Its format is recognised by its first bytes, or else by its suffix.
 
     Raises:
-        InputError: it is empty, or of a kind that is not read.
+        InputError: it is empty, or of a format that is not supported.
     """
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty (0 bytes). Was the program that writes it interrupted?")
@@ -42,7 +42,7 @@ def open_file(path: Path) -> RowSource:
     if head.startswith(PARQUET) or suffix == ".parquet":
         if compression is not None:
             raise InputError(f"{path} is Parquet inside {compression}. Parquet compresses itself: unpack it.")
-        # Arrow takes 30 MB of every process that imports it.
+        # Importing Arrow takes 30 MB in every process.
         from dpr_lightning.data.parquet import ParquetRows
 
         return ParquetRows(path, _note(path, suffix, ".parquet", None))
@@ -61,7 +61,7 @@ def open_file(path: Path) -> RowSource:
 
 
 def _note(path: Path, suffix: str, expected: str, compression: str | None) -> tuple[str, ...]:
-    """A sentence where a file's name says something else than its content."""
+    """A warning where a file's name does not fit its content."""
     if suffix != expected:
         return (f"{path.name} is read as {expected[1:]}, although its name ends in {suffix or path.suffix!r}",)
     if compression and path.suffix.lower() not in COMPRESSED_SUFFIXES:
@@ -82,7 +82,7 @@ def _is_json(head: bytes) -> bool:
 
 
 class TextRows:
-    """What the formats of text share."""
+    """Base of the text formats: name, fingerprint and number of lines."""
 
     def __init__(self, path: Path, notes: tuple[str, ...] = ()) -> None:
         self.path = path
@@ -100,7 +100,7 @@ class TextRows:
 
 
 class JsonLinesRows(TextRows):
-    """One JSON object a line, in UTF-8; blank lines are passed over but counted."""
+    """One JSON object a line, in UTF-8; blank lines are skipped but counted in the row numbers."""
 
     def __iter__(self) -> Iterator[Row]:
         """Parse line by line.
@@ -148,7 +148,7 @@ class TableRows(TextRows):
     Args:
         path: the file.
         delimiter: between cells, where the line of names has it; else the first of ``,`` ``;`` and tab that it has.
-        notes: what to say about it.
+        notes: warnings about the file.
     """
 
     def __init__(self, path: Path, delimiter: str, notes: tuple[str, ...] = ()) -> None:

@@ -1,4 +1,4 @@
-"""Rows of several files, one file after the other, each counted as often as its weight says."""
+"""Rows of several files, one file after the other, each repeated or reduced by its weight."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from dpr_lightning.errors import InputError
 from dpr_lightning.paths import RowPath
 
 BLOCK = 1024
-"""Rows among which a share is chosen at a time."""
+"""Rows in a block, of each of which the fractional part of a weight selects a share."""
 
 
 class RowFile(TypedDict):
@@ -23,7 +23,7 @@ class RowFile(TypedDict):
 
     Attributes:
         path: a file, a folder, a pattern such as ``shards/*.jsonl``, or the name of a data set.
-        weight: how often each row counts in an epoch; 1 where it is left out. 2: twice; 0.5: half of the rows, always
+        weight: how often each row is used in an epoch; 1 where it is left out. 2: twice; 0.5: half of the rows, always
             the same ones, once; 2.5: every row twice and half of them once more.
         limit: read only so many rows of it; all where it is left out.
     """
@@ -68,7 +68,7 @@ class MixedRows:
     Args:
         name: of the whole, for messages.
         parts: the sources with their weights.
-        notes: what to say about the whole.
+        notes: warnings about the whole.
 
     Raises:
         InputError: a weight is not above 0, or a file is named twice.
@@ -93,7 +93,7 @@ class MixedRows:
             )
 
     def __iter__(self) -> Iterator[Row]:
-        """The rows in order, repeated or left out as the weights say.
+        """The rows in order, repeated or left out by the weights.
 
         Raises:
             InputError: a weight leaves no row of its file.
@@ -115,16 +115,16 @@ class MixedRows:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def count(self) -> int:
-        """About how many rows an epoch has; 0 where a part does not know."""
+        """About how many rows an epoch has; 0 where a part's number is not known."""
         counts = [source.count() * weight for source, weight in self.parts]
         return 0 if 0 in counts else round(sum(counts))
 
 
 def _weighted(rows: Iterable[Row], weight: float) -> Iterator[Row]:
-    """Each row as often as the whole part of the weight, and a share of each block once more.
+    """Each row as often as the integer part of the weight, and a share of each block once more.
 
-    The share is chosen by the block's number alone, so that every rank, every epoch and a run that goes on read the
-    same rows.
+    The share depends on the block's number alone, so that every rank, every epoch and a resumed run read the same
+    rows.
     """
     whole, share = divmod(weight, 1)
     remaining, number = iter(rows), 0

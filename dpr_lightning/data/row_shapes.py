@@ -1,6 +1,6 @@
-"""Which shape a row has: chat messages, prompt and completion, ShareGPT, Alpaca, question and answer, marked text.
+"""The shapes of rows: chat messages, prompt and completion, ShareGPT, Alpaca, question and answer, marked text.
 
-:func:`recognise` brings each of them into one form before anything else reads the row.
+:func:`recognise` brings each of them into the canonical form, before anything else reads the row.
 """
 
 import difflib
@@ -38,20 +38,20 @@ from dpr_lightning.errors import InputError
 
 
 def recognise(row: Row, columns: Mapping[str, str] | None = None) -> CanonicalRow:
-    """Called first for every row: decides what its columns are, and joins and renames them.
+    """Called first for every row: recognises its shape, and joins and renames its columns.
 
     Args:
         row: the row; a null value counts as missing.
-        columns: the caller's names, which win. ``a+b`` joins two columns by an empty line.
+        columns: the caller's names, which take precedence. ``a+b`` joins two columns by an empty line.
 
     Raises:
-        InputError: no reading fits the row, or more than one does; it names the columns and how to choose.
+        InputError: no shape fits the row, or more than one does; it names the columns and how to choose.
     """
     return _Reader(_with_instance(row), check_columns(columns)).read()
 
 
 def required(canonical: CanonicalRow, part: str, columns: Mapping[str, str] | None) -> Any:
-    """A part that the caller cannot do without.
+    """A part of a row that the caller needs.
 
     Raises:
         InputError: the row has no such column.
@@ -62,7 +62,7 @@ def required(canonical: CanonicalRow, part: str, columns: Mapping[str, str] | No
 
 
 class _Reader:
-    """Reads one row."""
+    """Brings one row into the canonical form."""
 
     def __init__(self, row: Row, names: ColumnNames) -> None:
         self.row = row
@@ -130,7 +130,7 @@ class _Reader:
         return with_system(result, self._columns(SYSTEMS))
 
     def _pair(self, prompt: tuple[str, ...]) -> CanonicalRow:
-        """Prompt, and completion where there is one."""
+        """A prompt, with its completion where there is one."""
         if not all(column in self.row.values for column in prompt):
             raise _missing(self.row, self.names, "prompt")
         completion = self._completion_column(prompt)
@@ -189,26 +189,28 @@ class _Reader:
         if len(texts) > 1:
             raise self._ambiguous([{"prompt": "+".join(prompt), "completion": key} for key in texts])
         if texts or prompt == ("prompt",):
-            return texts[0] if texts else None  # beside `prompt`, `answer` is what verifiers compare with
+            return texts[0] if texts else None  # next to `prompt`, `answer` is the solution that verifiers compare with
         return candidates[0] if candidates else None
 
     def _preference(self, prompts: list[str]) -> CanonicalRow:
         """The chosen answer is the one to learn."""
-        chosen = self._columns((CHOSEN,))[0]
-        value = standard(parsed_turns(self.values[chosen]))
+        chosen_column = self._columns((CHOSEN,))[0]
+        value = standard(parsed_turns(self.values[chosen_column]))
         prompt = self._prompt_columns(prompts) if prompts else ()
-        shape = f"preferences ({', '.join((*prompt, chosen))})"
-        whole = CanonicalRow(self.row, shape, {"messages": (chosen,)}, messages=value)
+        shape = f"preferences ({', '.join((*prompt, chosen_column))})"
+        whole = CanonicalRow(self.row, shape, {"messages": (chosen_column,)}, messages=value)
         if not prompt:
-            return whole if isinstance(value, list) else replace(self._marked_text(chosen), shape=shape)
+            return whole if isinstance(value, list) else replace(self._marked_text(chosen_column), shape=shape)
         query = self._joined(prompt)
         if has_roles(value) and value[0].get("role") != "assistant":
             if not repeats(query, text_of(value)):
-                raise self._ambiguous([{"messages": chosen}, {"prompt": "+".join(prompt), "completion": chosen}])
+                raise self._ambiguous(
+                    [{"messages": chosen_column}, {"prompt": "+".join(prompt), "completion": chosen_column}]
+                )
             return with_system(
-                replace(whole, columns={"messages": (chosen,), "prompt": prompt}), self._columns(SYSTEMS)
+                replace(whole, columns={"messages": (chosen_column,), "prompt": prompt}), self._columns(SYSTEMS)
             )
-        columns = {"prompt": prompt, "completion": (chosen,)}
+        columns = {"prompt": prompt, "completion": (chosen_column,)}
         return with_system(
             CanonicalRow(self.row, shape, columns, prompt=query, completion=value), self._columns(SYSTEMS)
         )
@@ -240,10 +242,10 @@ class _Reader:
         return text
 
     def _check_one_reading(self, chat: str) -> None:
-        """Messages win over a prompt and a completion that repeat them.
+        """Check that a prompt and a completion only repeat the messages, which are then used instead.
 
         Raises:
-            InputError: these are other texts.
+            InputError: their texts differ from the messages.
         """
         texts = text_of(parsed_turns(self.values[chat]))
         for key in ("prompt", "completion"):
@@ -254,7 +256,7 @@ class _Reader:
                 raise self._ambiguous([{"messages": chat}, other])
 
     def _distinct(self, columns: list[str]) -> list[str]:
-        """Columns without those that repeat one before them, and without empty ones where any is not."""
+        """Columns without those that repeat an earlier one, and without empty ones unless all are empty."""
         distinct: list[str] = []
         for key in [key for key in columns if self.values[key] != ""] or columns:
             if self.values[key] not in [self.values[other] for other in distinct]:
@@ -284,7 +286,7 @@ class _Reader:
             metadata["metadata"] = nested
         answer = names["answer"]
         if "answer" in names.named:
-            metadata.pop("answer", None)  # it is another one
+            metadata.pop("answer", None)  # it belongs to something else
         if answer not in values and "answer" not in names.named:
             answer = next((key for key in values if key.lower() == "answer"), answer)
         if answer in values:
@@ -322,9 +324,9 @@ def _with_instance(row: Row) -> Row:
 
 
 def _missing(row: Row, names: ColumnNames, part: str) -> InputError:
-    """The error for a row without a part, with the ``columns`` that would name it.
+    """The error for a row without a part, with the option ``columns`` that would set it.
 
-    A remedy is only printed where following it leaves no text of the row out.
+    The option is only printed if it uses every text of the row.
     """
     name, keys = names[part], list(row.values)
     if name in keys:

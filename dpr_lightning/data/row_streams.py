@@ -1,4 +1,4 @@
-"""The bytes of a file of rows, decompressed while they are read where it is compressed."""
+"""The bytes of a file of rows; compressed files are decompressed as they are read."""
 
 import bz2
 import codecs
@@ -14,7 +14,7 @@ from typing import IO, Any, cast
 from dpr_lightning.errors import InputError, first_line
 
 COMPRESSIONS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstandard"}
-"""How compressed files begin."""
+"""First bytes of compressed files."""
 COMPRESSED_SUFFIXES = (".gz", ".gzip", ".bz2", ".xz", ".zst", ".zstd")
 PARQUET = b"PAR1"
 REFUSED = {
@@ -23,20 +23,20 @@ REFUSED = {
     b"PK\x03\x04": "a zip archive or a spreadsheet: unpack it, or save it as CSV",
     b"ARROW1": "an Arrow file: save it as Parquet",
 }
-"""How files begin that are not read, and what to do with them."""
+"""First bytes of files of unsupported formats, and the remedy."""
 TAR = slice(257, 262)
-"""Where a tar archive says that it is one."""
+"""Offset of the signature of a tar archive."""
 HEAD = 4096
 
 
 def suffix_of(path: Path) -> str:
-    """The suffix that names the format, in lower case, without that of a compression."""
+    """The suffix of the format in lower case; that of a compression is ignored."""
     inner = path.with_suffix("") if path.suffix.lower() in COMPRESSED_SUFFIXES else path
     return inner.suffix.lower()
 
 
 def compression_of(path: Path) -> str | None:
-    """The compression of a file, by how it begins; None without."""
+    """The compression of a file, recognised by its first bytes; None without."""
     with path.open("rb") as handle:
         head = handle.read(8)
     return next((name for magic, name in COMPRESSIONS.items() if head.startswith(magic)), None)
@@ -46,7 +46,7 @@ def head_of(path: Path) -> bytes:
     """The first bytes of the content, without a byte order mark.
 
     Raises:
-        InputError: the content is of a kind that is not read, or cannot be decompressed.
+        InputError: the content is of an unsupported format, or cannot be decompressed.
     """
     with open_bytes(path) as handle:
         try:
@@ -62,7 +62,7 @@ def head_of(path: Path) -> bytes:
 
 
 DAMAGE = (EOFError, OSError, zlib.error, lzma.LZMAError)
-"""What decompression raises for damaged files."""
+"""Exceptions of decompression for damaged files."""
 
 
 def damaged(path: Path, line: int, error: BaseException) -> InputError:
@@ -81,7 +81,7 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
         with path.open("rb") as plain:
             yield plain
     elif kind == "zstandard":
-        import pyarrow  # takes 30 MB of every process that imports it
+        import pyarrow  # takes 30 MB in every process
 
         with pyarrow.OSFile(str(path)) as file, pyarrow.CompressedInputStream(file, "zstd") as stream:
             yield cast(IO[bytes], io.BufferedReader(stream))
@@ -95,7 +95,7 @@ def lines_of(path: Path) -> Iterator[bytes]:
     """The lines of a file with their ends, the first without a byte order mark.
 
     Raises:
-        InputError: the compressed file is damaged; the message names the last line before.
+        InputError: the compressed file is damaged; the message names the last good line.
     """
     number = 0
     with open_bytes(path) as handle:
@@ -108,7 +108,7 @@ def lines_of(path: Path) -> Iterator[bytes]:
 
 
 def count_lines(path: Path) -> int:
-    """Number of ends of lines; 0 for a damaged file, which reading it names."""
+    """Number of line ends; 0 for a damaged file, whose error is raised when its rows are read."""
     total = 0
     try:
         with open_bytes(path) as handle:

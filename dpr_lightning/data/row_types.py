@@ -1,4 +1,4 @@
-"""A row, and what every source of rows offers."""
+"""A row, and the interface of every source of rows."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,34 +13,34 @@ FILE_SHIFT = 40
 
 
 class Row(NamedTuple):
-    """One row: its ``file``, its ``number`` there (from 1; for lines of text, the line) and its ``values``."""
+    """One row: its ``file``, its ``number`` in the file (from 1; of text files, the line) and its ``values``."""
 
     file: str
     number: int
     values: Mapping[str, Any]
 
     @property
-    def place(self) -> str:
-        """``file:number``, as error messages name it."""
+    def location(self) -> str:
+        """``file:number``, for messages."""
         return f"{self.file}:{self.number}"
 
 
 class RowSource(Protocol):
-    """Where rows come from; iterating again starts again."""
+    """A source of rows; each iteration starts at the first."""
 
     @property
     def name(self) -> str:
-        """The source, as error messages name it."""
+        """Name of the source, for messages."""
         ...
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Names of its files, as ``Row.file`` has them."""
+        """Names of its files, equal to ``Row.file``."""
         ...
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the user should know about how it is read, in sentences."""
+        """Warnings about the source as a whole, a sentence each."""
         ...
 
     def __iter__(self) -> Iterator[Row]:

@@ -20,17 +20,17 @@ from dpr_lightning.paths import RowPath
 __all__ = ["Row", "RowFile", "RowSource", "Rows", "file_hash", "first_rows", "local_files", "open_rows"]
 
 Rows = RowPath | list[RowPath | RowFile]
-"""What an option names rows by: a path, pattern or data set, or a list of them, with weights where wanted."""
+"""Value of an option that names rows: a path, pattern or data set, or a list of them, optionally with weights."""
 DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
-"""Files that describe a data set and have no rows."""
+"""Files of a data set's folder that have no rows."""
 SAVED = ("state.json", "dataset_dict.json")
-"""What ``save_to_disk`` writes into its folder."""
+"""Files that ``save_to_disk`` writes into its folder."""
 SPLITS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-"""How files of the splits of a data set are called."""
+"""Names of the files of a data set's splits."""
 
 
 def open_rows(source: Rows | Path) -> RowSource:
@@ -64,7 +64,7 @@ def open_rows(source: Rows | Path) -> RowSource:
 
 
 def local_files(source: Rows | Path) -> list[Path]:
-    """The files that a name stands for now, sorted; none for a data set of the hub or a file that is missing."""
+    """The existing files of a source, sorted; empty for a data set of the hub or a missing file."""
     if isinstance(source, list):
         names = [part if isinstance(part, str) else part["path"] for part in source]
         return [file for name in names for file in local_files(name)]
@@ -93,7 +93,7 @@ class DatasetRows:
             yield Row(self.name, number, values)
 
     def fingerprint(self) -> str:
-        """The fingerprint that ``datasets`` keeps of the content and its transformations."""
+        """The fingerprint that ``datasets`` computes of the content and its transformations."""
         return str(self.dataset._fingerprint)
 
     def count(self) -> int:
@@ -159,7 +159,7 @@ def _is_hidden(path: Path, folder: Path) -> bool:
 
 
 def _split_of(path: Path) -> str | None:
-    """The split of a data set that a file's path names, as the Hub's folders do; None for none."""
+    """The split of a data set in a file's path, by the naming of the Hub; None without."""
     words = re.split(r"[^a-z]+", str(path).lower())
     return next((split for split, names in SPLITS.items() if not set(names).isdisjoint(words)), None)
 
@@ -176,7 +176,7 @@ def _pattern_of(path: Path) -> str:
 
 
 def _open_dataset(source: str) -> DatasetRows:
-    import datasets  # takes a second to import, and files do without it
+    import datasets  # takes a second to import, and files do not need it
 
     path = Path(source).expanduser()
     name, *options = [source] if path.is_dir() else source.split(":")
@@ -209,7 +209,7 @@ def _looks_like_path(source: str) -> bool:
 
 
 def _missing(path: Path) -> str:
-    """What is there instead of a missing file."""
+    """What exists instead of a missing file, for the error message."""
     folder = path.parent
     if not folder.is_dir():
         existing = next(parent for parent in (*folder.parents, Path("/")) if parent.is_dir())

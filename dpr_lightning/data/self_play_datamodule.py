@@ -1,4 +1,4 @@
-"""Demonstrations beside an opponent's own answers to the same prompts: what SPIN and GSIL learn from."""
+"""Pairs of a demonstration and an opponent's answer to the same prompt, for SPIN and GSIL."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -24,14 +24,14 @@ OPPONENT = "opponent"
 
 
 class SelfPlayDataModule(DemonstrationDataModule):
-    """Demonstrations, each paired with an answer of a frozen opponent, drawn anew every epoch.
+    """Demonstrations, each paired with an answer of a frozen opponent that is sampled anew every epoch.
 
-    Of a conversation of several turns the last one alone counts: it is what the opponent answers.
+    Of a conversation of several turns only the last one is paired: the opponent answers the turns before it.
 
     Args:
         train: as for :class:`DemonstrationDataModule`.
-        opponent: folder of the policy whose answers are told from demonstrations: the one that training starts from.
-        sampling: how it answers.
+        opponent: folder of the policy whose answers are rejected: usually the one from which training starts.
+        sampling: options of its answers.
         dtype: of its parameters.
         attention: its attention implementation.
         options: everything else that :class:`DemonstrationDataModule` takes; a token budget counts demonstrations.
@@ -58,7 +58,7 @@ class SelfPlayDataModule(DemonstrationDataModule):
         self._frozen: FrozenPolicies | None = None
 
     def attach_policy(self, policy: nn.Module, spec: PolicySpec, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Load the opponent; an adapter goes on the base of ``policy`` when it has the same one."""
+        """Load the opponent; an adapter is put on the base of ``policy`` if that is its base too."""
         super().attach_policy(policy, spec, tokenizer)
         self._frozen = FrozenPolicies.load(
             {OPPONENT: self.opponent}, dtype=self.dtype, attention=self.attention, policy=policy, policy_spec=spec
@@ -74,12 +74,12 @@ class SelfPlayDataModule(DemonstrationDataModule):
         return SelfPlayLoader(loader, self.pair) if isinstance(loader, DemonstrationLoader) else loader
 
     def pair(self, batch: DemonstrationBatch, epoch: int) -> SelfPlayBatch:
-        """Add the opponent's answers and its log-probabilities of both."""
+        """Sample the opponent's answers, and compute its log-probabilities of demonstrations and answers."""
         assert self._frozen is not None
         if self.trainer is not None:
             self._frozen.to(self.trainer.strategy.root_device)
         turn = last_turn(batch.mask)
-        # A row that only keeps a rank company has no turn; its answer counts nothing either.
+        # A row of a blank batch has no turn to learn; its answer must not count either.
         counts = turn.any(1, keepdim=True)
         start = turn.long().argmax(1).clamp_min(1).tolist()
         pad = int(self.tokenizer.pad_token_id)
@@ -98,16 +98,16 @@ class SelfPlayDataModule(DemonstrationDataModule):
             tokens = torch.cat([_widen(part, width, pad) for part in (batch.tokens, answers.tokens)])
             mask = torch.cat([_widen(part, width, False) for part in (turn, answers.mask & counts)])
             if self._scores_pairs:
-                held = sequence_logprobs(model, tokens.to(model_device(model)), mask.to(model_device(model)))
-                logprob = held.sum(1).cpu()
+                logprobs = sequence_logprobs(model, tokens.to(model_device(model)), mask.to(model_device(model)))
+                logprob = logprobs.sum(1).cpu()
             else:
                 logprob = torch.zeros(len(tokens))
-        # The sampler of the base class counts one for each example, so a step's "tokens" are its pairs.
+        # The base class's sampler counts 1 for each example here, so its "tokens" of a step are pairs.
         return SelfPlayBatch(tokens, mask, logprob, batch.num_tokens)
 
     @property
     def _scores_pairs(self) -> bool:
-        """Whether the module that learns measures itself against the opponent; without a trainer, yes."""
+        """Whether the module in training needs the opponent's log-probabilities; without a trainer, yes."""
         return self.trainer is None or getattr(self.trainer.lightning_module, "needs_opponent_logprob", True)
 
     def _counted(self, data: TokenizedDataset) -> NDArray[np.int64]:
@@ -115,11 +115,11 @@ class SelfPlayDataModule(DemonstrationDataModule):
 
 
 class SelfPlayLoader:
-    """A loader of demonstrations whose batches are paired with answers when they are asked for.
+    """A loader of demonstrations that pairs each batch with answers when it is taken.
 
     Args:
-        demonstrations: keeps order and position.
-        pair: makes pairs of a batch; takes the epoch, which seeds the answers.
+        demonstrations: determines the order, and has the position.
+        pair: pairs a batch; its second argument is the epoch, which seeds the answers.
     """
 
     def __init__(
@@ -133,24 +133,24 @@ class SelfPlayLoader:
         return len(self.demonstrations)
 
     def __iter__(self) -> Iterator[SelfPlayBatch]:
-        """The next epoch, or what is left of an interrupted one."""
+        """The next epoch, or the rest of an interrupted one."""
         for batch in self.demonstrations:
             yield self.pair(batch, self.demonstrations.batches.epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """The demonstrations' position; answers follow from it."""
+        """The demonstrations' position, which determines the answers too."""
         return self.demonstrations.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up an interrupted epoch."""
+        """Continue an interrupted epoch; called when a run resumes."""
         self.demonstrations.load_state_dict(state)
 
 
 def last_turn(mask: Tensor) -> Tensor:
-    """Of the acted positions [B, L], those of the last unbroken run of each row."""
+    """Mask [B, L] of the last unbroken run of acted positions of each row."""
     following = torch.nn.functional.pad(mask[:, 1:], (0, 1))
     ends = (mask & ~following).long()
-    # How many runs end here or later: 1 inside the last.
+    # Number of runs that end at this position or later: 1 inside the last run.
     remaining = ends.flip(1).cumsum(1).flip(1)
     return mask & (remaining == 1)
 

@@ -1,4 +1,4 @@
-"""Texts of rows that spell special tokens: encoded as the text that they are, and not as the tokens."""
+"""Texts of rows that spell special tokens: encoded as ordinary text, not as the special tokens."""
 
 import copy
 import re
@@ -20,7 +20,7 @@ from dpr_lightning.errors import InputError
 from dpr_lightning.policies.special_tokens import control_tokens, template_tokens
 
 CONTENT_TAGS = re.compile(r"[<\[]/?(think|thinking|reasoning|answer|tool_calls?|tool_response)[>\]]", re.IGNORECASE)
-"""Special tokens that assistants write in their turns: these stay tokens wherever a text has them."""
+"""Special tokens that assistants write in their turns: these become tokens wherever a text has them."""
 _FIRST_IN_TEXT, _FIRST_OF_FORMAT = 0xF0000, 0x100000
 """Two private planes of Unicode: one character for each special token that a row's text spells, and that the format
 writes. Neither a template nor a tokenizer gives them a meaning."""
@@ -36,18 +36,18 @@ _copies: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[str, ...], PreTra
 class SpecialTextEncoder:
     """Encodes texts in which special tokens may be spelled.
 
-    Before a row is rendered, :meth:`protect` puts private characters in the place of spelled special tokens; a chat
-    template passes those through. What :meth:`encode` then finds of special tokens is the format's. It gives those
-    private characters too, puts the spelled ones back, and encodes with a copy of the tokenizer that knows the special
-    tokens by their private characters alone. Texts that spell none are encoded by the tokenizer itself.
+    Before a row is rendered, :meth:`protect` replaces spelled special tokens by private characters, which a chat
+    template passes through. All special tokens in the rendered text are then the template's. :meth:`encode` replaces
+    those by private characters too, restores the spelled ones, and encodes with a copy of the tokenizer in which each
+    special token is its private character. Texts that spell none are encoded by the tokenizer itself.
 
     Special tokens are those that the tokenizer marks so, and other added tokens that the chat template writes around
     plain turns, such as those of roles.
 
     Args:
         tokenizer: of the policy.
-        form: its chat template; its ``special_text``: ``text``; ``tokens`` leaves spelled special tokens what they are;
-            ``error`` refuses them.
+        form: has the chat template, and ``special_text``: ``text`` as above; ``tokens`` encodes spelled special tokens
+            as tokens; ``error`` refuses them.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, form: Format) -> None:
@@ -65,7 +65,7 @@ class SpecialTextEncoder:
         self._spelled, self._any = _pattern(spelled), _pattern(self._tokens)
 
     def protect(self, example: Example, notices: Notices) -> Example:
-        """The row with private characters for special tokens that its texts spell; the row itself where none does.
+        """The row with private characters for special tokens that its texts spell; the same row where there are none.
 
         Args:
             example: the row.
@@ -99,31 +99,31 @@ class SpecialTextEncoder:
             return example
         if self._setting == "error":
             raise InputError(
-                f"{example.place}: a text spells {spelled[0]!r}, which is a special token. Remove it, or set "
+                f"{example.location}: a text spells {spelled[0]!r}, which is a special token. Remove it, or set "
                 f"`data.{SETTING}` to `text` (encoded as text) or `tokens` (as the token)."
             )
         if self._setting == "tokens":
-            notices.add(f"special tokens that texts spell become tokens (`{SETTING}: tokens`)", example.place)
+            notices.add(f"special tokens that texts spell become tokens (`{SETTING}: tokens`)", example.location)
             return example
         if not self._tokenizer.is_fast:
             raise InputError(
-                f"{example.place}: a text spells {spelled[0]!r}, which this tokenizer can only make a token. Remove "
+                f"{example.location}: a text spells {spelled[0]!r}, which this tokenizer can only make a token. Remove "
                 f"it, set `data.{SETTING}: tokens`, or take a tokenizer with a tokenizer.json."
             )
         if private:
             raise InputError(
-                f"{example.place}: a text spells {spelled[0]!r} and has the private character U+{ord(private[0]):X}. "
-                "Remove one of them."
+                f"{example.location}: a text spells {spelled[0]!r} and has the private character "
+                f"U+{ord(private[0]):X}. Remove one of them."
             )
-        notices.add(f"special tokens that texts spell are encoded as text (`{SETTING}` chooses)", example.place)
+        notices.add(f"special tokens that texts spell are encoded as text (`{SETTING}` chooses)", example.location)
         return replace(example, **parts)
 
     def restore_message(self, message: str) -> str:
-        """An error message with the text of rows as it was before :meth:`protect`, escaped characters included."""
+        """Undo :meth:`protect` in an error message, in which characters may be escaped."""
         return self.restore(_ESCAPED.sub(lambda match: chr(int(match.group(1), 16)), message))
 
     def restore(self, text: str) -> str:
-        """A text as it was before :meth:`protect`."""
+        """Undo :meth:`protect` in a text."""
         return _PRIVATE.sub(lambda match: self._token_of(match.group()), text)
 
     def encode(
@@ -142,7 +142,7 @@ class SpecialTextEncoder:
             add_special_tokens: whether the tokenizer adds its BOS.
 
         Raises:
-            InputError: a text becomes a special token nevertheless.
+            InputError: a text becomes a special token all the same.
         """
         if not texts:
             return []
@@ -178,7 +178,7 @@ class SpecialTextEncoder:
             added = {token.content: token for token in self._tokenizer.added_tokens_decoder.values()}
             for index, token in enumerate(self._tokens):
                 flags = {name: bool(getattr(added[token], name)) for name in ("lstrip", "rstrip", "single_word")}
-                # What is special is text to the copy.
+                # The copy treats the spelled special tokens as text.
                 copied.backend_tokenizer.add_special_tokens([AddedToken(token, normalized=False)])
                 character = chr(_FIRST_OF_FORMAT + index)
                 copied.add_tokens([AddedToken(character, special=False, normalized=False, **flags)])
@@ -192,5 +192,5 @@ def _ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], **options: bo
 
 
 def _pattern(tokens: Iterable[str]) -> re.Pattern[str]:
-    """Any of the tokens; the longest of those that begin at one character, as tokenizers match."""
+    """Matches any of the tokens; at each character the longest, as tokenizers do."""
     return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or r"(?!)")

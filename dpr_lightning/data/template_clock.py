@@ -1,4 +1,4 @@
-"""The date that chat templates write: one for a whole run, which its checkpoints remember."""
+"""The date that chat templates write: the same for a whole run, and saved in its checkpoints."""
 
 import functools
 import json
@@ -13,13 +13,13 @@ from dpr_lightning.data.template_inputs import reads_variable
 
 log = logging.getLogger(__name__)
 CLOCK, DATE = "strftime_now", "date_string"
-"""What templates call to format the time, and the variable that some of them take instead."""
+"""Function that templates call to format the time, and the variable that some of them read instead."""
 OTHER_TIME = datetime(1999, 12, 31, 23, 59, 58)
 _CALL = re.compile(rf"\b{CLOCK}\s*\(\s*(['\"])((?:(?!\1)[^\\])*)\1\s*\)")
 
 
 class _Clock:
-    """The time of this run, taken when it is first read."""
+    """The time of this run; None until :func:`template_time` is first called."""
 
     def __init__(self) -> None:
         self.time: datetime | None = None
@@ -29,22 +29,22 @@ _clock = _Clock()
 
 
 def template_time() -> datetime:
-    """The time that chat templates write in this run."""
+    """The time that chat templates write: that of the first call in this run, or in the run that it resumes."""
     if _clock.time is None:
         _clock.time = datetime.now()
     return _clock.time
 
 
 def set_template_time(time: datetime | None) -> None:
-    """Go on with the time of the run that a checkpoint is of; None: a new run takes its own."""
+    """Set the time, to that of the run that is resumed; None: the next call of :func:`template_time` sets it."""
     _clock.time = time
 
 
 def dated_template(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
-    """The template to render with: its clock stands at the run's time. Warns once where that changes its text.
+    """The template with its clock fixed at the run's time. Warns once if the time changes its text.
 
     Args:
-        tokenizer: that renders.
+        tokenizer: of the policy.
         template: in Jinja.
     """
     if not reads_variable(template, CLOCK):
@@ -56,21 +56,21 @@ def dated_template(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
 
 @functools.lru_cache(maxsize=16)
 def dated_text(tokenizer: PreTrainedTokenizerBase, template: str, time: datetime) -> str | None:
-    """A short conversation as the template writes it at ``time``; None where the time makes no difference."""
+    """A short conversation rendered at ``time``; None where the time makes no difference."""
     if not reads_variable(template, CLOCK):
         return None
     try:
         text, other = (_rendered(tokenizer, _at(template, each)) for each in (time, OTHER_TIME))
     except (jinja2.TemplateError, TypeError, ValueError):
-        return None  # rendering a row reports what is wrong
+        return None  # the error is reported when a row is rendered
     return text if text != other else None
 
 
 @functools.lru_cache(maxsize=16)
 def _at(template: str, time: datetime) -> str:
-    """The template with a macro for its clock: transformers hands no functions to a template.
+    """The template with a macro for its clock: transformers passes no functions to a template.
 
-    A format that the template computes is left to the clock of the machine.
+    If the template computes the format itself, the machine's clock is used.
     """
     formats = [match[2] for match in _CALL.finditer(template)]
     if len(formats) != len(re.findall(rf"\b{CLOCK}\s*\(", template)):

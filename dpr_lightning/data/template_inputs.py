@@ -1,4 +1,4 @@
-"""What a chat template may read beside the messages: tools, documents, and variables such as ``enable_thinking``."""
+"""Inputs of a chat template besides the messages: tools, documents, and variables such as ``enable_thinking``."""
 
 import difflib
 import json
@@ -17,16 +17,16 @@ RESERVED = frozenset({
     "continue_final_message", "padding", "truncation", "max_length", "return_tensors", "return_dict",
     "return_assistant_tokens_mask", "tokenizer_kwargs",
 })  # fmt: skip
-"""Names that rendering sets itself."""
+"""Names of variables that rendering sets."""
 
 
 @dataclass(frozen=True, slots=True)
 class TemplateInputs:
-    """What a row gives the chat template beside its messages.
+    """Inputs of the chat template from a row, besides its messages.
 
     Attributes:
         tools: definitions of the tools that the assistant may call; empty: none.
-        documents: what the assistant is to answer from, ``{"title": …, "text": …}``; empty: none.
+        documents: from which the assistant is to answer, ``{"title": …, "text": …}``; empty: none.
         variables: other variables of the template, by name.
     """
 
@@ -36,13 +36,13 @@ class TemplateInputs:
 
     @property
     def text(self) -> str:
-        """Tools and documents in words, one a line."""
+        """Tools and documents as text, one a line."""
         documents = [" ".join(str(part) for part in document.values()) for document in self.documents]
         return "\n".join([json.dumps(tool, ensure_ascii=False) for tool in self.tools] + documents)
 
 
 def read_template_inputs(row: Row, names: Mapping[str, str]) -> TemplateInputs:
-    """The template's inputs of a row: lists and objects, or JSON of them; null and empty ones count as missing.
+    """The template's inputs in a row: lists and objects, or JSON of them; null and empty ones count as missing.
 
     Args:
         row: the row.
@@ -61,18 +61,18 @@ def read_template_inputs(row: Row, names: Mapping[str, str]) -> TemplateInputs:
         raise row_error(
             row, f"has {describe_value(variables)} in {column!r}", "It must be an object: {variable: value}."
         )
-    return TemplateInputs(tools, documents, check_variables(without_nulls(variables), f"{row.place}, {column!r}"))
+    return TemplateInputs(tools, documents, check_variables(without_nulls(variables), f"{row.location}, {column!r}"))
 
 
 def check_variables(variables: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Variables for a chat template.
+    """Check variables for a chat template, and return them.
 
     Args:
         variables: by name.
-        where: what has them, for the error message.
+        where: row or option that sets them, for the error message.
 
     Raises:
-        InputError: one of them is set by rendering itself.
+        InputError: one of them is set by rendering.
     """
     for name in variables:
         if name in RESERVED or name.endswith("_token"):
@@ -84,15 +84,15 @@ def check_variables(variables: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def reads_variable(template: str, name: str) -> bool:
-    """Whether a chat template has ``name`` anywhere."""
+    """Whether the name occurs anywhere in a chat template."""
     return re.search(rf"\b{re.escape(name)}\b", template) is not None
 
 
 def with_defaults(template: str, variables: Mapping[str, Any]) -> str:
-    """A chat template whose variables have values where the caller of the template gives none.
+    """A chat template with default values for its variables.
 
-    They are written into the template, so that whatever loads the policy's folder later renders alike. A row's own
-    ``chat_template_kwargs`` win.
+    They are written into the template, so that every program that loads the policy's folder later renders alike. The
+    ``chat_template_kwargs`` of a row take precedence.
 
     Args:
         template: in Jinja.
@@ -145,7 +145,7 @@ def older_functions(row: Row) -> tuple[Mapping[str, Any], ...]:
 
 
 def _literal(name: str, value: Any) -> str:
-    """A value as Jinja writes it."""
+    """A value as a Jinja literal."""
     if value is None:
         return "none"
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""Why chat templates refuse conversations, in our words and with a remedy, where the cause can be seen."""
+"""Explains why a chat template refuses a conversation, with a remedy, where the cause can be recognised."""
 
 import itertools
 import re
@@ -8,10 +8,10 @@ from dpr_lightning.data.messages import Message
 
 
 def refusal_cause(messages: Sequence[Message], refusal: str) -> str:
-    """The likely cause and the remedy; empty where none can be told.
+    """The likely cause and the remedy; empty where the cause is not recognised.
 
     Args:
-        messages: what the template was to render.
+        messages: of the conversation that the template refused.
         refusal: the message of its error.
     """
     lowered = refusal.lower()

@@ -1,4 +1,4 @@
-"""What a chat template understands, tried on a conversation of our own once for each template."""
+"""Which forms of messages a chat template supports, tested with a small conversation once for each template."""
 
 import functools
 import json
@@ -24,16 +24,16 @@ WRAPPED = {"type": "function", "function": TOOL}
 
 @dataclass(frozen=True)
 class TemplateTraits:
-    """In which form a chat template takes what rows have in several.
+    """The forms of reasoning, roles, tool calls and contents that a chat template supports.
 
     Attributes:
-        reasoning: the key of a message that it reads as reasoning; None: it reads none.
-        roles: other names of roles, by ours, where it does not know ours.
+        reasoning: the key under which it reads a message's reasoning; None: it reads none.
+        roles: its names of roles that it does not know under ours.
         object_arguments: arguments of a tool call may be an object.
-        text_arguments: they may be JSON, which is written as the object would be.
-        omits_content: where a turn calls tools without saying anything, it must have no content at all.
-        text_parts: it takes contents as lists of text parts alone, as templates for images do.
-        wrapped_tools: it takes tools as ``{"type": "function", "function": …}`` alone.
+        text_arguments: they may be JSON text, which it renders like the object.
+        omits_content: a turn that only calls tools must have no ``content`` at all.
+        text_parts: contents must be lists of text parts, as in templates for images.
+        wrapped_tools: tools must be ``{"type": "function", "function": …}``.
     """
 
     reasoning: str | None
@@ -45,7 +45,7 @@ class TemplateTraits:
     wrapped_tools: bool
 
     def message(self, message: Message) -> dict[str, Any]:
-        """A message as the template takes it."""
+        """A message in the form that the template supports."""
         rendered: dict[str, Any] = {**message.fields, "role": self.roles.get(message.role, message.role)}
         parts = [{"type": "text", "text": message.content}]
         rendered["content"] = parts if self.text_parts else message.content
@@ -58,7 +58,7 @@ class TemplateTraits:
         return rendered
 
     def inputs(self, inputs: TemplateInputs) -> dict[str, Any]:
-        """The row's inputs as arguments of the template; what the row lacks is left out."""
+        """The row's inputs as arguments of the template; empty ones are left out."""
         tools = [
             {"type": "function", "function": tool} if self.wrapped_tools and "function" not in tool else tool
             for tool in inputs.tools
@@ -82,7 +82,7 @@ class TemplateTraits:
 
 @functools.lru_cache(maxsize=16)
 def template_traits(tokenizer: PreTrainedTokenizerBase, template: str) -> TemplateTraits:
-    """Find out what a template understands: by what it names, and by what becomes of a call and a tool of our own."""
+    """Find out what a template supports: by the names in it, and by rendering a small tool and a call of it."""
 
     def calls(arguments: Any, omit: bool) -> str:
         function = {"name": "probe_tool", "arguments": arguments}
@@ -121,7 +121,7 @@ def _reads_key(template: str, name: str) -> bool:
 
 
 def _has_object(rendered: str) -> bool:
-    """Whether the arguments are in it, and not as Python would print them."""
+    """Whether a rendered text has the arguments of the call, and not as Python prints a dict."""
     return "probe_key" in rendered and str(ARGUMENTS) not in rendered
 
 
@@ -139,5 +139,5 @@ def _try(
     conversation = [dict(message) for message in messages]
     try:
         return str(tokenizer.apply_chat_template(conversation, chat_template=template, tokenize=False, **inputs))
-    except Exception:  # a template is a program of somebody else's: it may raise anything
+    except Exception:  # a template is a foreign program: it may raise anything
         return ""

@@ -1,4 +1,4 @@
-"""Which parts of a row a chat template writes, and which it leaves out: said once for a file, with counts."""
+"""Warns of parts of rows that a chat template leaves out, once for a file, with counts."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -23,17 +23,18 @@ def notice_unused(
     rendered: Rendered,
     notices: Notices,
 ) -> None:
-    """Count what a row has and its text does not depend on.
+    """Count the parts of a row that do not change its rendered text.
 
-    What can be seen in the text is not tried. The rest is rendered once more without it: where the text is the same,
-    the template does not use it. Turns that are learnt are checked apart, part by part.
+    A part whose text occurs in the rendered text is used. For any other part the row is rendered once more without it:
+    if the text is the same, the template does not use the part. Turns to learn are checked by
+    :func:`~dpr_lightning.data.learnt_parts.check_learnt_parts` instead.
 
     Args:
         example: the row.
-        messages: those rendered.
-        text: what the template made of them.
+        messages: that were rendered.
+        text: the rendered text.
         template: in Jinja.
-        reads_reasoning: the template reads the reasoning of messages, though it may cut that of earlier turns.
+        reads_reasoning: whether the template reads the reasoning of messages; it may still cut that of earlier turns.
         rendered: renders another example and other messages in the same way.
         notices: counts.
     """
@@ -47,33 +48,33 @@ def notice_unused(
     inputs = example.inputs
     names = [str(tool.get("function", tool).get("name")) for tool in inputs.tools]
     if not all(name in text for name in names) and unused(replace(example, inputs=replace(inputs, tools=()))):
-        notices.add(f"{LEFT_OUT} `tools`", example.place)
+        notices.add(f"{LEFT_OUT} `tools`", example.location)
     if inputs.documents and unused(replace(example, inputs=replace(inputs, documents=()))):
-        notices.add(f"{LEFT_OUT} `documents`", example.place)
+        notices.add(f"{LEFT_OUT} `documents`", example.location)
     for name in inputs.variables:
         if not reads_variable(template, name):
-            notices.add(f"the chat template does not read {name!r} of `chat_template_kwargs`", example.place)
+            notices.add(f"the chat template does not read {name!r} of `chat_template_kwargs`", example.location)
     for name in sorted({name for message in messages for name in message.fields}):
         rest = [_without(message, name) for message in messages]
         if notices.decide(name, partial(unused, example, rest)):
-            notices.add(f"{LEFT_OUT} the key {name!r} of messages", example.place)
+            notices.add(f"{LEFT_OUT} the key {name!r} of messages", example.location)
     for sentence in sorted(_left_out_of_earlier_turns(messages, text, reads_reasoning, lambda t: unused(example, t))):
-        notices.add(sentence, example.place)
+        notices.add(sentence, example.location)
 
 
 def notice_without_template(examples: Sequence[Example], notices: Notices) -> None:
-    """Count the rows that give a chat template something where there is none."""
+    """Count the rows that have inputs for a chat template although there is none."""
     for example in examples:
         inputs = example.inputs
         parts = {"tools": inputs.tools, "documents": inputs.documents, "chat_template_kwargs": inputs.variables}
         for name in (name for name, part in parts.items() if part):
-            notices.add(f"there is no chat template, so `{name}` is not used", example.place)
+            notices.add(f"there is no chat template, so `{name}` is not used", example.location)
 
 
 def _left_out_of_earlier_turns(
     messages: Sequence[Message], text: str, reads_reasoning: bool, unused: Callable[[Sequence[Message]], bool]
 ) -> set[str]:
-    """What the template leaves out of turns that are not learnt."""
+    """Warnings for parts of turns that are not learnt and that the template leaves out."""
     sentences = set()
     for index, message in enumerate(messages):
         if message.train:
@@ -83,10 +84,10 @@ def _left_out_of_earlier_turns(
         if not all(call["function"]["name"] in text for call in message.tool_calls):
             sentences.add(f"{LEFT_OUT} the tool calls of earlier turns")
         content = message.content.strip()
-        if reads_reasoning and message.role == "assistant":  # it may cut that from earlier turns
+        if reads_reasoning and message.role == "assistant":  # it may cut the reasoning of earlier turns
             content = content.rpartition("</think>")[2].strip()
         if content not in text:
-            # Some templates write a content changed, as JSON for example.
+            # Some templates rewrite a content, for example as JSON.
             other = [*messages[:index], replace(message, content=f"{content} {content}"), *messages[index + 1 :]]
             if unused(other):
                 sentences.add(f"{LEFT_OUT} the content of messages of role {message.role!r}")

@@ -1,4 +1,4 @@
-"""Tokenised data sets on disk, found again by everything that determines them."""
+"""Cache of tokenised data sets on disk, under a key of everything that determines the tokens."""
 
 import hashlib
 import json
@@ -42,11 +42,11 @@ def cache_key(rows: str, tokenizer: PreTrainedTokenizerBase, form: Format, optio
 
     Args:
         rows: fingerprint of the rows.
-        tokenizer: its content counts, not its name.
+        tokenizer: its content is hashed, not its name.
         form: chat template and stop tokens.
-        options: how rows are read and limited.
+        options: of reading and limiting the rows.
     """
-    held = {
+    parts = {
         "version": TOKENIZATION_VERSION,
         "libraries": [transformers.__version__, tokenizers.__version__],
         "rows": rows,
@@ -60,16 +60,16 @@ def cache_key(rows: str, tokenizer: PreTrainedTokenizerBase, form: Format, optio
         form.chat_template is not None
         and (text := dated_text(tokenizer, form.chat_template, template_time())) is not None
     ):
-        held["dated_text"] = text
-    return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()
+        parts["dated_text"] = text
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash of what a tokenizer does: vocabulary, merges, normalisation, special tokens."""
+    """Hash of a tokenizer's content: vocabulary, merges, normalisation, special tokens."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         content = json.loads(backend.to_str())
-        # Padding and truncation change with the last call and are not used here.
+        # Padding and truncation are left from the tokenizer's last call, and are not used here.
         content.pop("padding", None)
         content.pop("truncation", None)
     else:
@@ -82,28 +82,28 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 def load_or_tokenize(
     folder: Path, key: str, file: str, tokenize: Callable[[], TokenizedDataset], files: Sequence[str] = ()
 ) -> TokenizedDataset:
-    """The data set kept under ``key`` in ``folder``, or else tokenised now and kept.
+    """The data set saved under ``key`` in ``folder``; where there is none, tokenise and save it.
 
-    A damaged entry is made again. Where two runs want the same one, the second waits and reads it. The arrays are
-    memory-mapped: a data set larger than memory can be read.
+    A damaged entry is replaced. If two runs need the same entry at once, the second waits for the first and loads its
+    result. The arrays are memory-mapped: a data set larger than memory can be read.
 
     Args:
         folder: of all caches.
         key: from :func:`cache_key`.
         file: name of the rows' file, for messages.
-        tokenize: makes the data set.
+        tokenize: called where the cache has no such data set.
         files: names of the rows' files, where there are several.
 
     Raises:
         InputError: the cache cannot be written (a full disk, no permission); nothing half-written is left.
     """
     entry = folder.expanduser() / key[:32]
-    held = _load(entry, key, file, files)
-    if held is not None:
-        return held
+    cached = _load(entry, key, file, files)
+    if cached is not None:
+        return cached
     with only_one(entry) as waited:
-        made_meanwhile = _load(entry, key, file, files) if waited else None
-        return made_meanwhile or _make(entry, key, file, tokenize, files)
+        cached_meanwhile = _load(entry, key, file, files) if waited else None
+        return cached_meanwhile or _make(entry, key, file, tokenize, files)
 
 
 def _make(
@@ -115,10 +115,10 @@ def _make(
             _write(unfinished, key, dataset)
     except InputError as error:
         # Another process may have written the same entry in the meantime.
-        held = _load(entry, key, file, files)
-        if held is None:
+        cached = _load(entry, key, file, files)
+        if cached is None:
             raise InputError(f"{error} (`cache_dir` moves the cache; `cache_dir: null` goes without.)") from error
-        return held
+        return cached
     return _load(entry, key, file, files) or dataset
 
 
@@ -153,7 +153,7 @@ def _load(entry: Path, key: str, file: str, files: Sequence[str]) -> TokenizedDa
 
 
 def _check(arrays: Mapping[str, Tensor]) -> None:
-    """The arrays must be what :class:`TokenizedDataset` reads."""
+    """Check that the arrays have the names, types and shapes of :class:`TokenizedDataset`."""
     for name, kind in TYPES.items():
         if arrays[name].dtype != kind or arrays[name].ndim != 1:
             raise ValueError(f"{name} is {arrays[name].dtype} with {arrays[name].ndim} axes")

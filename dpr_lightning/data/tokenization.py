@@ -1,4 +1,4 @@
-"""From a demonstration to token ids with the mask of what the policy says, checked example by example."""
+"""From a demonstration to token ids with the mask of the tokens to learn, checked example by example."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,13 +16,13 @@ from dpr_lightning.data.template_use import notice_without_template
 from dpr_lightning.errors import InputError
 
 TOKENIZATION_VERSION = 4
-"""Part of every cache's key: raise it when the same text would become other tokens or another mask."""
+"""Part of every cache's key: raise it when a change of this package changes the tokens or the mask of a text."""
 
 
 class TokenizedExample(NamedTuple):
-    """``tokens`` of one demonstration; ``mask``: what the policy says, EOS included; it ends with a said token.
+    """``tokens`` of one demonstration; ``mask``: True for tokens to learn, EOS included; its last entry is True.
 
-    ``terminated``: the last said token is a real EOS.
+    ``terminated``: the last token to learn is a real EOS.
     """
 
     tokens: list[int]
@@ -50,19 +50,19 @@ def tokenize_examples(
     """Tokenise demonstrations, many at once because fast tokenizers work in parallel.
 
     With a chat template the whole conversation is rendered and tokenised once; in it, every trained turn must start
-    where the tokens of its own prompt end, and a stop token must close it. Nothing after the last trained turn is kept,
-    the template's closing newline included: no loss reads it.
+    where the tokens of its prompt end, and a stop token must close it. Everything after the last trained turn is cut
+    off, such as the template's closing newline: no loss depends on it.
 
     Without a template the token ids of prompt, completion and EOS are joined, so a token always ends where the prompt
-    does, as it will when the policy is asked. (Tokenizers that put a space before every text put one before the
+    does, as it will when the policy samples. (Tokenizers that put a space before every text put one before the
     completion.)
 
     Args:
         examples: the demonstrations.
-        tokenizer: makes the tokens.
+        tokenizer: of the policy.
         form: chat template and stop tokens.
-        notices: counts what rows have and the template leaves out; None: not counted.
-        on_dropped: what to do where the template leaves out a part of what is to be learnt.
+        notices: counts what the template leaves out of rows; None: do not count.
+        on_dropped: ``error`` or ``warn``, where the template leaves out a part of a turn to learn.
 
     Raises:
         InputError: names the row and the reason.
@@ -83,7 +83,7 @@ def tokenize_examples(
     texts = [text for turns in rendered for text in (turns.whole, *turns.prompts)]
     owners = [index for index, turns in enumerate(rendered) for _ in range(1 + len(turns.prompts))]
     encoded = iter(
-        encoder.encode(texts, [examples[index].place for index in owners], [changed[index] for index in owners])
+        encoder.encode(texts, [examples[index].location for index in owners], [changed[index] for index in owners])
     )
     tokenized = []
     for example, spells, turns in zip(examples, changed, rendered, strict=True):
@@ -93,7 +93,7 @@ def tokenize_examples(
             stop = next(index for index in range(len(prompt), len(row.tokens)) if row.tokens[index] in form.stop_ids)
             learnt = turns.whole[len(text) :]
             expected = encoder.restore(learnt) if spells else learnt
-            notice_altered(tokenizer, row.tokens[len(prompt) : stop + 1], expected, example.place, notices)
+            notice_altered(tokenizer, row.tokens[len(prompt) : stop + 1], expected, example.location, notices)
         tokenized.append(row)
     return tokenized
 
@@ -101,7 +101,7 @@ def tokenize_examples(
 def tokenize_prompt(
     example: Example, tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None
 ) -> list[int]:
-    """The tokens that a policy is asked with: those that stand before the same row's demonstration.
+    """The tokens of a row's prompt: those that precede the completion in the same row's demonstration.
 
     Raises:
         InputError: names the row and the reason.
@@ -122,14 +122,15 @@ def tokenize_prompts(
         encoded = _encode_plain_prompts(protected, tokenizer, encoder, changed)
     else:
         texts = [render_prompt(example, tokenizer, form, notices) for example in protected]
-        encoded = encoder.encode(texts, [example.place for example in examples], changed)
+        encoded = encoder.encode(texts, [example.location for example in examples], changed)
     unknown = unknown_token(tokenizer, form)
     for example, tokens in zip(examples, encoded, strict=True):
         if not tokens:
-            raise InputError(f"{example.place}: the prompt has no tokens. Give it at least one word.")
+            raise InputError(f"{example.location}: the prompt has no tokens. Give it at least one word.")
         if unknown in tokens:
             notices.add(
-                f"a prompt has characters that the tokenizer has no token for ({tokenizer.unk_token!r})", example.place
+                f"a prompt has characters that the tokenizer has no token for ({tokenizer.unk_token!r})",
+                example.location,
             )
     return encoded
 
@@ -143,10 +144,10 @@ def _mask_turns(
         start = len(prompt)
         if tokens[:start] != prompt:
             raise InputError(_boundary(example, tokenizer, tokens, prompt))
-        stop = next((place for place in range(start, len(tokens)) if tokens[place] in form.stop_ids), None)
+        stop = next((index for index in range(start, len(tokens)) if tokens[index] in form.stop_ids), None)
         if stop is None or start == 0:
             raise InputError(
-                f"{example.place}: after templating, "
+                f"{example.location}: after templating, "
                 + ("nothing stands before the completion" if start == 0 else "no EOS token closes the completion")
                 + ". Check the chat template and the tokenizer's special tokens."
             )
@@ -167,20 +168,22 @@ def _tokenize_plain(
     for example in examples:
         if not isinstance(example.completion, str):
             raise InputError(
-                f"{example.place} {_NO_TEMPLATE}" if example.completion else f"{example.place} is a prompt."
+                f"{example.location} {_NO_TEMPLATE}" if example.completion else f"{example.location} is a prompt."
             )
         check_no_stop(example, example.completion, form)
         completions.append(example.completion)
     prompts = _encode_plain_prompts(examples, tokenizer, encoder, changed)
-    encoded = encoder.encode(completions, [example.place for example in examples], changed)
+    encoded = encoder.encode(completions, [example.location for example in examples], changed)
     tokenized = []
-    for example, spells, completion, prompt, said in zip(examples, changed, completions, prompts, encoded, strict=True):
-        if not said:
-            raise InputError(f"{example.place}: the completion has no tokens, though its text is not empty.")
+    for example, spells, completion, prompt, answer in zip(
+        examples, changed, completions, prompts, encoded, strict=True
+    ):
+        if not answer:
+            raise InputError(f"{example.location}: the completion has no tokens, though its text is not empty.")
         expected = encoder.restore(completion) if spells else completion
-        notice_altered(tokenizer, said, expected, example.place, notices)
-        said = [*said, int(tokenizer.eos_token_id)]
-        tokenized.append(TokenizedExample(prompt + said, [False] * len(prompt) + [True] * len(said), True))
+        notice_altered(tokenizer, answer, expected, example.location, notices)
+        answer = [*answer, int(tokenizer.eos_token_id)]
+        tokenized.append(TokenizedExample(prompt + answer, [False] * len(prompt) + [True] * len(answer), True))
     return tokenized
 
 
@@ -199,31 +202,31 @@ def _encode_plain_prompts(
     texts = []
     for example in examples:
         if not isinstance(example.prompt, str):
-            raise InputError(f"{example.place} {_NO_TEMPLATE}")
+            raise InputError(f"{example.location} {_NO_TEMPLATE}")
         texts.append(example.prompt)
-    prompts = encoder.encode(texts, [example.place for example in examples], changed, add_special_tokens=True)
+    prompts = encoder.encode(texts, [example.location for example in examples], changed, add_special_tokens=True)
     for example, prompt in zip(examples, prompts, strict=True):
-        # Some tokenizers close every text with EOS; an answer has yet to follow here.
+        # Some tokenizers close every text with EOS, but here an answer follows.
         while prompt and prompt[-1] == tokenizer.eos_token_id and not example.prompt_text.endswith(tokenizer.eos_token):
             prompt.pop()
         if not prompt:
-            raise InputError(f"{example.place}: the prompt has no tokens. Give it at least one word.")
+            raise InputError(f"{example.location}: the prompt has no tokens. Give it at least one word.")
         if set(prompt) <= {tokenizer.eos_token_id, tokenizer.pad_token_id}:
             raise InputError(
-                f"{example.place}: the prompt is nothing but the token that ends an answer, {tokenizer.eos_token!r}. "
-                "Remove the row, or give the prompt a word."
+                f"{example.location}: the prompt is nothing but the token that ends an answer, "
+                f"{tokenizer.eos_token!r}. Remove the row, or give the prompt a word."
             )
     return prompts
 
 
 def _boundary(example: Example, tokenizer: PreTrainedTokenizerBase, tokens: list[int], prompt: list[int]) -> str:
-    """Which tokens differ where the prompt should end."""
-    same = next((place for place, (a, b) in enumerate(zip(tokens, prompt, strict=False)) if a != b), len(tokens))
+    """The error message for a prompt whose tokens are not the first tokens of the demonstration."""
+    same = next((index for index, (a, b) in enumerate(zip(tokens, prompt, strict=False)) if a != b), len(tokens))
     alone = tokenizer.convert_ids_to_tokens(prompt[same : same + 4])
     together = tokenizer.convert_ids_to_tokens(tokens[same : same + 4])
     return (
-        f"{example.place}: the prompt's tokens are not the first tokens of prompt and completion together. From token "
-        f"{same} on the prompt alone reads {alone}, with the completion {together}: the tokenizer merges across the "
-        "place where the completion starts. Let the template's generation prompt end in a newline or a special token, "
-        "or move a space from its end into the completion."
+        f"{example.location}: the prompt's tokens are not the first tokens of prompt and completion together. From "
+        f"token {same} on the prompt alone reads {alone}, with the completion {together}: the tokenizer merges across "
+        "the place where the completion starts. Let the template's generation prompt end in a newline or a special "
+        "token, or move a space from its end into the completion."
     )

@@ -33,9 +33,9 @@ class TokenizedDataset:
     Args:
         arrays: ``tokens`` int32 and ``mask`` bool of all examples one after the other; ``offsets`` int64 [N + 1];
             ``terminated`` bool, ``number`` int64 (row in the file, from 1) and ``prompt_hash`` int64, each [N].
-        file: where the rows came from.
-        report: what was kept and what was not.
-        index: places of the examples selected; None: all.
+        file: name of the rows' file, for messages.
+        report: counts of rows and tokens.
+        index: [N] indices of the selected examples; None: all.
         files: of the rows, where there are several; their index is in ``number``, see
             :func:`~dpr_lightning.data.row_types.row_key`.
     """
@@ -52,14 +52,14 @@ class TokenizedDataset:
         self.file = file
         self.files = tuple(files) or (file,)
         self.report = report
-        held: dict[str, NDArray[Any]] = {name: value.numpy() for name, value in arrays.items()}
-        self._tokens, self._mask, self._offsets = held["tokens"], held["mask"], held["offsets"]
+        columns: dict[str, NDArray[Any]] = {name: value.numpy() for name, value in arrays.items()}
+        self._tokens, self._mask, self._offsets = columns["tokens"], columns["mask"], columns["offsets"]
         self.index = np.arange(len(self._offsets) - 1, dtype=np.int64) if index is None else index
         self.starts: NDArray[np.int64] = self._offsets[self.index]
         self.lengths: NDArray[np.int64] = self._offsets[self.index + 1] - self.starts
-        self.terminated: NDArray[np.bool_] = held["terminated"][self.index]
-        self.numbers: NDArray[np.int64] = held["number"][self.index]
-        self.prompt_hashes: NDArray[np.int64] = held["prompt_hash"][self.index]
+        self.terminated: NDArray[np.bool_] = columns["terminated"][self.index]
+        self.numbers: NDArray[np.int64] = columns["number"][self.index]
+        self.prompt_hashes: NDArray[np.int64] = columns["prompt_hash"][self.index]
         acted = (
             np.add.reduceat(self._mask, self._offsets[:-1], dtype=np.int64) if len(self._mask) else self._offsets[:0]
         )
@@ -69,50 +69,50 @@ class TokenizedDataset:
         """Number of demonstrations."""
         return len(self.index)
 
-    def where(self, place: int) -> str:
+    def where(self, index: int) -> str:
         """``file:number`` of an example."""
-        file, number = locate(self.files, int(self.numbers[place]))
+        file, number = locate(self.files, int(self.numbers[index]))
         return f"{file}:{number}"
 
-    def select(self, places: NDArray[np.int64]) -> "TokenizedDataset":
+    def select(self, indices: NDArray[np.int64]) -> "TokenizedDataset":
         """Some of the examples; the tokens are shared, not copied."""
-        return TokenizedDataset(self.arrays, self.file, self.report, self.index[places], self.files)
+        return TokenizedDataset(self.arrays, self.file, self.report, self.index[indices], self.files)
 
-    def example(self, place: int) -> TokenizedExample:
+    def example(self, index: int) -> TokenizedExample:
         """One example, as lists."""
-        span = slice(int(self.starts[place]), int(self.starts[place] + self.lengths[place]))
-        return TokenizedExample(self._tokens[span].tolist(), self._mask[span].tolist(), bool(self.terminated[place]))
+        span = slice(int(self.starts[index]), int(self.starts[index] + self.lengths[index]))
+        return TokenizedExample(self._tokens[span].tolist(), self._mask[span].tolist(), bool(self.terminated[index]))
 
     def batch(
-        self, places: NDArray[np.int64], num_tokens: float, pad: int, *, blank: bool = False
+        self, indices: NDArray[np.int64], num_tokens: float, pad: int, *, blank: bool = False
     ) -> DemonstrationBatch:
         """Some examples, padded on the right with ``pad`` to the longest of them.
 
         Args:
-            places: [B] places in this data set.
+            indices: [B] in this data set.
             num_tokens: acted tokens of the whole optimizer step.
             pad: token id of the padding.
-            blank: the mask is False throughout: the batch only keeps a rank company that has no example left.
+            blank: the mask is False throughout: the batch is for a rank that has no example left.
 
         Raises:
-            InputError: an example has no prompt, so that its first token would be one to learn.
+            InputError: an example has no prompt, so that its first token would have to be learnt.
         """
-        lengths = self.lengths[places]
+        lengths = self.lengths[indices]
         column = np.arange(int(lengths.max()), dtype=np.int64)
         present = column < lengths[:, None]
-        source = np.where(present, self.starts[places][:, None] + column, 0)
+        source = np.where(present, self.starts[indices][:, None] + column, 0)
         mask = self._mask[source] & present & (not blank)
         if mask[:, 0].any():
-            place = int(places[int(mask[:, 0].argmax())])
+            index = int(indices[int(mask[:, 0].argmax())])
             raise InputError(
-                f"{self.where(place)}: the prompt has no tokens; nothing conditions the first one to learn."
+                f"{self.where(index)}: the prompt has no tokens; nothing conditions the first one to learn."
             )
         return DemonstrationBatch(
             tokens=torch.from_numpy(np.where(present, self._tokens[source], pad).astype(np.int64)),
             mask=torch.from_numpy(mask),
-            terminated=torch.from_numpy(self.terminated[places] & (not blank)),
+            terminated=torch.from_numpy(self.terminated[indices] & (not blank)),
             num_tokens=torch.tensor(num_tokens, dtype=torch.float32),
-            row=torch.from_numpy(places.astype(np.int64)),
+            row=torch.from_numpy(indices.astype(np.int64)),
         )
 
 
@@ -132,12 +132,12 @@ def tokenize_rows(
 
     Args:
         source: the rows.
-        tokenizer: makes the tokens.
+        tokenizer: of the policy.
         form: chat template and stop tokens.
         columns: the file's names of our columns.
         max_length: tokens of the longest example allowed; None: no limit.
-        over_length: what to do with longer ones.
-        on_dropped: what to do with those of which the chat template leaves out a part that is to be learnt.
+        over_length: ``error``, ``drop`` or ``truncate``, for longer ones.
+        on_dropped: ``error`` or ``warn``, where the chat template leaves out a part of a turn to learn.
         limit: read only so many rows.
         progress: show a bar.
 
@@ -161,18 +161,20 @@ def tokenize_rows(
             chunk = []
             rows_of_chunk = tokenize_examples(examples, tokenizer, form, notices, on_dropped)
             for example, tokenized in zip(examples, rows_of_chunk, strict=True):
-                notices.add_reading(example.shape, example.unused, example.place)
+                notices.add_shape(example.shape, example.unused, example.location)
                 notices.add_columns(example.rest)
-                kept = bound.apply(tokenized, example.place, form.stop_ids)
-                if kept is not None:
-                    unknown.add(example, (token for token, acted in zip(kept.tokens, kept.mask, strict=True) if acted))
-                    chunk.append(kept)
-                    lengths.append(len(kept.tokens))
-                    terminated.append(kept.terminated)
+                result = bound.apply(tokenized, example.location, form.stop_ids)
+                if result is not None:
+                    unknown.add(
+                        example, (token for token, acted in zip(result.tokens, result.mask, strict=True) if acted)
+                    )
+                    chunk.append(result)
+                    lengths.append(len(result.tokens))
+                    terminated.append(result.terminated)
                     numbers.append(row_key(files[example.file], example.number))
                     hashes.append(prompt_hash(example.prompt_text))
-            tokens.append(np.fromiter((token for kept in chunk for token in kept.tokens), dtype=np.int32))
-            mask.append(np.fromiter((acted for kept in chunk for acted in kept.mask), dtype=np.bool_))
+            tokens.append(np.fromiter((token for result in chunk for token in result.tokens), dtype=np.int32))
+            mask.append(np.fromiter((acted for result in chunk for acted in result.mask), dtype=np.bool_))
             advance(len(examples))
     report = bound.finish()
     report.unknown_tokens, report.unknown = unknown.count, unknown.sentence(report.acted_tokens)

@@ -28,11 +28,11 @@ def tokenize_or_load(
 
     Args:
         rows: of the source.
-        tokenizer: makes the tokens.
+        tokenizer: of the policy.
         form: chat template and stop tokens.
         cache_dir: folder of the cache; None: tokenise without one.
         progress: show a bar.
-        options: the others of :func:`~dpr_lightning.data.tokenized.tokenize_rows`; they are part of the cache's key.
+        options: of :func:`~dpr_lightning.data.tokenized.tokenize_rows`; they are part of the cache's key.
 
     Raises:
         InputError: names the row and the reason.

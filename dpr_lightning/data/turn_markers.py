@@ -8,13 +8,13 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Markers:
-    """How one family of texts marks its turns.
+    """The markers of turns of one family of texts.
 
     Args:
         name: for messages.
-        header: a pattern that begins a turn; its group ``role`` is looked up in ``roles``.
+        header: pattern of the marker that begins a turn; its group ``role`` is a key of ``roles``.
         roles: role of each marker, in lower case; ``input`` continues the user's turn.
-        end: a pattern of what closes turns, which belongs to no content.
+        end: pattern of the marker that ends a turn, which is not part of the content.
     """
 
     name: str
@@ -23,7 +23,7 @@ class Markers:
     end: re.Pattern[str]
 
     def first(self, text: str) -> re.Match[str] | None:
-        """The first marker in a text that has one of the user or of the assistant; None without."""
+        """The first marker of a text with a marker of the user or the assistant; None for any other text."""
         headers = list(self.header.finditer(text))
         sides = {self.roles.get(header["role"].lower()) for header in headers}
         return headers[0] if sides & {"user", "assistant"} else None
@@ -70,18 +70,18 @@ FAMILIES = (
     Markers("USER:", re.compile(r"(?:^|(?<=\s)|(?<=</s>))(?P<role>SYSTEM|USER|ASSISTANT): ?"), NAMED, STOPS),
     Markers("User:", re.compile(r"(?:^|\n)(?P<role>System|User|Assistant): ?"), NAMED, STOPS),
 )
-"""The family whose marker comes first in a text reads it; of several the first in this order."""
+"""A text is split by the family whose marker comes first in it; of several, by the first in this order."""
 
 
 class UnclearTurns(ValueError):
-    """The markers do not say who speaks."""
+    """The markers leave open which side a turn belongs to."""
 
 
 def split_turns(text: str) -> tuple[str, list[dict[str, Any]]] | None:
     """The name of the markers, and the turns between them; None for a text without markers.
 
-    What stands before the first marker is a system turn. White space around a turn is dropped, and so is an
-    assistant's turn at the end without content, which asks for an answer.
+    The text before the first marker is a system turn. White space around a turn is dropped, and so is an
+    empty turn of the assistant at the end, which a sampler would continue.
 
     Raises:
         UnclearTurns: two turns of the same side follow each other.
@@ -110,7 +110,7 @@ def _turns(text: str, family: Markers, headers: list[re.Match[str]]) -> list[dic
                 raise UnclearTurns(f"has {header[0].strip()!r} where no question stands before it")
             turns[-1]["content"] += f"\n\n{content}" if content else ""
         elif not content and (role in ("user", "system") or number + 1 == len(headers)):
-            continue  # [INST] before <<SYS>>, or a text that stops where the answer would begin
+            continue  # [INST] before <<SYS>>, or a text that ends where the answer would begin
         elif role == follows and role in ("user", "assistant"):
             raise UnclearTurns(f"has two turns of the {role} that follow each other, at {header[0].strip()!r}")
         else:

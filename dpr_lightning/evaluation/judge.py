@@ -155,10 +155,10 @@ def answers_of(rows: Iterable[Row]) -> dict[str, str]:
         )  # fmt: skip
         if pair is None:
             raise InputError(
-                f"{row.place} has the keys {', '.join(map(repr, values))}; an answer is `prompt` and `completion`, "
+                f"{row.location} has the keys {', '.join(map(repr, values))}; an answer is `prompt` and `completion`, "
                 "as `dpr generate --output` writes, or `instruction` and `output`."
             )
         if pair[0] in answers:
-            raise InputError(f"{row.place} answers {pair[0][:60]!r} again: one answer a prompt is judged.")
+            raise InputError(f"{row.location} answers {pair[0][:60]!r} again: one answer a prompt is judged.")
         answers[pair[0]] = pair[1]
     return answers

@@ -48,21 +48,21 @@ def test_training_shares_every_example_once_and_counts_each_step(
     for epoch in range(3):
         plans = [epoch_of(sampler, epoch) for sampler in ranks]
         assert [len(plan) for plan in plans] == [len(sampler) for sampler in ranks] == [len(ranks[0])] * world_size
-        indices = np.concatenate([batch.places for plan in plans for batch in plan])
+        indices = np.concatenate([batch.indices for plan in plans for batch in plan])
         assert len(np.unique(indices)) == len(indices)
         # Only batches of one example that ranks cannot share evenly leave some out, and other ones each time.
         left = set(range(count)) - set(indices.tolist())
         lefts.append(left)
-        singles = all(len(batch.places) == 1 for plan in plans for batch in plan)
+        singles = all(len(batch.indices) == 1 for plan in plans for batch in plan)
         assert not left or (singles and len(left) < world_size)
         for start in range(0, len(ranks[0]), accumulate):
             step = [batch for plan in plans for batch in plan[start : start + accumulate]]
-            expected = sum(int((data[batch.places] // 2).sum()) for batch in step)
+            expected = sum(int((data[batch.indices] // 2).sum()) for batch in step)
             assert {batch.num_tokens for batch in step} == {float(expected)}
         for batch in (batch for plan in plans for batch in plan):
-            size = len(batch.places)
+            size = len(batch.indices)
             if "token_budget" in options:
-                assert size == 1 or size * data[batch.places].max() <= options["token_budget"]
+                assert size == 1 or size * data[batch.indices].max() <= options["token_budget"]
             else:
                 assert size <= options["batch_size"]
     if count > 50 and lefts[0]:
@@ -76,10 +76,10 @@ def test_evaluation_leaves_nothing_out(count: int, world_size: int, options: dic
     plans = [list(sampler) for sampler in samplers(data, world_size, shuffle=False, **options)]
     assert len({len(plan) for plan in plans}) == 1
     counted = [batch for plan in plans for batch in plan if not batch.blank]
-    assert sorted(np.concatenate([batch.places for batch in counted]).tolist()) == list(range(count))
+    assert sorted(np.concatenate([batch.indices for batch in counted]).tolist()) == list(range(count))
     assert sum(batch.blank for plan in plans for batch in plan) < world_size
-    assert all(len(batch.places) >= 1 for plan in plans for batch in plan)
-    first = plans[0][0].places
+    assert all(len(batch.indices) >= 1 for plan in plans for batch in plan)
+    first = plans[0][0].indices
     assert data[first].max() == data.max()
 
 
@@ -87,7 +87,7 @@ def test_order_is_a_function_of_seed_and_epoch() -> None:
     data = lengths(500)
 
     def plan(seed: int, epoch: int) -> list[list[int]]:
-        return [batch.places.tolist() for batch in epoch_of(samplers(data, seed=seed, batch_size=8)[0], epoch)]
+        return [batch.indices.tolist() for batch in epoch_of(samplers(data, seed=seed, batch_size=8)[0], epoch)]
 
     assert plan(1, 2) == plan(1, 2)
     assert plan(1, 2) != plan(1, 3)
@@ -97,9 +97,9 @@ def test_order_is_a_function_of_seed_and_epoch() -> None:
 def test_partners_and_lengths_change_from_batch_to_batch() -> None:
     sampler = samplers(lengths(2000), token_budget=2048)[0]
     plans = [epoch_of(sampler, epoch) for epoch in (0, 1)]
-    together = [{frozenset(batch.places.tolist()) for batch in plan} for plan in plans]
+    together = [{frozenset(batch.indices.tolist()) for batch in plan} for plan in plans]
     assert len(together[0] & together[1]) < 0.05 * len(together[0])
-    mean = np.array([sampler.lengths[batch.places].mean() for batch in plans[0]])
+    mean = np.array([sampler.lengths[batch.indices].mean() for batch in plans[0]])
     assert abs(np.corrcoef(mean[:-1], mean[1:])[0, 1]) < 0.2
 
 
@@ -112,14 +112,14 @@ def test_padding_stays_small_and_infinite_ratio_mixes_all_lengths() -> None:
 
 def test_a_run_goes_on_where_it_stopped() -> None:
     data = lengths(300)
-    whole = [batch.places.tolist() for batch in epoch_of(samplers(data, batch_size=4, seed=3)[0], 5)]
+    whole = [batch.indices.tolist() for batch in epoch_of(samplers(data, batch_size=4, seed=3)[0], 5)]
     first = samplers(data, batch_size=4, seed=3)[0]
     first.set_epoch(5)
     iterator = iter(first)
-    begun = [next(iterator).places.tolist() for _ in range(11)]
+    begun = [next(iterator).indices.tolist() for _ in range(11)]
     second = samplers(data, batch_size=4, seed=3)[0]
     second.load_state_dict(first.state_dict())
-    assert begun + [batch.places.tolist() for batch in second] == whole
+    assert begun + [batch.indices.tolist() for batch in second] == whole
     other = samplers(data, batch_size=4, seed=4)[0]
     with pytest.raises(InputError, match=r"middle of epoch 5.*seed 3 then, 4 now"):
         other.load_state_dict(first.state_dict())
@@ -134,7 +134,7 @@ def test_a_million_examples_are_planned_in_seconds_and_near_linearly() -> None:
         data = lengths(count)
         start = time.process_time()
         sampler = samplers(data, token_budget=16384)[0]
-        assert sum(len(batch.places) for batch in sampler) == count
+        assert sum(len(batch.indices) for batch in sampler) == count
         return time.process_time() - start
 
     seconds(1000)

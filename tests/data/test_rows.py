@@ -62,7 +62,7 @@ def test_an_unknown_data_set_is_the_users_error() -> None:
 def test_numbers_are_lines_and_blank_lines_count(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"prompt": "a"}\n\n  \n{"prompt": "b"}\n')
-    assert [(row.number, row.place) for row in open_rows(path)] == [(1, f"{path}:1"), (4, f"{path}:4")]
+    assert [(row.number, row.location) for row in open_rows(path)] == [(1, f"{path}:1"), (4, f"{path}:4")]
 
 
 @pytest.mark.parametrize(
