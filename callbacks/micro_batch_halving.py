@@ -9,7 +9,9 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
+from dpr_lightning.data import PolicyDataModule
 from dpr_lightning.errors import InputError, TryAgain, causes, first_line
+from dpr_lightning.trainer_attributes import datamodule_of
 
 log = logging.getLogger(__name__)
 RECORD = "micro_batches.json"
@@ -48,10 +50,16 @@ class MicroBatchHalving(Callback):
         log.warning("Micro-batches are cut into %d parts; %s says so.", self.parts, record)
         trainer.accumulate_grad_batches *= self.parts
         # What the trainer counts in micro-batches.
-        for name in ("limit_train_batches", "val_check_interval"):
-            if isinstance(value := getattr(trainer, name), int):
-                setattr(trainer, name, value * self.parts)
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(trainer.limit_train_batches, int):
+            trainer.limit_train_batches *= self.parts
+        if isinstance(trainer.val_check_interval, int):
+            trainer.val_check_interval *= self.parts
+        data = datamodule_of(trainer)
+        if not isinstance(data, PolicyDataModule):
+            raise InputError(
+                f"{RECORD} cuts micro-batches into {self.parts} parts, which {type(data).__name__} cannot do. Delete "
+                f"{record} and lower the batch size, or take MicroBatchHalving out of `trainer.callbacks`."
+            )
         data.split_micro_batches(self.parts)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -12,12 +12,13 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from dpr_lightning.callbacks.run_ends import RunStopped, Stop, can_end_early, is_trial, step_of_total, stopped_by_time
+from dpr_lightning.callbacks.run_ends import RunStopped, Stop, can_end_early, step_of_total, stopped_by_time
 from dpr_lightning.engine import is_sharded
 from dpr_lightning.errors import InputError, counted
 from dpr_lightning.folders import WRITTEN, delete_folder
 from dpr_lightning.paths import Writes
 from dpr_lightning.policies import gathered_weights, save_policy
+from dpr_lightning.trainer_attributes import is_trial
 
 log = logging.getLogger(__name__)
 INTERRUPTED = "interrupted"

@@ -12,6 +12,7 @@ from lightning import LightningModule, Trainer
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import ParallelStrategy
 
 from dpr_lightning.callbacks.checkpoint_store import STATE, CheckpointStore
 from dpr_lightning.callbacks.run_ends import (
@@ -19,7 +20,6 @@ from dpr_lightning.callbacks.run_ends import (
     Stop,
     StopSignals,
     is_last_step,
-    is_trial,
     limit_time_of_process,
     reached_last_step,
     step_of_total,
@@ -27,12 +27,14 @@ from dpr_lightning.callbacks.run_ends import (
     time_is_up,
 )
 from dpr_lightning.callbacks.wandb_logger import wandb_run_ids
+from dpr_lightning.data import PausingLoader
 from dpr_lightning.data.template_clock import template_time
 from dpr_lightning.distributed import mark, max_over_ranks
 from dpr_lightning.errors import InputError
 from dpr_lightning.folders import put_aside
 from dpr_lightning.locking import LOCK
 from dpr_lightning.paths import Writes
+from dpr_lightning.trainer_attributes import is_trial
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +147,8 @@ class ResumableCheckpoints(Checkpoint):
             # What is written at the end has to be there before a checkpoint says that the end was reached.
             return
         self._overdue |= trainer.global_step % self.every_n_steps == 0
-        if not getattr(trainer.train_dataloader, "resumable", True):
+        loader = trainer.train_dataloader
+        if isinstance(loader, PausingLoader) and not loader.resumable:
             return
         stop = Stop(max_over_ranks(max(self._signals.received, Stop.TIME if time_is_up(trainer) else Stop.NO)))
         if self._overdue or stop:
@@ -160,8 +163,11 @@ class ResumableCheckpoints(Checkpoint):
             if trainer.is_global_zero:
                 log.warning("%s: %s is saved. The same command goes on from there.", reason, step_of_total(trainer))
             # Lightning's launcher takes another code than 0 from a rank that it started for a crash.
-            environment = getattr(trainer.strategy, "cluster_environment", None)
-            child = isinstance(environment, LightningEnvironment) and trainer.local_rank > 0
+            strategy = trainer.strategy
+            starts_ranks = isinstance(strategy, ParallelStrategy) and isinstance(
+                strategy.cluster_environment, LightningEnvironment
+            )
+            child = starts_ranks and trainer.local_rank > 0
             raise RunStopped(stop, 0 if child else stop.exit_code)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

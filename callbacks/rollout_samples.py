@@ -8,11 +8,11 @@ from typing import Annotated, Any
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
-from dpr_lightning.callbacks.run_ends import is_trial
 from dpr_lightning.evaluation.verifiers import load_verifier
 from dpr_lightning.paths import Writes
 from dpr_lightning.policies import special_tokens
 from dpr_lightning.rollouts import decode_answers, decode_tokens
+from dpr_lightning.trainer_attributes import is_trial
 from dpr_lightning.types import RolloutBatch
 
 SAMPLES = Writes("rollout_samples.jsonl", marks=('"token_rewards"',))

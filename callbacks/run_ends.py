@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.strategies.launchers.launcher import _Launcher
 
 from dpr_lightning.errors import INTERRUPTED, REQUEUE
+from dpr_lightning.trainer_attributes import callbacks_of
 
 log = logging.getLogger(__name__)
 SAME_PRESS_S = 1.0
@@ -154,7 +155,7 @@ def limit_time_of_process(trainer: Trainer, *, saved_at_stop: bool) -> None:
         trainer: with its callbacks.
         saved_at_stop: the run has ResumableCheckpoints, which ask :func:`time_is_up` after each step.
     """
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    callbacks: list[Any] = callbacks_of(trainer)
     for index, callback in enumerate(callbacks):
         if isinstance(callback, Timer) and not isinstance(callback, TimeLimit):
             seconds = callback.time_remaining()
@@ -164,26 +165,21 @@ def limit_time_of_process(trainer: Trainer, *, saved_at_stop: bool) -> None:
             callbacks[index].saved_at_stop = saved_at_stop
 
 
-def is_trial(trainer: Trainer) -> bool:
-    """Whether the run is `trainer.fast_dev_run`, which leaves nothing behind."""
-    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
-
-
 def time_is_up(trainer: Trainer) -> bool:
     """Whether a limit of time ends the run after this step."""
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    callbacks: list[Any] = callbacks_of(trainer)
     return any(isinstance(callback, TimeLimit) and callback.is_due(trainer) for callback in callbacks)
 
 
 def stopped_by_time(trainer: Trainer) -> bool:
     """Whether a limit of time has ended the run without a checkpoint to go on from."""
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    callbacks: list[Any] = callbacks_of(trainer)
     return any(isinstance(callback, TimeLimit) and callback.stopped_run for callback in callbacks)
 
 
 def can_end_early(trainer: Trainer) -> bool:
     """Whether the config names something that may end the run before its last step."""
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    callbacks: list[Any] = callbacks_of(trainer)
     return any(isinstance(callback, (EarlyStopping, Timer)) for callback in callbacks)
 
 

@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveragi
 
 from dpr_lightning.callbacks import ReferenceCheckpoints
 from dpr_lightning.errors import InputError
+from dpr_lightning.trainer_attributes import callbacks_of
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +22,7 @@ def check_averages(trainer: Trainer) -> None:
     Raises:
         InputError: names the callback and the order that works.
     """
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    callbacks: list[Any] = callbacks_of(trainer)
     policies = [index for index, callback in enumerate(callbacks) if isinstance(callback, ReferenceCheckpoints)]
     for index, callback in enumerate(callbacks):
         if not policies or not isinstance(callback, (StochasticWeightAveraging, WeightAveraging)):

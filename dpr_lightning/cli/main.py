@@ -77,7 +77,7 @@ def _settle_libraries() -> None:
         retain_freed_memory()
     # peft asks a model of transformers by the older name.
     warnings.filterwarnings("ignore", message=".*`is_gradient_checkpointing` is deprecated.*")
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()
 
 
 def _print_any_character() -> None:

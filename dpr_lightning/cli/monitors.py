@@ -9,8 +9,10 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from dpr_lightning.callbacks import ResumableCheckpoints
 from dpr_lightning.callbacks.periodic_evaluation import PeriodicEvaluation
+from dpr_lightning.data import DemonstrationDataModule
 from dpr_lightning.errors import InputError
 from dpr_lightning.modules.base import PolicyModule
+from dpr_lightning.trainer_attributes import callbacks_of
 
 MONITORING = (EarlyStopping, ModelCheckpoint, ResumableCheckpoints)
 KNOWN = ("lightning.", "dpr_lightning.")
@@ -28,15 +30,15 @@ def check_monitors(trainer: Trainer, module: Any, data: Any) -> None:
     Raises:
         InputError: names the callback, the nearest name, and all names.
     """
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    callbacks: list[Any] = callbacks_of(trainer)
     if not isinstance(module, PolicyModule) or not all(type(held).__module__.startswith(KNOWN) for held in callbacks):
         return
     names = set(module.train_metrics)
     for callback in callbacks:
         if isinstance(callback, PeriodicEvaluation):
             names |= set(callback.metric_names())
-    validates = getattr(data, "validation", None) is not None and trainer.limit_val_batches != 0
-    if validates:
+    has_rows = isinstance(data, DemonstrationDataModule) and data.validation is not None
+    if has_rows and trainer.limit_val_batches != 0:
         names |= set(module.validation_metrics)
     for callback in callbacks:
         monitor = callback.monitor if isinstance(callback, MONITORING) else None

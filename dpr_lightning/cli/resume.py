@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrateg
 
 from dpr_lightning.callbacks import ResumableCheckpoints
 from dpr_lightning.callbacks.checkpoint_store import STATE, CheckpointStore
-from dpr_lightning.callbacks.run_ends import how_to_go_on_next_time, is_trial
+from dpr_lightning.callbacks.run_ends import how_to_go_on_next_time
 from dpr_lightning.callbacks.wandb_logger import continue_wandb_runs
 from dpr_lightning.data.rows import local_files
 from dpr_lightning.data.template_clock import set_template_time
@@ -22,6 +22,7 @@ from dpr_lightning.errors import InputError
 from dpr_lightning.locking import is_first_rank
 from dpr_lightning.policies import is_in_shards
 from dpr_lightning.rewards.cache import content_hash, policy_hash
+from dpr_lightning.trainer_attributes import callbacks_of, is_trial
 
 log = logging.getLogger(__name__)
 ANEW, LAST = "none", "last"
@@ -110,7 +111,7 @@ def report_replaced_tables(trainer: Trainer) -> None:
 
 
 def _checkpoints(trainer: Trainer) -> ResumableCheckpoints | None:
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    callbacks: list[Any] = callbacks_of(trainer)
     return next((callback for callback in callbacks if isinstance(callback, ResumableCheckpoints)), None)
 
 

@@ -9,6 +9,7 @@ from lightning import Trainer
 from dpr_lightning.callbacks import ReferenceCheckpoints, ResumableCheckpoints
 from dpr_lightning.cli.loading import console
 from dpr_lightning.data import DemonstrationDataModule, RewardDataModule, Rows
+from dpr_lightning.trainer_attributes import callbacks_of, is_trial
 
 FINAL = "final"
 FIRST_PROMPTS = 4
@@ -21,10 +22,10 @@ def print_saved(trainer: Trainer, data: Any) -> None:
         trainer: after the run.
         data: its DataModule, whose prompts the command answers.
     """
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    callbacks: list[Any] = callbacks_of(trainer)
     policies = next((callback for callback in callbacks if isinstance(callback, ReferenceCheckpoints)), None)
     checkpoints = next((callback for callback in callbacks if isinstance(callback, ResumableCheckpoints)), None)
-    if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+    if not trainer.is_global_zero or is_trial(trainer):
         return
     parts = []
     if policies is not None and FINAL in policies.written:

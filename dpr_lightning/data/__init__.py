@@ -8,6 +8,7 @@ from dpr_lightning.data.loader import DemonstrationLoader
 from dpr_lightning.data.messages import Message
 from dpr_lightning.data.over_length import OverLength, TokenizationReport
 from dpr_lightning.data.overlap import OverlapReport, check_overlap
+from dpr_lightning.data.policy_data import PausingLoader, PolicyDataModule
 from dpr_lightning.data.prompts import PromptSet
 from dpr_lightning.data.reward_datamodule import RewardDataModule
 from dpr_lightning.data.rollout_loader import RolloutLoader
@@ -29,7 +30,9 @@ __all__ = [
     "Message",
     "OverLength",
     "OverlapReport",
+    "PausingLoader",
     "PlannedBatch",
+    "PolicyDataModule",
     "PromptSet",
     "RewardDataModule",
     "RolloutLoader",

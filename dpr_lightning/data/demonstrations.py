@@ -4,7 +4,6 @@ import warnings
 from typing import Annotated, Any
 
 import numpy as np
-from lightning import LightningDataModule
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
@@ -17,6 +16,7 @@ from dpr_lightning.data.learnt_parts import OnDropped
 from dpr_lightning.data.loader import DemonstrationLoader
 from dpr_lightning.data.over_length import OverLength
 from dpr_lightning.data.overlap import check_overlap
+from dpr_lightning.data.policy_data import ConfiguredLearner, PolicyDataModule
 from dpr_lightning.data.prompt_identity import hold_out_prompts
 from dpr_lightning.data.prompts import PromptSet
 from dpr_lightning.data.row_columns import check_columns
@@ -28,13 +28,14 @@ from dpr_lightning.paths import ReadPath, Writes
 from dpr_lightning.policies import PolicySpec, load_tokenizer
 from dpr_lightning.policies.adapters import resolve_adapter
 from dpr_lightning.policies.special_tokens import token_id
+from dpr_lightning.trainer_attributes import callbacks_of
 
 DEFAULT_TOKEN_BUDGET = 8192
 CACHE = Writes("?" * 32, shared=True)
 """Entries are named by the first half of a SHA-256."""
 
 
-class DemonstrationDataModule(LightningDataModule):
+class DemonstrationDataModule(PolicyDataModule):
     """Demonstrations to imitate, tokenised once and batched by length.
 
     Args:
@@ -161,8 +162,8 @@ class DemonstrationDataModule(LightningDataModule):
     @property
     def _policy_spec(self) -> PolicySpec | None:
         """Specification of the policy in training; available before the policy is built."""
-        spec: PolicySpec | None = getattr(getattr(self.trainer, "lightning_module", None), "policy_spec", None)
-        return spec
+        learner = None if self.trainer is None else self.trainer.lightning_module
+        return learner.policy_spec if isinstance(learner, ConfiguredLearner) else None
 
     def _format(self) -> Format:
         spec = self._policy_spec
@@ -250,7 +251,7 @@ class DemonstrationDataModule(LightningDataModule):
         accumulate = 1 if trainer is None else int(trainer.accumulate_grad_batches) // self._parts
         if trainer is not None and any(
             isinstance(callback, GradientAccumulationScheduler) and len(callback.scheduling) > 1
-            for callback in trainer.callbacks  # type: ignore[attr-defined]
+            for callback in callbacks_of(trainer)
         ):
             raise InputError(
                 "GradientAccumulationScheduler changes accumulation during training, but each batch already carries "

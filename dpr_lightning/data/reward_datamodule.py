@@ -2,12 +2,10 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from typing import Annotated, Any, Literal, Protocol, cast
 
 import torch
-from lightning import LightningDataModule
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
@@ -15,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from dpr_lightning.data.chat_format import SpecialText, check_setting, choose_format
 from dpr_lightning.data.ground_truth import check_ground_truth, verifier_scores
 from dpr_lightning.data.overlap import check_overlap
+from dpr_lightning.data.policy_data import Learner, PolicyDataModule
 from dpr_lightning.data.precomputed import KEPT, hash_of_prompts, hashed_options, kept_rollouts
 from dpr_lightning.data.prompts import PromptSet, check_prompt_positions
 from dpr_lightning.data.rewarded import rewarded
@@ -41,15 +40,10 @@ from dpr_lightning.types import RolloutBatch, Rollouts
 log = logging.getLogger(__name__)
 
 
-class Learner(Protocol):
-    """What this DataModule asks of the module that learns from it."""
+class RolloutLearner(Learner, Protocol):
+    """The module that learns from rollouts."""
 
-    policy: nn.Module
     needs_action_rewards: bool
-
-    def policy_for_inference(self) -> AbstractContextManager[nn.Module]:
-        """The policy to sample from or to score with."""
-        ...
 
     def prepare_rollout(
         self, rollout: RolloutBatch, group_size: int, policy_logprob: Tensor | None = None
@@ -58,7 +52,7 @@ class Learner(Protocol):
         ...
 
 
-class RewardDataModule(LightningDataModule):
+class RewardDataModule(PolicyDataModule):
     """Samples from the current policy, scores with frozen models, and yields token ids, masks and rewards.
 
     Token ids travel from the sampler to the loss; text is never encoded again.
@@ -259,7 +253,7 @@ class RewardDataModule(LightningDataModule):
                 "Lower `trainer.accumulate_grad_batches`."
             )
         if self.reward is None:
-            learner = cast(Any, trainer.lightning_module)
+            learner = self._learner
             self.attach_policy(learner.policy, learner.policy_spec, learner.tokenizer)
         self._drawing = RolloutSchedule(
             self.prompts,
@@ -424,9 +418,9 @@ class RewardDataModule(LightningDataModule):
         return {name: getattr(scored, name) for name in KEPT}
 
     @property
-    def _learner(self) -> Learner:
+    def _learner(self) -> RolloutLearner:
         assert self.trainer is not None
-        return cast(Learner, self.trainer.lightning_module)
+        return cast(RolloutLearner, self.trainer.lightning_module)
 
     @property
     def _device(self) -> torch.device:

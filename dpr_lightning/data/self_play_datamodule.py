@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.data.demonstrations import DemonstrationDataModule
 from dpr_lightning.data.loader import DemonstrationLoader
+from dpr_lightning.data.policy_data import PairLearner
 from dpr_lightning.data.rows import Rows
 from dpr_lightning.data.tokenized import TokenizedDataset
 from dpr_lightning.engine import model_device, sequence_logprobs
@@ -108,7 +109,8 @@ class SelfPlayDataModule(DemonstrationDataModule):
     @property
     def _scores_pairs(self) -> bool:
         """Whether the module in training needs the opponent's log-probabilities; without a trainer, yes."""
-        return self.trainer is None or getattr(self.trainer.lightning_module, "needs_opponent_logprob", True)
+        learner: object = None if self.trainer is None else self.trainer.lightning_module
+        return not isinstance(learner, PairLearner) or learner.needs_opponent_logprob
 
     def _counted(self, data: TokenizedDataset) -> NDArray[np.int64]:
         return np.ones_like(data.acted_tokens)

@@ -65,7 +65,7 @@ def pays(once: int, alone: int) -> bool:
     return once <= WORTH * alone
 
 
-class PromptLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+class PromptLayer(DynamicLayer):
     """Keys and values of prompts in one layer, joined before those of rows that answer them; nothing else is kept.
 
     Args:

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,11 +11,13 @@ import numpy as np
 import torch
 from lightning import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from transformers import PreTrainedTokenizerBase
 
+from dpr_lightning.data.policy_data import PolicyDataModule
 from dpr_lightning.distributed import mark, sum_over_ranks
 from dpr_lightning.engine import is_sharded
 from dpr_lightning.engine.decoding import sampling_route
@@ -25,7 +27,16 @@ from dpr_lightning.engine.master_weights import HALF, MasterWeights
 from dpr_lightning.errors import InputError
 from dpr_lightning.modules.non_finite import NonFinitePolicy, NonFiniteSteps
 from dpr_lightning.modules.schedule import ScheduleSpec
-from dpr_lightning.policies import PolicySpec, build_policy, capabilities_of, check_policy, configured_coefficient
+from dpr_lightning.policies import (
+    PolicySpec,
+    PolicyStrategy,
+    as_policy_strategy,
+    build_policy,
+    capabilities_of,
+    check_policy,
+    configured_coefficient,
+)
+from dpr_lightning.trainer_attributes import datamodule_of
 
 log = logging.getLogger(__name__)
 
@@ -105,12 +116,12 @@ class PolicyModule(LightningModule):
             return
         self.policy, self.tokenizer = self.build()
         self.prepare_policy()
-        attach = getattr(getattr(self._trainer, "datamodule", None), "attach_policy", None)
-        if attach is not None:
-            attach(self.policy, self.policy_spec, self.tokenizer)
-        shard = getattr(getattr(self._trainer, "strategy", None), "shard", None)
-        if shard is not None:
-            shard(self.policy)
+        if self._trainer is None:
+            return
+        data = datamodule_of(self._trainer)
+        if isinstance(data, PolicyDataModule):
+            data.attach_policy(self.policy, self.policy_spec, self.tokenizer)
+        self.policy_strategy.shard(self.policy)
 
     def build(self) -> tuple[nn.Module, PreTrainedTokenizerBase]:
         """The model in training, and its tokenizer.
@@ -139,13 +150,18 @@ class PolicyModule(LightningModule):
     def prepare_policy(self) -> None:
         """Change the policy before anything uses it; by default nothing."""
 
+    @property
+    def policy_strategy(self) -> PolicyStrategy:
+        """How the run's strategy holds the policy."""
+        return as_policy_strategy(self.trainer.strategy)
+
     @contextmanager
     def policy_for_inference(self) -> Iterator[nn.Module]:
         """The policy to sample from or to score with, whole or in shards as the strategy likes. All ranks take part.
 
         In shards, what asks keeps ranks in step: :class:`dpr_lightning.policies.Lockstep`.
         """
-        with self._prepared("gather_for_inference"):
+        with self.policy_strategy.gather_for_inference(self.policy):
             yield self.policy
 
     @contextmanager
@@ -155,18 +171,8 @@ class PolicyModule(LightningModule):
         Raises:
             InputError: a strategy holds the weights in shards and cannot bring them together.
         """
-        with self._prepared("gather_all"):
+        with self.policy_strategy.gather_all(self.policy):
             yield self.policy
-
-    def _prepared(self, how: str) -> AbstractContextManager[None]:
-        prepare = getattr(self.trainer.strategy, how, None)
-        if prepare is None and is_sharded(self.policy):
-            raise InputError(
-                f"{type(self.trainer.strategy).__name__} holds the policy in shards, and nothing here can bring them "
-                "together. Use dpr_lightning.strategies.Zero3Strategy or Fsdp2Strategy as `trainer.strategy`."
-            )
-        prepared: AbstractContextManager[None] = prepare(self.policy) if prepare is not None else nullcontext()
-        return prepared
 
     def configure_optimizers(self) -> Any:
         """The optimizer over trainable parameters, and its schedule."""
@@ -189,9 +195,8 @@ class PolicyModule(LightningModule):
     @property
     def _takes_copies(self) -> bool:
         """Whether half-precision weights are stepped in float32 here: DeepSpeed does that itself, FSDP2 differently."""
-        return self.policy_spec.master_weights and not (
-            hasattr(self.trainer.strategy, "gradient_norm") or is_sharded(self.policy)
-        )
+        steps_shards = self.policy_strategy.holds_gradients or is_sharded(self.policy)
+        return self.policy_spec.master_weights and not steps_shards
 
     def on_fit_start(self) -> None:
         """Find out how the policy is sampled before hours of training, which later stages would not be able to use."""
@@ -278,7 +283,7 @@ class PolicyModule(LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Know the gradient's norm before clipping; without a finite one, let the optimizer find no gradients."""
         gradients = [weight.grad for weight in self.parameters() if weight.grad is not None]
-        if not gradients or hasattr(self.trainer.strategy, "gradient_norm"):
+        if not gradients or self.policy_strategy.holds_gradients:
             return
         norm = get_total_norm(gradients)
         self._gradient_norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
@@ -295,21 +300,24 @@ class PolicyModule(LightningModule):
         """
         if self.trainer.fit_loop._should_accumulate():
             return
-        reported = getattr(self.trainer.strategy, "gradient_norm", None)
-        if reported is None:
-            # Lightning would keep them through the next forward pass, beside its activations.
+        strategy = self.policy_strategy
+        if strategy.holds_gradients:
+            norm = strategy.gradient_norm()
+            if norm is not None:
+                self.log("train/gradient_norm", norm)
+        else:
+            norm = self._gradient_norm
+            # Lightning would keep them through the next forward pass, in addition to its activations.
             self.zero_grad()
-        norm = self._gradient_norm if reported is None else reported()
         self._gradient_norm = None
-        if norm is not None and reported is not None:
-            self.log("train/gradient_norm", norm)
         finite = True
         if norm is not None and not math.isfinite(norm) and not self._scales_loss:
             finite = False
             rank = f".rank_{self.global_rank}" if self.trainer.world_size > 1 else ""
             file = Path(self.trainer.default_root_dir) / f"non_finite{rank}.jsonl"
-            where = getattr(self.trainer.datamodule, "where", str)  # type: ignore[attr-defined]
-            self.non_finite.report(file, self.global_step - 1, norm, where)
+            data = datamodule_of(self.trainer)
+            row_name = data.where if isinstance(data, PolicyDataModule) else str
+            self.non_finite.report(file, self.global_step - 1, norm, row_name)
         self.non_finite.end_step(finite)
         if self.non_finite.policy == "skip":
             self.log("train/skipped_steps", self.non_finite.skipped)
@@ -317,9 +325,10 @@ class PolicyModule(LightningModule):
     @property
     def _scales_loss(self) -> bool:
         """Whether float16's loss scaling is looking for infinities itself, and finds some as a matter of course."""
-        if hasattr(self.trainer.strategy, "gradient_norm"):
+        if self.policy_strategy.holds_gradients:
             return str(self.trainer.precision).startswith("16")  # DeepSpeed scales `16-true` too
-        return getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        precision = self.trainer.precision_plugin
+        return isinstance(precision, MixedPrecision) and precision.scaler is not None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """How many steps were left out is a part of a checkpoint."""

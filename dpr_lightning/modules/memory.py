@@ -24,7 +24,7 @@ from dpr_lightning.functional import clipped_surrogate_loss, entropy, token_logp
 from dpr_lightning.rollouts import SamplingOptions
 
 
-class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class LiveBytes(TorchDispatchMode):
     """Counts the bytes of all tensors alive that were made within it, real ones or fake ones.
 
     Attributes:
@@ -88,7 +88,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         for weight in model.parameters():
             if weight.requires_grad:
-                weight.register_post_accumulate_grad_hook(came)  # type: ignore[no-untyped-call]
+                weight.register_post_accumulate_grad_hook(came)
 
     def gradients_gone(self) -> None:
         """They were let go."""
@@ -167,7 +167,7 @@ def training_memory(
             for _ in range(accumulate):
                 with torch.autocast("cpu", autocast, enabled=autocast is not None):
                     value = loss(model, shape)
-                value.backward()  # type: ignore[no-untyped-call]
+                value.backward()
                 del value
             gradients = live.gradients
             before = live.live

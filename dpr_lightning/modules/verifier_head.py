@@ -56,7 +56,7 @@ class VerifierHead(SelfPlay):
         Raises:
             InputError: the strategy gathers weights where the whole model is called, and the trunk alone is.
         """
-        if hasattr(getattr(self._trainer, "strategy", None), "shard"):
+        if self._trainer is not None and self.policy_strategy.shards_layers:
             raise InputError(
                 "A verifier head is trained under `ddp` or ZeRO, not under FSDP2: choose another `trainer.strategy`, "
                 "such as the overlay configs/strategy/zero3.yaml."

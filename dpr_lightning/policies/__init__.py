@@ -15,6 +15,7 @@ from dpr_lightning.policies.merging import (
     untied_names,
 )
 from dpr_lightning.policies.policy_spec import AUTO, LoraSpec, PolicySpec
+from dpr_lightning.policies.policy_strategy import PolicyStrategy, as_policy_strategy
 from dpr_lightning.policies.router_loss import computes_router_loss, configured_coefficient, router_losses
 from dpr_lightning.policies.sharding import Weights, build_sharded, distribute, gathered_weights, holds_whole
 from dpr_lightning.policies.special_tokens import SpecialTokens, special_tokens
@@ -33,8 +34,10 @@ __all__ = [
     "FrozenPolicies",
     "LoraSpec",
     "PolicySpec",
+    "PolicyStrategy",
     "SpecialTokens",
     "Weights",
+    "as_policy_strategy",
     "build_policy",
     "build_sharded",
     "build_verifier_head",

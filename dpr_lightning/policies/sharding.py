@@ -55,12 +55,12 @@ def sharded_construction() -> Iterator[None]:
     from transformers.integrations import deepspeed
 
     held = _Config(config)  # transformers keeps a weak reference
-    deepspeed.set_hf_deepspeed_config(held)  # type: ignore[no-untyped-call]
+    deepspeed.set_hf_deepspeed_config(held)
     try:
         with release_freed_memory():
             yield
     finally:
-        deepspeed.unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
+        deepspeed.unset_hf_deepspeed_config()
 
 
 def distribute(model: nn.Module, mesh: DeviceMesh, *, trained: bool = True) -> None:

@@ -40,7 +40,7 @@ def build_verifier_head(spec: PolicySpec, *, trainable: bool = True) -> tuple[nn
     )
     verbosity = logging.get_verbosity()
     # That the head is new is no news.
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()
     try:
         attention = attention_for(spec, AutoModelForSequenceClassification, read_config(base))
         model, found = AutoModelForSequenceClassification.from_pretrained(

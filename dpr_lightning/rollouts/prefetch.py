@@ -109,7 +109,7 @@ class RolloutPrefetcher:
         if device.type != "cuda":
             return write(copy, self._unwanted.is_set)
         if self._stream is None:  # one: memory freed on a stream serves that stream alone
-            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            self._stream = torch.cuda.Stream(device)
         with torch.cuda.device(device), torch.cuda.stream(self._stream):
             return write(copy, self._unwanted.is_set)
 

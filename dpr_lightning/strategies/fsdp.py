@@ -9,10 +9,10 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from dpr_lightning.engine import weight_bytes
-from dpr_lightning.policies import Weights, distribute, holds_whole
+from dpr_lightning.policies import PolicyStrategy, Weights, distribute, holds_whole
 
 
-class Fsdp2Strategy(ModelParallelStrategy):
+class Fsdp2Strategy(ModelParallelStrategy, PolicyStrategy):
     """Every rank holds a share of parameters, gradients and optimizer's state; each layer is gathered when it is used.
 
     Args:
@@ -20,6 +20,8 @@ class Fsdp2Strategy(ModelParallelStrategy):
             ``shards``, layer by layer; ``auto`` goes by their size.
         timeout_s: seconds after which a rank that waits for another gives up.
     """
+
+    shards_layers = True
 
     def __init__(self, sampling_weights: Weights = "auto", timeout_s: int = 1800) -> None:
         super().__init__(tensor_parallel_size=1, timeout=timedelta(seconds=timeout_s))

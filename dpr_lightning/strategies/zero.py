@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from dpr_lightning.engine import weight_bytes
 from dpr_lightning.errors import InputError
-from dpr_lightning.policies import Weights, build_sharded, holds_whole
+from dpr_lightning.policies import PolicyStrategy, Weights, build_sharded, holds_whole
 
 Offload = Literal["nothing", "optimizer", "everything"]
 
 
-class ZeroStrategy(DeepSpeedStrategy):
+class ZeroStrategy(DeepSpeedStrategy, PolicyStrategy):
     """What the three stages share; configs name one of :class:`Zero1Strategy` to :class:`Zero3Strategy`.
 
     Beside Lightning's own strategy: an accumulated loss is not divided a second time, an epoch may close with a step of
@@ -34,6 +34,8 @@ class ZeroStrategy(DeepSpeedStrategy):
         timeout_s: seconds after which a rank that waits for another gives up.
         options: further ones of :class:`lightning.pytorch.strategies.DeepSpeedStrategy`.
     """
+
+    holds_gradients = True
 
     def __init__(
         self,

@@ -8,13 +8,21 @@ from typing import Any
 import lightning
 import pytest
 import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from transformers import AutoModelForSequenceClassification
 
 from dpr_lightning.callbacks import ReferenceCheckpoints
 from dpr_lightning.data import SelfPlayDataModule
 from dpr_lightning.errors import InputError
 from dpr_lightning.modules import ScheduleSpec, VerifierHead
-from dpr_lightning.policies import LoraSpec, PolicySpec, build_verifier_head, response_scores, score_responses
+from dpr_lightning.policies import (
+    LoraSpec,
+    PolicySpec,
+    PolicyStrategy,
+    build_verifier_head,
+    response_scores,
+    score_responses,
+)
 from dpr_lightning.rollouts import SamplingOptions
 from tests.training import Metrics, write_adapter, write_demonstrations
 
@@ -106,12 +114,16 @@ def test_what_cannot_carry_a_head_is_refused(tiny_policy_folder: Path, tmp_path:
         build_verifier_head(PolicySpec(source=str(empty), tokenizer=str(tiny_policy_folder)))
 
 
+class InLayers(SingleDeviceStrategy, PolicyStrategy):
+    """Says what Fsdp2Strategy does."""
+
+    shards_layers = True
+
+
 def test_fsdp2_is_refused(trainer: Trainers, tiny_policy_folder: Path, tmp_path: Path) -> None:
     """It gathers weights where the whole model is called."""
     rows = write_demonstrations(tmp_path / "rows.jsonl")
     data = SelfPlayDataModule(rows, str(tiny_policy_folder), batch_size=8, cache_dir=None)
     module = VerifierHead(PolicySpec(source=str(tiny_policy_folder)))
-    held: Any = trainer(max_steps=1)
-    held.strategy.shard = lambda model: None
     with pytest.raises(InputError, match="zero3"):
-        held.fit(module, datamodule=data)
+        trainer(max_steps=1, strategy=InLayers("cpu")).fit(module, datamodule=data)

@@ -61,7 +61,7 @@ class _Place(NamedTuple):
 def _place(device: int) -> _Place:
     """One for a device: cuBLAS keeps a workspace for every stream, and memory of one pool serves no other."""
     # Streams are handed out again after a while; those of high priority to few.
-    return _Place(torch.cuda.Stream(device, priority=-1), torch.cuda.MemPool(), device)  # type: ignore[no-untyped-call]
+    return _Place(torch.cuda.Stream(device, priority=-1), torch.cuda.MemPool(), device)
 
 
 def _end(graph: torch.cuda.CUDAGraph, place: _Place) -> None:

@@ -21,7 +21,7 @@ _JOINED = (LinearAttentionLayer, LinearAttentionAndFullAttentionLayer, DummyLaye
 """Layers of transformers whose parts can be put together: their states have no length, and their keys no window."""
 
 
-class PreallocatedKVLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+class PreallocatedKVLayer(DynamicLayer):
     """Keys and values of one layer, at the beginning of tensors that have room for more tokens.
 
     transformers' own joins old and new at every token, which reads and writes all there is. Here a token costs what it

@@ -124,7 +124,7 @@ def _fit_onednn(layers: Sequence[Any]) -> bool:
 
 @cache
 def _packed_types() -> tuple[torch.dtype, ...]:
-    if not hasattr(_ops(), "_linear_pointwise") or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    if not hasattr(_ops(), "_linear_pointwise") or not torch.backends.mkldnn.is_available():
         return ()
     half = (torch.bfloat16,) if _ops()._is_mkldnn_bf16_supported() else ()
     return (torch.float32, *half)

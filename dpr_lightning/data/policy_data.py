@@ -1,0 +1,76 @@
+"""The contracts between data and the module that learns from them."""
+
+from contextlib import AbstractContextManager
+from typing import Protocol, runtime_checkable
+
+from lightning import LightningDataModule
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from dpr_lightning.policies import PolicySpec
+
+
+@runtime_checkable
+class ConfiguredLearner(Protocol):
+    """A module whose policy is configured; data read this before the policy is built."""
+
+    policy_spec: PolicySpec
+
+
+@runtime_checkable
+class PairLearner(Protocol):
+    """A module that learns from pairs of responses.
+
+    ``needs_opponent_logprob``: whether batches need the log-probabilities of both under the opponent.
+    """
+
+    needs_opponent_logprob: bool
+
+
+class Learner(Protocol):
+    """A module with a policy that is built."""
+
+    policy: nn.Module
+    policy_spec: PolicySpec
+    tokenizer: PreTrainedTokenizerBase
+
+    def policy_for_inference(self) -> AbstractContextManager[nn.Module]:
+        """The policy to sample from or to score with; all ranks enter."""
+        ...
+
+
+@runtime_checkable
+class PausingLoader(Protocol):
+    """A training loader with steps between which no checkpoint can be written.
+
+    ``resumable``: whether one can be written after the batch that was yielded last.
+    """
+
+    resumable: bool
+
+
+class PolicyDataModule(LightningDataModule):
+    """Base of data that a PolicyModule learns from. The defaults do nothing."""
+
+    def attach_policy(self, policy: nn.Module, spec: PolicySpec, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Called once the policy is built and before it is cut into shards, on every rank.
+
+        Args:
+            policy: in training; its generation configuration may be changed.
+            spec: what it was built from.
+            tokenizer: saved with the policy; its chat template may be changed.
+        """
+
+    def where(self, row: int) -> str:
+        """``file:number`` of a training row, by its index; called to name a row in a message."""
+        return str(row)
+
+    def split_micro_batches(self, parts: int) -> None:
+        """Called before training where memory ran out: cut each micro-batch into ``parts``, in the same order.
+
+        The trainer accumulates over all of them; what a step learns from must not change.
+
+        Raises:
+            NotImplementedError: these data cannot.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define split_micro_batches.")
