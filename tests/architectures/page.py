@@ -10,7 +10,8 @@ from tests.architectures.registry import TINY
 INTRODUCTION = """# Architectures
 
 What was tried with a tiny random model of each architecture of transformers {version}, in float32 on a CPU. The table
-is made by `python -m tests.architectures docs/architectures.md`; a test tries every cell again and compares.
+is made by `python -m tests.architectures docs/architectures.md`; tests try every cell again and
+compare: eleven rows in `make test`, all of them in `make test-slow`.
 
 - **SFT**: the loss of padded rows is that of each row on its own, and gradients are finite. `eager`: transformers has
   no `sdpa` for it.
