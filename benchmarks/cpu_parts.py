@@ -22,7 +22,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.lean_layers import SMOLLM2_135M
-from dpr_lightning.engine import acted_loss, block_attention, head_logprobs, head_loss
+from dpr_lightning.engine import acted_loss, block_attention
 from dpr_lightning.engine.decoding import sample_tokens
 from dpr_lightning.engine.decoding.decode_batch import DecodeBatch
 from dpr_lightning.engine.decoding.packed_linear import _OneDnnLinear
@@ -31,7 +31,7 @@ from dpr_lightning.engine.host_memory import retain_freed_memory
 from dpr_lightning.engine.kernels import calling
 from dpr_lightning.engine.kernels.decoding_kernels import PackedWeight
 from dpr_lightning.engine.master_weights import MasterWeights
-from dpr_lightning.engine.recompute import _gated_backward, _Norm, recompute_activations
+from dpr_lightning.engine.recompute import recompute_activations
 from dpr_lightning.rollouts import SamplingOptions, sample
 
 HEADS, SHARED, WIDTH, TOKENS = 9, 3, 64, 2048
@@ -52,10 +52,10 @@ def seconds(run: Callable[[], object], least: float = 0.5) -> float:
 
 
 def attention() -> None:
-    """Of 2,048 bfloat16 tokens in rows of one length, 9 heads over 3: ms forth, and forth and back."""
+    """Of 2,048 bfloat16 tokens in rows of one length, 9 heads over 3: ms forward, and forward and backward."""
     print(
-        "| tokens a row | PyTorch's, forth | in blocks | kernel | PyTorch's, forth and back | in blocks | kernel |\n"
-        "|---|---|---|---|---|---|---|"
+        "| tokens a row | PyTorch's, forward | in blocks | PyTorch's, forward and backward | in blocks |\n"
+        "|---|---|---|---|---|"
     )
     for length in (64, 128, 256, 512, 1024, 2048):
         query, key, value = (
@@ -71,14 +71,14 @@ def attention() -> None:
         def ours(parts: tuple[Tensor, ...] = (query, key, value)) -> Tensor:
             return block_attention(*parts, WIDTH**-0.5)
 
-        def back(forth: Callable[[], Tensor], gradient: Tensor = gradient) -> object:
-            return torch.autograd.grad(forth(), (query, key, value), gradient)  # noqa: B023
+        def both(forward: Callable[[], Tensor], gradient: Tensor = gradient) -> object:
+            return torch.autograd.grad(forward(), (query, key, value), gradient)  # noqa: B023
 
         cells: list[float] = []
         with torch.no_grad():
-            cells += [seconds(own), seconds(without_kernels(ours)), seconds(ours)]
-        for forth in (own, without_kernels(ours), ours):
-            cells.append(seconds(partial(back, forth)))
+            cells += [seconds(own), seconds(ours)]
+        for forward in (own, ours):
+            cells.append(seconds(partial(both, forward)))
         print(f"| {length} | " + " | ".join(f"{1e3 * cell:.1f}" for cell in cells) + " |")
 
 
@@ -106,36 +106,15 @@ def products() -> None:
             print(f"| {str(dtype).removeprefix('torch.')}, {width} × {height} | " + " | ".join(cells) + " |")
 
 
-def loops() -> None:
-    """Of SmolLM2-135M's shape in bfloat16: ms by PyTorch, and by the kernel."""
-    rows, width, inner, vocabulary = TOKENS, 576, 1536, 49152
-    hidden, weight = torch.randn(rows, width).bfloat16().requires_grad_(), torch.ones(width).bfloat16().requires_grad_()
-    gates = [torch.randn(rows, inner).bfloat16() for _ in range(3)]
-    logits, uniform = torch.randn(64, vocabulary).bfloat16(), torch.rand(64, dtype=torch.float64)
-    states, head = torch.randn(1024, width).bfloat16() / 24, torch.randn(vocabulary, width).bfloat16()
-    tokens = torch.randint(0, vocabulary, (1024,))
+def sampling() -> None:
+    """Milliseconds to sample 64 tokens of 49,152 from bfloat16 logits: by PyTorch, and by the kernel."""
+    logits, uniform = torch.randn(64, 49152).bfloat16(), torch.rand(64, dtype=torch.float64)
 
-    def norm() -> object:
-        result = _Norm.apply(hidden, weight, 1e-5)  # type: ignore[no-untyped-call]
-        return torch.autograd.grad(result, (hidden, weight), result.detach())
+    def run() -> object:
+        return sample_tokens(logits, uniform)
 
-    def loss() -> object:
-        expected = states.detach().requires_grad_()
-        return head_loss(expected, head, tokens, lambda logprob, _: -logprob.sum()).loss
-
-    rows_of: list[tuple[str, Callable[[], object]]] = [
-        ("a norm forth and back, 2,048 × 576", norm),
-        (
-            "a gated unit back, without its products, 2,048 × 1,536",
-            lambda: _gated_backward(*(g.clone() for g in gates)),
-        ),
-        ("64 tokens drawn of 49,152", lambda: sample_tokens(logits, uniform)),
-        ("loss and gradient of 1,024 states, with products", loss),
-        ("log-probabilities of 1,024 states, with products", lambda: head_logprobs(states, head, tokens)),
-    ]
-    print("| | PyTorch | kernel |\n|---|---|---|")
-    for name, run in rows_of:
-        print(f"| {name} | {1e3 * seconds(without_kernels(run)):.2f} | {1e3 * seconds(run):.2f} |")
+    print("| PyTorch | kernel |\n|---|---|")
+    print(f"| {1e3 * seconds(without_kernels(run)):.2f} | {1e3 * seconds(run):.2f} |")
 
 
 def without_kernels(run: Callable[[], Any]) -> Callable[[], Any]:
@@ -223,7 +202,7 @@ def step() -> None:
 PARTS = {
     "attention": attention,
     "products": products,
-    "loops": loops,
+    "sampling": sampling,
     "prompts": prompts,
     "memory": memory,
     "step": step,

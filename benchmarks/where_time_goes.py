@@ -22,10 +22,8 @@ from benchmarks.scoreboard.material import write_material
 from benchmarks.scoreboard.ours import WORK
 from benchmarks.scoreboard.run import gemm_rate
 from benchmarks.scoreboard.workloads import CPU, SHAPES, least_operations
-from dpr_lightning.engine.kernels import attention_kernels as attention
 from dpr_lightning.engine.kernels import calling
 from dpr_lightning.engine.kernels import decoding_kernels as decoding
-from dpr_lightning.engine.kernels import training_kernels as learning
 
 LAID_OUT, KERNEL = "mkldnn::_linear_pointwise", "kernel "
 """Products, and names of functions, whose operations the profiler does not count."""
@@ -42,7 +40,6 @@ KINDS = {
         "Norm",
         "Gated",
         "kernel norm",
-        "kernel gated",
     ),
     "log-softmax and drawing": (
         "exp",
@@ -53,8 +50,6 @@ KINDS = {
         "gather",
         "amax",
         "kernel draw",
-        "kernel weigh",
-        "kernel change",
     ),
     "optimizer": ("lerp_", "addcdiv_", "addcmul_", "sqrt", "fused_adamw_", "foreach"),
     "copies": ("copy_", "cat", "index", "index_select", "index_put_impl_", "fill_", "zero_", "clone", "embedding"),
@@ -106,8 +101,7 @@ def show_kernels() -> None:
 
         return run
 
-    for module in (attention, decoding, learning):
-        module.function = shown  # type: ignore[attr-defined]
+    decoding.function = shown  # type: ignore[attr-defined]
 
 
 def kind_of(name: str) -> str:

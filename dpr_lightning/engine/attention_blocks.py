@@ -8,7 +8,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dpr_lightning.engine import kernels
 from dpr_lightning.functional._checks import expect_dimensions, expect_shape, shape_text
 
 _BLOCK = 64
@@ -36,8 +35,8 @@ def block_attention(
             some values, and no NaN.
 
     Returns:
-        all heads of a token next to each other, in the type of ``query``. In half precision, but for kernels, scores
-        are rounded to it (as in transformers' eager attention); the softmax is computed in float32.
+        all heads of a token next to each other, in the type of ``query``. In half precision scores are rounded
+        to it (as in transformers' eager attention); the softmax is computed in float32.
 
     Raises:
         ValueError: shapes that do not fit.
@@ -157,8 +156,6 @@ class _BlockAttention(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, seen: Tensor | None) -> Tensor:
         ctx.save_for_backward(query, key, value, seen)
         ctx.scale = scale
-        if kernels.attends_rows(query, key, value):
-            return kernels.attend_rows(query, key, value, scale, seen)
         heads = _Heads.of(query, key, value, scale)
         rows, groups, share, length, width = heads.query.shape
         found = query.new_empty(rows, length, groups, share, width)
@@ -171,8 +168,6 @@ class _BlockAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, seen = ctx.saved_tensors
-        if kernels.attends_rows(query, key, value):
-            return *kernels.attend_rows_backward(query, key, value, ctx.scale, seen, gradient), None, None
         heads = _Heads.of(query, key, value, ctx.scale)
         rows, groups, share, length, width = heads.query.shape
         wide = torch.promote_types(query.dtype, torch.float32)

@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-from dpr_lightning.engine import kernels
 from dpr_lightning.functional._checks import at_least_float32, expect_dimensions, expect_shape
 
 TokenLoss = Callable[[Tensor, slice], Tensor]
@@ -113,10 +112,6 @@ def head_logprobs(
     with torch.no_grad():
         for start in range(0, len(tokens), rows):
             product = linear(hidden[start : start + rows], weight)
-            if kernels.serves(product):
-                whole = slice(start, start + rows)
-                found[whole] = kernels.weigh(product, tokens[whole].long()).logprob
-                continue
             for within in _strips(product):
                 part = slice(start + within.start, start + within.stop)
                 logits = product[within].to(found.dtype)
@@ -166,21 +161,15 @@ class _HeadLoss(torch.autograd.Function):
             states = hidden[block].to(dtype)
             product = states @ matrix.T
             silent = torch.zeros(len(product), 1, dtype=torch.bool, device=hidden.device)
-            # Values of every token are themselves products, which want many rows; so does one pass over memory.
-            by_kernel = action_values is None and kernels.serves(product)
-            whole = action_values is not None or by_kernel
-            for within in [slice(0, len(product))] if whole else _strips(product):
+            # Values of every token are themselves products, which are fastest with many rows.
+            for within in _strips(product) if action_values is None else [slice(0, len(product))]:
                 part = slice(start + within.start, start + within.stop)
-                if by_kernel:
-                    made = _by_kernel(product, tokens[part], part, token_loss)
-                else:
-                    made = _of_strip(product[within], tokens[part], part, token_loss, action_values)
+                made = _of_strip(product[within], tokens[part], part, token_loss, action_values)
                 loss += made.loss
                 logprob[part], entropy[part] = made.logprob, made.entropy
                 if wants_hidden or wants_weight:
                     silent[within] = made.silent
-                    if made.change is not product:
-                        product[within] = made.change
+                    product[within] = made.change
             if hidden_grad is not None:
                 hidden_grad[block] = product @ matrix
             if weight_grad is not None:
@@ -247,14 +236,6 @@ def _of_strip(
         change = probability.mul_(-(advantage.add_(slope[:, None])))
     change.scatter_add_(-1, chosen, slope[:, None])
     return _Strip(loss, logprob, entropy, change.masked_fill_(silent, 0.0), silent)
-
-
-def _by_kernel(product: Tensor, tokens: Tensor, part: slice, token_loss: TokenLoss) -> _Strip:
-    """The same without values of every token; the change lies where the logits lay."""
-    weighed = kernels.weigh(product, tokens)
-    loss, slope = _loss_and_slope(weighed.logprob, part, token_loss)
-    kernels.change_(product, tokens, weighed, slope)
-    return _Strip(loss, weighed.logprob, weighed.entropy, product, (slope == 0)[:, None])
 
 
 def _loss_and_slope(logprob: Tensor, part: slice, token_loss: TokenLoss) -> tuple[Tensor, Tensor]:

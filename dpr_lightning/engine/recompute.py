@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear, rms_norm, silu
 
-from dpr_lightning.engine import kernels
 from dpr_lightning.engine.half_precision import attended, autocasts
 from dpr_lightning.engine.known_decoders import inside_of_adapters, is_known_decoder, is_silu
 from dpr_lightning.engine.weight_shards import is_sharded
@@ -90,9 +89,6 @@ class _Norm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, scale = ctx.saved_tensors
-        if kernels.serves(hidden, weight, gradient) and hidden.shape[-1] % kernels.lanes() == 0:
-            found, weight_grad = kernels.norm_backward(hidden, weight, scale, gradient, ctx.needs_input_grad[1])
-            return found, None if weight_grad is None else weight_grad.to(weight.dtype), None
         normed = _times(hidden.to(torch.float32), scale, hidden)
         wide, weight_ = gradient.to(torch.float32), weight.to(torch.float32)
         product = wide * normed
@@ -128,8 +124,6 @@ class _GatedLinear(torch.autograd.Function):
 
 def _gated_backward(gate: Tensor, up: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """silu(g) ⊙ u, and the gradients of g and u; that of the product is written over."""
-    if kernels.serves(gate, up, gradient):
-        return kernels.gated_backward_(gate, up, gradient)
     active = silu(gate)
     product = active * up
     up_grad = active.mul_(gradient)

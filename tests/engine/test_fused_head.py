@@ -17,7 +17,7 @@ N, D, V = 37, 5, 23
 
 
 @pytest.fixture(autouse=True, params=[2 * V, 1 << 19], ids=["in strips", "at once"])
-def _strips(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, with_kernels: bool) -> None:
+def _strips(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever part of the logits is worked on at a time."""
     monkeypatch.setattr(head, "_STRIP", request.param)
 

@@ -14,7 +14,6 @@ from dpr_lightning.engine import half_precision as attention
 from dpr_lightning.engine.recompute import recompute_activations
 from tests.tiny import decoder, unknown_decoder, with_adapters
 
-pytestmark = pytest.mark.usefixtures("with_kernels")
 KINDS: dict[str, Any] = {
     "llama": lambda: decoder("llama"),
     "biases": lambda: decoder("llama", mlp_bias=True, attention_bias=True),

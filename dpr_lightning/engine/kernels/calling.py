@@ -18,19 +18,8 @@ SIGNATURES: dict[str, list[Any]] = {
     "norm": [POINTER] * 3 + [LONG] * 2 + [FLOAT, INT],
     "attend": [POINTER] * 12 + [LONG] * 8 + [FLOAT, INT],
     "draw": [POINTER] * 4 + [LONG] * 2 + [FLOAT, INT],
-    "weigh": [POINTER] * 6 + [LONG] * 2 + [INT],
-    "change": [POINTER] * 5 + [LONG] * 2 + [INT],
-    "gated_backward": [POINTER] * 5 + [LONG, INT],
-    "norm_backward": [POINTER] * 6 + [LONG] * 2 + [INT],
 }
-"""Of ``NAME_TYPE`` for every type: decoding.cpp, learning.cpp."""
-_NUMBERS = ctypes.POINTER(LONG)
-_ROWS = [*[POINTER, _NUMBERS] * 3, POINTER, LONG, LONG]
-SIGNATURES_OF_HALF: dict[str, list[Any]] = {
-    "attend_rows_bfloat16": [*_ROWS, POINTER, _NUMBERS, FLOAT, INT],
-    "attend_rows_backward_bfloat16": [*_ROWS, *[POINTER] * 4, _NUMBERS, FLOAT, INT],
-}
-"""attention.cpp."""
+"""Of ``NAME_TYPE`` for every type: decoding.cpp."""
 
 
 def has_kernels(dtype: torch.dtype, device: torch.device) -> bool:
@@ -68,10 +57,10 @@ def compiled() -> Any:
 
 def with_signatures(made: ctypes.CDLL) -> ctypes.CDLL:
     """The same library, its functions told what they take."""
-    whole = {f"{name}_{kind}": arguments for name, arguments in SIGNATURES.items() for kind in TYPES.values()}
-    for name, arguments in (whole | SIGNATURES_OF_HALF).items():
-        called = getattr(made, name)
-        called.argtypes, called.restype = arguments, None
+    for name, arguments in SIGNATURES.items():
+        for kind in TYPES.values():
+            called = getattr(made, f"{name}_{kind}")
+            called.argtypes, called.restype = arguments, None
     return made
 
 

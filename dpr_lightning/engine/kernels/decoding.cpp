@@ -26,7 +26,7 @@ void tile(const Number* rows, long width, const uint32_t* panel, const char* ahe
           const Number* other, Number* out, long columns, long here, int then) {
     Floats made[ROWS][TILE_VECTORS];
     const long words = width / in_a_word<Number>;
-    multiply<Number, ROWS, TILE_VECTORS>(Rows{rows, words, 1}, words, panel, PANEL, made, ahead, stride);
+    multiply<Number, ROWS>(rows, words, panel, made, ahead, stride);
     for (int r = 0; r < ROWS; r++)
         for (int v = 0; v < TILE_VECTORS; v++) {
             const long left = std::min<long>(LANES, here - v * LANES), at = r * columns + v * LANES;
@@ -82,7 +82,7 @@ void lay_out(const Number* weight, uint32_t* panels, long width, long columns, i
     const long words = width / in_a_word<Number>, all_panels = (columns + PANEL - 1) / PANEL;
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (long p = 0; p < all_panels; p++)
-        lay_out_panel(weight + p * PANEL * width, width, columns - p * PANEL, width, panels + p * words * PANEL);
+        lay_out_panel(weight + p * PANEL * width, columns - p * PANEL, width, panels + p * words * PANEL);
 }
 
 // ------------------------------------------------------------------------------------------------------------- norms

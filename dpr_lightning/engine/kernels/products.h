@@ -35,46 +35,35 @@ inline Floats multiply_add(Floats sum, uint32_t word, Words weights, Half) {
 #endif
 }
 
-// Where the words of ROWS rows are: `row` words from one row to the next, `next` from one word of a row to the next.
-struct Rows {
-    const void* words;
-    long row, next;
-
-    uint32_t at(long r, long k) const {
-        uint32_t word;
-        std::memcpy(&word, static_cast<const uint32_t*>(words) + r * row + k * next, 4);
-        return word;
-    }
-};
-
-// Rows times columns: the words of VECTORS vectors of columns lie next to each other, `stride` words from one word of
-// the columns to the next. `ahead` is fetched in the meantime, `ahead_stride` bytes for each word.
-template <typename Number, int ROWS, int VECTORS>
-inline void multiply(Rows rows, long words, const uint32_t* columns, long stride, Floats (&made)[ROWS][VECTORS],
-                     const char* ahead = nullptr, long ahead_stride = 0) {
+// ROWS rows of `words` words, one after the other, times a panel: PANEL columns, whose words lie next to each other. Of
+// `ahead`, `ahead_stride` bytes are prefetched for each word.
+template <typename Number, int ROWS>
+inline void multiply(const void* rows, long words, const uint32_t* panel, Floats (&result)[ROWS][TILE_VECTORS],
+                     const char* ahead, long ahead_stride) {
     for (int r = 0; r < ROWS; r++)
-        for (int v = 0; v < VECTORS; v++) made[r][v] = Floats{};
+        for (int v = 0; v < TILE_VECTORS; v++) result[r][v] = Floats{};
     for (long k = 0; k < words; k++) {
-        Words weights[VECTORS];
-        for (int v = 0; v < VECTORS; v++)
-            std::memcpy(&weights[v], columns + k * stride + v * LANES, sizeof weights[v]);
-        if (ahead) __builtin_prefetch(ahead + k * ahead_stride, 0, 2);
+        Words weights[TILE_VECTORS];
+        for (int v = 0; v < TILE_VECTORS; v++)
+            std::memcpy(&weights[v], panel + k * PANEL + v * LANES, sizeof weights[v]);
+        __builtin_prefetch(ahead + k * ahead_stride, 0, 2);
         for (int r = 0; r < ROWS; r++) {
-            const uint32_t word = rows.at(r, k);
-            for (int v = 0; v < VECTORS; v++) made[r][v] = multiply_add(made[r][v], word, weights[v], Number{});
+            uint32_t word;
+            std::memcpy(&word, static_cast<const uint32_t*>(rows) + r * words + k, 4);
+            for (int v = 0; v < TILE_VECTORS; v++)
+                result[r][v] = multiply_add(result[r][v], word, weights[v], Number{});
         }
     }
 }
 
-// A panel of PANEL columns, a column being `width` numbers of `from`, which has `count` of them `stride` apart; the
-// others are zeros.
+// A panel of PANEL columns from `count` rows of weights, each `width` numbers; columns beyond those are zeros.
 template <typename Number>
-void lay_out_panel(const Number* from, long stride, long count, long width, uint32_t* panel) {
+void lay_out_panel(const Number* weight, long count, long width, uint32_t* panel) {
     const long words = width / in_a_word<Number>;
     for (long c = 0; c < PANEL; c++)
         for (long k = 0; k < words; k++) {
             uint32_t word = 0;
-            if (c < count) std::memcpy(&word, from + c * stride + k * in_a_word<Number>, 4);
+            if (c < count) std::memcpy(&word, weight + c * width + k * in_a_word<Number>, 4);
             panel[k * PANEL + c] = word;
         }
 }
