@@ -17,7 +17,7 @@ _QUOTED = re.compile(r"`([A-Za-z_][\w.]*)(?=`|: |=)")
 def with_full_names(message: str, config: Mapping[str, Any]) -> str:
     """A message in which options in backticks have the names that a config or the command line takes.
 
-    A name that two options share, or that no option has, stays as it is.
+    A name stays short where two options or none end with it, or where the message has the full name too.
 
     Args:
         message: of the modules and DataModules, which do not know where in a config they are.
@@ -32,7 +32,9 @@ def with_full_names(message: str, config: Mapping[str, Any]) -> str:
     def full(match: re.Match[str]) -> str:
         name = match[1]
         matches = [option for option in options if option.endswith(f".{name}")]
-        return f"`{matches[0]}" if len(matches) == 1 and name not in ROW_KEYS else match[0]
+        if len(matches) != 1 or name in ROW_KEYS or f"`{matches[0]}`" in message:
+            return match[0]
+        return f"`{matches[0]}"
 
     return _QUOTED.sub(full, message)
 

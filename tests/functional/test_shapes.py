@@ -8,6 +8,7 @@ import pytest
 import torch
 from beartype import beartype
 
+from dpr_lightning import engine
 from dpr_lightning import functional as F
 
 B, T, V, R = 4, 3, 5, 2
@@ -66,6 +67,12 @@ EXAMPLES: dict[str, Callable[[], tuple]] = {
 }
 
 
+OF_TENSORS = (engine.block_attention, engine.head_logprobs, engine.head_loss, engine.rotate, engine.signed_sine)
+"""Functions of engine/ that are given tensors, and no model."""
+FUNCTIONS = {function.__name__: function for function in OF_TENSORS}
+FUNCTIONS |= {name: getattr(F, name) for name in F.__all__ if inspect.isfunction(getattr(F, name))}
+
+
 def flatten(result):
     if isinstance(result, tuple):
         return [tensor for part in result for tensor in flatten(part)]
@@ -73,13 +80,12 @@ def flatten(result):
 
 
 def test_every_public_function_has_an_example():
-    public = {name for name in F.__all__ if inspect.isfunction(getattr(F, name))}
-    assert public == set(EXAMPLES)
+    assert set(FUNCTIONS) == set(EXAMPLES)
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_annotations_hold(name):
-    function = jaxtyping.jaxtyped(typechecker=beartype)(getattr(F, name))
+    function = jaxtyping.jaxtyped(typechecker=beartype)(FUNCTIONS[name])
     function(*EXAMPLES[name]())
 
 
@@ -87,7 +93,7 @@ def test_annotations_hold(name):
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_floating_types_are_kept(name, dtype):
     arguments = [x.to(dtype) if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in EXAMPLES[name]()]
-    for tensor in flatten(getattr(F, name)(*arguments)):
+    for tensor in flatten(FUNCTIONS[name](*arguments)):
         assert not tensor.is_floating_point() or tensor.dtype == dtype
 
 
@@ -119,7 +125,7 @@ def test_arguments_that_do_not_fit_are_refused_with_what_was_found(name, index, 
     arguments = list(EXAMPLES[name]())
     arguments[index] = cut(arguments[index], axis)
     with pytest.raises(ValueError, match=r"has shape \[|does not broadcast|logits cover"):
-        getattr(F, name)(*arguments)
+        FUNCTIONS[name](*arguments)
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.float64])
@@ -127,4 +133,4 @@ def test_masks_of_zero_and_one_are_taken_as_well(dtype):
     for name in ("returns_to_go", "leave_one_out_baseline", "entropy", "iq_learn_loss"):
         arguments = EXAMPLES[name]()
         typed = [x.to(dtype) if isinstance(x, torch.Tensor) and x.dtype == torch.bool else x for x in arguments]
-        assert torch.equal(getattr(F, name)(*typed), getattr(F, name)(*arguments))
+        assert torch.equal(FUNCTIONS[name](*typed), FUNCTIONS[name](*arguments))
