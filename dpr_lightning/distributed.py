@@ -1,4 +1,4 @@
-"""Sums over ranks, and where each of them is."""
+"""Sums over ranks, and marks of the stage that each rank has reached."""
 
 import json
 import time
@@ -10,61 +10,67 @@ from torch import Tensor
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:
-    """The sum of a tensor over all ranks; itself when there is one. All ranks must take part."""
+    """The sum of a tensor over all ranks; the tensor itself on a single rank. A collective: every rank must call it."""
     return _reduced(value, torch.distributed.ReduceOp.SUM) if _several() else value
 
 
 def max_over_ranks(number: int) -> int:
-    """The largest of a number over all ranks; itself when there is one. All ranks must take part."""
+    """The largest of a number over all ranks; the number on a single rank. A collective: every rank must call it."""
     return int(_reduced(torch.tensor(number), torch.distributed.ReduceOp.MAX)) if _several() else number
 
 
 def as_wide_on_all_ranks(value: Tensor) -> Tensor:
-    """[B, T] with columns of zeros on its right, as many as the widest on any rank has. All ranks must take part."""
+    """[B, T] padded on the right with zeros to the largest T of any rank. A collective: every rank must call it."""
     return torch.nn.functional.pad(value, (0, max_over_ranks(value.shape[1]) - value.shape[1]))
 
 
 def rank_and_world() -> tuple[int, int]:
-    """Which rank this is, and how many there are."""
+    """This process's rank, and the number of ranks."""
     return (torch.distributed.get_rank(), torch.distributed.get_world_size()) if _several() else (0, 1)
 
 
 def _several() -> bool:
-    # Other programs in this process may have begun a group of one.
-    held = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return held and torch.distributed.get_world_size() > 1
+    # Another library in this process may have initialised a group of one rank.
+    started = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return started and torch.distributed.get_world_size() > 1
 
 
 def _reduced(value: Tensor, operation: torch.distributed.ReduceOp.RedOpType) -> Tensor:
-    # Rollouts live on the CPU, and NCCL only moves what is on a GPU.
+    # Rollouts are on the CPU, and NCCL reduces only tensors on a GPU.
     on_gpu = "nccl" in torch.distributed.get_backend() and not value.is_cuda
-    held = value.cuda() if on_gpu else value.clone()
-    torch.distributed.all_reduce(held, operation)
-    return held.to(value.device)
+    reduced = value.cuda() if on_gpu else value.clone()
+    torch.distributed.all_reduce(reduced, operation)
+    return reduced.to(value.device)
 
 
 def mark(stage: str) -> None:
-    """Tell the other ranks what this one has begun, for the case that they wait for it in vain. Waits for nobody."""
+    """Record the stage that this rank begins in the store of the process group, without waiting for other ranks.
+
+    If this rank then fails or hangs, the error of the others names its stage: see :func:`marks`.
+    """
     if _several():
-        said = json.dumps({"stage": stage, "at": time.time()})
-        torch.distributed.distributed_c10d._get_default_store().set(_key(torch.distributed.get_rank()), said)
+        message = json.dumps({"stage": stage, "at": time.time()})
+        torch.distributed.distributed_c10d._get_default_store().set(_key(torch.distributed.get_rank()), message)
 
 
 def marks() -> dict[int, str]:
-    """What each rank last said it had begun, and how long ago, in seconds; empty where there is one."""
-    found: dict[int, str] = {}
+    """The last stage that each rank recorded, and its age in seconds; empty on a single rank.
+
+    Called after a collective failed, to name the rank that is missing.
+    """
+    result: dict[int, str] = {}
     if not _several():
-        return found
+        return result
     store = torch.distributed.distributed_c10d._get_default_store()
     store.set_timeout(timedelta(seconds=5))
     for rank in range(torch.distributed.get_world_size()):
         try:
-            said = json.loads(store.get(_key(rank)))
+            message = json.loads(store.get(_key(rank)))
         except RuntimeError:
-            found[rank] = "nothing"
+            result[rank] = "nothing"
         else:
-            found[rank] = f"{said['stage']}, {time.time() - said['at']:.0f} s ago"
-    return found
+            result[rank] = f"{message['stage']}, {time.time() - message['at']:.0f} s ago"
+    return result
 
 
 def _key(rank: int) -> str:

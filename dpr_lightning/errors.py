@@ -1,11 +1,11 @@
-"""Errors that are the user's to mend: they say what was found, the likely cause and the remedy."""
+"""Errors that the user can resolve: they name the input, the likely cause and the remedy."""
 
 from collections.abc import Iterator
 
 REQUEUE = 75
-"""Exit code of a run that can go on, by the same command: EX_TEMPFAIL, "try again"."""
+"""Exit code of a run that the same command resumes: EX_TEMPFAIL, "try again"."""
 INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
+"""Exit code after Ctrl-C, as in shells: 128 + SIGINT."""
 
 
 class InputError(ValueError):
@@ -13,9 +13,9 @@ class InputError(ValueError):
 
 
 class TryAgain(Exception):
-    """The same command should be run once more: it has seen to it that it will go on otherwise.
+    """Raised after a failure for which the settings were changed: the same command, run again, uses the new ones.
 
-    ``alone``: no other rank takes part, so the command may do so itself.
+    ``alone``: there is no other rank, so that the command may run itself again.
     """
 
     def __init__(self, message: str, *, alone: bool) -> None:
@@ -24,7 +24,7 @@ class TryAgain(Exception):
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, what it came from, what that came from, and so on."""
+    """The error, its cause, the cause's cause, and so on."""
     current: BaseException | None = error
     while current is not None:
         yield current
@@ -32,17 +32,17 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def first_line(error: BaseException) -> str:
-    """What another library says, short enough to stand inside a message of ours."""
+    """The first line of another library's message, at most 300 characters, to be quoted in a message."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:300]
 
 
 def last_line(error: BaseException) -> str:
-    """As :func:`first_line`, of libraries that come to the point at the end."""
+    """The last line of a message, likewise, for libraries that put the cause at the end."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[-1].strip()[:300]
 
 
 def counted(number: int, noun: str) -> str:
-    """A number with its noun, as messages have it: ``1 step``, ``1,000 steps``."""
+    """A number with its noun in singular or plural: ``1 step``, ``1,000 steps``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -1,4 +1,4 @@
-"""Folders that are written whole or not at all, and replaced without losing what somebody else put into them."""
+"""Folders that are written atomically, and replaced without losing files that other programs put into them."""
 
 import ctypes
 import errno
@@ -24,17 +24,17 @@ WRITTEN = ".dpr_lightning.json"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _ATTEMPTS = 5
 _QUIET_S = 3600
-"""Seconds without a change after which a temporary folder that is not locked is taken for left behind."""
+"""Seconds without a change after which a temporary folder without a lock counts as abandoned."""
 _SUFFIX_LENGTH = 8
 """Characters that ``tempfile.mkdtemp`` adds to its prefix."""
 
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder that becomes ``folder`` when the block ends well, and vanishes when it does not.
+    """A temporary folder that becomes ``folder`` when the block succeeds, and is deleted when it fails.
 
-    A former ``folder`` stays until the new one replaces it. Files in it that this package did not write are kept in
-    the new one; where nothing in it is of this package, it is put aside as ``NAME.before_1``.
+    An existing ``folder`` stays until the new one replaces it. Its files that this package did not write are moved to
+    the new one; if it has none that this package wrote, it is renamed to ``NAME.before_1``.
 
     Raises:
         InputError: the disk is full or the folder may not be written.
@@ -53,13 +53,13 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         hidden = os.umask(0)
         os.umask(hidden)
         for path in (unfinished, *unfinished.rglob("*")):
-            # Temporary folders, and what some writers put in them, are closed to everybody else.
+            # Temporary folders, and files of some writers in them, are not readable by other users.
             path.chmod((0o777 if path.is_dir() else 0o666) & ~hidden)
             if path.is_file():
                 flush(path)
         replace_folder(unfinished, folder, written_files(folder))
     except (OSError, SafetensorError) as error:
-        # safetensors reports a full disk as an error of its own.
+        # safetensors reports a full disk as a SafetensorError.
         if isinstance(error, SafetensorError) and "IoError" not in str(error) and "os error" not in str(error):
             raise
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -74,22 +74,22 @@ def whole_folder(folder: Path) -> Iterator[Path]:
             shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def replace_folder(new: Path, target: Path, written: Collection[str] | None) -> None:
-    """Rename ``new`` to ``target``; a former ``target`` stays until then, and so do files that are not of this package.
+def replace_folder(new: Path, target: Path, listed: Collection[str] | None) -> None:
+    """Replace ``target`` by ``new``; files in ``target`` that this package did not write are moved to the new folder.
 
     Args:
         new: a folder in the same parent.
-        target: may exist.
-        written: the files in ``target`` that this package wrote, relative to it; None: nothing there is known to be.
+        target: exists or not.
+        listed: the files in ``target`` that this package wrote, relative to it; None: not known to have any.
     """
-    if target.exists() and written is None and any(target.iterdir()):
+    if target.exists() and listed is None and any(target.iterdir()):
         aside = put_aside(target)
         log.warning("%s held nothing that this package wrote; it is %s now.", target, aside)
     if not target.exists():
         new.rename(target)
         flush(target.parent)
         return
-    _carry_over(target, new, set(written or ()) | {WRITTEN})
+    _carry_over(target, new, set(listed or ()) | {WRITTEN})
     if _exchange(new, target):
         flush(target.parent)
         shutil.rmtree(new)
@@ -102,7 +102,7 @@ def replace_folder(new: Path, target: Path, written: Collection[str] | None) -> 
         try:
             new.rename(target)
         except OSError as error:
-            # Another process took the moment between the two for a crash, and put the former folder back.
+            # Between the two renames another process saw no folder, and restored the former one as after a crash.
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
         else:
@@ -112,7 +112,7 @@ def replace_folder(new: Path, target: Path, written: Collection[str] | None) -> 
 
 
 def recover(folder: Path) -> None:
-    """Mend what a process left that was killed while it wrote or replaced ``folder``.
+    """Clean up after a process that was killed while it wrote or replaced ``folder``.
 
     The former folder is renamed back where there is no new one; temporary folders of processes that are gone are
     deleted.
@@ -131,7 +131,7 @@ def recover(folder: Path) -> None:
 
 
 def written_files(folder: Path) -> set[str] | None:
-    """The files of a folder that :func:`whole_folder` wrote, relative to it; None where it is of something else."""
+    """The files of a folder that this package wrote, relative to it; None for any other folder."""
     try:
         names = json.loads((folder / WRITTEN).read_text(encoding="utf-8"))["files"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -139,15 +139,15 @@ def written_files(folder: Path) -> set[str] | None:
     return set(map(str, names))
 
 
-def foreign_files(folder: Path, written: Collection[str]) -> list[str]:
-    """Files of a folder that are not in ``written``, relative to it."""
+def foreign_files(folder: Path, listed: Collection[str]) -> list[str]:
+    """Files of a folder that are not in ``listed``, relative to it."""
     names = (str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
-    return sorted(set(names) - set(written))
+    return sorted(set(names) - set(listed))
 
 
-def delete_written(folder: Path, written: Collection[str]) -> bool:
-    """Delete the files ``written`` of a folder in that order, and empty folders; whether nothing is left of it."""
-    for name in written:
+def delete_written(folder: Path, listed: Collection[str]) -> bool:
+    """Delete the files ``listed`` of a folder in that order, and empty folders; returns whether the folder is gone."""
+    for name in listed:
         if ".." not in Path(name).parts and not Path(name).is_absolute():
             (folder / name).unlink(missing_ok=True)
     for path in sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True):
@@ -159,19 +159,19 @@ def delete_written(folder: Path, written: Collection[str]) -> bool:
 
 
 def delete_folder(folder: Path) -> None:
-    """Delete what this package wrote of a folder; other files in it stay."""
-    if (written := written_files(folder)) is not None and not delete_written(folder, [*written, WRITTEN]):
+    """Delete the files of a folder that this package wrote; other files stay."""
+    if (listed := written_files(folder)) is not None and not delete_written(folder, [*listed, WRITTEN]):
         log.warning("%s holds files that this package did not write, which stay.", folder)
 
 
 def add_written(path: Path) -> None:
-    """Add a file to the list of those in its folder that this package wrote."""
+    """Add a file to its folder's list of files that this package wrote."""
     names = (written_files(path.parent) or set()) | {path.name}
     (path.parent / WRITTEN).write_text(json.dumps({"files": sorted(names)}, indent=2) + "\n", encoding="utf-8")
 
 
 def clear_run(folder: Path, names: Collection[str], keep: Collection[str] = ()) -> list[Path]:
-    """Delete what a run wrote to its folder; returns what stays.
+    """Delete the files that a run wrote to its folder; returns the paths that stay.
 
     Args:
         folder: of the run.
@@ -185,8 +185,8 @@ def clear_run(folder: Path, names: Collection[str], keep: Collection[str] = ()) 
             continue
         if path.is_symlink() or not path.is_dir():
             path.unlink(missing_ok=True)
-        elif (written := written_files(path)) is not None:
-            delete_written(path, [*written, WRITTEN])
+        elif (listed := written_files(path)) is not None:
+            delete_written(path, [*listed, WRITTEN])
         with suppress(OSError):
             for empty in (path, *parents):
                 empty.rmdir() if empty.is_dir() else None
@@ -204,7 +204,7 @@ def put_aside(folder: Path, stays: Collection[str] = ()) -> Path:
 
     Args:
         folder: to rename.
-        stays: names of files in it that stay where they are.
+        stays: names of files in it that are not moved.
     """
     number = 1
     while (aside := folder.with_name(f"{folder.name}.before_{number}")).exists():
@@ -220,7 +220,7 @@ def put_aside(folder: Path, stays: Collection[str] = ()) -> Path:
 
 
 def flush(path: Path) -> None:
-    """Have a file, or a folder's list of files, on the disk before going on."""
+    """Wait until a file, or a folder's list of entries, is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -228,9 +228,9 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
-def _carry_over(old: Path, new: Path, written: Collection[str]) -> None:
-    """Put the files of ``old`` that are not in ``written`` into ``new``, where there is no other file of that name."""
-    for name in foreign_files(old, written):
+def _carry_over(old: Path, new: Path, listed: Collection[str]) -> None:
+    """Put the files of ``old`` that are not in ``listed`` into ``new``; one whose name exists there gets a suffix."""
+    for name in foreign_files(old, listed):
         source, target = old / name, new / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():
@@ -266,9 +266,9 @@ def _escaped(name: str) -> str:
 
 
 def _is_abandoned(path: Path) -> bool:
-    """Whether the process that filled a temporary folder is gone: the kernel has no lock on it any more.
+    """Whether the process that filled a temporary folder has ended: the kernel's lock on it is free.
 
-    A kernel may know nothing of the locks of other machines, so the folder has to be quiet as well.
+    A kernel may not see the locks of other machines, so the folder must also be unchanged for an hour.
     """
     if time.time() - max(entry.lstat().st_mtime for entry in (path, *path.rglob("*"))) < _QUIET_S:
         return False

@@ -1,4 +1,4 @@
-"""Locks: one process makes a cached entry, and one run writes a folder."""
+"""Locks: one process writes an entry of a cache, and one run writes a folder."""
 
 import errno
 import json
@@ -23,9 +23,9 @@ LOCK = ".dpr_lightning.lock"
 """Name of the lock file in a folder that a run writes."""
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK", "GROUP_RANK", "JSM_NAMESPACE_RANK",
                   "OMPI_COMM_WORLD_RANK", "PMI_RANK")  # fmt: skip
-"""Where launchers say which rank a process is: torchrun, Lightning, SLURM, MPI."""
+"""Environment variables with a process's rank: torchrun, Lightning, SLURM, MPI."""
 _LINKS_REFUSED = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK}
-"""How a file system says that it has no hard links."""
+"""Errors of a file system without hard links."""
 _ATTEMPTS = 20
 _handles: dict[Path, int] = {}
 """Descriptors of the lock files that this process has."""
@@ -33,9 +33,9 @@ _handles: dict[Path, int] = {}
 
 @contextmanager
 def only_one(entry: Path) -> Iterator[bool]:
-    """One process at a time makes an entry; yields whether another one did before.
+    """Serialise processes that write the same entry of a cache; yields whether this one waited for another.
 
-    Where no lock can be held, each does its own work, as nothing is torn.
+    On a file system without locks, each process writes the entry; it is replaced whole, so that none reads half of it.
     """
     lock, waited = FileLock(entry.with_name(f".{entry.name}.lock")), False
     with suppress(OSError, NotImplementedError):
@@ -49,7 +49,7 @@ def only_one(entry: Path) -> Iterator[bool]:
         yield waited
     finally:
         if lock.is_locked:
-            # Whoever waits holds the file that is gone, and finds the entry; whoever comes finds the entry too.
+            # Processes that wait have the deleted file open, and later ones create a new one: both then find the entry.
             with suppress(OSError):
                 Path(lock.lock_file).unlink()
             lock.release()
@@ -64,9 +64,9 @@ class Owner:
         host: name of its machine.
         since: when it took the lock, local time with offset.
         command: its command line.
-        started: when the process began, in clock ticks after the machine did; None where /proc does not tell.
-        boot: id of the running kernel; None where /proc does not tell.
-        namespace: of process numbers, which containers have apart; None where /proc does not tell.
+        started: start of the process in clock ticks after that of the machine; None without /proc.
+        boot: id of the running kernel; None without /proc.
+        namespace: of process numbers, which differs between containers; None without /proc.
         job: number of the SLURM job; None outside SLURM.
         restart: how often SLURM has started that job again.
         files: the files of the locked folder that it writes, patterns of ``fnmatch``; none: anything in it.
@@ -111,12 +111,12 @@ class Owner:
                 return unlocked
             return _started(self.pid) != self.started
         if self.host == now.host:
-            # The machine was started again since, or tells nothing about its kernel.
+            # The machine has been started again since, or has no /proc.
             return self.boot is not None or not _answers(self.pid)
         return self.job is not None and self.job == now.job and self.restart < now.restart
 
     def is_this_run(self) -> bool:
-        """Whether it is this process, or the one that started it to do a part of its work."""
+        """Whether it is this process, or the process of the same run that started this one."""
         now = Owner.this_process()
         same_machine = (self.host, self.namespace) == (now.host, now.namespace)
         return same_machine and self.pid in (os.getpid(), os.getppid())
@@ -124,10 +124,10 @@ class Owner:
 
 @contextmanager
 def write_lock(path: str | Path, *, inside: bool, files: tuple[str, ...] = ()) -> Iterator[None]:
-    """Within, no other process that takes this lock writes ``path``; on ranks other than 0 nothing happens.
+    """Lock ``path`` against other runs while the block runs; on ranks other than 0 nothing happens.
 
-    A lock file names the process; it is created atomically, on NFS too, and locked by the kernel as well, which tells
-    at once when the process ends. A lock of a process that is gone is taken over. Nested use in one process is free.
+    A lock file names the process; it is created atomically, on NFS too, and also locked by the kernel, which releases
+    it when the process ends. The lock of a process that has ended is taken over. Nested use in one process is allowed.
 
     Args:
         path: of a folder or a file; neither has to exist.
@@ -158,17 +158,17 @@ def write_lock(path: str | Path, *, inside: bool, files: tuple[str, ...] = ()) -
             if os.fstat(handle).st_ino == lock.stat().st_ino:
                 lock.unlink()
         os.close(handle)
-        with suppress(OSError):  # folders that took nothing but the lock
+        with suppress(OSError):  # folders that were created for the lock alone
             for folder in missing:
                 folder.rmdir()
 
 
 def refuse_locked(path: str | Path, *, whole: bool) -> None:
-    """Refuse to write where another process has locked a folder around a path, or in it; rank 0 alone looks.
+    """Refuse to write where another process has locked a folder around the path, or in it; only rank 0 checks.
 
     Args:
         path: of a folder or a file; it does not have to exist.
-        whole: whatever lies in ``path`` is written too.
+        whole: everything in ``path`` is written too.
 
     Raises:
         InputError: such a lock exists, and its process may still run.
@@ -192,7 +192,7 @@ def refuse_locked(path: str | Path, *, whole: bool) -> None:
 
 
 def _running_owner(lock: Path) -> Owner | None:
-    """The process that a lock file names; None where it is gone or of this run, and where the file is no lock."""
+    """The process that a lock file names; None where it has ended or is of this run, or the file is no lock."""
     if lock in _handles:
         return None
     try:
@@ -211,7 +211,7 @@ def _running_owner(lock: Path) -> Owner | None:
 
 
 def _take(lock: Path, target: Path, files: tuple[str, ...] = ()) -> int:
-    """A descriptor of the lock file, which from now on names this process."""
+    """Create or take over the lock file for this process; returns its descriptor."""
     content = json.dumps(asdict(replace(Owner.this_process(), files=files)), indent=2).encode() + b"\n"
     for _ in range(_ATTEMPTS):
         handle = _create(lock, content)
@@ -235,7 +235,7 @@ def _create(lock: Path, content: bytes) -> int | None:
         try:
             os.link(name, lock)
         except FileExistsError:
-            if os.fstat(handle).st_nlink != 2:  # NFS may report a link that it made as one that was there
+            if os.fstat(handle).st_nlink != 2:  # NFS may report a link that it created as one that existed
                 os.close(handle)
                 return None
         except OSError as error:
@@ -260,7 +260,7 @@ def _create_exclusively(lock: Path, content: bytes) -> int | None:
 
 
 def _clear_if_gone(lock: Path) -> Owner | None:
-    """The owner of a lock that holds; None where its owner is gone, and then the file too."""
+    """The owner of a valid lock; where it has ended, the file is deleted and None returned."""
     try:
         handle = os.open(lock, os.O_RDWR if os.access(lock, os.W_OK) else os.O_RDONLY)
     except FileNotFoundError:
@@ -295,7 +295,7 @@ def _refusal(lock: Path, target: Path, owner: Owner | None) -> str:
 
 
 def lock_descriptor(handle: int) -> bool | None:
-    """Take the kernel's lock on a file: True, False where another process has it, None where there are none."""
+    """Take the kernel's lock on a file: True, False where another process has it, None without support for locks."""
     try:
         import fcntl
     except ImportError:  # Windows
@@ -310,18 +310,18 @@ def lock_descriptor(handle: int) -> bool | None:
 
 
 def is_first_rank() -> bool:
-    """Whether the launcher made this process rank 0, or there is one process; known before any group of ranks."""
+    """Whether this process is rank 0 or the only one, by the launcher's variables, before any process group exists."""
     return all(os.environ.get(name, "0") in ("", "0") for name in RANK_VARIABLES)
 
 
 def _started(pid: int) -> int | None:
-    """Start of a process in clock ticks after the kernel's; None where there is no such process, or no /proc."""
+    """Start of a process in clock ticks after that of the kernel; None without such a process or /proc."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
     fields = text.rpartition(")")[2].split()
-    return None if fields[0] == "Z" else int(fields[19])  # a zombie writes no more
+    return None if fields[0] == "Z" else int(fields[19])  # a zombie no longer writes
 
 
 def _boot() -> str | None:
@@ -339,7 +339,7 @@ def _namespace() -> str | None:
 
 
 def _close_in_child() -> None:
-    """After a fork: a worker that outlives its run must not keep the kernel's lock."""
+    """Called after a fork: a worker process that outlives its run must not keep the kernel's lock."""
     for handle in _handles.values():
         with suppress(OSError):
             os.close(handle)

@@ -1,11 +1,11 @@
-"""Which parameters are paths, and what is read or written there.
+"""Declares which parameters are paths, and what is read or written there.
 
-A parameter of a command, a DataModule, a callback or a specification says so in its type:
+A parameter of a command, a DataModule, a callback or a specification is declared by its type:
 
     def export(source: ReadPath, output: Annotated[str, Writes()]) -> None: ...
 
 Before anything is loaded, the command line compares all paths that a run writes with all that it reads, and locks what
-it writes. A callback or DataModule outside this package takes part by the same annotations.
+it writes. Callbacks and DataModules outside this package are included if they have the same annotations.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ class Reads:
         self.hidden = hidden
 
     def __repr__(self) -> str:
-        """As ``--help`` shows it."""
+        """The text in ``--help``."""
         return "path that is read"
 
 
@@ -43,9 +43,9 @@ class Writes:
         names: of the files and folders that are written, or replaced, in that folder, patterns of ``glob``; none: the
             path itself.
         whole: folders, each replaced as a whole: one that this package did not write is refused.
-        marks: texts of which one stands in every file that this package writes there; another file is refused.
+        marks: texts of which one is in every file that this package writes there; any other file is refused.
         shared: several runs may write there at once, so it is not locked.
-        resumes: a run goes on, by ``--ckpt_path``, from what it wrote there.
+        resumes: ``--ckpt_path`` may name a file there, from which the run that wrote it resumes.
     """
 
     def __init__(
@@ -63,15 +63,15 @@ class Writes:
         self.resumes = resumes
 
     def __repr__(self) -> str:
-        """As ``--help`` shows it."""
+        """The text in ``--help``."""
         return "path that is written"
 
 
 ReadPath = Annotated[str, Reads()]
 RowPath = Annotated[str, Reads(hidden=False)]
-"""Of rows: of a folder, hidden files are passed over."""
+"""A path of rows; hidden files of a folder are not read."""
 REPORT_MARKS = ('content="dpr_lightning"', '"preview_words"')
-"""In every page that this package writes, and in report.json."""
+"""Texts that are in every page that this package writes, and in report.json."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ class PathUse:
     """One path of a run.
 
     Args:
-        option: that names it, as on the command line.
-        path: as it was given, with ``~`` expanded.
+        option: that sets it, as on the command line.
+        path: the option's value, with ``~`` expanded.
         use: what happens there.
     """
 
@@ -90,22 +90,22 @@ class PathUse:
 
 
 def parameters_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """Types of the parameters of a function or a class, those that a class passes on to its bases among them.
+    """Types of the parameters of a function or a class, including those of a class's bases.
 
     Types that cannot be resolved are left out: they belong to other libraries.
     """
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     if is_typeddict(function):
         return get_type_hints(function, include_extras=True)
     bases = reversed(function.__mro__) if inspect.isclass(function) else []
     parts = [vars(base).get("__init__") for base in bases] or [function]
     for part in filter(None, parts):
         try:
-            found |= get_type_hints(part, include_extras=True)
+            result |= get_type_hints(part, include_extras=True)
         except (NameError, TypeError, AttributeError):
             continue
-    found.pop("return", None)
-    return found
+    result.pop("return", None)
+    return result
 
 
 def path_uses(annotation: Any, value: Any, option: str) -> Iterator[PathUse]:
@@ -128,7 +128,7 @@ def path_uses(annotation: Any, value: Any, option: str) -> Iterator[PathUse]:
     elif isinstance(value, Mapping) and "class_path" in value:
         yield from _uses_of_class(value, option)
     elif get_origin(annotation) in (Union, UnionType):
-        # Of several types that a value may have, those that are no type of it find nothing in it.
+        # A type of the union that does not fit the value yields nothing.
         seen: set[tuple[str, Path, int]] = set()
         for choice in get_args(annotation):
             for use in path_uses(choice, value, option):
@@ -163,10 +163,10 @@ def import_class(value: Mapping[str, Any]) -> type | None:
     """The class that ``class_path`` names; None where there is none of that name."""
     module, _, name = str(value["class_path"]).rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), name, None)
+        kind = getattr(importlib.import_module(module), name, None)
     except (ImportError, ValueError):
         return None
-    return found if isinstance(found, type) else None
+    return kind if isinstance(kind, type) else None
 
 
 def _class_name(value: Mapping[str, Any]) -> str:

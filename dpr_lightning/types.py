@@ -92,8 +92,8 @@ class ActionScores(NamedTuple):
 class AllActionScores(Protocol):
     """The scores of every token at each acted state of some rows; made for a few states at a time."""
 
-    def scores(self, place: Tensor) -> ActionScores:
-        """At the states ``place`` [n], counted through all rows and columns [B, T]."""
+    def scores(self, index: Tensor) -> ActionScores:
+        """The scores at the states ``index`` [n], positions in the flattened [B, T]."""
         ...
 
     def take(self, rows: Tensor, actions: int) -> "AllActionScores":

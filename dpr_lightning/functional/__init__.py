@@ -1,4 +1,4 @@
-"""The mathematics: pure batched functions of tensors, each with its equation and where that comes from.
+"""The mathematics: pure batched functions of tensors, each with its equation and its source.
 
 float64 in, float64 out; half precision is raised to float32. ``mask`` is True where the policy acted, EOS included, and
 nothing outside it, NaN included, reaches a value or a gradient. ``logits[b, t]`` predicts ``tokens[b, t]``.
@@ -30,7 +30,7 @@ from dpr_lightning.functional.policy_gradient import (
     reinforce_loss,
 )
 from dpr_lightning.functional.returns import returns_to_go, shape_reward
-from dpr_lightning.functional.self_play_loss import SelfPlayLoss, self_play_loss
+from dpr_lightning.functional.self_play_losses import SelfPlayLoss, self_play_loss
 from dpr_lightning.functional.token_rewards import (
     CENTRED_FORMS,
     ReferenceReduction,

@@ -1,4 +1,4 @@
-"""What every function of this folder asks of its arguments before it computes."""
+"""Checks of the arguments of the functions in this folder."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 def shape_text(shape: Sequence[int]) -> str:
     """A shape as written in messages: ``[2, 3]``."""
-    return "[" + ", ".join(str(size) for size in shape) + "]"
+    return "[" + ", ".join(str(length) for length in shape) + "]"
 
 
 def expect_shape(name: str, tensor: Tensor, expected: Sequence[int], like: str) -> None:
@@ -31,7 +31,7 @@ def expect_dimensions(name: str, tensor: Tensor, axes: str) -> None:
 
 
 def expect_mask(mask: Tensor, expected: Sequence[int], like: str) -> Tensor:
-    """The mask as bool, after checking its shape. Masks of 0 and 1 (tokenizers give int64) are taken as well."""
+    """The mask as bool, after checking its shape. Masks of 0 and 1 (tokenizers give int64) are accepted too."""
     expect_shape("mask", mask, expected, like)
     return mask if mask.dtype == torch.bool else mask != 0
 
@@ -56,12 +56,12 @@ def expect_positive(name: str, number: float | Tensor) -> None:
         raise ValueError(f"{name} is {float(number)}, expected a number above 0.")
 
 
-def expect_choice(name: str, found: str, choices: Sequence[str]) -> None:
-    """Raise ValueError unless ``found`` is one of ``choices``."""
-    if found not in choices:
-        raise ValueError(f"{name} is {found!r}, expected one of: {', '.join(choices)}.")
+def expect_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raise ValueError unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}, expected one of: {', '.join(choices)}.")
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """bfloat16 and float16 as float32, others as they are: differences of log-probabilities need the bits."""
+    """bfloat16 and float16 as float32, wider types unchanged: differences of log-probabilities need the precision."""
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor

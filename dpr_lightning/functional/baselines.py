@@ -1,8 +1,8 @@
-"""Baselines: what is subtracted from a return so that its gradient keeps its mean and loses variance.
+"""Baselines: subtracted from a return to reduce the variance of the gradient without changing its mean.
 
 A baseline b_t leaves E[∇log π(a_t|s_t)·(G_t − b_t)] unchanged when it does not depend on a_t. That holds for the
-leave-one-out mean. The batch and position means hold each sample's own return, which shrinks the gradient by a factor
-of about 1 − 1/B; the response mean depends on the row's own actions and is biased. Each docstring says which.
+leave-one-out mean. The batch and position means include each sample's return itself, which scales the gradient by
+about 1 − 1/B; the response mean depends on all of the row's actions and is biased.
 
 On several ranks pass ``reduce``, a function that sums a tensor over them; the mean is then that of all ranks.
 """
@@ -17,7 +17,7 @@ from dpr_lightning.functional._checks import at_least_float32, expect_dimensions
 
 SumOverRanks = Callable[[Tensor], Tensor]
 
-# Spreads below this many units in the last place of the values' own size are rounding, not signal.
+# A spread below this many units in the last place of the values is rounding, not signal.
 _ROUNDING = 16.0
 
 
@@ -29,7 +29,7 @@ def leave_one_out_baseline(
     Unbiased: the other samples do not depend on this one's actions.
 
     Args:
-        returns: nats; the K samples of a prompt are K rows next to each other.
+        returns: nats; the K samples of a prompt are K consecutive rows.
         mask: True where the policy acted; samples that have ended do not count.
         group_size: K ≥ 2.
 
@@ -52,9 +52,9 @@ def leave_one_out_baseline(
         )
     grouped = _inside(returns, mask).view(batch // group_size, group_size, width)
     acting = mask.view(batch // group_size, group_size, width).to(grouped.dtype)
-    others = acting.sum(dim=1, keepdim=True) - acting
+    rest = acting.sum(dim=1, keepdim=True) - acting
     total = grouped.sum(dim=1, keepdim=True) - grouped
-    mean = (total / others.clamp(min=1.0)).masked_fill(others == 0, 0.0)
+    mean = (total / rest.clamp(min=1.0)).masked_fill(rest == 0, 0.0)
     return mean.reshape(batch, width)
 
 
@@ -69,7 +69,7 @@ def batch_baseline(
         reduce: sums a tensor over ranks.
 
     Returns:
-        [B, T], the same everywhere; 0 when nobody acted.
+        [B, T], the same everywhere; 0 where the mask is empty.
 
     Raises:
         ValueError: shapes that differ.
@@ -92,7 +92,7 @@ def position_baseline(
         reduce: sums a tensor over ranks, which must then share T.
 
     Returns:
-        [B, T], every row the same; 0 where nobody is acting.
+        [B, T], every row the same; 0 where no row is acting.
 
     Raises:
         ValueError: shapes that differ.
@@ -105,9 +105,9 @@ def position_baseline(
 
 
 def response_baseline(returns: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
-    """Each row's own mean return over its tokens:  b_i = Σ_t m_it G_it / Σ_t m_it.
+    """Mean return over the tokens of each row:  b_i = Σ_t m_it G_it / Σ_t m_it.
 
-    Biased: it holds the returns of the row's own actions. Low in variance, which is why PRIME uses one of this kind.
+    Biased: it includes the returns of the row's actions. Low in variance, which is why PRIME uses one of this kind.
 
     Returns:
         [B, T], the same along each row; 0 for rows without tokens.

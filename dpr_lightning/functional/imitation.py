@@ -80,9 +80,9 @@ def iq_learn_loss(
         v0             L = −E[Σ_t γ^t r_t + γ^n V_n·(row was cut)] + E[V_0]   mean over sequences
         with χ²        L + (1/4α)·E[r_t²]
 
-    t counts a row's actions: the state after an action is that of the row's next action, whatever other speakers said
+    t counts a row's actions: the state after an action is that of the row's next action, whatever other roles wrote
     in between. After the last action V is 0 if the row ``terminated``; if it was cut by a length limit V is that of the
-    state it stopped in, and the return of ``v0`` is bootstrapped with the same V_n.
+    its last state, and the return of ``v0`` is bootstrapped with the same V_n.
 
     Written this way V' drops out of both forms, and so it is not computed for them:
 
@@ -93,7 +93,7 @@ def iq_learn_loss(
     The χ² term is not a function of π alone: it also sees the offset that logits carry per state. Warm 1/α up.
 
     Args:
-        logits: ``logits[b, t]`` predicts ``tokens[b, t]``. S is T, or T+1 to hold the state after the last token.
+        logits: ``logits[b, t]`` predicts ``tokens[b, t]``. S is T, or T+1 with the state after the last token.
         tokens: the demonstrated tokens.
         mask: True where the demonstrator acted, EOS included; gaps and empty rows are allowed.
         terminated: the row's last action is a real EOS.
@@ -102,8 +102,8 @@ def iq_learn_loss(
         chi2_alpha: α > 0 of the χ² term; None leaves it out. The last action of a cut row has no r_t when S = T and
             its next state lies beyond; it then adds nothing, while the mean still counts it.
         temperature: τ > 0.
-        normaliser: what the sums are divided by instead of the masked tokens (``value_expert``) or the rows (``v0``)
-            of this batch: those of the whole optimizer step, so that accumulated parts add up.
+        normaliser: divides the sums instead of the number of masked tokens (``value_expert``) or of rows (``v0``)
+            of this batch; pass that of the whole optimizer step, so that accumulated parts add up.
 
     Returns:
         Scalar, nats; 0 when the mask is empty.

@@ -1,4 +1,4 @@
-"""Samples of one distribution that stand for another's."""
+"""Importance weights: expectations under one distribution from samples of another."""
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -12,23 +12,23 @@ def truncated_importance(
     mask: Bool[Tensor, "B T"],
     cap: float,
 ) -> Float[Tensor, "B T"]:
-    """w = min(π(a|s)/b(a|s), C) of each token that b drew, for an expectation under π.
+    """w = min(π(a|s)/b(a|s), C) of each token sampled from b, for an expectation under π.
 
-    Without a cap E_b[w·f] = E_π[f]; the cap bounds the variance of tokens that π likes much better than b does, and
-    takes at most E_π[|f|; π > C·b] from it. Each token is weighed for itself: the states before it stay those of b.
+    Without a cap E_b[w·f] = E_π[f]; the cap bounds the variance of tokens that are much more probable under π than b,
+    at a bias of at most E_π[|f|; π > C·b]. The weight is that of the action alone: the states before it remain b's.
 
     Args:
         policy_logprob: log π of the tokens, nats.
         behaviour_logprob: log b of them.
-        mask: True where a token was drawn.
-        cap: C; at 1 no token counts more than it was drawn.
+        mask: True where a token was sampled.
+        cap: C; at 1 no token has a weight above 1.
 
     Returns:
         w ≥ 0, without gradient; 0 outside the mask.
 
     Raises:
         ValueError: shapes that differ, or C ≤ 0.
-    Source: Ionides 2008, Truncated importance sampling; for policies sampled by other programs than train them, Yao et
+    Source: Ionides 2008, Truncated importance sampling; for sampling and training by different programs, Yao et
     al. 2025, Your efficient RL framework secretly brings you off-policy RL training.
     """
     expect_positive("cap", cap)

@@ -1,4 +1,4 @@
-"""Log-probabilities of tokens, and what is computed from whole distributions over the vocabulary. All in nats."""
+"""Log-probabilities of tokens, and functions of whole distributions over the vocabulary. All in nats."""
 
 from typing import Any, Literal, get_args
 
@@ -19,15 +19,15 @@ from dpr_lightning.functional._checks import (
 
 KLEstimator = Literal["k1", "k2", "k3"]
 
-# Entries of a [rows, V] block worked on at a time: the float32 workspace of a call, 16 MiB, whatever B, T and V are.
+# Entries of a [rows, V] block: the float32 workspace of a call is 16 MiB, whatever B, T and V are.
 _BLOCK = 1 << 22
 
 
 class _LogSoftmaxAt(torch.autograd.Function):
     """log softmax(z)[token] and logsumexp(z), z = logits/τ, of [N, V] rows, with a workspace of a few rows only.
 
-    Autograd's own version keeps a float32 copy of all logits and, in the backward, three more of the same size; it also
-    turns a zero gradient at a row holding NaN into NaN. Here a row without incoming gradient gets exactly 0.
+    PyTorch's autograd saves a float32 copy of all logits and, in the backward, needs three more of the same size; it
+    also turns a zero gradient at a row with NaN into NaN. Here a row without incoming gradient gets exactly 0.
     """
 
     @staticmethod
@@ -41,9 +41,9 @@ class _LogSoftmaxAt(torch.autograd.Function):
             if temperature != 1.0:
                 block = block / temperature
             highest = block.amax(dim=-1, keepdim=True)
-            chosen = block.gather(-1, tokens[start : start + step, None]) - highest
+            shifted = block.gather(-1, tokens[start : start + step, None]) - highest
             log_sum = (block - highest).exp_().sum(dim=-1, keepdim=True).log_()
-            logprob[start : start + step] = (chosen - log_sum).squeeze(-1)
+            logprob[start : start + step] = (shifted - log_sum).squeeze(-1)
             normaliser[start : start + step] = (highest + log_sum).squeeze(-1)
         ctx.save_for_backward(logits, tokens, normaliser)
         ctx.temperature = temperature
@@ -80,7 +80,7 @@ def token_logprobs_and_normaliser(
 
     Args:
         logits: ``logits[b, t]`` predicts ``tokens[b, t]``.
-        tokens: indices in [0, V), of any kind at padded positions.
+        tokens: indices in [0, V), at padded positions too.
         temperature: τ > 0.
 
     Returns:
@@ -114,7 +114,7 @@ def token_logprobs(logits: Float[Tensor, "B T V"], tokens: Int[Tensor, "B T"]) -
         tokens: indices in [0, V).
 
     Returns:
-        [B, T] in nats. Half-precision logits are worked on in float32, block by block, and give float32.
+        [B, T] in nats. Half-precision logits are converted to float32, block by block, and give float32.
 
     Raises:
         ValueError: shapes that do not fit, or a token outside the vocabulary (checked on the CPU).
@@ -127,7 +127,7 @@ def entropy(logprobs: Float[Tensor, "*batch V"], mask: Bool[Tensor, "*batch"] | 
 
     Args:
         logprobs: normalised log-probabilities.
-        mask: where given, positions outside it are 0 and pass no gradient.
+        mask: positions outside it are 0 and pass no gradient; None: all positions count.
 
     Raises:
         ValueError: the mask does not have the shape of ``logprobs`` without V.
@@ -149,7 +149,7 @@ def kl_divergence(
     Args:
         logp: normalised log-probabilities of p, which the expectation is under.
         logq: those of q.
-        mask: where given, positions outside it are 0 and pass no gradient.
+        mask: positions outside it are 0 and pass no gradient; None: all positions count.
 
     Raises:
         ValueError: shapes that do not fit each other.
@@ -168,17 +168,17 @@ def kl_estimate(
     kind: KLEstimator = "k1",
     mask: Bool[Tensor, "*shape"] | None = None,
 ) -> Float[Tensor, "*shape"]:
-    """Estimate of KL(p‖q) from one token drawn from p at each position; with u = log p − log q, nats:
+    """Estimate of KL(p‖q) from one token sampled from p at each position; with u = log p − log q, nats:
 
         k1 = u            unbiased, of either sign; the one that belongs inside a reward
         k2 = u²/2         biased, small variance, ≥ 0
         k3 = e^{−u} − 1 + u   unbiased, ≥ 0
 
     Args:
-        logprob: log p of the drawn tokens, p being the distribution they were drawn from.
+        logprob: log p of the sampled tokens, where p is the distribution that they were sampled from.
         other_logprob: log q of the same tokens.
         kind: which estimator.
-        mask: where given, positions outside it are 0 and pass no gradient.
+        mask: positions outside it are 0 and pass no gradient; None: all positions count.
 
     Raises:
         ValueError: an unknown kind, or shapes that differ.
@@ -197,7 +197,7 @@ def kl_estimate(
 
 
 def _inside(logprobs: Tensor, mask: Tensor | None) -> Tensor:
-    """The distributions inside the mask; 0 outside it, before anything is computed from them."""
+    """The distributions with 0 outside the mask, so that NaN there has no effect on values or gradients."""
     if mask is None:
         return logprobs
     mask = expect_mask(mask, logprobs.shape[:-1], "the log-probabilities without the vocabulary")

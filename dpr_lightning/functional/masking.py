@@ -1,6 +1,6 @@
-"""Masks: which positions the policy acted at, and sums that see nothing else.
+"""Masks of the positions where the policy acted, and sums over these alone.
 
-A mask is True where the policy chose the token, EOS included. Values outside it are replaced before they are used, so
+A mask is True where the token is the policy's action, EOS included. Values outside it are replaced before use, so
 NaN and Inf there reach neither a value nor a gradient.
 """
 
@@ -12,10 +12,10 @@ from dpr_lightning.functional._checks import expect_dimensions, expect_mask, exp
 
 
 def action_positions(mask: Bool[Tensor, "B L"]) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]:
-    """Where each row's actions lie in its sequence, packed to the left:  mask[b, position[b, t]] is True.
+    """The positions of each row's actions in its sequence, packed to the left:  mask[b, position[b, t]] is True.
 
     Args:
-        mask: sequence-aligned; True where the policy chose the token. Its first column is False: nothing predicts it.
+        mask: sequence-aligned; True where the policy acted. Its first column is False: no logits predict it.
 
     Returns:
         ``position`` [B, T], indices into L, in order; 1 where there is no action, so that both ``position`` and
@@ -23,7 +23,7 @@ def action_positions(mask: Bool[Tensor, "B L"]) -> tuple[Int[Tensor, "B T"], Boo
         first n_b entries of row b. T is the largest n_b of the batch and may be 0.
 
     Raises:
-        ValueError: the mask is not two-dimensional, or says that a first token was chosen by the policy.
+        ValueError: the mask is not two-dimensional, or its first column is not False.
     """
     expect_dimensions("mask", mask, "B L")
     mask = expect_mask(mask, mask.shape, "sequence-aligned")
@@ -51,10 +51,10 @@ def gather_actions(
     """Sequence-aligned values at the actions:  out[b, t] = values[b, position[b, t]], ``fill`` where there is none.
 
     Args:
-        values: any tensor whose first two axes are B and L; further axes (a vocabulary) travel along.
+        values: any tensor whose first two axes are B and L; further axes (a vocabulary) are kept.
         position: from :func:`action_positions`; subtract 1 to fetch the logits that predict each action.
         action_mask: from :func:`action_positions`.
-        fill: what stands where a row has no t-th action.
+        fill: value where a row has no t-th action.
 
     Raises:
         ValueError: the shapes do not fit each other.
@@ -72,20 +72,20 @@ def gather_actions(
 def masked_sum(
     value: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"], dim: int | None = None
 ) -> Float[Tensor, "*reduced"]:
-    """Sum of what the mask covers:  Σ m·x, over everything or along ``dim``. Nothing covered gives 0.
+    """Sum inside the mask:  Σ m·x, over everything or along ``dim``; 0 where the mask is empty.
 
     Raises:
         ValueError: mask and value differ in shape.
     """
     mask = expect_mask(mask, value.shape, "that of value")
-    kept = value.masked_fill(~mask, 0.0)
-    return kept.sum() if dim is None else kept.sum(dim=dim)
+    inside = value.masked_fill(~mask, 0.0)
+    return inside.sum() if dim is None else inside.sum(dim=dim)
 
 
 def masked_mean(
     value: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"], dim: int | None = None
 ) -> Float[Tensor, "*reduced"]:
-    """Mean of what the mask covers:  Σ m·x / Σ m, over everything or along ``dim``. Nothing covered gives 0.
+    """Mean inside the mask:  Σ m·x / Σ m, over everything or along ``dim``; 0 where the mask is empty.
 
     Raises:
         ValueError: mask and value differ in shape.
@@ -98,7 +98,7 @@ def masked_mean(
 def next_action(mask: Bool[Tensor, "B T"]) -> Int[Tensor, "B T"]:
     """The next acted position after each position:  n(t) = min{k > t : m_k}, and T where none follows.
 
-    Turns of other speakers leave gaps in a mask; the state that follows an action is the one of the next action.
+    Turns of other roles leave gaps in a mask; the state that follows an action is that of the next action.
     """
     expect_dimensions("mask", mask, "B T")
     mask = expect_mask(mask, mask.shape, "[B, T]")

@@ -1,4 +1,4 @@
-"""Policy-gradient losses: their gradients, not their values, are what matters."""
+"""Policy-gradient losses, whose gradients are meaningful and whose values are not."""
 
 import math
 
@@ -47,9 +47,9 @@ def all_actions_loss(
     mask: Bool[Tensor, "B T"],
     num_tokens: float | Float[Tensor, ""],
 ) -> Float[Tensor, ""]:
-    """Immediate reward with nothing sampled:  L = −Σ_t m_t Σ_a π(a|s_t)·r(s_t, a) / N.
+    """Expected immediate reward, exact over all actions:  L = −Σ_t m_t Σ_a π(a|s_t)·r(s_t, a) / N.
 
-    Differentiated through π and through r, which may hold −β(log π − log π_SFT): the gradient of that log π has mean
+    Differentiated through π and through r, which may include −β(log π − log π_SFT): the gradient of that log π has mean
     0 under π, so it changes nothing in expectation. Actions of probability 0 add 0, whatever their reward is.
 
     Args:
@@ -85,7 +85,7 @@ def clipped_surrogate_loss(
 
     Args:
         logprob: log π of the sampled tokens under the policy being trained, nats.
-        behaviour_logprob: the same under the policy that drew them; no gradient flows through it.
+        behaviour_logprob: the same under the policy that sampled them; no gradient flows through it.
         advantage: return less baseline; no gradient flows through it.
         mask: True where the policy acted.
         num_tokens: N, tokens of the whole optimizer step over accumulation and ranks.
@@ -116,15 +116,15 @@ def clipped_surrogate_loss(
 def bound_unlikelihood(
     advantage: Float[Tensor, "*shape"], logprob: Float[Tensor, "*shape"], floor_probability: float
 ) -> Float[Tensor, "*shape"]:
-    """Negative advantages that fade on improbable tokens:  A·min(1, π/p_floor) where A < 0, A elsewhere.
+    """Negative advantages, reduced on improbable tokens:  A·min(1, π/p_floor) where A < 0, A elsewhere.
 
-    Lowering log π without end costs −A·log π nothing to stop at: the gradient in the logits keeps its size |A|·(1−π) as
-    π → 0 and pushes the token ever further down, every other token up. With the factor the push vanishes with π.
+    The term −A·log π is unbounded below: its gradient in the logits has size |A|·(1−π), which does not vanish as π → 0,
+    so the token's logit falls, and all others rise, without end. With the factor the gradient vanishes with π.
 
     Args:
         advantage: return less baseline.
         logprob: log π of the same tokens under the policy being trained, nats; no gradient flows through it.
-        floor_probability: p_floor in (0, 1]; tokens at least as probable as this are left alone.
+        floor_probability: p_floor in (0, 1]; tokens at least as probable as this are unchanged.
 
     Raises:
         ValueError: shapes that differ, or p_floor outside (0, 1].

@@ -1,4 +1,4 @@
-"""Returns, and potential shaping, which at γ = 1 changes them by a constant of the start state alone."""
+"""Returns, and potential shaping, which at γ = 1 changes them by a constant of the start state."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -18,9 +18,9 @@ from dpr_lightning.functional.masking import next_action
 def returns_to_go(
     reward: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], discount: float = 1.0
 ) -> Float[Tensor, "B T"]:
-    """Discounted sum of what is still to come:  G_t = Σ_{k≥t} γ^{k−t} m_k r_k.
+    """Discounted sum of the current and all later rewards:  G_t = Σ_{k≥t} γ^{k−t} m_k r_k.
 
-    The exponent counts positions, as written: pass action-aligned rewards where a mask has gaps and γ < 1.
+    The exponent counts positions: pass action-aligned rewards where a mask has gaps and γ < 1.
 
     Args:
         reward: nats per token; positions outside ``mask`` are ignored, NaN included.
@@ -28,7 +28,7 @@ def returns_to_go(
         discount: γ in [0, 1]; at 1 the telescoping of potential shaping is exact.
 
     Returns:
-        [B, T] in nats. Positions outside the mask hold the return of what follows them, 0 after the last action.
+        [B, T] in nats. Positions outside the mask have the return of the actions after them, 0 after the last.
 
     Raises:
         ValueError: shapes that differ, or γ outside [0, 1].
@@ -60,13 +60,13 @@ def shape_reward(
 ) -> Float[Tensor, "B T"]:
     """Potential-based shaping:  r'_t = r_t + γΦ(s_{t+1}) − Φ(s_t).
 
-    The state that follows an action is that of the row's next action: γ counts actions, and the tokens of other
-    speakers belong to the transition. Φ(terminal) = 0; a row cut by a length limit keeps Φ of the state it stopped in.
+    The state that follows an action is that of the row's next action: γ counts actions, and the tokens of other roles
+    belong to the transition. Φ(terminal) = 0; a row cut by a length limit keeps Φ of its last state.
     At γ = 1 the shaped return-to-go is the old one less Φ(s_t), plus that last potential where the row was cut.
 
     Args:
         reward: nats per token.
-        potential: ``potential[b, t]`` is Φ of the state in which ``tokens[b, t]`` is chosen; one column more than
+        potential: ``potential[b, t]`` is Φ of the state in which ``tokens[b, t]`` is sampled; one column more than
             ``reward``, for the state after the last.
         mask: True where the policy acted; outside it the result is 0 and NaN is harmless.
         terminated: the row's last action is a real EOS.
@@ -91,10 +91,10 @@ def shape_reward(
 def following_value(
     value: Float[Tensor, "B S"], mask: Bool[Tensor, "B T"], terminated: Bool[Tensor, " B"]
 ) -> tuple[Float[Tensor, "B T"], Bool[Tensor, "B T"]]:
-    """A state value at the state that follows each action, for masks with gaps and rows that were cut.
+    """The value of the state that follows each action, for masks with gaps and rows that were cut.
 
     Args:
-        value: value of the state at each position; S = T, or more where the state after the last is known.
+        value: of the state at each position; S = T, or more where the state after the last is known.
         mask: True where the policy acted.
         terminated: the row's last action is a real EOS, so that what follows it has value 0.
 
@@ -105,7 +105,7 @@ def following_value(
     batch, width = mask.shape
     target = next_action(mask)
     last = mask & (target == width)
-    # a cut row goes on in the state right after its last action, which nobody acted in yet
+    # the state that follows the last action of a cut row is the one right after it, in which there is no action yet
     after = torch.arange(1, width + 1, device=mask.device).expand(batch, width)
     target = torch.where(last, after, target)
     terminal = last & terminated[:, None]

@@ -1,6 +1,6 @@
-"""The dense reward: what training moved π_SFT towards, token by token, against weaker references.
+"""The dense reward of a token: log-probability under π_SFT less that under weaker references.
 
-Every function takes the log-probabilities of the tokens written, [B, T], or of every token of the vocabulary,
+Every function takes the log-probabilities of the acted tokens, [B, T], or of every token of the vocabulary,
 [B, T, V]; a divergence per state goes with the latter as ``divergence.unsqueeze(-1)``.
 """
 
@@ -40,7 +40,7 @@ def reference_baseline(
 
     Args:
         reference_logprobs: nats; R ≥ 1 references first.
-        reduction: how to make one of several.
+        reduction: how several become one.
         coefficient: c of ``mean_minus_std``; other reductions do not use it.
 
     Raises:
@@ -59,7 +59,7 @@ def reference_baseline(
         return logprobs.amax(dim=0)
     mean = logprobs.mean(dim=0)
     variance = (logprobs - mean).square().mean(dim=0)
-    # the slope of a square root at 0 is infinite; where references agree the spread is 0 and so is its slope
+    # a square root has an infinite slope at 0; where references agree, the spread and its slope are 0
     spread = variance > 0
     deviation = variance.masked_fill(~spread, 1.0).sqrt().masked_fill(~spread, 0.0)
     return mean + coefficient * torch.where(variance.isnan(), variance, deviation)
@@ -71,10 +71,10 @@ def baseline_relative_reward(
     reduction: ReferenceReduction = "mean_logprob",
     coefficient: float = 1.0,
 ) -> Float[Tensor, "*shape"]:
-    """The dense reward of a token:  r̂_t = log π_SFT(a_t|s_t) − b_t, b_t the baseline that the references make.
+    """The dense reward of a token:  r̂_t = log π_SFT(a_t|s_t) − b_t, b_t the references' baseline.
 
-    Its expectation under π_SFT is KL(π_SFT‖π_ref)(s_t) ≥ 0. Values that are not finite (a reference that gives a token
-    probability 0) are passed on: :func:`check_finite_rewards` reports them.
+    Its expectation under π_SFT is KL(π_SFT‖π_ref)(s_t) ≥ 0. Values that are not finite (where a reference gives a token
+    probability 0) are returned: :func:`check_finite_rewards` reports them.
 
     Args:
         policy_logprob: log π_SFT, nats, [B, T] or [B, T, V].
@@ -117,8 +117,8 @@ def dense_reward_form(
         log_ratio            r̂                             as published
         clipped              clip(r̂, −limit, limit)
         interpolated         log π_SFT − λ·b                 λ=1: log_ratio, λ=0: log_policy
-        centred              r̂ − D                          mean 0 under π_SFT: no pay for reaching a state
-        one_sided            min(r̂, 0)                      only what training moved away from
+        centred              r̂ − D                          mean 0 under π_SFT: no reward for reaching a state
+        one_sided            min(r̂, 0)                      only tokens that training made less probable
         one_sided_centred    min(r̂ − D, 0)
         log_policy           log π_SFT                       ≤ 0, so it favours short responses
 
@@ -126,7 +126,7 @@ def dense_reward_form(
         form: one of the names above.
         policy_logprob: log π_SFT, nats, [B, T] or [B, T, V].
         baseline_logprob: b, nats, of the same shape: :func:`reference_baseline`.
-        divergence: D, nats, anything that broadcasts to the shape; needed by the centred forms.
+        divergence: D, nats, broadcast to the shape; needed by the centred forms.
         limit: nats, of ``clipped``; above 0.
         interpolation: λ of ``interpolated``, in [0, 1].
 
@@ -174,7 +174,7 @@ def mixed_dense_reward(
     """Weighted sum of forms:  r = Σ_f w_f·r_f, as in ``{"one_sided": 1.0, "log_policy": 0.5}``.
 
     Args:
-        weights: a weight for each form wanted; forms of weight 0 are not computed.
+        weights: weight of each form; forms of weight 0 are not computed.
         policy_logprob: see :func:`dense_reward_form`, as are the arguments that follow.
         baseline_logprob: b, nats.
         divergence: D, nats.
@@ -198,7 +198,7 @@ def mixed_dense_reward(
 
 
 def clip_reward(reward: Float[Tensor, "*shape"], limit: float) -> Float[Tensor, "*shape"]:
-    """Rewards cut to [−limit, limit], nats. NaN stays NaN, for :func:`check_finite_rewards` to find.
+    """Rewards cut to [−limit, limit], nats. NaN stays NaN, and :func:`check_finite_rewards` reports it.
 
     Raises:
         ValueError: a limit that is not above 0.
@@ -223,9 +223,9 @@ def length_normalise(reward: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) ->
 def zscore_by_position(
     reward: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], reduce: SumOverRanks | None = None
 ) -> Float[Tensor, "B T"]:
-    """Rewards standardised over the rows still acting at each position:  (r_t − mean_t) / std_t.
+    """Rewards standardised over the rows that are acting at each position:  (r_t − mean_t) / std_t.
 
-    Population standard deviation. A position where the rewards agree to rounding (one row alone, for example) gives 0.
+    Population standard deviation. A position where the rewards agree to rounding (for example, a single row) gives 0.
 
     Args:
         reward: nats per token.
@@ -241,27 +241,27 @@ def zscore_by_position(
 
 
 def check_finite_rewards(reward: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]) -> None:
-    """Do nothing when every reward inside the mask is finite.
+    """Check that every reward inside the mask is finite.
 
     Raises:
-        InputError: (a ValueError) some are not; it says how many and where the first is.
+        InputError: (a ValueError) some are not; it has their number and the position of the first.
         ValueError: shapes that differ.
     """
     mask = expect_mask(mask, reward.shape, "that of reward")
     bad = mask & ~torch.isfinite(reward)
     count = int(bad.sum())
     if count:
-        place = tuple(int(index) for index in bad.nonzero()[0])
+        position = tuple(int(index) for index in bad.nonzero()[0])
         raise InputError(
-            f"{count} of {int(mask.sum())} token rewards are not finite; the first, at {list(place)}, is "
-            f"{float(reward[place])}. A reference that gives a sampled token probability 0 does this: score it in "
+            f"{count} of {int(mask.sum())} token rewards are not finite; the first, at {list(position)}, is "
+            f"{float(reward[position])}. A reference that gives a sampled token probability 0 does this: score it in "
             "float32, or sample with top_p=1. NaN everywhere means that a model's weights are damaged."
         )
 
 
 def _expect_broadcast(divergence: Tensor, target: Tensor) -> None:
     sizes = zip(divergence.shape, target.shape, strict=False)
-    if divergence.dim() != target.dim() or any(found not in (1, size) for found, size in sizes):
+    if divergence.dim() != target.dim() or any(length not in (1, size) for length, size in sizes):
         raise ValueError(
             f"divergence has shape {list(divergence.shape)}, which does not broadcast to {list(target.shape)}. "
             "Rewards of every token, [B, T, V], need divergence.unsqueeze(-1)."

@@ -1,4 +1,4 @@
-"""A policy: its description as data, and how it becomes a model, a frozen copy or a folder."""
+"""Policies: their specification, and how they are built, frozen and saved."""
 
 from dpr_lightning.policies.build import build_policy, check_policy
 from dpr_lightning.policies.capabilities import Capabilities, capabilities_of

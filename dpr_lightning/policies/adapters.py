@@ -1,4 +1,4 @@
-"""Adapters of peft: where they are, which base they belong to, and how they get on it."""
+"""Adapters of peft: finding them, finding their base, and adding them to a model."""
 
 import json
 import logging
@@ -27,19 +27,20 @@ from dpr_lightning.policies.vocabulary_rows import add_embedding_rows, tensor_sh
 log = logging.getLogger(__name__)
 DESCRIPTION = "dpr_policy.json"
 FUSED_MAMBA = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
-"""Architectures that read the weights of `out_proj` and `dt_proj` past any adapter on them; peft refuses the first."""
+"""Architectures that use the weights of `out_proj` and `dt_proj` without calling the layers, so that an adapter on them
+has no effect. Only for `out_proj` does peft refuse one."""
 UNMERGEABLE = (
     *("ADAPTION_PROMPT", "CARTRIDGE", "CPT", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "PROMPT_TUNING"),
     *("OSF", "POLY", "SHADOW", "XLORA", "aLoRA"),
 )
-"""Kinds of adapters of peft that are more than a change of weights, or that peft cannot take out of them again."""
+"""Kinds of peft's adapters that are more than a change of weights, or that peft cannot unmerge."""
 
 
 def resolve_adapter(spec: PolicySpec) -> tuple[PolicySpec, str | None]:
-    """Split a description into that of its full base and the folder of an adapter on it, if there is one.
+    """Split a specification into that of its full base and the folder of an adapter on it, if there is one.
 
     Raises:
-        InputError: the checkpoint or the adapter's base is not there, or a policy cannot have such an adapter.
+        InputError: the checkpoint or the adapter's base does not exist, or adapters of this kind are not supported.
     """
     start = spec.checkpoint if spec.checkpoint and not spec.checkpoint.endswith(".ckpt") else None
     if start is not None and not Path(start).exists() and start.startswith((".", "/", "runs/")):
@@ -60,7 +61,7 @@ def resolve_adapter(spec: PolicySpec) -> tuple[PolicySpec, str | None]:
 
 
 def is_adapter(folder: str | Path) -> bool:
-    """Whether a folder or hub id holds a peft adapter instead of a full model."""
+    """Whether a folder or hub id is a peft adapter instead of a full model."""
     return adapter_folder(str(folder)) is not None
 
 
@@ -68,7 +69,7 @@ def adapter_config(folder: str | Path) -> dict[str, Any]:
     """The configuration of the adapter in ``folder``.
 
     Raises:
-        InputError: it cannot be read, or a policy cannot have an adapter of its kind.
+        InputError: it cannot be read, or adapters of this kind are not supported.
     """
     path = Path(folder) / ADAPTER_CONFIG
     try:
@@ -92,10 +93,10 @@ def adapter_config(folder: str | Path) -> dict[str, Any]:
 
 
 def base_of(folder: str | Path) -> PolicySpec:
-    """The description of the full model that the adapter in ``folder`` was trained on.
+    """The specification of the full model that the adapter in ``folder`` was trained on.
 
     Raises:
-        InputError: the adapter does not say, or the base is not there.
+        InputError: the adapter does not name its base, or the base does not exist.
     """
     folder = Path(adapter_folder(str(folder)) or folder)
     config, path = adapter_config(folder), folder / DESCRIPTION
@@ -108,7 +109,7 @@ def base_of(folder: str | Path) -> PolicySpec:
             "`model.policy.source` and the adapter as `model.policy.checkpoint`, or write it into "
             f"{folder / ADAPTER_CONFIG} as `base_model_name_or_path`."
         )
-    # A base that moved is found by whichever of its names is still true.
+    # If the base was moved, one of its other names may still be right.
     alternatives = (folder / saved["relative"] if saved.get("relative") else None, named, folder.parent / (named or ""))
     if not Path(source).exists():
         source = next((str(path) for path in alternatives if path and named and Path(path).exists()), source)
@@ -120,9 +121,10 @@ def base_of(folder: str | Path) -> PolicySpec:
 
 
 def changes_nothing_else(folder: str | Path, policy: nn.Module) -> bool:
-    """Whether the adapter in ``folder`` and that of ``policy`` can share one base, which neither changes.
+    """Whether the adapter in ``folder`` can share one base with that of ``policy``.
 
-    LoRA without biases, trained tokens or an initialisation that changes the base, on layers that are wrapped already.
+    Both must be LoRA, and the one in ``folder`` without biases, trained tokens or an initialisation that changes the
+    base, on layers that have an adapter already.
     """
     config = adapter_config(folder)
     adapted: Any = policy
@@ -139,7 +141,7 @@ def changes_nothing_else(folder: str | Path, policy: nn.Module) -> bool:
 
 
 def base_remedy(folder: str | Path) -> str:
-    """What to do where the base of the adapter in ``folder`` is not where it was."""
+    """The remedy where the base of the adapter in ``folder`` has moved."""
     ours, theirs = Path(folder) / DESCRIPTION, Path(folder) / ADAPTER_CONFIG
     entry = f"'source' in {ours}" if ours.is_file() else f"'base_model_name_or_path' in {theirs}"
     return (
@@ -149,12 +151,12 @@ def base_remedy(folder: str | Path) -> str:
 
 
 def describe_base(spec: PolicySpec, target: Path, folder: Path) -> None:
-    """Say in a saved adapter which base it belongs to, so that it is found from any folder and machine.
+    """Write into a saved adapter which base it belongs to, so that the base is found from any folder and machine.
 
     Args:
-        spec: the description that the policy was built from.
+        spec: from which the policy was built.
         target: the folder with the adapter.
-        folder: where that will be in the end.
+        folder: to which ``target`` will be renamed.
     """
     base, _ = resolve_adapter(spec)
     assert base.source is not None
@@ -171,7 +173,7 @@ def describe_base(spec: PolicySpec, target: Path, folder: Path) -> None:
 
 
 def _refuse_several_adapters(source: str) -> None:
-    """peft writes adapters of other names than ``default`` into folders of these names."""
+    """Refuse a folder with several adapters, which peft writes into subfolders of their names."""
     if not Path(source).is_dir() or (Path(source) / "config.json").is_file():
         return
     names = sorted(path.parent.name for path in Path(source).glob(f"*/{ADAPTER_CONFIG}"))
@@ -183,14 +185,14 @@ def _refuse_several_adapters(source: str) -> None:
 
 
 def report_other_rank(folder: str, spec: LoraSpec | None) -> None:
-    """An adapter keeps the shape it was trained with; say so where another one was asked for."""
+    """Warn where ``spec`` has another rank or alpha than the adapter, which keeps those that it was trained with."""
     if spec is None:
         return
-    held = adapter_config(folder)
-    if (held.get("r"), held.get("lora_alpha")) != (spec.rank, spec.alpha):
+    config = adapter_config(folder)
+    if (config.get("r"), config.get("lora_alpha")) != (spec.rank, spec.alpha):
         log.warning(
             "The adapter in %s has rank %s and alpha %s, and keeps them; `lora` asks for %s and %s.",
-            folder, held.get("r"), held.get("lora_alpha"), spec.rank, spec.alpha,
+            folder, config.get("r"), config.get("lora_alpha"), spec.rank, spec.alpha,
         )  # fmt: skip
 
 
@@ -203,10 +205,10 @@ def _require_peft() -> Any:
 
 
 def add_adapter(model: nn.Module, spec: LoraSpec) -> nn.Module:
-    """Put a new adapter on ``model``, whose other weights are frozen, and say which layers it changes.
+    """Put a new adapter on ``model``, freeze its other weights, and log which layers have an adapter.
 
     Raises:
-        InputError: a name in ``spec`` is that of no layer, or peft refuses an option.
+        InputError: no layer has a name in ``spec``, or peft refuses an option.
     """
     peft = _require_peft()
     check_targets(model, spec)
@@ -232,7 +234,7 @@ def add_adapter(model: nn.Module, spec: LoraSpec) -> nn.Module:
 
 
 def _excluded(model: nn.Module, spec: LoraSpec) -> str | None:
-    """Names of modules that get no adapter, as peft's pattern: text does not go through them, or peft refuses them."""
+    """Pattern for peft of the modules that get no adapter: text does not go through them, or peft refuses them."""
     patterns = [f"{re.escape(part)}(\\..*)?" for part in parts_without_text(model)]
     config: Any = model.config
     if spec.target_modules == ALL_LINEAR and config.model_type in FUSED_MAMBA:
@@ -241,15 +243,15 @@ def _excluded(model: nn.Module, spec: LoraSpec) -> str | None:
 
 
 def load_adapter(model: nn.Module, folder: str | Path, *, trainable: bool, name: str = "default") -> nn.Module:
-    """Put the adapter saved in ``folder`` on ``model``, beside those that are there already.
+    """Put the adapter saved in ``folder`` on ``model``, next to any that it has already.
 
     Raises:
-        InputError: it belongs to another base, or is of a kind that the installed peft does not know.
+        InputError: it belongs to another base, or the installed peft does not support its kind.
     """
     peft = _require_peft()
     try:
         if isinstance(model, peft.PeftModel):
-            # peft puts the whole model in evaluation mode when it loads an adapter that is not trained.
+            # peft puts the whole model into evaluation mode when it loads an adapter that is not trained.
             active, training = model.active_adapter, model.training
             result = model.load_adapter(str(folder), name, is_trainable=trainable)
             model.set_adapter(active)
@@ -263,7 +265,7 @@ def load_adapter(model: nn.Module, folder: str | Path, *, trainable: bool, name:
             adapted = kind(model, config, name)
             result = adapted.load_adapter(str(folder), name, is_trainable=trainable)
     except (torch.OutOfMemoryError, InputError):
-        raise  # the weights are as they should be
+        raise  # the cause is not in the weights
     except UNREADABLE as error:
         raise InputError(f"The adapter in {str(folder)!r} does not fit this base: {last_line(error)}") from error
     wrong = [*result.missing_keys, *result.unexpected_keys]

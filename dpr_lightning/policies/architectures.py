@@ -1,4 +1,4 @@
-"""From a configuration to the class of transformers that reads it, and words for what is no causal language model."""
+"""The class of transformers for a configuration, and the errors for models that are no causal language models."""
 
 import logging
 from typing import Any
@@ -15,7 +15,7 @@ DECODERS = "Choose a decoder, such as Llama, Qwen, Gemma or GPT-2, as `model.pol
 
 
 def read_config(spec: PolicySpec) -> Any:
-    """The configuration that ``spec.source`` names; transformers' own errors where there is none."""
+    """The configuration of ``spec.source``; raises transformers' errors where there is none."""
     assert spec.source is not None
     options: dict[str, Any] = {"trust_remote_code": spec.trust_remote_code}
     if spec.gguf_file is not None:
@@ -26,9 +26,9 @@ def read_config(spec: PolicySpec) -> Any:
 
 
 def auto_class(config: Any, name: str) -> Any:
-    """The auto class of transformers that makes a causal language model of ``config``.
+    """The auto class of transformers that builds a causal language model of ``config``.
 
-    Models that read images beside text are loaded whole, and given text alone.
+    Models that read images too are loaded whole, and trained on text alone.
 
     Args:
         config: of the model.
@@ -56,7 +56,7 @@ def auto_class(config: Any, name: str) -> Any:
 
 
 def not_causal(name: str, config: Any) -> str:
-    """The message for a model whose tokens see later ones."""
+    """The error message for a model in which tokens attend to later ones."""
     switch = (
         " If its weights were trained to write from left to right, set `is_decoder: true` in its config.json."
         if hasattr(config, "is_decoder") and not config.is_decoder and type(config) in MODEL_FOR_MASKED_LM_MAPPING
@@ -69,7 +69,7 @@ def not_causal(name: str, config: Any) -> str:
 
 
 def parts_without_text(model: nn.Module) -> list[str]:
-    """Names of the parts of ``model`` that text does not go through, such as a vision tower; mostly none."""
+    """Names of the parts of ``model`` that text does not go through, such as a vision tower."""
     config: Any = model.config
     if config.get_text_config() is config:
         return []
@@ -85,7 +85,7 @@ def parts_without_text(model: nn.Module) -> list[str]:
 
 
 def freeze_parts_without_text(model: nn.Module) -> None:
-    """Keep the weights of a vision tower and the like as they are: no text reaches them, and no gradient."""
+    """Freeze the parts that text does not go through, such as a vision tower: they would get no gradient."""
     parts = parts_without_text(model)
     frozen = 0
     for part in parts:

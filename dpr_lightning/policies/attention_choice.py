@@ -1,4 +1,4 @@
-"""Which attention implementation a policy uses: the user's choice, that of its folder, or what its architecture has."""
+"""The attention implementation of a policy: the user's choice, that saved in its folder, or the architecture's."""
 
 import copy
 import json
@@ -19,10 +19,10 @@ log = logging.getLogger(__name__)
 
 
 def chosen_attention(spec: PolicySpec) -> str:
-    """The choice in ``spec``; without one, that saved with its folder or with an adapter's base; else ``auto``."""
+    """The choice in ``spec``; without one, that saved in its folder or its adapter's base; else ``auto``."""
     if spec.attention != AUTO:
         return spec.attention
-    # The base of an adapter that is given as `checkpoint` is `source`, whatever the adapter names.
+    # The base of an adapter in `checkpoint` is `source`, even if the adapter names another one.
     for folder, has_base in ((spec.checkpoint, False), (spec.source, True)):
         if folder is not None and (saved := _saved(Path(folder), has_base)) != AUTO:
             return saved
@@ -38,7 +38,7 @@ def _saved(folder: Path, has_base: bool = True) -> str:
 
 
 def save_attention(folder: Path, spec: PolicySpec) -> None:
-    """Write an explicit choice beside the weights in ``folder``, so that every later command reads it."""
+    """Save an explicit choice in ``folder``, from which every later command reads it."""
     choice = chosen_attention(spec)
     if choice == AUTO:
         return
@@ -48,17 +48,17 @@ def save_attention(folder: Path, spec: PolicySpec) -> None:
 
 
 def attention_for(spec: PolicySpec, kind: Any, config: Any, *, trainable: bool = True) -> str | None:
-    """What to give transformers as ``attn_implementation``; None: `sdpa` where the architecture has it, else `eager`.
+    """The ``attn_implementation`` for transformers; None: `sdpa` where the architecture has it, else `eager`.
 
     Args:
-        spec: the policy, its adapter included. What it chooses is an order; what its folder says is followed where
-            this machine can.
-        kind: the auto class that makes the model.
+        spec: of the policy, including its adapter. A choice in it must be followed; one saved in its folder is followed
+            where this machine supports it.
+        kind: the auto class that builds the model.
         config: of the model.
-        trainable: whether the option of the policy in training is to blame, or that of frozen copies.
+        trainable: whether the error message names the option of the policy in training, or that of frozen copies.
 
     Raises:
-        InputError: the architecture or this machine cannot do what ``spec`` chooses.
+        InputError: the architecture or this machine does not support the choice in ``spec``.
     """
     choice = chosen_attention(spec)
     if choice in (AUTO, "eager"):
@@ -77,8 +77,8 @@ def attention_for(spec: PolicySpec, kind: Any, config: Any, *, trainable: bool =
 
 
 def _refusal(choice: str, kind: Any, config: Any, trust_remote_code: bool) -> str | None:
-    """Why transformers does not make the model with this attention; None: it does, or something else is wrong too."""
-    # `varlen` computes what `sdpa` does, without the soft caps and sinks for the sake of which some have no `sdpa`.
+    """Why transformers cannot build the model with this attention; None: it can, or it fails without it too."""
+    # `varlen` computes the same as `sdpa`: without the soft caps and sinks of architectures that have no `sdpa`.
     for attention in (choice, "sdpa") if choice == VARLEN else (choice,):
         error = _failure(attention, kind, config, trust_remote_code)
         if error is not None and _failure(None, kind, config, trust_remote_code) is None:
@@ -96,7 +96,7 @@ def _failure(attention: str | None, kind: Any, config: Any, trust_remote_code: b
 
 
 def tell_attention(model: nn.Module, requested: str | None) -> None:
-    """Say once which attention is used where it is not the usual `sdpa`."""
+    """Log once which attention is used, where it is not `sdpa`."""
     config: Any = model.config
     used = config._attn_implementation
     attends = any("attention" in type(module).__name__.lower() for module in model.modules())

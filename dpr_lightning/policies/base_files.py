@@ -1,8 +1,8 @@
-"""What a saved policy keeps of its base's files: everything that was not changed on purpose.
+"""Keeps the base's settings files in a saved policy, except for settings that were changed on purpose.
 
-transformers writes settings in the form of its own version, which older programs cannot read, and writes others of the
-moment down with them. So a base's files are compared with what transformers makes of them unchanged, and the
-differences of the policy from that are put into the base's own files.
+transformers writes settings in the format of its current version, which older programs cannot read, and adds temporary
+ones. Therefore the base is also saved unchanged by transformers; the differences between that and the policy's files
+are the changes, and these are put into a copy of the base's files.
 """
 
 import json
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokenizer_config.json"
 _OF_THE_MOMENT = ("backend", "is_local", "local_files_only", "name_or_path", "transformers_version")
 _NEVER_MEANT = ("padding_side", "tokenizer_class")
-"""Batches are padded here whatever the side is, and classes are named as the installed transformers calls them."""
+"""Not changed on purpose: padding works with either side, and the class's name is the installed transformers'."""
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 _TEMPLATES = ("chat_template.jinja", "additional_chat_templates")
 _COPIED = (
@@ -31,15 +31,15 @@ _COPIED = (
     *("vocab.json", "vocab.txt", "merges.txt", "added_tokens.json", "special_tokens_map.json"),
     *("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json", "chat_template.json"),
 )
-"""Files of tokenizers and processors that transformers reads, and does not write whatever it has read."""
+"""Files of tokenizers and processors that transformers reads but does not always write."""
 
 
 def keep_base_files(target: Path, spec: PolicySpec) -> None:
-    """Give the settings in ``target`` the form that the base has them in, changed where the policy differs from it.
+    """Replace the settings in ``target`` by the base's, with the policy's changes; called when a policy is saved.
 
     Args:
-        target: a folder that a policy has just been saved into.
-        spec: the description that the policy was built from.
+        target: a folder with a newly saved policy.
+        spec: from which the policy was built.
     """
     base, adapter = resolve_adapter(spec)
     trust = spec.trust_remote_code
@@ -73,18 +73,18 @@ def _keep(target: Path, original: Path, unchanged: Callable[[], dict[str, Any]])
         return
     ours, theirs = _read(target), _read(original)
     if ours.get("model_type") != theirs.get("model_type"):
-        return  # the policy is one part of its base
+        return  # the policy is a part of its base
     _write(target, _with_differences(theirs, unchanged(), ours))
 
 
 def _with_differences(original: dict[str, Any], unchanged: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
-    """``original``, changed in what ``ours`` differs from ``unchanged`` in."""
+    """``original`` with the differences between ``unchanged`` and ``ours``."""
     result = dict(original)
     for key in dict.fromkeys((*ours, *unchanged)):
         before, after = unchanged.get(key), ours.get(key)
         if key in _OF_THE_MOMENT or (before == after and (key in ours) == (key in unchanged)):
             continue
-        name = "torch_dtype" if key == "dtype" and "torch_dtype" in original else key  # the older name of it
+        name = "torch_dtype" if key == "dtype" and "torch_dtype" in original else key  # its older name
         if key not in ours:
             result.pop(name, None)
         elif isinstance(before, dict) and isinstance(after, dict) and isinstance(original.get(name), dict):
@@ -95,7 +95,7 @@ def _with_differences(original: dict[str, Any], unchanged: dict[str, Any], ours:
 
 
 def _keep_tokenizer(target: Path, original: Path | None, trust: bool) -> None:
-    """As :func:`_keep`, of the files of a tokenizer; ``original``: the folder it was read from, where there is one."""
+    """Like :func:`_keep`, for the files of a tokenizer; ``original``: the folder from which it was loaded, if any."""
     ours = _read(target / TOKENIZER)
     if original is None or not (original / TOKENIZER).is_file():
         _write(target / TOKENIZER, _readable(ours))
@@ -106,7 +106,7 @@ def _keep_tokenizer(target: Path, original: Path | None, trust: bool) -> None:
         try:
             AutoTokenizer.from_pretrained(original, trust_remote_code=trust).save_pretrained(unchanged)
         except (OSError, ValueError) as error:
-            log.warning("The tokenizer in %s cannot be read again (%s); its files are target anew.", original, error)
+            log.warning("The tokenizer in %s cannot be read again (%s); its files are written anew.", original, error)
             _write(target / TOKENIZER, _readable(ours))
             return
         before = _read(unchanged / TOKENIZER)
@@ -114,7 +114,9 @@ def _keep_tokenizer(target: Path, original: Path | None, trust: bool) -> None:
             before.pop(key, None)
             ours_class = ours.pop(key, None)
             if key == "tokenizer_class" and key not in theirs and is_adapter(target):
-                theirs[key] = _readable({key: ours_class})[key]  # no config.json there to tell it
+                theirs[key] = _readable({key: ours_class})[
+                    key
+                ]  # an adapter has no config.json from which it could follow
         result = _with_differences(theirs, before, ours)
         same_template = _texts(target, _TEMPLATES) == _texts(unchanged, _TEMPLATES)
         same_words = _texts(target, ("tokenizer.json",)) == _texts(unchanged, ("tokenizer.json",))
@@ -144,7 +146,7 @@ def _keep_tokenizer(target: Path, original: Path | None, trust: bool) -> None:
 
 
 def _readable(tokenizer_config: dict[str, Any]) -> dict[str, Any]:
-    """In the form that transformers 4 reads too, without what belongs to the moment."""
+    """The configuration in a format that transformers 4 reads too, without temporary settings."""
     result = {key: value for key, value in tokenizer_config.items() if key not in _OF_THE_MOMENT}
     if result.get("tokenizer_class") == "TokenizersBackend":
         result["tokenizer_class"] = "PreTrainedTokenizerFast"
@@ -160,7 +162,7 @@ def _texts(folder: Path, names: tuple[str, ...]) -> dict[str, str]:
 
 
 def _copy(source: Path, target: Path, *, only_if_there: bool = False) -> None:
-    """Make ``target``, a file or a folder, what ``source`` is: also, unless ``only_if_there``, absent."""
+    """Copy a file or folder to ``target``; where there is none, delete ``target`` unless ``only_if_there``."""
     if only_if_there and not source.exists():
         return
     if target.is_dir():

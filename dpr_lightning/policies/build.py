@@ -1,4 +1,4 @@
-"""From a description of a policy to a model in memory."""
+"""Builds the model and tokenizer of a policy from its specification."""
 
 import logging
 import pickle
@@ -49,14 +49,14 @@ def build_policy(
 
     Args:
         spec: the description.
-        seed: of the weights when they are initialised at random (the adapter's included).
-        trainable: False merges adapters into the base and freezes everything.
+        seed: of weights that are initialised at random, including those of an adapter.
+        trainable: False merges adapters into the base and freezes all weights.
 
     Raises:
-        InputError: the folder, the weights or the tokenizer are not there or do not fit together.
+        InputError: the folder, the weights or the tokenizer are missing or do not fit together.
     """
     base_spec, adapter = resolve_adapter(spec)
-    # A tokenizer of its own folder is an ordinary one; only without it the GGUF file has to hold the tokenizer too.
+    # The GGUF file's tokenizer is used only where the specification names no other tokenizer.
     in_gguf = spec.gguf_file if spec.tokenizer is None else None
     tokenizer = load_tokenizer(
         spec.tokenizer_source,
@@ -103,7 +103,7 @@ def build_policy(
         model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
         if spec.lora is not None:
             model.enable_input_require_grads()  # type: ignore[operator]
-    # transformers loads in evaluation mode, in which gradient checkpointing and LoRA's dropout do nothing.
+    # transformers loads in evaluation mode, in which gradient checkpointing and LoRA's dropout are off.
     model.train(trainable)
     if not trainable:
         model.requires_grad_(False)
@@ -111,10 +111,10 @@ def build_policy(
 
 
 def check_policy(spec: PolicySpec) -> None:
-    """Refuse what the configuration alone shows to be impossible, before data are read and weights are loaded.
+    """Refuse specifications that the configuration alone shows to be impossible, before data and weights are loaded.
 
     Raises:
-        InputError: the architecture is not causal or no language model, or has not the attention that is chosen.
+        InputError: the architecture is not causal or no language model, or does not support ``spec.attention``.
     """
     base, _ = resolve_adapter(spec)
     try:
@@ -161,7 +161,7 @@ def _load_base(
             **options,
         )
     except (torch.OutOfMemoryError, InputError):
-        raise  # the weights are as they should be, or the message is
+        raise  # the cause is not in the weights, or the message names it
     except (*UNREADABLE, ImportError) as error:
         raise _unreadable(spec, error) from error
     model: PreTrainedModel = loaded[0]
@@ -173,7 +173,7 @@ def _load_base(
 
 
 def _tell_wider(spec: PolicySpec, model: nn.Module) -> None:
-    """Say once what it costs that weights saved in half precision are trained as float32."""
+    """Log once the memory that it costs to train weights as float32 that were saved in half precision."""
     config = read_config(spec)
     saved = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
     saved = str(saved).removeprefix("torch.")
@@ -187,7 +187,7 @@ def _tell_wider(spec: PolicySpec, model: nn.Module) -> None:
 
 
 def architecture_config(spec: PolicySpec, tokenizer: PreTrainedTokenizerBase) -> Any:
-    """The configuration of a policy that is described field by field; the tokenizer gives its vocabulary."""
+    """The configuration of a policy with ``architecture``; the vocabulary and special tokens are the tokenizer's."""
     fields = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
     fields |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     return AutoConfig.for_model(**(fields | (spec.architecture or {})))
@@ -195,7 +195,7 @@ def architecture_config(spec: PolicySpec, tokenizer: PreTrainedTokenizerBase) ->
 
 def _refuse_larger_tokenizer(model: nn.Module, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
     weight = inside_of_adapters(model).get_input_embeddings().weight
-    rows = int(getattr(weight, "ds_shape", weight.shape)[0])  # ZeRO-3 leaves an empty tensor in a shard's stead
+    rows = int(getattr(weight, "ds_shape", weight.shape)[0])  # under ZeRO-3 the tensor itself is empty
     if rows < len(tokenizer):
         raise InputError(
             f"The tokenizer has {len(tokenizer)} tokens and the model in {source!r} embeds {rows}. They do not "
@@ -204,19 +204,19 @@ def _refuse_larger_tokenizer(model: nn.Module, tokenizer: PreTrainedTokenizerBas
 
 
 def _refuse_random_weights(source: str, info: dict[str, Any]) -> None:
-    """What a file lacks transformers initialises at random, with a warning that scrolls by."""
-    missing, other = sorted(info["missing_keys"]), sorted(info["mismatched_keys"])
+    """Refuse missing or misshapen weights, which transformers initialises at random with only a warning."""
+    missing, mismatched = sorted(info["missing_keys"]), sorted(info["mismatched_keys"])
     if missing:
         raise InputError(
             f"{source!r} lacks {len(missing)} of the weights that its config.json describes (first: {missing[0]}), and "
             "a policy with random weights in it is none. Was it saved by another architecture, or only in part?"
         )
-    if other:
-        name, found, expected = other[0]
+    if mismatched:
+        name, actual, expected = mismatched[0]
         raise InputError(
-            f"{source!r} holds {counted(len(other), 'weight')} of another size than its config.json describes (first: "
-            f"{name}, {tuple(found)} instead of {tuple(expected)}). Put the config.json beside them that they were "
-            f"saved with."
+            f"{source!r} holds {counted(len(mismatched), 'weight')} of another size than its config.json describes "
+            f"(first: {name}, {tuple(actual)} instead of {tuple(expected)}). Put the config.json beside them that they "
+            "were saved with."
         )
 
 
@@ -231,7 +231,7 @@ def _remedy(error: Exception) -> str:
 
 
 def _forget_quantisation(model: PreTrainedModel) -> None:
-    """A GGUF base arrives dequantised but flagged as quantised, which transformers refuses to save."""
+    """Remove the flag of quantisation from a dequantised GGUF base, with which transformers refuses to save it."""
     for owner, name in ((model.config, "quantization_config"), (model, "hf_quantizer"), (model, "quantization_method")):
         if hasattr(owner, name):
             delattr(owner, name)

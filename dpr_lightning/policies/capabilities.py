@@ -1,4 +1,4 @@
-"""What the model in training can do, found out on the model itself before the first step."""
+"""Properties of the model in training, determined by running it before the first step."""
 
 import logging
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ _TOKENS = 8
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a model is.
+    """Properties of a model.
 
-    ``causal``: whether a later token changes nothing earlier, None where the weights lie in shards or the model cannot
-    run where it lies now; ``attention``: transformers' name of its implementation; ``positions``: tokens of the longest
-    row that it is configured for, None without a limit; ``experts``: routed experts of a layer, 0 without.
+    ``causal``: whether later tokens do not change earlier outputs, None where the weights are in shards or the model
+    cannot run on its current device; ``attention``: transformers' name of its implementation; ``positions``: tokens of
+    the longest row that it is configured for, None without a limit; ``experts``: routed experts of a layer, 0 without.
     """
 
     causal: bool | None
@@ -38,7 +38,7 @@ def capabilities_of(model: nn.Module, name: str) -> Capabilities:
         name: of its folder, for messages.
 
     Raises:
-        InputError: a later token changes what the model says of earlier ones, or it cannot run on token ids alone.
+        InputError: a later token changes the logits of earlier ones, or the model cannot run on token ids alone.
     """
     config: Any = inside_of_adapters(model).config
     causal = None if _is_elsewhere(model) else _is_causal(model, name)
@@ -63,13 +63,15 @@ def _is_elsewhere(model: nn.Module) -> bool:
 def _is_causal(model: nn.Module, name: str) -> bool | None:
     """Whether two rows that differ in their last token have the same logits before it."""
     vocabulary = int(inside_of_adapters(model).config.get_text_config().vocab_size)
-    # Ordinary tokens: special ones, and those that stand for images, lie at the ends of a vocabulary.
+    # From the middle of the vocabulary: special tokens and placeholders of images are at its ends.
     row = (torch.arange(_TOKENS + 1, device=model_device(model)) + vocabulary // 2) % vocabulary
     rows = torch.stack([row[:-1], torch.cat([row[:-2], row[-1:]])])
     try:
         logits = _logits(model, rows)
     except (RuntimeError, ValueError, IndexError, NotImplementedError, ImportError, TypeError) as error:
-        if torch.accelerator.is_available():  # attention and kernels of a GPU do not run where the model is built
+        if (
+            torch.accelerator.is_available()
+        ):  # attention and kernels of a GPU do not run on the CPU, where the model is built
             log.info("Whether %s is causal could not be tried: %s", name, first_line(error))
             return None
         raise InputError(f"{name!r} cannot be run on token ids alone: {first_line(error)}") from error

@@ -1,4 +1,4 @@
-"""Policies as ordinary Hugging Face folders, written whole or not at all."""
+"""Saves policies as ordinary Hugging Face folders, atomically."""
 
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -31,20 +31,20 @@ def save_policy(
 ) -> Path:
     """Write ``model`` and ``tokenizer`` to ``folder``: a full model, or the active adapter when ``model`` has one.
 
-    The folder's settings are those of its base, but for what was changed. Before anything is replaced, the files are
-    compared with the weights in memory; a policy of up to 1 GiB is also loaded from them, and must say the same.
+    The folder's settings are those of its base, with the policy's changes. Before the folder is replaced, the files are
+    compared with the weights in memory; a policy of up to 1 GiB is also loaded from them, and its output compared.
 
     Args:
         model: from :func:`build_policy`.
-        tokenizer: saved beside it.
-        folder: replaced only once the new one stands.
-        spec: the description that ``model`` was built from; kept beside the weights so that an adapter finds its base.
-        merge: write an adapter's policy as a full model; ``model`` stays as it is, to the bit.
-        weights: of a model in shards, from :func:`gathered_weights`; None: the model's own, as ever with ``merge``.
-        check: whether to compare what was written.
+        tokenizer: saved in the same folder.
+        folder: replaced once the new one is complete.
+        spec: from which ``model`` was built; names the base in the folder of an adapter.
+        merge: save a policy with an adapter as a full model; ``model`` is not changed, to the bit.
+        weights: of a model in shards, from :func:`gathered_weights`; None, as with ``merge``: those of ``model``.
+        check: whether to compare the files with the policy.
 
     Raises:
-        InputError: it differs from the policy in memory, or cannot be written.
+        InputError: the files differ from the policy in memory, or cannot be written.
     """
     folder = Path(folder)
     loads_again = check and not is_sharded(model) and weight_bytes(model) <= LARGEST_REREAD

@@ -1,4 +1,4 @@
-"""Weights moved on in the direction that fine-tuning took them: a control that needs no training."""
+"""Weights extrapolated in the direction of fine-tuning: a baseline that needs no training."""
 
 import torch
 from torch import nn
@@ -11,12 +11,12 @@ def extrapolate_weights(policy: nn.Module, reference: nn.Module, strength: float
     """θ ← θ + w·(θ − θ_ref), in place, in float32.
 
     Args:
-        policy: what to move, with its adapters merged.
-        reference: an earlier checkpoint of the same run, likewise; stays as it is.
-        strength: w; 0 changes nothing, −1 gives the reference.
+        policy: changed in place; its adapters are merged.
+        reference: an earlier checkpoint of the same run, likewise merged; not changed.
+        strength: w; 0 changes nothing, −1 results in the reference.
 
     Raises:
-        InputError: the two are not of one architecture.
+        InputError: the two have different architectures.
     """
     weights, earlier = dict(policy.named_parameters()), dict(reference.named_parameters())
     shapes = {name: weight.shape for name, weight in weights.items()}

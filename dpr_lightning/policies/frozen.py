@@ -24,13 +24,13 @@ log = logging.getLogger(__name__)
 
 
 class FrozenPolicies:
-    """Models that are asked for log-probabilities and never trained.
+    """Models that compute log-probabilities and are never trained.
 
-    Not an ``nn.Module``: it stays out of checkpoints, optimizers and gradient synchronisation.
+    Not an ``nn.Module``, so that checkpoints, optimizers and gradient synchronisation do not include them.
     """
 
     def __init__(self, models: Mapping[str, nn.Module], shared: nn.Module | None = None) -> None:
-        """Hold full ``models`` by name, or, with ``shared``, adapters of that name on a peft model."""
+        """Full ``models`` by name; or, with ``shared``, names of adapters on that peft model."""
         self._models = dict(models)
         self._shared = shared
         if shared is None:
@@ -52,10 +52,9 @@ class FrozenPolicies:
     ) -> "FrozenPolicies":
         """Load the policies in ``folders``; all must share one vocabulary.
 
-        When ``policy`` is being trained with LoRA and every folder holds an adapter of its base, they become adapters
-        beside the trained one and cost no further copy of the base. Otherwise, with several ranks, ``weights`` says
-        whether each holds them whole or all of them share them out over their ``device`` (FSDP2, whatever the policy's
-        own strategy).
+        If ``policy`` is being trained with LoRA and every folder is an adapter of its base, they become further
+        adapters on it and need no other copy of the base. Otherwise, with several ranks, ``weights`` determines whether
+        every rank has whole copies or a shard on its ``device`` (by FSDP2, with any strategy of the policy).
 
         Raises:
             InputError: a folder cannot be loaded, or two tokenizers differ.
@@ -81,16 +80,16 @@ class FrozenPolicies:
         models: dict[str, nn.Module] = {}
         mesh: DeviceMesh | None = None
         for name, spec in specs.items():
-            # In host memory, whatever device the trainer builds on: whole, it may be too large for that.
+            # In host memory, even if the trainer builds on another device, which may be too small for a whole copy.
             with torch.device("cpu"):
                 models[name] = build_policy(spec, trainable=False)[0]
             if may_share and len(models) == 1:
                 assert device is not None
-                size = len(specs) * weight_bytes(models[name])
-                if not holds_whole(weights, size, device, "π_SFT and its references"):
+                weight_size = len(specs) * weight_bytes(models[name])
+                if not holds_whole(weights, weight_size, device, "π_SFT and its references"):
                     mesh = init_device_mesh(device.type, (ranks,))
             if mesh is not None:
-                distribute(models[name], mesh, trained=False)  # before the next one is read
+                distribute(models[name], mesh, trained=False)  # before the next one is loaded
         return cls(models)
 
     @property
@@ -100,18 +99,18 @@ class FrozenPolicies:
 
     @property
     def names(self) -> list[str]:
-        """Names, in the order given."""
+        """Names, in the order of ``load``."""
         return list(self._models)
 
     def to(self, device: object) -> "FrozenPolicies":
-        """Move full copies to ``device``; adapters are where their base is."""
+        """Move full copies to ``device``; adapters are on the device of their base."""
         if self._shared is None:
             for model in self._models.values():
                 model.to(device)  # type: ignore[call-overload]
         return self
 
     def in_step(self) -> Lockstep:
-        """For what asks each model in turn, by :meth:`use`, as often as this rank needs."""
+        """For loops that :meth:`use` each model in turn, a number of times that differs between ranks; see Lockstep."""
 
         def idle() -> None:
             for name in self._models:
@@ -122,13 +121,13 @@ class FrozenPolicies:
 
     @contextmanager
     def use(self, name: str) -> Iterator[nn.Module]:
-        """The named model, in evaluation mode; with adapters the trained one is put back afterwards."""
+        """The named model, in evaluation mode; with adapters, the trained one is active again afterwards."""
         model = self._models[name]
         if self._shared is None:
             yield model
             return
         active, training = model.active_adapter, model.training
-        # No weight is switched to requires_grad here: only which adapter the forward pass adds.
+        # Only the adapter of the forward pass changes here, not requires_grad of any weight.
         model.set_adapter(name, inference_mode=True)  # type: ignore[operator]
         model.eval()
         try:
@@ -146,7 +145,7 @@ def _same_base(first: PolicySpec, second: PolicySpec) -> bool:
 
 
 def check_one_vocabulary(folders: Mapping[str, str]) -> None:
-    """Refuse policies whose tokenizers differ: token ids would mean different words to each.
+    """Refuse policies whose tokenizers differ: the same token id would be another token.
 
     Raises:
         InputError: names the two folders and the first difference.

@@ -1,4 +1,4 @@
-"""Weights out of a checkpoint of Lightning's: one file, or a folder with a part for each rank."""
+"""Loads weights from a Lightning checkpoint: a file, or a folder with a shard of each rank."""
 
 import re
 from pathlib import Path
@@ -14,31 +14,31 @@ from dpr_lightning.policies.merging import has_adapters
 from dpr_lightning.policies.unreadable_files import UNREADABLE, complaint
 
 _ADAPTER_NAMES = (re.compile(r"\.\w+$"), re.compile(r"\.\w+(?=\.\w+$)"))
-"""Where peft writes an adapter's name: last, or before ``weight``."""
+"""Positions of an adapter's name in peft's names of weights: last, or before ``weight``."""
 _ZERO_TAG = "checkpoint"
-"""The folder in which Lightning has DeepSpeed put its shards."""
+"""Subfolder of a Lightning checkpoint with DeepSpeed's shards."""
 
 
 def is_in_shards(checkpoint: str | Path) -> bool:
-    """Whether a Lightning checkpoint is a folder with a part for each rank, DeepSpeed's or FSDP2's."""
+    """Whether a Lightning checkpoint is a folder with a shard of each rank, DeepSpeed's or FSDP2's."""
     return (Path(checkpoint) / _ZERO_TAG).is_dir() or (Path(checkpoint) / ".metadata").is_file()
 
 
 def _lightning_state(checkpoint: Path) -> dict[str, Any]:
-    """The weights of a LightningModule: from a file, or gathered from shards (ZeRO's in its optimizer's float32)."""
+    """The weights of a LightningModule, from a file or from shards (of ZeRO: the optimizer's float32 weights)."""
     if is_in_shards(checkpoint):
         return _gathered(checkpoint)
     if not checkpoint.is_file():
-        found = "holds no shards of DeepSpeed's or FSDP2's" if checkpoint.is_dir() else "does not exist"
-        raise InputError(f"The Lightning checkpoint {str(checkpoint)!r} {found}.")
+        problem = "holds no shards of DeepSpeed's or FSDP2's" if checkpoint.is_dir() else "does not exist"
+        raise InputError(f"The Lightning checkpoint {str(checkpoint)!r} {problem}.")
     try:
-        held: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+        state: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
     except UNREADABLE as error:
         raise InputError(
             f"{str(checkpoint)!r} cannot be read as a Lightning checkpoint: {complaint(error)} It is damaged, of "
             "another kind, or holds more than tensors, numbers and text."
         ) from error
-    return held
+    return state
 
 
 def _gathered(checkpoint: Path) -> dict[str, Any]:
@@ -48,27 +48,29 @@ def _gathered(checkpoint: Path) -> dict[str, Any]:
         weights: dict[str, Any] = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=_ZERO_TAG)
         return weights
     planner: Any = format_utils._EmptyStateDictLoadPlanner  # type: ignore[attr-defined]
-    held: dict[str, Any] = {}
+    content: dict[str, Any] = {}
     reader = FileSystemReader(checkpoint)
-    state_dict_loader._load_state_dict(held, storage_reader=reader, planner=planner(keys={"state_dict"}), no_dist=True)
-    state: dict[str, Any] = held["state_dict"]
+    state_dict_loader._load_state_dict(
+        content, storage_reader=reader, planner=planner(keys={"state_dict"}), no_dist=True
+    )
+    state: dict[str, Any] = content["state_dict"]
     return state
 
 
 def load_lightning_weights(model: nn.Module, checkpoint: str) -> None:
-    """Give ``model`` the weights of the policy that a LightningModule held.
+    """Load the policy's weights from a LightningModule's checkpoint into ``model``.
 
     Raises:
-        InputError: there is no such checkpoint, it cannot be read, or it holds another architecture.
+        InputError: there is no such checkpoint, it cannot be read, or it is of another architecture.
     """
-    held = _lightning_state(Path(checkpoint))
-    weights = {name.removeprefix("policy."): value for name, value in held.items() if name.startswith("policy.")}
-    # Frozen adapters that shared the trained one's base are part of such a checkpoint, and no part of this policy.
-    own = {name for name, _ in model.named_parameters()}
+    content = _lightning_state(Path(checkpoint))
+    weights = {name.removeprefix("policy."): value for name, value in content.items() if name.startswith("policy.")}
+    # Such a checkpoint includes frozen adapters that shared the trained one's base; they are not part of this policy.
+    names = {name for name, _ in model.named_parameters()}
     weights = {
         name: value
         for name, value in weights.items()
-        if name in own or not any(pattern.sub(".default", name) in own for pattern in _ADAPTER_NAMES)
+        if name in names or not any(pattern.sub(".default", name) in names for pattern in _ADAPTER_NAMES)
     }
     try:
         missing, unexpected = model.load_state_dict(weights, strict=False)

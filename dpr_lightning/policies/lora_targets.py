@@ -1,4 +1,4 @@
-"""Which layers of a model get adapters: names that match nothing are refused, and what matched is said."""
+"""The layers of a model that get adapters: refuses names that match none, and logs those that match."""
 
 import difflib
 import logging
@@ -17,10 +17,10 @@ ALL_LINEAR = "all-linear"
 
 
 def check_targets(model: nn.Module, spec: LoraSpec) -> None:
-    """Refuse names in ``spec`` that are those of no layer and of no weight of ``model``.
+    """Refuse names in ``spec`` that match no layer and no weight of ``model``.
 
     Raises:
-        InputError: names the option, and names of the model that are spelt alike.
+        InputError: names the option, and similar names of the model.
     """
     modules = [name for name, _ in model.named_modules() if name]
     layers = {
@@ -57,7 +57,7 @@ def _check_names(option: str, names: list[str], known: list[str], examples: list
 
 
 def fused_experts(model: nn.Module) -> list[str]:
-    """Names of the weights that hold all experts of a layer in one tensor, which no adapter for layers reaches."""
+    """Names of the weights with all experts of a layer in one tensor, which adapters on layers do not include."""
     config: Any = model.config
     experts = experts_of(config)
     names = (
@@ -67,11 +67,11 @@ def fused_experts(model: nn.Module) -> list[str]:
 
 
 def tell_targets(adapted: Any, spec: LoraSpec, fused: list[str]) -> None:
-    """Say which layers have got adapters, by name and number, and that fused experts have none.
+    """Log which layers have adapters, by name and number, and that fused experts have none.
 
     Args:
         adapted: peft's model.
-        spec: what was to be adapted.
+        spec: of the adapter.
         fused: of the model without adapters, by :func:`fused_experts`.
     """
     names = [*adapted.targeted_module_names, *adapted.targeted_parameter_names]

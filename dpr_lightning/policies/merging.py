@@ -1,4 +1,4 @@
-"""Adapters merged into their base: permanently, or for a moment and then put back to the bit."""
+"""Merges adapters into their base: permanently, or temporarily and then restored to the bit."""
 
 import logging
 import warnings
@@ -17,22 +17,22 @@ from dpr_lightning.policies.sharding import tensors_of_state
 
 log = logging.getLogger(__name__)
 _REFUSALS = (NotImplementedError, ValueError)
-"""What peft raises at adapters that it cannot merge."""
+"""peft's exceptions for adapters that it cannot merge."""
 
 
 def has_adapters(model: nn.Module) -> bool:
-    """Whether peft has put adapters into ``model``."""
+    """Whether ``model`` has adapters of peft."""
     return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
 
 
 def merge_adapters(model: nn.Module) -> nn.Module:
     """Merge the active adapter into its base permanently, and return the plain model.
 
-    Word embeddings that were tied stay so only where the merged ones are equal; otherwise the configuration says that
-    they are separate.
+    Tied word embeddings stay tied if the merged ones are equal; otherwise they become separate, also in the
+    configuration.
 
     Raises:
-        InputError: adapters of this kind cannot be merged, or the merged model is another policy.
+        InputError: adapters of this kind cannot be merged, or the merged model has other outputs.
     """
     base = inside_of_adapters(model)
     tied = tied_names(base)
@@ -57,7 +57,7 @@ def merge_adapters(model: nn.Module) -> nn.Module:
 
 
 def _tie_or_untie(base: Any, tied: Mapping[str, str]) -> None:
-    """Tie merged word embeddings again where they are equal; otherwise say that they are two matrices."""
+    """Tie merged word embeddings again where they are equal; otherwise mark them as separate in the configuration."""
     if _differing(tied, dict(base.named_parameters(remove_duplicate=False))):
         untie(base, tied)
         log.warning(
@@ -65,18 +65,18 @@ def _tie_or_untie(base: Any, tied: Mapping[str, str]) -> None:
             "configuration says `tie_word_embeddings: false`."
         )
     else:
-        # peft compares addresses, and shared weights have just been separated.
+        # peft compares addresses, but shared weights were separated above.
         base.config.tie_word_embeddings = True
         base.tie_weights()
 
 
 @contextmanager
 def merged_weights(model: nn.Module) -> Iterator[tuple[nn.Module, dict[str, Tensor]]]:
-    """The model inside of adapters and its weights, by the names that they have without; the active one is merged in.
+    """The model inside of adapters, and its weights under their names without adapters, with the active one merged.
 
-    Merged in place, and put back afterwards: subtracting what was added would leave rounding behind, a lot in bf16. In
-    the meantime the weights that adapters change are there twice. A model without adapters is left alone. Weights that
-    the base ties and the adapter does not change alike are separate tensors here; see :func:`untied_names`.
+    The adapter is merged in place while the block runs, and copies of the changed weights are restored afterwards:
+    subtracting the update would leave rounding errors, large ones in bf16. A model without adapters is not changed. If
+    the base ties two weights and the adapter changes only one, they are separate here; see :func:`untied_names`.
 
     Raises:
         InputError: adapters of this kind cannot be merged.
@@ -108,10 +108,10 @@ def merged_weights(model: nn.Module) -> Iterator[tuple[nn.Module, dict[str, Tens
 
 
 def plain_weights(base: nn.Module) -> dict[str, Tensor]:
-    """Weights and buffers of a model with adapters in it, by the names and with the values that it has without them.
+    """Weights and buffers of a model with merged adapters, under their names without adapters.
 
     Args:
-        base: from :func:`inside_of_adapters`, with its adapters merged in place.
+        base: from :func:`inside_of_adapters`, with the adapters merged in place.
     """
     weights: dict[str, Tensor] = {}
     _collect(base, "", weights)
@@ -119,13 +119,13 @@ def plain_weights(base: nn.Module) -> dict[str, Tensor]:
 
 
 def tied_names(base: nn.Module) -> dict[str, str]:
-    """The weights that the configuration of a model ties to another one, by name."""
+    """The names of weights that a model's configuration ties, with the name of the weight that each is tied to."""
     expand = getattr(base, "get_expanded_tied_weights_keys", None)
     return dict(expand(all_submodels=True)) if expand is not None else {}
 
 
 def untied_names(base: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
-    """The names among ``weights`` that the configuration of ``base`` ties to another one, and that differ from it."""
+    """The names in ``weights`` that the configuration of ``base`` ties to another one, but whose values differ."""
     return _differing(tied_names(base), weights)
 
 
@@ -144,11 +144,11 @@ def may_untie(model: nn.Module) -> bool:
 
 
 def untie(base: nn.Module, tied: Mapping[str, str]) -> None:
-    """Give each of two word embeddings a matrix, and say so in the configuration; values stay.
+    """Make tied word embeddings separate matrices of the same values, also in the configuration.
 
     Args:
         base: a model without adapters.
-        tied: from :func:`tied_names`; a pair that is separate already keeps its matrices.
+        tied: from :func:`tied_names`; a pair that is separate already is not changed.
     """
     for target, source in tied.items():
         layer, _, name = target.rpartition(".")
@@ -162,7 +162,7 @@ def untie(base: nn.Module, tied: Mapping[str, str]) -> None:
 
 @contextmanager
 def untied_configuration(base: nn.Module) -> Iterator[None]:
-    """Within, the configuration of ``base`` says that its word embeddings are separate."""
+    """While the block runs, word embeddings are separate in the configuration of ``base``."""
     parts = _configurations(base)
     tied = [part.tie_word_embeddings for part in parts]
     try:
@@ -175,7 +175,7 @@ def untied_configuration(base: nn.Module) -> Iterator[None]:
 
 
 def _configurations(base: nn.Module) -> list[Any]:
-    """The configuration of a model, and that of its text part where there is one, as far as they tie embeddings."""
+    """The configurations of a model and of its text part that tie embeddings."""
     config: Any = base.config
     parts = {id(part): part for part in (config, config.get_text_config())}
     return [part for part in parts.values() if hasattr(part, "tie_word_embeddings")]
@@ -193,7 +193,7 @@ def _collect(module: nn.Module, prefix: str, weights: dict[str, Tensor]) -> None
     if isinstance(module, BaseTunerLayer):
         _collect(module.get_base_layer(), prefix, weights)
         return
-    if _is_adapted(module):  # another wrapper of peft, such as that of single trained tokens
+    if _is_adapted(module):  # another wrapper of peft, such as that for trained tokens
         _collect(module.original_module, prefix, weights)  # type: ignore[arg-type]
         return
     for name, weight in module._parameters.items():
@@ -215,7 +215,7 @@ def _is_adapted(module: nn.Module) -> bool:
 
 
 def _base_layers(base: nn.Module) -> list[nn.Module]:
-    """The layers of the base that merging changes in place."""
+    """The base's layers that merging changes in place."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = (module.get_base_layer() for module in base.modules() if isinstance(module, BaseTunerLayer))
@@ -223,9 +223,9 @@ def _base_layers(base: nn.Module) -> list[nn.Module]:
 
 
 def _separate_shared(base: nn.Module) -> list[tuple[nn.Module, str, nn.Parameter]]:
-    """Give layers that adapters change a copy of each weight that they share, and return what they had.
+    """Give adapted layers a copy of each weight that they share with other layers; returns the original weights.
 
-    Merged in place, the weight would change for the other layer too.
+    Merging in place would otherwise change the other layer too.
     """
     layers = _base_layers(base)
     changed = {id(layer) for layer in layers}
@@ -245,7 +245,7 @@ def _separate_shared(base: nn.Module) -> list[tuple[nn.Module, str, nn.Parameter
 
 @contextmanager
 def _tied_on_purpose() -> Iterator[None]:
-    """Within, peft's warnings of tied embeddings are not shown: they are dealt with here."""
+    """Silence peft's warnings of tied embeddings, which are handled here."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*(tie_word_embeddings|no longer tied)")
         yield

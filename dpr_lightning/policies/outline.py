@@ -1,4 +1,4 @@
-"""A policy without weights: shapes and dtypes alone, for counting what it would take."""
+"""A policy without weights: shapes and dtypes alone, from which memory and operations are counted."""
 
 from typing import Any
 
@@ -18,15 +18,15 @@ from dpr_lightning.policies.tokenizers import load_tokenizer
 
 
 def outline_policy(spec: PolicySpec, *, trainable: bool = True, lean: bool = True) -> nn.Module:
-    """The model that ``spec`` names on PyTorch's meta device; of its folder only ``config.json`` is read.
+    """The model of ``spec`` on PyTorch's meta device; only ``config.json`` of its folder is read.
 
     Args:
-        spec: the description.
-        trainable: False leaves out adapters and freezes everything.
-        lean: whether its layers may keep less; with weights in DeepSpeed's shards they do not.
+        spec: of the policy.
+        trainable: False leaves out adapters and freezes all weights.
+        lean: whether its layers may save fewer activations; they do not with weights in DeepSpeed's shards.
 
     Raises:
-        InputError: there is no configuration to read.
+        InputError: there is no configuration.
     """
     base, _ = resolve_adapter(spec)
     try:
@@ -39,7 +39,7 @@ def outline_policy(spec: PolicySpec, *, trainable: bool = True, lean: bool = Tru
             f"The configuration of {base.source!r} cannot be read: {first_line(error)} Name a folder with a "
             "config.json or a hub id as `model.policy.source`; the weights need not be there."
         ) from error
-    # Architectures make constants while they are built, which tensors without content cannot take in.
+    # Some architectures compute constants while they are built, which is not possible on tensors without content.
     with _disable_current_modes(), torch.device("meta"):
         make = auto_class(config, str(base.source))
         attention = attention_for(spec, make, config, trainable=trainable)
@@ -59,9 +59,9 @@ def outline_policy(spec: PolicySpec, *, trainable: bool = True, lean: bool = Tru
 
 
 class GroupedProducts(TorchFunctionMode):
-    """Within, products with the weights of all experts work on tensors without content, of any type.
+    """While active, grouped matrix products (of all experts) work on tensors without content, of any type.
 
-    PyTorch's own takes bfloat16 alone there. transformers has an operation that computes the same, with the same shapes
+    PyTorch's operation supports only bfloat16 there. transformers has one that computes the same, with the same shapes
     and gradients.
     """
 
@@ -73,19 +73,19 @@ class GroupedProducts(TorchFunctionMode):
 
 
 def materialise(model: nn.Module) -> nn.Module:
-    """Give every weight of an outline a place in memory, tied ones a common one; what is there is undefined.
+    """Allocate every weight of an outline, tied ones once; the values are undefined.
 
-    Within a :class:`torch._subclasses.FakeTensorMode` nothing is taken, and everything can be counted.
+    Within a :class:`torch._subclasses.FakeTensorMode` no memory is used, and everything can be counted.
     """
-    places: dict[int, Any] = {}
+    created: dict[int, Any] = {}
     for module in model.modules():
-        for held in (module._parameters, module._buffers):
-            for name, value in held.items():
+        for tensors in (module._parameters, module._buffers):
+            for name, value in tensors.items():
                 if value is None:
                     continue
-                if id(value) not in places:
-                    place = torch.empty(value.shape, dtype=value.dtype)
+                if id(value) not in created:
+                    empty = torch.empty(value.shape, dtype=value.dtype)
                     trained = isinstance(value, nn.Parameter)
-                    places[id(value)] = (value, nn.Parameter(place, value.requires_grad) if trained else place)
-                held[name] = places[id(value)][1]
+                    created[id(value)] = (value, nn.Parameter(empty, value.requires_grad) if trained else empty)
+                tensors[name] = created[id(value)][1]
     return model

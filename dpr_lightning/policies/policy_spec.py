@@ -1,4 +1,4 @@
-"""What a policy is, as data: the few lines of YAML that name it."""
+"""The specification of a policy, as in YAML."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -7,7 +7,7 @@ from dpr_lightning.errors import InputError
 from dpr_lightning.paths import ReadPath
 
 AUTO = "auto"
-"""Attention of a policy where none is chosen."""
+"""Default of ``attention``."""
 
 
 @dataclass
@@ -38,29 +38,29 @@ class LoraSpec:
 
 @dataclass
 class PolicySpec:
-    """Names a policy: where its architecture, weights and tokenizer come from, and how it is held in memory.
+    """Specifies a policy: the sources of its architecture, weights and tokenizer, and its form in memory.
 
     Args:
-        source: hub id or local folder with the weights; a folder written by this package may hold only an adapter.
+        source: hub id or local folder with the weights; a folder written by this package may have only an adapter.
         architecture: instead of ``source``: a transformers configuration (``model_type`` and its fields) whose weights
             are initialised at random. ``vocab_size`` and the special tokens follow the tokenizer.
         tokenizer: hub id or folder of the tokenizer; None: that of ``source``.
         revision: branch, tag or commit of ``source`` on the hub.
-        gguf_file: name of the GGUF file inside ``source``; it is dequantised and trains like any other base.
+        gguf_file: name of the GGUF file in ``source``; it is dequantised and trained like any other base.
         checkpoint: weights to start from instead of the source's: a folder written by this package (a full model, or
             an adapter of this base) or a Lightning ``.ckpt`` file.
         dtype: of the parameters.
-        master_weights: of parameters in half precision, let the optimizer step float32 copies, in which small changes
-            are not lost. DeepSpeed keeps such copies anyway; FSDP2 holds weights in float32 instead (`dtype`) and
-            computes in the precision of the trainer.
-        attention: transformers' attention implementation, or ``varlen``: PyTorch's own for rows of many lengths. With
-            that, and with flash attention, the rows of a micro-batch are packed end to end, without padding. ``auto``:
-            what was chosen when the weights of ``source`` were trained, else ``sdpa``, or ``eager`` where the
-            architecture has no ``sdpa``. A choice is saved with the policy, and read by every later command.
+        master_weights: for parameters in half precision, the optimizer updates float32 copies, in which small changes
+            are not lost. DeepSpeed has such copies anyway; under FSDP2 use float32 as `dtype` instead and set the
+            trainer's precision, in which it computes.
+        attention: transformers' attention implementation, or ``varlen``: PyTorch's for rows of different lengths. With
+            that, and with flash attention, the rows of a micro-batch are packed without padding. ``auto``: the choice
+            with which the weights of ``source`` were trained, else ``sdpa``, or ``eager`` where the architecture has
+            no ``sdpa``. A choice is saved with the policy, and used by every later command.
         lora: train adapters instead of every parameter.
         gradient_checkpointing: recompute activations in the backward pass: 4 forward passes' work instead of 3.
-        trust_remote_code: run model code that comes with ``source``. Off unless asked for.
-        pad_token: token that pads, saved with the policy; None: the one that the checkpoint names, or a reserved token
+        trust_remote_code: run model code that comes with ``source``.
+        pad_token: pad token, saved with the policy; None: the one that the checkpoint names, or a reserved token
             where that one is EOS or has another meaning.
     """
 
@@ -79,7 +79,7 @@ class PolicySpec:
     pad_token: str | None = None
 
     def __post_init__(self) -> None:
-        """Check what can be checked without touching a disk."""
+        """Check the combination of fields, without reading any file."""
         if (self.source is None) == (self.architecture is None):
             raise InputError(
                 "A policy needs exactly one of `source` (hub id or folder) and `architecture` (random weights); "
@@ -99,11 +99,11 @@ class PolicySpec:
 
     @property
     def tokenizer_source(self) -> str:
-        """Where the tokenizer is read from."""
+        """Hub id or folder of the tokenizer."""
         source = self.tokenizer or self.source
         assert source is not None
         return source
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for a file beside the weights."""
+        """The fields as plain values, for JSON."""
         return asdict(self)

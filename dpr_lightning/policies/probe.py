@@ -1,4 +1,4 @@
-"""One short forward pass, by which two models are compared that should be the same policy."""
+"""A short forward pass, by which two models are compared that should be the same policy."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,11 +11,11 @@ from dpr_lightning.engine import inside_of_adapters
 
 LENGTH = 16
 TOLERANCE, HALF_TOLERANCE = 1e-4, 0.05
-"""Nats a token by which rounding may separate two passes over weights that should be the same, merged or not."""
+"""Largest difference, in nats a token, that rounding may cause between two passes over the same weights."""
 
 
 def probe_tokens(model: nn.Module) -> Tensor:
-    """Token ids that are always the same for a vocabulary, [1, T], on the CPU."""
+    """Token ids [1, T] on the CPU; the same for every call with the same vocabulary."""
     base: Any = inside_of_adapters(model)
     rows = len(base.get_input_embeddings().weight)
     positions = getattr(base.config.get_text_config(), "max_position_embeddings", None) or LENGTH
@@ -25,9 +25,9 @@ def probe_tokens(model: nn.Module) -> Tensor:
 
 @torch.no_grad()
 def probe(model: nn.Module, tokens: Tensor) -> Tensor:
-    """Log-probabilities of every next token, [T, V] float32 on the CPU; of a model with one output that number.
+    """Log-probabilities of every next token, [T, V] float32 on the CPU; of a model with one output, that output.
 
-    Without dropout; the model's modes and the streams of random numbers stay.
+    Without dropout; the model's modes and the states of random generators are restored.
     """
     device = next(model.parameters()).device
     tokens = tokens.to(device)
@@ -49,7 +49,7 @@ def difference(first: Tensor, second: Tensor) -> float:
 
 
 def tolerance(model: nn.Module) -> float:
-    """What :func:`difference` rounding may cause in the precision of ``model``."""
+    """The largest :func:`difference` that rounding may cause in the precision of ``model``."""
     exact = all(weight.dtype in (torch.float32, torch.float64) for weight in model.parameters())
     exact = exact and torch.get_float32_matmul_precision() == "highest"
     return TOLERANCE if exact else HALF_TOLERANCE

@@ -1,4 +1,4 @@
-"""The load-balancing loss of mixtures of experts, as transformers computes it, beside any loss of ours."""
+"""The load-balancing loss of mixtures of experts, as transformers computes it, added to any training loss."""
 
 import inspect
 from collections.abc import Iterator
@@ -11,19 +11,19 @@ from torch import Tensor, nn
 from dpr_lightning.engine import inside_of_adapters
 
 COEFFICIENTS = ("router_aux_loss_coef", "aux_loss_coef")
-"""Of the loss in configurations."""
+"""Key of the loss's coefficient in configurations."""
 OPTION = "output_router_logits"
 
 
 def computes_router_loss(model: nn.Module) -> bool:
     """Whether transformers computes a load-balancing loss for this architecture."""
     single = inside_of_adapters(model)
-    mixes = getattr(single.config.get_text_config(), "is_moe", True)  # Doge can do without experts
+    mixes = getattr(single.config.get_text_config(), "is_moe", True)  # Doge may have no experts
     return mixes and OPTION in inspect.signature(single.forward).parameters
 
 
 def configured_coefficient(model: nn.Module) -> float:
-    """The coefficient of the loss where the model's configuration asks for it with ``output_router_logits``, else 0."""
+    """The coefficient of the loss where the model's configuration enables it by ``output_router_logits``, else 0."""
     config = inside_of_adapters(model).config.get_text_config()
     if not getattr(config, OPTION, False):
         return 0.0
@@ -32,11 +32,11 @@ def configured_coefficient(model: nn.Module) -> float:
 
 @contextmanager
 def router_losses(model: nn.Module, mask: Tensor) -> Iterator[list[Tensor]]:
-    """Within, each forward pass adds its load-balancing loss, with a gradient, to the list.
+    """While the block runs, each forward pass appends its load-balancing loss, with a gradient, to the list.
 
     Args:
         model: for which :func:`computes_router_loss` is true, possibly wrapped by peft.
-        mask: [B, L] True where the policy acted: tokens after a row's last action are padding, which takes no part.
+        mask: [B, L] True where the policy acted: tokens after a row's last action are padding, which is not counted.
     """
     single = inside_of_adapters(model)
     losses: list[Tensor] = []

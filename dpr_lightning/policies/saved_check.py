@@ -1,4 +1,4 @@
-"""A saved policy is read again, and must be the one in memory."""
+"""Checks that a saved policy equals the one in memory."""
 
 import json
 import logging
@@ -21,11 +21,11 @@ from dpr_lightning.policies.sources import ADAPTER_CONFIG
 
 log = logging.getLogger(__name__)
 LARGEST_REREAD = 1 << 30
-"""Bytes of weights up to which every saved folder is loaded again and compared by a forward pass."""
+"""Most bytes of weights for which a saved folder is loaded again and compared by a forward pass."""
 
 
 def check_weights(target: Path, expected: Mapping[str, Tensor]) -> None:
-    """Compare the files of a full model with the weights that they should have, bit by bit and one after the other.
+    """Compare the files of a full model with the expected weights, bit by bit, with one weight in memory at a time.
 
     Args:
         target: the folder.
@@ -68,23 +68,23 @@ def check_adapter(target: Path, model: nn.Module, weights: Mapping[str, Tensor] 
         names = set(file.keys())
         for name in trained:
             candidates = [other for other in _saved_names(name, active) if other in names]
-            # What is saved under a name of peft's invention is known by its value.
+            # A weight that peft saves under an unknown name is recognised by its value.
             if not any(_same_bits(file.get_tensor(other), state[name]) for other in candidates or names):
                 what = "has another value" if candidates else "is missing"
                 raise _differs(target, f"the trained weight {name!r} {what}")
 
 
 def check_saved_policy(target: Path, model: nn.Module, spec: PolicySpec, expected: Tensor) -> None:
-    """Load a folder as any program with transformers and peft does, and compare what it says on a short text.
+    """Load a folder by transformers and peft, and compare its output for a short text with the policy's.
 
     Args:
         target: the folder.
         model: the policy in memory.
-        spec: the description that it was built from.
+        spec: from which it was built.
         expected: its :func:`probe` of :func:`probe_tokens`.
 
     Raises:
-        InputError: the folder cannot be loaded, or says something else.
+        InputError: the folder cannot be loaded, or its output differs.
     """
     base: Any = inside_of_adapters(model)
     options: dict[str, Any] = {"dtype": base.dtype, "trust_remote_code": spec.trust_remote_code}
@@ -109,11 +109,11 @@ def check_saved_policy(target: Path, model: nn.Module, spec: PolicySpec, expecte
                 wrong = sorted((*report["missing_keys"], *report["unexpected_keys"]))
                 raise _differs(target, f"{counted(len(wrong), 'weight')} missing or unknown (first: {wrong[0]})")
         again = again.to(next(model.parameters()).device)
-        found = difference(expected, probe(again, probe_tokens(model)))
+        gap = difference(expected, probe(again, probe_tokens(model)))
     finally:
         torch.random.set_rng_state(state)
-    if found > tolerance(model):
-        raise _differs(target, f"log-probabilities differ by {found:.2g} nats a token (allowed: {tolerance(model):g})")
+    if gap > tolerance(model):
+        raise _differs(target, f"log-probabilities differ by {gap:.2g} nats a token (allowed: {tolerance(model):g})")
 
 
 def _names(path: Path) -> list[str]:
@@ -122,7 +122,7 @@ def _names(path: Path) -> list[str]:
 
 
 def _saved_names(name: str, adapter: str) -> tuple[str, ...]:
-    """The names under which peft may save a weight: without the adapter's, and without its own wrappers'."""
+    """Names under which peft may save a weight: without the names of the adapter and of peft's wrappers."""
     plain = f"{name}.".replace(f".{adapter}.", ".").removesuffix(".")
     saved = plain.replace(".modules_to_save.", ".").replace(".base_layer.", ".").replace(".token_adapter.", ".")
     return name, plain, saved, f"{plain}.weight", f"{saved}.weight", saved.removesuffix(".weight")
@@ -133,7 +133,7 @@ def _address(value: Tensor) -> tuple[int, torch.Size]:
 
 
 def _same_bits(first: Tensor, second: Tensor) -> bool:
-    """Whether values are equal, NaN included; an adapter may be kept in a finer precision than it was saved in."""
+    """Whether values are equal, NaN included; an adapter in memory may have a higher precision than the file."""
     second = second.detach().to("cpu", first.dtype)
     if first.shape != second.shape:
         return False

@@ -1,4 +1,4 @@
-"""Models too large for one rank: built in shards, asked in shards, and brought together to be saved."""
+"""Models too large for one rank: built in shards, evaluated in shards, and gathered to be saved."""
 
 import logging
 import os
@@ -18,15 +18,15 @@ from dpr_lightning.engine.host_memory import release_freed_memory
 
 log = logging.getLogger(__name__)
 Weights = Literal["auto", "whole", "shards"]
-"""Where weights lie while a model is asked: whole on every rank, in shards, or whichever their size suggests."""
+"""Placement of weights during inference: whole on every rank, in shards, or ``auto`` by their size."""
 LARGEST_WHOLE = 1 / 3
-"""The share of a device's memory that ``auto`` lets weights take that every rank holds whole."""
+"""Largest share of a device's memory at which ``auto`` puts whole weights on every rank."""
 _config: ContextVar[Mapping[str, Any] | None] = ContextVar("zero3_config", default=None)
 
 
 @contextmanager
 def build_sharded(config: Mapping[str, Any]) -> Iterator[None]:
-    """Within, policies in training are built in shards, as the DeepSpeed ``config`` says."""
+    """While the block runs, policies in training are built in shards by the DeepSpeed ``config``."""
     token = _config.set(config)
     try:
         yield
@@ -35,7 +35,7 @@ def build_sharded(config: Mapping[str, Any]) -> Iterator[None]:
 
 
 class _Config:
-    """What transformers asks of a DeepSpeed configuration."""
+    """The interface of a DeepSpeed configuration that transformers uses."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.config = config
@@ -47,15 +47,15 @@ class _Config:
 
 @contextmanager
 def sharded_construction() -> Iterator[None]:
-    """Within, transformers makes each parameter in shards and reads weights on one rank; nothing outside ZeRO-3."""
+    """While the block runs under ZeRO-3, transformers builds parameters in shards and loads weights on one rank."""
     config = _config.get()
     if config is None:
         yield
         return
     from transformers.integrations import deepspeed
 
-    held = _Config(config)  # transformers keeps a weak reference
-    deepspeed.set_hf_deepspeed_config(held)
+    wrapped = _Config(config)  # transformers keeps a weak reference
+    deepspeed.set_hf_deepspeed_config(wrapped)
     try:
         with release_freed_memory():
             yield
@@ -64,9 +64,9 @@ def sharded_construction() -> Iterator[None]:
 
 
 def distribute(model: nn.Module, mesh: DeviceMesh, *, trained: bool = True) -> None:
-    """Cut ``model`` up over the ranks of ``mesh``, layer by layer; what is in no layer is gathered together.
+    """Shard ``model`` over the ranks of ``mesh``, layer by layer; weights in no layer form one more unit.
 
-    That outermost part stays whole after a forward pass where it is ``trained``: the backward pass begins with it.
+    That unit stays gathered after a forward pass if ``trained``: the backward pass begins with it.
     """
     layers = layer_names(model)
     for module in model.modules():
@@ -76,27 +76,27 @@ def distribute(model: nn.Module, mesh: DeviceMesh, *, trained: bool = True) -> N
 
 
 def layer_names(model: nn.Module) -> set[str]:
-    """Names of the classes that a model repeats: its layers."""
+    """Names of the classes of a model's layers: the modules that it repeats."""
     return {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
 
 
-def holds_whole(weights: Weights, size: int, device: torch.device, what: str) -> bool:
-    """Whether every rank holds weights whole; says which and why.
+def holds_whole(weights: Weights, weight_size: int, device: torch.device, what: str) -> bool:
+    """Whether every rank has whole weights; logs the decision and its reason.
 
     Args:
-        weights: the user's wish.
-        size: bytes of all of them.
-        device: of this rank; ranks are taken to have equal ones.
-        what: names them in the log.
+        weights: the user's option.
+        weight_size: bytes of all of them.
+        device: of this rank; all ranks are assumed to have equal ones.
+        what: their name in the log.
     """
-    share = size / device_memory(device)
+    share = weight_size / device_memory(device)
     whole = weights == "whole" or (weights == "auto" and share <= LARGEST_WHOLE)
     log.info(
         "%s: %s, for %s (%.1f GB, %.0f%% of what a rank has; `auto` goes up to %.0f%%).",
         what,
         "whole on every rank" if whole else "in shards",
         "that is their size" if weights == "auto" else "you asked for it",
-        size / 1e9,
+        weight_size / 1e9,
         100 * share,
         100 * LARGEST_WHOLE,
     )
@@ -104,7 +104,7 @@ def holds_whole(weights: Weights, size: int, device: torch.device, what: str) ->
 
 
 def device_memory(device: torch.device) -> int:
-    """Bytes of a GPU; or what each rank has of its machine's memory."""
+    """Bytes of a GPU's memory; of a CPU, this rank's share of the machine's memory."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
@@ -112,32 +112,32 @@ def device_memory(device: torch.device) -> int:
 
 
 def tensors_of_state(model: nn.Module) -> dict[str, Tensor]:
-    """The weights and buffers that a state of ``model`` has, tied ones by each of their names.
+    """The weights and buffers of ``model``'s state, tied ones under each of their names.
 
-    They are the model's own, where ``state_dict`` has copies without gradient; and FSDP2, asked for that, puts weights
-    that are together back into shards.
+    They are the model's tensors themselves, whereas ``state_dict`` returns tensors without gradient; and under FSDP2
+    ``state_dict`` puts gathered weights back into shards.
     """
-    found: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
     for prefix, module in model.named_modules():
         for name, buffer in module.named_buffers(recurse=False):
             if name not in module._non_persistent_buffers_set:
-                found[f"{prefix}.{name}" if prefix else name] = buffer
-    return found
+                tensors[f"{prefix}.{name}" if prefix else name] = buffer
+    return tensors
 
 
 @torch.no_grad()
 def gathered_weights(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
-    """The state of a model in shards, on the CPU, one weight fetched after the other. All ranks must take part.
+    """The state of a model in shards, gathered on the CPU one weight at a time. A collective: every rank must call it.
 
     Args:
-        model: in shards; of one with adapters, only what is trained is fetched.
-        keep: whether this rank wants it; the others only help.
+        model: in shards; of one with adapters, only trained weights are gathered.
+        keep: whether this rank needs the result; other ranks only send their shards.
 
     Returns:
-        by name, tied weights as one tensor; empty without ``keep``.
+        weights by name, tied ones as one tensor; empty without ``keep``.
     """
     adapters = hasattr(model, "peft_config")
-    found: dict[str, Tensor] = {}
+    gathered: dict[str, Tensor] = {}
     seen: dict[int, Tensor] = {}
     for name, value in tensors_of_state(model).items():
         if adapters and isinstance(value, nn.Parameter) and not value.requires_grad:
@@ -146,8 +146,8 @@ def gathered_weights(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
             with release_freed_memory(), _fetched(value) as whole:
                 seen[id(value)] = whole.detach().to("cpu", copy=True) if keep else torch.empty(0)
         if keep:
-            found[name] = seen[id(value)]
-    return found
+            gathered[name] = seen[id(value)]
+    return gathered
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Where a policy's files are, and the name under which they are found from any folder and machine."""
+"""Finds a policy's files, and a name for them that is valid in any folder and on any machine."""
 
 import os
 import re
@@ -13,12 +13,12 @@ ADAPTER_CONFIG = "adapter_config.json"
 _REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _SNAPSHOT = re.compile(r"models--([\w.-]+?)(?:--([\w.-]+))?/snapshots/([0-9a-f]{40})")
 _LISTED = 6
-"""Policies of a folder that a message names."""
+"""Most policies of a folder that a message names."""
 _ADAPTER_FILES = ("adapter_*", "*.json", "*.jinja", "*.model", "*.txt")
 
 
 def adapter_folder(source: str, revision: str | None = None) -> str | None:
-    """The folder of the adapter that a local path or a hub id names; None: it names something else.
+    """The folder of the adapter at a local path or a hub id; None: it is no adapter.
 
     An adapter on the hub is downloaded.
     """
@@ -38,7 +38,7 @@ def _downloaded_adapter(repository: str, revision: str | None) -> str | None:
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,
         )
-    except OSError:  # no such repository; whatever loads it says so
+    except OSError:  # no such repository: loading it will raise the error
         return None
     if config is None or constants.HF_HUB_OFFLINE:
         return str(Path(config).parent) if config is not None else None
@@ -46,7 +46,7 @@ def _downloaded_adapter(repository: str, revision: str | None) -> str | None:
 
 
 def local_folder(source: str, revision: str | None = None) -> Path | None:
-    """The folder with the files of a local path or, as far as they have been downloaded, of a hub id."""
+    """The folder of a local path, or of the downloaded files of a hub id."""
     if Path(source).is_dir():
         return Path(source)
     if Path(source).exists() or not _REPOSITORY.fullmatch(source):
@@ -62,10 +62,10 @@ def local_folder(source: str, revision: str | None = None) -> Path | None:
 
 
 def lasting_source(source: str, revision: str | None = None) -> tuple[str, str | None]:
-    """A name of ``source`` that is found from any folder, and its revision.
+    """A name of ``source`` that is valid in any working directory, and its revision.
 
-    A folder of the hub's cache is known by its hub id, which other machines know too; any other one by its absolute
-    path; a hub id stays.
+    For a folder of the hub's cache this is its hub id, which is valid on other machines too; for any other folder its
+    absolute path; a hub id is returned unchanged.
     """
     path = Path(source)
     if not path.exists():
@@ -80,12 +80,12 @@ def lasting_source(source: str, revision: str | None = None) -> tuple[str, str |
 
 
 def is_missing_path(source: str) -> bool:
-    """Whether ``source`` can only be a local path, and nothing is there."""
+    """Whether ``source`` can only be a local path, and does not exist."""
     return not Path(source).exists() and not _REPOSITORY.fullmatch(source)
 
 
 def not_a_policy(source: str) -> str | None:
-    """Why ``source``, which could not be loaded, is no policy, and which one was meant; None where it may be one."""
+    """Why ``source``, which could not be loaded, is no policy, and similar names; None where it may be one."""
     path = Path(source)
     if path.is_dir():
         inner = [] if _has_config(path) else sorted(filter(_has_config, path.iterdir()))
@@ -109,5 +109,5 @@ def _has_config(folder: Path) -> bool:
 
 
 def relative_source(source: str, folder: Path) -> str | None:
-    """The path from ``folder`` to a local ``source``, by which both are found after they moved together."""
+    """The path from ``folder`` to a local ``source``, which stays valid if both are moved together."""
     return os.path.relpath(Path(source).resolve(), folder.resolve()) if Path(source).exists() else None

@@ -1,4 +1,4 @@
-"""Which tokens begin, end and pad a policy's sequences: decided once, for everything that reads or writes them."""
+"""The tokens that begin, end and pad a policy's sequences, determined by one function for the whole package."""
 
 import logging
 import re
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 EXPLICIT_PAD = "explicit_padding"
 """Key of tokenizer_config.json for a pad token that the user chose, which may be the EOS itself.
 
-transformers takes keys that end in ``_token`` for special tokens.
+transformers treats keys that end in ``_token`` as special tokens, so this one does not.
 """
 _BRACKETED = re.compile(r"[<\[({>].+[>\])}<]", re.DOTALL)
 _RESERVED = (
@@ -28,7 +28,7 @@ _RESERVED = (
     re.compile(r"(vision|fim)_pad"),
     re.compile(r".*_pad"),
 )
-"""Names of tokens that mean nothing yet, best first, in lower case with everything else as ``_``."""
+"""Names of reserved tokens, best first, in lower case and with other characters replaced by ``_``."""
 _PROBES: tuple[tuple[dict[str, Any], ...], ...] = tuple(
     tuple({"role": role, "content": "a"} for role in roles)
     for roles in (("user", "assistant"), ("system", "user", "assistant", "user"), ("user", "assistant", "user"))
@@ -37,15 +37,15 @@ _PROBES: tuple[tuple[dict[str, Any], ...], ...] = tuple(
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """Ids of the tokens that are more than text.
+    """Ids of the special tokens of a policy.
 
     Args:
         bos: begins every text; None: none does.
-        eos: the tokenizer's own end of a text.
+        eos: the tokenizer's end of a text.
         stops: every token that ends an answer, EOS first.
-        pad: fills rows. A checkpoint may pad with one of ``stops``: masks and lengths tell padding from the end of an
-            answer, never the id.
-        unk: stands for text that the vocabulary has no token for; None: there is none, or it is a stop.
+        pad: fills rows. A checkpoint may pad with one of ``stops``: padding is distinguished from the end of an answer
+            by masks and lengths, never by the id.
+        unk: replaces text that the vocabulary has no token for; None: there is none, or it is a stop.
     """
 
     bos: int | None
@@ -64,16 +64,16 @@ def special_tokens(
     pad_token: str | None = None,
     required: bool = False,
 ) -> SpecialTokens:
-    """Decide the special tokens of a policy.
+    """Determine the special tokens of a policy.
 
     Stops are the tokenizer's EOS, those of the policy's generation configuration (of its configuration, where that one
-    names none, as in transformers) and ``end_of_turn``. Padding keeps the token that the checkpoint names, unless that
-    is EOS, BOS, ``end_of_turn`` or a token that the chat template writes; then a reserved token pads, or ``<unk>``
-    where no text becomes one.
+    names none, as in transformers) and ``end_of_turn``. The pad token is the one that the checkpoint names, unless that
+    is EOS, BOS, ``end_of_turn`` or a token that the chat template writes; then it is a reserved token, or ``<unk>``
+    where no text becomes ``<unk>``.
 
     Args:
         tokenizer: of the policy.
-        policy: the model, or the folder or hub id that it is saved in; None: the tokenizer alone decides.
+        policy: the model, or its folder or hub id; None: use the tokenizer alone.
         chat_template: that the policy is trained and queried with; None: the tokenizer's.
         end_of_turn: token that closes the assistant's turn.
         pad_token: the user's choice.
@@ -101,14 +101,14 @@ def special_tokens(
 
 
 def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int | None:
-    """The id of a token; None when the vocabulary has none of that name."""
+    """The id of a token; None where the vocabulary does not have it."""
     identifier: Any = tokenizer.convert_tokens_to_ids(token)
     known = identifier is not None and tokenizer.convert_ids_to_tokens(identifier) == token
     return int(identifier) if known else None
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    """Tokens that are marked special, and those that the tokenizer names as such, with their ids in ascending order."""
+    """Tokens that are marked as special, and the tokenizer's named ones, with their ids in ascending order."""
     marked = {
         token.content: identifier for identifier, token in tokenizer.added_tokens_decoder.items() if token.special
     }
@@ -118,12 +118,12 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
 
 
 def set_padding(tokenizer: PreTrainedTokenizerBase, special: SpecialTokens, pad_token: str | None = None) -> None:
-    """Let ``tokenizer`` pad as decided, and keep an explicit choice where the tokenizer is saved.
+    """Set the pad token of ``tokenizer``, and save an explicit choice with it.
 
     Args:
         tokenizer: changed in place.
         special: from :func:`special_tokens`.
-        pad_token: the user's choice, if there was one.
+        pad_token: the user's choice; None without one.
     """
     if pad_token is not None:
         tokenizer.init_kwargs[EXPLICIT_PAD] = pad_token
@@ -140,15 +140,15 @@ def set_padding(tokenizer: PreTrainedTokenizerBase, special: SpecialTokens, pad_
 
 @cache
 def _warn_once(message: str) -> None:
-    """The data and the policy in training load a tokenizer each."""
+    """Log a warning once in this process: the data and the policy in training each load a tokenizer."""
     log.warning("%s", message)
 
 
 def carry_padding(model: nn.Module, tokenizer: PreTrainedTokenizerBase, special: SpecialTokens) -> None:
     """Write the pad token into a model's configurations where they need it; called before it is trained and saved.
 
-    A pad token that the checkpoint names stays where it is named, and only there: other programs would mask the end of
-    every answer by one that is a stop.
+    A pad token that the checkpoint names is kept where it is named, and written nowhere else: if it is a stop, other
+    programs would mask the end of every answer.
 
     Args:
         model: changed in place.
@@ -165,16 +165,16 @@ def carry_padding(model: nn.Module, tokenizer: PreTrainedTokenizerBase, special:
             config.pad_token_id = special.pad
     embedding = model.get_input_embeddings()  # type: ignore[operator]
     if getattr(embedding, "padding_idx", None) in special.stops:
-        embedding.padding_idx = None  # its gradient would be dropped, and a stop is read inside conversations
+        embedding.padding_idx = None  # the padding row gets no gradient, but a stop inside conversations needs one
 
 
 def template_tokens(
     tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None, *, in_plain_turns: bool = False
 ) -> frozenset[str]:
-    """Tokens that a chat template writes: those named in its source, and those in conversations rendered with it.
+    """Tokens that a chat template writes: those in its source, and those in conversations rendered with it.
 
     Args:
-        tokenizer: whose tokens they are.
+        tokenizer: of the policy.
         chat_template: in Jinja; None: the tokenizer's.
         in_plain_turns: only those in short conversations without tools.
     """
@@ -209,7 +209,7 @@ def _find_template_tokens(
 
 
 def _rendered_probes(tokenizer: PreTrainedTokenizerBase, template: str) -> Iterator[str]:
-    """Short conversations, those that the template accepts."""
+    """Rendered short conversations, of those that the template accepts."""
     for messages in _PROBES:
         for prompt in (False, True):
             try:
@@ -223,7 +223,7 @@ def _rendered_probes(tokenizer: PreTrainedTokenizerBase, template: str) -> Itera
 
 
 def _configured_stops(policy: nn.Module | str | None) -> list[int]:
-    """What the policy's files or its configuration in memory stop at."""
+    """Stop tokens in the policy's files, or in its configuration in memory."""
     if policy is None:
         return []
     if isinstance(policy, str):
@@ -235,7 +235,7 @@ def _configured_stops(policy: nn.Module | str | None) -> list[int]:
 def _saved_stops(source: str) -> list[int]:
     try:
         stops = _eos_of(GenerationConfig.from_pretrained(source))
-    except OSError:  # it has none
+    except OSError:  # there is none
         stops = []
     if stops:
         return stops
@@ -249,7 +249,7 @@ def _saved_stops(source: str) -> list[int]:
 
 
 def _eos_of(config: Any) -> list[int]:
-    """``eos_token_id`` of a configuration, or of the text model's in that of several."""
+    """``eos_token_id`` of a configuration, or of its text model's configuration."""
     if hasattr(config, "get_text_config"):
         config = config.get_text_config()
     tokens = getattr(config, "eos_token_id", None)
@@ -259,7 +259,7 @@ def _eos_of(config: Any) -> list[int]:
 def _pad(
     tokenizer: PreTrainedTokenizerBase, explicit: str | None, meaningful: set[int], stops: set[int], required: bool
 ) -> int:
-    """The id that pads; see :func:`special_tokens`."""
+    """The id of the pad token; see :func:`special_tokens`."""
     eos = int(tokenizer.eos_token_id)
     if explicit is not None:
         return _explicit_pad(tokenizer, explicit, meaningful - {eos})
@@ -303,7 +303,7 @@ def _explicit_pad(tokenizer: PreTrainedTokenizerBase, token: str, meaningful: se
 
 
 def _reserved(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids of tokens whose name says that they mean nothing yet, best first."""
+    """Ids of tokens whose name marks them as reserved, best first."""
     added = {token.content: token.special for token in tokenizer.added_tokens_decoder.values()}
     ranked = []
     for name, identifier in tokenizer.get_vocab().items():
@@ -311,7 +311,7 @@ def _reserved(tokenizer: PreTrainedTokenizerBase) -> list[int]:
             continue
         core = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
         rank = next((rank for rank, names in enumerate(_RESERVED) if names.fullmatch(core)), None)
-        # Among ordinary tokens, some may look reserved that text becomes; a pad token's name is plain.
+        # An ordinary token may look reserved although text becomes it; the name of a pad token is unambiguous.
         if rank is None or (name not in added and rank > 0):
             continue
         ranked.append((rank, not added.get(name, False), int(identifier)))
@@ -319,7 +319,7 @@ def _reserved(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def _text_becomes_unknown(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether some text becomes ``<unk>``: never where bytes have tokens, and these characters use every byte."""
+    """Whether some text becomes ``<unk>``, tested with characters whose UTF-8 uses every byte."""
     points: Sequence[int] = [*range(1, 0x800), *range(0x800, 0xD800, 0x800), *range(0xE000, 0x110000, 0x10000)]
     ids = tokenizer("".join(map(chr, points)), add_special_tokens=False, verbose=False)["input_ids"]
     return tokenizer.unk_token_id in ids

@@ -1,4 +1,4 @@
-"""Tokenizers whose padding never shares a token with the end of a sequence."""
+"""Loads tokenizers, with a pad token that is not a stop token where the tokenizer has one."""
 
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,15 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """Load a tokenizer that has an EOS and a pad token, as :func:`special_tokens` decides.
 
-    Padding never enters a loss here, for masks decide and not token ids; a pad token that means nothing else keeps
-    exported policies safe in programs that do mask by id. No token is ever added, so the embedding keeps its size.
+    Padding never enters a loss here, because masks decide, not token ids; a pad token without another meaning keeps
+    exported policies safe in programs that mask by id. No token is ever added, so the embedding keeps its size.
 
     Args:
         source: hub id or folder.
         gguf_file: GGUF file in ``source`` that holds the tokenizer.
-        trust_remote_code: run the tokenizer's own code.
+        trust_remote_code: run code that comes with the tokenizer.
         pad_token: the user's choice.
-        for_training: the tokenizer will be saved with a policy: refuse it where nothing can pad but a stop. Otherwise
+        for_training: the tokenizer will be saved with a policy: refuse it where only a stop could pad. Otherwise
             that stop pads.
         revision: branch, tag or commit of a hub id.
 
@@ -46,12 +46,12 @@ def load_tokenizer(
     except (OSError, ValueError, KeyError) as error:
         if (reason := not_a_policy(source)) is not None:
             raise InputError(reason) from error
-        held = ""
+        contents = ""
         if Path(source).is_dir():
             names = sorted(path.name for path in Path(source).iterdir() if path.name[0] != ".")[:12]
-            held = f" The folder holds: {', '.join(names) or 'nothing'}."
+            contents = f" The folder holds: {', '.join(names) or 'nothing'}."
         raise InputError(
-            f"No tokenizer could be loaded from {source!r}.{held} Point `tokenizer` at a hub id or at a folder with "
+            f"No tokenizer could be loaded from {source!r}.{contents} Point `tokenizer` at a hub id or a folder with "
             f"tokenizer.json and tokenizer_config.json. ({first_line(error)})"
         ) from error
     if tokenizer.eos_token_id is None:
@@ -66,9 +66,9 @@ def load_tokenizer(
 
 
 def same_vocabulary(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase) -> str | None:
-    """None when two tokenizers give every token the same id; otherwise the first difference, in words."""
+    """None if two tokenizers give every token the same id; otherwise the first difference, as words."""
     ours, theirs = first.get_vocab(), second.get_vocab()
-    for token, identifier in sorted(ours.items(), key=lambda held: held[1]):
+    for token, identifier in sorted(ours.items(), key=lambda item: item[1]):
         if theirs.get(token) != identifier:
             return f"token {token!r} has id {identifier} in one and {theirs.get(token)} in the other"
     if len(ours) != len(theirs):

@@ -1,6 +1,6 @@
 """A policy of about a million parameters, written as an ordinary Hugging Face folder.
 
-Everything after it, loading included, is the path that a large model takes.
+It is loaded and trained like any other model.
 """
 
 from collections.abc import Iterable
@@ -22,14 +22,14 @@ def character_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """One token a word of ``texts``, after pad, EOS and unknown; words are what stands between spaces."""
+    """One token a word of ``texts``, after pad, EOS and unknown; words are separated by white space."""
     tokenizer = _vocabulary({word for text in texts for word in text.split()})
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return _wrapped(tokenizer)
 
 
 def _vocabulary(tokens: set[str]) -> Tokenizer:
-    vocabulary = {token: place for place, token in enumerate(["<pad>", "<eos>", "<unk>", *sorted(tokens)])}
+    vocabulary = {token: index for index, token in enumerate(["<pad>", "<eos>", "<unk>", *sorted(tokens)])}
     return Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
 
 
@@ -51,7 +51,7 @@ def create_toy_policy(
 ) -> Path:
     """Write a randomly initialised Llama and a tokenizer for ``texts`` into ``folder``.
 
-    The tokens are characters, or with ``words`` what stands between spaces. With the default sizes the model has about
+    The tokens are characters, or with ``words`` the words between spaces. With the default sizes the model has about
     0.9 million parameters.
     """
     folder = Path(folder)

@@ -1,4 +1,4 @@
-"""A verifier head: a policy's trunk with one number for a response, in the form transformers keeps reward models."""
+"""A verifier: a policy's trunk with a head of one output, in the format of transformers' reward models."""
 
 import json
 from pathlib import Path
@@ -20,12 +20,12 @@ TOKEN_BUDGET = 16384
 
 
 def build_verifier_head(spec: PolicySpec, *, trainable: bool = True) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    """The trunk of a full policy folder with a head of one output, 0 for everything until it is trained.
+    """The trunk of a full policy with a head of one output, which is initialised to 0.
 
-    A folder that holds a head already keeps it.
+    If the folder has a head already, that one is loaded.
 
     Raises:
-        InputError: the folder holds no full model, or its architecture has no head for sequences.
+        InputError: the folder is no full model, or its architecture has no head for sequences.
     """
     base, adapter = resolve_adapter(spec)
     if adapter is not None or base.lora is not None or base.gguf_file is not None or base.source is None:
@@ -39,11 +39,11 @@ def build_verifier_head(spec: PolicySpec, *, trainable: bool = True) -> tuple[nn
         base.tokenizer_source, None, base.trust_remote_code, pad_token=base.pad_token, for_training=trainable
     )
     verbosity = logging.get_verbosity()
-    # That the head is new is no news.
+    # Silence transformers' warning that the head is new.
     logging.set_verbosity_error()
     try:
         attention = attention_for(spec, AutoModelForSequenceClassification, read_config(base))
-        model, found = AutoModelForSequenceClassification.from_pretrained(
+        model, info = AutoModelForSequenceClassification.from_pretrained(
             base.source,
             num_labels=1,
             dtype=getattr(torch, base.dtype),
@@ -61,7 +61,7 @@ def build_verifier_head(spec: PolicySpec, *, trainable: bool = True) -> tuple[nn
         logging.set_verbosity(verbosity)
     if not isinstance(getattr(model, "score", None), nn.Linear):
         raise InputError(f"{type(model).__name__} has no linear head named `score`, which a verifier head needs.")
-    if any(name.startswith("score.") for name in found["missing_keys"]):
+    if any(name.startswith("score.") for name in info["missing_keys"]):
         with torch.no_grad():
             model.score.weight.zero_()
     if spec.gradient_checkpointing:
@@ -71,10 +71,10 @@ def build_verifier_head(spec: PolicySpec, *, trainable: bool = True) -> tuple[nn
 
 
 def load_verifier_head(folder: str, sft: PreTrainedTokenizerBase, dtype: str = "float32") -> nn.Module:
-    """A head that was trained, frozen, for responses in the tokens of ``sft``.
+    """Load a trained verifier, frozen, for responses in the tokens of ``sft``.
 
     Raises:
-        InputError: the folder holds no head, or one for other tokens.
+        InputError: the folder has no head, or another vocabulary.
     """
     if not any("SequenceClassification" in name for name in _architectures(folder)):
         raise InputError(
@@ -93,7 +93,7 @@ def _architectures(folder: str) -> list[str]:
 
 
 def response_scores(model: nn.Module, tokens: Tensor, mask: Tensor) -> Tensor:
-    """The head's number for each row, read at its last acted token.
+    """The head's output for each row, at its last acted token.
 
     Args:
         model: from :func:`build_verifier_head`.
@@ -101,17 +101,17 @@ def response_scores(model: nn.Module, tokens: Tensor, mask: Tensor) -> Tensor:
         mask: [B, L] True where the policy acted.
 
     Returns:
-        [B] float32; differences between them are logits of one response being preferred to another.
+        [B] float32; the difference of two is the logit of the probability that the first response is preferred.
     """
     last = (mask * torch.arange(mask.shape[1], device=mask.device)).amax(1)
     hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state  # type: ignore[operator]
-    held = hidden[torch.arange(len(tokens), device=tokens.device), last]
-    return model.score(held).squeeze(-1).float()  # type: ignore[operator, no-any-return]
+    last_hidden = hidden[torch.arange(len(tokens), device=tokens.device), last]
+    return model.score(last_hidden).squeeze(-1).float()  # type: ignore[operator, no-any-return]
 
 
 @torch.no_grad()
 def score_responses(model: nn.Module, tokens: Tensor, mask: Tensor, *, token_budget: int = TOKEN_BUDGET) -> Tensor:
-    """:func:`response_scores` of any number of rows, without gradients: [B] float32 on the device of ``tokens``."""
+    """:func:`response_scores` in micro-batches and without gradients: [B] float32 on the device of ``tokens``."""
     scores = torch.zeros(len(tokens), device=tokens.device)
     device = model_device(model)
     for rows, part_tokens, part_mask in parts_by_length(tokens, mask, token_budget):

@@ -1,4 +1,4 @@
-"""Rows of word embeddings that an adapter was trained with and its base has not: tokens that were added."""
+"""Rows of word embeddings for tokens that were added: an adapter was trained with them, but its base lacks them."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ PREFIX = "base_model.model."
 
 
 def add_embedding_rows(model: nn.Module, folder: Path) -> None:
-    """Give ``model`` as many rows as the adapter in ``folder`` was trained with, before that is loaded.
+    """Add the rows with which the adapter in ``folder`` was trained to ``model``; called before the adapter is loaded.
 
     Raises:
         InputError: the adapter's file lacks the values of the rows that it added.
@@ -50,7 +50,7 @@ def _is_embedding(model: Any, name: str) -> bool:
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors in a file of safetensors, by name; none where there is no such file."""
+    """Shapes of the tensors in a safetensors file, by name; empty where there is no such file."""
     if not path.is_file():
         return {}
     with safe_open(path, framework="pt") as file:

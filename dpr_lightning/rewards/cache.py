@@ -1,4 +1,4 @@
-"""Tensors on disk under a key that says everything they depend on."""
+"""A cache of tensors on disk, under a key of everything that they depend on."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ KEY_FILE, TENSOR_FILE = "key.json", "tensors.safetensors"
 
 
 def content_hash(path: str | Path, files: Sequence[Path] | None = None) -> str:
-    """SHA-256 over names and contents of a file, or of files of a folder; of the name where it is neither.
+    """SHA-256 over names and contents of a file, or of the files of a folder; of the name for anything else.
 
     Args:
         path: of the file or folder.
@@ -38,7 +38,7 @@ def content_hash(path: str | Path, files: Sequence[Path] | None = None) -> str:
 
 
 def policy_hash(folder: str | Path) -> str:
-    """Hash of everything that a policy's folder makes: of an adapter, its base too."""
+    """Hash of a policy's folder; for an adapter, also of its base."""
     digest = content_hash(folder)
     if not is_adapter(folder):
         return digest
@@ -47,10 +47,10 @@ def policy_hash(folder: str | Path) -> str:
 
 
 def load_cached(folder: str | Path, key: Mapping[str, Any]) -> dict[str, Tensor] | None:
-    """The tensors kept in ``folder``; None when there are none yet.
+    """The tensors saved in ``folder``; None where there are none yet.
 
     Raises:
-        InputError: they were made from something else (the differing entries are named), or the files are damaged.
+        InputError: they were saved under another key (the differing entries are named), or the files are damaged.
     """
     folder = Path(folder)
     if not (folder / KEY_FILE).is_file():
@@ -58,14 +58,16 @@ def load_cached(folder: str | Path, key: Mapping[str, Any]) -> dict[str, Tensor]
             raise InputError(f"{folder} holds files but no {KEY_FILE}: it is not a cache. Choose an empty folder.")
         return None
     try:
-        held = json.loads((folder / KEY_FILE).read_text())
-        checksum, held_key = held["sha256"], held["key"]
+        saved = json.loads((folder / KEY_FILE).read_text())
+        checksum, saved_key = saved["sha256"], saved["key"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise InputError(f"{folder / KEY_FILE} is damaged; delete {folder} and run again.") from error
-    wanted = json.loads(json.dumps(key))
-    if held_key != wanted:
-        different = sorted(name for name in {*wanted, *held_key} if wanted.get(name) != held_key.get(name))
-        lines = [f"  {name}: {_short(held_key.get(name))} kept, {_short(wanted.get(name))} now" for name in different]
+    expected = json.loads(json.dumps(key))
+    if saved_key != expected:
+        different = sorted(name for name in {*expected, *saved_key} if expected.get(name) != saved_key.get(name))
+        lines = [
+            f"  {name}: {_short(saved_key.get(name))} kept, {_short(expected.get(name))} now" for name in different
+        ]
         raise InputError(
             f"The cache in {folder} was made from something else:\n" + "\n".join(lines) + "\nDelete the folder, or "
             "name another one, to compute it again."
@@ -76,15 +78,15 @@ def load_cached(folder: str | Path, key: Mapping[str, Any]) -> dict[str, Tensor]
 
 
 def store_cached(folder: str | Path, key: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write ``tensors`` whole or not at all.
+    """Save ``tensors`` atomically.
 
     Raises:
-        InputError: the disk is full or the place may not be written; nothing is left half-written.
+        InputError: the disk is full or the folder may not be written; nothing is left half-written.
     """
     with whole_folder(Path(folder)) as unfinished:
         save_file({name: value.contiguous() for name, value in tensors.items()}, unfinished / TENSOR_FILE)
-        held = {"key": dict(key), "sha256": content_hash(unfinished / TENSOR_FILE)}
-        (unfinished / KEY_FILE).write_text(json.dumps(held, indent=2, sort_keys=True) + "\n")
+        saved = {"key": dict(key), "sha256": content_hash(unfinished / TENSOR_FILE)}
+        (unfinished / KEY_FILE).write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n")
 
 
 def _short(value: Any) -> str:

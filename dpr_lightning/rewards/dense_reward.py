@@ -1,4 +1,4 @@
-"""The token reward that an SFT run leaves behind: π_SFT against its weaker self."""
+"""The dense token reward of an SFT run: π_SFT against earlier checkpoints of the run."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -42,7 +42,7 @@ class DenseReward:
     """
 
     def __init__(self, frozen: FrozenPolicies, spec: RewardSpec | None = None) -> None:
-        """Score with ``frozen``: a policy named ``sft`` and at least one reference of any other name."""
+        """Use the models in ``frozen``: a policy named ``sft``, and at least one reference of any other name."""
         self.frozen = frozen
         self.spec = spec if spec is not None else RewardSpec()
         self.references = [name for name in frozen.names if name != SFT]
@@ -69,12 +69,12 @@ class DenseReward:
             sft: folder of π_SFT.
             references: folders of weaker checkpoints of the same run.
             spec: form of the reward.
-            dtype: parameters of the frozen copies; log-probabilities are subtracted in float32 whatever it is.
+            dtype: of the frozen copies' parameters; log-probabilities are always subtracted in float32.
             attention: transformers' attention implementation.
             policy: a policy in training whose base the adapters may share.
-            policy_spec: what ``policy`` was built from.
-            weights: whole on every rank, in shards, or whichever their size suggests.
-            device: of this rank, which takes its shard.
+            policy_spec: from which ``policy`` was built.
+            weights: ``whole`` on every rank, in ``shards``, or ``auto`` by their size.
+            device: of this rank's shard.
 
         Raises:
             InputError: a folder cannot be loaded, tokenizers differ, or a reference *is* π_SFT.
@@ -85,7 +85,7 @@ class DenseReward:
                     f"The reference {reference!r} is π_SFT itself, so every reward would be 0. Use an earlier "
                     "checkpoint of the same run, such as the one halfway through."
                 )
-        folders = {SFT: sft} | {f"reference_{place}": folder for place, folder in enumerate(references)}
+        folders = {SFT: sft} | {f"reference_{index}": folder for index, folder in enumerate(references)}
         frozen = FrozenPolicies.load(
             folders,
             dtype=dtype,
@@ -106,27 +106,27 @@ class DenseReward:
         divergence: bool = False,
         progress: Callable[[int], None] | None = None,
     ) -> TokenScores:
-        """Score given tokens.
+        """The dense reward of tokens, with the log-probabilities that it was computed from.
 
         Args:
             tokens: [B, L] right-padded token ids.
             mask: [B, L] True where the policy acted.
-            token_budget: tokens forwarded at once, padding included; a limit on memory that changes no score. None: as
-                many as have a GiB of logits.
-            divergence: compute KL(π_SFT‖π_ref)(s) even when the form of the reward does not need it.
-            progress: called with the number of sequences scored.
+            token_budget: tokens of a forward pass, padding included; limits memory and changes no score. None: as
+                many as have 1 GiB of logits.
+            divergence: compute KL(π_SFT‖π_ref)(s) even if the form of the reward does not need it.
+            progress: called after each forward pass with its number of sequences.
 
         Returns:
             float32, on the device of ``tokens``, action-aligned [B, T].
 
         Raises:
-            InputError: rewards that are not finite, or π_SFT and a reference agree on every token.
+            InputError: rewards are not finite, or π_SFT and a reference agree on every token.
         """
         return self._score(tokens, mask, token_budget, divergence, progress, keep=False)[0]
 
     @property
     def keeps_states(self) -> bool:
-        """Whether the scores of every token of a whole rollout can be held: as what the models' heads are given."""
+        """Whether the scores of all actions can be kept for a rollout: as the inputs of the models' heads."""
         for name in (SFT, *self.references):
             with self.frozen.use(name) as model:
                 if not keeps_states(model):
@@ -136,10 +136,10 @@ class DenseReward:
     def score_actions(
         self, tokens: Tensor, mask: Tensor, token_budget: int | None = None
     ) -> tuple[TokenScores, "ActionDistributions"]:
-        """The scores of given tokens, as of :meth:`score`, and those of every token of the vocabulary beside them.
+        """The scores of tokens, as from :meth:`score`, and those of every token of the vocabulary at the same states.
 
         Raises:
-            InputError: as of :meth:`score`; or the reward is standardised by position or length, which only sampled
+            InputError: as from :meth:`score`; or the reward is standardised by position or length, which only sampled
                 tokens define.
         """
         if self.spec.position_zscore or self.spec.length_normalise:
@@ -167,7 +167,7 @@ class DenseReward:
         wants_divergence = divergence or self.spec.needs_divergence
         divergences = torch.zeros(shape) if wants_divergence else torch.full(shape, float("nan"))
         action_mask = torch.arange(width) < mask.sum(1, keepdim=True).cpu()
-        kept: list[ActedStates] = []
+        collected: list[ActedStates] = []
         with self.frozen.use(SFT) as model:
             budget = token_budget if token_budget is not None else default_token_budget(model)
             shared = shares_prompts(model)
@@ -181,9 +181,9 @@ class DenseReward:
                 if part[2] is not None:
                     divergences[rows, :columns] = part[2].float().cpu()
                 if keep:
-                    kept = kept or [held.room(*shape) for held in states]
-                    for whole, held in zip(kept, states, strict=True):
-                        whole.hidden[rows.to(whole.hidden.device), :columns] = held.hidden
+                    collected = collected or [model.room(*shape) for model in states]
+                    for whole, chunk in zip(collected, states, strict=True):
+                        whole.hidden[rows.to(whole.hidden.device), :columns] = chunk.hidden
                 if progress is not None:
                     progress(len(rows))
         policy_logprob = policy_logprob.masked_fill(~action_mask, 0.0)
@@ -192,14 +192,14 @@ class DenseReward:
         check_finite_rewards(reward, action_mask)
         self._check_different(policy_logprob, references, action_mask)
         if self.spec.position_zscore:
-            # Over the samples of all ranks: a reward must not depend on how many there are.
+            # Over the samples of all ranks: a reward must not depend on the number of ranks.
             wide, acted = as_wide_on_all_ranks(reward), as_wide_on_all_ranks(action_mask)
             reward = zscore_by_position(wide, acted, sum_over_ranks)[:, :width]
         if self.spec.length_normalise:
             reward = length_normalise(reward, action_mask)
         reward = reward.masked_fill(~action_mask, 0.0)
         parts = (policy_logprob, references, divergences, reward, action_mask)
-        return TokenScores(*(part.to(tokens.device) for part in parts)), kept
+        return TokenScores(*(part.to(tokens.device) for part in parts)), collected
 
     @torch.no_grad()
     def _score_part(
@@ -209,7 +209,7 @@ class DenseReward:
             scores = torch.stack([self._ask(acted_logprobs, name, tokens, mask) for name in (SFT, *self.references)])
             return (scores[0], scores[1:], None), []
         states = [self._ask(acted_states, name, tokens, mask) for name in (SFT, *self.references)]
-        return ActionDistributions(self.spec, states).chosen(tokens, mask, divergence), states
+        return ActionDistributions(self.spec, states).logprobs_of(tokens, mask, divergence), states
 
     def _ask(self, question: Callable[[nn.Module, Tensor, Tensor], Any], name: str, *inputs: Tensor) -> Any:
         with self.frozen.use(name) as model:
@@ -218,10 +218,10 @@ class DenseReward:
     def _check_different(self, policy: Tensor, references: Tensor, mask: Tensor) -> None:
         if not mask.any():
             return
-        for place, reference in enumerate(references):
+        for index, reference in enumerate(references):
             if torch.equal(policy, reference):
                 raise InputError(
-                    f"π_SFT and reference number {place + 1} of {len(references)} give every token the same "
+                    f"π_SFT and reference number {index + 1} of {len(references)} give every token the same "
                     "probability, so every reward is 0. The reference's folder holds the same weights; use an earlier "
                     "checkpoint of the run."
                 )

@@ -1,4 +1,4 @@
-"""What frozen models say of every token, without a tensor over states and vocabulary ever being whole."""
+"""Scores of every token under the frozen models, without a tensor over all states and the vocabulary in memory."""
 
 from collections.abc import Iterator, Sequence
 
@@ -14,28 +14,28 @@ from dpr_lightning.types import ActionScores
 
 
 class ActionDistributions:
-    """π_SFT and its references at each acted state of some rows; see :class:`dpr_lightning.types.AllActionScores`.
+    """Implements :class:`dpr_lightning.types.AllActionScores` with the models' hidden states at each acted state.
 
     Args:
         spec: form of the reward.
-        states: of π_SFT, then of each reference; the same rows and columns [B, T].
+        states: of π_SFT, then of each reference, for the same rows and columns [B, T].
     """
 
     def __init__(self, spec: RewardSpec, states: Sequence[ActedStates]) -> None:
         self.spec, self.states = spec, list(states)
 
     def take(self, rows: Tensor, actions: int) -> "ActionDistributions":
-        """Those of some rows, cut to ``actions`` columns."""
-        return ActionDistributions(self.spec, [held.take(rows, actions) for held in self.states])
+        """The same for some rows, cut to ``actions`` columns."""
+        return ActionDistributions(self.spec, [states.take(rows, actions) for states in self.states])
 
     @torch.no_grad()
-    def scores(self, place: Tensor) -> ActionScores:
-        """At the acted states ``place`` [n], counted through all rows and columns.
+    def scores(self, index: Tensor) -> ActionScores:
+        """The scores at the states ``index`` [n], positions in the flattened [B, T].
 
         Raises:
             InputError: a reward that is not finite, of a token that π_SFT may choose.
         """
-        policy, references = self._logprobs(place)
+        policy, references = self._logprobs(index)
         divergence = None
         if self.spec.needs_divergence:
             divergence = expected_log_ratio(self.spec, policy, references).unsqueeze(-1)
@@ -44,34 +44,34 @@ class ActionDistributions:
         return ActionScores(reward, policy, references.mean(0))
 
     @torch.no_grad()
-    def chosen(self, tokens: Tensor, mask: Tensor, divergence: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    def logprobs_of(self, tokens: Tensor, mask: Tensor, divergence: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         """Log-probabilities of the acted tokens under π_SFT [B, T] and the references [R, B, T], and the divergence.
 
         Args:
             tokens: [B, L] right-padded.
             mask: [B, L] True where the policy acted.
-            divergence: whether E_{a~π_SFT}[r̂(s, a)] [B, T] is wanted.
+            divergence: whether E_{a~π_SFT}[r̂(s, a)] [B, T] is computed.
         """
         device = self.states[0].hidden.device
         position, acted = action_positions(mask)
-        index = tokens.gather(1, position).to(device).flatten()
-        found = torch.zeros(1 + len(self.states), index.numel(), device=device)
-        for place in self._blocks(acted.to(device)):
-            policy, references = self._logprobs(place)
-            picked = index[place].unsqueeze(-1)
-            found[0, place] = policy.gather(-1, picked).squeeze(-1).float()
-            found[1:-1, place] = references.gather(-1, picked.expand(len(references), -1, -1)).squeeze(-1).float()
+        token = tokens.gather(1, position).to(device).flatten()
+        result = torch.zeros(1 + len(self.states), token.numel(), device=device)
+        for block in self._blocks(acted.to(device)):
+            policy, references = self._logprobs(block)
+            picked = token[block].unsqueeze(-1)
+            result[0, block] = policy.gather(-1, picked).squeeze(-1).float()
+            result[1:-1, block] = references.gather(-1, picked.expand(len(references), -1, -1)).squeeze(-1).float()
             if divergence:
-                found[-1, place] = expected_log_ratio(self.spec, policy, references).float()
-        shaped = found.view(-1, *acted.shape)
+                result[-1, block] = expected_log_ratio(self.spec, policy, references).float()
+        shaped = result.view(-1, *acted.shape)
         return shaped[0], shaped[1:-1], shaped[-1] if divergence else None
 
-    def _logprobs(self, place: Tensor) -> tuple[Tensor, Tensor]:
-        policy, *references = (held.logprobs(place.to(held.hidden.device)) for held in self.states)
+    def _logprobs(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        policy, *references = (states.logprobs(index.to(states.hidden.device)) for states in self.states)
         return policy, torch.stack(references)
 
     def _blocks(self, acted: Tensor) -> Iterator[Tensor]:
-        """Places of the acted states, as many at a time as suit the device."""
+        """Positions of the acted states in the flattened [B, T], in blocks whose logits fit the device."""
         first = self.states[0]
         rows = rows_at_a_time(first.hidden.flatten(0, 1).T if first.weight is None else first.weight)
         yield from torch.split(acted.flatten().nonzero().squeeze(1), rows)

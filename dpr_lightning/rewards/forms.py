@@ -1,4 +1,4 @@
-"""Any form of the reward from log-probabilities that were taken once."""
+"""Any form of the reward from the same log-probabilities."""
 
 import torch
 from torch import Tensor
@@ -9,12 +9,12 @@ from dpr_lightning.types import TokenScores
 
 
 def reward_of_logprobs(spec: RewardSpec, policy: Tensor, references: Tensor, divergence: Tensor | None) -> Tensor:
-    """The reward in the form of ``spec``, nats; its standardisations (position, length) are left out.
+    """The reward in the form of ``spec``, nats, without its standardisations (position, length).
 
     Args:
-        spec: which form.
-        policy: log π_SFT of the tokens written, [B, T], or of every token, [*state, V].
-        references: log π_r, one reference first: [R, …].
+        spec: of the form.
+        policy: log π_SFT of the acted tokens, [B, T], or of every token, [*state, V].
+        references: log π_r of each reference: [R, …].
         divergence: KL(π_SFT‖π_ref)(s), broadcast to ``policy``; needed by the centred forms.
     """
     return mixed_dense_reward(
@@ -38,8 +38,8 @@ def token_rewards(scores: TokenScores, spec: RewardSpec) -> Tensor:
     """The reward of each token [B, T] in the form of ``spec``, nats; 0 outside the mask.
 
     Args:
-        scores: with the divergence, whatever form they were taken for.
-        spec: its standardisations (position, length) are left out.
+        scores: with the divergence; their form of the reward does not matter.
+        spec: of the form; its standardisations (position, length) are not applied.
     """
     reward = reward_of_logprobs(spec, scores.policy_logprob, scores.reference_logprobs, scores.divergence)
     return reward.masked_fill(~scores.mask, 0.0)

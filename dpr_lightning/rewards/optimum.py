@@ -1,4 +1,4 @@
-"""The optimum of the undiscounted-future objective, drawn token by token from π_SFT and its references: no training."""
+"""The optimum of the objective at γ = 0, sampled from π_SFT and its references without training."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ from dpr_lightning.rewards.reward_spec import RewardSpec
 
 
 def decode_time_optimum(spec: RewardSpec, beta: float) -> Callable[[list[Tensor]], Tensor]:
-    """π(a|s) ∝ π_SFT(a|s)·exp(r(s, a)/β): where the all-actions objective at γ = 0 is heading, state by state.
+    """π(a|s) ∝ π_SFT(a|s)·exp(r(s, a)/β): in each state, the optimum of the all-actions objective at γ = 0.
 
     With ``log_ratio`` this is contrastive decoding, (1+w)·log π_SFT − w·log π_ref with w = 1/β; with ``log_policy`` it
     is π_SFT at the temperature β/(1+β).

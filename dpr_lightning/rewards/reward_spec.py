@@ -1,4 +1,4 @@
-"""Which dense reward, as data."""
+"""The specification of the dense reward, as in YAML."""
 
 from dataclasses import dataclass
 from typing import get_args
@@ -11,10 +11,10 @@ FORMS: tuple[RewardForm, ...] = get_args(RewardForm)
 
 @dataclass
 class RewardSpec:
-    """The form of the token reward, and what is done to it. All of the latter is off by default.
+    """The form of the token reward, and its transformations, which are all off by default.
 
     Args:
-        form: ``log_ratio`` (as published; taken where only other fields are given), ``clipped``, ``interpolated``
+        form: ``log_ratio`` (as published; the default), ``clipped``, ``interpolated``
             (log π_SFT − λ log π_ref), ``centred`` (r̂ − KL(π_SFT‖π_ref)(s)), ``one_sided`` (min(r̂, 0)),
             ``one_sided_centred``, ``log_policy`` (log π_SFT); or a weighted sum of them, such as
             ``{one_sided: 1.0, log_policy: 0.5}``.
@@ -22,8 +22,7 @@ class RewardSpec:
         coefficient: c of ``mean_minus_std``.
         clip_limit: nats at which ``clipped`` cuts.
         interpolation: λ of ``interpolated``.
-        position_zscore: standardise, at each position, over the samples that are scored together: a rank's share of a
-            rollout, or all of a precomputed one.
+        position_zscore: standardise, at each position, over the samples that are scored together, on all ranks.
         length_normalise: divide by the number of tokens of the response.
     """
 
@@ -36,7 +35,7 @@ class RewardSpec:
     length_normalise: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse forms that do not exist."""
+        """Refuse unknown forms."""
         for name in self.terms:
             if name not in FORMS:
                 raise InputError(f"There is no reward form {name!r}. Forms are: {', '.join(FORMS)}.")
@@ -50,11 +49,11 @@ class RewardSpec:
     def recommended(cls) -> "RewardSpec":
         """The reward to train on: min(r̂ − KL(π_SFT‖π_ref), 0) + ½ log π_SFT. docs/results.md has the measurements.
 
-        The default of the fields is r̂ itself, as published, which is for reading and not for maximising.
+        The fields' default is r̂, as published, which is meant for inspection, not as an objective.
         """
         return cls({"one_sided_centred": 1.0, "log_policy": 0.5})
 
     @property
     def needs_divergence(self) -> bool:
-        """Whether the form subtracts KL(π_SFT‖π_ref)(s), which takes whole distributions."""
+        """Whether the form subtracts KL(π_SFT‖π_ref)(s), which needs whole distributions."""
         return any(name in CENTRED_FORMS for name in self.terms)

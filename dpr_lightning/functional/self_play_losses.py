@@ -1,4 +1,4 @@
-"""Losses of self-play imitation: a demonstration against the policy's own earlier answer to the same prompt."""
+"""Losses of self-play imitation: a demonstration against an earlier policy's answer to the same prompt."""
 
 from typing import Literal, get_args
 
@@ -13,28 +13,28 @@ SelfPlayLoss = Literal["spin", "bernoulli", "brier", "hinge", "kliep", "lsif"]
 
 def self_play_loss(
     kind: SelfPlayLoss,
-    demonstrated: Float[Tensor, " B"],
-    generated: Float[Tensor, " B"],
+    chosen: Float[Tensor, " B"],
+    rejected: Float[Tensor, " B"],
     scale: float = 0.1,
     shift: float = 0.0,
 ) -> Float[Tensor, " B"]:
     """Loss of each pair; with x = Σ_t log π_θ − log π_opponent of a whole response and u = scale·x + shift:
 
-        spin        −log σ(u₊ − u₋)                     the loss of DPO with the demonstration preferred
+        spin        −log σ(u₊ − u₋)                     the loss of DPO
         bernoulli   −log σ(u₊) − log σ(−u₋)
         brier       (1 − σ(u₊))² + σ(u₋)²
         hinge       max(0, 1 − u₊) + max(0, 1 + u₋)
         kliep       −u₊ + e^{u₋}
         lsif        −e^{u₊} + ½·e^{2u₋}
 
-    ₊ is the demonstration, ₋ the opponent's answer. All but ``spin`` estimate a density ratio, demonstrations over the
-    opponent's answers: e^u at their minimum, but for ``hinge``, which only finds where it exceeds 1. ``spin`` does not
-    see the shift.
+    ₊ is the demonstration (chosen), ₋ the opponent's answer (rejected). At their minimum e^u is the density ratio of
+    demonstrations and the opponent's answers; ``hinge`` only determines where this ratio exceeds 1, and ``spin``
+    determines it up to a factor. ``spin`` does not depend on the shift.
 
     Args:
         kind: one of the names above.
-        demonstrated: x of the demonstrations, nats.
-        generated: x of the opponent's answers, nats.
+        chosen: x of the demonstrations, nats.
+        rejected: x of the opponent's answers, nats.
         scale: λ of SPIN, α of GSIL; above 0.
         shift: β of GSIL.
 
@@ -44,10 +44,10 @@ def self_play_loss(
         authors' released code has them.
     """
     expect_choice("kind", kind, get_args(SelfPlayLoss))
-    expect_shape("generated", generated, demonstrated.shape, "that of demonstrated")
+    expect_shape("rejected", rejected, chosen.shape, "that of chosen")
     expect_positive("scale", scale)
-    positive = scale * at_least_float32(demonstrated) + shift
-    negative = scale * at_least_float32(generated) + shift
+    positive = scale * at_least_float32(chosen) + shift
+    negative = scale * at_least_float32(rejected) + shift
     if kind == "spin":
         return -torch.nn.functional.logsigmoid(positive - negative)
     if kind == "bernoulli":

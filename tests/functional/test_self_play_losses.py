@@ -34,7 +34,7 @@ def test_values_by_hand(kind: SelfPlayLoss) -> None:
 
 @pytest.mark.parametrize("kind", RATIO_KINDS)
 def test_the_minimum_is_the_density_ratio(kind: SelfPlayLoss) -> None:
-    """Over a finite set of responses, with a free u for each: u = log p(demonstrated) / p(generated)."""
+    """Over a finite set of responses, with a free u for each: u = log p(chosen) / p(rejected)."""
     generator = torch.Generator().manual_seed(0)
     real, own = (torch.rand(6, generator=generator, dtype=torch.float64) + 0.2 for _ in range(2))
     real, own = real / real.sum(), own / own.sum()
@@ -78,5 +78,5 @@ def test_bad_arguments() -> None:
         self_play_loss("dpo", *pair)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="scale"):
         self_play_loss("spin", *pair, scale=0.0)
-    with pytest.raises(ValueError, match="generated has shape"):
+    with pytest.raises(ValueError, match="rejected has shape"):
         self_play_loss("spin", pair[0], torch.zeros(3))
