@@ -1,6 +1,7 @@
-"""Attention of rows that lie end to end, by PyTorch alone: `attention: varlen`."""
+"""Attention of packed rows by PyTorch alone, with ``attention: varlen``; its kernel has not been measured on a GPU."""
 
 import inspect
+import logging
 from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
@@ -13,6 +14,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+log = logging.getLogger(__name__)
 VARLEN = "varlen"
 """Its name among transformers' attention implementations."""
 
@@ -64,11 +66,18 @@ def attend(
     # Under autocast rotary positions leave queries and keys in float32.
     query, key, value = (part[0].transpose(0, 1).to(value.dtype) for part in (query, key, value))
     scale, dropout = more.get("scaling"), float(more.get("dropout") or 0.0)
-    if dropout == 0 and _fits_kernel(query):
+    by_kernel = dropout == 0 and _fits_kernel(query)
+    _log_path(by_kernel)
+    if by_kernel:
         mixed = _by_kernel(query, key, value, bounds, int(more["max_length_q"]), scale)
     else:
         mixed = _row_by_row(query, key, value, bounds, scale, dropout)
     return mixed.unsqueeze(0), None
+
+
+@cache
+def _log_path(by_kernel: bool) -> None:
+    log.info("Packed rows attend by %s.", "PyTorch's varlen_attn" if by_kernel else "one call of PyTorch's sdpa a row")
 
 
 def _fits_kernel(query: Tensor) -> bool:

@@ -1,4 +1,7 @@
-"""Operations of a GPU that are launched at once."""
+"""CUDA graphs: operations of a GPU, captured once and launched together.
+
+Off unless ``DPR_GRAPHS=1``: no GPU has run them, and what they gain has not been measured.
+"""
 
 import os
 import threading
@@ -9,16 +12,20 @@ from typing import Any, NamedTuple
 
 import torch
 
+SWITCH = "DPR_GRAPHS"
+"""Environment variable: 1 turns CUDA graphs on."""
+
 
 def has_graphs(device: torch.device) -> bool:
-    """Whether operations are recorded there; ``DPR_GRAPHS=0`` asks for none.
+    """Whether decoding captures CUDA graphs on ``device``: on a GPU where the environment has ``DPR_GRAPHS=1``.
 
-    Only in the main thread: what others record, as rollouts drawn ahead would, forbids training some of what it does
-    meanwhile. And not where PyTorch is to be deterministic: it then checks places on the host.
+    Only in the main thread: a capture in another one, as rollouts prefetched in the background would make, forbids
+    training some operations meanwhile. Not with deterministic algorithms either: PyTorch then checks indices on the
+    host.
     """
     return (
-        device.type == "cuda"
-        and os.environ.get("DPR_GRAPHS") != "0"
+        os.environ.get(SWITCH) == "1"
+        and device.type == "cuda"
         and threading.current_thread() is threading.main_thread()
         and not torch.are_deterministic_algorithms_enabled()
     )

@@ -1,4 +1,4 @@
-"""Steps of a GPU, recorded once and played again."""
+"""Decoding steps of a GPU, captured once as a CUDA graph and replayed; only with ``DPR_GRAPHS=1``, and not measured."""
 
 import logging
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dpr_lightning.engine.decoding.cached_state import CachedState
-from dpr_lightning.engine.decoding.cuda_graph import capture, has_graphs
+from dpr_lightning.engine.decoding.cuda_graph import SWITCH, capture, has_graphs
 from dpr_lightning.engine.decoding.decode_batch import DecodeBatch, single_model
 from dpr_lightning.engine.decoding.decode_step import DecodeSteps
 from dpr_lightning.engine.decoding.one_token_attention import CacheColumn
@@ -135,14 +135,17 @@ class GraphSteps(DecodeSteps):
             why = str(error).partition("\n")[0]
         else:
             if model in _tried or self._does_the_same(replay, fixed):
+                if model not in _tried:
+                    log.info("Decoding steps of this model are replayed as CUDA graphs.")
                 _tried.add(model)
                 self._replay = replay
                 return
             why = "played again, it did something else"
         log.warning(
-            "A step of writing answers could not be recorded: %s. Its operations are launched one by one, which is "
-            "slower; DPR_GRAPHS=0 asks for that.",
+            "A decoding step could not be captured as a CUDA graph (%s), so that its operations are launched one by "
+            "one. Without %s=1 no capture is tried.",
             why,
+            SWITCH,
         )
         _refused.add(model)
         self._settle()

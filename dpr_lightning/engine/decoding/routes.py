@@ -17,6 +17,7 @@ from dpr_lightning.engine.decoding.decoder_state import DecoderState, LibrarySta
 from dpr_lightning.engine.decoding.kv_cache import fill_gaps
 from dpr_lightning.engine.decoding.one_token import OneTokenPass, knows
 from dpr_lightning.engine.half_precision import autocasts
+from dpr_lightning.engine.kernels import has_kernels
 from dpr_lightning.engine.known_decoders import inside_of_adapters, is_known_decoder
 from dpr_lightning.engine.lockstep import Lockstep
 from dpr_lightning.engine.model_mode import evaluating
@@ -33,7 +34,14 @@ _STATES: dict[str, Callable[[nn.Module, int], DecoderState]] = {
 }
 _REMEDY = "Choose a decoder, such as Llama, Qwen, Gemma or GPT-2, as `model.policy.source`."
 _LENGTHS, _SAMPLES, _STEPS = (2, 7, 7), 2, 3
+_PATHS = {
+    OWN_CACHE: "its own forward pass and this package's key-value cache",
+    LIBRARY_CACHE: "its own forward pass and its library's cache",
+    NO_CACHE: "forward passes over whole rows, without a cache",
+}
 _routes: WeakKeyDictionary[nn.Module, "Route"] = WeakKeyDictionary()
+_logged: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+"""What was logged of how a model decodes."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +62,14 @@ def sampling_route(model: nn.Module) -> Route:
         InputError: there is none, because later tokens change what the model says of earlier ones.
     """
     if model not in _routes:
-        _routes[model] = _route_by_config(model) if _is_certain(model) else _tried_route(model)
-        _report(model, _routes[model])
+        route = _routes[model] = _route_by_config(model) if _is_certain(model) else _tried_route(model)
+        if route.name == NO_CACHE:
+            log.warning(
+                "This %s is sampled without a cache, so that every token reads its whole row again, which is slow "
+                "(%s).",
+                _kind(model),
+                route.reason,
+            )
     return _routes[model]
 
 
@@ -68,14 +82,27 @@ class Decoder:
 
     def __init__(self, model: nn.Module) -> None:
         self._model, self._route = model, sampling_route(model)
-        quick = self._route.name == OWN_CACHE and knows(model)
-        self._one_token = OneTokenPass(model) if quick else None
+        one_token = self._route.name == OWN_CACHE and knows(model)
+        self._one_token = OneTokenPass(model) if one_token else None
+        self._log_path()
 
     def new_state(self, longest: int) -> DecoderState:
         """The state of a batch whose answers have at most ``longest`` tokens."""
         if self._one_token is not None:
             return CachedState(self._model, longest, self._one_token)
         return _STATES[self._route.name](self._model, longest)
+
+    def _log_path(self) -> None:
+        """Log how this model decodes; once a model, and again where it changes (hooks, weights in shards)."""
+        path = _PATHS[self._route.name]
+        if self._one_token is not None:
+            weight = next(self._model.parameters())
+            loops = "compiled kernels" if has_kernels(weight.dtype, weight.device) else "PyTorch's operations"
+            path = f"this package's one-token pass and key-value cache, with {loops}"
+        if _logged.get(self._model) != path:
+            _logged[self._model] = path
+            because = f" ({self._route.reason})" if self._route.reason else ""
+            log.info("This %s decodes by %s%s.", _kind(self._model), path, because)
 
     @property
     def recomputes(self) -> bool:
@@ -139,17 +166,6 @@ def _tried_route(model: nn.Module) -> Route:
         f"This {_kind(model)} cannot be sampled from: a token's logits change with the tokens behind it, so it is no "
         f"causal language model. {_REMEDY}"
     )
-
-
-def _report(model: nn.Module, route: Route) -> None:
-    if route.name == NO_CACHE:
-        log.warning(
-            "This %s is sampled without a cache, so that every token reads its whole row again, which is slow (%s).",
-            _kind(model),
-            route.reason,
-        )
-    elif route.name == LIBRARY_CACHE:
-        log.info("This %s is sampled through its library's cache (%s).", _kind(model), route.reason)
 
 
 def _probe_tokens(model: nn.Module) -> tuple[list[list[int]], Tensor]:

@@ -52,6 +52,7 @@ def load() -> ctypes.CDLL | None:
                 said.append(f"{' '.join(compiler)}: {str(getattr(error, 'stderr', None) or error).strip()[-2000:]}")
             else:
                 if made is not None:
+                    log.info("Kernels for decoding: %s.", made._name)
                     return made
     log.warning(
         "The kernels of this package could not be compiled and loaded, so that PyTorch's own operations do all the "

@@ -96,6 +96,9 @@ def test_one_that_fails_is_ended_and_says_why(invalid: bool, said: list[str]) ->
 
 
 def test_where_there_are_recordings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(cuda_graph.SWITCH, raising=False)
+    assert not cuda_graph.has_graphs(GPU)
+    monkeypatch.setenv(cuda_graph.SWITCH, "1")
     assert cuda_graph.has_graphs(GPU)
     assert not cuda_graph.has_graphs(torch.device("cpu"))
     result: list[bool] = []
@@ -106,5 +109,3 @@ def test_where_there_are_recordings(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("torch.are_deterministic_algorithms_enabled", lambda: True)
         assert not cuda_graph.has_graphs(GPU)
-    monkeypatch.setenv("DPR_GRAPHS", "0")
-    assert not cuda_graph.has_graphs(GPU)

@@ -108,6 +108,26 @@ def test_a_model_without_a_cache_says_so_once(caplog: pytest.LogCaptureFixture) 
     assert caplog.text.count("is sampled without a cache") == 1
 
 
+@pytest.mark.parametrize(
+    ("kind", "path"),
+    [
+        ("llama", "one-token pass and key-value cache"),
+        ("gemma2", "its own forward pass and this package's key-value cache"),
+        ("minimax", "its library's cache (own cache: "),
+        ("rwkv", "without a cache (own cache: "),
+    ],
+)
+def test_the_path_is_logged_once(kind: str, path: str, caplog: pytest.LogCaptureFixture, with_kernels: bool) -> None:
+    model = tiny_model(kind)
+    with caplog.at_level(logging.INFO, logger=routes.__name__):
+        sampled(model)
+        sampled(model)
+    lines = [record.message for record in caplog.records if f"This {kind} decodes by" in record.message]
+    assert len(lines) == 1
+    assert path in lines[0]
+    assert ("compiled kernels" in lines[0]) == (kind == "llama" and with_kernels)
+
+
 def test_a_model_that_sees_later_tokens_is_refused() -> None:
     with pytest.raises(InputError, match="bert cannot be sampled from"):
         sampling_route(tiny_model("bert"))
