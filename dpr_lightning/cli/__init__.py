@@ -1,1 +1,1 @@
-"""The command line: the only place that sees every other part."""
+"""The command line, the top layer of the package."""

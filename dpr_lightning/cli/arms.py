@@ -1,4 +1,4 @@
-"""The arms of a comparison: policies and controls, asked the same prompts, paired by prompt."""
+"""The arms of a comparison: policies and controls that answer the same prompts, paired by prompt."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -22,20 +22,20 @@ from dpr_lightning.types import Rollouts
 
 @dataclass(frozen=True)
 class Selection:
-    """Answers are the best of ``candidates`` by ``dense``, picked every ``chunk`` tokens; None: once, at the end."""
+    """Picks the best of ``candidates`` answers by ``dense``, every ``chunk`` tokens; None: once, at the end."""
 
     dense: DenseReward
     candidates: int
     chunk: int | None
 
-    def score(self, written: Rollouts) -> Tensor:
+    def score(self, rollouts: Rollouts) -> Tensor:
         """Total reward of each row, nats."""
-        return self.dense.score(written.tokens, written.mask).reward.sum(1)
+        return self.dense.score(rollouts.tokens, rollouts.mask).reward.sum(1)
 
 
 @dataclass(frozen=True)
 class Arm:
-    """A policy, or several that ``combine`` makes one, and the temperature its samples are drawn at."""
+    """A policy, or several that ``combine`` turns into one distribution, and the temperature of its samples."""
 
     models: tuple[nn.Module, ...]
     temperature: float = 1.0
@@ -45,7 +45,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class ArmResult:
-    """Greedy and sampled answers of one arm to the same prompts; answers that are picked have no greedy one."""
+    """Greedy and sampled answers of one arm to the same prompts; an arm with a Selection has no greedy answers."""
 
     greedy: EvaluatedAnswers | None
     sampled: EvaluatedAnswers
@@ -53,7 +53,7 @@ class ArmResult:
 
     @property
     def measures(self) -> tuple[str, ...]:
-        """What there is to compare."""
+        """Names of the scores that the arm has: ``sampled``, and ``greedy`` unless answers are selected."""
         return ("sampled",) if self.greedy is None else ("greedy", "sampled")
 
     def by_prompt(self, measure: str) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -71,7 +71,7 @@ class ArmResult:
     def summary(self) -> dict[str, float | None]:
         """Accuracy greedy and sampled, mean length of samples in tokens, reverse KL to π_SFT in nats a response.
 
-        The KL is None at temperature 0, where samples say nothing of it.
+        The KL is None at temperature 0, where samples do not estimate it.
         """
         drift = self.sampled.reverse_kl
         return {
@@ -93,15 +93,15 @@ def evaluate_arms(
     samples: int,
     seed: int,
 ) -> dict[str, ArmResult]:
-    """Ask every arm the same prompts, greedily once and sampled ``samples`` times with the same random numbers.
+    """Answer the same prompts by every arm, greedily once and sampled ``samples`` times with the same random numbers.
 
-    ``options`` say where answers end; each arm has its temperature.
+    ``options`` determine where answers end; each arm has its temperature.
     """
     results: dict[str, ArmResult] = {}
     with progress_bar("evaluation", len(arms) * len(prompts) * (1 + samples)) as advance:
         for name, arm in arms.items():
 
-            def ask(temperature: float, count: int, arm: Arm = arm) -> EvaluatedAnswers:
+            def answer(temperature: float, count: int, arm: Arm = arm) -> EvaluatedAnswers:
                 return collect_answers(
                     arm.models,
                     tokenizer,
@@ -116,7 +116,7 @@ def evaluate_arms(
                 )
 
             if arm.selection is None:
-                results[name] = ArmResult(ask(0.0, 1), ask(arm.temperature, samples), samples)
+                results[name] = ArmResult(answer(0.0, 1), answer(arm.temperature, samples), samples)
             else:
                 special = special_tokens(tokenizer, arm.models[0])
                 picked = best_of(

@@ -1,4 +1,4 @@
-"""``dpr audit``: does a reward know right from wrong, and from which reference? Asked before any RL."""
+"""``dpr audit``: does a reward separate right from wrong, and against which reference? A test before any RL."""
 
 import dataclasses
 import json
@@ -44,16 +44,16 @@ def audit(
     seed: int = 0,
     output: Annotated[str | None, Writes(marks=('"audits"',))] = None,
 ) -> int:
-    """Test the reward of each reference on demonstrations, on corrupted ones and on own samples of π_SFT.
+    """Test the reward of each reference on demonstrations, on corrupted ones and on samples of π_SFT.
 
-    Exit code 0: a reward passes; 3: none finds the wrong token, and RL on it would follow noise; 2: bad input.
+    Exit code 0: a reward passes; 3: none locates the wrong token, and RL on it would follow noise; 2: bad input.
 
     Args:
         sft: folder of π_SFT.
-        references: folders of earlier checkpoints of the same run; each is audited on its own.
+        references: folders of earlier checkpoints of the same run; each is audited separately.
         demonstrations: file of demonstrations that were not trained on.
-        verifier: name of a verifier or module:function, for the agreement of reward and verifier on own samples.
-        samples: own samples a prompt.
+        verifier: name of a verifier or module:function, for the agreement of reward and verifier on samples.
+        samples: samples of π_SFT a prompt.
         limit: demonstrations used.
         max_new_tokens: length limit of a sample.
         stop_strings: texts that end an answer.
@@ -79,7 +79,7 @@ def audit(
     if len(references) == 0 or len(data) < 2:
         raise InputError("An audit takes at least one reference and two demonstrations.")
     audits: list[RewardAudit] = []
-    held: dict[tuple[str, str], torch.Tensor] = {}
+    token_reward_of: dict[tuple[str, str], torch.Tensor] = {}
     answers = corrupted = None
     with progress_bar("audit", len(data) * (samples + len(references) * (2 + samples))) as advance:
         for reference in references:
@@ -105,10 +105,10 @@ def audit(
                 return dense.score(ids, acted, divergence=True, progress=advance)
 
             ours, twins = score(tokens, mask), score(corrupted.tokens, mask)
-            own = score(answers.rollouts.tokens, answers.rollouts.mask)
+            samples_scored = score(answers.rollouts.tokens, answers.rollouts.mask)
             for name in AUDITED:
                 spec = RewardSpec(name)
-                held[reference, name] = token_rewards(ours, spec)
+                token_reward_of[reference, name] = token_rewards(ours, spec)
                 audits.append(
                     audit_reward(
                         reference,
@@ -117,53 +117,53 @@ def audit(
                         _rewarded(twins, spec),
                         corrupted.place.numpy(),
                         _rewarded(ours, spec, after=earlier),
-                        _rewarded(own, spec),
+                        _rewarded(samples_scored, spec),
                         answers.scores,
                     )
                 )
-    console.print(audit_table([dataclasses.asdict(found) | {"passes": found.passes} for found in audits]))
+    console.print(audit_table([dataclasses.asdict(record) | {"passes": record.passes} for record in audits]))
     best, words = recommend(audits, CONTROL)
     console.print(words)
-    chosen = best if best is not None else audits[0]
-    listed = suspects(
-        held[chosen.reference, chosen.form], tokens, mask, tokenizer, [data.where(row) for row in range(len(data))]
-    )[:suspicious]
-    _print_suspects(listed, chosen)
+    selected = best if best is not None else audits[0]
+    names = [data.where(row) for row in range(len(data))]
+    selected_reward = token_reward_of[selected.reference, selected.form]
+    listed = suspects(selected_reward, tokens, mask, tokenizer, names)[:suspicious]
+    _print_suspects(listed, selected)
     if output is not None:
         _write(Path(output), audits, words, listed)
     return 0 if best is not None else FAILED
 
 
 def _check_same_prompts(tokens: torch.Tensor, turn: torch.Tensor, prompts: PromptSet) -> None:
-    """Samples are compared with demonstrations, so they must answer the same prompts."""
-    for place, (row, acted, asked) in enumerate(zip(tokens, turn, prompts.tokens, strict=True)):
-        if row[: int(acted.long().argmax())].tolist() != asked:
+    """Refuse demonstrations whose prompt is not the one that is sampled from."""
+    for index, (row, acted, prompt) in enumerate(zip(tokens, turn, prompts.tokens, strict=True)):
+        if row[: int(acted.long().argmax())].tolist() != prompt:
             raise InputError(
-                f"{prompts.where(place)} goes on after the last turn of the assistant that is learnt from, so π_SFT "
-                "would be asked something else than the demonstration answers. Cut the row there."
+                f"{prompts.where(index)} goes on after the last turn of the assistant that is learnt from, so π_SFT "
+                "would get another prompt than the demonstration answers. Cut the row there."
             )
 
 
 def _rewarded(scores: TokenScores, spec: RewardSpec, after: torch.Tensor | int = 0) -> Rewarded:
-    """Rewards of the actions, without the first ``after`` [N, 1] of each row."""
+    """Rewards of the actions at positions from ``after`` [N, 1] of each row on."""
     mask = scores.mask & (torch.arange(scores.mask.shape[1]) >= after)
     return Rewarded(token_rewards(scores, spec).double().numpy(), mask.numpy())
 
 
-def _print_suspects(listed: list[Suspect], chosen: RewardAudit) -> None:
+def _print_suspects(listed: list[Suspect], selected: RewardAudit) -> None:
     console.print("\nDemonstrations to look at, by their lowest token reward:", style="bold")
-    console.print(f"  {chosen.form} against {chosen.reference}", highlight=False, markup=False)
+    console.print(f"  {selected.form} against {selected.reference}", highlight=False, markup=False)
     for suspect in listed:
         line = f"  {suspect.reward:+8.2f}  {suspect.where}  {suspect.before!r} [{suspect.token!r}] {suspect.after!r}"
         console.print(line, highlight=False, markup=False)
 
 
 def _write(path: Path, audits: list[RewardAudit], words: str, listed: list[Suspect]) -> None:
-    held: dict[str, Any] = {
-        "audits": [dataclasses.asdict(found) | {"passes": found.passes} for found in audits],
+    content: dict[str, Any] = {
+        "audits": [dataclasses.asdict(record) | {"passes": record.passes} for record in audits],
         "recommendation": words,
         "suspects": [dataclasses.asdict(suspect) for suspect in listed],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(held, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     console.print(f"Written to {path}")

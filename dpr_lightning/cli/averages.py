@@ -1,4 +1,4 @@
-"""Before the first step: is the policy that is written at the end the one that a callback averages?"""
+"""Check before the first step that the averages of callbacks are in the policy that is saved at the end."""
 
 import logging
 from typing import Any
@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 def check_averages(trainer: Trainer) -> None:
-    """Refuse a callback that would put its average into the policy after that was written, and name what has it.
+    """Refuse a callback that averages weights after the policy is saved; log which saved policies have an average.
 
     Args:
         trainer: with its callbacks, which are called in their order.

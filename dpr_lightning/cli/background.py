@@ -1,4 +1,4 @@
-"""Work that need not wait for other work: in a process of its own, where there is a core for it."""
+"""Functions called in a separate process while the caller goes on, where a core is free for it."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -14,22 +14,24 @@ import torch
 from dpr_lightning.cli.loading import console
 
 Begin = Callable[..., Callable[[], Any]]
-"""Begins ``function(*arguments, **options)``; what it returns waits for the end and gives what the function gave."""
+"""Starts ``function(*arguments, **options)`` and returns a function that waits for its end and returns its result."""
 
 
 @contextmanager
 def run_in_background(log: Path, *, allowed: bool = True) -> Iterator[Begin]:
-    """Where functions are called one after the other beside what the caller does; later, where no core is free.
+    """Yield a function that starts calls one after the other in a separate process, while the caller goes on.
+
+    Where no core is free or ``allowed`` is False, each call runs in this process when its result is requested.
 
     Args:
-        log: file for what they print, in a process of their own.
-        allowed: False: each is called when it is waited for, here.
+        log: file for what the separate process prints.
+        allowed: whether to start a process at all.
     """
     if not (allowed and spare_cores() >= torch.get_num_threads()):
         yield partial
         return
-    console.print(f"Beside it, in a process of its own: what can be done already ({log}).", style="dim")
-    others = set(active_children())
+    console.print(f"In a separate process meanwhile: what can be done already ({log}).", style="dim")
+    earlier = set(active_children())
     with ProcessPoolExecutor(1, get_context("spawn"), _print_into, (str(log),)) as pool:
 
         def begin(function: Callable[..., Any], *arguments: Any, **options: Any) -> Callable[[], Any]:
@@ -37,14 +39,14 @@ def run_in_background(log: Path, *, allowed: bool = True) -> Iterator[Begin]:
 
         try:
             yield begin
-        except BaseException:  # nobody waits for it any more
-            for process in set(active_children()) - others:
+        except BaseException:  # its result is no longer needed
+            for process in set(active_children()) - earlier:
                 process.terminate()
             raise
 
 
 def spare_cores() -> int:
-    """Cores that this process may use and its threads do not."""
+    """Number of cores that this process may use, beyond one for each of its threads."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return usable - torch.get_num_threads()
 

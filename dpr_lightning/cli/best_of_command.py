@@ -1,4 +1,4 @@
-"""``dpr best_of``: how far does picking go, by the dense reward, by a trained verifier head, and by an oracle?"""
+"""``dpr best_of``: the score of the best of n samples, by the dense reward, by a verifier head, and by an oracle."""
 
 import json
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from dpr_lightning.reports import Panel, Report, Series, arms_table
 from dpr_lightning.rewards import SFT, DenseReward, RewardSpec, token_rewards
 from dpr_lightning.rollouts import SamplingOptions
 
-# Rankings in one panel, the oracle among them; more could not be told apart.
+# Rankings in one panel, the oracle among them; more could not be distinguished.
 CURVES = 6
 
 
@@ -44,7 +44,7 @@ def best_of(
     dtype: str = "float32",
     seed: int = 0,
 ) -> None:
-    """Best-of-n curves of samples of π_SFT: what is won by generating more, and who can tell which one is right.
+    """Best-of-n curves of samples of π_SFT: what generating more gains, and which ranking picks right answers.
 
     Args:
         sft: folder of π_SFT.
@@ -52,9 +52,9 @@ def best_of(
         prompts: file of prompts that were not trained on, with what the verifier needs.
         verifier: name of a verifier or module:function; the oracle.
         output: folder for best_of.json and report.html.
-        head: folder of a verifier head, as `dpr fit` with VerifierHead leaves it.
-        reward: the reward you have in mind, the recommended one by default, beside every form on its own.
-        samples: drawn for each prompt, the largest n.
+        head: folder of a verifier head, as `dpr fit` with VerifierHead saves it.
+        reward: the reward you have in mind, the recommended one by default; every form is ranked separately, too.
+        samples: number for each prompt, the largest n.
         limit: prompts used.
         max_new_tokens: length limit of an answer.
         stop_strings: texts that end an answer.
@@ -88,13 +88,13 @@ def best_of(
         rankings["verifier_head"] = score_responses(verifying.to(best_device()), tokens, mask)
     shape = (len(questions), samples)
     counts = sorted({2**power for power in range(samples.bit_length()) if 2**power <= samples} | {samples})
-    found = verification(
+    results = verification(
         {name: values.reshape(shape).numpy() for name, values in rankings.items()},
         torch.tensor(answers.scores).reshape(shape).numpy(),
         torch.tensor(answers.lengths).reshape(shape).numpy(),
         counts,
     )
-    words, entries = in_words(found), [ranking.to_dict() for ranking in found]
+    words, entries = in_words(results), [ranking.to_dict() for ranking in results]
     arms = {
         each["name"]: {
             "picked": each["best_of"][samples]["mean"],
@@ -107,14 +107,14 @@ def best_of(
     console.print(words, highlight=False)
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
-    held = {"samples": samples, "prompts": len(questions), "rankings": entries}
-    (folder / "best_of.json").write_text(json.dumps(held | {"verdict": words}, indent=2) + "\n", encoding="utf-8")
+    saved = {"samples": samples, "prompts": len(questions), "rankings": entries, "verdict": words}
+    (folder / "best_of.json").write_text(json.dumps(saved, indent=2) + "\n", encoding="utf-8")
     content = Report(
         title=f"Best of {samples}",
         verdict=words,
         arms=arms,
-        paired={f"{each.name} - one sample": {f"best of {samples}": vars(each.gain)} for each in found},
-        panels={"Best of n": _curves(found, counts)},
+        paired={f"{each.name} - one sample": {f"best of {samples}": vars(each.gain)} for each in results},
+        panels={"Best of n": _curves(results, counts)},
         settings={"sft": sft, "references": references, "prompts": prompts, "verifier": verifier, "head": head}
         | {"samples": samples, "max_new_tokens": max_new_tokens, "stop_strings": list(stop_strings)}
         | {"seed": seed, "dtype": dtype},
@@ -127,14 +127,14 @@ def best_of(
     console.print(f"  report: {save_report(folder, content)}", highlight=False)
 
 
-def _curves(found: Sequence[Ranking], counts: Sequence[int]) -> list[Panel]:
-    """Score and length of the pick over n, a few rankings in a panel and the oracle in each."""
-    *ours, oracle = found
-    drawn: dict[str, list[Panel]] = {"score": [], "length": []}
+def _curves(results: Sequence[Ranking], counts: Sequence[int]) -> list[Panel]:
+    """Panels of the score and length of the pick over n: a few rankings in each, and the oracle."""
+    *ours, oracle = results
+    panels: dict[str, list[Panel]] = {"score": [], "length": []}
     for start in range(0, len(ours), CURVES - 1):
-        some, places = [*ours[start : start + CURVES - 1], oracle], [log2(count) for count in counts]
-        scores = [Series(each.name, places, [each.best_of[count].mean for count in counts]) for each in some]
-        lengths = [Series(each.name, places, [each.length[count] for count in counts]) for each in some]
-        drawn["score"].append(Panel("Score of the pick", scores, over="log₂ n"))
-        drawn["length"].append(Panel("Length of the pick", lengths, "tokens", over="log₂ n"))
-    return drawn["score"] + drawn["length"]
+        some, exponents = [*ours[start : start + CURVES - 1], oracle], [log2(count) for count in counts]
+        scores = [Series(each.name, exponents, [each.best_of[count].mean for count in counts]) for each in some]
+        lengths = [Series(each.name, exponents, [each.length[count] for count in counts]) for each in some]
+        panels["score"].append(Panel("Score of the pick", scores, over="log₂ n"))
+        panels["length"].append(Panel("Length of the pick", lengths, "tokens", over="log₂ n"))
+    return panels["score"] + panels["length"]

@@ -1,4 +1,4 @@
-"""The arms of ``dpr compare``: how each becomes a policy, for one seed; what is finished is never made again."""
+"""The arms of ``dpr compare`` for one seed: each is trained and evaluated once, and its results are cached in files."""
 
 import hashlib
 import json
@@ -49,7 +49,7 @@ class SeedRun:
         recipes: Recipes,
         samples: int,
     ) -> None:
-        """Train π_SFT where it is not there yet.
+        """Train π_SFT, unless it is trained already.
 
         Args:
             folder: of this seed.
@@ -71,116 +71,124 @@ class SeedRun:
         self.reward = reward_of(config)
 
     def result(self, name: str, arm: ArmSpec) -> dict[str, Any]:
-        """Scores of an arm by prompt, made where they are not there yet."""
-        key = self._asked(name, arm)
-        return _held(self.folder / "results" / f"{name}.json", key) or self._answer(name, arm, key)[0]
+        """Scores of an arm by prompt, from the cache or measured now."""
+        key = self._result_key(name, arm)
+        return _cached(self.folder / "results" / f"{name}.json", key) or self._answer(name, arm, key)[0]
 
     def examples(self, name: str, arm: ArmSpec) -> dict[str, Any]:
         """``answers`` of an arm to the first prompts, and ``pairs`` of right and wrong ones."""
-        key = self._asked(name, arm)
-        return _held(self.folder / "examples" / f"{name}.json", self._shown(key)) or self._answer(name, arm, key)[1]
+        key = self._result_key(name, arm)
+        return (
+            _cached(self.folder / "examples" / f"{name}.json", self._examples_key(key))
+            or self._answer(name, arm, key)[1]
+        )
 
-    def _shown(self, key: str) -> str:
-        """The key of examples: the evaluation's, and the reward that they are shown with."""
-        return _key(key, json.dumps([asdict(self.reward), self.references], sort_keys=True))
+    def _examples_key(self, result_key: str) -> str:
+        """The key of an arm's examples: the key of its result, and the reward of each answer."""
+        return _key(result_key, json.dumps([asdict(self.reward), self.references], sort_keys=True))
 
-    def _asked(self, name: str, arm: ArmSpec) -> str:
-        """The key of an evaluation: how the policy came to be, and what it is asked. Trains what is not trained yet."""
-        references = [self._kept(place).name for place in arm.references or self.references]
-        asked = [asdict(arm), asdict(self.evaluation), references]
-        return _key(self._policy(name, arm)[1], json.dumps(asked, sort_keys=True))
+    def _result_key(self, name: str, arm: ArmSpec) -> str:
+        """The key of an arm's result: of its training and of the evaluation. Trains the arm if that is still to do."""
+        references = [self._checkpoint(reference).name for reference in arm.references or self.references]
+        evaluation = [asdict(arm), asdict(self.evaluation), references]
+        return _key(self._policy(name, arm)[1], json.dumps(evaluation, sort_keys=True))
 
     def _answer(self, name: str, arm: ArmSpec, key: str) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Ask an arm all prompts; keep scores and examples."""
+        """Answer all prompts by an arm, and write scores and examples to their files."""
         started = time.monotonic()
         tokenizer = load_tokenizer(str(self.policies / "final"))
         prompts = PromptSet.load(str(self.folder / "data" / "test.jsonl"), tokenizer)
-        found = self._evaluate(self._policy(name, arm)[0], arm, tokenizer, prompts)
+        answered = self._evaluate(self._policy(name, arm)[0], arm, tokenizer, prompts)
         if self._dense is None:
-            self._dense = self.dense([self._kept(place) for place in self.references], self.reward)
-        examples = {"key": self._shown(key), **examples_of(found, prompts, self._dense, tokenizer, pairs=name == BASE)}
-        held = {
+            self._dense = self.dense([self._checkpoint(reference) for reference in self.references], self.reward)
+        examples = {
+            "key": self._examples_key(key),
+            **examples_of(answered, prompts, self._dense, tokenizer, pairs=name == BASE),
+        }
+        result = {
             "key": key,
-            **found.summary(),
-            "by_prompt": {measure: scores.tolist() for measure, scores in found.scores().items()},
+            **answered.summary(),
+            "by_prompt": {measure: scores.tolist() for measure, scores in answered.scores().items()},
             "seconds": round(time.monotonic() - started, 1),
         }
         _write_json(self.folder / "examples" / f"{name}.json", examples)
-        _write_json(self.folder / "results" / f"{name}.json", held)
-        means = [f"{measure} {scores.mean():.3f}" for measure, scores in found.scores().items()]
-        console.print(f"seed {self.seed} · {name}: {', '.join(means)}, {held['seconds']:.0f} s", highlight=False)
-        return held, examples
+        _write_json(self.folder / "results" / f"{name}.json", result)
+        means = [f"{measure} {scores.mean():.3f}" for measure, scores in answered.scores().items()]
+        console.print(f"seed {self.seed} · {name}: {', '.join(means)}, {result['seconds']:.0f} s", highlight=False)
+        return result, examples
 
     def _policy(self, name: str, arm: ArmSpec) -> tuple[Path, str]:
-        """The folder of the policy that an arm asks, and the key of how it came to be."""
+        """The folder of an arm's policy, and the key of its training. Trains the arm if that is still to do."""
         if arm.train is None:
-            place = "final" if arm.policy == "sft" else arm.policy
-            return self._kept(place), _key(self.sft_key, place)
+            checkpoint = "final" if arm.policy == "sft" else arm.policy
+            return self._checkpoint(checkpoint), _key(self.sft_key, checkpoint)
         stage = self.folder / "arms" / name
         return stage / "policies" / "final", self._stage(self._config(name, arm), stage, self.sft_key)
 
     def flops(self, name: str, arm: ArmSpec) -> float:
-        """Floating-point operations of an arm's training: those of a step, counted over a few, times its steps."""
+        """Floating-point operations of an arm's training: those of one step, counted over a few, times its steps."""
         if arm.train is None:
             return 0.0
         config = self._config(name, arm)
         return self._flops_of_a_step(config) * int(_read(config)["trainer"]["max_steps"])
 
     def _flops_of_a_step(self, config: Path) -> float:
-        """Counted once for a training of whatever length."""
-        held = _read(config)
-        held["trainer"].pop("max_steps")
-        key = _key(self.sft_key, json.dumps(held, sort_keys=True))
-        kept = self.folder / "flops" / f"{config.stem}.json"
-        if (found := _held(kept, key)) is not None:
-            return float(found["flops_of_a_step"])
+        """Floating-point operations of one step, cached for all numbers of steps."""
+        options = _read(config)
+        options["trainer"].pop("max_steps")
+        key = _key(self.sft_key, json.dumps(options, sort_keys=True))
+        cache = self.folder / "flops" / f"{config.stem}.json"
+        if (cached := _cached(cache, key)) is not None:
+            return float(cached["flops_of_a_step"])
         self._release()
         flops = flops_of_a_step(config)
-        _write_json(kept, {"key": key, "flops_of_a_step": flops})
+        _write_json(cache, {"key": key, "flops_of_a_step": flops})
         return flops
 
     def promised(self, arms: Mapping[str, ArmSpec]) -> dict[str, Promise]:
-        """What the preview says, before any training, of the arms that train on a dense reward."""
+        """The preview, before any training, of each arm that trains on a dense reward."""
         configs = {name: self._config(name, arm) for name, arm in arms.items() if arm.train == "dpr"}
         configs = {name: path for name, path in configs.items() if _learns_dense(path)}
         if not configs or self.recipes.preview_samples == 0:
             return {}
         options = {"samples": self.recipes.preview_samples, "limit": self.recipes.preview_prompts, "seed": self.seed}
         texts = [f"{name}: {path.read_text(encoding='utf-8')}" for name, path in configs.items()]
-        key, kept = _key(self.sft_key, json.dumps(options), *texts), self.folder / "preview.json"
-        if (held := _held(kept, key)) is not None:
-            return {name: Promise(**promise) for name, promise in held["promised"].items()}
-        found = promises(configs, self.folder / "data" / "development.jsonl", **options)
-        _write_json(kept, {"key": key, "promised": {name: asdict(promise) for name, promise in found.items()}})
-        return found
+        key, cache = _key(self.sft_key, json.dumps(options), *texts), self.folder / "preview.json"
+        if (cached := _cached(cache, key)) is not None:
+            return {name: Promise(**promise) for name, promise in cached["promised"].items()}
+        promised = promises(configs, self.folder / "data" / "development.jsonl", **options)
+        _write_json(cache, {"key": key, "promised": {name: asdict(promise) for name, promise in promised.items()}})
+        return promised
 
     def _recipe(self, packaged: str, steps: int | None) -> Path:
         return stage_config(packaged, self.recipes.home, self.folder, self.seed, {"trainer.max_steps": steps})
 
     def _config(self, name: str, arm: ArmSpec) -> Path:
-        """The config of an arm's training, in the arm's own folder."""
+        """Write the config of an arm's training to the arm's folder."""
         if arm.train == "continued_sft":
             path = continued_config(self.folder, self.seed, self.sft_config, self.policies / "final", steps=1)
         else:
             path = self.dpr_config if arm.train == "dpr" else self._recipe(self.recipes.self_play, None)
         config = _read(path)
         if arm.train == "dpr" and arm.references is not None:
-            config["data"]["init_args"]["references"] = [str(self._kept(place)) for place in arm.references]
+            config["data"]["init_args"]["references"] = [
+                str(self._checkpoint(reference)) for reference in arm.references
+            ]
         _apply(config, arm.changes, name)
         moved = move_paths(config, f"{self.folder}/{arm.train}", f"{self.folder}/arms/{name}")
-        written = write_config(moved, self.folder, f"arm_{name}")
+        path_of_arm = write_config(moved, self.folder, f"arm_{name}")
         if "trainer.max_steps" in arm.changes:
-            return written
-        # As many steps as the budget pays for.
-        moved["trainer"]["max_steps"] = max(1, round(self.budget / self._flops_of_a_step(written)))
+            return path_of_arm
+        # As many steps as the budget allows.
+        moved["trainer"]["max_steps"] = max(1, round(self.budget / self._flops_of_a_step(path_of_arm)))
         return write_config(moved, self.folder, f"arm_{name}")
 
     def _stage(self, config: Path, folder: Path, before: str) -> str:
-        """Train unless the very same training is finished; one that was cut short goes on from its checkpoint."""
+        """Train, unless the same training is finished; an interrupted one goes on from its checkpoint."""
         key = _key(before, config.read_text(encoding="utf-8"))
         begun, done = folder / "begun.json", folder / "done.json"
-        if _held(done, key) is None:
-            if folder.exists() and _held(begun, key) is None:
+        if _cached(done, key) is None:
+            if folder.exists() and _cached(begun, key) is None:
                 clear_run(folder, STAGE_FILES)
             _write_json(begun, {"key": key})
             self._release()
@@ -189,17 +197,17 @@ class SeedRun:
         return key
 
     def _release(self) -> None:
-        """Training wants the memory that frozen models hold."""
+        """Free the memory of frozen models before a training."""
         self._sft = self._dense = None
 
-    def _kept(self, name: str) -> Path:
+    def _checkpoint(self, name: str) -> Path:
         """The folder of a checkpoint of the SFT run: by its name, or the one nearest to a fraction of the run."""
         if re.fullmatch(r"0?\.\d+", name):
             return nearest_reference(self.policies, float(name))
         folder = self.policies / name
         if not folder.is_dir():
-            held = ", ".join(sorted(path.name for path in self.policies.iterdir() if path.is_dir()))
-            raise InputError(f"The SFT run kept no checkpoint {name!r}; it has: {held}.")
+            names = ", ".join(sorted(path.name for path in self.policies.iterdir() if path.is_dir()))
+            raise InputError(f"The SFT run has no checkpoint {name!r}; its checkpoints are {names}.")
         return folder
 
     def _evaluate(
@@ -207,7 +215,7 @@ class SeedRun:
     ) -> ArmResult:
         if self._sft is None:
             self._sft = frozen_policy(str(self.policies / "final"))[0]
-        references = [self._kept(place) for place in arm.references or self.references]
+        references = [self._checkpoint(reference) for reference in arm.references or self.references]
         models = [frozen_policy(str(folder))[0]]
         if arm.extrapolate is not None:
             extrapolate_weights(models[0], frozen_policy(str(references[0]))[0], arm.extrapolate)
@@ -221,39 +229,39 @@ class SeedRun:
         if arm.best_of is not None:
             dense = self.dense(references, arm.best_of.reward)
             selection = Selection(dense, arm.best_of.candidates, arm.best_of.chunk)
-        asked = Arm(tuple(models), arm.temperature, combine, selection)
-        how = self.evaluation
-        found = evaluate_arms(
-            {"arm": asked}, tokenizer, prompts, verifier,
-            sft=self._sft, options=how.options, samples=how.samples, seed=how.seed,
+        decoding = Arm(tuple(models), arm.temperature, combine, selection)
+        evaluation = self.evaluation
+        answered = evaluate_arms(
+            {"arm": decoding}, tokenizer, prompts, verifier,
+            sft=self._sft, options=evaluation.options, samples=evaluation.samples, seed=evaluation.seed,
         )  # fmt: skip
-        return found["arm"]
+        return answered["arm"]
 
     def dense(self, references: list[Path], reward: RewardSpec) -> DenseReward:
-        """The reward of this seed's π_SFT against ``references``, where models run."""
+        """The reward of this seed's π_SFT against ``references``, on the device where models run."""
         dense = DenseReward.from_folders(str(self.policies / "final"), [str(folder) for folder in references], reward)
         dense.frozen.to(best_device())
         return dense
 
 
 def _learns_dense(config: Path) -> bool:
-    """Whether a DPR arm learns from the token reward alone, which is all that a preview knows."""
+    """Whether a DPR arm learns from the token reward alone, for which alone there is a preview."""
     return "verifier" not in _read(config)["data"]["init_args"]
 
 
 def _read(config: Path) -> dict[str, Any]:
-    held: dict[str, Any] = yaml.safe_load(config.read_text(encoding="utf-8"))
-    return held
+    content: dict[str, Any] = yaml.safe_load(config.read_text(encoding="utf-8"))
+    return content
 
 
 def _apply(config: dict[str, Any], changes: Mapping[str, Any], arm: str) -> None:
-    for place, value in changes.items():
-        *owners, key = place.split(".")
+    for option, value in changes.items():
+        *owners, key = option.split(".")
         target: Any = config
         for owner in owners:
             target = target.get(owner) if isinstance(target, dict) else None
             if not isinstance(target, dict):
-                raise InputError(f"Arm {arm!r} changes {place!r}, and its config holds no options in {owner!r} there.")
+                raise InputError(f"Arm {arm!r} changes {option!r}, and its config has no options in {owner!r} there.")
         target[key] = value
 
 
@@ -261,16 +269,16 @@ def _key(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _held(path: Path, key: str) -> dict[str, Any] | None:
-    """What is kept there, when it was made with this key."""
+def _cached(path: Path, key: str) -> dict[str, Any] | None:
+    """The content of a JSON file, if it was written with this key; None if not."""
     if not path.is_file():
         return None
-    held: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return held if held["key"] == key else None
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content if content["key"] == key else None
 
 
-def _write_json(path: Path, held: Mapping[str, Any]) -> None:
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}")
-    unfinished.write_text(json.dumps(held) + "\n", encoding="utf-8")
+    unfinished.write_text(json.dumps(content) + "\n", encoding="utf-8")
     unfinished.replace(path)

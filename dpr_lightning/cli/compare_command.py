@@ -16,7 +16,7 @@ import yaml
 from dpr_lightning.cli.compare_arms import SeedRun
 from dpr_lightning.cli.compare_findings import BASE, Results, foresight, pooled, predicted
 from dpr_lightning.cli.compare_page import Examples, curves, pairs, ranked, samples, scatters
-from dpr_lightning.cli.compare_pool import Measured, asked_of, keep, measured_elsewhere
+from dpr_lightning.cli.compare_pool import Measured, identity_of, measured_elsewhere, write_seed
 from dpr_lightning.cli.compare_specs import ArmSpec, Recipes
 from dpr_lightning.cli.loading import console
 from dpr_lightning.cli.report_command import machine, save_report
@@ -63,31 +63,31 @@ def compare(
 ) -> None:
     """Run every arm for every seed from the same SFT run, and compare all of them with SFT.
 
-    What is finished is not made again: run the same command to go on after an interruption or after adding arms. Arms
+    Finished parts are not repeated: run the same command to go on after an interruption or after adding arms. Arms
     that train get as many FLOPs as the DPR config costs, counted, unless their changes name `trainer.max_steps`.
 
     Args:
-        arms: by name; each is π_SFT with what it says done differently.
+        arms: by name; each states how it differs from π_SFT.
         seeds: of weights, order and samples, and of the toy's data.
         output: folder for everything.
         title: of the report.
-        data: folder with base/ and data/ that all seeds share; None makes the toy for each seed.
+        data: folder with base/ and data/ that all seeds share; None creates the toy for each seed.
         task: of the toy, as for `dpr toy`.
         source: of the toy's task, where it is read from a file.
         demonstrations: of the toy.
         test: prompts of the toy's evaluation.
-        samples: answers a prompt, beside the greedy one.
+        samples: answers a prompt, in addition to the greedy one.
         sft: packaged config of SFT.
         dpr: packaged config of DPR that arms with `train: dpr` change.
         self_play: packaged config that arms with `train: self_play` change.
         home: folder that these configs' paths begin with.
         sft_steps: optimizer steps of SFT; None takes the config's.
         dpr_steps: optimizer steps of DPR as its config has it, which set the budget of all arms that train.
-        preview_samples: of π_SFT a prompt, to foretell where each reward leads; 0 foretells nothing.
-        preview_prompts: development prompts that these are drawn for.
+        preview_samples: of π_SFT a prompt, to predict where each reward leads; 0 predicts nothing.
+        preview_prompts: development prompts that these samples answer.
         pool: folders with `seed_N.json` of seeds that the same comparison measured elsewhere, on another machine for
-            example; these are not made again.
-        online: send the tables to W&B's server; otherwise its run is kept in the folder.
+            example; these are not run again.
+        online: send the tables to W&B's server; otherwise its run is saved in the folder.
     """
     options, started = dict(locals()), time.monotonic()
     if not seeds or len(set(seeds)) < len(seeds):
@@ -101,56 +101,58 @@ def compare(
     folder = Path(output)
     keep_wandb_inside(folder)
     _write_settings(folder, options)
-    asked = {BASE: ArmSpec()} | arms
+    specs = {BASE: ArmSpec()} | arms
     measured: list[Measured] = []
     examples: Examples = {}
-    shown: Path | None = None
+    example_folder: Path | None = None
     recipes = Recipes(sft, dpr, self_play, home, sft_steps, dpr_steps, preview_samples, preview_prompts)
     read = {"data": None if data is None else [_content(data, part) for part in PARTS], "source": _digest(source)}
-    fixed = asked_of(options | read, [recipe_text(recipe) for recipe in (sft, dpr, self_play)])
+    fixed = identity_of(options | read, [recipe_text(recipe) for recipe in (sft, dpr, self_play)])
     elsewhere = measured_elsewhere(pool or [], fixed)
-    for place, seed in enumerate(seeds, 1):
-        announce(f"Seed {seed} ({place} of {len(seeds)})")
+    for position, seed in enumerate(seeds, 1):
+        announce(f"Seed {seed} ({position} of {len(seeds)})")
         if seed in elsewhere:
             measured.append(elsewhere[seed])
             continue
         run_folder = folder / f"seed_{seed}"
-        made = {"task": task, "source": source, "demonstrations": demonstrations, "test": test}
-        _prepare(run_folder, data, made, seed)
+        toy_options = {"task": task, "source": source, "demonstrations": demonstrations, "test": test}
+        _prepare(run_folder, data, toy_options, seed)
         run = SeedRun(run_folder, seed, recipes, samples)
-        promised = run.promised(asked)
-        results = {name: run.result(name, arm) for name, arm in asked.items()}
-        measured.append(Measured(results, promised, {name: run.flops(name, arm) for name, arm in asked.items()}))
-        keep(folder, seed, fixed, measured[-1])
-        if shown is None:
-            shown = run_folder
-            examples = {name: run.examples(name, arm) for name, arm in asked.items()}
-        del run  # and with it the models it holds, before the next seed trains
-    _conclude(folder, title, measured, seeds, asked, examples, shown, started)
+        promised = run.promised(specs)
+        results = {name: run.result(name, arm) for name, arm in specs.items()}
+        measured.append(Measured(results, promised, {name: run.flops(name, arm) for name, arm in specs.items()}))
+        write_seed(folder, seed, fixed, measured[-1])
+        if example_folder is None:
+            example_folder = run_folder
+            examples = {name: run.examples(name, arm) for name, arm in specs.items()}
+        del run  # frees its models before the next seed trains
+    _conclude(folder, title, measured, seeds, specs, examples, example_folder, started)
     _log_tables(folder, title, online)
 
 
-def _prepare(folder: Path, data: str | None, made: dict[str, Any], seed: int) -> None:
-    """``base/`` and ``data/`` of a seed, made once; data of other options are not taken for these."""
+def _prepare(folder: Path, data: str | None, toy_options: dict[str, Any], seed: int) -> None:
+    """Create ``base/`` and ``data/`` of a seed once; refuse a folder that other options created."""
     marker = folder / "prepared.json"
-    wanted = made if data is None else {"folder": data, "content": [_content(data, part) for part in PARTS]}
+    inputs = toy_options if data is None else {"folder": data, "content": [_content(data, part) for part in PARTS]}
     if marker.is_file():
-        held = json.loads(marker.read_text(encoding="utf-8"))
-        if held != wanted:
-            raise InputError(f"{folder} was prepared with {held}, not {wanted}. Choose another `output`, or delete it.")
+        previous = json.loads(marker.read_text(encoding="utf-8"))
+        if previous != inputs:
+            raise InputError(
+                f"{folder} was prepared with {previous}, not {inputs}. Choose another `output`, or delete it."
+            )
         return
     if data is None:
-        toy(str(folder), **made, seed=seed)
+        toy(str(folder), **toy_options, seed=seed)
     else:
         for part in PARTS:
             shutil.copytree(Path(data) / part, folder / part, dirs_exist_ok=True)
     if len(list(islice(open_rows(folder / "data" / "test.jsonl"), 2))) < 2:
         raise InputError(f"{folder}/data/test.jsonl has one row: a comparison pairs at least two prompts.")
-    marker.write_text(json.dumps(wanted) + "\n", encoding="utf-8")
+    marker.write_text(json.dumps(inputs) + "\n", encoding="utf-8")
 
 
 def _write_settings(folder: Path, options: Mapping[str, Any]) -> None:
-    """What was asked, as a config that asks it again."""
+    """Write the options of the command as a config that repeats it."""
     arms = {
         name: {key: value for key, value in dataclasses.asdict(arm).items() if value != getattr(ArmSpec(), key)}
         for name, arm in options["arms"].items()
@@ -166,7 +168,7 @@ def _mean(values: list[float | None]) -> float | None:
 
 
 def _digest(source: str | None) -> str | None:
-    """Of what the file holds, wherever it lies."""
+    """Hash of a file's content, independent of its path; a name that is no file as it is."""
     if source is None or not Path(source).is_file():
         return source
     return hashlib.sha256(Path(source).read_bytes()).hexdigest()
@@ -185,10 +187,10 @@ def _conclude(
     seeds: list[int],
     specs: Mapping[str, ArmSpec],
     examples: Examples,
-    shown: Path | None,
+    example_folder: Path | None,
     started: float,
 ) -> None:
-    """Tables on screen, compare.json, report.html; ``examples`` and curves are of the seed made in ``shown``."""
+    """Print tables; write compare.json, and report.html with examples and curves of the seed in ``example_folder``."""
     results: Results = {name: [seed.results[name] for seed in measured] for name in specs}
     flops, promised = measured[0].flops, [seed.promised for seed in measured]
     means = {
@@ -198,8 +200,8 @@ def _conclude(
     }
     paired, settings = pooled(results, BASE), {name: dataclasses.asdict(arm) for name, arm in specs.items()}
     preview = predicted(results, promised)
-    held = {"arms": means, "paired": paired, "preview": preview, "seeds": seeds, "settings": settings}
-    (folder / "compare.json").write_text(json.dumps(held, indent=2) + "\n", encoding="utf-8")
+    content = {"arms": means, "paired": paired, "preview": preview, "seeds": seeds, "settings": settings}
+    (folder / "compare.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     console.print(arms_table(means))
     console.print(paired_table(paired))
     foreseen, order = foresight(preview), ranked(means)
@@ -213,10 +215,10 @@ def _conclude(
             verdict=verdict,
             arms=means,
             paired=paired,
-            scatters=scatters(examples, specs, means, preview) if shown else [],
-            samples=samples(examples, order) if shown else [],
-            panels=curves(shown, specs, order) if shown else {},
-            pairs=pairs(examples) if shown else [],
+            scatters=scatters(examples, specs, means, preview) if example_folder else [],
+            samples=samples(examples, order) if example_folder else [],
+            panels=curves(example_folder, specs, order) if example_folder else {},
+            pairs=pairs(examples) if example_folder else [],
             commands=[f"dpr compare --config {folder / SETTINGS}"],
             settings=settings,
             machine=machine(),
@@ -234,15 +236,15 @@ def _conclude(
 
 
 def _log_tables(folder: Path, title: str, online: bool) -> None:
-    """The tables of compare.json, as a run of W&B."""
+    """Log the tables of compare.json as a run of W&B."""
     import wandb
 
-    held = json.loads((folder / "compare.json").read_text(encoding="utf-8"))
-    arms = [{"arm": name, **scores} for name, scores in held["arms"].items()]
+    content = json.loads((folder / "compare.json").read_text(encoding="utf-8"))
+    arms = [{"arm": name, **scores} for name, scores in content["arms"].items()]
     paired = [
-        {"comparison": pair, "measure": measure, **found}
-        for pair, measures in held["paired"].items()
-        for measure, found in measures.items()
+        {"comparison": pair, "measure": measure, **comparison}
+        for pair, measures in content["paired"].items()
+        for measure, comparison in measures.items()
     ]
     mode: Literal["online", "offline"] = "online" if online else "offline"
     with wandb.init(project="dpr-lightning", name=title, job_type="compare", dir=str(folder), mode=mode) as run:

@@ -13,17 +13,17 @@ Results = Mapping[str, list[dict[str, Any]]]
 
 
 def pooled(results: Results, base: str) -> dict[str, dict[str, dict[str, Any]]]:
-    """Every arm against ``base`` over the seeds, as :func:`compare_arms` judges it; plain data.
+    """Compare every arm with ``base`` over the seeds by :func:`compare_arms`; plain data.
 
     Args:
         results: of each arm, one entry a seed with scores ``by_prompt`` of each measure.
-        base: the arm that the others are compared with.
+        base: the arm that all other arms are compared with.
     """
     return to_records(compare_arms({name: [run["by_prompt"] for run in runs] for name, runs in results.items()}, base))
 
 
 def predicted(results: Results, promised: Sequence[Mapping[str, Promise]]) -> dict[str, Any]:
-    """What the preview promised every arm that trains on a dense reward, and what sampled answers gained.
+    """The gain that the preview promised each arm with a dense reward, and the gain of its sampled answers.
 
     Returns:
         ``runs``: by arm, a list over seeds of ``{"promised", "reached", "reliable"}``, gains over π_SFT; and
@@ -43,18 +43,18 @@ def predicted(results: Results, promised: Sequence[Mapping[str, Promise]]) -> di
     every = [run for of_arm in runs.values() for run in of_arm]
     sure = [run for run in every if run["reliable"]]
     return {"runs": runs} | {
-        name: agreement([run["promised"] for run in chosen], [run["reached"] for run in chosen])
-        for name, chosen in (("all", every), ("reliable", sure))
+        name: agreement([run["promised"] for run in selected], [run["reached"] for run in selected])
+        for name, selected in (("all", every), ("reliable", sure))
     }
 
 
 def foresight(preview: Mapping[str, Any]) -> str:
-    """How well the preview foretold what training reached."""
+    """A sentence on how well the preview predicted what training reached."""
     parts = [
-        f"{found['rank_correlation']:+.2f} over {found['runs']} runs {which}, {found['same_sign']:.0%} of the same sign"
-        for which, found in (("in all", preview["all"]), ("whose optimum its samples reach", preview["reliable"]))
-        if found["rank_correlation"] is not None
+        f"{part['rank_correlation']:+.2f} over {part['runs']} runs {which}, {part['same_sign']:.0%} of the same sign"
+        for which, part in (("in all", preview["all"]), ("whose optimum its samples reach", preview["reliable"]))
+        if part["rank_correlation"] is not None
     ]
     if not parts:
-        return "Too few runs on a dense reward to say whether the preview foretells what training reaches."
+        return "Too few runs on a dense reward to say whether the preview predicts what training reaches."
     return f"Rank correlation of the gain that the preview promised with the gain reached: {'; '.join(parts)}."

@@ -1,4 +1,4 @@
-"""The page of a comparison: what was found first, then what the reward has to do with it, samples and curves."""
+"""Parts of the report of a comparison: scatter plots of the reward, samples, pairs, and training curves."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from dpr_lightning.cli.training_curves import SFT_PANELS, over_optimisation, pan
 from dpr_lightning.reports import Answer, Pair, Panel, Point, Response, Sample, Scatter, Series, arm_name
 
 Examples = Mapping[str, Mapping[str, Any]]
-# Arms in one panel; more could not be told apart.
+# Arms in one panel; more could not be distinguished.
 CURVES = 6
 ARM_PANELS = (
     ("Verifier score of samples", "", "rollout/verifier"),
@@ -30,15 +30,15 @@ def scatters(
     arms: Mapping[str, Mapping[str, float | None]],
     preview: Mapping[str, Any],
 ) -> list[Scatter]:
-    """Reward against length and against the verifier, and the preview's promise against what was reached.
+    """Scatter plots: reward against length, reward against the verifier, and promised against reached gain.
 
     Args:
         examples: of each arm, ``answers`` of the first seed.
-        specs: of each arm. Earlier checkpoints are left out: they lie further off than the others are apart.
+        specs: of each arm. Earlier checkpoints are left out: they would stretch the axes.
         arms: means of each arm.
-        preview: what was promised and reached, by arm and seed.
+        preview: promised and reached gains, by arm and seed.
     """
-    drawn = [
+    plots = [
         Scatter(
             f"Reward and length: answers of {arm_name(name)}",
             "length, tokens",
@@ -51,44 +51,44 @@ def scatters(
         )
         for name in _ends(specs, arms)
     ]
-    shown = [name for name, spec in specs.items() if spec.policy == BASE]
-    means = {name: [answer["reward"] for answer in held["answers"]] for name, held in examples.items()}
-    shares = {name: [answer["correct"] for answer in held["answers"]] for name, held in examples.items()}
-    drawn.append(
+    compared = [name for name, spec in specs.items() if spec.policy == BASE]
+    means = {name: [answer["reward"] for answer in example["answers"]] for name, example in examples.items()}
+    shares = {name: [answer["correct"] for answer in example["answers"]] for name, example in examples.items()}
+    plots.append(
         Scatter(
             "Reward and truth: policies",
             "mean reward, nats",
             "share answered right",
-            [Point(arm_name(name), float(np.mean(means[name])), float(np.mean(shares[name]))) for name in shown],
+            [Point(arm_name(name), float(np.mean(means[name])), float(np.mean(shares[name]))) for name in compared],
             note="The same answers. Further right but no higher: the reward was learnt and not the task.",
         )
     )
     promised = [
-        Point(f"{arm_name(name)}, run {place}", run["promised"], run["reached"])
+        Point(f"{arm_name(name)}, run {position}", run["promised"], run["reached"])
         for name, runs in preview.get("runs", {}).items()
-        for place, run in enumerate(runs, 1)
+        for position, run in enumerate(runs, 1)
     ]
     if promised:
-        drawn.append(
+        plots.append(
             Scatter("Preview and result", "gain promised", "gain reached", promised, "Sampled answers.", diagonal=True)
         )
-    return drawn
+    return plots
 
 
 def samples(examples: Examples, order: Sequence[str]) -> list[Sample]:
-    """What every arm answered to the same prompts."""
-    asked = [answer["prompt"] for answer in examples[BASE]["answers"]]
+    """The answers of every arm to the same prompts."""
+    prompts = [answer["prompt"] for answer in examples[BASE]["answers"]]
     return [
         Sample(
             prompt,
-            [
-                Answer(name, held["text"], held["correct"], held["reward"], held["length"])
-                for name in order
-                for held in [examples[name]["answers"][place]]
-            ],
+            [_answer(name, examples[name]["answers"][index]) for name in order],
         )
-        for place, prompt in enumerate(asked)
+        for index, prompt in enumerate(prompts)
     ]
+
+
+def _answer(arm: str, answer: Mapping[str, Any]) -> Answer:
+    return Answer(arm, answer["text"], answer["correct"], answer["reward"], answer["length"])
 
 
 def pairs(examples: Examples) -> list[Pair]:
@@ -99,7 +99,7 @@ def pairs(examples: Examples) -> list[Pair]:
 
 
 def curves(seed_folder: Path, specs: Mapping[str, ArmSpec], order: Sequence[str]) -> dict[str, list[Panel]]:
-    """Training curves of one seed: SFT's, then of the arms that write rollouts, several in a panel."""
+    """Panels of training curves of one seed: of SFT, then of the arms that log rollouts, several arms in a panel."""
     groups = {"Supervised fine-tuning": panels(seed_folder / "sft" / "metrics.csv", SFT_PANELS)}
     read = {
         name: read_curves(seed_folder / "arms" / name / "metrics.csv")
@@ -108,31 +108,31 @@ def curves(seed_folder: Path, specs: Mapping[str, ArmSpec], order: Sequence[str]
     }
     trained = [name for name in order if "rollout/reward" in read.get(name, {})]
     for start in range(0, len(trained), CURVES):
-        chosen = trained[start : start + CURVES]
-        found = [
-            Panel(title, [_smooth(arm_name(name), read[name][column]) for name in chosen if column in read[name]], unit)
+        group = trained[start : start + CURVES]
+        group_panels = [
+            Panel(title, [_smooth(arm_name(name), read[name][column]) for name in group if column in read[name]], unit)
             for title, unit, column in ARM_PANELS
-            if any(column in read[name] for name in chosen)
+            if any(column in read[name] for name in group)
         ]
-        found += over_optimisation({arm_name(name): read[name] for name in chosen})
-        groups[f"Dense-Path REINFORCE: {', '.join(map(arm_name, chosen))}"] = found
-    return {name: found for name, found in groups.items() if found}
+        group_panels += over_optimisation({arm_name(name): read[name] for name in group})
+        groups[f"Dense-Path REINFORCE: {', '.join(map(arm_name, group))}"] = group_panels
+    return {name: group_panels for name, group_panels in groups.items() if group_panels}
 
 
 def ranked(arms: Mapping[str, Mapping[str, float | None]]) -> list[str]:
     """π_SFT, then the arms by their sampled score, best first."""
-    others = [name for name in arms if name != BASE]
-    return [BASE, *sorted(others, key=lambda name: -(arms[name].get("sampled") or 0.0))]
+    other_arms = [name for name in arms if name != BASE]
+    return [BASE, *sorted(other_arms, key=lambda name: -(arms[name].get("sampled") or 0.0))]
 
 
 def _ends(specs: Mapping[str, ArmSpec], arms: Mapping[str, Mapping[str, float | None]]) -> list[str]:
-    """π_SFT, and the arm that training took furthest from it."""
+    """Names of π_SFT, and of the trained arm with the largest reverse KL."""
     drifts = {name: arms[name].get("reverse_kl") or 0.0 for name, spec in specs.items() if spec.train is not None}
     return [BASE, *sorted(drifts, key=lambda name: -drifts[name])[:1]]
 
 
 def _smooth(name: str, points: Sequence[tuple[float, float]]) -> Series:
-    """Means over neighbouring steps."""
+    """A curve of means over neighbouring steps."""
     width = max(1, round(WINDOW_SHARE * len(points)))
     groups = [points[start : start + width] for start in range(0, len(points), width)]
     return Series(

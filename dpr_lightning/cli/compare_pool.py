@@ -1,4 +1,4 @@
-"""Seeds of a comparison measured apart, on one machine or several, and what makes them one comparison."""
+"""Results of one seed as a file, and the check that files of several machines belong to one comparison."""
 
 import dataclasses
 import hashlib
@@ -13,83 +13,85 @@ import yaml
 from dpr_lightning.cli.compare_preview import Promise
 from dpr_lightning.errors import InputError
 
-# What says where and how a comparison is kept, and not what is measured.
-NOT_ASKED = {"seeds", "output", "title", "pool", "online"}
+# Options that do not change what is measured.
+NOT_MEASURED = {"seeds", "output", "title", "pool", "online"}
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One seed: ``results`` of each arm by prompt, what was ``promised`` of it, and the ``flops`` of its training."""
+    """One seed: ``results`` of each arm by prompt, its ``promised`` gain, and the ``flops`` of its training."""
 
     results: dict[str, dict[str, Any]]
     promised: dict[str, Promise]
     flops: dict[str, float]
 
 
-def asked_of(options: Mapping[str, Any], recipes: Sequence[str]) -> dict[str, Any]:
-    """What the results of a seed depend on, as plain data: two seeds belong together when it is the same.
+def identity_of(options: Mapping[str, Any], recipes: Sequence[str]) -> dict[str, Any]:
+    """All options that the results of a seed depend on, as plain data: seeds with the same are one comparison.
 
     Args:
         options: of ``dpr compare``.
         recipes: the texts of the configs that its arms change.
     """
-    asked = {name: value for name, value in options.items() if name not in NOT_ASKED}
-    asked["arms"] = {name: dataclasses.asdict(arm) for name, arm in options["arms"].items()}
-    said = [json.dumps(yaml.safe_load(text), sort_keys=True) for text in recipes]  # whatever the comments are
-    asked["recipes"] = [hashlib.sha256(text.encode()).hexdigest() for text in said]
-    plain: dict[str, Any] = json.loads(json.dumps(asked))
+    identity = {name: value for name, value in options.items() if name not in NOT_MEASURED}
+    identity["arms"] = {name: dataclasses.asdict(arm) for name, arm in options["arms"].items()}
+    contents = [json.dumps(yaml.safe_load(text), sort_keys=True) for text in recipes]  # without comments
+    identity["recipes"] = [hashlib.sha256(text.encode()).hexdigest() for text in contents]
+    plain: dict[str, Any] = json.loads(json.dumps(identity))
     return plain
 
 
-def keep(folder: Path, seed: int, asked: Mapping[str, Any], measured: Measured) -> None:
-    """Write ``seed_N.json``: all that a comparison needs of a seed, a few hundred kilobytes."""
+def write_seed(folder: Path, seed: int, identity: Mapping[str, Any], measured: Measured) -> None:
+    """Write ``seed_N.json``: all that a comparison needs of one seed, a few hundred kilobytes."""
     results = {
-        name: {key: value for key, value in held.items() if key not in ("key", "seconds")}
-        for name, held in measured.results.items()
+        name: {key: value for key, value in result.items() if key not in ("key", "seconds")}
+        for name, result in measured.results.items()
     }
     promised = {name: dataclasses.asdict(promise) for name, promise in measured.promised.items()}
-    held = {"seed": seed, "asked": asked, "results": results, "promised": promised, "flops": measured.flops}
-    (folder / f"seed_{seed}.json").write_text(json.dumps(held) + "\n", encoding="utf-8")
+    saved = {"seed": seed, "asked": identity, "results": results, "promised": promised, "flops": measured.flops}
+    (folder / f"seed_{seed}.json").write_text(json.dumps(saved) + "\n", encoding="utf-8")
 
 
-def measured_elsewhere(pool: Sequence[str], asked: Mapping[str, Any]) -> dict[int, Measured]:
-    """The seeds whose ``seed_N.json`` lie in the folders ``pool``.
+def measured_elsewhere(pool: Sequence[str], identity: Mapping[str, Any]) -> dict[int, Measured]:
+    """Read the seeds whose ``seed_N.json`` are in the folders ``pool``.
 
     Raises:
-        InputError: a folder holds none, a seed is there twice, a file is damaged, or its comparison was another one.
+        InputError: a folder has none, a seed occurs twice, a file is damaged, or is of another comparison.
     """
-    found: dict[int, Measured] = {}
+    measured: dict[int, Measured] = {}
     for folder in pool:
         files = sorted(Path(folder).glob("seed_*.json"))
         if not files:
             raise InputError(f"`pool` names {folder}, and there is no seed_N.json there: a finished seed leaves one.")
         for file in files:
-            held = _read(file)
-            if held["asked"] != asked:
+            saved = _read(file)
+            if saved["asked"] != identity:
                 raise InputError(
-                    f"{file} was measured with other settings: {_difference(held['asked'], asked)}. Seeds can be "
+                    f"{file} was measured with other settings: {_difference(saved['asked'], identity)}. Seeds can be "
                     "pooled only when all but `seeds`, `output` and `title` is the same."
                 )
-            if held["seed"] in found:
-                raise InputError(f"Seed {held['seed']} is in the pool twice, at last in {file}: name one of them.")
-            promised = {name: Promise(**promise) for name, promise in held["promised"].items()}
-            found[held["seed"]] = Measured(held["results"], promised, held["flops"])
-    return found
+            if saved["seed"] in measured:
+                raise InputError(f"Seed {saved['seed']} is in the pool twice, at last in {file}: name one of them.")
+            promised = {name: Promise(**promise) for name, promise in saved["promised"].items()}
+            measured[saved["seed"]] = Measured(saved["results"], promised, saved["flops"])
+    return measured
 
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        held: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        _ = held["seed"], held["asked"]["arms"], held["results"], held["promised"], held["flops"]
+        saved: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        _ = saved["seed"], saved["asked"]["arms"], saved["results"], saved["promised"], saved["flops"]
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file} is not what a seed of `dpr compare` leaves ({error}): make it again.") from error
-    return held
+        raise InputError(
+            f"{file} is not what `dpr compare` writes for a seed ({error}): run that seed again."
+        ) from error
+    return saved
 
 
-def _difference(held: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
-    """The first option that is not the same."""
-    for name in sorted(set(held) | set(asked)):
-        ours, theirs = held.get(name), asked.get(name)
+def _difference(before: Mapping[str, Any], identity: Mapping[str, Any]) -> str:
+    """A sentence on the first option that differs."""
+    for name in sorted(set(before) | set(identity)):
+        ours, theirs = before.get(name), identity.get(name)
         if ours == theirs:
             continue
         if name == "arms" and isinstance(ours, dict) and isinstance(theirs, dict):

@@ -1,4 +1,4 @@
-"""Does the cheap preview predict the expensive run? What it promised every arm, beside what training reached."""
+"""Does the cheap preview predict the expensive run? The gain that it promised each arm, and the gain of training."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from dpr_lightning.rewards import DenseReward
 
 @dataclass(frozen=True)
 class Promise:
-    """What the preview says of an arm: score at the optimum, and of π_SFT's own samples; whether samples reach it."""
+    """The preview of an arm: score at the optimum, score of π_SFT's samples, whether the samples reach the optimum."""
 
     optimum: float
     sft: float
@@ -28,24 +28,28 @@ class Promise:
 
 
 def promises(configs: Mapping[str, Path], prompts: Path, *, samples: int, limit: int, seed: int) -> dict[str, Promise]:
-    """The preview of each arm's reward at its β; arms with the same references share their samples.
+    """Preview each arm's reward at its β; arms with the same references share their samples.
 
     Args:
         configs: of the DPR arms.
-        prompts: that nothing is trained or tested on.
+        prompts: file of prompts that are neither trained nor tested on.
         samples: of π_SFT a prompt.
         limit: prompts used.
         seed: of the samples.
     """
     read = {name: yaml.safe_load(path.read_text(encoding="utf-8")) for name, path in configs.items()}
-    found: dict[str, Promise] = {}
+    promised: dict[str, Promise] = {}
     for references in {tuple(config["data"]["init_args"]["references"]): None for config in read.values()}:
-        chosen = {
-            name: held for name, held in read.items() if tuple(held["data"]["init_args"]["references"]) == references
+        group = {
+            name: group_config
+            for name, group_config in read.items()
+            if tuple(group_config["data"]["init_args"]["references"]) == references
         }
-        data = next(iter(chosen.values()))["data"]["init_args"]
-        forms = {name: reward_of(held) for name, held in chosen.items()}
-        betas = {name: float(held["model"]["init_args"]["kl"]["coefficient"]) for name, held in chosen.items()}
+        data = next(iter(group.values()))["data"]["init_args"]
+        forms = {name: reward_of(group_config) for name, group_config in group.items()}
+        betas = {
+            name: float(group_config["model"]["init_args"]["kl"]["coefficient"]) for name, group_config in group.items()
+        }
         tokenizer = load_tokenizer(data["sft"])
         questions = PromptSet.load(str(prompts), tokenizer, limit=limit)
         dense = DenseReward.from_folders(data["sft"], list(references))
@@ -64,15 +68,15 @@ def promises(configs: Mapping[str, Path], prompts: Path, *, samples: int, limit:
                 progress=advance,
             ).preview
         assert run.score is not None
-        for name in chosen:
+        for name in group:
             point = run.reward(name).at(betas[name])
             assert point.score is not None
-            found[name] = Promise(point.score, run.score.mean, point.reliable)
-    return found
+            promised[name] = Promise(point.score, run.score.mean, point.reliable)
+    return promised
 
 
 def agreement(promised: Sequence[float], reached: Sequence[float]) -> dict[str, Any]:
-    """Spearman's correlation of promised and reached gains, and the share of runs whose sign was foretold.
+    """Spearman's correlation of promised and reached gains, and the share of runs with the predicted sign.
 
     Args:
         promised: gain over π_SFT at the optimum, a run each.

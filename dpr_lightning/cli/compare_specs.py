@@ -1,4 +1,4 @@
-"""What a comparison is made of, as data."""
+"""Arms, evaluation and recipes of a comparison, as data."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ class Optimum:
 
 @dataclass
 class BestOf:
-    """The best of ``candidates`` by the total of ``reward``, chosen every ``chunk`` tokens; None: once, at the end."""
+    """The best of ``candidates`` by the total of ``reward``, picked every ``chunk`` tokens; None: once, at the end."""
 
     candidates: int
     chunk: int | None = None
@@ -33,15 +33,15 @@ class ArmSpec:
     Args:
         train: ``dpr`` trains Dense-Path REINFORCE, ``continued_sft`` goes on imitating, ``self_play`` is SPIN or GSIL;
             None trains nothing.
-        changes: dotted places in the config of that training and their values, such as
+        changes: dotted options of the config of that training and their values, such as
             ``model.init_args.credit.discount: 1.0``.
-        policy: without training: ``sft``, or a kept checkpoint: its name such as ``step_0000100``, or the nearest to a
+        policy: without training: ``sft``, or a saved checkpoint: its name such as ``step_0000100``, or the nearest to a
             fraction of the run such as ``'0.25'``.
         temperature: of the samples.
         references: checkpoints that ``optimum``, ``best_of``, ``extrapolate`` and the reward of ``dpr`` take; None: the
             config's.
-        optimum: answers are drawn from π·exp(r/β), where DPR with this reward is heading at γ = 0.
-        best_of: answers are picked by a reward. Such an arm has no greedy answer.
+        optimum: answers are sampled from π·exp(r/β), where DPR with this reward is heading at γ = 0.
+        best_of: answers are selected by a reward. Such an arm has no greedy answer.
         extrapolate: w of θ + w·(θ − θ_ref).
     """
 
@@ -55,15 +55,15 @@ class ArmSpec:
     extrapolate: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what would be ignored."""
+        """Refuse options that would be ignored."""
         if self.changes and self.train is None:
             raise InputError("`changes` are to the config of a training: they take `train`.")
         if self.train is not None and self.policy != "sft":
             raise InputError("Training starts from π_SFT: leave `policy` out where there is `train`.")
         if self.optimum is not None and self.best_of is not None:
             raise InputError("An arm draws from an `optimum` or picks the `best_of` several, not both.")
-        asks = (self.optimum, self.best_of, self.extrapolate)
-        takes_references = self.train == "dpr" or any(part is not None for part in asks)
+        rules = (self.optimum, self.best_of, self.extrapolate)
+        takes_references = self.train == "dpr" or any(rule is not None for rule in rules)
         if self.references is not None and not (self.references and takes_references):
             raise InputError(
                 f"`references` is {self.references}: it names checkpoints, and only for `train: dpr`, `optimum`, "
@@ -81,7 +81,7 @@ def reward_of(config: Mapping[str, Any]) -> RewardSpec:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How every arm is asked: ``samples`` a prompt beside the greedy answer, which end as ``options`` have it."""
+    """How every arm is evaluated: ``samples`` a prompt and a greedy answer, which end where ``options`` say."""
 
     options: SamplingOptions
     samples: int
@@ -90,9 +90,10 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Recipes:
-    """The configs that arms change: packaged ones, or files, whose paths begin with ``home``; steps: None is theirs.
+    """The configs that arms change: packaged names, or files.
 
-    ``preview_samples`` of π_SFT to each of ``preview_prompts`` say beforehand where each reward leads; 0: nothing does.
+    The paths in them begin with ``home``; steps that are None are the configs' own numbers. The preview has
+    ``preview_samples`` of π_SFT for each of ``preview_prompts``; with 0 there is no preview.
     """
 
     sft: str

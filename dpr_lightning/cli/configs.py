@@ -1,4 +1,4 @@
-"""Configs are looked at before they are parsed: what YAML lets pass in silence, and where in which file it stands."""
+"""Check configs before they are parsed, for what YAML accepts silently, and report the file and line."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,11 +9,11 @@ from dpr_lightning.errors import InputError
 
 
 def check_configs(arguments: Sequence[str]) -> None:
-    """Look at every config that a command line names.
+    """Check every config that a command line names.
 
     Raises:
-        InputError: a config is empty, is no YAML or no mapping, says something twice, or asks for a Python object;
-            with its file and line.
+        InputError: a config is empty, is no YAML or no mapping, repeats a key, or names a Python object; with its file
+            and line.
     """
     for path in config_files(arguments):
         if path.is_file():
@@ -26,9 +26,9 @@ def config_files(arguments: Sequence[str]) -> list[Path]:
 
 
 def _named(arguments: Sequence[str]) -> Iterator[Path]:
-    for place, argument in enumerate(arguments):
-        if argument in ("--config", "-c") and place + 1 < len(arguments):
-            yield Path(arguments[place + 1])
+    for index, argument in enumerate(arguments):
+        if argument in ("--config", "-c") and index + 1 < len(arguments):
+            yield Path(arguments[index + 1])
         elif argument.startswith("--config="):
             yield Path(argument.removeprefix("--config="))
 
@@ -45,10 +45,10 @@ def _check(path: Path) -> None:
         raise InputError(f"The config {path} is no YAML: {error}.") from error
     if top is None:
         raise InputError(
-            f"The config {path} is empty. The packaged ones, such as configs/toy/sft.yaml, show a whole one."
+            f"The config {path} is empty. The packaged ones, such as configs/toy/sft.yaml, are complete ones."
         )
     if not isinstance(top, yaml.MappingNode):
-        raise InputError(f"The config {path} is a {top.id}; it has to be a mapping, such as `model:` and what follows.")
+        raise InputError(f"The config {path} is a {top.id}; it has to be a mapping, such as `model:` and its options.")
     _check_node(path, top, set())
 
 
@@ -58,7 +58,7 @@ def _check_node(path: Path, node: yaml.Node, seen: set[int]) -> None:
     seen.add(id(node))
     if node.tag.startswith("tag:yaml.org,2002:python"):
         raise InputError(
-            f"{path}:{node.start_mark.line + 1} asks for a Python object ({node.tag.rpartition('2002:')[2]}). Configs "
+            f"{path}:{node.start_mark.line + 1} names a Python object ({node.tag.rpartition('2002:')[2]}). Configs "
             "hold plain values; a class is named by `class_path` and `init_args`."
         )
     if isinstance(node, yaml.SequenceNode):
@@ -70,8 +70,8 @@ def _check_node(path: Path, node: yaml.Node, seen: set[int]) -> None:
             name, line = str(key.value), key.start_mark.line + 1
             if name in lines and name != "<<":
                 raise InputError(
-                    f"{path}:{line} says {name!r} again, which line {lines[name]} has said already. YAML would keep "
-                    "the later one in silence: remove one of them."
+                    f"{path}:{line} repeats {name!r} of line {lines[name]}. YAML would silently take the later value: "
+                    "remove one of them."
                 )
             lines[name] = line
             _check_node(path, value, seen)

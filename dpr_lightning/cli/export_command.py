@@ -1,4 +1,4 @@
-"""``dpr export``: a policy as a plain Hugging Face folder that needs nothing of this package."""
+"""``dpr export``: a policy as a plain Hugging Face folder that loads without this package."""
 
 from typing import Annotated
 
@@ -31,7 +31,7 @@ def export(
         checkpoint: Lightning .ckpt file or adapter folder whose weights to take.
         gguf_file: name of the GGUF file in ``source``.
         tokenizer: folder or hub id, when it is not in ``source``.
-        pad_token: token that pads, where the tokenizer names none, or one that has another meaning.
+        pad_token: token for padding, where the tokenizer names none, or one that has another meaning.
         lora: the adapter's shape, when ``checkpoint`` is a .ckpt of a LoRA run.
         dtype: of the written weights.
         reference: folder of an earlier checkpoint of the same run, to move the weights away from.

@@ -1,4 +1,4 @@
-"""What an exception means to whoever ran the command: whose fault it is, what to say, which exit code."""
+"""The message and exit code of a command that ended with an exception."""
 
 import errno
 import os
@@ -27,11 +27,11 @@ USER, OURS = 2, 1
 _MORE_MEMORY = """What helps, the cheapest first:
   smaller micro-batches: halve `data.token_budget` (or `data.batch_size`) and double `trainer.accumulate_grad_batches`;
     of DPR the latter alone. Activations and logits halve, and the result stays what it was.
-  `model.policy.gradient_checkpointing: true`: of a layer's activations only its input is kept, for a third more work.
+  `model.policy.gradient_checkpointing: true`: only the input of each layer is saved, for a third more work.
   weights, gradients and optimizer in shards: an overlay of configs/strategy/; or `model.policy.lora`.
 The callback `MicroBatchHalving` does the first by itself."""
 _SECONDS_TO_COUNT = 180
-"""Afterwards whoever waits for the machine is more important."""
+"""Longest time that counting may delay the end of a failed command."""
 _OF_THE_PLACE = {
     errno.ENOSPC: "Free some space, or write somewhere else.",
     errno.EDQUOT: "Free some of your quota, or write somewhere else.",
@@ -43,13 +43,13 @@ _OF_THE_PLACE = {
     errno.ENAMETOOLONG: "Choose a shorter name.",
     errno.EMFILE: "Raise the limit on open files (`ulimit -n`).",
 }
-"""Errors of the operating system that are nobody's mistake in a program, with the way out."""
+"""Errors of the operating system that a path or the machine causes, not the program, with the remedy."""
 
 
 def explain(arguments: Sequence[str], error: BaseException) -> int:
-    """Say on standard error what went wrong, and return the exit code: 2 for what the user can mend, 1 for the rest.
+    """Print the message of an error to standard error, and return the exit code: 2 if the user can correct it, else 1.
 
-    The traceback of what the user cannot mend goes to a file, which the message names.
+    The traceback of an error that the user cannot correct is written to a file, which the message names.
 
     Args:
         arguments: of the command, its name first.
@@ -79,7 +79,7 @@ def explain(arguments: Sequence[str], error: BaseException) -> int:
 
 
 def _known(error: BaseException) -> str | None:
-    """The message of an error that is the user's to mend; None for any other."""
+    """The message of an error that the user can correct; None for any other."""
     chain = list(causes(error))
     # A parser that tries several types reports the last one's failure, with ours as the cause.
     for cause in chain:
@@ -93,14 +93,14 @@ def _known(error: BaseException) -> str | None:
             return f"{where}{cause.strerror}. {_OF_THE_PLACE[cause.errno]}"
     if any(isinstance(cause, torch.OutOfMemoryError) for cause in chain):
         return f"{first_line(error)}\n{_MORE_MEMORY}"
-    if "No space left on device" in str(error):  # as safetensors and PyTorch say it
+    if "No space left on device" in str(error):  # the message of safetensors and PyTorch
         return f"{first_line(error)}. {_OF_THE_PLACE[errno.ENOSPC]}"
     return refusal(error, {})
 
 
 def _counted(arguments: Sequence[str]) -> str:
-    """How much each of these would save. In a process of its own, away from a GPU that is full."""
-    later = "`dpr plan --what_helps` with the same arguments tells how much, on any machine."
+    """Count by how much each remedy lowers the peak, in a separate process, without the GPU that is full."""
+    later = "`dpr plan --what_helps` with the same arguments prints how much, on any machine."
     if getattr(rank_zero_only, "rank", 0):
         return later  # ranks run out together, and one answer is enough
     command = [sys.executable, "-m", "dpr_lightning.cli.main", "plan", *arguments, "--what_helps"]
@@ -114,12 +114,12 @@ def _counted(arguments: Sequence[str]) -> str:
 
 
 def _lost(error: BaseException, begun: Mapping[int, str]) -> str:
-    """Which rank the others waited for."""
-    told = "; ".join(f"rank {rank}: {said}" for rank, said in begun.items())
+    """The message where ranks lost each other: what each had begun, and so for which one the rest waited."""
+    stages = "; ".join(f"rank {rank}: {stage}" for rank, stage in begun.items())
     return (
-        f"This rank waited for another one in vain: {first_line(error)}\nWhat each had begun: {told}.\n"
-        "One that began its last thing long before the others is stuck there, or has died there, and its own log says "
-        "of what. The same command goes on from the last checkpoint. Where a step may take longer, raise the "
+        f"This rank waited for another one in vain: {first_line(error)}\nWhat each had begun: {stages}.\n"
+        "A rank that began its last stage long before the rest is stuck or died there; the reason is in its log. The "
+        "same command goes on from the last checkpoint. Where a step may take longer, raise the "
         "strategy's timeout."
     )
 

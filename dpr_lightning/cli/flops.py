@@ -1,4 +1,4 @@
-"""What a training step costs, counted and not estimated."""
+"""Floating-point operations of a training step, counted by PyTorch and not estimated."""
 
 import tempfile
 from pathlib import Path
@@ -15,8 +15,8 @@ STEPS = 9
 def flops_of_a_step(config: Path) -> float:
     """Floating-point operations of one optimizer step of ``dpr fit --config``: sampling, scoring and learning.
 
-    What a run of nine steps computes after its first, so that what happens once does not count. Matrix products,
-    convolutions and attention are counted, as PyTorch's counter has them; nothing is written.
+    Runs nine steps and counts those after the first, so that set-up does not count. PyTorch's counter sees matrix
+    products, convolutions and attention. No files are written.
     """
     # One optimizer may step another, once or in parts: MasterWeights does.
     done: dict[int, list[int]] = {}
@@ -35,8 +35,8 @@ def flops_of_a_step(config: Path) -> float:
             lambda optimizer, *_: done.setdefault(id(optimizer), []).append(counter.get_total_flops())
         )
         try:
-            given = (f"--trainer.{key}={value}" for key, value in quiet.items())
-            run_lightning(["fit", "--config", str(config), *given])
+            options = (f"--trainer.{key}={value}" for key, value in quiet.items())
+            run_lightning(["fit", "--config", str(config), *options])
         finally:
             hook.remove()
     counts = min(done.values(), key=len, default=[])

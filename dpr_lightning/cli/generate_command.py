@@ -1,4 +1,4 @@
-"""``dpr generate`` and ``dpr evaluate``: what a policy answers, and how good that is."""
+"""``dpr generate`` and ``dpr evaluate``: the answers of a policy to prompts, and their scores by a verifier."""
 
 import json
 from dataclasses import dataclass
@@ -45,13 +45,13 @@ def generate(
         policy: folder or hub id.
         prompts: file of prompts.
         output: JSONL file for the answers; printed when left out.
-        references: folders of weaker checkpoints: draw from π·exp(r/β), where DPR at γ = 0 is heading, instead of π.
+        references: folders of weaker checkpoints: sample from π·exp(r/β), where DPR at γ = 0 is heading, instead of π.
         reward: r, of π against the references; log_ratio where left out, which makes it contrast of strength 1/β.
         beta: β, nats of reward per nat of KL.
         samples: answers a prompt.
         max_new_tokens: length limit of an answer.
         temperature: 0 is greedy.
-        top_p: draw from the smallest set of tokens with this probability.
+        top_p: sample from the smallest set of tokens with this probability.
         stop_strings: texts that end an answer.
         batch_size: sequences decoded at once.
         limit: answer the first so many prompts.
@@ -60,19 +60,11 @@ def generate(
         seed: of the samples.
     """
     options = SamplingOptions(max_new_tokens, temperature, top_p, batch_size, stop_strings)
-    answers, questions = _answer(
-        _DecodingRequest(policy, references or [], reward, beta, dtype),
-        prompts,
-        options,
-        samples,
-        limit,
-        columns,
-        seed,
-        None,
-    )
+    request = _DecodingRequest(policy, references or [], reward, beta, dtype)
+    answers, questions = _answer(request, prompts, options, samples, limit, columns, seed, None)
     rows = [
-        {"prompt": questions.texts[place], "completion": text, "length": length, "terminated": bool(ended)}
-        for place, text, length, ended in zip(
+        {"prompt": questions.texts[index], "completion": text, "length": length, "terminated": bool(ended)}
+        for index, text, length, ended in zip(
             answers.rollouts.prompt.tolist(), answers.texts, answers.lengths, answers.rollouts.terminated, strict=True
         )
     ]
@@ -111,7 +103,7 @@ def evaluate(
         prompts: file of prompts with what the verifier needs.
         verifier: name of a verifier or module:function.
         sft: folder of π_SFT, to measure the reverse KL of sampled answers.
-        references: folders of weaker checkpoints: draw from π·exp(r/β), where DPR at γ = 0 is heading, instead of π.
+        references: folders of weaker checkpoints: sample from π·exp(r/β), where DPR at γ = 0 is heading, instead of π.
         reward: r, of π against the references; log_ratio where left out, which makes it contrast of strength 1/β.
         beta: β, nats of reward per nat of KL.
         samples: answers a prompt.
@@ -126,17 +118,8 @@ def evaluate(
         output: JSON file to write.
     """
     options = SamplingOptions(max_new_tokens, temperature, 1.0, batch_size, stop_strings)
-    answers, _ = _answer(
-        _DecodingRequest(policy, references or [], reward, beta, dtype),
-        prompts,
-        options,
-        samples,
-        limit,
-        columns,
-        seed,
-        verifier,
-        sft,
-    )
+    request = _DecodingRequest(policy, references or [], reward, beta, dtype)
+    answers, _ = _answer(request, prompts, options, samples, limit, columns, seed, verifier, sft)
     assert answers.scores is not None
     grouped = [answers.scores[start : start + samples] for start in range(0, len(answers.scores), samples)]
     interval = mean_interval([sum(group) / samples for group in grouped])
@@ -169,19 +152,20 @@ class _DecodingRequest:
     dtype: str
 
     def load(self) -> tuple[list[nn.Module], PreTrainedTokenizerBase, Combine]:
+        """The models, the tokenizer of the policy, and how the models' distributions are combined."""
         model, tokenizer = frozen_policy(self.policy, self.dtype)
         if not self.references:
             if self.reward is not None:
                 raise InputError("`reward` is of the policy against `references`, and there are none.")
             return [model], tokenizer, single_model
-        names = {"policy": self.policy} | {f"reference {place}": name for place, name in enumerate(self.references, 1)}
+        names = {"policy": self.policy} | {f"reference {index}": name for index, name in enumerate(self.references, 1)}
         check_one_vocabulary(names)
         weaker = [frozen_policy(reference, self.dtype)[0] for reference in self.references]
         return [model, *weaker], tokenizer, decode_time_optimum(self.reward or RewardSpec(), self.beta)
 
 
 def _answer(
-    asked: _DecodingRequest,
+    request: _DecodingRequest,
     prompts: Rows,
     options: SamplingOptions,
     samples: int,
@@ -191,7 +175,7 @@ def _answer(
     verifier: str | None,
     sft: str | None = None,
 ) -> tuple[EvaluatedAnswers, PromptSet]:
-    models, tokenizer, combine = asked.load()
+    models, tokenizer, combine = request.load()
     questions = PromptSet.load(prompts, tokenizer, columns=columns, limit=limit)
     with progress_bar("answers", len(questions) * samples) as advance:
         answers = collect_answers(
@@ -203,7 +187,7 @@ def _answer(
             num_samples=samples,
             seed=seed,
             combine=combine,
-            sft=frozen_policy(sft, asked.dtype)[0] if sft is not None else None,
+            sft=frozen_policy(sft, request.dtype)[0] if sft is not None else None,
             progress=advance,
         )
     return answers, questions

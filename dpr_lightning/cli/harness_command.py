@@ -28,7 +28,7 @@ def harness(
     Args:
         policy: folder of the policy.
         tasks: names of tasks or groups.
-        task_folder: with task files of your own.
+        task_folder: folder with your task files.
         limit: documents of a task.
         batch_size: sequences at once.
         few_shot: examples in a prompt; the task's by default.
@@ -39,11 +39,11 @@ def harness(
     """
     spec = HarnessSpec(tasks, task_folder, limit, batch_size, few_shot, chat)
     model, tokenizer = frozen_policy(policy, dtype)
-    found = harness_scores(model, tokenizer, spec, seed=seed)
+    results = harness_scores(model, tokenizer, spec, seed=seed)
     table = Table(title=policy, title_justify="left", header_style="bold")
     for heading in ("task", "metric", "value", "standard error"):
         table.add_column(heading, justify="right" if heading in ("value", "standard error") else "left")
-    for task, metrics in found.items():
+    for task, metrics in results.items():
         for name, value in metrics.items():
             if "_stderr" not in name:
                 error = metrics.get(f"{name}_stderr")
@@ -51,4 +51,4 @@ def harness(
     console.print(table)
     if output is not None:
         Path(output).parent.mkdir(parents=True, exist_ok=True)
-        Path(output).write_text(json.dumps({"policy": policy, "results": found}, indent=2) + "\n", encoding="utf-8")
+        Path(output).write_text(json.dumps({"policy": policy, "results": results}, indent=2) + "\n", encoding="utf-8")

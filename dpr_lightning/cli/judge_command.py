@@ -1,4 +1,4 @@
-"""``dpr judge``: which of two policies answers better, in the eyes of another model."""
+"""``dpr judge``: which of two policies answers better, judged by another model."""
 
 import dataclasses
 import json
@@ -27,24 +27,28 @@ def judge(
         first: answers as `dpr generate --output` writes them, or AlpacaEval's (instruction, output): a file, pattern or
             list of files.
         second: those of the other policy.
-        endpoint: where the judge is, and what it may cost.
-        cache: JSON Lines file of replies; what it holds is never asked, or paid for, again.
+        endpoint: address of the judge, and the limit of its cost.
+        cache: JSON Lines file of replies; requests with a reply there are not sent, or paid for, again.
         limit: judge the first so many prompts.
         output: JSON file to write.
     """
     sides = [answers_of(open_rows(answers)) for answers in (first, second)]
     matches = match_answers(*sides)[:limit]
-    asked = Endpoint(endpoint, cache)
+    client = Endpoint(endpoint, cache)
     questions = [match.messages(swapped=swapped) for match in matches for swapped in (False, True)]
     with progress_bar("verdicts", len(questions)) as advance:
-        replies = [parse_verdict(reply) for reply in asked.ask_all(questions, advance)]
+        replies = [parse_verdict(reply) for reply in client.ask_all(questions, advance)]
     report = summarise(matches, list(zip(replies[::2], replies[1::2], strict=True)))
     console.print(_words(report), highlight=False)
-    console.print(f"{counted(asked.asked, 'request')}, ${asked.spent:.4f}; replies: {cache}", highlight=False)
+    console.print(f"{counted(client.asked, 'request')}, ${client.spent:.4f}; replies: {cache}", highlight=False)
     if output is not None:
         Path(output).parent.mkdir(parents=True, exist_ok=True)
-        held = dataclasses.asdict(report) | {"requests": asked.asked, "dollars": asked.spent, "model": endpoint.model}
-        Path(output).write_text(json.dumps(held, indent=2) + "\n", encoding="utf-8")
+        content = dataclasses.asdict(report) | {
+            "requests": client.asked,
+            "dollars": client.spent,
+            "model": endpoint.model,
+        }
+        Path(output).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _words(report: JudgeReport) -> str:
@@ -59,7 +63,7 @@ def _words(report: JudgeReport) -> str:
         lines[-1] += f" The longer answer won {report.longer_wins:.1%} of the decided prompts."
     if report.place_bias is not None and abs(report.place_bias - 0.5) > 0.1:
         lines.append(
-            f"The judge favours a place: {report.place_bias:.1%} of its verdicts went to the answer shown first."
+            f"The judge favours a position: {report.place_bias:.1%} of its verdicts went to the first of two answers."
         )
     if report.flips > 0.3:
         lines.append("It contradicts itself often: take another judge before believing the win rate.")

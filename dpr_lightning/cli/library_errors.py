@@ -1,4 +1,4 @@
-"""What other libraries refuse because of an option, as one sentence that names the option and the remedy."""
+"""Errors that other libraries raise because of an option, as one sentence that names the option and the remedy."""
 
 import inspect
 import pydoc
@@ -14,15 +14,15 @@ from lightning.pytorch.strategies import StrategyRegistry
 from dpr_lightning.cli.origins import frames_of, origin
 
 LIMIT = 400
-"""Characters of a library's message that are repeated."""
+"""Number of characters of a library's message that are repeated."""
 
 
 class Refusal(NamedTuple):
-    """A message of a library, and what to do about it.
+    """A message of a library, and its remedy.
 
     Args:
         library: top-level module that raises it; empty: any.
-        pattern: of the message; its groups may stand in ``remedy`` as ``{0}``.
+        pattern: of the message; its groups may occur in ``remedy`` as ``{0}``.
         option: that causes it; empty: the option whose class raised it.
         remedy: what to do.
     """
@@ -86,12 +86,12 @@ REFUSALS = (
 
 
 def refusal(error: BaseException, config: Mapping[str, Any], *, of_options: bool = False) -> str | None:
-    """One sentence or two, where a library refuses what an option says; None where something else is wrong.
+    """One sentence or two, where a library refuses the value of an option; None for any other error.
 
     Args:
         error: with its traceback.
-        config: of the command, resolved: classes that it names are found on the traceback.
-        of_options: nothing has happened yet except that classes were created from options.
+        config: of the command, resolved: classes that it names are searched on the traceback.
+        of_options: whether the error was raised while classes were created from options.
     """
     owner, library, raised, _ = origin(error)
     if owner != "library":
@@ -150,7 +150,7 @@ def _key_of_class(error: BaseException, config: Mapping[str, Any]) -> str:
 
 
 def _classes(key: str, value: Any) -> Iterator[tuple[str, str]]:
-    """Every ``class_path`` in a config with the option that it stands in."""
+    """Every ``class_path`` in a config, with the option that has it."""
     if isinstance(value, Mapping):
         if isinstance(value.get("class_path"), str):
             yield value["class_path"], key

@@ -1,4 +1,4 @@
-"""``dpr fit|validate|test|predict``: LightningCLI, with its traps taken out."""
+"""``dpr fit|validate|test|predict``: LightningCLI, with checks of paths and options, resuming, and plain errors."""
 
 import logging
 import pickle
@@ -31,7 +31,7 @@ LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
 
 
 class SaveConfigToGoOn(SaveConfigCallback):
-    """Saves a config with which the run goes on: without ``ckpt_path: none``, by which it began anew."""
+    """Saves a config that resumes the run: without ``ckpt_path: none``, which would begin it anew."""
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace, **options: Any) -> None:
         if config.get("ckpt_path") == ANEW:
@@ -41,7 +41,7 @@ class SaveConfigToGoOn(SaveConfigCallback):
 
 
 class DprCLI(LightningCLI):
-    """Reads configs; ``class_path`` in them picks module, data, strategy and callbacks."""
+    """LightningCLI whose configs name module, data, strategy and callbacks by ``class_path``."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         with ExitStack() as self.locks:
@@ -54,10 +54,10 @@ class DprCLI(LightningCLI):
                 raise InputError(with_full_names(str(error), config.as_dict())) from error
 
     def _parse_ckpt_path(self) -> None:
-        """Leave hyper-parameters alone: what the command line says wins over what a checkpoint remembers."""
+        """Take no hyper-parameters from a checkpoint: those of the command line are used."""
 
     def before_instantiate_classes(self) -> None:
-        """Check every path, and lock what is written until the command ends."""
+        """Check every path, and lock the paths that are written until the command ends."""
         config = self.config[self.subcommand]
         check_trainer(config.get("trainer") or {}, str(self.subcommand))
         separate_evaluation_logs(config, str(self.subcommand))
@@ -65,7 +65,7 @@ class DprCLI(LightningCLI):
         self.locks.enter_context(protected(uses, config_files(sys.argv)))
 
     def instantiate_classes(self) -> None:
-        """Make what the config names; what Lightning refuses is a wrong option, and so is an impossible policy.
+        """Create the classes that the config names, and check the policy of the module.
 
         Raises:
             InputError: Lightning refuses it, or the module does.
@@ -77,7 +77,7 @@ class DprCLI(LightningCLI):
 
     @contextmanager
     def _explained(self, *, of_options: bool = False) -> Iterator[None]:
-        """Within, what a library refuses because of an option is raised as an InputError that names the option."""
+        """Within, turn an error that a library raises because of an option into an InputError that names the option."""
         try:
             yield
         except Exception as error:
@@ -89,10 +89,10 @@ class DprCLI(LightningCLI):
             raise InputError(message) from error
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run it; where Ctrl-C or a signal ends it at once, say what there is to go on from.
+        """Run the command; where Ctrl-C or a signal ends it at once, name the checkpoint that it can go on from.
 
         Raises:
-            KeyboardInterrupt: with that as its message.
+            KeyboardInterrupt: with that name in its message.
         """
         try:
             with self._explained():
@@ -107,14 +107,14 @@ class DprCLI(LightningCLI):
             raise KeyboardInterrupt(f"stopped by Ctrl-C.{saved}") from None
 
     def before_validate(self) -> None:
-        """Let weights in shards be evaluated without them."""
+        """Set the checkpoint of an evaluation: for one in shards, the weights gathered from it."""
         config = self.config_init[self.subcommand]
         config["ckpt_path"] = evaluate_from(self.trainer, self.model, config.get("ckpt_path"))
 
     before_test = before_predict = before_validate
 
     def before_fit(self) -> None:
-        """Find the checkpoint to go on from; limits of time count from the start of this process."""
+        """Check the callbacks, and set the checkpoint to resume from; time limits count from the process's start."""
         limit_time_of_process(self.trainer, saved_at_stop=False)
         check_monitors(self.trainer, self.model, self.datamodule)
         check_averages(self.trainer)
@@ -125,22 +125,19 @@ class DprCLI(LightningCLI):
 
 
 def _quieten() -> None:
-    """Drop an advertisement, a deprecation inside Lightning, and a warning that is wrong where a run goes on."""
+    """Drop an advertisement, a deprecation inside Lightning, and a warning that is wrong where a run is resumed."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "Tip:" not in record.getMessage()
     )
     warnings.filterwarnings("ignore", message=r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    # Of any folder that is not empty; `report_replaced_tables` says what is replaced.
+    # Said of any folder that is not empty; `report_replaced_tables` names the files that are replaced.
     warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
 
 
 @contextmanager
-def _given(arguments: Sequence[str]) -> Iterator[None]:
-    """LightningCLI wants its arguments in sys.argv and warns about any other way.
-
-    Further ranks on this machine are started with the same program and arguments.
-    """
+def _as_argv(arguments: Sequence[str]) -> Iterator[None]:
+    """Within, sys.argv has the arguments: LightningCLI reads them there, and starts further ranks with them."""
     _quieten()
     before, sys.argv = sys.argv, [sys.argv[0], *arguments]
     try:
@@ -152,33 +149,33 @@ def _given(arguments: Sequence[str]) -> Iterator[None]:
 def run_lightning(arguments: Sequence[str]) -> Any:
     """Run one LightningCLI command."""
     try:
-        with _given(arguments):
+        with _as_argv(arguments):
             return _cli()
     except pickle.UnpicklingError as error:  # only Lightning's own loading comes here
         raise InputError(
-            "The checkpoint holds more than tensors, numbers and text, and loading that would run what it says. If you "
-            "trust it, add `--weights_only false`."
+            "The checkpoint has more than tensors, numbers and text, and loading that would run code from the file. If "
+            "you trust it, add `--weights_only false`."
         ) from error
 
 
 class _ConfigReader(DprCLI):
-    """Reads configs, and makes nothing of them."""
+    """Parses the config of a command, without creating its classes or running it."""
 
     def before_instantiate_classes(self) -> None:
-        """Nothing."""
+        """Skip the checks."""
 
     def instantiate_classes(self) -> None:
-        """Nothing."""
+        """Create no classes."""
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Nothing."""
+        """Run no command."""
 
 
 def parse_lightning(arguments: Sequence[str]) -> dict[str, Any]:
-    """What a LightningCLI command would be asked to do: all options, with the defaults of those that were left out."""
-    with _given(arguments):
-        held: dict[str, Any] = _cli(_ConfigReader).config[arguments[0]].as_dict()
-    return held
+    """All options of a LightningCLI command, with the defaults of those that are left out."""
+    with _as_argv(arguments):
+        config: dict[str, Any] = _cli(_ConfigReader).config[arguments[0]].as_dict()
+    return config
 
 
 def _cli(kind: type[DprCLI] = DprCLI) -> DprCLI:
@@ -193,7 +190,7 @@ def _cli(kind: type[DprCLI] = DprCLI) -> DprCLI:
         save_config_kwargs={"overwrite": True},
         auto_configure_optimizers=False,
         seed_everything_default=0,
-        # Errors of parsing come as exceptions, so that one line is printed and not the whole usage.
+        # Parsing raises its errors, so that one line is printed instead of the whole usage.
         parser_kwargs={
             "prog": "dpr",
             "allow_abbrev": False,

@@ -1,4 +1,4 @@
-"""What several commands load in the same way."""
+"""Console, progress bar, policies and verifiers, for all commands."""
 
 import sys
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from dpr_lightning.data.ground_truth import Verifier
 from dpr_lightning.evaluation.verifiers import load_verifier
 from dpr_lightning.policies import PolicySpec, build_policy
 
-# A pipe or a log file has no width of its own; tables need some.
+# A pipe or a log file has no width, and tables need one.
 console = Console() if sys.stdout.isatty() else Console(width=120)
 
 
@@ -38,7 +38,7 @@ def verifier_named(name: str | None) -> Verifier | None:
 
 @contextmanager
 def progress_bar(description: str, total: int) -> Iterator[Any]:
-    """A progress bar; call what it gives with the number of items done."""
+    """Show a progress bar, and yield a function that is called with the number of items done since the last call."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(description, total=total)

@@ -19,28 +19,28 @@ From demonstrations to a dense reward to a better policy.
   test        the same on a test set                                                   (LightningCLI)
   predict     LightningCLI's predict                                                   (LightningCLI)
 
-  plan        the memory that the same arguments of `fit` would take of each rank; --what_helps: what would save some
+  plan        the memory that `fit` with the same arguments takes on each rank; --what_helps: options that lower it
 
   toy         a tiny policy and demonstrations with a verifier, to try the configs on
   quickstart  the whole path on a toy, in minutes on a CPU
   smollm2     the whole path with SmolLM2-135M and LoRA; about 50 minutes on two CPU cores
   compare     many arms, over seeds, from one config: what is better than SFT, and how sure are we?
   preview     before any reinforcement learning: where would this reward lead?
-  audit       before any reinforcement learning: does the reward know right from wrong?
+  audit       before any reinforcement learning: does the reward separate right from wrong?
   best_of     the best of n samples, by the reward, by a trained verifier head, by an oracle
   rewards     token rewards for a file of prompt/response pairs, with a heat-map
   generate    answers to prompts, plain or with decode-time contrast
   evaluate    verifier score, length and reverse KL of a policy
   harness     benchmarks of lm-eval, on a policy folder
-  judge       which of two policies answers better, in the eyes of another model
+  judge       which of two policies answers better, judged by another model
   report      the HTML report of a run folder
   export      a policy as a plain Hugging Face folder
 
-`dpr COMMAND --help` tells more. --debug, anywhere, shows the traceback of an error."""
+`dpr COMMAND --help` lists its options. --debug, anywhere, shows the traceback of an error."""
 
 
 def _commands() -> dict[str, Callable[..., Any]]:
-    """Imported when asked for: `dpr --help` should not wait for torch."""
+    """The commands by name. Imported here, so that `dpr --help` does not wait for torch."""
     from dpr_lightning.cli.audit_command import audit
     from dpr_lightning.cli.best_of_command import best_of
     from dpr_lightning.cli.compare_command import compare
@@ -55,13 +55,25 @@ def _commands() -> dict[str, Callable[..., Any]]:
     from dpr_lightning.cli.smollm2_command import smollm2
     from dpr_lightning.cli.toy_command import toy
 
-    reading = (preview, audit, best_of, rewards)
-    functions = (toy, quickstart, smollm2, compare, *reading, generate, evaluate, harness, judge, report, export)
+    before_training = (preview, audit, best_of, rewards)
+    functions = (
+        toy,
+        quickstart,
+        smollm2,
+        compare,
+        *before_training,
+        generate,
+        evaluate,
+        harness,
+        judge,
+        report,
+        export,
+    )
     return {function.__name__: function for function in functions}
 
 
 def _settle_libraries() -> None:
-    """Threads that wait go to sleep soon; and nothing is said that is not about the run."""
+    """Set how long waiting threads spin and how freed memory is reused, and silence output of libraries."""
     # Threads that spin while they wait, OpenMP's default, cost several times the step where another process wants the
     # core; those that sleep at once make decoding take half as long again. These spin for some 50 µs (measured, see
     # docs/results.md). Has to be set before torch is imported.
@@ -75,13 +87,13 @@ def _settle_libraries() -> None:
     if not torch.accelerator.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         retain_freed_memory()
-    # peft asks a model of transformers by the older name.
+    # peft reads this attribute of transformers' models by its older name.
     warnings.filterwarnings("ignore", message=".*`is_gradient_checkpointing` is deprecated.*")
     transformers_logging.disable_progress_bar()
 
 
 def _print_any_character() -> None:
-    """Have a terminal or a pipe whose encoding lacks a letter, such as β, take it as an escape instead of failing."""
+    """Print a character that the encoding of the terminal or pipe lacks, such as β, as an escape instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -105,8 +117,8 @@ def run(arguments: Sequence[str]) -> Any:
     if command == "plan":
         from dpr_lightning.cli.plan_command import WHAT_HELPS, plan, what_helps
 
-        asked = [argument for argument in rest if argument != WHAT_HELPS]
-        print(plan(asked) if asked == rest else what_helps(asked))
+        fit_arguments = [argument for argument in rest if argument != WHAT_HELPS]
+        print(plan(fit_arguments) if fit_arguments == rest else what_helps(fit_arguments))
         return 0
     commands = _commands()
     if command not in commands:
@@ -128,8 +140,8 @@ def run(arguments: Sequence[str]) -> Any:
     )
 
 
-def to_go_on(arguments: Sequence[str]) -> list[str]:
-    """The arguments of a command that has begun to train, without its wish to begin anew: ``--ckpt_path none``."""
+def arguments_to_resume(arguments: Sequence[str]) -> list[str]:
+    """The arguments of a command that has begun to train, without ``--ckpt_path none``, which would begin it anew."""
     remaining: list[str] = []
     for argument in arguments:
         if argument == "none" and remaining[-1:] == ["--ckpt_path"]:
@@ -140,9 +152,9 @@ def to_go_on(arguments: Sequence[str]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``dpr``; returns 0 or what the command says.
+    """Run ``dpr``; returns 0 or the exit code of the command.
 
-    An error is one message on standard error and 2 where the user can mend it, 1 where not.
+    An error is one message on standard error, and the exit code 2 where the user can correct it, else 1.
     """
     _print_any_character()
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -152,14 +164,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(HELP)
         return 0
     try:
-        found = run(arguments)
+        result = run(arguments)
     except TryAgain as again:
         print(f"dpr {arguments[0]}: {again}", file=sys.stderr)
         sys.stderr.flush()
         if again.alone:
-            # A new process: what this one holds of the GPU's memory goes with it.
-            os.execv(sys.executable, [sys.executable, "-m", "dpr_lightning.cli.main", *to_go_on(arguments)])
-        # At once: to take leave of the other ranks this one would wait for them, and they wait for its gradients.
+            # A new process, since the GPU's memory is freed only when this one ends.
+            os.execv(sys.executable, [sys.executable, "-m", "dpr_lightning.cli.main", *arguments_to_resume(arguments)])
+        # At once: an orderly exit would wait for the other ranks, which wait for the gradients of this one.
         os._exit(REQUEUE)
     except (Exception, KeyboardInterrupt) as error:
         if debug:
@@ -167,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from dpr_lightning.cli.faults import explain
 
         return explain(arguments, error)
-    return found if isinstance(found, int) else 0
+    return result if isinstance(result, int) else 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Before the first step: does the run log what its callbacks monitor?"""
+"""Check before the first step that the run logs the metrics that its callbacks monitor."""
 
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -16,22 +16,23 @@ from dpr_lightning.trainer_attributes import callbacks_of
 
 MONITORING = (EarlyStopping, ModelCheckpoint, ResumableCheckpoints)
 KNOWN = ("lightning.", "dpr_lightning.")
-"""Packages whose callbacks log nothing but what is declared."""
+"""Packages whose callbacks log declared names only."""
 
 
 def check_monitors(trainer: Trainer, module: Any, data: Any) -> None:
     """Refuse a monitored name that is never logged, which libraries notice hours later or not at all.
 
     Args:
-        trainer: with its callbacks. One from elsewhere may log anything; then nothing is checked.
-        module: in training; only those of this package declare what they log.
+        trainer: with its callbacks. A callback of another package may log any name; then nothing is checked.
+        module: in training; only modules of this package declare what they log.
         data: its DataModule.
 
     Raises:
         InputError: names the callback, the nearest name, and all names.
     """
     callbacks: list[Any] = callbacks_of(trainer)
-    if not isinstance(module, PolicyModule) or not all(type(held).__module__.startswith(KNOWN) for held in callbacks):
+    known = all(type(callback).__module__.startswith(KNOWN) for callback in callbacks)
+    if not isinstance(module, PolicyModule) or not known:
         return
     names = set(module.train_metrics)
     for callback in callbacks:

@@ -19,11 +19,11 @@ _INSTALLED = tuple(str(Path(sysconfig.get_paths()[name]).resolve()) for name in 
 
 
 class Origin(NamedTuple):
-    """Who raised an exception.
+    """The code that raised an exception.
 
     Args:
-        owner: whose code it was.
-        name: of the library; or what of the user's, such as ``callback my_callbacks.Printer``.
+        owner: of the code.
+        name: of the library, or of the user's class or function, such as ``callback my_callbacks.Printer``.
         raised: the exception of the chain that was raised there.
         trace: from the user's first frame on; None of other code.
     """
@@ -37,8 +37,8 @@ class Origin(NamedTuple):
 def origin(error: BaseException) -> Origin:
     """Find the code that raised an error.
 
-    The user's code is to blame wherever it takes part, for a library that it calls refuses what it was given. Otherwise
-    the deepest frame decides. Parsers wrap what the classes that they create raise: the first cause counts there.
+    User code on the traceback is the origin, since a library that it calls raises because of its arguments. Without
+    any, the deepest frame decides. Parsers wrap the errors of classes that they create: the first cause counts there.
 
     Args:
         error: with its traceback and its causes.

@@ -1,4 +1,4 @@
-"""A parser's report over many lines, in one sentence: which option, what was found, what is allowed."""
+"""Turn a parser's report over many lines into one sentence: the option, its value, and what is allowed."""
 
 import difflib
 import importlib
@@ -40,7 +40,7 @@ def known_options(error: BaseException) -> list[str]:
 
 
 def plainly(message: str, options: Iterable[str] = ()) -> str:
-    """What jsonargparse says of a value that fits none of several types, without what it says of those.
+    """Shorten jsonargparse's message about a value that fits none of several types, which lists each type's failure.
 
     Args:
         message: of its ``ArgumentError``, over many lines.
@@ -85,7 +85,7 @@ _EXAMPLE = "lightning.pytorch.loggers.CSVLogger"
 
 
 def _no_path(name: str) -> str:
-    """What to write instead of a name that is no import path: commands take verifiers by name, and these do not."""
+    """What to write instead of a name that is no import path: this option takes no short names of verifiers."""
     from dpr_lightning.data.ground_truth import verifier_name  # they import torch
     from dpr_lightning.evaluation.verifiers import VERIFIERS
 
@@ -99,15 +99,15 @@ def _no_path(name: str) -> str:
 
 
 def _joined(reasons: list[str]) -> str:
-    """Several types that were expected are alternatives; other reasons stand for themselves."""
+    """Join reasons into one text: expected types as alternatives, unless there are other reasons."""
     types = [reason.removeprefix("Expected a ") for reason in reasons if reason.startswith("Expected a ")]
-    others = [reason for reason in reasons if not reason.startswith("Expected a ")]
-    expected = [f"has to be {' or '.join(dict.fromkeys(types))}"] if types and not others else []
-    return "; ".join(dict.fromkeys([*expected, *others]))
+    other_reasons = [reason for reason in reasons if not reason.startswith("Expected a ")]
+    expected = [f"has to be {' or '.join(dict.fromkeys(types))}"] if types and not other_reasons else []
+    return "; ".join(dict.fromkeys([*expected, *other_reasons]))
 
 
 def _unknown_option(arguments: str, key: str, options: Iterable[str]) -> str:
-    """Name the options that do not exist, and those that are spelt most like them."""
+    """A sentence that names the options that do not exist, and for each the one with the nearest spelling."""
     words = re.findall(r"(?:^| )--([\w.+-]+)", arguments)
     known = list(options)
     parts = []
@@ -148,7 +148,7 @@ def _meant(text: str, owner: str) -> str:
 
 
 def _parameters(path: str) -> list[str]:
-    """What a class takes, without what its caller fills in."""
+    """Names of a class's options."""
     module, _, name = path.rpartition(".")
     try:
         signature = inspect.signature(getattr(importlib.import_module(module), name))

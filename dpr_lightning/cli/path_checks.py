@@ -1,4 +1,4 @@
-"""Before anything is loaded: no command overwrites what it reads or what this package did not write."""
+"""Check paths before anything is loaded: no command overwrites its inputs, or files that this package did not write."""
 
 import glob
 import os
@@ -20,16 +20,16 @@ from dpr_lightning.policies.adapters import base_of, is_adapter
 CONFIG = "--config"
 CHECKPOINT = "ckpt_path"
 _SEARCHED = 1 << 16
-"""Bytes at either end of a file in which a mark is searched."""
+"""Number of bytes at either end of a file in which a mark is searched."""
 Key = tuple[int, int, tuple[str, ...]]
 """Device and inode of the deepest folder that exists, and the names below it."""
 
 
 def guarded(command: Callable[..., Any], configs: Sequence[Path]) -> Callable[..., Any]:
-    """A command that checks and locks its paths before it begins.
+    """Wrap a command so that it checks and locks its paths before it begins.
 
     Args:
-        command: whose parameters declare what they read and write.
+        command: a function whose parameters' annotations declare what they read and write.
         configs: files that its options are read from.
     """
 
@@ -47,37 +47,37 @@ def guarded(command: Callable[..., Any], configs: Sequence[Path]) -> Callable[..
 
 @contextmanager
 def protected(uses: Iterable[PathUse], configs: Sequence[Path] = ()) -> Iterator[None]:
-    """Within, this process has the locks of what is written.
+    """Check the paths of a command, and lock those that it writes until the context ends.
 
     Args:
         uses: every path that the command reads or writes.
         configs: files that its options are read from.
 
     Raises:
-        InputError: something would be written over what is read, over what this package did not write, or twice; or
-            another process writes there.
+        InputError: a path that is written is also read, is written by two options, or has content that this package did
+            not write; or another process writes there.
     """
     uses = [*uses, *(PathUse(CONFIG, path, Reads()) for path in configs)]
     for use in uses:
         if not os.path.exists(use.path):
             recover(use.path)
-    reads = [found for use in uses if isinstance(use.use, Reads) for found in _existing(use)]
+    reads = [existing for use in uses if isinstance(use.use, Reads) for existing in _existing(use)]
     reads += [base for use in reads for base in _bases(use)]
     writes = [(use, use.use) for use in uses if isinstance(use.use, Writes)]
-    for written, how in writes:
+    for write, how in writes:
         for read in reads:
-            _refuse_collision(written, how, read)
+            _refuse_collision(write, how, read)
     for (first, _), (second, _) in combinations(writes, 2):
         _refuse_two_writers(first, second)
     _refuse_locked(writes)
-    if is_first_rank():  # which may have begun to write when the others come here
-        for written, how in writes:
-            for path in _paths(written):
-                _refuse_foreign(written, how, path)
+    if is_first_rank():  # which may have begun to write when further ranks come here
+        for write, how in writes:
+            for path in _paths(write):
+                _refuse_foreign(write, how, path)
     with ExitStack() as locks:
         for (path, inside), files in sorted(_locks(writes).items()):
             locks.enter_context(write_lock(path, inside=inside, files=files))
-        _refuse_locked(writes)  # once more: of two processes that come at once, one sees the other's lock
+        _refuse_locked(writes)  # again: of two processes that lock at once, one sees the other's lock
         yield
 
 
@@ -88,7 +88,7 @@ def _refuse_locked(writes: Iterable[tuple[PathUse, Writes]]) -> None:
 
 
 def _locks(writes: Iterable[tuple[PathUse, Writes]]) -> dict[tuple[Path, bool], tuple[str, ...]]:
-    """What to lock, whether from inside, and the files there if nothing else is written."""
+    """The paths to lock, each with whether the lock is inside the folder; and the files, if only files are written."""
     uses: dict[tuple[Path, bool], list[Writes]] = {}
     for use, how in writes:
         if not how.shared:
@@ -100,7 +100,7 @@ def _locks(writes: Iterable[tuple[PathUse, Writes]]) -> dict[tuple[Path, bool], 
 
 
 def _existing(use: PathUse) -> list[PathUse]:
-    """A path that is read, or all files that its pattern matches; nothing where it is no path of this machine."""
+    """A path that is read, or all files that its pattern matches; none where it is no path of this machine."""
     if os.path.exists(use.path):
         return [use]
     matches = glob.glob(str(use.path), recursive=True) if glob.has_magic(str(use.path)) else []
@@ -115,7 +115,7 @@ def _bases(use: PathUse) -> Iterator[PathUse]:
         seen.add(folder)
         try:
             base = base_of(folder)
-        except InputError:  # said where the adapter is read, if its base is needed there
+        except InputError:  # raised again where the adapter is loaded, if its base is needed there
             return
         option = f"the base of the adapter in {option}"
         for source in (base.source, base.tokenizer):
@@ -125,7 +125,7 @@ def _bases(use: PathUse) -> Iterator[PathUse]:
 
 
 def _paths(use: PathUse) -> list[Path]:
-    """What a use names: of each name in a folder what exists, and what would be created."""
+    """The paths of a use: for each file name in a folder, those that exist and the one that would be created."""
     if not use.use.names:
         return [use.path]
     paths: dict[Path, None] = {}
@@ -136,19 +136,19 @@ def _paths(use: PathUse) -> list[Path]:
 
 
 def _chain(path: Path) -> list[Key]:
-    """A path and all folders around it, the path first, by what they are and not by how they are spelt."""
+    """Keys of a path and of all its parent folders, the path first; the same for all spellings of a path."""
     current = Path(os.path.realpath(path))
     names: tuple[str, ...] = ()
     while not os.path.exists(current):
         names = (current.name, *names)
         current = current.parent
-    at = current.stat()
-    keys: list[Key] = [(at.st_dev, at.st_ino, names[:length]) for length in range(len(names), -1, -1)]
-    return keys + [((found := parent.stat()).st_dev, found.st_ino, ()) for parent in current.parents]
+    deepest = current.stat()
+    keys: list[Key] = [(deepest.st_dev, deepest.st_ino, names[:length]) for length in range(len(names), -1, -1)]
+    return keys + [((stat := parent.stat()).st_dev, stat.st_ino, ()) for parent in current.parents]
 
 
 def _overlap(first: Path, second: Path) -> str | None:
-    """Where the first path lies: in or around the second, or nothing where they are the same; None where apart."""
+    """Relation of the first path to the second: " in …", " around …", "" where they are the same, None where apart."""
     one, two = _chain(first), _chain(second)
     if one[0] == two[0]:
         return ""
@@ -158,15 +158,15 @@ def _overlap(first: Path, second: Path) -> str | None:
 
 
 def _is_hidden_in(target: Path, source: Path) -> bool:
-    """Whether a path lies in a folder under a name that begins with a dot."""
+    """Whether a path is in a folder, under a name that begins with a dot."""
     names = Path(os.path.relpath(os.path.realpath(target), os.path.realpath(source))).parts
     return names[:1] != (os.pardir,) and any(name.startswith(".") for name in names)
 
 
-def _refuse_collision(written: PathUse, how: Writes, read: PathUse) -> None:
+def _refuse_collision(write: PathUse, how: Writes, read: PathUse) -> None:
     if read.option == CHECKPOINT and how.resumes:
         return
-    for target in _paths(written):
+    for target in _paths(write):
         for source in _paths(read):
             relation = _overlap(target, source) if os.path.exists(source) else None
             if relation is None or (read.option == CONFIG and how.marks and _has_mark(source, how.marks)):
@@ -180,8 +180,8 @@ def _refuse_collision(written: PathUse, how: Writes, read: PathUse) -> None:
                 else ""
             )
             raise InputError(
-                f"{_quoted(written)} writes {_shown(target)}{relation}, which {_quoted(read)} reads: the run would "
-                f"overwrite what it needs. Nothing was changed. Name another path for {_quoted(written)}{hint}."
+                f"{_quoted(write)} writes {_printable(target)}{relation}, which {_quoted(read)} reads: the run would "
+                f"overwrite what it needs. Nothing was changed. Name another path for {_quoted(write)}{hint}."
             )
 
 
@@ -190,13 +190,13 @@ def _refuse_two_writers(first: PathUse, second: PathUse) -> None:
         for other in _paths(second):
             if (first.option, target) != (second.option, other) and (relation := _overlap(target, other)) is not None:
                 raise InputError(
-                    f"{_quoted(first)} writes {_shown(target)}{relation}, which {_quoted(second)} writes too: "
+                    f"{_quoted(first)} writes {_printable(target)}{relation}, which {_quoted(second)} writes too: "
                     f"one would overwrite the other. Name another path for {_quoted(second)}."
                 )
 
 
-def _shown(path: Path) -> Path:
-    """A path, or its folder where its name is a pattern."""
+def _printable(path: Path) -> Path:
+    """The path for a message: its folder where its name is a pattern."""
     return path.parent if glob.has_magic(path.name) and not path.exists() else path
 
 
@@ -205,24 +205,24 @@ def _quoted(use: PathUse) -> str:
     return f"{owner} `{option}`".strip()
 
 
-def _refuse_foreign(written: PathUse, how: Writes, path: Path) -> None:
-    remedy = f"Name another path for {_quoted(written)}, or move that one away."
+def _refuse_foreign(write: PathUse, how: Writes, path: Path) -> None:
+    remedy = f"Name another path for {_quoted(write)}, or move that one away."
     if how.whole and os.path.exists(path) and written_files(path) is None:
         names = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
         if path.is_dir() and not names:
             return
         content = f"a folder with {', '.join(names[:5])}{', …' if len(names) > 5 else ''}" if names else "a file"
         raise InputError(
-            f"{_quoted(written)} would replace {path}, {content}, which this package did not write. {remedy}"
+            f"{_quoted(write)} would replace {path}, {content}, which this package did not write. {remedy}"
         )
     if how.marks and path.is_dir():
-        raise InputError(f"{_quoted(written)} writes the file {path}, and there is a folder of that name. {remedy}")
+        raise InputError(f"{_quoted(write)} writes the file {path}, and there is a folder of that name. {remedy}")
     if how.marks and path.is_file() and path.stat().st_size and not _has_mark(path, how.marks):
-        raise InputError(f"{_quoted(written)} would overwrite {path}, a file that this command did not write. {remedy}")
+        raise InputError(f"{_quoted(write)} would overwrite {path}, a file that this command did not write. {remedy}")
 
 
 def _has_mark(path: Path, marks: Iterable[str]) -> bool:
-    """Whether one of the texts stands near the beginning or the end of a file."""
+    """Whether one of the texts occurs near the beginning or the end of a file."""
     with path.open("rb") as handle:
         content = handle.read(_SEARCHED)
         handle.seek(max(len(content), path.stat().st_size - _SEARCHED))

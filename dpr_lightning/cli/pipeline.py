@@ -1,4 +1,4 @@
-"""The path from an SFT config to a report: what every whole run does once its base policy and data are there."""
+"""The stages from an SFT config to a report that quickstart and smollm2 share."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,9 +10,9 @@ from dpr_lightning.cli.stages import ARMS, announce, conclude, evaluate_policies
 from dpr_lightning.errors import counted
 from dpr_lightning.policies import load_tokenizer
 
-BESIDE = "beside.log"
+BACKGROUND_LOG = "beside.log"
 CONTROLS = tuple(name for name in ARMS if name != "dpr")
-"""Arms that need not wait for Dense-Path REINFORCE."""
+"""Arms that do not depend on Dense-Path REINFORCE."""
 
 
 def run_path(
@@ -27,10 +27,10 @@ def run_path(
     options: Mapping[str, Any],
     online: bool = False,
 ) -> None:
-    """Stages 2 to 6: SFT, preview, Dense-Path REINFORCE, continued SFT, evaluation; then the report.
+    """Run stages 2 to 6: SFT, preview, Dense-Path REINFORCE, continued SFT, evaluation; then write the report.
 
     Args:
-        folder: of the run; holds ``data/``.
+        folder: of the run, with ``data/``.
         sft_config: config of the SFT stage, in ``folder``.
         dpr_source: packaged config of the DPR stage.
         home: folder that the packaged config's paths begin with.
@@ -38,7 +38,7 @@ def run_path(
         command: that repeats the run.
         started: ``time.monotonic()`` at its start.
         options: of the command: ``seed``, ``test``, ``samples``, ``dpr_steps``, ``preview_prompts``,
-            ``preview_samples``, ``contrast_strength``, ``low_temperature``, and others for the record.
+            ``preview_samples``, ``contrast_strength``, ``low_temperature``, and more for the record.
         online: W&B runs are uploaded.
     """
     seed = int(options["seed"])
@@ -69,7 +69,7 @@ def run_path(
         "seed": seed,
     }
     announce("4/6  Dense-Path REINFORCE")
-    with run_in_background(folder / BESIDE, allowed=on_cpu(dpr_config)) as begin:
+    with run_in_background(folder / BACKGROUND_LOG, allowed=on_cpu(dpr_config)) as begin:
         control = begin(fit, continued)
         controls = begin(evaluate_policies, folder, sft, settings, CONTROLS, **evaluation)
         fit(dpr_config)
@@ -78,8 +78,8 @@ def run_path(
         control()
 
         announce(f"6/6  Evaluation on {counted(options['test'], 'prompt')} that nothing was trained on")
-        found = evaluate_policies(folder, sft, settings, ["dpr"], **evaluation)
-        results = controls() | found
+        trained = evaluate_policies(folder, sft, settings, ["dpr"], **evaluation)
+        results = controls() | trained
     conclude(
         folder,
         title=title,

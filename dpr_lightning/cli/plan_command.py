@@ -1,4 +1,4 @@
-"""``dpr plan``: what a config takes of each rank's memory, before any GPU is asked for."""
+"""``dpr plan``: the memory that a config takes on each rank, counted without a GPU."""
 
 import importlib
 import math
@@ -38,14 +38,14 @@ from dpr_lightning.rollouts import SamplingOptions
 ZERO = {"Zero1Strategy": 1, "Zero2Strategy": 2, "Zero3Strategy": 3}
 WHAT_HELPS = "--what_helps"
 GATHERED_BY_ZERO3 = 1_000_000_000
-"""Parameters that DeepSpeed leaves gathered before it lets any go (stage3_max_live_parameters)."""
+"""Number of parameters that DeepSpeed leaves gathered before it releases any (stage3_max_live_parameters)."""
 FETCHED_BY_ZERO3 = 50_000_000
-"""Parameters that it asks for at once, and holds twice until they are handed out (stage3_prefetch_bucket_size)."""
+"""Number of parameters that it fetches at once, in memory twice until distributed (stage3_prefetch_bucket_size)."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """How state is shared out: ``kind`` is ``one``, ``ddp``, ``zero`` or ``fsdp2``."""
+    """How state is distributed over ranks: ``kind`` is ``one``, ``ddp``, ``zero`` or ``fsdp2``."""
 
     kind: str
     count: int
@@ -57,14 +57,14 @@ class Ranks:
 
 @dataclass(frozen=True)
 class Plan:
-    """Bytes of a rank: what stays there, by name, and for each phase what comes and goes beside it."""
+    """Bytes of a rank: those that stay throughout, by name, and those that each phase adds."""
 
     stays: dict[str, int]
     phases: dict[str, int]
 
     @property
     def peak(self) -> int:
-        """The most at once."""
+        """The largest sum at one time."""
         return sum(self.stays.values()) + max(self.phases.values())
 
     def __str__(self) -> str:
@@ -77,54 +77,54 @@ class Plan:
 
 
 def what_helps(arguments: Sequence[str]) -> str:
-    """A line for each setting that makes a run take less: the options, and how much they save of a rank's peak.
+    """A line for each setting that lowers the memory of a run: the options, and how much they save of a rank's peak.
 
     Args:
         arguments: of a ``dpr fit``.
     """
     now = plan(arguments).peak
-    found = [(options, now - plan([*arguments, *options.split()]).peak) for options in _remedies(arguments)]
-    width = max(len(options) for options, _ in found)
+    savings = [(options, now - plan([*arguments, *options.split()]).peak) for options in _remedies(arguments)]
+    width = max(len(options) for options, _ in savings)
     lines = [f"Of {now / 2**20:,.1f} MiB that a rank takes at its peak, these would save:"]
-    return "\n".join([*lines, *(f"  {options:<{width}}{saved / 2**20:>12,.1f} MiB" for options, saved in found)])
+    return "\n".join([*lines, *(f"  {options:<{width}}{saved / 2**20:>12,.1f} MiB" for options, saved in savings)])
 
 
 def _remedies(arguments: Sequence[str]) -> list[str]:
-    """Options that make a run take less memory, the cheapest first; the first changes nothing but the speed."""
+    """Options that lower the memory of a run, the cheapest first; the first one changes only the speed."""
     config = parse_lightning(["fit", *arguments])
     trainer, data, policy = config["trainer"], config["data"]["init_args"], config["model"]["init_args"]["policy"]
     smaller = f"--trainer.accumulate_grad_batches {2 * trainer['accumulate_grad_batches']}"
     if "batch_size" in data:
-        size, budget = data["batch_size"], data["token_budget"] or DEFAULT_TOKEN_BUDGET
-        halved = f"--data.batch_size {size // 2}" if size is not None else f"--data.token_budget {budget // 2}"
-        smaller = "" if size == 1 else f"{halved} {smaller}"
-    found = [smaller] if smaller else []
+        rows, budget = data["batch_size"], data["token_budget"] or DEFAULT_TOKEN_BUDGET
+        halved = f"--data.batch_size {rows // 2}" if rows is not None else f"--data.token_budget {budget // 2}"
+        smaller = "" if rows == 1 else f"{halved} {smaller}"
+    remedies = [smaller] if smaller else []
     if data.get("draw_ahead") == "same":
-        found.append("--data.draw_ahead null")
+        remedies.append("--data.draw_ahead null")
     if not policy["gradient_checkpointing"]:
-        found.append("--model.policy.gradient_checkpointing true")
+        remedies.append("--model.policy.gradient_checkpointing true")
     ranks = _ranks(trainer)
     if ranks.count > 1 and ranks.kind == "ddp":
-        found.append("--trainer.strategy.class_path dpr_lightning.strategies.Zero3Strategy")
+        remedies.append("--trainer.strategy.class_path dpr_lightning.strategies.Zero3Strategy")
     elif policy["lora"] is None:
-        found.append("--model.policy.lora.rank 16")
-    return found
+        remedies.append("--model.policy.lora.rank 16")
+    return remedies
 
 
 def plan(arguments: Sequence[str]) -> Plan:
-    """Count for the arguments of a ``dpr fit``.
+    """Count the memory of ``dpr fit`` with the same arguments.
 
-    A micro-batch is taken at its largest: rows of full length, of which, where demonstrations are imitated, every token
-    is learnt. Fragments that an allocator cannot use, CUDA's own context and NCCL's buffers come on top.
+    A micro-batch is counted at its largest: rows of full length, of which, where demonstrations are imitated, every
+    token is learnt. Fragments that an allocator cannot use, CUDA's context and NCCL's buffers are not counted.
 
     Args:
         arguments: configs and options, as ``dpr fit`` takes them. No weights are read and nothing is trained. Devices
-            that are not a number (``auto``) count as one; weights that may lie whole or in shards by their size
-            (``auto``) as whole, for the memory of the device is not known here.
+            that are not a number (``auto``) count as one; weights that are whole or in shards by their size (``auto``)
+            count as whole, since the memory of the device is not known here.
 
     Raises:
-        InputError: the module is another than SupervisedIRL or DensePathReinforce, a configuration is missing, or the
-            model does something that depends on what is in its tensors.
+        InputError: the module is neither SupervisedIRL nor DensePathReinforce, a configuration is missing, or the
+            model's control flow depends on the content of its tensors.
     """
     config = parse_lightning(["fit", *arguments])
     try:
@@ -135,7 +135,7 @@ def plan(arguments: Sequence[str]) -> Plan:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(
             "`dpr plan` cannot count for this model, whose layers do not run on tensors without content: "
-            f"{first_line(error)} A short run tells: `dpr fit` with the same arguments and `--trainer.max_steps 2`."
+            f"{first_line(error)} A short run measures it: `dpr fit` with these arguments and `--trainer.max_steps 2`."
         ) from error
 
 
@@ -144,7 +144,7 @@ def _counted(config: dict[str, Any]) -> Plan:
     kind, options = model["class_path"].rpartition(".")[2], model["init_args"]
     ranks = _ranks(trainer)
     spec, autocast = _precision(_policy(options["policy"]), str(trainer["precision"]), ranks)
-    make = partial(_made, spec, lean=ranks.stage < 3)
+    make = partial(_create, spec, lean=ranks.stage < 3)
     optimizer = _optimizer(options["optimizer"])
     if spec.master_weights and ranks.kind in ("one", "ddp"):
         optimizer = partial(MasterWeights, build=optimizer)
@@ -157,7 +157,7 @@ def _counted(config: dict[str, Any]) -> Plan:
     elif kind == "DensePathReinforce":
         shape, phases, stays = _rollouts(spec, options, data["init_args"], ranks, accumulate)
         if trainer["accelerator"] == "cpu" and ranks.kind != "fsdp2" and ranks.stage < 3:
-            phases[next(iter(phases))] += packed_bytes(_made(spec))
+            phases[next(iter(phases))] += packed_bytes(_create(spec))
         loss = reinforce_loss
         if options["estimator"] == "all_actions":
             models = 1 + len(data["init_args"]["references"])
@@ -170,32 +170,32 @@ def _counted(config: dict[str, Any]) -> Plan:
         step = training_memory(make, optimizer, shape, loss, accumulate=accumulate, autocast=autocast)
     else:
         raise InputError(f"`dpr plan` counts for SupervisedIRL and DensePathReinforce; this config trains {kind}.")
-    # Once its hooks were lifted for a rollout, DeepSpeed has to see a pass before it fetches ahead.
-    lifted = bool(phases) and ranks.sampling_weights != "shards" and accumulate == 1
-    own, learning = _shared_out(step, ranks, make, fetches_ahead=not lifted)
+    # After its hooks were removed for a rollout, DeepSpeed has to see a pass before it fetches ahead.
+    hooks_removed = bool(phases) and ranks.sampling_weights != "shards" and accumulate == 1
+    state, learning = _state_of_rank(step, ranks, make, fetches_ahead=not hooks_removed)
     rows = f"{counted(shape.rows, 'row')} of {counted(shape.length, 'token')}"
-    found = Plan(own | stays, phases | {f"learning from {rows}": learning})
-    return _with_a_copy(found, spec, ranks) if phases and data["init_args"]["draw_ahead"] == "same" else found
+    planned = Plan(state | stays, phases | {f"learning from {rows}": learning})
+    return _with_a_copy(planned, spec, ranks) if phases and data["init_args"]["draw_ahead"] == "same" else planned
 
 
-def _with_a_copy(found: Plan, spec: PolicySpec, ranks: Ranks) -> Plan:
-    """The same where a copy of the policy samples while the policy scores and learns."""
-    copied = weight_bytes(_made(PolicySpec(**{**vars(spec), "lora": None, "checkpoint": None}), trainable=False))
-    (sampling,) = (name for name in found.phases if name.startswith("sampling"))
-    # The copy is whole: what is fetched of a policy in shards to sample from it comes once.
-    drawing = found.phases[sampling] - _together_to_ask(_made(spec), ranks)
-    beside = {name: size if name == sampling else size + drawing for name, size in found.phases.items()}
-    return Plan(found.stays | {"a copy of the policy that draws ahead": copied}, beside)
+def _with_a_copy(planned: Plan, spec: PolicySpec, ranks: Ranks) -> Plan:
+    """The plan of a run in which a copy of the policy samples while the policy scores and learns."""
+    copied = weight_bytes(_create(PolicySpec(**{**vars(spec), "lora": None, "checkpoint": None}), trainable=False))
+    (sampling,) = (name for name in planned.phases if name.startswith("sampling"))
+    # The copy is whole: weights in shards are gathered for it once, and not for each rollout.
+    added = planned.phases[sampling] - _gathered_for_sampling(_create(spec), ranks)
+    phases = {name: count if name == sampling else count + added for name, count in planned.phases.items()}
+    return Plan(planned.stays | {"a copy of the policy that draws ahead": copied}, phases)
 
 
-def _made(spec: PolicySpec, trainable: bool = True, lean: bool = True) -> nn.Module:
+def _create(spec: PolicySpec, trainable: bool = True, lean: bool = True) -> nn.Module:
     return materialise(outline_policy(spec, trainable=trainable, lean=lean))
 
 
 def _policy(values: Any) -> PolicySpec:
-    held = dict(values)
-    lora = held.pop("lora", None)
-    return PolicySpec(**held, lora=LoraSpec(**lora) if lora is not None else None)
+    options = dict(values)
+    lora = options.pop("lora", None)
+    return PolicySpec(**options, lora=LoraSpec(**lora) if lora is not None else None)
 
 
 def _ranks(trainer: Any) -> Ranks:
@@ -209,17 +209,17 @@ def _ranks(trainer: Any) -> Ranks:
     if name in ZERO:
         options = {**(strategy.get("dict_kwargs") or {}), **options}
         bucket = int(options.get("bucket_size", 200_000_000))
-        offload, asked = str(options.get("offload", "nothing")), str(options.get("sampling_weights", "auto"))
-        return Ranks("zero", count, ZERO[name], bucket, offload, asked)
+        offload, weights = str(options.get("offload", "nothing")), str(options.get("sampling_weights", "auto"))
+        return Ranks("zero", count, ZERO[name], bucket, offload, weights)
     if name == "Fsdp2Strategy":
         return Ranks("fsdp2", count, sampling_weights=str(options.get("sampling_weights", "auto")))
     raise InputError(f"`dpr plan` knows ddp and the strategies of dpr_lightning.strategies, not {name}.")
 
 
 def _precision(spec: PolicySpec, precision: str, ranks: Ranks) -> tuple[PolicySpec, torch.dtype | None]:
-    """DeepSpeed turns the weights themselves into halves; without it `mixed` computes on float32 ones.
+    """The policy with its dtype, and the dtype of autocast: DeepSpeed converts the weights, `mixed` does not.
 
-    float16 takes as much as bfloat16.
+    float16 counts as bfloat16, which has the same size.
     """
     if not precision.startswith(("bf16", "16")):
         return spec, None
@@ -230,8 +230,8 @@ def _precision(spec: PolicySpec, precision: str, ranks: Ranks) -> tuple[PolicySp
 
 def _optimizer(values: Any) -> Callable[[Any], torch.optim.Optimizer]:
     if callable(values):
-        made: Callable[[Any], torch.optim.Optimizer] = values
-        return made
+        create: Callable[[Any], torch.optim.Optimizer] = values
+        return create
     module, _, name = values["class_path"].rpartition(".")
     if name == "DeepSpeedCPUAdam":
         return partial(torch.optim.AdamW, lr=1e-5)  # the same two moments
@@ -249,138 +249,141 @@ def _imitated(data: Any) -> Shape:
 def _rollouts(
     spec: PolicySpec, options: Any, data: Any, ranks: Ranks, accumulate: int
 ) -> tuple[Shape, dict[str, int], dict[str, int]]:
-    """The micro-batch of DPR, what its phases before learning take, and the frozen models."""
+    """The micro-batch of DPR, and bytes of its phases before learning and of its frozen models."""
     sampling = SamplingOptions(**dict(data["sampling"] or {}))
     prompt, answer = int(data["max_prompt_length"]), sampling.max_new_tokens
     answers = _answers(data, ranks)
     samples = int(data["samples_per_prompt"])
-    # Weights in shards are read by the model's own forward pass alone.
+    # Only the model's own forward pass reads weights in shards.
     whole = ranks.kind != "fsdp2" and ranks.stage < 3
-    micro = _answering(math.ceil(answers / accumulate), prompt, answer, samples if whole else 1, answers)
+    micro = _part_of_rollout(math.ceil(answers / accumulate), prompt, answer, samples if whole else 1, answers)
     models, every = 1 + len(data["references"]), options["estimator"] == "all_actions"
     frozen = PolicySpec(**{**vars(spec), "dtype": data["dtype"], "lora": None, "checkpoint": None})
-    make = partial(_made, frozen, trainable=False)
+    make = partial(_create, frozen, trainable=False)
     in_shards, outline = _frozen_in_shards(data, ranks), outline_policy(frozen, trainable=False)
     states = bare_head(outline) is not None and not in_shards
     vocabulary: int = outline.config.get_text_config().vocab_size  # type: ignore[union-attr, operator]
     budget = int(data["token_budget"] or token_budget_for(vocabulary, states))
     within_budget = max(1, min(answers, budget // (prompt + answer)))
     scored_rows = micro.rows if every and in_shards else within_budget
-    scored = _answering(scored_rows, prompt, answer, 1 if in_shards else samples, answers)
+    scored = _part_of_rollout(scored_rows, prompt, answer, 1 if in_shards else samples, answers)
     at_once = min(sampling.batch_size, answers)
-    together = _together_to_ask(_made(spec), ranks)
+    together = _gathered_for_sampling(_create(spec), ranks)
     scoring = together + scoring_memory(make, scored, models, whole=every, logits=in_shards)
     if every and not in_shards and answers > scored.rows:
         scoring += models * answers * answer * _state_bytes(make())
     shares = whole and samples > 1 and is_known_decoder(outline)
-    asked = max(1, at_once // samples) if shares else None
+    prompt_rows = max(1, at_once // samples) if shares else None
     phases = {
-        f"sampling {at_once} answers at once": together + sampling_memory(make, at_once, prompt, sampling, asked),
+        f"sampling {at_once} answers at once": together + sampling_memory(make, at_once, prompt, sampling, prompt_rows),
         f"scoring by {models} frozen models": scoring,
     }
     shared = spec.lora is not None and all(
         is_adapter(folder) or not Path(folder).exists() for folder in (data["sft"], *data["references"])
     )
     if shared:
-        weight = sum(held.numel() for name, held in _made(spec).named_parameters() if "lora_" in name)
-        return micro, phases, {f"{models} frozen adapters on its base": 4 * weight * models}
+        elements = sum(weight.numel() for name, weight in _create(spec).named_parameters() if "lora_" in name)
+        return micro, phases, {f"{models} frozen adapters on its base": 4 * elements * models}
     one = weight_bytes(make())
     if in_shards:
-        phases[f"scoring by {models} frozen models"] += _in_passing(make())
+        phases[f"scoring by {models} frozen models"] += _gathered_in_a_pass(make())
         return micro, phases, {f"{models} frozen models, in shards": one * models // ranks.count}
     return micro, phases, {f"{models} frozen models": one * models}
 
 
-def _answering(rows: int, prompt: int, answer: int, samples: int, whole: int) -> Shape:
-    """So many of the ``whole`` rows of a rollout, ``samples`` of which answer one prompt; parts may cut two groups."""
+def _part_of_rollout(rows: int, prompt: int, answer: int, samples: int, whole: int) -> Shape:
+    """The shape of ``rows`` of the ``whole`` rows of a rollout, ``samples`` of which answer one prompt.
+
+    A part that is not the whole may cut two groups of one prompt.
+    """
     rows = max(1, rows)
     prompts = min(rows, math.ceil(rows / samples) + (rows < whole))
     return Shape(rows, prompt + answer, answer, prompts if samples > 1 else None)
 
 
 def _answers(data: Any, ranks: Ranks) -> int:
-    """Rows of a rollout that one rank has."""
+    """Number of rows of a rollout on one rank."""
     return max(1, int(data["prompts_per_rollout"]) // ranks.count) * int(data["samples_per_prompt"])
 
 
 def _frozen_in_shards(data: Any, ranks: Ranks) -> bool:
-    """Whether no rank holds a frozen model whole."""
+    """Whether every rank has only a shard of the frozen models."""
     return data["frozen_weights"] == "shards" and ranks.count > 1
 
 
 def _state_bytes(model: Any) -> int:
-    """Bytes of what a model's head is given of one token."""
+    """Bytes of the hidden state that a model's head gets for one token."""
     weight = model.get_output_embeddings().weight
     return int(weight.shape[1] * weight.element_size())
 
 
-def _together_to_ask(policy: nn.Module, ranks: Ranks) -> int:
-    """Bytes of a policy in shards that are fetched for a rollout: all of it, or a few layers at a time."""
+def _gathered_for_sampling(policy: nn.Module, ranks: Ranks) -> int:
+    """Bytes of a policy in shards that are gathered for a rollout: all weights, or a few layers at a time."""
     if ranks.count == 1 or not (ranks.kind == "fsdp2" or ranks.stage == 3):
         return 0
-    return _in_passing(policy) if ranks.sampling_weights == "shards" else weight_bytes(policy)
+    return _gathered_in_a_pass(policy) if ranks.sampling_weights == "shards" else weight_bytes(policy)
 
 
-def _in_passing(model: nn.Module) -> int:
-    """Bytes that a model in shards brings together in a forward pass: a layer, the next one, and what is in none."""
+def _gathered_in_a_pass(model: nn.Module) -> int:
+    """Bytes that a model in shards gathers in a forward pass: a layer, the next one, and the weights outside layers."""
     layer, rest = _gathered_by_fsdp(model)
     return rest + 2 * layer
 
 
-def _shared_out(
+def _state_of_rank(
     step: StepMemory, ranks: Ranks, make: Callable[[], nn.Module], *, fetches_ahead: bool
 ) -> tuple[dict[str, int], int]:
-    """What of weights and optimizer stays on a rank, and what comes and goes while it learns, gradients included."""
+    """Bytes of weights and optimizer that stay on a rank, and bytes that learning adds, gradients included."""
     count, weights, optimizer, gradients = ranks.count, step.weights, step.optimizer, step.gradients_at_peak
     if ranks.kind == "fsdp2":
         layer, rest = _gathered_by_fsdp(make())
-        # One layer in use and one fetched ahead; on the way back the gradients of one, too, and the same in one piece.
-        back = step.working + gradients // count + 2 * layer
-        learning = rest + 2 * layer + max(step.most_working, back)
+        # One layer in use and one fetched ahead; in the backward pass also the gradients of one, once more unsharded.
+        backward = step.working + gradients // count + 2 * layer
+        learning = rest + 2 * layer + max(step.most_working, backward)
         return {"weights": weights // count, "optimizer": optimizer // count}, learning
     if ranks.kind == "zero":
         return _zero(step, ranks, make, fetches_ahead)
-    held = {"weights": weights, "optimizer": optimizer}
+    stays = {"weights": weights, "optimizer": optimizer}
     if ranks.kind == "ddp" and count > 1:
-        held["buckets of gradients to exchange"] = step.gradients
-    return held, step.working + gradients
+        stays["buckets of gradients to exchange"] = step.gradients
+    return stays, step.working + gradients
 
 
 def _zero(
     step: StepMemory, ranks: Ranks, make: Callable[[], nn.Module], fetches_ahead: bool
 ) -> tuple[dict[str, int], int]:
-    """As DeepSpeed keeps it: a float32 copy of its share to step on, whatever the weights are."""
+    """The same under DeepSpeed, where the optimizer steps a float32 copy of each rank's share of the weights."""
     count, weights, trained = ranks.count, step.weights, step.trainable
     elements = sum(weight.numel() for weight in make().parameters() if weight.requires_grad)
-    size = trained // max(1, elements)
+    element_bytes = trained // max(1, elements)
     share = 4 * elements // count
-    held = {
+    stays = {
         "weights": weights // count if ranks.stage == 3 else weights,
         "float32 copies that the optimizer steps": share,
-        "optimizer": step.optimizer * 4 // size // count,
-        # As large as they are asked for, however small the model: one is filled while another is sent.
-        "buckets of gradients to exchange": (1 if ranks.stage == 3 else 2) * ranks.bucket * size,
+        "optimizer": step.optimizer * 4 // element_bytes // count,
+        # Allocated at full size, however small the model: one is filled while another is sent.
+        "buckets of gradients to exchange": (1 if ranks.stage == 3 else 2) * ranks.bucket * element_bytes,
     }
     if ranks.stage == 3:
-        gathered = min(weights, GATHERED_BY_ZERO3 * size)
+        gathered = min(weights, GATHERED_BY_ZERO3 * element_bytes)
         if fetches_ahead:
-            gathered += min(weights, FETCHED_BY_ZERO3 * size)
+            gathered += min(weights, FETCHED_BY_ZERO3 * element_bytes)
         learning = step.most_working + trained // count + gathered
     else:
         gradients = step.gradients_at_peak // (1 if ranks.stage == 1 else count)
         learning = max(step.most_working, step.working + gradients)
-    # To step: the share's gradients, the same in one piece in float32, and what the optimizer computes beside them.
+    # To step: the share's gradients, the same in one piece in float32, and temporaries of the optimizer.
     stepping = trained // count + 2 * share
     if ranks.offload != "nothing":
-        held["optimizer"] = held["float32 copies that the optimizer steps"] = 0
+        stays["optimizer"] = stays["float32 copies that the optimizer steps"] = 0
     if ranks.offload == "everything":
-        held["weights"] = 0
-    return held, max(learning, stepping)
+        stays["weights"] = 0
+    return stays, max(learning, stepping)
 
 
 def _gathered_by_fsdp(model: nn.Module) -> tuple[int, int]:
-    """Bytes of the largest layer, and of what is in no layer."""
+    """Bytes of the largest layer, and of the weights outside layers."""
     names = layer_names(model)
     layers = [module for module in model.modules() if type(module).__name__ in names]
-    sizes = [sum(weight.numel() * weight.element_size() for weight in layer.parameters()) for layer in layers]
-    return max(sizes, default=0), weight_bytes(model) - sum(sizes)
+    layer_bytes = [sum(weight.numel() * weight.element_size() for weight in layer.parameters()) for layer in layers]
+    return max(layer_bytes, default=0), weight_bytes(model) - sum(layer_bytes)

@@ -1,4 +1,4 @@
-"""``dpr preview``: where would this reward lead? Asked before any reinforcement learning."""
+"""``dpr preview``: where would this reward lead? An estimate before any reinforcement learning."""
 
 import json
 from pathlib import Path
@@ -39,10 +39,10 @@ def preview(
         sft: folder of π_SFT.
         references: folders of earlier checkpoints of the same run.
         prompts: file of prompts that were not trained on, with what the verifier needs.
-        reward: the reward you have in mind, the recommended one by default; all forms are shown beside it.
+        reward: the reward you have in mind, the recommended one by default; the table has all forms in addition.
         beta: the β you have in mind, nats of reward per nat of KL.
-        betas: all β shown.
-        verifier: name of a verifier or module:function; without one, length and effective sample size are shown.
+        betas: all β in the table.
+        verifier: name of a verifier or module:function; without one, the table has length and effective sample size.
         samples: n answers a prompt.
         limit: prompts used.
         max_new_tokens: length limit of an answer.

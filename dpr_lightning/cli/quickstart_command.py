@@ -27,13 +27,13 @@ def quickstart(
     contrast_strength: float = 1.0,
     low_temperature: float = 0.5,
 ) -> None:
-    """Demonstrations → SFT → dense reward → preview → Dense-Path REINFORCE → evaluation beside its controls → report.
+    """Demonstrations → SFT → dense reward → preview → Dense-Path REINFORCE → evaluation with controls → report.
 
     Args:
         output: run folder; its former contents are replaced.
         seed: of data, weights, order and samples.
         demonstrations: prompts with rationale and answer.
-        test: prompts of the evaluation, disjoint from all others.
+        test: prompts of the evaluation, disjoint from all other splits.
         samples: sampled answers a test prompt.
         preview_prompts: prompts of the preview.
         preview_samples: samples a prompt of the preview.

@@ -1,4 +1,4 @@
-"""``dpr report``, and what the quickstart puts on its page."""
+"""``dpr report``, and the content of the reports of quickstart and smollm2."""
 
 import dataclasses
 import json
@@ -38,7 +38,7 @@ from dpr_lightning.rewards import RewardSpec
 
 @dataclass(frozen=True)
 class Findings:
-    """All that a run of the whole path found."""
+    """Results of a run of quickstart or smollm2."""
 
     title: str
     folder: Path
@@ -68,13 +68,13 @@ def report(
     if not folder.is_dir():
         raise InputError(f"There is no run folder {run!r}.")
     target = Path(output) if output is not None else folder / "report.html"
-    held = folder / "report.json"
-    content = _recalled(json.loads(held.read_text())) if held.is_file() else _from_curves(folder)
+    saved = folder / "report.json"
+    content = _from_json(json.loads(saved.read_text())) if saved.is_file() else _from_curves(folder)
     console.print(f"Report: {write_report(target, content)}")
 
 
 def write_run_report(findings: Findings) -> Path:
-    """The page of a whole run; its content is kept beside it as report.json."""
+    """Write the page of a whole run, and its content as report.json."""
     preview = findings.preview
     content = Report(
         title=findings.title,
@@ -104,13 +104,13 @@ def write_run_report(findings: Findings) -> Path:
 
 
 def save_report(folder: Path, content: Report) -> Path:
-    """report.html in ``folder``, and beside it report.json, from which `dpr report` draws the page again."""
+    """Write report.html to ``folder``, and report.json, from which `dpr report` writes the page again."""
     (folder / "report.json").write_text(json.dumps(dataclasses.asdict(content), ensure_ascii=False) + "\n")
     return write_report(folder / "report.html", content)
 
 
 def machine() -> dict[str, Any]:
-    """What a run ran on."""
+    """Processor, threads, GPU and versions that a run used."""
     information = Path("/proc/cpuinfo")
     names = information.read_text().splitlines() if information.is_file() else []
     model = next((line.split(":", 1)[1].strip() for line in names if line.startswith("model name")), "")
@@ -124,52 +124,54 @@ def machine() -> dict[str, Any]:
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    """The stages' configs, as they were run."""
+    """The configs of the stages, by file name."""
     return {path.stem: yaml.safe_load(path.read_text()) for path in sorted((folder / "configs").glob("*.yaml"))}
 
 
 def _from_curves(folder: Path) -> Report:
-    drawn: dict[str, list[Panel]] = {}
+    panels_of: dict[str, list[Panel]] = {}
     for path in sorted(folder.rglob("metrics.csv")):
-        found = panels(path, (*SFT_PANELS, *DPR_PANELS))
-        if found:
-            drawn[str(path.parent.relative_to(folder)) if path.parent != folder else folder.name] = found
-    if not drawn and (table := next(folder.rglob("metrics.csv"), None)) is not None:
+        curves = panels(path, (*SFT_PANELS, *DPR_PANELS))
+        if curves:
+            panels_of[str(path.parent.relative_to(folder)) if path.parent != folder else folder.name] = curves
+    if not panels_of and (table := next(folder.rglob("metrics.csv"), None)) is not None:
         raise InputError(
             f"{table} has no curve of a training run. Curves have a point every `trainer.log_every_n_steps` steps "
             "(Lightning's default: 50): lower it for a short run."
         )
-    if not drawn:
+    if not panels_of:
         raise InputError(
-            f"{folder} holds neither report.json nor a metrics.csv with curves. Add Lightning's CSVLogger to the "
+            f"{folder} has neither report.json nor a metrics.csv with curves. Add Lightning's CSVLogger to the "
             "config's trainer.logger."
         )
-    return Report(title=f"Run {folder.name}", verdict="Curves of a training run.", panels=drawn, machine=machine())
+    return Report(title=f"Run {folder.name}", verdict="Curves of a training run.", panels=panels_of, machine=machine())
 
 
-def _recalled(held: dict[str, Any]) -> Report:
-    """A Report from its own JSON."""
-    held["paired"] = _judged(held["paired"])
-    held["panels"] = {
-        stage: [Panel(**(panel | {"series": [Series(**series) for series in panel["series"]]})) for panel in shown]
-        for stage, shown in held["panels"].items()
+def _from_json(content: dict[str, Any]) -> Report:
+    """A Report from its JSON."""
+    content["paired"] = _judged(content["paired"])
+    content["panels"] = {
+        stage: [
+            Panel(**(panel | {"series": [Series(**series) for series in panel["series"]]})) for panel in stage_panels
+        ]
+        for stage, stage_panels in content["panels"].items()
     }
-    held["pairs"] = [
-        Pair(pair["prompt"], Response(**pair["correct"]), Response(**pair["wrong"])) for pair in held["pairs"]
+    content["pairs"] = [
+        Pair(pair["prompt"], Response(**pair["correct"]), Response(**pair["wrong"])) for pair in content["pairs"]
     ]
-    held["scatters"] = [
+    content["scatters"] = [
         Scatter(**(scatter | {"points": [Point(**point) for point in scatter["points"]]}))
-        for scatter in held.get("scatters", [])
+        for scatter in content.get("scatters", [])
     ]
-    held["samples"] = [
+    content["samples"] = [
         Sample(sample["prompt"], [Answer(**answer) for answer in sample["answers"]])
-        for sample in held.get("samples", [])
+        for sample in content.get("samples", [])
     ]
-    return Report(**held)
+    return Report(**content)
 
 
 def _judged(paired: dict[str, dict[str, dict[str, Any]]]) -> dict[str, dict[str, dict[str, Any]]]:
-    """Comparisons of a report.json with their verdicts; those that an earlier version wrote without are judged now."""
+    """Comparisons of a report.json with their verdicts, added here where an earlier version wrote none."""
     if all("verdict" in entry for by_measure in paired.values() for entry in by_measure.values()):
         return paired
     unknown = {"standard_error": math.nan, "n": 0}

@@ -1,4 +1,4 @@
-"""``dpr fit`` goes on where the same command was interrupted, and refuses to go on as something else."""
+"""``dpr fit`` resumes a run that was interrupted, and refuses checkpoints of a run with other options or data."""
 
 import logging
 import re
@@ -27,10 +27,10 @@ from dpr_lightning.trainer_attributes import callbacks_of, is_trial
 log = logging.getLogger(__name__)
 ANEW, LAST = "none", "last"
 METRICS = "metrics.csv"
-"""What CSVLogger writes."""
+"""Name of the file that CSVLogger writes."""
 OUTPUTS = {"precomputed"}
-"""Folders that a run makes itself: there when it goes on, and not when it began."""
-# What may change between an interruption and the run that goes on: how steps are taken, not what is learned from.
+"""Folders that a run creates: they exist when it is resumed, and not when it begins."""
+# Options that may change when a run is resumed: how steps are computed, not what is learned from.
 CHANGEABLE = {
     "optimizer", "schedule", "cache_dir", "token_budget", "gradient_checkpointing", "check_start", "non_finite",
     "frozen_weights",
@@ -38,38 +38,40 @@ CHANGEABLE = {
 ROWS = re.compile(r"data\.(?:init_args\.)?(?:train|validation|test|prompts|held_out|evaluation)(?:\[\d+\])?(?:\.path)?")
 """Options that name rows."""
 STEP = ("accumulate_grad_batches", "gradient_clip_val", "precision")
-"""What of the trainer makes a step what it is."""
+"""Trainer options that change the result of a step."""
 IN_SHARDS = (DeepSpeedStrategy, ModelParallelStrategy)
 """Strategies whose state is a folder, with a part for each rank."""
 
 
-def resume_from(trainer: Trainer, asked: str | None, config: Mapping[str, Any]) -> str | None:
-    """The checkpoint that a run goes on from; None where it begins.
+def resume_from(trainer: Trainer, requested: str | None, config: Mapping[str, Any]) -> str | None:
+    """The checkpoint that a run resumes from; None where it begins anew.
 
     Args:
         trainer: with its callbacks.
-        asked: ``--ckpt_path``: None finds the newest whole one, ``last`` demands one, ``none`` begins anew and has
-            the old ones put aside when training begins, anything else is a path.
+        requested: ``--ckpt_path``: None takes the newest complete one, if any; ``last`` requires one; ``none`` begins
+            anew and moves the old ones aside when training begins; anything else is a path.
         config: of the command, resolved.
 
     Raises:
-        InputError: there is none although one was demanded; or it is of another model, other data or another seed.
+        InputError: a checkpoint is required and there is none; or it is of another model, other data or another seed.
     """
     set_template_time(None)
-    if is_trial(trainer) and asked in (None, ANEW, LAST):
-        return None  # a trial, which neither reads nor writes the checkpoints of the run
-    kept = _checkpoints(trainer)
-    if kept is None:
-        if asked in (ANEW, LAST):
-            raise InputError(f"`--ckpt_path {asked}` needs the callback ResumableCheckpoints, which this config lacks.")
-        return None if asked is None else _existing(Path(asked))
-    kept.identity = identity(config)
-    if asked == ANEW:
-        kept.begins_anew = True
+    if is_trial(trainer) and requested in (None, ANEW, LAST):
+        return None  # a trial neither reads nor writes the checkpoints of the run
+    checkpoints = _checkpoints(trainer)
+    if checkpoints is None:
+        if requested in (ANEW, LAST):
+            raise InputError(
+                f"`--ckpt_path {requested}` needs the callback ResumableCheckpoints, which this config lacks."
+            )
+        return None if requested is None else _existing(Path(requested))
+    checkpoints.identity = identity(config)
+    if requested == ANEW:
+        checkpoints.begins_anew = True
         return None
-    store, step = kept.store, None
-    if asked not in (None, LAST):
-        folder = Path(str(asked))
+    store, step = checkpoints.store, None
+    if requested not in (None, LAST):
+        folder = Path(str(requested))
         if not (folder / STATE).exists() or not re.fullmatch(r"step_\d+", folder.name):
             return _existing(folder)
         store, step = CheckpointStore(folder.parent), int(folder.name.removeprefix("step_"))
@@ -78,10 +80,10 @@ def resume_from(trainer: Trainer, asked: str | None, config: Mapping[str, Any]) 
     else:
         step = store.newest()
         if step is None:
-            if asked == LAST:
-                raise InputError(f"There is no whole checkpoint in {store.folder} to go on from.")
+            if requested == LAST:
+                raise InputError(f"There is no complete checkpoint in {store.folder} to go on from.")
             return None
-    _refuse_another_run(store, step, kept.identity, trainer)
+    _refuse_another_run(store, step, checkpoints.identity, trainer)
     manifest = store.manifest(step)
     continue_wandb_runs(trainer, manifest.get("wandb_runs", []))
     if "template_time" in manifest:
@@ -91,7 +93,7 @@ def resume_from(trainer: Trainer, asked: str | None, config: Mapping[str, Any]) 
 
 
 def what_is_saved(trainer: Trainer) -> str:
-    """What the same command does after this one was stopped at once."""
+    """A sentence on where the same command would go on, for a run that is stopped at once."""
     checkpoints = _checkpoints(trainer)
     if checkpoints is None:
         return how_to_go_on_next_time(trainer)
@@ -102,7 +104,7 @@ def what_is_saved(trainer: Trainer) -> str:
 
 
 def report_replaced_tables(trainer: Trainer) -> None:
-    """Name each table of metrics of an earlier run that a new one replaces."""
+    """Log each table of metrics of an earlier run that the new run replaces."""
     loggers = [logger for logger in trainer.loggers if isinstance(logger, CSVLogger)]
     tables = [Path(logger.log_dir) / METRICS for logger in loggers]
     for table in tables:
@@ -115,21 +117,21 @@ def _checkpoints(trainer: Trainer) -> ResumableCheckpoints | None:
     return next((callback for callback in callbacks if isinstance(callback, ResumableCheckpoints)), None)
 
 
-def evaluate_from(trainer: Trainer, module: LightningModule, asked: str | None) -> str | None:
-    """The checkpoint that an evaluation loads; None where the module is made with its weights.
+def evaluate_from(trainer: Trainer, module: LightningModule, requested: str | None) -> str | None:
+    """The checkpoint that an evaluation loads; None where the module is created with its weights.
 
     Args:
         trainer: with its strategy.
         module: whose policy takes the weights of a checkpoint in shards, which Lightning can only load into the ranks
             and the strategy that wrote it, and ZeRO-3's not even there.
-        asked: ``--ckpt_path``; the folder of a step stands for the state in it.
+        requested: ``--ckpt_path``; the folder of a step means the state in it.
 
     Raises:
-        InputError: the strategy would hold the policy in shards.
+        InputError: the strategy would shard the policy.
     """
-    if asked is None:
+    if requested is None:
         return None
-    path = Path(asked) / STATE if (Path(asked) / STATE).exists() else Path(asked)
+    path = Path(requested) / STATE if (Path(requested) / STATE).exists() else Path(requested)
     if not is_in_shards(path):
         return _existing(path)
     if isinstance(trainer.strategy, IN_SHARDS):
@@ -137,43 +139,45 @@ def evaluate_from(trainer: Trainer, module: LightningModule, asked: str | None) 
             f"{path} is in shards and is gathered to be evaluated: leave the overlay of the strategy out, or add "
             "`--trainer.strategy auto` (`ddp` on several devices)."
         )
-    held: Any = module
-    held.policy_spec = replace(held.policy_spec, checkpoint=str(path))
+    policy_module: Any = module
+    policy_module.policy_spec = replace(policy_module.policy_spec, checkpoint=str(path))
     return None
 
 
 def _existing(checkpoint: Path) -> str:
     if not checkpoint.exists():
-        raise InputError(f"There is no checkpoint {checkpoint}. `dpr fit` finds its own without `--ckpt_path`.")
+        raise InputError(
+            f"There is no checkpoint {checkpoint}. Without `--ckpt_path`, `dpr fit` takes the newest one of the run."
+        )
     return str(checkpoint)
 
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes a run this run and not another: model, data and seed, with the content of the files they name."""
+    """All that decides whether a run may be resumed: model, data and seed, with the content of the files they name."""
     trainer = config.get("trainer") or {}
-    held = {name: config.get(name) for name in ("seed_everything", "model", "data")}
-    held["trainer"] = {name: trainer.get(name) for name in STEP}
+    options = {name: config.get(name) for name in ("seed_everything", "model", "data")}
+    options["trainer"] = {name: trainer.get(name) for name in STEP}
     flat: dict[str, Any] = {}
-    _flatten("", held, flat)
+    _flatten("", options, flat)
     return flat
 
 
-def _flatten(place: str, value: Any, flat: dict[str, Any]) -> None:
+def _flatten(key_path: str, value: Any, flat: dict[str, Any]) -> None:
     if isinstance(value, Mapping):
         for key, inner in value.items():
             if key in OUTPUTS:
-                flat[f"{place}.{key}"] = None if inner is None else str(inner)
+                flat[f"{key_path}.{key}"] = None if inner is None else str(inner)
             elif key not in CHANGEABLE:
-                _flatten(f"{place}.{key}" if place else str(key), inner, flat)
+                _flatten(f"{key_path}.{key}" if key_path else str(key), inner, flat)
     elif isinstance(value, (list, tuple)):
         for number, inner in enumerate(value):
-            _flatten(f"{place}[{number}]", inner, flat)
+            _flatten(f"{key_path}[{number}]", inner, flat)
     else:
-        flat[place] = _content(value, rows=ROWS.fullmatch(place) is not None)
+        flat[key_path] = _content(value, rows=ROWS.fullmatch(key_path) is not None)
 
 
 def _content(value: Any, *, rows: bool) -> Any:
-    """A plain value; of a path, what is there, so that a file that has changed is noticed and one that moved is not.
+    """A plain value; for a path, a hash of its content, which notices a changed file and ignores a moved one.
 
     Args:
         value: of an option.
@@ -189,14 +193,18 @@ def _content(value: Any, *, rows: bool) -> Any:
     return f"file {content_hash(path)[:16]}" if path.is_file() else str(value)
 
 
-def _refuse_another_run(store: CheckpointStore, step: int, own: Mapping[str, Any], trainer: Trainer) -> None:
+def _refuse_another_run(store: CheckpointStore, step: int, current: Mapping[str, Any], trainer: Trainer) -> None:
     manifest = store.manifest(step)
-    held = manifest.get("identity") or {}
-    names = [name for name in dict.fromkeys((*held, *own)) if held.get(name) != own.get(name)] if held else []
-    lines = [f"  {name}: {_difference(held.get(name), own.get(name))}" for name in names]
+    saved = manifest.get("identity") or {}
+    names = (
+        [name for name in dict.fromkeys((*saved, *current)) if saved.get(name) != current.get(name)] if saved else []
+    )
+    lines = [f"  {name}: {_difference(saved.get(name), current.get(name))}" for name in names]
     strategy, sharded = type(trainer.strategy).__name__, store.state(step).is_dir()
     if sharded != isinstance(trainer.strategy, IN_SHARDS) or (sharded and manifest.get("strategy") != strategy):
-        lines.append(f"  strategy: {manifest.get('strategy')} then, {strategy} now, which keep their state differently")
+        lines.append(
+            f"  strategy: {manifest.get('strategy')} then, {strategy} now, whose states have different formats"
+        )
     elif sharded and manifest.get("ranks") != trainer.world_size:
         lines.append(f"  ranks: {manifest.get('ranks')} then, {trainer.world_size} now, and a state in shards")
     if lines:
@@ -207,7 +215,7 @@ def _refuse_another_run(store: CheckpointStore, step: int, own: Mapping[str, Any
 
 
 def _difference(then: Any, now: Any) -> str:
-    """A value then and now; of files and folders, that they differ."""
+    """A text with the value then and now; for files and folders, that they differ."""
     content = re.compile(r"(file|folder) ([0-9a-f]+)")
     before, after = (content.fullmatch(value) if isinstance(value, str) else None for value in (then, now))
     if before is None or after is None:

@@ -1,4 +1,4 @@
-"""``dpr rewards``: the token rewards of given responses, as Parquet and as a heat-map."""
+"""``dpr rewards``: the token rewards of responses in a file, as Parquet and as a heat-map."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +37,7 @@ def rewards(
     dtype: str = "float32",
     token_budget: int | None = None,
 ) -> None:
-    """Score every token of prompt/response pairs with the reward that an SFT run left behind.
+    """Score every token of prompt/response pairs with the reward of an SFT run's checkpoints.
 
     Args:
         sft: folder of π_SFT.
@@ -47,7 +47,7 @@ def rewards(
         reward: form of the reward.
         columns: names of columns.
         limit: score the first so many rows.
-        heatmap_rows: rows shown in the heat-map.
+        heatmap_rows: rows in the heat-map.
         dtype: of the models' parameters.
         token_budget: tokens read at once; None: as many as have a GiB of logits.
     """
@@ -62,26 +62,26 @@ def rewards(
     dense.frozen.to(best_device())
     with progress_bar("responses scored", len(data)) as advance:
         scores = dense.score(tokens, mask, token_budget=token_budget, divergence=True, progress=advance)
-    shown = token_responses(tokens, mask, scores, tokenizer, prompts=prompts)
+    scored = token_responses(tokens, mask, scores, tokenizer, prompts=prompts)
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     table = [
         {
-            "file": data.where(place).rpartition(":")[0],
-            "row": int(data.where(place).rpartition(":")[2]),
+            "file": data.where(index).rpartition(":")[0],
+            "row": int(data.where(index).rpartition(":")[2]),
             "prompt": response.prompt,
             "tokens": list(response.tokens),
-            "token_ids": tokens[place][mask[place]].tolist(),
+            "token_ids": tokens[index][mask[index]].tolist(),
             "reward": list(response.reward),
             "policy_logprob": list(response.policy_logprob),
             "reference_logprob": list(response.reference_logprob),
-            "divergence": scores.divergence[place][scores.mask[place]].tolist(),
+            "divergence": scores.divergence[index][scores.mask[index]].tolist(),
             "total_reward": float(sum(response.reward)),
         }
-        for place, response in enumerate(shown)
+        for index, response in enumerate(scored)
     ]
     write_table(Dataset.from_list(table).data.table, folder / "rewards.parquet")
-    write_heatmap(folder / "heatmap.html", shown[:heatmap_rows], note=f"π_SFT: {sft}; references: {references}")
+    write_heatmap(folder / "heatmap.html", scored[:heatmap_rows], note=f"π_SFT: {sft}; references: {references}")
     console.print(
         f"{counted(len(data), 'response')}, {counted(int(mask.sum()), 'token')}: {folder}/rewards.parquet, "
         f"{folder}/heatmap.html"
@@ -98,23 +98,23 @@ def token_responses(
     correct: list[bool] | None = None,
     label: str = "",
 ) -> list[Response]:
-    """Scored sequences as responses a report can draw."""
+    """Scored sequences as responses of a report."""
     reference = scores.reference_logprobs.mean(0)
-    drawn = []
+    responses = []
     for row, prompt in enumerate(prompts):
-        held = scores.mask[row]
-        drawn.append(
+        scored = scores.mask[row]
+        responses.append(
             Response(
                 tokens=[decode_tokens(tokenizer, [token]) for token in tokens[row][mask[row]].tolist()],
-                reward=scores.reward[row][held].tolist(),
-                policy_logprob=scores.policy_logprob[row][held].tolist(),
-                reference_logprob=reference[row][held].tolist(),
+                reward=scores.reward[row][scored].tolist(),
+                policy_logprob=scores.policy_logprob[row][scored].tolist(),
+                reference_logprob=reference[row][scored].tolist(),
                 prompt=prompt,
                 correct=None if correct is None else correct[row],
                 label=label,
             )
         )
-    return drawn
+    return responses
 
 
 def right_and_wrong(
@@ -125,32 +125,32 @@ def right_and_wrong(
     Args:
         answers: samples of π_SFT that a verifier judged.
         scores: of their tokens.
-        prompt_texts: by place of the prompt.
+        prompt_texts: by index of the prompt.
         tokenizer: decodes the tokens.
     """
     assert answers.scores is not None
     log_ratio = scores.policy_logprob - scores.reference_logprobs.mean(0)
     by_prompt: dict[int, dict[bool, int]] = {}
-    for row, (place, score) in enumerate(zip(answers.rollouts.prompt.tolist(), answers.scores, strict=True)):
-        by_prompt.setdefault(place, {}).setdefault(score == 1.0, row)
-    both = [(place, rows) for place, rows in by_prompt.items() if len(rows) == 2][:MOST_PAIRS]
+    for row, (prompt, score) in enumerate(zip(answers.rollouts.prompt.tolist(), answers.scores, strict=True)):
+        by_prompt.setdefault(prompt, {}).setdefault(score == 1.0, row)
+    both = [(prompt, rows) for prompt, rows in by_prompt.items() if len(rows) == 2][:MOST_PAIRS]
     pairs: list[Pair] = []
-    for place, rows in both:
-        chosen = torch.tensor([rows[True], rows[False]])
+    for prompt, rows in both:
+        pair_rows = torch.tensor([rows[True], rows[False]])
         right, wrong = token_responses(
-            answers.rollouts.tokens[chosen],
-            answers.rollouts.mask[chosen],
+            answers.rollouts.tokens[pair_rows],
+            answers.rollouts.mask[pair_rows],
             TokenScores(
-                scores.policy_logprob[chosen],
-                scores.reference_logprobs[:, chosen],
-                scores.divergence[chosen],
-                log_ratio[chosen],
-                scores.mask[chosen],
+                scores.policy_logprob[pair_rows],
+                scores.reference_logprobs[:, pair_rows],
+                scores.divergence[pair_rows],
+                log_ratio[pair_rows],
+                scores.mask[pair_rows],
             ),
             tokenizer,
-            prompts=[prompt_texts[place]] * 2,
+            prompts=[prompt_texts[prompt]] * 2,
             correct=[True, False],
             label="sample of π_SFT",
         )
-        pairs.append(Pair(prompt_texts[place], right, wrong))
+        pairs.append(Pair(prompt_texts[prompt], right, wrong))
     return pairs

@@ -1,4 +1,4 @@
-"""Every path of a LightningCLI command, those of Lightning's own parts among them."""
+"""Every path that a LightningCLI command reads or writes, those of Lightning's loggers and callbacks included."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -19,11 +19,11 @@ SAVED_CONFIG = Writes("config.yaml", marks=("# lightning.pytorch==",))
 
 
 def uses_of_run(config: Mapping[str, Any], subcommand: str) -> list[PathUse]:
-    """Every path of a LightningCLI command.
+    """Every path that a LightningCLI command reads or writes.
 
     Args:
         config: of the command, parsed and not yet instantiated.
-        subcommand: ``fit``, ``validate``, ``test`` or ``predict``; all but ``fit`` write logs and caches alone.
+        subcommand: ``fit``, ``validate``, ``test`` or ``predict``; all but ``fit`` write only logs and caches.
     """
     trainer = config.get("trainer") or {}
     uses = [use for name in ("model", "data", "trainer") for use in path_uses(Any, config.get(name), name)]
@@ -36,7 +36,7 @@ def uses_of_run(config: Mapping[str, Any], subcommand: str) -> list[PathUse]:
 
 
 def separate_evaluation_logs(config: Namespace, subcommand: str) -> None:
-    """Have an evaluation write its metrics to a folder of its name, not over those of the training.
+    """Direct the metrics of an evaluation to a folder with its name, since the training's would be overwritten.
 
     Args:
         config: of the command, parsed; changed in place.
@@ -49,7 +49,7 @@ def separate_evaluation_logs(config: Namespace, subcommand: str) -> None:
 
 
 def _written_by_lightning(trainer: Mapping[str, Any], subcommand: str) -> Iterator[PathUse]:
-    """What Lightning's loggers and callbacks write; their parameters declare nothing."""
+    """Paths that Lightning's loggers and callbacks write, which their parameters do not declare."""
     root = Path(trainer.get("default_root_dir") or ".")
     option = "trainer.default_root_dir"
     yield PathUse(option, root, Writes("non_finite.jsonl", "micro_batches.json", shared=True))

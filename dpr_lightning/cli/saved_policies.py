@@ -1,4 +1,4 @@
-"""At the end of ``dpr fit``: where the policies and checkpoints are, and the next command."""
+"""Print at the end of ``dpr fit`` where the policies and checkpoints are, and the next command."""
 
 import json
 import shlex
@@ -30,7 +30,7 @@ def print_saved(trainer: Trainer, data: Any) -> None:
     parts = []
     if policies is not None and FINAL in policies.written:
         earlier = [f"{name} ({fraction:.0%})" for name, fraction in policies.written.items() if fraction < 1.0]
-        references = f", its references beside it: {', '.join(earlier)}" if earlier else ""
+        references = f", its references in the same folder: {', '.join(earlier)}" if earlier else ""
         parts.append(f"The policy is in {policies.folder / FINAL}{references}.")
     if checkpoints is not None and checkpoints.store.steps():
         parts.append(f"Checkpoints: {checkpoints.store.folder}.")

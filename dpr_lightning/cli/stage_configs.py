@@ -1,4 +1,4 @@
-"""The configs of a whole run's stages: files in its folder, to read, change and run again."""
+"""The configs of the stages of quickstart, smollm2 and compare: files in the run's folder, to read and rerun."""
 
 import json
 import math
@@ -20,7 +20,7 @@ TRAINING_PASSES = 3  # forward and backward, in forward passes over a token
 
 @dataclass(frozen=True)
 class DprSettings:
-    """What the config of a DPR stage says that other stages need; ``beta`` is β."""
+    """Options of the DPR stage's config that other stages need; ``beta`` is β."""
 
     reference: str
     reward: RewardSpec
@@ -29,19 +29,19 @@ class DprSettings:
 
     @classmethod
     def read(cls, config: Path) -> "DprSettings":
-        """From the YAML file of the stage."""
-        held = yaml.safe_load(config.read_text(encoding="utf-8"))
-        data = held["data"]["init_args"]
+        """Read the YAML file of the stage."""
+        content = yaml.safe_load(config.read_text(encoding="utf-8"))
+        data = content["data"]["init_args"]
         return cls(
             data["references"][0],
             RewardSpec(**data["reward"]),
-            float(held["model"]["init_args"]["kl"]["coefficient"]),
+            float(content["model"]["init_args"]["kl"]["coefficient"]),
             answers_of(data),
         )
 
 
 def answers_of(data: Mapping[str, Any]) -> SamplingOptions:
-    """Where answers end, as the data options of a DPR config have it; they are drawn from the policy as it is."""
+    """Where answers end by the data options of a DPR config; temperature 1, whatever the config has."""
     sampling = data["sampling"]
     return SamplingOptions(int(sampling["max_new_tokens"]), stop_strings=tuple(sampling.get("stop_strings") or ()))
 
@@ -49,14 +49,14 @@ def answers_of(data: Mapping[str, Any]) -> SamplingOptions:
 def stage_config(
     packaged: str, home: str, folder: Path, seed: int, changes: Mapping[str, Any], *, online: bool = False
 ) -> Path:
-    """A packaged config with its paths in ``folder``: a file to read, change and run again.
+    """Write a packaged config with its paths in ``folder``: a file to read, change and run again.
 
     Args:
-        packaged: path inside ``dpr_lightning.configs``, such as ``toy/sft.yaml``; or a file of one's own.
+        packaged: path inside ``dpr_lightning.configs``, such as ``toy/sft.yaml``; or a file.
         home: folder that the packaged config writes to, such as ``runs/toy``.
-        folder: takes its place; the config is written to ``configs/`` in it.
+        folder: replaces ``home``; the config is written to ``configs/`` in it.
         seed: of order, weights and samples.
-        changes: dotted places and their new values; None leaves the config's own.
+        changes: dotted options and their new values; None leaves the config's value.
         online: whether W&B sends the run to its server.
     """
     config = move_paths(_read(packaged), home, str(folder))
@@ -66,16 +66,16 @@ def stage_config(
     for logger in config["trainer"]["logger"]:
         if "offline" in logger["init_args"]:
             logger["init_args"]["offline"] = not online
-    for place, value in changes.items():
+    for option, value in changes.items():
         if value is not None:
-            *owners, key = place.split(".")
+            *owners, key = option.split(".")
             target = config
             for owner in owners:
                 target = target[owner]
             target[key] = value
     data = config["data"]["init_args"]
     if "references" in data:
-        # In a run of another length a config's reference may have another name.
+        # In a run with another number of steps a config's reference may have another name.
         data["references"] = [
             path if Path(path).exists() else str(nearest_reference(Path(path).parent)) for path in data["references"]
         ]
@@ -83,22 +83,22 @@ def stage_config(
 
 
 def _read(packaged: str) -> dict[str, Any]:
-    """A packaged config, or one's own."""
+    """The content of a packaged config, or of a file."""
     return dict(yaml.safe_load(recipe_text(packaged)))
 
 
 def recipe_text(packaged: str) -> str:
-    """The text of a packaged config, or of one's own file."""
-    found = files("dpr_lightning.configs").joinpath(*packaged.split("/"))
+    """The text of a packaged config, or of a file."""
+    packaged_file = files("dpr_lightning.configs").joinpath(*packaged.split("/"))
     if Path(packaged).is_file():
         return Path(packaged).read_text(encoding="utf-8")
-    if found.is_file():
-        return found.read_text(encoding="utf-8")
+    if packaged_file.is_file():
+        return packaged_file.read_text(encoding="utf-8")
     raise InputError(f"There is no config {packaged!r}, neither as a file nor among the packaged ones.")
 
 
 def move_paths(config: Any, before: str, after: str) -> Any:
-    """A config with ``after`` for ``before`` in all of its strings."""
+    """A config with ``before`` replaced by ``after`` in all strings."""
     if isinstance(config, dict):
         return {key: move_paths(value, before, after) for key, value in config.items()}
     if isinstance(config, list):
@@ -116,16 +116,16 @@ def write_config(config: dict[str, Any], folder: Path, name: str) -> Path:
 
 
 def nearest_reference(policies: Path, fraction: float = 0.25) -> Path:
-    """Of the checkpoints that a run kept in ``policies``, its end aside, the one nearest to ``fraction`` of it."""
-    kept: dict[str, float] = json.loads((policies / "references.json").read_text(encoding="utf-8"))
-    earlier = {name: place for name, place in kept.items() if place < 1.0}
+    """The checkpoint in ``policies`` nearest to ``fraction`` of the run, without the one at its end."""
+    fractions: dict[str, float] = json.loads((policies / "references.json").read_text(encoding="utf-8"))
+    earlier = {name: reached for name, reached in fractions.items() if reached < 1.0}
     return policies / min(earlier, key=lambda name: abs(earlier[name] - fraction))
 
 
 def equal_compute_steps(dpr_config: Path, sft_config: Path) -> int:
-    """Optimizer steps of SFT that cost at least the FLOPs of the DPR phase.
+    """Number of optimizer steps of SFT that cost at least the FLOPs of the DPR phase.
 
-    Counted in forward passes over sequences: those of both phases are answers to prompts of one distribution.
+    Counted in forward passes over sequences, since sequences of both phases answer prompts of one distribution.
     """
     dpr, sft = (yaml.safe_load(path.read_text(encoding="utf-8")) for path in (dpr_config, sft_config))
     passes = passes_of_a_step(dpr) * int(dpr["trainer"]["max_steps"])
@@ -133,14 +133,14 @@ def equal_compute_steps(dpr_config: Path, sft_config: Path) -> int:
 
 
 def on_cpu(config: Path) -> bool:
-    """Whether a stage's config asks for no accelerator."""
+    """Whether a stage's config runs on the CPU."""
     return bool(yaml.safe_load(config.read_text(encoding="utf-8"))["trainer"].get("accelerator") == "cpu")
 
 
 def passes_of_a_step(config: Mapping[str, Any]) -> float:
-    """Forward passes over a sequence that one optimizer step costs: of DPR or SFT, as their configs say.
+    """Number of forward passes over a sequence that one optimizer step costs, by the config of DPR or SFT.
 
-    Training is three passes. DPR adds a rollout's sampling and scoring, shared among the steps that use it; the
+    Training is three passes. DPR adds the sampling and scoring of a rollout, divided by the steps that use it; the
     all-actions estimator scores micro-batches again when a rollout has several.
     """
     data = config["data"]["init_args"]
@@ -159,7 +159,7 @@ def _scores_twice(config: Mapping[str, Any]) -> bool:
 
 
 def continued_config(folder: Path, seed: int, sft_config: Path, sft: Path, steps: int) -> Path:
-    """SFT that goes on from π_SFT on the same demonstrations, at a tenth of the learning rate."""
+    """Write the config of an SFT run that starts from π_SFT, with the same data at a tenth of the learning rate."""
     config = yaml.safe_load(sft_config.read_text(encoding="utf-8"))
     config = move_paths(config, f"{folder}/sft", f"{folder}/continued_sft")
     config["model"]["init_args"]["policy"]["source"] = str(sft)
@@ -167,11 +167,11 @@ def continued_config(folder: Path, seed: int, sft_config: Path, sft: Path, steps
     config["data"]["init_args"]["seed"] = seed + 1
     trainer = config["trainer"]
     trainer |= {"max_steps": steps, "val_check_interval": None, "limit_val_batches": 0}
-    kept = [entry for entry in trainer["callbacks"] if entry["class_path"].endswith("Checkpoints")]
-    for callback in kept:
+    checkpoints = [entry for entry in trainer["callbacks"] if entry["class_path"].endswith("Checkpoints")]
+    for callback in checkpoints:
         if "fractions" in callback["init_args"]:
             callback["init_args"]["fractions"] = []
-    trainer["callbacks"] = kept
+    trainer["callbacks"] = checkpoints
     for logger in trainer["logger"]:
         if logger["class_path"].endswith("WandbLogger"):
             logger["init_args"]["name"] += "-continued"

@@ -1,4 +1,4 @@
-"""The stages that every whole run has: fits, preview, evaluation beside controls, and what it leaves."""
+"""The stages of quickstart and smollm2: fits, preview, evaluation with controls, and the files of the results."""
 
 import json
 import logging
@@ -37,14 +37,14 @@ STAGE_FILES = (
     "checkpoints/*step_*/manifest.json", "checkpoints/*step_*/metrics_?.csv", "checkpoints/*step_*/state.ckpt",
     "checkpoints/*step_*/state.ckpt/**/*",
 )  # fmt: skip
-"""What one training run of a whole run writes to its folder, as :func:`dpr_lightning.folders.clear_run` has it."""
+"""Patterns of the files that one training run writes to its folder, for :func:`dpr_lightning.folders.clear_run`."""
 RUN_FILES = (
     "metrics.json", "report.json", "report.html", "beside.log", "base", "configs",
     *(f"data/{split}.jsonl" for split in ("test", "development", "prompts", "demonstrations")),
     *(f"{stage}/{name}" for stage in ("sft", "dpr", "continued_sft") for name in STAGE_FILES),
     "wandb/**/*", "cache/*", LOCK,
 )  # fmt: skip
-"""What a whole run writes to its folder."""
+"""Patterns of the files that quickstart or smollm2 writes to its folder."""
 ARMS: dict[str, tuple[str, ...]] = {
     "sft": ("sft",),
     "reference": ("reference",),
@@ -53,18 +53,18 @@ ARMS: dict[str, tuple[str, ...]] = {
     "contrast": ("sft", "reference"),
     "dpr": ("dpr",),
 }
-"""What a whole run evaluates, and the policies that each arm asks."""
+"""The arms of quickstart and smollm2, and the policies that each arm samples from."""
 BASE, FOCUS = "sft", "dpr"
-"""The arm that all others are compared with, and the one that is compared with all others."""
+"""The arm that every arm is compared with, and the arm that is compared with every arm."""
 
 
 def announce(title: str) -> None:
-    """A rule with the name of the stage that begins."""
+    """Print a rule with the name of the stage that begins."""
     console.rule(f"[bold]{title}", align="left")
 
 
 def fit(config: Path) -> None:
-    """`dpr fit`, and the end of its W&B run: the next stage has a run of its own."""
+    """Run `dpr fit`, and end its W&B run, since the next stage starts another one."""
     import wandb
 
     console.print(f"dpr fit --config {config}", style="dim", highlight=False)
@@ -73,17 +73,17 @@ def fit(config: Path) -> None:
 
 
 def fresh_folder(folder: Path, marker: str, keep: tuple[str, ...] = ()) -> Path:
-    """A run folder without what a former run with the same ``marker`` wrote, but for ``keep``; other files stay.
+    """Create a run folder, or delete the files of an earlier run with the same ``marker`` but those of ``keep``.
 
     Raises:
-        InputError: there was no such run.
+        InputError: the folder has files and no ``marker``.
     """
     if folder.exists() and any(folder.iterdir()):
         if not (folder / marker).is_file():
-            raise InputError(f"{folder} holds other files. Choose an empty folder with --output.")
-        others = clear_run(folder, RUN_FILES, (*keep, marker))
-        if others:
-            log.warning("%s are not of a run of this command, and stay.", ", ".join(map(str, others)))
+            raise InputError(f"{folder} has files of another kind. Choose an empty folder with --output.")
+        foreign = clear_run(folder, RUN_FILES, (*keep, marker))
+        if foreign:
+            log.warning("%s are not of a run of this command, and stay.", ", ".join(map(str, foreign)))
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / marker).is_file():
         (folder / marker).write_text("{}\n")
@@ -91,7 +91,7 @@ def fresh_folder(folder: Path, marker: str, keep: tuple[str, ...] = ()) -> Path:
 
 
 def keep_wandb_inside(folder: Path) -> None:
-    """Keep every file that W&B writes in the run folder."""
+    """Direct every file that W&B writes to the run folder."""
     for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_ARTIFACT_DIR"):
         os.environ[name] = str((folder / "wandb" / name.split("_")[1].lower()).resolve())
     os.environ.setdefault("WANDB_SILENT", "true")
@@ -100,7 +100,7 @@ def keep_wandb_inside(folder: Path) -> None:
 def preview(
     settings: DprSettings, sft: Path, prompts: Path, *, limit: int, samples: int, seed: int
 ) -> tuple[RewardPreviewRun, PromptSet]:
-    """Where the reward would lead, from samples of π_SFT; printed, and said in words. Also the prompts asked."""
+    """Estimate from samples of π_SFT where the reward would lead, and print it. Returns the prompts, too."""
     tokenizer = load_tokenizer(str(sft))
     questions = PromptSet.load(str(prompts), tokenizer, limit=limit)
     reward = DenseReward.from_folders(str(sft), [settings.reference], settings.reward)
@@ -133,15 +133,15 @@ def evaluate_policies(
     samples: int,
     seed: int,
 ) -> dict[str, ArmResult]:
-    """Those of :data:`ARMS` that are named, on the test prompts: DPR and its controls."""
+    """Evaluate the arms ``names`` of :data:`ARMS` on the test prompts."""
     policies = {
         "sft": sft,
         "reference": Path(settings.reference),
         "continued_sft": folder / "continued_sft" / "policies" / "final",
         "dpr": folder / "dpr" / "policies" / "final",
     }
-    asked = {"sft", *(policy for name in names for policy in ARMS[name])}
-    models = {name: frozen_policy(str(policies[name]))[0] for name in asked}
+    needed = {"sft", *(policy for name in names for policy in ARMS[name])}
+    models = {name: frozen_policy(str(policies[name]))[0] for name in needed}
     tokenizer = load_tokenizer(str(sft))
     arms = {name: Arm(tuple(models[policy] for policy in ARMS[name])) for name in names}
     changes: dict[str, dict[str, Any]] = {
@@ -179,7 +179,7 @@ def conclude(
     commands: list[str],
     options: Mapping[str, Any],
 ) -> None:
-    """Write metrics.json and report.html, print the tables and where everything is.
+    """Write metrics.json and report.html; print the tables and the paths of the results.
 
     Args:
         folder: of the run.
@@ -188,7 +188,7 @@ def conclude(
         seed: of the run.
         results: of every arm; ``sft`` and ``dpr`` among them.
         settings: of the DPR stage.
-        preview_run: what the preview found.
+        preview_run: result of the preview.
         questions: the prompts of the preview.
         sft: folder of π_SFT.
         tokenizer: of every arm.

@@ -1,4 +1,4 @@
-"""``dpr toy``: a tiny policy and demonstrations with a verifier, as the files that any run starts from."""
+"""``dpr toy``: a tiny policy and demonstrations with a verifier, as files that a run starts from."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -38,7 +38,7 @@ def toy(
 
     Args:
         output: folder to write.
-        task: `addition` of two-digit numbers, carry by carry, and `spelling` of short words backwards are made by
+        task: `addition` of two-digit numbers, carry by carry, and `spelling` of short words backwards come from
             reasoning-gym's generators, a token a character; `scan` turns commands into actions, a token a word.
         source: SCAN's file of `IN: … OUT: …` lines, such as tasks.txt.
         demonstrations: prompts with completions, to imitate.

@@ -1,4 +1,4 @@
-"""Numbers of the trainer that Lightning accepts and that no run can have meant."""
+"""Numbers of the trainer that Lightning accepts and that make no sense for any run."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from dpr_lightning.errors import InputError
 
 
 def check_trainer(trainer: Mapping[str, Any], subcommand: str) -> None:
-    """Refuse what would train on nothing, divide by zero or follow gradients uphill.
+    """Refuse options that would train on nothing, divide by zero or follow gradients uphill.
 
     Args:
         trainer: options, resolved.

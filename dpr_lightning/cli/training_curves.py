@@ -1,4 +1,4 @@
-"""Curves of a run, read back from the CSV files that its logger wrote."""
+"""Curves of a run, read from the CSV files of its logger."""
 
 import csv
 import math
@@ -31,7 +31,7 @@ DPR_PANELS = (
 
 
 def read_curves(path: str | Path) -> Curves:
-    """Every column of a metrics.csv as (step, value) pairs; nothing when there is no such file."""
+    """Every column of a metrics.csv as (step, value) pairs; empty when there is no such file."""
     path = Path(path)
     curves: Curves = {}
     if not path.is_file():
@@ -45,31 +45,31 @@ def read_curves(path: str | Path) -> Curves:
     return curves
 
 
-def panels(path: str | Path, wanted: tuple[tuple[str, str, tuple[str, ...]], ...]) -> list[Panel]:
-    """The panels for which a run has data."""
+def panels(path: str | Path, layout: tuple[tuple[str, str, tuple[str, ...]], ...]) -> list[Panel]:
+    """The panels of ``layout`` for which a run has data."""
     curves = read_curves(path)
-    drawn = []
-    for title, unit, names in wanted:
+    result = []
+    for title, unit, names in layout:
         series = [
             Series(name, [step for step, _ in curves[name]], [value for _, value in curves[name]])
             for name in names
             if name in curves
         ]
         if series:
-            drawn.append(Panel(title, series, unit))
-    return drawn
+            result.append(Panel(title, series, unit))
+    return result
 
 
 def over_optimisation(runs: Mapping[str, Curves], blocks: int = 10) -> list[Panel]:
     """Reward and true score over √KL(π‖π_SFT) along a run: where one rises and the other falls, the reward is gamed.
 
-    The measure of Gao, Schulman and Hilton (arXiv:2210.10760). Both are of the samples that training draws.
+    The measure of Gao, Schulman and Hilton (arXiv:2210.10760). Both are of the rollouts of the training.
 
     Args:
         runs: by name.
         blocks: points of a curve: means over as many stretches of the run.
     """
-    drawn = []
+    result = []
     for title, unit, column in (
         ("True score", "verifier", "rollout/verifier"),
         ("Reward", "nats per response", "rollout/reward"),
@@ -89,5 +89,5 @@ def over_optimisation(runs: Mapping[str, Curves], blocks: int = 10) -> list[Pane
             if points:
                 series.append(Series(name, [x for x, _ in points], [y for _, y in points]))
         if series:
-            drawn.append(Panel(title, series, unit, over="√KL"))
-    return drawn
+            result.append(Panel(title, series, unit, over="√KL"))
+    return result

@@ -233,13 +233,13 @@ def test_bad_comparisons(
 def test_what_only_the_run_can_refuse(configured: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]) -> None:
     less = {"seeds": [1], "sft_steps": 4}
     assert main(configured(**less, arms={"x": {"policy": "step_0000009"}})) == 2
-    assert "kept no checkpoint 'step_0000009'; it has: final, step_0000001" in capsys.readouterr().err
+    assert "has no checkpoint 'step_0000009'; its checkpoints are final, step_0000001" in capsys.readouterr().err
     assert main(configured(**less, arms={"x": {"train": "dpr", "changes": {"modell.lr": 1}}})) == 2
-    assert "Arm 'x' changes 'modell.lr', and its config holds no options in 'modell'" in capsys.readouterr().err
+    assert "Arm 'x' changes 'modell.lr', and its config has no options in 'modell'" in capsys.readouterr().err
     assert main(configured(**less, arms={"x": {"train": "dpr", "changes": {"trainer.callbacks.x": 1}}})) == 2
     assert "no options in 'callbacks'" in capsys.readouterr().err
     assert main(configured(**less, arms={"x": {"train": "dpr", "references": ["nope"]}})) == 2
-    assert "kept no checkpoint 'nope'" in capsys.readouterr().err
+    assert "has no checkpoint 'nope'" in capsys.readouterr().err
     assert main(configured(**less, arms={}, data=None)) == 2
     assert "was prepared with" in capsys.readouterr().err
 

@@ -43,7 +43,7 @@ def test_the_printed_command_answers_prompts(
     Path(config).write_text(yaml.safe_dump(content))
     assert main(["fit", "--config", config]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "Next: " in line]
-    assert "The policy is in out/my policies/final, its references beside it: step_0000001 (50%)." in line
+    assert "The policy is in out/my policies/final, its references in the same folder: step_0000001 (50%)." in line
     assert "Checkpoints: out/checkpoints." in line
     program, *arguments = shlex.split(line.partition("Next: ")[2])
     assert program == "dpr"

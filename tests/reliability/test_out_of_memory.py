@@ -13,7 +13,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from dpr_lightning.cli.main import main, run, to_go_on
+from dpr_lightning.cli.main import arguments_to_resume, main, run
 from dpr_lightning.cli.plan_command import plan
 from dpr_lightning.errors import REQUEUE, InputError, TryAgain
 from dpr_lightning.modules import SupervisedIRL
@@ -100,9 +100,9 @@ def test_the_command_starts_itself_again(workspace: Workspace, tmp_path: Path) -
 @pytest.mark.parametrize("anew", [["--ckpt_path", "none"], ["--ckpt_path=none"]])
 def test_a_run_that_starts_itself_again_does_not_begin_anew(anew: list[str]) -> None:
     options = ["--trainer.max_steps", "3"]
-    assert to_go_on(["fit", *anew, *options]) == ["fit", *options]
+    assert arguments_to_resume(["fit", *anew, *options]) == ["fit", *options]
     for named in (["--ckpt_path", "last"], ["--data.chat_template", "none"]):
-        assert to_go_on(["fit", *named, *options]) == ["fit", *named, *options]
+        assert arguments_to_resume(["fit", *named, *options]) == ["fit", *named, *options]
 
 
 def test_of_two_ranks_the_same_command_goes_on(workspace: Workspace, tmp_path: Path) -> None:

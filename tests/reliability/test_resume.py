@@ -202,7 +202,7 @@ def test_anew_puts_the_old_checkpoints_aside(
     config = write_configs(inputs, tmp_path / "run")["sft"]
     fit = ["fit", "--config", str(config), "--trainer.max_steps", "4"]
     assert main([*fit, "--ckpt_path", "last"]) == 2
-    assert "no whole checkpoint" in capsys.readouterr().err
+    assert "no complete checkpoint" in capsys.readouterr().err
     assert main(fit) == 0
     metrics = (tmp_path / "run" / "sft" / "metrics.csv").read_bytes()
     # Once more, there is nothing to do, and what the run left stays as it is.
