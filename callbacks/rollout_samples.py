@@ -8,12 +8,14 @@ from typing import Annotated, Any
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
+from dpr_lightning.data import RewardDataModule
+from dpr_lightning.errors import InputError
 from dpr_lightning.evaluation.verifiers import load_verifier
+from dpr_lightning.modules import RolloutAlgorithm
 from dpr_lightning.paths import Writes
 from dpr_lightning.policies import special_tokens
 from dpr_lightning.rollouts import decode_answers, decode_tokens
-from dpr_lightning.trainer_attributes import is_trial
-from dpr_lightning.types import RolloutBatch
+from dpr_lightning.trainer_attributes import datamodule_of, is_trial
 
 SAMPLES = Writes("rollout_samples.jsonl", marks=('"token_rewards"',))
 
@@ -48,6 +50,18 @@ class RolloutSamples(Callback):
         self._seen = 0
         self._bytes = 0
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a module that has no rollouts.
+
+        Raises:
+            InputError: it learns from something else.
+        """
+        if not (isinstance(pl_module, RolloutAlgorithm) and isinstance(datamodule_of(trainer), RewardDataModule)):
+            raise InputError(
+                f"`trainer.callbacks`: RolloutSamples saves samples of rollouts, and {type(pl_module).__name__} learns "
+                "from none. Take it out of the list."
+            )
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the file, or cut off what was written after the checkpoint that the run goes on from."""
         if trainer.is_global_zero and not is_trial(trainer) and self._file(trainer).is_file():
@@ -57,16 +71,18 @@ class RolloutSamples(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Look at a rollout the first time it was trained on."""
-        rollout: RolloutBatch | None = pl_module.last_rollout  # type: ignore[assignment]
-        number = int(pl_module.rollout_count)  # type: ignore[arg-type]
+        data = datamodule_of(trainer)
+        assert isinstance(pl_module, RolloutAlgorithm)
+        assert isinstance(data, RewardDataModule)
+        rollout, number = pl_module.last_rollout, pl_module.rollout_count
         if rollout is None or number == self._seen or not trainer.is_global_zero:
             return
         self._seen = number
         if self.verifier is None and (number - 1) % self.every_n_rollouts:
             return
-        prompts = trainer.datamodule.prompts  # type: ignore[attr-defined]
-        tokenizer: Any = pl_module.tokenizer
-        policy: Any = pl_module.policy
+        prompts = data.prompts
+        assert prompts is not None
+        tokenizer, policy = pl_module.tokenizer, pl_module.policy
         texts = decode_answers(rollout.tokens, rollout.mask, tokenizer, special_tokens(tokenizer, policy))
         places = rollout.prompt.tolist()
         scores: list[float | None] = [None] * len(texts)

@@ -15,9 +15,13 @@ Two alignments, never mixed:
 NamedTuples, because Lightning moves them between devices and would not move frozen dataclasses.
 """
 
-from typing import NamedTuple, Protocol
+from collections.abc import Iterable, Iterator
+from typing import Annotated, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
+
+from dpr_lightning.batch_axes import ActionTensor, Axes, RowTensor, TokenTensor, select_rows
 
 
 class DemonstrationBatch(NamedTuple):
@@ -108,20 +112,53 @@ class RolloutBatch(NamedTuple):
     ``behaviour_logprob``, ``sft_logprob``, ``reference_logprob`` (mean over references), ``reward``, ``advantage``.
     ``num_tokens`` []: acted tokens of the whole optimizer step. ``outcome`` [B] float32: a verifier's score of each
     whole response, a return stream of its own; None without a verifier. ``actions``: the same of *every* token, for the
-    all-actions estimator; None otherwise. ``sampler_logprob`` [B, T]: what another program drew each token with, where
-    one did; ``behaviour_logprob`` is then the policy's own.
+    all-actions estimator; None otherwise. ``sampler_logprob`` [B, T]: of each token under the program that sampled it,
+    if it is another than this package; ``behaviour_logprob`` is then the policy's own. ``policy_logprob`` [B, T]: under
+    the policy at the start of the rollout's use, if another distribution sampled it (precomputed, or at a temperature);
+    None: it is ``behaviour_logprob``. ``group_size``: K rows next to each other respond to one prompt; 1 in parts that
+    separate them.
     """
 
-    tokens: Tensor
-    mask: Tensor
-    terminated: Tensor
-    prompt: Tensor
-    behaviour_logprob: Tensor
-    sft_logprob: Tensor
-    reference_logprob: Tensor
-    reward: Tensor
-    advantage: Tensor
+    tokens: TokenTensor
+    mask: TokenTensor
+    terminated: RowTensor
+    prompt: RowTensor
+    behaviour_logprob: ActionTensor
+    sft_logprob: ActionTensor
+    reference_logprob: ActionTensor
+    reward: ActionTensor
+    advantage: ActionTensor
     num_tokens: Tensor
-    outcome: Tensor | None = None
-    actions: AllActionScores | None = None
-    sampler_logprob: Tensor | None = None
+    outcome: Annotated[Tensor | None, Axes.ROWS] = None
+    actions: Annotated[AllActionScores | None, Axes.ACTIONS] = None
+    sampler_logprob: Annotated[Tensor | None, Axes.ACTIONS] = None
+    policy_logprob: Annotated[Tensor | None, Axes.ACTIONS] = None
+    group_size: int = 1
+
+    @property
+    def action_mask(self) -> Tensor:
+        """[B, T] True for real actions."""
+        width = self.reward.shape[1]
+        return torch.arange(width, device=self.mask.device) < self.mask.sum(1, keepdim=True)
+
+    def take(self, rows: Tensor) -> "RolloutBatch":
+        """``rows`` [n], as wide as the whole; they count as separate from the rest of their groups."""
+        taken = select_rows(self, rows, self.mask.shape[1], self.reward.shape[1])
+        return taken._replace(group_size=1)
+
+    def split(self, parts: Iterable[Tensor], *, whole_groups: bool = False) -> Iterator["RolloutBatch"]:
+        """A micro-batch for each of ``parts``, which are indices of rows; cut to the longest of its rows.
+
+        Args:
+            parts: [n] each; a part of all rows is the batch itself.
+            whole_groups: whether each part holds all rows of its prompts, next to each other.
+        """
+        for rows in parts:
+            yield self if len(rows) == len(self.mask) else self._part(rows, self.group_size if whole_groups else 1)
+
+    def _part(self, rows: Tensor, group_size: int) -> "RolloutBatch":
+        mask = self.mask[rows]
+        actions = int(mask.sum(1).amax()) if len(rows) else 0
+        columns = torch.arange(mask.shape[1], device=mask.device)
+        length = int((mask * columns).amax()) + 1 if len(rows) else 1
+        return select_rows(self, rows, length, actions)._replace(group_size=group_size)

@@ -1,12 +1,12 @@
 """Prompts become rollouts with rewards before the policy-gradient step sees them."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import Annotated, Any, Literal, Protocol, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
@@ -14,7 +14,7 @@ from dpr_lightning.data.chat_format import SpecialText, check_setting, choose_fo
 from dpr_lightning.data.ground_truth import check_ground_truth, verifier_scores
 from dpr_lightning.data.overlap import check_overlap
 from dpr_lightning.data.policy_data import Learner, PolicyDataModule
-from dpr_lightning.data.precomputed import KEPT, hash_of_prompts, hashed_options, kept_rollouts
+from dpr_lightning.data.precomputed import hash_of_prompts, hashed_options, saved_rollouts
 from dpr_lightning.data.prompts import PromptSet, check_prompt_positions
 from dpr_lightning.data.rewarded import rewarded
 from dpr_lightning.data.rollout_loader import RolloutLoader
@@ -44,11 +44,10 @@ class RolloutLearner(Learner, Protocol):
     """The module that learns from rollouts."""
 
     needs_action_rewards: bool
+    whole_groups: bool
 
-    def prepare_rollout(
-        self, rollout: RolloutBatch, group_size: int, policy_logprob: Tensor | None = None
-    ) -> RolloutBatch:
-        """Fill in advantages; ``policy_logprob`` where others than the policy drew the rollout."""
+    def learn_from(self, rollouts: RolloutLoader) -> Iterator[RolloutBatch]:
+        """Credit each rollout once, and yield the micro-batches of its steps."""
         ...
 
 
@@ -164,9 +163,9 @@ class RewardDataModule(PolicyDataModule):
         self.frozen_weights = frozen_weights
         self.seed = seed
         self.prompts: PromptSet | None = None
-        self._drawing: RolloutSchedule | None = None
+        self._schedule: RolloutSchedule | None = None
         self.reward: DenseReward | None = None
-        self._kept: RolloutBatch | None = None
+        self._saved: RolloutBatch | None = None
 
     def setup(self, stage: str) -> None:
         """Read the prompts and refuse those that evaluation or held-out demonstrations also have."""
@@ -246,16 +245,18 @@ class RewardDataModule(PolicyDataModule):
                 f"`prompts_per_rollout` is {self.prompts_per_rollout} and there are {trainer.world_size} ranks; make "
                 "it a multiple."
             )
-        rows = self.prompts_per_rollout // trainer.world_size * self.samples_per_prompt
-        if rows < trainer.accumulate_grad_batches:
+        count, unit = self.prompts_per_rollout // trainer.world_size, "groups of responses"
+        if not self._learner.whole_groups:
+            count, unit = count * self.samples_per_prompt, "responses"
+        if count < trainer.accumulate_grad_batches:
             raise InputError(
-                f"A rollout has {rows} responses a rank, too few for {trainer.accumulate_grad_batches} micro-batches. "
+                f"A rollout has {count} {unit} a rank, too few for {trainer.accumulate_grad_batches} micro-batches. "
                 "Lower `trainer.accumulate_grad_batches`."
             )
         if self.reward is None:
             learner = self._learner
             self.attach_policy(learner.policy, learner.policy_spec, learner.tokenizer)
-        self._drawing = RolloutSchedule(
+        self._schedule = RolloutSchedule(
             self.prompts,
             self.tokenizer,
             self.sampling,
@@ -269,7 +270,8 @@ class RewardDataModule(PolicyDataModule):
         )
         return RolloutLoader(
             self,
-            rollouts_per_epoch=self._drawing.rollouts_per_epoch,
+            self._learner.learn_from,
+            rollouts_per_epoch=self._schedule.rollouts_per_epoch,
             refresh_every=self.refresh_every,
             accumulate=trainer.accumulate_grad_batches,
             sum_over_ranks=sum_over_ranks,
@@ -285,35 +287,35 @@ class RewardDataModule(PolicyDataModule):
         """Whether the policy reads a prompt once for the rows of a micro-batch that answer it."""
         return shares_prompts(self._learner.policy)
 
-    def rollout(self, epoch: int, place: int) -> RolloutBatch:
-        """Rollout number ``place`` of an epoch: sampled, scored and with advantages; this rank's share of it."""
-        mark(f"rollout {place} of epoch {epoch}")
+    def scored_rollout(self, epoch: int, index: int) -> RolloutBatch:
+        """This rank's share of rollout ``index`` of an epoch, sampled by the policy after the last step, and scored."""
+        mark(f"rollout {index} of epoch {epoch}")
         with self._learner.policy_for_inference():
-            return self._rollout(epoch, place)
+            rollout = self._saved_rollout(epoch, index) if self.precomputed is not None else self._sample(epoch, index)
+            rollout = self._with_policy_logprob(self._with_outcome(rollout))
+        return rollout._replace(group_size=self.samples_per_prompt)
 
-    def _rollout(self, epoch: int, place: int) -> RolloutBatch:
-        assert self.trainer is not None
-        assert self._drawing is not None
-        if self.precomputed is not None:
-            batch = self._recall(self._drawing.chosen(epoch, place))
-        else:
-            last = 0 <= self.trainer.max_steps <= self.trainer.global_step + self.refresh_every
-            drawn = self._drawing.rollout(epoch, place, self._learner.policy, last=last, epochs=self.trainer.max_epochs)
-            batch = self._score_for_learner(drawn)
-        batch = self._judge(batch)
-        others = self.precomputed is not None or self.sampling.temperature != 1.0 or self.sampling.top_p < 1.0
-        policy_logprob = None
-        if others or self.sampler is not None:
-            policy_logprob = sequence_logprobs(
-                self._learner.policy, batch.tokens, batch.mask, token_budget=self._budget
-            )
+    def _sample(self, epoch: int, index: int) -> RolloutBatch:
+        """Samples of the policy, with rewards."""
+        trainer, policy = self.trainer, self._learner.policy
+        assert trainer is not None
+        assert self._schedule is not None
+        last = 0 <= trainer.max_steps <= trainer.global_step + self.refresh_every
+        samples = self._schedule.rollout(epoch, index, policy, last=last, epochs=trainer.max_epochs)
+        return self._score_for_learner(samples)
+
+    def _with_policy_logprob(self, batch: RolloutBatch) -> RolloutBatch:
+        """Add log π_θ of tokens that another distribution sampled; after another program's, it stands for behaviour."""
+        off_policy = self.precomputed is not None or self.sampling.temperature != 1.0 or self.sampling.top_p < 1.0
+        if not off_policy and self.sampler is None:
+            return batch
+        logprob = sequence_logprobs(self._learner.policy, batch.tokens, batch.mask, token_budget=self._budget)
         if self.sampler is not None:
-            assert policy_logprob is not None
-            batch = batch._replace(behaviour_logprob=policy_logprob, sampler_logprob=batch.behaviour_logprob)
-        return self._learner.prepare_rollout(batch, self.samples_per_prompt, policy_logprob if others else None)
+            batch = batch._replace(behaviour_logprob=logprob, sampler_logprob=batch.behaviour_logprob)
+        return batch._replace(policy_logprob=logprob) if off_policy else batch
 
-    def _judge(self, batch: RolloutBatch) -> RolloutBatch:
-        """Add what the verifier says of each response, where there is one."""
+    def _with_outcome(self, batch: RolloutBatch) -> RolloutBatch:
+        """Add the verifier's score of each response, if there is a verifier."""
         if self.verifier is None:
             return batch
         assert self.prompts is not None
@@ -379,13 +381,15 @@ class RewardDataModule(PolicyDataModule):
         """As at the end of a run."""
         self.teardown("fit")
 
-    def _recall(self, chosen: list[int]) -> RolloutBatch:
-        """Rows of the precomputed rollouts, which are made on first use."""
-        if self._kept is None:
-            self._kept = self._precompute()
+    def _saved_rollout(self, epoch: int, index: int) -> RolloutBatch:
+        """Rows of the precomputed rollouts, which are computed on first use."""
+        assert self._schedule is not None
+        chosen = self._schedule.prompts_of(epoch, index)
+        if self._saved is None:
+            self._saved = self._precompute()
         group = torch.arange(self.samples_per_prompt)
         rows = (torch.tensor(chosen).unsqueeze(1) * self.samples_per_prompt + group).flatten()
-        return self._kept._replace(**{name: getattr(self._kept, name)[rows] for name in KEPT})
+        return self._saved.take(rows)
 
     def _precompute(self) -> RolloutBatch:
         """Read the kept rollouts, or make them."""
@@ -402,20 +406,19 @@ class RewardDataModule(PolicyDataModule):
             "dtype": self.dtype,
         }
         writes = self.trainer is None or self.trainer.is_global_zero
-        return kept_rollouts(self.precomputed, key, self._kept_parts, writes=writes)
+        return saved_rollouts(self.precomputed, key, self._sft_rollouts, writes=writes)
 
-    def _kept_parts(self) -> dict[str, Tensor]:
+    def _sft_rollouts(self) -> RolloutBatch:
         """One rollout of π_SFT over all prompts, scored."""
         assert self.prompts is not None
-        assert self._drawing is not None
+        assert self._schedule is not None
         assert self.reward is not None
         self.reward.frozen.to(self._device)
         total = len(self.prompts) * self.samples_per_prompt
         with self.reward.frozen.use(SFT) as policy, tqdm(total=total, desc="rollouts of π_SFT") as bar:
-            rollouts = self._drawing.answers(policy, list(range(len(self.prompts))), self.seed, bar.update)
+            rollouts = self._schedule.answers(policy, list(range(len(self.prompts))), self.seed, bar.update)
         with tqdm(total=total, desc="rewards") as bar:
-            scored = self.score(rollouts, bar.update)
-        return {name: getattr(scored, name) for name in KEPT}
+            return self.score(rollouts, bar.update)
 
     @property
     def _learner(self) -> RolloutLearner:

@@ -1,9 +1,8 @@
-"""A loader that samples, scores and cuts: what the policy-gradient step reads."""
+"""The loader of a rollout algorithm: its position among the rollouts, and how a rollout is cut."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from dpr_lightning.engine import micro_batches
@@ -11,15 +10,15 @@ from dpr_lightning.types import RolloutBatch
 
 
 class RolloutSource(Protocol):
-    """Where rollouts come from."""
+    """Samples from the policy and scores."""
 
     @property
     def shares_prompts(self) -> bool:
-        """Whether rows of a micro-batch that answer one prompt have it read once."""
+        """Whether rows of a micro-batch that respond to one prompt share its prefill."""
         ...
 
-    def rollout(self, epoch: int, place: int) -> RolloutBatch:
-        """This rank's share of rollout number ``place`` of an epoch, with rewards and advantages."""
+    def scored_rollout(self, epoch: int, index: int) -> RolloutBatch:
+        """This rank's share of rollout ``index`` of an epoch, sampled and with rewards; advantages are 0."""
         ...
 
     def with_actions(self, batch: RolloutBatch) -> RolloutBatch:
@@ -28,23 +27,35 @@ class RolloutSource(Protocol):
 
 
 class RolloutLoader:
-    """Yields micro-batches; makes a new rollout every ``refresh_every`` optimizer steps.
+    """Yields the micro-batches of an epoch, in the order in which :attr:`learn_from` goes over the rollouts.
 
-    Each optimizer step goes over the whole rollout in ``accumulate`` micro-batches, whose losses add up to that of one
-    big batch. It has a length, so that Lightning does not fetch ahead: a rollout is asked for *after* the step before.
+    It has a length, so that Lightning does not fetch ahead: a rollout is sampled *after* the step before it.
+
+    Args:
+        source: samples and scores.
+        learn_from: the loop over this loader's rollouts; that of :class:`dpr_lightning.modules.RolloutAlgorithm`.
+        rollouts_per_epoch: over all ranks.
+        refresh_every: optimizer steps on a rollout.
+        accumulate: micro-batches of an optimizer step.
+        sum_over_ranks: adds a tensor up over ranks.
+
+    Attributes:
+        resumable: whether a checkpoint can be written after the micro-batch that was yielded last: not while steps of
+            its rollout are to come.
     """
 
     def __init__(
         self,
         source: RolloutSource,
+        learn_from: Callable[["RolloutLoader"], Iterator[RolloutBatch]],
         *,
         rollouts_per_epoch: int,
         refresh_every: int,
         accumulate: int,
         sum_over_ranks: Callable[[Tensor], Tensor],
     ) -> None:
-        """Read ``rollouts_per_epoch`` rollouts an epoch from ``source``."""
         self.source = source
+        self.learn_from = learn_from
         self.rollouts_per_epoch = rollouts_per_epoch
         self.refresh_every = refresh_every
         self.accumulate = accumulate
@@ -53,17 +64,20 @@ class RolloutLoader:
         self.next_rollout = 0
         self._resuming = False
         self.resumable = True
-        """Whether a checkpoint may be written: no, while steps of the present rollout are to come."""
 
     def __len__(self) -> int:
         """Micro-batches in an epoch."""
         return self.rollouts_per_epoch * self.refresh_every * self.accumulate
 
     def __iter__(self) -> Iterator[RolloutBatch]:
-        """The next epoch, or what is left of the one that was interrupted.
+        """The micro-batches of the next epoch, or of the rest of the one that was interrupted."""
+        return self.learn_from(self)
 
-        The epoch changes when its first rollout is asked for: the trainer stops at the last micro-batch and never runs
-        an iterator to its end.
+    def scored_rollouts(self) -> Iterator[RolloutBatch]:
+        """Called by the loop: the rollouts of an epoch, each sampled and scored when the loop requests it.
+
+        The epoch changes with its first rollout: the trainer stops at the last micro-batch and never runs an iterator
+        to its end.
         """
         interrupted = self._resuming and self.next_rollout < self.rollouts_per_epoch
         self._resuming = False
@@ -71,22 +85,35 @@ class RolloutLoader:
             self.epoch += 1
             self.next_rollout = 0
         while self.next_rollout < self.rollouts_per_epoch:
-            rollout = self.source.rollout(self.epoch, self.next_rollout)
-            self.next_rollout += 1
-            num_tokens = self.sum_over_ranks(rollout.mask.sum().float()).clamp_min(1.0)
-            rollout = rollout._replace(num_tokens=num_tokens)
-            shared = self.source.shares_prompts
-            for use in range(1, self.refresh_every + 1):
-                self.resumable = use == self.refresh_every
-                for rows in micro_batches(rollout.tokens, rollout.mask, self.accumulate, shared=shared):
-                    yield self.source.with_actions(take_rows(rollout, rows))
-            # Not kept while the next one is made: with the scores of every token it can be gigabytes.
-            del rollout
+            index, self.next_rollout = self.next_rollout, self.next_rollout + 1
+            yield self._with_count(self.source.scored_rollout(self.epoch, index))
+
+    def _with_count(self, rollout: RolloutBatch) -> RolloutBatch:
+        return rollout._replace(num_tokens=self.sum_over_ranks(rollout.mask.sum().float()).clamp_min(1.0))
+
+    def micro_batches(self, rollout: RolloutBatch, *, last: bool, whole_groups: bool = False) -> Iterator[RolloutBatch]:
+        """Called by the loop: the parts of one optimizer step, whose losses add up to that of the whole rollout.
+
+        Args:
+            rollout: with what the loss needs.
+            last: whether no further step goes over it, so that the run can be resumed after this one.
+            whole_groups: whether the rows of one prompt stay in one part.
+        """
+        self.resumable = last
+        rows = micro_batches(
+            rollout.tokens,
+            rollout.mask,
+            self.accumulate,
+            shared=self.source.shares_prompts,
+            groups=rollout.group_size if whole_groups else 1,
+        )
+        for part in rollout.split(rows, whole_groups=whole_groups):
+            yield self.source.with_actions(part)
 
     def state_dict(self) -> dict[str, Any]:
-        """Position, for a run that goes on at the next rollout.
+        """Position, for a run that is resumed at the next rollout.
 
-        A rollout in use is not kept: where it serves several steps, checkpoints wait until it is ``resumable`` again.
+        A rollout in use is not saved: if it serves several steps, checkpoints wait until the loader is ``resumable``.
         """
         return {"epoch": self.epoch, "next_rollout": self.next_rollout}
 
@@ -95,31 +122,3 @@ class RolloutLoader:
         self.epoch = int(state["epoch"])
         self.next_rollout = int(state["next_rollout"])
         self._resuming = True
-
-
-def take_rows(rollout: RolloutBatch, rows: Tensor) -> RolloutBatch:
-    """A micro-batch of a rollout, cut to the longest of its rows; the rollout itself when it has no others."""
-    if len(rows) == len(rollout.mask):
-        return rollout
-    mask = rollout.mask[rows]
-    actions = int(mask.sum(1).amax()) if len(rows) else 0
-    columns = torch.arange(mask.shape[1], device=mask.device)
-    length = int((mask * columns).amax()) + 1 if len(rows) else 1
-
-    def action(value: Tensor) -> Tensor:
-        return value[rows, :actions]
-
-    return rollout._replace(
-        tokens=rollout.tokens[rows, :length],
-        mask=mask[:, :length],
-        terminated=rollout.terminated[rows],
-        prompt=rollout.prompt[rows],
-        behaviour_logprob=action(rollout.behaviour_logprob),
-        sft_logprob=action(rollout.sft_logprob),
-        reference_logprob=action(rollout.reference_logprob),
-        reward=action(rollout.reward),
-        advantage=action(rollout.advantage),
-        outcome=None if rollout.outcome is None else rollout.outcome[rows],
-        actions=None if rollout.actions is None else rollout.actions.take(rows, actions),
-        sampler_logprob=None if rollout.sampler_logprob is None else action(rollout.sampler_logprob),
-    )

@@ -48,28 +48,28 @@ class RolloutSchedule:
         """Whole ones; prompts that are left over come in another epoch, whose order is another."""
         return len(self.prompts) // self.prompts_per_rollout
 
-    def chosen(self, epoch: int, place: int) -> list[int]:
-        """Prompts of this rank in rollout number ``place`` of an epoch."""
+    def prompts_of(self, epoch: int, index: int) -> list[int]:
+        """Prompts of this rank in rollout number ``index`` of an epoch."""
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.prompts))
         share = self.prompts_per_rollout // self.ranks
-        start = place * self.prompts_per_rollout + self.rank * share
+        start = index * self.prompts_per_rollout + self.rank * share
         return [int(prompt) for prompt in order[start : start + share]]
 
-    def rollout(self, epoch: int, place: int, policy: nn.Module, *, last: bool, epochs: int | None) -> Rollouts:
+    def rollout(self, epoch: int, index: int, policy: nn.Module, *, last: bool, epochs: int | None) -> Rollouts:
         """This rank's share of a rollout; where some are drawn ahead, the one after it is begun.
 
         Args:
             epoch: of the rollout.
-            place: its number in it.
+            index: its number in it.
             policy: to sample from.
             last: whether the run's steps end with it.
             epochs: after so many the run ends; -1 or None: it does not.
         """
         if self.ahead is None:
-            return self._written(epoch, place, policy)
-        ready = self.ahead.take((epoch, place))
-        drawn = ready if ready is not None else self._written(epoch, place, policy)
-        following = (epoch, place + 1) if place + 1 < self.rollouts_per_epoch else (epoch + 1, 0)
+            return self._written(epoch, index, policy)
+        ready = self.ahead.take((epoch, index))
+        drawn = ready if ready is not None else self._written(epoch, index, policy)
+        following = (epoch, index + 1) if index + 1 < self.rollouts_per_epoch else (epoch + 1, 0)
         if not last and following != (epochs, 0):
             self.ahead.begin(following, policy, partial(self._written, *following))
         return drawn
@@ -77,7 +77,7 @@ class RolloutSchedule:
     def answers(
         self,
         policy: nn.Module,
-        chosen: list[int],
+        prompts: list[int],
         seed: int,
         progress: Callable[[int], Any] | None = None,
         unwanted: Callable[[], bool] | None = None,
@@ -98,18 +98,18 @@ class RolloutSchedule:
             write = partial(self.sampler, longest_prompt=max(map(len, self.prompts.tokens)))
         return write(
             policy,
-            [self.prompts.tokens[place] for place in chosen],
+            [self.prompts.tokens[prompt] for prompt in prompts],
             self.sampling,
             tokenizer=self.tokenizer,
             stop_tokens=special.stops,
             num_samples=self.samples_per_prompt,
             seed=seed,
-            prompt_ids=chosen,
+            prompt_ids=prompts,
             progress=progress,
         )
 
     def _written(
-        self, epoch: int, place: int, policy: nn.Module, unwanted: Callable[[], bool] | None = None
+        self, epoch: int, index: int, policy: nn.Module, unwanted: Callable[[], bool] | None = None
     ) -> Rollouts:
         seed = self.seed + 1_000_003 * (epoch + 1)
-        return self.answers(policy, self.chosen(epoch, place), seed, unwanted=unwanted)
+        return self.answers(policy, self.prompts_of(epoch, index), seed, unwanted=unwanted)

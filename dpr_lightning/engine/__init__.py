@@ -7,6 +7,7 @@ from dpr_lightning.engine.forward import (
     disable_dropout,
     last_logits,
     logits_at,
+    sampled_logits,
     state_logits,
 )
 from dpr_lightning.engine.fused_head import ActionValues, HeadLoss, TokenLoss, head_logprobs, head_loss
@@ -65,6 +66,7 @@ __all__ = [
     "parts_by_length",
     "positions_of",
     "rotate",
+    "sampled_logits",
     "sequence_logprobs",
     "shares_prompts",
     "signed_sine",

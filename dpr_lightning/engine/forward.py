@@ -84,6 +84,13 @@ def action_logits(model: nn.Module, tokens: Tensor, mask: Tensor, *, packed: boo
     return ActionLogits(logits, tokens.gather(1, position), action_mask)
 
 
+def sampled_logits(model: nn.Module, tokens: Tensor, mask: Tensor) -> ActionLogits:
+    """As :func:`action_logits`, for samples: a prompt that several rows respond to may be computed once."""
+    position, action_mask = action_positions(mask)
+    logits = logits_at(model, tokens, mask, (position - 1).clamp_min(0), None, sampled=True)
+    return ActionLogits(logits, tokens.gather(1, position), action_mask)
+
+
 def state_logits(model: nn.Module, tokens: Tensor, mask: Tensor, *, packed: bool | None = None) -> ActionLogits:
     """As :func:`action_logits`, with the state after the last action appended.
 

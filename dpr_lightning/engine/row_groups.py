@@ -41,11 +41,22 @@ def parts_by_length(
         yield rows, tokens[rows.to(tokens.device), :longest], mask[rows.to(mask.device), :longest]
 
 
-def micro_batches(tokens: Tensor, mask: Tensor, number: int, *, shared: bool = False) -> list[Tensor]:
-    """Row numbers in exactly ``number`` parts; what is summed over parts does not depend on which row is where.
+def micro_batches(tokens: Tensor, mask: Tensor, number: int, *, shared: bool = False, groups: int = 1) -> list[Tensor]:
+    """Row numbers in exactly ``number`` parts; a sum over rows does not depend on which row is in which part.
 
-    Arguments as for :func:`parts_by_length`.
+    Args:
+        tokens: as for :func:`parts_by_length`; so are ``mask`` and ``shared``.
+        mask: [B, L].
+        number: parts.
+        shared: whether rows of a part that respond to one prompt share its prefill.
+        groups: so many rows next to each other are one group, which stays whole and in its order, for losses that
+            compare its rows; B is a multiple of it.
     """
+    if groups > 1:
+        longest = _lengths(mask).view(-1, groups).amax(1)
+        members = torch.arange(groups)
+        parts = longest.argsort(stable=True).tensor_split(number)
+        return [(part.unsqueeze(1) * groups + members).flatten().to(mask.device) for part in parts]
 
     def cut(length: Sequence[int]) -> list[int]:
         return [len(part) for part in torch.arange(len(length)).tensor_split(number)]

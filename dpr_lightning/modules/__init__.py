@@ -2,6 +2,7 @@
 
 from dpr_lightning.modules.advantages import CreditSpec, estimate_advantages
 from dpr_lightning.modules.dpr import DensePathReinforce, KLSpec
+from dpr_lightning.modules.rollout_algorithm import RolloutAlgorithm, ScoredPart
 from dpr_lightning.modules.schedule import ScheduleSpec
 from dpr_lightning.modules.self_play import SelfPlay
 from dpr_lightning.modules.sft import IQLearnSpec, SupervisedIRL
@@ -12,7 +13,9 @@ __all__ = [
     "DensePathReinforce",
     "IQLearnSpec",
     "KLSpec",
+    "RolloutAlgorithm",
     "ScheduleSpec",
+    "ScoredPart",
     "SelfPlay",
     "SupervisedIRL",
     "VerifierHead",

@@ -1,6 +1,7 @@
 """Dense-Path REINFORCE: a short, critic-free policy-gradient phase on the recovered token reward."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,18 +10,18 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from dpr_lightning.distributed import sum_over_ranks
-from dpr_lightning.engine import acted_loss, disable_dropout
+from dpr_lightning.engine import acted_loss
 from dpr_lightning.errors import InputError
 from dpr_lightning.functional import (
     bound_unlikelihood,
     clipped_surrogate_loss,
-    masked_mean,
     masked_sum,
     truncated_importance,
 )
 from dpr_lightning.modules.advantages import CreditSpec, estimate_advantages
-from dpr_lightning.modules.base import PolicyModule, default_optimizer
+from dpr_lightning.modules.base import default_optimizer
 from dpr_lightning.modules.non_finite import NonFinitePolicy
+from dpr_lightning.modules.rollout_algorithm import RolloutAlgorithm, ScoredPart
 from dpr_lightning.modules.schedule import ScheduleSpec
 from dpr_lightning.policies import PolicySpec
 from dpr_lightning.types import RolloutBatch
@@ -53,11 +54,7 @@ class KLSpec:
             )
 
 
-SAMPLER_TOLERANCE = 0.1
-"""Nats a token by which another program that samples may differ from the policy at first."""
-
-
-class DensePathReinforce(PolicyModule):
+class DensePathReinforce(RolloutAlgorithm):
     """Improves a policy on its token reward:  ∇J = E Σ_t ∇log π_θ(a_t|s_t)·(G_t − b_t).
 
     Args:
@@ -84,10 +81,8 @@ class DensePathReinforce(PolicyModule):
     """
 
     step_metrics = (
-        *(f"train/{name}" for name in ("entropy", "clip_share", "ratio", "kl_to_sft", "kl_coefficient")),
-        *(f"rollout/{name}" for name in ("length", "reward", "reward_per_token", "terminated", "outcome")),
-        *(f"rollout/{name}" for name in ("reverse_kl", "sampler_gap", "importance_truncated", "verifier")),
-        *("reward", "kl"),
+        *RolloutAlgorithm.step_metrics,
+        *("train/clip_share", "train/kl_coefficient", "rollout/importance_truncated"),
     )
 
     def __init__(
@@ -105,114 +100,83 @@ class DensePathReinforce(PolicyModule):
         seed: int = 0,
         non_finite: NonFinitePolicy = "stop",
     ) -> None:
-        super().__init__(policy, optimizer, schedule, seed, non_finite)
+        super().__init__(policy, check_start, optimizer, schedule, seed, non_finite)
         self.estimator = estimator
-        self.credit = credit if credit is not None else CreditSpec()
+        self.credit_spec = credit if credit is not None else CreditSpec()
         self.kl = kl if kl is not None else KLSpec()
         self.clip_range = clip_range
         self.improbable_floor = improbable_floor
-        self.check_start = check_start
         self.importance_cap = importance_cap
         if importance_cap <= 0:
             raise InputError(f"`importance_cap` must be above 0; found {importance_cap}.")
         if estimator not in ("reinforce", "all_actions"):
             raise InputError(f"There is no estimator {estimator!r}; they are reinforce and all_actions.")
-        if estimator == "all_actions" and self.credit.level != "token":
+        if estimator == "all_actions" and self.credit_spec.level != "token":
             raise InputError("The all-actions estimator needs token rewards; `credit.level: sentence` has none.")
-        if estimator == "all_actions" and self.credit.whiten and self.credit.discount > 0:
+        if estimator == "all_actions" and self.credit_spec.whiten and self.credit_spec.discount > 0:
             raise InputError(
                 "`credit.whiten` would change the scale of the sampled future alone, and so its weight against the "
                 "exact immediate term. Turn it off, or use `estimator: reinforce` or `discount: 0`."
             )
         # A number and not a buffer: small changes of β would be lost in a module that is held in bfloat16.
         self.kl_coefficient = self.kl.coefficient
-        self.last_rollout: RolloutBatch | None = None
-        self.rollout_count = 0
-        self._logged_rollouts = 0
-        self._on_policy = True
-        self._looks_at_sampler = True
 
     @property
     def needs_action_rewards(self) -> bool:
-        """Whether batches must carry the reward of every token of the vocabulary."""
+        """Whether micro-batches must have the reward of every token of the vocabulary."""
         return self.estimator == "all_actions"
 
-    def prepare_policy(self) -> None:
-        """Turn dropout off, which would be noise in the ratio to the policy that sampled."""
-        disable_dropout(self.policy)
-
-    def prepare_rollout(
-        self, rollout: RolloutBatch, group_size: int, policy_logprob: Tensor | None = None
-    ) -> RolloutBatch:
-        """Fill in the advantages of a whole rollout, before it is cut into micro-batches.
-
-        Args:
-            rollout: this rank's share.
-            group_size: K samples a prompt, next to each other.
-            policy_logprob: log π_θ of its tokens where another distribution than π_θ drew them.
-        """
-        mask = _action_mask(rollout)
-        self._on_policy = policy_logprob is None
-        # Before anything uses β, so that one β holds for the advantages and for every micro-batch.
+    def credit(self, rollout: RolloutBatch) -> RolloutBatch:
+        """Fill in the advantages, with one β for them and for every micro-batch."""
+        mask = rollout.action_mask
         self._adapt_kl_coefficient(rollout, mask)
         advantage = estimate_advantages(
             rollout,
             mask,
-            self.credit,
+            self.credit_spec,
             kl_coefficient=self.kl_coefficient,
             reference_coefficient=self.kl.reference_coefficient,
-            group_size=group_size,
+            group_size=rollout.group_size,
             future_only=self.needs_action_rewards,
-            policy_logprob=policy_logprob,
+            policy_logprob=rollout.policy_logprob,
         )
         if rollout.sampler_logprob is not None:
-            drawn = (rollout.behaviour_logprob, rollout.sampler_logprob)
-            advantage = advantage * truncated_importance(*drawn, mask, self.importance_cap)
-        kept = rollout._replace(advantage=advantage)
-        # The scores of every token would stay in memory until the next rollout is scored.
-        self.last_rollout = kept._replace(actions=None)
-        self.rollout_count += 1
-        return kept
+            logprobs = (rollout.behaviour_logprob, rollout.sampler_logprob)
+            advantage = advantage * truncated_importance(*logprobs, mask, self.importance_cap)
+        return rollout._replace(advantage=advantage)
 
-    def training_step(self, batch: RolloutBatch, batch_idx: int) -> Tensor:
-        """One micro-batch's share of the optimizer step's loss."""
-        surrogate = _Surrogate(batch, self.improbable_floor, self.clip_range)
-        values = _ImmediateValues(self, batch) if self.needs_action_rewards else None
-        scored = acted_loss(self.policy, batch.tokens, batch.mask, surrogate, values, sampled=True)
-        loss, logprob, mask = scored.loss, scored.logprob, scored.mask
-        if self.check_start and self.global_step == 0 and batch_idx == 0:
-            self._check_start(batch, logprob, mask)
-        if self.check_start:
-            self._check_sampler(batch, mask)
-        self.non_finite.watch(
-            batch.prompt,
-            {
-                "log_probability": logprob,
-                "reward": batch.reward,
-                "advantage": batch.advantage,
-                "sft_log_probability": batch.sft_logprob,
-            },
-            mask,
-        )
-        self.log_step(
-            {
-                "entropy": masked_sum(scored.entropy, mask),
-                "clip_share": surrogate.clipped,
-                "ratio": masked_sum((logprob - batch.behaviour_logprob).exp(), mask),
-                "kl_to_sft": masked_sum(logprob - batch.sft_logprob, mask),
-            },
-            mask.sum(),
-            loss,
-        )
+    def training_step(self, part: RolloutBatch, batch_idx: int) -> Tensor:
+        """As for every rollout algorithm; logs β."""
+        loss = super().training_step(part, batch_idx)
         self.log("train/kl_coefficient", self.kl_coefficient)
-        self._log_rollout()
-        return self.to_step_loss(loss)
+        return loss
+
+    def score(self, part: RolloutBatch) -> ScoredPart:
+        """The policy's log-probabilities with the loss, which the output head computes a block of logits at a time."""
+        surrogate = _Surrogate(part, self.improbable_floor, self.clip_range)
+        values = _ImmediateValues(self, part) if self.needs_action_rewards else None
+        scored = acted_loss(self.policy, part.tokens, part.mask, surrogate, values, sampled=True)
+        sums = {"clip_share": surrogate.clipped}
+        return ScoredPart(scored.logprob, scored.entropy, scored.mask, scored.loss, sums)
+
+    def loss(self, scored: ScoredPart, part: RolloutBatch) -> Tensor:
+        """The clipped surrogate, and the exact immediate term of ``all_actions``, which :meth:`score` has computed."""
+        assert scored.loss is not None
+        return scored.loss
+
+    def sampler_sums(self, rollout: RolloutBatch) -> Mapping[str, Tensor]:
+        """Add the share of tokens whose importance weight was truncated."""
+        sums = super().sampler_sums(rollout)
+        if rollout.sampler_logprob is None:
+            return sums
+        gap = rollout.behaviour_logprob - rollout.sampler_logprob
+        return {**sums, "importance_truncated": (rollout.action_mask & (gap > math.log(self.importance_cap))).sum()}
 
     def _adapt_kl_coefficient(self, rollout: RolloutBatch, mask: Tensor) -> None:
         """Raise β when the rollout is further from π_SFT than the target, lower it when it is nearer."""
         if self.kl.target is None:
             return
-        if not self._on_policy:
+        if rollout.policy_logprob is not None:
             raise InputError(
                 "An adaptive β measures KL(π_θ‖π_SFT) on samples of π_θ itself. Precomputed rollouts, or a sampling "
                 "temperature or top_p other than 1, give none: leave `kl.target` out."
@@ -225,84 +189,14 @@ class DensePathReinforce(PolicyModule):
         self.kl_coefficient *= math.exp(error / self.kl.horizon)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """An adaptive β and the number of rollouts are part of a checkpoint."""
+        """Save an adaptive β."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["kl_coefficient"] = self.kl_coefficient
-        checkpoint["rollouts"] = self.rollout_count
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the β of the interrupted run."""
         super().on_load_checkpoint(checkpoint)
         self.kl_coefficient = float(checkpoint.get("kl_coefficient", self.kl_coefficient))
-        self.rollout_count = self._logged_rollouts = int(checkpoint.get("rollouts", 0))
-
-    def _log_rollout(self) -> None:
-        """Averages over a whole rollout and all ranks, logged once when it is new."""
-        rollout = self.last_rollout
-        if rollout is None or self.rollout_count == self._logged_rollouts:
-            return
-        self._logged_rollouts = self.rollout_count
-        mask = _action_mask(rollout)
-        sums = {
-            "sequences": torch.tensor(len(mask)),
-            "length": mask.sum(),
-            "reward": masked_sum(rollout.reward, mask),
-            "terminated": rollout.terminated.sum(),
-        }
-        if rollout.outcome is not None:
-            sums["outcome"] = rollout.outcome.sum()
-        if rollout.sampler_logprob is not None:
-            gap = rollout.behaviour_logprob - rollout.sampler_logprob
-            sums["sampler_gap"] = masked_sum(gap.abs(), mask)
-            sums["importance_truncated"] = (mask & (gap > math.log(self.importance_cap))).sum()
-        if self._on_policy:
-            # Only samples of π_θ (drawn ahead: of an earlier one) estimate KL(π_θ‖π_SFT), in nats a response.
-            sums["reverse_kl"] = masked_sum(rollout.behaviour_logprob - rollout.sft_logprob, mask)
-        total = sum_over_ranks(torch.stack([value.double().to(self.device) for value in sums.values()]))
-        sequences, tokens, reward = total[0], total[1], total[2]
-        averages = dict(zip(sums, total / sequences, strict=True))
-        del averages["sequences"]
-        for name in {"sampler_gap", "importance_truncated"} & averages.keys():
-            averages[name] = averages[name] * sequences / tokens.clamp_min(1)  # of a token
-        self.log_dict({f"rollout/{name}": value for name, value in averages.items()})
-        self.log("rollout/reward_per_token", reward / tokens.clamp_min(1))
-        shown = {"reward": averages["reward"], "kl": averages.get("reverse_kl")}
-        self.log_dict({name: value for name, value in shown.items() if value is not None}, prog_bar=True, logger=False)
-
-    def _check_start(self, batch: RolloutBatch, logprob: Tensor, mask: Tensor) -> None:
-        """At the first step the policy is π_SFT and the rollout is its own: KL ≈ 0 and ratio ≈ 1.
-
-        Raises:
-            InputError: they are not; says which and what usually causes it.
-        """
-        to_sft = float(masked_mean((logprob - batch.sft_logprob).abs(), mask))
-        to_behaviour = float(masked_mean((logprob - batch.behaviour_logprob).abs(), mask))
-        self.refuse_other_start(to_sft, "π_SFT", "data.sft")
-        if to_behaviour > self.start_tolerance:
-            raise InputError(
-                f"The training pass and the sampler disagree by {to_behaviour:.3g} nats a token (allowed: "
-                f"{self.start_tolerance}), so the importance ratio is not 1 at the first step. Likely causes: a "
-                "sampling temperature or top_p other than 1, dropout left on, or rollouts kept from another policy. "
-                "`check_start: false` goes on with the ratio as correction."
-            )
-
-    def _check_sampler(self, batch: RolloutBatch, mask: Tensor) -> None:
-        """What another program draws tokens with is near the policy's log-probabilities; looked at once a process.
-
-        Raises:
-            InputError: it is not.
-        """
-        asked, self._looks_at_sampler = self._looks_at_sampler, False
-        # At another temperature, or from a nucleus, they differ as they should.
-        if batch.sampler_logprob is None or not asked or not self._on_policy:
-            return
-        gap = float(masked_mean((batch.behaviour_logprob - batch.sampler_logprob).abs(), mask))
-        if not gap <= SAMPLER_TOLERANCE:
-            raise InputError(
-                f"The policy and the program that writes its answers (`data.sampler`) disagree by {gap:.3g} nats a "
-                f"token (allowed: {SAMPLER_TOLERANCE}). It may not have taken the policy's weights, reads its config "
-                "otherwise, or computes in too few bits. `check_start: false` goes on, with weights for its tokens."
-            )
 
 
 class _ImmediateValues:
@@ -311,13 +205,13 @@ class _ImmediateValues:
     def __init__(self, module: DensePathReinforce, batch: RolloutBatch) -> None:
         assert batch.actions is not None
         self._actions, self._num_tokens = batch.actions, batch.num_tokens
-        self._place = _action_mask(batch).flatten().nonzero().squeeze(1)
-        self._dense_weight, self._hold = module.credit.dense_weight, module.kl_coefficient
+        self._index = batch.action_mask.flatten().nonzero().squeeze(1)
+        self._dense_weight, self._hold = module.credit_spec.dense_weight, module.kl_coefficient
         self._reference_hold = module.kl.reference_coefficient
 
     def __call__(self, logprobs: Tensor, part: slice) -> Tensor:
         """The values [n, V] of these states."""
-        scores = self._actions.scores(self._place[part])
+        scores = self._actions.scores(self._index[part])
         value = self._dense_weight * scores.reward - self._hold * (logprobs - scores.sft_logprob)
         if self._reference_hold:
             value = value - self._reference_hold * (logprobs - scores.reference_logprob)
@@ -332,7 +226,7 @@ class _Surrogate:
     """
 
     def __init__(self, batch: RolloutBatch, improbable_floor: float, clip_range: float) -> None:
-        mask = _action_mask(batch)
+        mask = batch.action_mask
         self._advantage, self._behaviour = batch.advantage[mask], batch.behaviour_logprob[mask]
         self._num_tokens = batch.num_tokens
         self._floor, self._clip_range = improbable_floor, clip_range
@@ -346,8 +240,3 @@ class _Surrogate:
         loss, share = clipped_surrogate_loss(*parts, every, self._num_tokens, self._clip_range)
         self.clipped = self.clipped + share * len(logprob)
         return loss
-
-
-def _action_mask(rollout: RolloutBatch) -> Tensor:
-    width = rollout.reward.shape[1]
-    return torch.arange(width, device=rollout.mask.device) < rollout.mask.sum(1, keepdim=True)

@@ -12,11 +12,11 @@ import torch
 from filelock import FileLock
 
 from dpr_lightning.data import RewardDataModule
-from dpr_lightning.data.rollout_loader import RolloutLoader, take_rows
+from dpr_lightning.data.rollout_loader import RolloutLoader
 from dpr_lightning.engine import micro_batches
 from dpr_lightning.errors import InputError
 from dpr_lightning.functional import action_positions
-from dpr_lightning.modules import CreditSpec, DensePathReinforce
+from dpr_lightning.modules import CreditSpec, DensePathReinforce, RolloutAlgorithm
 from dpr_lightning.policies import PolicySpec
 from dpr_lightning.rewards import DenseReward, RewardSpec
 from dpr_lightning.rollouts import SamplingOptions
@@ -37,6 +37,13 @@ def rollout_of(epoch: int, place: int) -> RolloutBatch:
                         torch.tensor(0.0))  # fmt: skip
 
 
+class WithoutCredit(RolloutAlgorithm):
+    """Learns from rollouts as they are."""
+
+    def credit(self, rollout: RolloutBatch) -> RolloutBatch:
+        return rollout
+
+
 class Source:
     """Counts what is asked of it."""
 
@@ -45,9 +52,9 @@ class Source:
     def __init__(self) -> None:
         self.asked: list[tuple[int, int]] = []
 
-    def rollout(self, epoch: int, place: int) -> RolloutBatch:
-        self.asked.append((epoch, place))
-        return rollout_of(epoch, place)
+    def scored_rollout(self, epoch: int, index: int) -> RolloutBatch:
+        self.asked.append((epoch, index))
+        return rollout_of(epoch, index)
 
     def with_actions(self, batch: RolloutBatch) -> RolloutBatch:
         return batch
@@ -57,7 +64,7 @@ def loader_of(source: Source, **options: Any) -> RolloutLoader:
     settings: dict[str, Any] = {
         "rollouts_per_epoch": 2, "refresh_every": 1, "accumulate": 2, "sum_over_ranks": lambda value: value
     }  # fmt: skip
-    return RolloutLoader(source, **(settings | options))
+    return RolloutLoader(source, WithoutCredit(PolicySpec(source="nowhere")).learn_from, **(settings | options))
 
 
 def test_an_epoch_read_as_lightning_reads_it() -> None:
@@ -124,7 +131,7 @@ def test_micro_batches_hold_every_token_once_and_the_whole_count() -> None:
 def test_splitting_keeps_rows_of_like_length_together() -> None:
     held = rollout_of(0, 0)
     assert [rows.tolist() for rows in micro_batches(held.tokens, held.mask, 2)] == [[1, 3, 0], [4, 2]]
-    assert take_rows(rollout_of(0, 0), torch.tensor([1])).tokens.shape == (1, 3)
+    assert next(held.split([torch.tensor([1])])).tokens.shape == (1, 3)
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +252,7 @@ def test_of_two_runs_one_makes_what_is_kept_and_the_other_waits(
 ) -> None:
     policy, saved = str(tiny_policy_folder), tmp_path / "kept"
     first = rollouts_of(make(precomputed=str(tmp_path / "made")), policy, tmp_path, steps=1)
-    monkeypatch.setattr(RewardDataModule, "_kept_parts", lambda _: pytest.fail("it was made already"))
+    monkeypatch.setattr(RewardDataModule, "_sft_rollouts", lambda _: pytest.fail("it was made already"))
     other = FileLock(tmp_path / ".kept.lock")
     other.acquire()
     with ThreadPoolExecutor(1) as pool:

@@ -4,8 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dpr_lightning.engine import acted_logprobs, micro_batches, parts_by_length, sequence_logprobs
+from dpr_lightning.engine import acted_logprobs, micro_batches, parts_by_length, sampled_logits, sequence_logprobs
 from dpr_lightning.engine.shared_prompts import Prompts
+from dpr_lightning.functional import token_logprobs
 from tests.engine.test_shared_prompts import answers, made
 
 BUDGET = 4 * 17
@@ -93,3 +94,36 @@ def test_a_rollout_of_many_lengths_is_read_in_fewer_tokens() -> None:
 
     assert read(False) == 185_616
     assert read(True) == 145_510
+
+
+def test_groups_stay_whole_and_in_order() -> None:
+    tokens, mask = answers(shuffled=False)
+    for number in (1, 2, 3):
+        parts = micro_batches(tokens, mask, number, groups=4)
+        rows = torch.cat(parts).view(-1, 4)
+        assert len(parts) == number
+        assert torch.equal(rows, rows[:, :1] + torch.arange(4))
+        assert sorted(rows[:, 0].tolist()) == [0, 4, 8]
+    longest = [int(mask[part].any(0).nonzero().max()) for part in micro_batches(tokens, mask, 3, groups=4)]
+    assert longest == sorted(longest)
+
+
+def test_a_loss_within_groups_has_the_gradient_of_the_whole_batch() -> None:
+    """Σ of squared differences between neighbours in a group: separated rows would lose some."""
+    tokens, mask = answers(shuffled=False)
+    model = made("eager")
+
+    def gradient(parts: list[Tensor]) -> Tensor:
+        model.zero_grad()
+        for rows in parts:
+            scored = sampled_logits(model, tokens[rows], mask[rows])
+            logprob = token_logprobs(scored.logits, scored.tokens).masked_fill(~scored.mask, 0.0)
+            score = logprob.sum(1)
+            (score.view(-1, 4).diff(dim=1) ** 2).sum().backward()
+        return torch.cat([weight.grad.flatten() for weight in model.parameters() if weight.grad is not None])
+
+    whole = gradient([torch.arange(12)])
+    parts = gradient(micro_batches(tokens, mask, 3, groups=4))
+    torch.testing.assert_close(parts, whole, atol=1e-5, rtol=1e-4)
+    torn = gradient(micro_batches(tokens, mask, 3))
+    assert (torn - whole).norm() > 0.1 * whole.norm()

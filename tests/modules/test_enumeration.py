@@ -112,7 +112,7 @@ def test_gradient_of_a_step_is_that_of_the_enumerated_objective(estimator: Any, 
     trainer = Trainer()
     module.trainer = trainer  # type: ignore[assignment]
     module.log = module.log_dict = lambda *_, **__: None  # type: ignore[method-assign]
-    batch = module.prepare_rollout(every_path(sft, reference), group_size=1)
+    batch = module.credit(every_path(sft, reference))
     module.training_step(batch, 0).backward()
 
     policy, by_sft, by_reference = (logits.log_softmax(-1) for logits in (table, sft, reference))

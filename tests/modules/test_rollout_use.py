@@ -200,9 +200,9 @@ def test_dropout_left_on_is_caught_and_is_off_by_itself(
         with_dropout(policy)
         disable_dropout(policy)
 
-    monkeypatch.setattr("dpr_lightning.modules.dpr.disable_dropout", both)
+    monkeypatch.setattr("dpr_lightning.modules.rollout_algorithm.disable_dropout", both)
     trainer(max_steps=1).fit(learner(), datamodule=data())
-    monkeypatch.setattr("dpr_lightning.modules.dpr.disable_dropout", with_dropout)
+    monkeypatch.setattr("dpr_lightning.modules.rollout_algorithm.disable_dropout", with_dropout)
     with pytest.raises(InputError, match=r"dropout|does not start"):
         trainer(max_steps=1).fit(learner(), datamodule=data())
 
@@ -218,7 +218,7 @@ def test_numbers_of_a_batch_keep_their_precision(precision: Any, trainer: Traine
     trainer(max_steps=2, precision=precision, callbacks=[Keep()]).fit(learner(), datamodule=data())
     assert len(batches) == 2
     for batch in batches:
-        numbers = [part for part in batch if part is not None and part.is_floating_point()]
+        numbers = [part for part in batch if isinstance(part, torch.Tensor) and part.is_floating_point()]
         assert len(numbers) == 6
         assert {part.dtype for part in numbers} == {torch.float32}
 
