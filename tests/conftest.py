@@ -50,6 +50,8 @@ from dpr_lightning.engine.kernels import calling  # noqa: E402
 from tests.tiny import write_tiny_policy  # noqa: E402
 
 torch.set_num_threads(_THREADS)
+# No test is about a loss of power, and waiting for the disk takes milliseconds a file.
+os.fsync = lambda _: None  # type: ignore[assignment]
 
 
 @pytest.fixture(params=[True, False], ids=["kernels", "PyTorch alone"])

@@ -1,7 +1,6 @@
 """A rank that hangs, or dies, is named by the ranks that wait for it."""
 
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import pytest
 import yaml
 from lightning import Callback, LightningModule, Trainer
 
-from tests.strategies.launch import start_ranks
+from tests.strategies.launch import Rank, start_ranks
 from tests.workspace import make_workspace, write_sft_config
 
 TIMEOUT = 25
@@ -27,7 +26,7 @@ class Stuck(Callback):
 
 
 @pytest.fixture
-def ranks(tmp_path: Path) -> "list[subprocess.Popen[bytes]]":
+def ranks(tmp_path: Path) -> list[Rank]:
     """Two, under DDP, of which one gets stuck."""
     workspace = make_workspace(tmp_path / "workspace")
     strategy = {
@@ -45,9 +44,7 @@ def ranks(tmp_path: Path) -> "list[subprocess.Popen[bytes]]":
 
 
 @pytest.mark.parametrize("dies", [False, True])
-def test_the_rank_is_named_that_the_other_waits_for(
-    dies: bool, ranks: "list[subprocess.Popen[bytes]]", tmp_path: Path
-) -> None:
+def test_the_rank_is_named_that_the_other_waits_for(dies: bool, ranks: list[Rank], tmp_path: Path) -> None:
     deadline = time.monotonic() + 90
     try:
         while not (tmp_path / "stuck").exists():
