@@ -72,7 +72,7 @@ class GenerationEvaluation(PeriodicEvaluation):
                     SamplingOptions(self.max_new_tokens, temperature),
                     verifier=self.verifier,
                     seed=self.seed,
-                    places=share or [0],
+                    indices=share or [0],
                 )
                 assert answers.scores is not None
                 # A rank without a share keeps the others company, and counts nothing.

@@ -115,7 +115,7 @@ def audit(
                         name,
                         _rewarded(ours, spec),
                         _rewarded(twins, spec),
-                        corrupted.place.numpy(),
+                        corrupted.action.numpy(),
                         _rewarded(ours, spec, after=earlier),
                         _rewarded(samples_scored, spec),
                         answers.scores,

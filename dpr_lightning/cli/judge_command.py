@@ -40,11 +40,11 @@ def judge(
         replies = [parse_verdict(reply) for reply in client.ask_all(questions, advance)]
     report = summarise(matches, list(zip(replies[::2], replies[1::2], strict=True)))
     console.print(_words(report), highlight=False)
-    console.print(f"{counted(client.asked, 'request')}, ${client.spent:.4f}; replies: {cache}", highlight=False)
+    console.print(f"{counted(client.requests, 'request')}, ${client.spent:.4f}; replies: {cache}", highlight=False)
     if output is not None:
         Path(output).parent.mkdir(parents=True, exist_ok=True)
         content = dataclasses.asdict(report) | {
-            "requests": client.asked,
+            "requests": client.requests,
             "dollars": client.spent,
             "model": endpoint.model,
         }

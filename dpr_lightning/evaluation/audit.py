@@ -1,4 +1,4 @@
-"""Does a reward know right from wrong, and where? Asked of demonstrations, before any reinforcement learning."""
+"""Does a reward separate right from wrong, and locate what is wrong? A test on demonstrations, before any RL."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from scipy import stats
 from dpr_lightning.evaluation.ranking import auc, auc_within_groups
 
 LOCALISES, SEPARATES = 0.1, 0.8
-"""What a reward must reach: the corrupted token's median place, and the share of corrupted twins it ranks below."""
+"""Limits for a reward: the corrupted token's median rank at most, and the share of twins ranked lower at least."""
 
 Numbers = NDArray[np.float64]
 
@@ -37,14 +37,15 @@ class RewardAudit:
         form: of the reward.
         twins: share of demonstrations whose total reward is above that of their corrupted twin; ties count half.
         twins_auc: the same over all pairs of a demonstration and a corrupted one.
-        place: median place of the corrupted token among the tokens of its response ordered by reward: 0 has the lowest
+        place: median rank of the corrupted token among the tokens of its response ordered by reward: 0 has the lowest
             reward of all, 1 the highest.
         lowest_tenth: share of corrupted tokens in the lowest tenth of their response.
-        samples_auc: demonstration above own samples of π_SFT, within a prompt. High where π_SFT is still worse than
-            its demonstrations; a half says that the reward cannot tell them, or that there is nothing to tell.
-        verifier_auc: right samples above wrong ones, within a prompt; None without a verifier or without both.
-        length_correlation: Spearman's, of total reward with length over own samples; None when either is constant.
-        end_share: share of Σ|r| over own samples that falls on the last token.
+        samples_auc: chance that a demonstration ranks above a sample of π_SFT for its prompt. High where π_SFT is
+            still worse than its demonstrations; ½ where the reward does not separate them, or they do not differ.
+        verifier_auc: chance that a right sample ranks above a wrong one for its prompt; None without a verifier or
+            without both.
+        length_correlation: Spearman's, of total reward with length over samples; None when either is constant.
+        end_share: share of Σ|r| over samples that is on the last token.
     """
 
     reference: str
@@ -60,7 +61,7 @@ class RewardAudit:
 
     @property
     def passes(self) -> bool:
-        """Whether the reward finds the wrong token and prefers the demonstration without it."""
+        """Whether the reward locates the wrong token and prefers the demonstration without it."""
         against = self.verifier_auc is not None and self.verifier_auc <= 0.5
         return self.place <= LOCALISES and self.twins >= SEPARATES and not against
 
@@ -70,7 +71,7 @@ def audit_reward(
     form: str,
     demonstrations: Rewarded,
     corrupted: Rewarded,
-    place: NDArray[np.int64],
+    changed: NDArray[np.int64],
     answered: Rewarded,
     samples: Rewarded,
     scores: Sequence[float] | None = None,
@@ -82,15 +83,15 @@ def audit_reward(
         form: name.
         demonstrations: rewards of N demonstrations.
         corrupted: of the same, with one token changed.
-        place: [N] the changed action.
+        changed: [N] index of the changed action.
         answered: the demonstrations' actions that answer the samples' prompts: of a conversation, its last turn.
-        samples: of N·K samples of π_SFT, those of a prompt next to each other, prompts in the demonstrations' order.
+        samples: of N·K samples of π_SFT, those of a prompt in adjacent rows, prompts in the demonstrations' order.
         scores: [N·K] by a verifier; above 0.5 counts as right.
     """
     count = len(demonstrations.reward)
     each = len(samples.reward) // count
     ours, twins = demonstrations.total, corrupted.total
-    places = token_places(corrupted, place)
+    ranks = token_ranks(corrupted, changed)
     prompt = np.concatenate([np.arange(count), np.repeat(np.arange(count), each)])
     is_demonstration = np.arange(len(prompt)) < count
     total, length = samples.total, samples.mask.sum(1)
@@ -104,8 +105,8 @@ def audit_reward(
         form=form,
         twins=float(((ours > twins) + 0.5 * (ours == twins)).mean()),
         twins_auc=auc(ours, twins),
-        place=float(np.median(places)),
-        lowest_tenth=float((places <= LOCALISES).mean()),
+        place=float(np.median(ranks)),
+        lowest_tenth=float((ranks <= LOCALISES).mean()),
         samples_auc=auc_within_groups(np.concatenate([demonstrated, total]), is_demonstration, prompt),
         verifier_auc=None if np.isnan(judged) else judged,
         length_correlation=_spearman(total, length),
@@ -113,31 +114,31 @@ def audit_reward(
     )
 
 
-def token_places(rewarded: Rewarded, place: NDArray[np.int64]) -> Numbers:
-    """Where one token of each response stands among the others, ordered by reward: 0 lowest, 1 highest; [B].
+def token_ranks(rewarded: Rewarded, action: NDArray[np.int64]) -> Numbers:
+    """Rank by reward of one token of each response among its tokens: 0 lowest, 1 highest; [B].
 
     Ties count half, so that a reward that is the same for every token puts each at ½.
     """
-    rows = np.arange(len(place))
-    own = rewarded.reward[rows, place][:, None]
-    others = rewarded.mask.copy()
-    others[rows, place] = False
-    below = ((rewarded.reward < own) + 0.5 * (rewarded.reward == own)) * others
-    return np.asarray(below.sum(1) / np.maximum(others.sum(1), 1), dtype=np.float64)
+    rows = np.arange(len(action))
+    reward = rewarded.reward[rows, action][:, None]
+    competitors = rewarded.mask.copy()
+    competitors[rows, action] = False
+    below = ((rewarded.reward < reward) + 0.5 * (rewarded.reward == reward)) * competitors
+    return np.asarray(below.sum(1) / np.maximum(competitors.sum(1), 1), dtype=np.float64)
 
 
 def recommend(audits: Sequence[RewardAudit], control: str) -> tuple[RewardAudit | None, str]:
-    """The reward that does best, if any passes, and what to say about it.
+    """The best reward, if any passes, and sentences about it.
 
     Rewards are ordered by how well they agree with the verifier, or, without one, by the share of corrupted twins they
-    rank below their demonstrations; then by how low they put the corrupted token.
+    rank below their demonstrations; then by how low they rank the corrupted token.
 
     Args:
         audits: of every reference and form.
         control: name of the form that needs no reference, which is reported and not recommended.
     """
-    passing = [found for found in audits if found.passes and found.form != control]
-    controls = [found for found in audits if found.form == control]
+    passing = [audit for audit in audits if audit.passes and audit.form != control]
+    controls = [audit for audit in audits if audit.form == control]
     if not passing:
         return None, (
             f"No reward passes: none puts the corrupted token in the lowest {LOCALISES:.0%} of its response (median) "
@@ -151,7 +152,7 @@ def recommend(audits: Sequence[RewardAudit], control: str) -> tuple[RewardAudit 
     )
     if best.verifier_auc is not None:
         text += f" It agrees with the verifier on {best.verifier_auc:.0%} of the pairs of samples."
-    if any(found.passes and _order(found) >= _order(best) for found in controls):
+    if any(audit.passes and _order(audit) >= _order(best) for audit in controls):
         text += (
             f" But `{control}` needs no reference and does as well: a lower temperature may be all there is to gain."
         )
@@ -161,8 +162,8 @@ def recommend(audits: Sequence[RewardAudit], control: str) -> tuple[RewardAudit 
     return best, text
 
 
-def _order(found: RewardAudit) -> tuple[float, float]:
-    return (found.twins if found.verifier_auc is None else found.verifier_auc, -found.place)
+def _order(audit: RewardAudit) -> tuple[float, float]:
+    return (audit.twins if audit.verifier_auc is None else audit.verifier_auc, -audit.place)
 
 
 def _spearman(first: Any, second: Any) -> float | None:

@@ -1,4 +1,4 @@
-"""Arms compared on the same prompts, and the one verdict on each comparison: corrected for how many are shown."""
+"""Comparisons of arms on the same prompts, each with one verdict that is corrected for the number of comparisons."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,9 +20,9 @@ MEASURES = ("sampled", "greedy")
 
 @dataclass(frozen=True)
 class CorrectedComparison(PairedComparison):
-    """One of several comparisons that are shown together. Every table, plot, page and file takes its verdict from here.
+    """One of several comparisons of one report, with the verdict that every table, plot, page and file displays.
 
-    ``p_holm`` is ``p_value`` after Holm's correction over all of them that have the same measure; ``verdict`` follows
+    ``p_holm`` is ``p_value`` after Holm's correction over all comparisons of the same measure; ``verdict`` follows
     from it and from the interval, which is not corrected: "better" or "worse" need both.
     """
 
@@ -42,8 +42,8 @@ def compare_arms(
 
     Args:
         scores: by arm, for each seed, by measure, the scores of the prompts in the order of the file, [P].
-        base: the arm that the others are compared with.
-        focus: an arm that is compared with the others too.
+        base: the arm that every arm is compared with.
+        focus: an arm that is compared with every arm too.
 
     Returns:
         ``{"arm - other": {measure: comparison}}`` for the measures that both arms have.
@@ -65,7 +65,7 @@ def compare_arms(
 
 
 def corrected(comparisons: Mapping[str, Mapping[str, PairedComparison]]) -> Corrected:
-    """Correct and judge comparisons that are shown together, by name and measure: those of a measure are one family."""
+    """Correct the comparisons of one report, by name and measure, and judge each: those of a measure are one family."""
     table: Corrected = {name: {} for name in comparisons}
     for measure in dict.fromkeys(measure for by_measure in comparisons.values() for measure in by_measure):
         family = {name: by_measure[measure] for name, by_measure in comparisons.items() if measure in by_measure}

@@ -17,7 +17,7 @@ from dpr_lightning.types import Rollouts
 
 @dataclass(frozen=True)
 class EvaluatedAnswers:
-    """What a policy answered: one row a sample, the samples of a prompt next to each other.
+    """Answers of a policy: one row a sample, the samples of a prompt in adjacent rows.
 
     ``texts`` without the stop at their end; ``scores`` by the verifier, None without one; ``lengths`` in tokens;
     ``reverse_kl`` nats a response, one a row: Σ_t log π − log π_SFT, None when not measured.
@@ -51,7 +51,7 @@ def collect_answers(
     seed: int = 0,
     combine: Combine = single_model,
     sft: nn.Module | None = None,
-    places: Sequence[int] | None = None,
+    indices: Sequence[int] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> EvaluatedAnswers:
     """Sample answers, score them, and measure how far they are from π_SFT.
@@ -59,18 +59,18 @@ def collect_answers(
     Args:
         models: the policy, or several for a decode-time combination.
         tokenizer: decodes answers for the verifier.
-        prompts: what is asked.
+        prompts: that are answered.
         options: temperature 0 is greedy.
         verifier: (prompt text, answer text, metadata) -> score in [0, 1].
         num_samples: answers a prompt.
-        seed: the same seed pairs samples of two policies.
+        seed: of the samples; with the same seed the samples of two policies are paired.
         combine: turns several models into one distribution.
-        sft: π_SFT, for the reverse KL of what was sampled; not meaningful for greedy answers.
-        places: of the prompts that are asked, which get the answers that they get among all; None: every prompt.
+        sft: π_SFT, for the reverse KL of the samples; not meaningful for greedy answers.
+        indices: of the prompts that are answered, each as it would be among all prompts; None: every prompt.
         progress: called with the number of sequences finished.
 
     Raises:
-        InputError: a prompt lacks what the verifier needs, or does not fit into the model's positions; said before
+        InputError: a prompt lacks a field that the verifier needs, or exceeds the model's positions; raised before
             anything is sampled.
     """
     check_ground_truth(prompts, verifier)
@@ -78,16 +78,16 @@ def collect_answers(
     for source in sources:
         check_prompt_positions(source, prompts, options.max_new_tokens, "max_new_tokens")
     special = special_tokens(tokenizer, sources[0])
-    asked = range(len(prompts)) if places is None else places
+    selected = range(len(prompts)) if indices is None else indices
     rollouts = sample(
         sources,
-        [prompts.tokens[place] for place in asked],
+        [prompts.tokens[index] for index in selected],
         options,
         stop_tokens=special.stops,
         pad_token=special.pad,
         num_samples=num_samples,
         seed=seed,
-        prompt_ids=asked,
+        prompt_ids=selected,
         combine=combine,
         tokenizer=tokenizer,
         progress=progress,
@@ -105,15 +105,15 @@ def judge_answers(
     verifier: Verifier | None = None,
     reverse_kl: list[float] | None = None,
 ) -> EvaluatedAnswers:
-    """Decode what was written, and score it.
+    """Decode answers, and score them.
 
     Args:
         rollouts: answers to ``prompts``.
         tokenizer: decodes them for the verifier.
         special: tokens that end them.
-        prompts: what was asked.
+        prompts: of the answers.
         verifier: (prompt text, answer text, metadata) -> score in [0, 1].
-        reverse_kl: nats a response, where it was measured.
+        reverse_kl: nats a response, if measured.
     """
     texts = decode_answers(rollouts.tokens, rollouts.mask, tokenizer, special)
     scores = None

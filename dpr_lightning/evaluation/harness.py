@@ -1,4 +1,4 @@
-"""The Language Model Evaluation Harness (lm-eval) on a policy in memory: its tasks, its scores."""
+"""Scores of a policy in memory on tasks of the Language Model Evaluation Harness (lm-eval)."""
 
 import logging
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class HarnessSpec:
-    """What is asked of lm-eval.
+    """Tasks and options of an evaluation by lm-eval.
 
     Args:
         tasks: names of tasks or groups.
-        task_folder: with task files of your own; they come first.
+        task_folder: folder with your task files, which take precedence.
         limit: documents of a task; None: all.
         batch_size: sequences at once.
         few_shot: examples in a prompt; None takes the task's.
@@ -35,7 +35,7 @@ class HarnessSpec:
     chat: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what lm-eval would take for everything, or for nothing."""
+        """Refuse values that lm-eval would read as everything, or as nothing."""
         if not self.tasks:
             raise InputError("`tasks` names at least one task of lm-eval.")
         if self.limit is not None and self.limit < 1:
@@ -49,11 +49,11 @@ class HarnessSpec:
 def harness_scores(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, spec: HarnessSpec, *, seed: int = 0
 ) -> dict[str, dict[str, float]]:
-    """Evaluate a policy where it is; it keeps its mode and its weights, and random numbers go on as if nothing was.
+    """Evaluate a policy on its device, without a change of its mode, its weights or the state of random generators.
 
     Args:
         model: a causal language model, possibly in training.
-        tokenizer: its own.
+        tokenizer: of the model.
         spec: tasks and options.
         seed: of few-shot examples and of sampling.
 
@@ -76,9 +76,9 @@ def harness_scores(
     try:
         device = str(next(model.parameters()).device)
         live: Any = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=spec.batch_size, device=device)
-        # lm-eval seeds every generator there is; a training goes on with its own.
+        # lm-eval seeds every generator; a training goes on with its states of before.
         with isolate_rng():
-            found = simple_evaluate(
+            evaluated = simple_evaluate(
                 model=live,
                 tasks=list(spec.tasks),
                 num_fewshot=spec.few_shot,
@@ -93,31 +93,31 @@ def harness_scores(
                 fewshot_random_seed=seed,
             )
     except (OSError, ValueError) as error:
-        raise InputError(f"lm-eval could not ask {', '.join(spec.tasks)}: {first_line(error)}") from error
+        raise InputError(f"lm-eval could not evaluate {', '.join(spec.tasks)}: {first_line(error)}") from error
     finally:
         model.train(training)
-    return {task: _metrics(held) for task, held in found["results"].items()}
+    return {task: _metrics(entries) for task, entries in evaluated["results"].items()}
 
 
 def _tasks(spec: HarnessSpec) -> Any:
-    """lm-eval's index of tasks: of your folder, and with its own tasks where the folder does not have all."""
+    """lm-eval's index of tasks: those of the user's folder, and lm-eval's where the folder does not have all."""
     from lm_eval.tasks import TaskManager
 
-    own = spec.task_folder
-    manager = TaskManager(include_path=own, include_defaults=False) if own is not None else None
+    folder = spec.task_folder
+    manager = TaskManager(include_path=folder, include_defaults=False) if folder is not None else None
     if manager is None or not set(spec.tasks) <= set(manager.all_tasks):
-        manager = TaskManager(include_path=own)
+        manager = TaskManager(include_path=folder)
     unknown = [task for task in spec.tasks if not manager.match_tasks([task])]
     if unknown:
-        place = f"neither {own} nor lm-eval has it" if own is not None else "lm-eval does not have it"
-        raise InputError(f"There is no task {', '.join(unknown)}: {place}. `lm-eval ls tasks` lists what there is.")
+        searched = f"neither {folder} nor lm-eval has it" if folder is not None else "lm-eval does not have it"
+        raise InputError(f"There is no task {', '.join(unknown)}: {searched}. `lm-eval ls tasks` lists all tasks.")
     return manager
 
 
-def _metrics(held: dict[str, Any]) -> dict[str, float]:
+def _metrics(entries: dict[str, Any]) -> dict[str, float]:
     """``{"acc,none": .5}`` of lm-eval as ``{"acc": .5}``; a filter other than none stays in the name."""
     return {
         name.removesuffix(",none").replace(",", "_"): float(value)
-        for name, value in held.items()
+        for name, value in entries.items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }

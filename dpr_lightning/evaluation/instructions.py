@@ -37,13 +37,13 @@ def instructions(prompt: str, completion: str, metadata: Mapping[str, Any]) -> f
     """1 when the completion follows every instruction of the row, strictly; the checks are lm-eval's.
 
     Args:
-        prompt: what was asked; some checks look at it.
-        completion: what the policy wrote.
+        prompt: text of the prompt, which some checks use.
+        completion: text of the answer.
         metadata: ``instruction_id_list``, such as ``["punctuation:no_comma"]``, and ``kwargs``, one mapping for each,
             as google/IFEval has them; both may be JSON.
 
     Raises:
-        InputError: the package is not installed, or the row does not say what is to be checked.
+        InputError: the package is not installed, or the row does not name its checks.
     Source: Zhou et al. 2023, arXiv:2311.07911.
     """
     from lm_eval.tasks.ifeval.utils import InputExample, test_instruction_following_strict

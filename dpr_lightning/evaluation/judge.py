@@ -1,4 +1,4 @@
-"""Which of two answers is better, asked of another model: both orders always, and what that says of the judge."""
+"""Which of two answers is better, judged by another model, in both orders, with measures of the judge's bias."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,23 +31,23 @@ class Match:
     second: str
 
     def messages(self, *, swapped: bool) -> list[Message]:
-        """What the judge is asked; ``swapped`` shows the second answer as A."""
-        shown = (self.second, self.first) if swapped else (self.first, self.second)
-        text = f"# Request\n{self.prompt}\n\n# Answer A\n{shown[0]}\n\n# Answer B\n{shown[1]}"
+        """The messages for the judge; with ``swapped`` the second answer is A."""
+        answers = (self.second, self.first) if swapped else (self.first, self.second)
+        text = f"# Request\n{self.prompt}\n\n# Answer A\n{answers[0]}\n\n# Answer B\n{answers[1]}"
         return [{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": text}]
 
 
 @dataclass(frozen=True)
 class JudgeReport:
-    """What a judge made of two policies' answers.
+    """Statistics of a judge's verdicts on two policies' answers.
 
     Attributes:
         win_rate: of the first policy: over prompts, the mean of both orders, a tie counting half.
         verdict: the first against the second, in words.
         p_value: of a sign-flip test of win rate ½.
-        ties: share of prompts that came out even.
-        flips: share of prompts whose winner changed with the order: the judge followed the place and not the answer.
-        place_bias: share of decided verdicts that went to the answer shown as A; a half is fair.
+        ties: share of prompts with a tie.
+        flips: share of prompts whose winner changed with the order: the judge followed the position, not the answer.
+        place_bias: share of decided verdicts that went to answer A; a half is fair.
         words: mean words of the first and of the second policy's answers.
         longer_wins: share of decided prompts that the longer answer won; None where none was decided.
         judged: prompts with a readable verdict in both orders.
@@ -69,12 +69,12 @@ class JudgeReport:
 def parse_verdict(reply: str) -> Winner | None:
     """The winner in a judge's reply: of its last JSON object that names one; None where it cannot be read."""
     decoder = json.JSONDecoder()
-    for start in (place for place in range(len(reply) - 1, -1, -1) if reply[place] == "{"):
+    for start in (index for index in range(len(reply) - 1, -1, -1) if reply[index] == "{"):
         try:
-            held, _ = decoder.raw_decode(reply[start:])
+            parsed, _ = decoder.raw_decode(reply[start:])
         except json.JSONDecodeError:
             continue
-        winner = held.get("winner") if isinstance(held, dict) else None
+        winner = parsed.get("winner") if isinstance(parsed, dict) else None
         for name in get_args(Winner):
             if isinstance(winner, str) and winner.strip().lower() == name.lower():
                 return name  # type: ignore[no-any-return]
@@ -82,7 +82,7 @@ def parse_verdict(reply: str) -> Winner | None:
 
 
 def match_answers(first: Mapping[str, str], second: Mapping[str, str]) -> list[Match]:
-    """Answers to the same prompts.
+    """Pair the answers of two policies to the same prompts.
 
     Raises:
         InputError: one side answers prompts that the other does not.
@@ -91,17 +91,17 @@ def match_answers(first: Mapping[str, str], second: Mapping[str, str]) -> list[M
     if missing:
         raise InputError(
             f"{counted(len(missing), 'prompt')} with an answer of one policy alone; the first is {missing[0][:60]!r}. "
-            "Let both answer the same file of prompts."
+            "Answer the same file of prompts by both."
         )
     return [Match(prompt, answer, second[prompt]) for prompt, answer in first.items()]
 
 
 def summarise(matches: Sequence[Match], verdicts: Sequence[tuple[Winner | None, Winner | None]]) -> JudgeReport:
-    """Count what the judge said.
+    """Count the judge's verdicts.
 
     Args:
-        matches: what was judged.
-        verdicts: of each match, first in the order given and then swapped; None where a reply could not be read.
+        matches: that were judged.
+        verdicts: of each match, first in its order and then swapped; None where a reply could not be read.
 
     Raises:
         InputError: fewer than two prompts have a readable verdict in both orders.
@@ -140,7 +140,7 @@ def summarise(matches: Sequence[Match], verdicts: Sequence[tuple[Winner | None, 
 
 
 def answers_of(rows: Iterable[Row]) -> dict[str, str]:
-    """Prompt and answer of rows as ``dpr generate`` writes them, or as AlpacaEval has them (instruction, output).
+    """Prompts and answers of rows of ``dpr generate``, or of AlpacaEval (instruction, output).
 
     Raises:
         InputError: a row has neither, or a prompt is answered twice.
@@ -149,8 +149,9 @@ def answers_of(rows: Iterable[Row]) -> dict[str, str]:
     for row in rows:
         values = row.values
         pair = next(
-            ((values[ask], values[say]) for ask, say in (("prompt", "completion"), ("instruction", "output"))
-             if isinstance(values.get(ask), str) and isinstance(values.get(say), str)),
+            ((values[prompt], values[answer])
+             for prompt, answer in (("prompt", "completion"), ("instruction", "output"))
+             if isinstance(values.get(prompt), str) and isinstance(values.get(answer), str)),
             None,
         )  # fmt: skip
         if pair is None:

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible endpoint that is asked in parallel, never twice for the same, and not beyond a budget."""
+"""Parallel requests to an OpenAI-compatible endpoint, with cached replies and within a budget."""
 
 import hashlib
 import json
@@ -12,15 +12,15 @@ from typing import Any
 from dpr_lightning.errors import InputError
 
 CHARACTERS_A_TOKEN = 3
-"""Fewer than texts have, so that a request is rather over- than underestimated before it is sent."""
+"""Number of characters a token for estimates, below that of texts, so that a request's cost is overestimated."""
 
 
 @dataclass(frozen=True)
 class EndpointSpec:
-    """Where the judge is, and what it may cost.
+    """Address, options and prices of the judge.
 
     Args:
-        model: as the endpoint names it.
+        model: name of the model at the endpoint.
         base_url: of an OpenAI-compatible API; None: OpenAI's, or the environment's OPENAI_BASE_URL.
         api_key: the key; None: the environment's OPENAI_API_KEY. A local server takes any word.
         temperature: of the replies.
@@ -29,7 +29,7 @@ class EndpointSpec:
         retries: further attempts after a timeout, a full queue (429) or a failing server (5xx), each after a longer
             wait.
         parallel: requests under way at once.
-        budget: dollars this run may spend; None: no cap.
+        budget: dollars this run may spend; None: no limit.
         input_price: dollars a million tokens read.
         output_price: dollars a million tokens written.
     """
@@ -47,27 +47,27 @@ class EndpointSpec:
     output_price: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse a cap that could not be kept."""
+        """Refuse a budget without prices, and numbers out of range."""
         if self.budget is not None and self.input_price <= 0 and self.output_price <= 0:
             raise InputError("A `budget` needs `input_price` and `output_price`, in dollars a million tokens.")
         if self.parallel < 1 or self.retries < 0 or self.max_tokens < 1:
             raise InputError("`parallel` and `max_tokens` must be at least 1, `retries` at least 0.")
 
-    def cost(self, read: int, written: int) -> float:
-        """Dollars of a request."""
-        return (read * self.input_price + written * self.output_price) / 1e6
+    def cost(self, read: int, generated: int) -> float:
+        """Dollars of a request with so many tokens ``read`` and ``generated``."""
+        return (read * self.input_price + generated * self.output_price) / 1e6
 
 
 class Endpoint:
-    """Asks, and keeps every reply in a file as soon as it has come.
+    """Sends requests, and appends each reply to a cache file as soon as it arrives.
 
     Attributes:
         spent: dollars, of this run.
-        asked: requests answered in this run; replies from the file are not counted.
+        requests: number of requests answered in this run; replies from the file are not counted.
     """
 
     def __init__(self, spec: EndpointSpec, cache: str | Path) -> None:
-        """Read the replies that ``cache``, a JSON Lines file, has from former runs.
+        """Read the replies of earlier runs from ``cache``, a JSON Lines file.
 
         Raises:
             InputError: the package openai is missing, or there is no key.
@@ -75,9 +75,7 @@ class Endpoint:
         try:
             import openai
         except ImportError as error:
-            raise InputError(
-                "A judge is asked through the package openai: pip install dpr-lightning[judge]."
-            ) from error
+            raise InputError("A judge needs the package openai: pip install dpr-lightning[judge].") from error
         self.spec, self.cache = spec, Path(cache)
         try:
             self._client = openai.OpenAI(
@@ -86,10 +84,10 @@ class Endpoint:
         except openai.OpenAIError as error:
             raise InputError(f"There is no key for the judge: set OPENAI_API_KEY or `api_key`. ({error})") from error
         self._errors = openai
-        self._held = self._read()
+        self._replies = self._read()
         self._lock = threading.Lock()
         self._reserved = 0.0
-        self.spent, self.asked = 0.0, 0
+        self.spent, self.requests = 0.0, 0
 
     def ask_all(
         self, questions: Sequence[list[dict[str, str]]], progress: Callable[[int], None] | None = None
@@ -97,17 +95,17 @@ class Endpoint:
         """The reply to every question, in order.
 
         Raises:
-            InputError: the endpoint refuses or fails for good, or the budget is used up; everything answered so far is
-                kept, and the same call goes on from there.
+            InputError: the endpoint refuses or keeps failing, or the budget is used up; all replies so far are in the
+                cache, and the same call goes on from there.
         """
         replies: dict[int, str] = {}
         stopped = threading.Event()
 
-        def answer(place: int) -> None:
+        def answer(index: int) -> None:
             if stopped.is_set():
                 return
             try:
-                replies[place] = self._ask(questions[place])
+                replies[index] = self._ask(questions[index])
             except BaseException:
                 stopped.set()
                 raise
@@ -115,36 +113,35 @@ class Endpoint:
                 progress(1)
 
         with ThreadPoolExecutor(self.spec.parallel) as pool:
-            tasks = [pool.submit(answer, place) for place in range(len(questions))]
+            tasks = [pool.submit(answer, index) for index in range(len(questions))]
         for task in tasks:
             if (error := task.exception()) is not None:
-                said = (
-                    f"{error} {len(replies)} of {len(questions)} replies are kept in {self.cache}; run again to go on."
-                )
-                raise InputError(said) from error
-        return [replies[place] for place in range(len(questions))]
+                raise InputError(
+                    f"{error} {len(replies)} of {len(questions)} replies are in {self.cache}; run again to go on."
+                ) from error
+        return [replies[index] for index in range(len(questions))]
 
     def _ask(self, messages: list[dict[str, str]]) -> str:
         key = self._key(messages)
-        if key in self._held:
-            return self._held[key]
+        if key in self._replies:
+            return self._replies[key]
         expected = self._reserve(messages)
         try:
-            text, read, written = self._send(messages)
+            text, read, generated = self._send(messages)
         finally:
             with self._lock:
                 self._reserved -= expected
         with self._lock:
-            self.spent += self.spec.cost(read, written)
-            self.asked += 1
-            self._held[key] = text
+            self.spent += self.spec.cost(read, generated)
+            self.requests += 1
+            self._replies[key] = text
             self.cache.parent.mkdir(parents=True, exist_ok=True)
             with self.cache.open("a", encoding="utf-8") as handle:
-                handle.write(json.dumps({"key": key, "reply": text, "read": read, "written": written}) + "\n")
+                handle.write(json.dumps({"key": key, "reply": text, "read": read, "written": generated}) + "\n")
         return text
 
     def _reserve(self, messages: list[dict[str, str]]) -> float:
-        """Dollars that the request may cost at most, set aside while it is under way."""
+        """Reserve the dollars that the request may cost at most until its reply arrives, and return them."""
         characters = sum(len(message["content"]) for message in messages)
         expected = self.spec.cost(characters // CHARACTERS_A_TOKEN, self.spec.max_tokens)
         with self._lock:
@@ -188,17 +185,17 @@ class Endpoint:
         return text, getattr(usage, "prompt_tokens", 0) or 0, getattr(usage, "completion_tokens", 0) or 0
 
     def _key(self, messages: list[dict[str, str]]) -> str:
-        asked = [self.spec.model, str(self._client.base_url), self.spec.temperature, self.spec.max_tokens, messages]
-        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+        request = [self.spec.model, str(self._client.base_url), self.spec.temperature, self.spec.max_tokens, messages]
+        return hashlib.sha256(json.dumps(request).encode()).hexdigest()
 
     def _read(self) -> dict[str, str]:
         if not self.cache.is_file():
             return {}
-        held = {}
+        replies = {}
         for line in self.cache.read_text(encoding="utf-8").splitlines():
             try:
                 entry = json.loads(line)
-                held[str(entry["key"])] = str(entry["reply"])
+                replies[str(entry["key"])] = str(entry["reply"])
             except (ValueError, KeyError, TypeError):
                 continue  # a run that was killed while it wrote leaves half a line
-        return held
+        return replies

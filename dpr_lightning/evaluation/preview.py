@@ -1,12 +1,12 @@
-"""Where is a reward heading? The optimum of the objective, estimated from π_SFT's own samples before any RL.
+"""Where is a reward heading? The optimum of the objective, estimated from samples of π_SFT before any RL.
 
 KL-regularised reinforcement learning with reward r has the optimum
 
     π*(y|x) ∝ π_SFT(y|x) · exp(Σ_t r_t / β)
 
 so n samples y_1 … y_n of π_SFT, weighted by w_i = softmax_i(Σ_t r_t(y_i)/β), are samples of π* as far as they reach
-(sampling–importance–resampling, Rubin 1987). How far that is, the effective sample size 1/Σ w_i² tells: near n all
-samples count, near 1 the estimate is little else than best-of-n, and the true optimum may lie where nobody sampled.
+(sampling–importance–resampling, Rubin 1987). The effective sample size 1/Σ w_i² measures how far that is: near n all
+samples count, near 1 the estimate is close to best-of-n, and the true optimum may be outside of all samples.
 """
 
 import math
@@ -65,8 +65,8 @@ def preview(
         returns: by name of the reward, [N, n]: Σ_t r_t of sample n for prompt N, in nats.
         length: [N, n], tokens of each sample.
         score: [N, n], the verifier's score in [0, 1], if there is a verifier.
-        sft_logprob: [N, n], Σ_t log π_SFT of each sample. Given, the preview holds the control that needs no
-            reference: log π_SFT as the reward, whose optimum is π_SFT^{1+1/β}, a sharpening.
+        sft_logprob: [N, n], Σ_t log π_SFT of each sample. With it, the preview includes the control that
+            needs no reference: log π_SFT as the reward, whose optimum is π_SFT^{1+1/β}, a sharpening.
         betas: β > 0, nats of reward per nat of KL to π_SFT.
         confidence: coverage of the intervals, which are bootstrapped over prompts.
         resamples: bootstrap samples.
@@ -124,7 +124,7 @@ def optimum_weights(returns: Samples, beta: float) -> Samples:
 
 
 def best_weights(returns: Samples) -> Samples:
-    """Weight of each sample under best-of-n, the limit β → 0; equals share the weight, [N, n]."""
+    """Weight of each sample under best-of-n, the limit β → 0; ties divide the weight, [N, n]."""
     best = returns == returns.max(axis=1, keepdims=True)
     normalised: Samples = best / best.sum(axis=1, keepdims=True)
     return normalised
@@ -135,11 +135,11 @@ def _point(returns: Samples, lengths: Samples, scores: Samples | None, beta: flo
     effective = float((1.0 / np.square(weights).sum(axis=1)).mean())
     difference, weighted = None, None
     if scores is not None:
-        by_prompt, own = (weights * scores).sum(axis=1), scores.mean(axis=1)
+        by_prompt, baseline = (weights * scores).sum(axis=1), scores.mean(axis=1)
         # rounding is no difference: prompts whose responses all score the same would all seem to lose 1e-16
-        by_prompt = np.where(np.abs(by_prompt - own) < 1e-12, own, by_prompt)
+        by_prompt = np.where(np.abs(by_prompt - baseline) < 1e-12, baseline, by_prompt)
         weighted = float(by_prompt.mean())
-        difference = paired_comparison(by_prompt, own, **options)
+        difference = paired_comparison(by_prompt, baseline, **options)
     return PreviewPoint(
         beta=beta,
         score=weighted,
@@ -160,7 +160,7 @@ def _surest(rewards: Sequence[RewardPreview], *, control: bool) -> tuple[str, fl
     ]
     if not candidates:
         return None
-    # the first of equals: betas come from the largest, which asks for the smallest step
+    # of ties the first: betas fall, and the largest needs the smallest step
     _, name, beta = max(candidates, key=lambda candidate: candidate[0])
     return name, beta
 

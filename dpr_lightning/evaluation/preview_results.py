@@ -1,4 +1,4 @@
-"""What a preview holds: the optimum of each reward at each β, next to π_SFT's own samples."""
+"""Results of a preview: the optimum of each reward at each β, compared with samples of π_SFT."""
 
 import dataclasses
 import math
@@ -9,7 +9,7 @@ from typing import Any
 from dpr_lightning.errors import InputError
 from dpr_lightning.evaluation.statistics import MeanInterval, PairedComparison, Verdict, verdict
 
-# Below this many samples per prompt the weighted mean hangs on one or two responses.
+# Below this many samples per prompt the weighted mean depends on one or two responses.
 LEAST_EFFECTIVE_SAMPLES = 4.0
 
 
@@ -18,7 +18,7 @@ class PreviewPoint:
     """The optimum of one reward at one β, as far as the samples reach.
 
     ``score`` and ``length`` (tokens) are expectations under π*; ``effective_samples`` is the mean of 1/Σw² over
-    prompts, ``effective_share`` the same over n. ``difference`` is score − π_SFT's own mean score, paired by prompt.
+    prompts, ``effective_share`` the same over n. ``difference`` is score − mean score of π_SFT's samples, by prompt.
     Without a verifier ``score`` and ``difference`` are None.
     """
 
@@ -31,12 +31,12 @@ class PreviewPoint:
 
     @property
     def reliable(self) -> bool:
-        """Whether enough samples carry the weight for the estimate to speak of the optimum itself."""
+        """Whether enough samples carry the weight for an estimate of the optimum itself."""
         return self.effective_samples >= LEAST_EFFECTIVE_SAMPLES
 
     @property
     def verdict(self) -> Verdict | None:
-        """Against π_SFT's own samples; None without a verifier."""
+        """The optimum against π_SFT's samples; None without a verifier."""
         return None if self.difference is None else verdict(self.difference)
 
 
@@ -45,7 +45,7 @@ class RewardPreview:
     """One reward: how it ranks responses, and the optimum at each β.
 
     ``auc``: chance that it ranks a right response above a wrong one to the same prompt; ``best_of_n``: score of the
-    response it likes most (None without a verifier); ``control``: a reward that needs no reference, to be beaten.
+    response with the highest reward (None without a verifier); ``control``: a reward without reference, as a baseline.
     """
 
     name: str
@@ -59,21 +59,21 @@ class RewardPreview:
         """The point at a β of the preview.
 
         Raises:
-            InputError: the preview was not made for this β.
+            InputError: the preview does not include this β.
         """
         for point in self.points:
             if math.isclose(point.beta, beta, rel_tol=1e-9):
                 return point
-        raise InputError(f"The preview has no β={beta:g}; it was made for {numbers(p.beta for p in self.points)}.")
+        raise InputError(f"The preview has no β={beta:g}; it has β={numbers(p.beta for p in self.points)}.")
 
 
 @dataclass(frozen=True)
 class Preview:
-    """All rewards and β, next to π_SFT's own samples.
+    """All rewards and β, compared with samples of π_SFT.
 
-    ``prompts`` N, ``samples`` n per prompt; ``score`` (None without a verifier) and ``length`` of the samples as they
-    are; ``best`` and ``best_control``: (name, β) whose gain is surest; ``best_against_control``: the score of the one
-    minus that of the other, paired by prompt.
+    ``prompts`` N, ``samples`` n per prompt; ``score`` (None without a verifier) and ``length`` of the unweighted
+    samples; ``best`` and ``best_control``: (name, β) whose gain is surest; ``best_against_control``: the score of the
+    one minus that of the other, paired by prompt.
     """
 
     prompts: int
@@ -99,14 +99,14 @@ class Preview:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON and for the report; what is not defined (an AUC of no pairs) is None."""
         plain: dict[str, Any] = _plain(dataclasses.asdict(self))
-        for written, reward in zip(plain["rewards"], self.rewards, strict=True):
-            for point, source in zip(written["points"], reward.points, strict=True):
+        for entry, reward in zip(plain["rewards"], self.rewards, strict=True):
+            for point, source in zip(entry["points"], reward.points, strict=True):
                 point |= {"reliable": source.reliable, "verdict": source.verdict}
         return plain
 
 
 def _plain(value: Any) -> Any:
-    """The same with tuples as lists and NaN as None: JSON has no NaN."""
+    """Replace tuples by lists and NaN by None: JSON has no NaN."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

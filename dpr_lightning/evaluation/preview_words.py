@@ -8,30 +8,30 @@ def describe(result: Preview, reward: str, beta: float) -> str:
     """The verdict on one reward and β in plain words, a sentence or two a line.
 
     Raises:
-        InputError: the preview does not hold this reward or β.
+        InputError: the preview does not include this reward or β.
     """
-    chosen = result.reward(reward)
-    point = chosen.at(beta)
+    selected = result.reward(reward)
+    point = selected.at(beta)
     change = point.length / result.length - 1 if result.length else 0.0
     percent = f"{100 * change:+.0f}%".replace("-0%", "+0%").replace("-", "−")
-    lines = [_optimum_sentence(result, chosen, point)]
+    lines = [_optimum_sentence(result, selected, point)]
     lines.append(f"Its expected length is {point.length:.1f} tokens against {result.length:.1f} ({percent}).")
-    if chosen.auc is not None:
+    if selected.auc is not None:
         lines.append(
-            f"It ranks a right response above a wrong one to the same prompt in {chosen.auc:.1%} of pairs (chance: 50%)"
-            f"; the best of {result.samples} samples by it score {chosen.best_of_n:.3f}."
+            f"It ranks a right response above a wrong one to the same prompt in {selected.auc:.1%} of pairs (chance: "
+            f"50%); the best of {result.samples} samples by it score {selected.best_of_n:.3f}."
         )
     if result.score is not None:
         lines.append(_best_sentence(result))
     return "\n".join(lines)
 
 
-def _optimum_sentence(result: Preview, chosen: RewardPreview, point: PreviewPoint) -> str:
-    """Better, worse, undecided, or out of the samples' reach."""
-    subject = f"The optimum of {chosen.name} at β={point.beta:g}"
+def _optimum_sentence(result: Preview, selected: RewardPreview, point: PreviewPoint) -> str:
+    """A sentence that calls the optimum better, worse, undecided, or out of the samples' reach."""
+    subject = f"The optimum of {selected.name} at β={point.beta:g}"
     reach = f"{point.effective_samples:.1f} of {result.samples} samples a prompt carry its weight"
     if point.difference is None or result.score is None:
-        return f"{subject}: without a verifier only its length can be told ({reach})."
+        return f"{subject}: without a verifier only its length can be estimated ({reach})."
     gap = (
         f"{point.score:.3f} against {result.score.mean:.3f} for SFT's own samples "
         f"(difference {_signed(point.difference.difference)}, "
@@ -40,8 +40,8 @@ def _optimum_sentence(result: Preview, chosen: RewardPreview, point: PreviewPoin
     if not point.reliable:
         way = {"worse": "leads down", "better": "leads up"}.get(point.verdict or "", "leads neither up nor down")
         return (
-            f"{subject} cannot be told from these samples: only {reach}. As far as they reach, the way there {way}: "
-            f"{gap}. Raise β, or draw more samples."
+            f"{subject} cannot be estimated from these samples: only {reach}. As far as they reach, the way there "
+            f"{way}: {gap}. Raise β, or draw more samples."
         )
     words = {
         "worse": "is WORSE than SFT: reinforcement learning that succeeds would lose accuracy",
@@ -52,7 +52,7 @@ def _optimum_sentence(result: Preview, chosen: RewardPreview, point: PreviewPoin
 
 
 def _best_sentence(result: Preview) -> str:
-    """Which reward and β look best, and whether they beat the sharpening of π_SFT."""
+    """A sentence on which reward and β look best, and whether they beat the sharpening of π_SFT."""
     if result.best is None:
         return "No reward and β tried is within the reach of these samples: raise β, or draw more."
     name, beta = result.best

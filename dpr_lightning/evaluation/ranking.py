@@ -1,4 +1,4 @@
-"""Does a number tell right from wrong? The area under the ROC curve, pooled and within groups."""
+"""Does a number separate right from wrong? The area under the ROC curve, pooled and within groups."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -9,8 +9,8 @@ def auc(positive: ArrayLike, negative: ArrayLike) -> float:
     """Area under the ROC curve:  P(positive > negative) + ½·P(positive = negative), over all pairs.
 
     Args:
-        positive: scores of what should rank higher; infinite ones are fine.
-        negative: scores of what should rank lower.
+        positive: scores that should be higher; infinite ones are allowed.
+        negative: scores that should be lower.
 
     Returns:
         In [0, 1], .5 for chance; NaN when either side is empty.
@@ -27,8 +27,8 @@ def auc(positive: ArrayLike, negative: ArrayLike) -> float:
 def auc_within_groups(score: ArrayLike, correct: ArrayLike, group: ArrayLike) -> float:
     """AUC over the pairs (right, wrong) within each prompt, pooled:  Σ_g pairs won in g / Σ_g pairs of g.
 
-    What a reward is for: telling right from wrong among responses to the same prompt. Prompts whose responses are all
-    right or all wrong have no pairs and do not count.
+    It measures whether a reward ranks right above wrong among responses to the same prompt. Prompts whose responses
+    are all right or all wrong have no pairs and do not count.
 
     Args:
         score: [N].

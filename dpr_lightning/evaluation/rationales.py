@@ -1,7 +1,7 @@
-"""Worked solutions, written by a few lines of program: what the demonstrations of the procedural tasks say.
+"""Worked solutions of the procedural tasks, generated for their demonstrations.
 
 Each is compact and regular, so that a model of a million parameters with one token a character can learn it: arithmetic
-goes column by column from the ones, every carry or borrow is spelled out, and no step needs more than two digits at a
+goes column by column from the ones, every carry or borrow is written out, and no step needs more than two digits at a
 time. ``57+87:7+7=14,5+8+1=14>144`` reads: 7+7 is 14, so carry 1; 5+8+1 is 14; together 144.
 """
 
@@ -62,8 +62,8 @@ def addition_step(total: int, term: int, detail: Detail) -> str:
 def chain_sum_rationale(metadata: Mapping[str, Any], detail: Detail) -> str:
     """Running total of an expression such as ``42 - 25 - 73``, a line a term."""
     lines, total = [], 0
-    for place, term in enumerate(signed_terms(metadata["expression"])):
-        if place:
+    for index, term in enumerate(signed_terms(metadata["expression"])):
+        if index:
             lines.append(addition_step(total, term, detail))
         total += term
     return "\n".join(lines)
@@ -78,12 +78,12 @@ def products_rationale(metadata: Mapping[str, Any], detail: Detail) -> str:
     lines, product = [], factors[0]
     for factor in factors[1:]:
         total: int | None = None
-        for place, digit in enumerate(_digits(factor)):
+        for power, digit in enumerate(_digits(factor)):
             if digit == 0 and factor > 0:
                 continue
-            part = product * digit * 10**place
+            part = product * digit * 10**power
             columns = "" if detail == "running" else f":{product_columns(product, digit)}"
-            lines.append(f"{product}*{digit * 10**place}{columns}{'=' if detail == 'running' else '>'}{part}")
+            lines.append(f"{product}*{digit * 10**power}{columns}{'=' if detail == 'running' else '>'}{part}")
             if total is not None:
                 lines.append(addition_step(total, part, detail))
             total = part if total is None else total + part

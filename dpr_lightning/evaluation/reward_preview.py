@@ -18,7 +18,7 @@ from dpr_lightning.types import TokenScores
 
 @dataclass(frozen=True)
 class RewardPreviewRun:
-    """A preview with what it was made from: the samples of π_SFT and what the frozen models say of them."""
+    """A preview with its inputs: the samples of π_SFT and their scores by the frozen models."""
 
     preview: Preview
     answers: EvaluatedAnswers
@@ -26,10 +26,10 @@ class RewardPreviewRun:
 
 
 def default_forms(spec: RewardSpec) -> dict[str, RewardSpec]:
-    """Every form on its own, mixtures of a one-sided one with ½ log π_SFT, and the one asked for.
+    """Every single form, mixtures of a one-sided one with ½ log π_SFT, and the requested one, ``spec``.
 
     Raises:
-        InputError: it is standardised.
+        InputError: ``spec`` is standardised.
     """
     if spec.position_zscore or spec.length_normalise:
         raise InputError(
@@ -45,7 +45,7 @@ def default_forms(spec: RewardSpec) -> dict[str, RewardSpec]:
 
 
 def form_name(spec: RewardSpec) -> str:
-    """A form in words, as the preview calls it: its name, or the weighted sum."""
+    """A form's name in the preview: the form, or the weighted sum of several."""
     if isinstance(spec.form, str):
         return SHARPENING if spec.form == "log_policy" else spec.form
     factors = {1.0: "", 0.5: "½ "}
@@ -69,7 +69,7 @@ def preview_reward(
     """Sample π_SFT, score the samples once, and estimate the optimum of every form at every β.
 
     Args:
-        reward: holds π_SFT and the references; its own form is always among those previewed.
+        reward: of π_SFT and the references; its form is always among those previewed.
         tokenizer: decodes the samples for the verifier.
         prompts: prompts that were not trained on.
         options: temperature and top-p must be 1: the weights assume samples of π_SFT itself.
@@ -87,9 +87,9 @@ def preview_reward(
         )
     scores = reward.score(answers.rollouts.tokens, answers.rollouts.mask, divergence=True)
     shape = (len(prompts), num_samples)
-    chosen = forms if forms is not None else default_forms(reward.spec)
+    specs = forms if forms is not None else default_forms(reward.spec)
     result = preview(
-        {name: token_rewards(scores, spec).sum(1).reshape(shape).numpy() for name, spec in chosen.items()},
+        {name: token_rewards(scores, spec).sum(1).reshape(shape).numpy() for name, spec in specs.items()},
         torch.tensor(answers.lengths).reshape(shape).numpy(),
         score=None if answers.scores is None else torch.tensor(answers.scores).reshape(shape).numpy(),
         sft_logprob=(scores.policy_logprob * scores.mask).sum(1).reshape(shape).numpy(),

@@ -20,8 +20,8 @@ def read_scan(path: str | Path) -> list[dict[str, Any]]:
         raise InputError(f"There is no file {path}. SCAN's are at https://github.com/brendenlake/SCAN.")
     rows: dict[str, dict[str, Any]] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        command, found, actions = line.removeprefix("IN: ").partition(" OUT: ")
-        if not (line.startswith("IN: ") and found and command.strip() and actions.strip()):
+        command, separator, actions = line.removeprefix("IN: ").partition(" OUT: ")
+        if not (line.startswith("IN: ") and separator and command.strip() and actions.strip()):
             raise InputError(f"{path}:{number} is {line[:60]!r} and not `IN: command OUT: actions`.")
         prompt = f"{command.strip()} ="
         rows[prompt] = {"prompt": prompt, "completion": f"{ANSWER_MARKER} {actions.strip()}", "answer": actions.strip()}
@@ -32,10 +32,10 @@ def split_rows(rows: list[dict[str, Any]], sizes: dict[str, int], seed: int) -> 
     """Disjoint random splits of rows, in the order of ``sizes``.
 
     Raises:
-        InputError: there are fewer rows than the sizes ask for.
+        InputError: there are fewer rows than the sum of the sizes.
     """
-    wanted = sum(sizes.values())
-    if wanted > len(rows):
-        raise InputError(f"The splits {sizes} take {wanted} rows, and there are {len(rows)}. Ask for fewer.")
+    total = sum(sizes.values())
+    if total > len(rows):
+        raise InputError(f"The splits {sizes} take {total} rows, and there are {len(rows)}. Ask for fewer.")
     order = iter(np.random.default_rng(seed).permutation(len(rows)).tolist())
-    return {name: [rows[next(order)] for _ in range(size)] for name, size in sizes.items()}
+    return {name: [rows[next(order)] for _ in range(count)] for name, count in sizes.items()}

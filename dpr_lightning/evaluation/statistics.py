@@ -17,7 +17,7 @@ from dpr_lightning.errors import InputError
 
 Verdict = Literal["better", "no detectable difference", "worse"]
 
-# Numbers drawn at a time: the memory of a bootstrap, 64 MiB, whatever the number of prompts and resamples.
+# Numbers sampled at a time: the memory of a bootstrap, 64 MiB, whatever the number of prompts and resamples.
 _BLOCK = 1 << 23
 
 
@@ -187,7 +187,7 @@ def pass_at_k(correct: ArrayLike, k: int) -> float:
 
 
 def holm(p_values: ArrayLike) -> NDArray[np.float64]:
-    """p-values adjusted for having asked several questions:  p̃_(i) = max_{j≤i} min(1, (m − j + 1)·p_(j)).
+    """p-values adjusted for several tests:  p̃_(i) = max_{j≤i} min(1, (m − j + 1)·p_(j)).
 
     Rejecting where p̃ < α keeps the chance of any false rejection below α, whatever the dependence.
 
@@ -229,8 +229,8 @@ def _scores(name: str, scores: ArrayLike) -> NDArray[np.float64]:
     if values.ndim != 1 or len(values) < 2:
         raise InputError(f"{name} has shape {values.shape}, expected [N] with at least 2 scores, one per prompt.")
     if not np.isfinite(values).all():
-        place = int(np.flatnonzero(~np.isfinite(values))[0])
-        raise ValueError(f"{name}[{place}] is {values[place]}: every prompt needs a finite score.")
+        index = int(np.flatnonzero(~np.isfinite(values))[0])
+        raise ValueError(f"{name}[{index}] is {values[index]}: every prompt needs a finite score.")
     return values
 
 
@@ -282,17 +282,17 @@ def _bca(
 
 def _sign_flip_p_value(differences: NDArray[np.float64], resamples: int, generator: np.random.Generator) -> float:
     """Share of sign assignments whose sum is as far from 0 as the one observed."""
-    size = np.abs(differences[differences != 0.0])
-    if not len(size):
+    magnitude = np.abs(differences[differences != 0.0])
+    if not len(magnitude):
         return 1.0
-    if np.ptp(size) <= 1e-12 * size.max():
-        return float(stats.binomtest(int((differences > 0).sum()), len(size)).pvalue)
-    bar = abs(float(differences.sum())) - 1e-12 * float(size.sum())
-    if len(size) < 63 and 2 ** len(size) <= resamples:
-        signs = 1.0 - 2.0 * ((np.arange(2 ** len(size))[:, None] >> np.arange(len(size))) & 1)
-        return float((np.abs(signs @ size) >= bar).mean())
+    if np.ptp(magnitude) <= 1e-12 * magnitude.max():
+        return float(stats.binomtest(int((differences > 0).sum()), len(magnitude)).pvalue)
+    bar = abs(float(differences.sum())) - 1e-12 * float(magnitude.sum())
+    if len(magnitude) < 63 and 2 ** len(magnitude) <= resamples:
+        signs = 1.0 - 2.0 * ((np.arange(2 ** len(magnitude))[:, None] >> np.arange(len(magnitude))) & 1)
+        return float((np.abs(signs @ magnitude) >= bar).mean())
     extreme = 0
-    for count in _blocks(resamples, len(size)):
-        signs = 1.0 - 2.0 * generator.integers(2, size=(count, len(size)), dtype=np.int8)
-        extreme += int((np.abs(signs @ size) >= bar).sum())
+    for count in _blocks(resamples, len(magnitude)):
+        signs = 1.0 - 2.0 * generator.integers(2, size=(count, len(magnitude)), dtype=np.int8)
+        extreme += int((np.abs(signs @ magnitude) >= bar).sum())
     return (extreme + 1) / (resamples + 1)

@@ -1,4 +1,4 @@
-"""Demonstrations worth a second look: those with the tokens that fine-tuning moved away from most."""
+"""Demonstrations to check: those with the tokens that fine-tuning moved away from most."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from transformers import PreTrainedTokenizerBase
 from dpr_lightning.rollouts import decode_tokens
 
 CONTEXT = 12
-"""Tokens shown on each side."""
+"""Number of tokens of context on each side."""
 
 
 @dataclass(frozen=True)
 class Suspect:
-    """The token of lowest reward in one demonstration: ``where`` it is, its ``reward`` in nats, and what is around."""
+    """The token of lowest reward in one demonstration: file and row, its ``reward`` in nats, and the text around it."""
 
     where: str
     reward: float
@@ -26,7 +26,7 @@ class Suspect:
 def suspects(
     reward: Tensor, tokens: Tensor, mask: Tensor, tokenizer: PreTrainedTokenizerBase, where: Sequence[str]
 ) -> list[Suspect]:
-    """The lowest token of each demonstration, lowest first.
+    """The token of lowest reward of each demonstration, lowest first.
 
     Args:
         reward: [B, T] token rewards, nats, action-aligned.
@@ -35,20 +35,20 @@ def suspects(
         tokenizer: decodes.
         where: file and row of each demonstration.
     """
-    found = []
-    for row, place in enumerate(where):
+    result = []
+    for row, name in enumerate(where):
         columns = mask[row].nonzero().squeeze(1)
         action = int(reward[row, : len(columns)].argmin())
         column = int(columns[action])
         ids = tokens[row].tolist()
         end = int(columns[-1]) + 1
-        found.append(
+        result.append(
             Suspect(
-                place,
+                name,
                 float(reward[row, action]),
                 decode_tokens(tokenizer, ids[max(0, column - CONTEXT) : column]),
                 decode_tokens(tokenizer, [ids[column]]),
                 decode_tokens(tokenizer, ids[column + 1 : min(end, column + 1 + CONTEXT)]),
             )
         )
-    return sorted(found, key=lambda suspect: suspect.reward)
+    return sorted(result, key=lambda suspect: suspect.reward)

@@ -1,7 +1,7 @@
-"""Procedural tasks with a verifier: demonstrations with rationales, made from reasoning-gym's generators.
+"""Procedural tasks with a verifier: demonstrations with rationales, from reasoning-gym's generators.
 
-Every rationale ends in ``Answer: X`` and is checked against the task's own scorer before it is handed out. Prompts are
-distinct by text, within a split and across splits.
+Every rationale ends in ``Answer: X`` and is checked by the task's scorer. Prompts are distinct by text, within a split
+and across splits.
 """
 
 import hashlib
@@ -19,13 +19,13 @@ from dpr_lightning.evaluation.verifiers import ANSWER_MARKER, import_reasoning_g
 
 Row = dict[str, Any]
 
-# Draws allowed for each wanted prompt before a task counts as exhausted.
+# Draws allowed for each prompt before a task counts as exhausted.
 DRAWS_PER_ROW = 200
 
 
 @dataclass(frozen=True)
 class Task:
-    """A generator of reasoning-gym with our way to solve it.
+    """A generator of reasoning-gym with a program that writes its worked solutions.
 
     ``rationale`` and ``short_prompt`` take the metadata of an item; ``defaults`` are settings of the generator.
     """
@@ -62,7 +62,7 @@ TASKS: dict[str, Task] = {
 
 def make_task(
     name: str,
-    size: int,
+    count: int,
     seed: int = 0,
     *,
     short_prompt: bool = False,
@@ -72,50 +72,50 @@ def make_task(
     exclude: Iterable[str] = (),
     **config: Any,
 ) -> list[Row]:
-    """Make ``size`` demonstrations with distinct prompts.
+    """Create ``count`` demonstrations with distinct prompts.
 
     Args:
         name: one of ``TASKS``.
-        size: rows to make.
+        count: number of rows.
         seed: rows of different seeds are unrelated (the generators alone would repeat them, shifted by one).
         short_prompt: the bare problem, ``12 + 34 =``, instead of the question in English and a line break.
-        rationale: ``digits`` spells out every column and carry, ``running`` gives intermediate results only.
-        operators: chain_sum only: keep problems that use no other operator; ``"+"`` makes it easier.
-        non_negative: chain_sum only: keep problems whose running totals stay ≥ 0.
+        rationale: ``digits`` writes out every column and carry, ``running`` intermediate results alone.
+        operators: for chain_sum: skip problems with another operator; ``"+"`` is easier.
+        non_negative: for chain_sum: skip problems with a running total below 0.
         exclude: prompts that must not appear.
         config: settings of the generator, over the task's defaults: ``min_terms``, ``max_digits``, ``max_word_len``, …
 
     Returns:
-        Rows ``{"prompt", "completion", "answer", "metadata"}``. The metadata holds what the ``answer`` and
-        ``reasoning_gym`` verifiers need.
+        Rows ``{"prompt", "completion", "answer", "metadata"}``. The metadata has the fields of the ``answer`` and
+        ``reasoning_gym`` verifiers.
 
     Raises:
-        InputError: unknown task or setting, reasoning-gym missing, or fewer than ``size`` distinct problems.
+        InputError: unknown task or setting, reasoning-gym missing, or fewer than ``count`` distinct problems.
     """
-    _check_options(name, size, rationale, operators)
+    _check_options(name, count, rationale, operators)
     task = TASKS[name]
     seen, rows = set(exclude), []
-    wanted = (entry for entry in _entries(name, size, seed, config) if _kept(name, entry, operators, non_negative))
-    for entry in wanted:
+    entries = (entry for entry in _entries(name, count, seed, config) if _passes(name, entry, operators, non_negative))
+    for entry in entries:
         prompt = task.short_prompt(entry["metadata"]) if short_prompt else f"{entry['question']}\n"
         if prompt in seen:
             continue
         seen.add(prompt)
         rows.append(_row(name, prompt, entry, rationale))
-        if len(rows) == size:
+        if len(rows) == count:
             return rows
     settings = {**task.defaults, **config}
     raise InputError(
-        f"Only {len(rows)} of {size} distinct {name} problems turned up in {DRAWS_PER_ROW * size} draws with the "
+        f"Only {len(rows)} of {count} distinct {name} problems turned up in {DRAWS_PER_ROW * count} draws with the "
         f"settings {settings}. Ask for fewer rows, or widen the settings: more terms, digits or words."
     )
 
 
 def make_splits(name: str, sizes: Mapping[str, int], seed: int = 0, **config: Any) -> dict[str, list[Row]]:
-    """Make several splits whose prompts are disjoint by text.
+    """Create several splits whose prompts are disjoint by text.
 
-    Each split has a stream of its own and gives way to those named before it. List the test split first and it stays
-    the same whatever the sizes of the others; a larger split begins with the rows of a smaller one.
+    Each split has a separate random stream, and skips prompts of the splits before it. Listed first, the test split is
+    the same for all sizes of the later ones; a larger split begins with the rows of a smaller one.
 
     Args:
         name: one of ``TASKS``.
@@ -128,14 +128,14 @@ def make_splits(name: str, sizes: Mapping[str, int], seed: int = 0, **config: An
     """
     splits: dict[str, list[Row]] = {}
     taken: set[str] = set(config.pop("exclude", ()))
-    for split, size in sizes.items():
-        splits[split] = make_task(name, size, _mixed(seed, split), exclude=taken, **config)
+    for split, count in sizes.items():
+        splits[split] = make_task(name, count, _mixed(seed, split), exclude=taken, **config)
         taken.update(row["prompt"] for row in splits[split])
     return splits
 
 
 def write_jsonl(rows: Iterable[Mapping[str, Any]], path: str | Path) -> Path:
-    """Write rows as JSON lines, all or nothing: an interrupted call leaves the old file, or none."""
+    """Write rows as JSON lines atomically: an interrupted call leaves the old file, or none."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
@@ -153,12 +153,12 @@ def write_jsonl(rows: Iterable[Mapping[str, Any]], path: str | Path) -> Path:
     return path
 
 
-def _check_options(name: str, size: int, rationale: str, operators: str) -> None:
-    """Refuse options that cannot be meant."""
+def _check_options(name: str, count: int, rationale: str, operators: str) -> None:
+    """Refuse unknown names and numbers out of range."""
     if name not in TASKS:
         raise InputError(unknown_name("task", name, TASKS))
-    if size < 1:
-        raise InputError(f"{size} rows of {name} were asked for. Ask for one or more.")
+    if count < 1:
+        raise InputError(f"`count` is {count} rows of {name}; it must be one or more.")
     if rationale not in rationales.DETAILS:
         raise InputError(unknown_name("rationale", rationale, rationales.DETAILS))
     if not operators or set(operators) - set("+-"):
@@ -167,14 +167,14 @@ def _check_options(name: str, size: int, rationale: str, operators: str) -> None
         raise InputError(f"operators={operators!r} is a setting of chain_sum; {name} does not have it.")
 
 
-def _entries(name: str, size: int, seed: int, config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Problems of the generator, without end within the draws allowed."""
+def _entries(name: str, count: int, seed: int, config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Problems of the generator, as many as draws are allowed."""
     gym = import_reasoning_gym()
     settings = {**TASKS[name].defaults, **config}
     # The generators seed problem i with seed + i, so neighbouring seeds would share all problems but one.
     start = _mixed(seed, name)
     try:
-        dataset = gym.create_dataset(name, seed=start, size=DRAWS_PER_ROW * size, **settings)
+        dataset = gym.create_dataset(name, seed=start, size=DRAWS_PER_ROW * count, **settings)
     except TypeError as error:
         known = [option.name for option in fields(gym.create_dataset(name).config)]
         odd = [option for option in settings if option not in known]
@@ -182,12 +182,12 @@ def _entries(name: str, size: int, seed: int, config: Mapping[str, Any]) -> Iter
         raise InputError(named) from error
     except AssertionError as error:
         raise InputError(f"{name} refuses the settings {settings}: {error}.") from error
-    for index in range(DRAWS_PER_ROW * size):
+    for index in range(DRAWS_PER_ROW * count):
         yield dataset[index]
 
 
-def _kept(name: str, entry: Mapping[str, Any], operators: str, non_negative: bool) -> bool:
-    """Whether a problem passes the filters that the generator itself does not offer."""
+def _passes(name: str, entry: Mapping[str, Any], operators: str, non_negative: bool) -> bool:
+    """Whether a problem passes ``operators`` and ``non_negative``, which the generator does not offer."""
     if name != "chain_sum":
         return True
     expression = entry["metadata"]["expression"]
@@ -213,5 +213,5 @@ def _row(name: str, prompt: str, entry: Mapping[str, Any], detail: Any) -> Row:
 
 
 def _mixed(seed: int, label: str) -> int:
-    """A seed of 48 bits, far from that of any other seed or label."""
+    """A 48-bit hash of seed and label, so that neighbouring seeds give unrelated streams."""
     return int.from_bytes(hashlib.sha256(f"{label}/{seed}".encode()).digest()[:6], "big")

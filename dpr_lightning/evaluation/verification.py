@@ -1,4 +1,4 @@
-"""Generation and verification: how much better the best of n samples is, by each way of telling them apart."""
+"""Generation and verification: how much better the best of n samples is, by each way of ranking them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -32,21 +32,20 @@ class Ranking:
     gain: CorrectedComparison
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON; an AUC without any pair is None."""
-        held = asdict(self)
-        return held | {"auc": None if np.isnan(self.auc) else self.auc}
+        """Plain data for JSON; an AUC without any pair is None."""
+        return asdict(self) | {"auc": None if np.isnan(self.auc) else self.auc}
 
 
 def best_of_curve(ranking: ArrayLike, score: ArrayLike, counts: Sequence[int]) -> Table:
-    """Expected score of the answer that ``ranking`` puts first among n of the N samples of each prompt.
+    """Expected score of the answer that ``ranking`` ranks first among n of the N samples of each prompt.
 
     Exact over all C(N, n) subsets, hence unbiased for n fresh samples: with answers in falling order of ``ranking``,
-    answer i (from 1) is the best of a subset with probability C(N − i, n − 1) / C(N, n). Answers that rank alike share
-    their places.
+    answer i (from 1) is the best of a subset with probability C(N − i, n − 1) / C(N, n). Tied answers share the
+    probability of their ranks.
 
     Args:
-        ranking: [P, N], what is picked by.
-        score: [P, N], what is averaged.
+        ranking: [P, N], the numbers that answers are picked by.
+        score: [P, N], the numbers that are averaged.
         counts: n, each in 1…N.
 
     Returns:
@@ -67,27 +66,27 @@ def best_of_curve(ranking: ArrayLike, score: ArrayLike, counts: Sequence[int]) -
         )
     order = np.argsort(-rewards, axis=1, kind="stable")
     shared = np.empty_like(scores)
-    for row, places in enumerate(order):
-        _, group = np.unique(-rewards[row, places], return_inverse=True)
-        shared[row] = (np.bincount(group, scores[row, places]) / np.bincount(group))[group]
+    for row, ranked in enumerate(order):
+        _, group = np.unique(-rewards[row, ranked], return_inverse=True)
+        shared[row] = (np.bincount(group, scores[row, ranked]) / np.bincount(group))[group]
     return np.asarray(np.array([_chances(samples, count) for count in counts]) @ shared.T)
 
 
 def _chances(samples: int, count: int) -> Table:
-    """C(N − i, n − 1) / C(N, n) for i = 1…N; in logarithms, for the coefficients leave float64 near N = 1,030."""
-    place = np.arange(1, samples - count + 2)
+    """C(N − i, n − 1) / C(N, n) for i = 1…N; in logarithms, since the coefficients overflow float64 near N = 1,030."""
+    rank = np.arange(1, samples - count + 2)
 
     def log_binomial(n: Any, k: Any) -> Any:
         return gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)
 
-    chance = np.exp(log_binomial(samples - place, count - 1) - log_binomial(samples, count))
+    chance = np.exp(log_binomial(samples - rank, count - 1) - log_binomial(samples, count))
     return np.pad(chance / chance.sum(), (0, count - 1))
 
 
 def verification(
     rankings: Mapping[str, ArrayLike], score: ArrayLike, length: ArrayLike, counts: Sequence[int]
 ) -> list[Ranking]:
-    """Every ranking's best-of-n curve, and the oracle's, which picks by the true score.
+    """The best-of-n curve of every ranking, and of the oracle, which picks by the true score.
 
     Args:
         rankings: by name, [P, N].
@@ -96,7 +95,7 @@ def verification(
         counts: n of the curves, rising.
 
     Returns:
-        In the order given, the oracle last.
+        Rankings in the order of ``rankings``, the oracle last.
     """
     truth = np.asarray(score, dtype=np.float64)
     prompts = np.repeat(np.arange(len(truth)), truth.shape[1])
@@ -117,7 +116,7 @@ def verification(
 
 
 def in_words(rankings: Sequence[Ranking]) -> str:
-    """Who picks best, what that gains, how much of what there is to gain, and who picks worse than chance."""
+    """Sentences on the best ranking, its gain, its share of the oracle's gain, and rankings worse than chance."""
     *ours, oracle = rankings
     best = max(ours, key=lambda ranking: (ranking.gain.verdict == "better", ranking.gain.difference))
     most = max(best.best_of)

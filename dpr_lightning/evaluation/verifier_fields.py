@@ -1,4 +1,4 @@
-"""Types of the columns that verifiers compare with: each reads a value, or says what is wrong with it."""
+"""Types of the columns that verifiers compare with: each converts a value, or raises a ValueError with the reason."""
 
 import json
 import math
@@ -33,7 +33,7 @@ def text(value: Any) -> str:
 
 
 def final_text(value: Any) -> str:
-    """A text as it is written behind ``Answer:``; of a ground truth with that marker or ``####``, what follows it."""
+    """The text that belongs behind ``Answer:``; of a ground truth with that marker or ``####``, the text after it."""
     result = _after_marker(text(value)).strip()
     if not result:
         raise ValueError("nothing follows its marker")
@@ -47,7 +47,7 @@ def number(value: Any) -> float:
     end = _after_marker(text(value))
     result = last_number(end)
     if result is None:
-        raise ValueError("it holds no number; the verifier `answer` compares texts")
+        raise ValueError("it has no number; the verifier `answer` compares texts")
     if _FORMULA.search(end):
         raise ValueError(f"only its last number, {result:g}, would be compared. Write its value as a decimal number")
     return result
@@ -74,7 +74,7 @@ def mappings(value: Any) -> list[dict[str, Any]]:
 
 
 def json_value(value: Any) -> Any:
-    """The value of a JSON text; anything but a text as it is."""
+    """The value of a JSON text; any other value unchanged."""
     try:
         return json.loads(value) if isinstance(value, str) else value
     except ValueError as error:
@@ -82,7 +82,7 @@ def json_value(value: Any) -> Any:
 
 
 def last_number(value: str) -> float | None:
-    """The last number of a text, or of what follows its last ``####`` or ``Answer:``; None without one."""
+    """The last number of a text, or of the part after its last ``####`` or ``Answer:``; None without one."""
     numbers = _NUMBER.findall(_after_marker(value).replace(_MINUS, "-"))
     return float(numbers[-1].replace(",", "")) if numbers else None
 

@@ -1,4 +1,4 @@
-"""Verifiers: programs that tell right answers from wrong ones. They score policies; they are not the reward.
+"""Verifiers: programs that separate right answers from wrong ones. They score policies; they are not the reward.
 
 A verifier takes the text of a prompt, the text of a completion and the metadata of the prompt, and returns a score in
 [0, 1], 1 for right.
@@ -19,7 +19,7 @@ from dpr_lightning.evaluation.verifier_fields import ANSWER_MARKER, final_text, 
 __all__ = ["ANSWER_MARKER", "VERIFIERS", "answer", "exact_match", "last_number", "load_verifier", "numeric"]
 
 WITHOUT_ANSWER = frozenset({"boxnet", "graph_color", "propositional_logic", "rubiks_cube", "rush_hour"})
-"""Tasks of reasoning-gym whose rows have no answer: the scorer judges by the other columns."""
+"""Tasks of reasoning-gym whose rows have no answer: the scorer uses other columns."""
 
 
 @needs({"completion|answer": text})
@@ -32,8 +32,8 @@ def exact_match(prompt: str, completion: str, metadata: Mapping[str, Any]) -> fl
 @needs({"answer": final_text}, marker=ANSWER_MARKER)
 def answer(prompt: str, completion: str, metadata: Mapping[str, Any]) -> float:
     """1 when the text after the last ``Answer:`` equals ``metadata["answer"]``, outer space aside."""
-    given = answer_text(completion)
-    return float(given is not None and given == metadata["answer"])
+    result = answer_text(completion)
+    return float(result is not None and result == metadata["answer"])
 
 
 @needs({"answer": number})
@@ -43,8 +43,8 @@ def numeric(prompt: str, completion: str, metadata: Mapping[str, Any]) -> float:
     After ``####`` (GSM8K) or ``Answer:`` only what follows the last marker counts. ``1,234.0``, ``$1234`` and ``1234``
     are equal.
     """
-    given = last_number(completion)
-    return float(given is not None and math.isclose(given, metadata["answer"], rel_tol=1e-9, abs_tol=1e-9))
+    result = last_number(completion)
+    return float(result is not None and math.isclose(result, metadata["answer"], rel_tol=1e-9, abs_tol=1e-9))
 
 
 def _check_reasoning_gym(metadata: Mapping[str, Any]) -> None:
@@ -61,17 +61,17 @@ def _check_reasoning_gym(metadata: Mapping[str, Any]) -> None:
 
 @needs({"source_dataset": text}, marker=ANSWER_MARKER, check=_check_reasoning_gym)
 def reasoning_gym(prompt: str, completion: str, metadata: Mapping[str, Any]) -> float:
-    """1 when the task's own scorer gives full marks to the text after the last ``Answer:``.
+    """1 when the task's scorer returns 1 for the text after the last ``Answer:``.
 
     The scorers give partial credit to answers that are merely well formed; anything below 1 counts as wrong.
 
     Args:
         prompt: not used.
-        completion: what the policy wrote.
+        completion: text of the answer.
         metadata: of a row of :func:`dpr_lightning.evaluation.tasks.make_task`.
     """
-    given = answer_text(completion)
-    if given is None:
+    result = answer_text(completion)
+    if result is None:
         return 0.0
     expected = metadata["answer"]
     entry = {
@@ -79,7 +79,7 @@ def reasoning_gym(prompt: str, completion: str, metadata: Mapping[str, Any]) -> 
         "answer": None if expected is None else text(expected),
         "metadata": dict(metadata),
     }
-    return float(_scorer(metadata["source_dataset"])(given, entry) == 1.0)
+    return float(_scorer(metadata["source_dataset"])(result, entry) == 1.0)
 
 
 VERIFIERS: dict[str, Verifier] = {
@@ -95,12 +95,12 @@ def load_verifier(name: str) -> Verifier:
     """A verifier by its name, or by ``module:function``.
 
     Raises:
-        InputError: the name is unknown, the module does not import, or what it names cannot be called.
+        InputError: the name is unknown, the module does not import, or the function cannot be called.
     """
     if name in VERIFIERS:
         return VERIFIERS[name]
     if ":" not in name:
-        raise InputError(f"{unknown_name('verifier', name, VERIFIERS)} A function of your own is `module:function`.")
+        raise InputError(f"{unknown_name('verifier', name, VERIFIERS)} A function of yours is named `module:function`.")
     module_name, _, function_name = name.partition(":")
     try:
         module = importlib.import_module(module_name)
@@ -123,9 +123,9 @@ def load_verifier(name: str) -> Verifier:
 
 
 def answer_text(completion: str) -> str | None:
-    """What follows the last ``Answer:``, outer space aside; None without the marker."""
-    _, marker, given = completion.rpartition(ANSWER_MARKER)
-    return given.strip() if marker else None
+    """The text after the last ``Answer:``, outer space aside; None without the marker."""
+    _, marker, rest = completion.rpartition(ANSWER_MARKER)
+    return rest.strip() if marker else None
 
 
 def import_reasoning_gym() -> Any:
@@ -144,7 +144,7 @@ def import_reasoning_gym() -> Any:
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
-    """The sentences for a name that is not among those known, with the nearest ones first."""
+    """A message about an unknown name, with the nearest known ones."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     meant = f" Did you mean {' or '.join(repr(candidate) for candidate in near)}?" if near else ""
@@ -153,7 +153,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
 
 @functools.cache
 def _scorer(task: str) -> Callable[[str, dict[str, Any]], float]:
-    """``score_answer`` of a task of reasoning-gym; loading some tasks reads a word list, so it is kept."""
+    """``score_answer`` of a task of reasoning-gym; cached, since loading some tasks reads a word list."""
     gym = import_reasoning_gym()
     if task not in gym.factory.DATASETS:
         raise InputError(unknown_name("reasoning-gym task", task, gym.factory.DATASETS))

@@ -1,4 +1,4 @@
-"""Pages and tables of results: self-contained HTML, and tables for the console. They take plain data."""
+"""Pages and tables of results from plain data: self-contained HTML, and tables for the console."""
 
 from dpr_lightning.reports.content import Answer, Pair, Panel, Point, Report, Response, Sample, Scatter, Series
 from dpr_lightning.reports.page import write_heatmap, write_report

@@ -1,4 +1,4 @@
-"""What a report says, as plain data: numbers, lists and text. Nothing here knows how it is drawn."""
+"""The content of a report as plain data: numbers, lists and text, without layout."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +29,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Point:
-    """A mark at (x, y). ``correct`` colours it where a verifier spoke."""
+    """A mark at (x, y). ``correct`` colours it; None without a verifier."""
 
     name: str
     x: float
@@ -39,7 +39,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Scatter:
-    """Points over two axes; ``diagonal`` draws the line on which both are equal."""
+    """Points over two axes; ``diagonal`` adds the line x = y."""
 
     title: str
     x: str
@@ -54,7 +54,7 @@ class Response:
     """A response with its token rewards; the four lists have one entry a token.
 
     ``reward`` is r̂ in nats, ``policy_logprob`` log π_SFT, ``reference_logprob`` log π_ref (of several references the
-    one number the reward was made from). ``correct`` is None where no verifier spoke. ``label`` names the source.
+    combined one of the reward). ``correct`` is None without a verifier. ``label`` names the source.
     """
 
     tokens: Sequence[str]
@@ -68,7 +68,7 @@ class Response:
 
 @dataclass(frozen=True)
 class Pair:
-    """A right and a wrong response to one prompt, to be read side by side."""
+    """A right and a wrong response to one prompt, for display side by side."""
 
     prompt: str
     correct: Response
@@ -77,7 +77,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a policy answered. ``correct`` None: no verifier spoke; ``reward``: total, nats; ``length``: tokens."""
+    """An answer of a policy. ``correct``: None without a verifier; ``reward``: total, nats; ``length``: tokens."""
 
     policy: str
     text: str
@@ -100,19 +100,19 @@ class Report:
 
     Attributes:
         title: heading of the page.
-        verdict: what was found, in plain words; a line each.
+        verdict: the results in sentences; a line each.
         arms: by name of the arm ``{"greedy", "sampled", "length", "reverse_kl"}``, as in metrics.json.
         paired: by ``"a - b"`` and measure ``{"difference", "low", "high", "p_holm", "verdict"}``, as in metrics.json.
         preview: the preview before any RL, from ``Preview.to_dict()``.
         preview_words: its verdict, a line each.
         panels: curves, grouped under the name of a stage: ``{"SFT": [...], "Dense-Path REINFORCE": [...]}``.
         pairs: right and wrong responses side by side.
-        scatters: what the reward says beside what is true.
-        samples: answers of the policies to the same prompts, to be searched.
-        commands: command lines that make the same again.
-        settings: options of the run; nested mappings are written with dots.
-        machine: what it ran on.
-        notes: remarks under the results, such as seeds, prompts and how the intervals were made.
+        scatters: the reward against length and correctness.
+        samples: answers of the policies to the same prompts, with a search field.
+        commands: command lines that repeat the run.
+        settings: options of the run; keys of nested mappings are joined by dots.
+        machine: processor, threads, GPU and versions.
+        notes: remarks under the results, such as seeds, prompts and the method of the intervals.
     """
 
     title: str

@@ -1,4 +1,4 @@
-"""Curves as paths of an SVG, so that a page needs no charting library: the numbers; templates write the SVG."""
+"""Curves as numbers of SVG paths, so that a page needs no charting library; templates write the SVG."""
 
 import itertools
 import math
@@ -10,7 +10,7 @@ from dpr_lightning.reports.content import Panel, Series
 
 WIDTH, HEIGHT = 360.0, 180.0
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 8.0, 8.0, 22.0
-# More points than pixels would only weigh on the page; beyond this a curve shows means of neighbouring steps.
+# More points than pixels only enlarge the page; a longer curve has means of neighbouring steps.
 MOST_POINTS = 240
 
 Points = list[tuple[float, float]]
@@ -18,15 +18,15 @@ Points = list[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Tick:
-    """A place on an axis, in units of the SVG, and its label."""
+    """A tick: its coordinate on an axis, in units of the SVG, and its label."""
 
-    place: float
+    coordinate: float
     label: str
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A drawn series: ``path`` is SVG path data; ``dots`` are points without a neighbour, which a path cannot show."""
+    """A series as SVG: ``path`` is path data; ``dots`` are points without a neighbour, which a path does not draw."""
 
     name: str
     path: str
@@ -35,16 +35,16 @@ class Curve:
 
 @dataclass(frozen=True)
 class Level:
-    """A horizontal line."""
+    """A horizontal line; ``coordinate`` is its height in units of the SVG."""
 
     name: str
-    place: float
+    coordinate: float
     label: str
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A panel ready for its template; ``hover`` is what the page's script needs to name the values at a step."""
+    """A panel for its template; ``hover`` has the values that the page's script displays at a step."""
 
     title: str
     unit: str
@@ -97,7 +97,7 @@ def draw(panel: Panel) -> Drawing:
             ],
         },
         summary="; ".join(
-            _in_words(series, found, panel.over) for series, found in zip(panel.series, runs, strict=True)
+            _in_words(series, series_runs, panel.over) for series, series_runs in zip(panel.series, runs, strict=True)
         ),
     )
 
@@ -138,7 +138,7 @@ def _runs(series: Series) -> list[Points]:
 
 
 def _thinned(run: Points, width: int) -> Points:
-    """Means of ``width`` neighbours; the first and the last point stay as they are."""
+    """Replace ``width`` neighbours by their mean, without a change of the first and the last point."""
     if width <= 1 or len(run) <= 3:
         return run
     inner = run[1:-1]
@@ -154,7 +154,7 @@ def _path(points: Sequence[tuple[float, float]]) -> str:
 
 
 def _in_words(series: Series, runs: Sequence[Points], over: str) -> str:
-    """For readers who cannot see the curve: where it begins and ends."""
+    """A text for screen readers: where the curve begins and ends."""
     points = [point for run in runs for point in run]
     if not points:
         return f"{series.name}: no values"

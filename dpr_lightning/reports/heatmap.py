@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from dpr_lightning.errors import InputError
 from dpr_lightning.reports.content import Response
 
-# A token that training moved away from by this much, in nats, is counted under its response.
+# Tokens whose reward is below this, in nats, are counted under their response.
 FLAGGED = -0.2
-# The colour saturates at this quantile of |r̂|, so that one extreme token does not bleach all others.
+# The colour saturates at this quantile of |r̂|, so that one extreme token does not make the rest pale.
 SATURATION_QUANTILE = 0.97
 
 
@@ -17,8 +17,8 @@ SATURATION_QUANTILE = 0.97
 class Token:
     """A coloured token.
 
-    ``text`` as shown, with signs for what would be invisible; ``breaks`` when a new line follows; ``strength`` in
-    [0, 100], per cent of full colour; ``sign`` "more", "less" or "" for what cannot be coloured.
+    ``text`` for display, with signs for invisible characters; ``breaks`` when a new line follows; ``strength`` in
+    [0, 100], per cent of full colour; ``sign`` "more", "less", or "" without a colour.
     """
 
     text: str
@@ -33,7 +33,7 @@ class Token:
 
 @dataclass(frozen=True)
 class HeatMap:
-    """A response ready for its template. ``total`` is Σ r̂ in nats, ``flagged`` the tokens below −0.2 nats."""
+    """A response for its template. ``total`` is Σ r̂ in nats, ``flagged`` the number of tokens below −0.2 nats."""
 
     prompt: str
     label: str
@@ -45,14 +45,14 @@ class HeatMap:
 
 def colour_limit(responses: Iterable[Response]) -> float:
     """|r̂| in nats at which the colour is full, rounded to 1, 2 or 5 times a power of ten; 1 when all are 0."""
-    sizes = sorted(
+    magnitudes = sorted(
         abs(value) for response in responses for value in response.reward if math.isfinite(value) and value != 0
     )
-    if not sizes:
+    if not magnitudes:
         return 1.0
-    size = sizes[min(len(sizes) - 1, int(SATURATION_QUANTILE * len(sizes)))]
-    power = 10.0 ** math.floor(math.log10(size))
-    return next(factor * power for factor in (1.0, 2.0, 5.0, 10.0) if factor * power >= size * 0.999)
+    quantile = magnitudes[min(len(magnitudes) - 1, int(SATURATION_QUANTILE * len(magnitudes)))]
+    power = 10.0 ** math.floor(math.log10(quantile))
+    return next(factor * power for factor in (1.0, 2.0, 5.0, 10.0) if factor * power >= quantile * 0.999)
 
 
 def heat_map(response: Response, limit: float) -> HeatMap:
@@ -70,7 +70,7 @@ def heat_map(response: Response, limit: float) -> HeatMap:
     if len(set(lengths.values())) > 1:
         raise InputError(
             f"A response has {', '.join(f'{count} {name}' for name, count in lengths.items())}: one entry a token is "
-            "needed. Padding must be cut off before a report is made."
+            "needed. Cut padding off before writing a report."
         )
     return HeatMap(
         prompt=response.prompt,
@@ -83,7 +83,7 @@ def heat_map(response: Response, limit: float) -> HeatMap:
 
 
 def visible(text: str) -> str:
-    """A token as it can be seen: a sign for line breaks and tabs, an open box for nothing at all."""
+    """A token's text with signs for line breaks and tabs, and an open box for an empty one."""
     return text.replace("\r", "␍").replace("\n", "↵").replace("\t", "⇥") or "␣"
 
 

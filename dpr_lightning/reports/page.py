@@ -1,7 +1,7 @@
-"""Pages that stand alone: one HTML file, no request to anywhere, readable on a phone, in light and dark.
+"""Self-contained pages: one HTML file without network requests, readable on a phone, in light and dark.
 
-Text of models and data reaches the page only through templates with autoescape on; a content security policy that
-knows the hash of the one script of the page is the second wall.
+Text of models and data gets into the page through templates with autoescape alone; in addition a content security
+policy allows one script, by its hash.
 """
 
 import base64
@@ -26,7 +26,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_report(path: str | Path, report: Report) -> Path:
-    """Write the report of a run, whole or not at all, and return its path.
+    """Write the report of a run atomically, and return its path.
 
     Raises:
         InputError: a response whose lists differ in length.
@@ -61,20 +61,20 @@ def write_report(path: str | Path, report: Report) -> Path:
 def write_heatmap(
     path: str | Path, rows: Iterable[Response], *, title: str = "Token rewards", note: str = "", limit: int = 500
 ) -> Path:
-    """Write a page of responses coloured by token reward, whole or not at all, and return its path.
+    """Write a page of responses coloured by token reward atomically, and return its path.
 
     Args:
         path: of the HTML file.
-        rows: responses with their prompts; only as many as ``limit`` are read into the page.
+        rows: responses with their prompts; the page has the first ``limit``.
         title: heading of the page.
-        note: a remark under the heading, such as which models gave the reward.
-        limit: most responses on the page. A few hundred keep it quick on a phone.
+        note: a remark under the heading, such as the models of the reward.
+        limit: largest number of responses on the page. A few hundred are fast on a phone.
 
     Raises:
         InputError: a response whose lists differ in length.
     """
-    shown = list(islice(iter(rows), limit))
-    full = colour_limit(shown)
+    first_rows = list(islice(iter(rows), limit))
+    full = colour_limit(first_rows)
     html = (
         _environment()
         .get_template("heatmap.html.jinja")
@@ -82,7 +82,7 @@ def write_heatmap(
             title=title,
             note=note,
             total=len(rows) if isinstance(rows, Sequence) else None,
-            maps=[heat_map(response, full) for response in shown],
+            maps=[heat_map(response, full) for response in first_rows],
             limit=full,
         )
     )
@@ -112,7 +112,7 @@ def _environment() -> jinja2.Environment:
     script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
     environment.filters |= {"number": results.number, "arm": results.arm_name}
     environment.globals |= {
-        # our own files, the only text that is not escaped
+        # files of this package, the only text that is not escaped
         "style": Markup((TEMPLATES / "page.css").read_text(encoding="utf-8")),
         "script": Markup(script),
         "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),

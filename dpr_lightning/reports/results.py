@@ -1,4 +1,4 @@
-"""The results of a run, arranged for reading: arms, paired differences with their intervals, and the preview."""
+"""Rows and plots of a run's results: arms, paired differences with their intervals, and the preview."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,13 +8,13 @@ from typing import Any
 from dpr_lightning.reports.content import Sample
 from dpr_lightning.reports.curves import ticks
 
-# Policies whose answers are shown before a reader asks for others.
-SHOWN_AT_FIRST = 4
+# Number of policies whose answers a page displays until a reader selects more.
+DISPLAYED_POLICIES = 4
 
-# Measures of an arm in the order of the table: key, heading, decimals, what it means.
+# Measures of an arm in the order of the table: key, heading, decimals, meaning.
 MEASURES: tuple[tuple[str, str, int, str], ...] = (
     ("greedy", "greedy", 3, "share of prompts answered right with the most probable token each time"),
-    ("sampled", "sampled", 3, "share answered right when tokens are drawn at temperature 1"),
+    ("sampled", "sampled", 3, "share answered right when tokens are sampled at temperature 1"),
     ("picked", "picked", 3, "share of prompts whose picked answer is right"),
     ("auc", "AUC", 3, "chance that a right answer to a prompt ranks above a wrong one"),
     ("length", "length", 1, "mean tokens of a response"),
@@ -34,13 +34,13 @@ HEADINGS = {key: heading for key, heading, _, _ in MEASURES}
 
 @dataclass(frozen=True)
 class Bar:
-    """A difference on the axis of a forest plot; places in per cent of its width."""
+    """A difference on the axis of a forest plot; ``center``, ``start`` and ``width`` in per cent of the axis."""
 
     name: str
     difference: float
     low: float
     high: float
-    place: float
+    center: float
     start: float
     width: float
     p_holm: str
@@ -50,7 +50,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Forest:
-    """All comparisons of one measure on one axis; ``marks`` are (place in per cent, label)."""
+    """All comparisons of one measure on one axis; ``marks`` are (position in per cent, label)."""
 
     measure: str
     zero: float
@@ -59,41 +59,43 @@ class Forest:
 
 
 def measures_of(arms: Mapping[str, Mapping[str, float | None]]) -> list[tuple[str, str, int, str]]:
-    """The measures that were taken of any of the arms."""
+    """The measures that at least one arm has."""
     return [measure for measure in MEASURES if any(measure[0] in arm for arm in arms.values())]
 
 
 def forests(paired: Paired) -> list[Forest]:
-    """A forest plot for each measure that was compared; accuracies share one axis."""
+    """A forest plot for each measure of the comparisons; accuracies share one axis."""
     measures = list(dict.fromkeys(measure for by_measure in paired.values() for measure in by_measure))
     rank = [key for key, *_ in MEASURES]
     measures.sort(key=lambda measure: (measure != "sampled", rank.index(measure) if measure in rank else len(rank)))
     accuracy = [paired[name][key] for name in paired for key in ("sampled", "greedy") if key in paired[name]]
     plots = []
     for measure in measures:
-        chosen = {name: by_measure[measure] for name, by_measure in paired.items() if measure in by_measure}
-        plots.append(_forest(measure, chosen, accuracy if measure in ("sampled", "greedy") else list(chosen.values())))
+        comparisons = {name: by_measure[measure] for name, by_measure in paired.items() if measure in by_measure}
+        plots.append(
+            _forest(measure, comparisons, accuracy if measure in ("sampled", "greedy") else list(comparisons.values()))
+        )
     return plots
 
 
 def verdict_lines(paired: Paired, fixed: str) -> list[str]:
-    """A line for each measure and verdict with the arms it holds for, largest difference first.
+    """A line for each measure and verdict with its arms, largest difference first.
 
     Args:
         paired: by ``"a - b"`` and measure, records of comparisons with ``difference`` and ``verdict``.
-        fixed: the arm that the lines are about, as the b of all comparisons ("better than SFT: DPR …") or, where it
-            is the a, as the better or worse one ("DPR better than: SFT …"); comparisons without it are left out.
+        fixed: the arm that every line compares with: the b of all comparisons ("better than SFT: DPR …") or their a
+            ("DPR better than: SFT …"); comparisons without it are left out.
     """
     arms = {name: tuple(name.split(" - ")) for name in paired}
     baseline = any(second == fixed for _, second in arms.values())
-    chosen = {
+    comparisons = {
         (first if baseline else second): paired[name]
         for name, (first, second) in arms.items()
         if fixed == (second if baseline else first)
     }
     lines = []
-    for measure in dict.fromkeys(measure for by_measure in chosen.values() for measure in by_measure):
-        entries = {name: by_measure[measure] for name, by_measure in chosen.items() if measure in by_measure}
+    for measure in dict.fromkeys(measure for by_measure in comparisons.values() for measure in by_measure):
+        entries = {name: by_measure[measure] for name, by_measure in comparisons.items() if measure in by_measure}
         ranked = sorted(entries, key=lambda name: -float(entries[name]["difference"]))
         for verdict in MARKS:
             names = [
@@ -147,13 +149,13 @@ def preview_rows(preview: Mapping[str, Any]) -> tuple[list[float], list[PreviewR
 
 
 def policies_of(samples: Sequence[Sample]) -> list[tuple[str, bool]]:
-    """Who answered, and whether a page shows their answers at first."""
+    """Names of the policies, and whether a page displays their answers at first."""
     names = dict.fromkeys(answer.policy for sample in samples for answer in sample.answers)
-    return [(name, place < SHOWN_AT_FIRST) for place, name in enumerate(names)]
+    return [(name, index < DISPLAYED_POLICIES) for index, name in enumerate(names)]
 
 
 def number(value: float | None, decimals: int = 3, signed: bool = False) -> str:
-    """A number for a table, with a true minus sign; a dash for what is not there."""
+    """A number for a table, with a true minus sign; a dash for a missing one."""
     if value is None or math.isnan(value):
         return "–"
     if math.isinf(value):
@@ -170,45 +172,45 @@ def p_value(value: float) -> str:
 
 
 def arm_name(name: str) -> str:
-    """``sft_low_temperature`` as people write it: SFT low temperature."""
+    """An arm's name for readers: SFT low temperature for ``sft_low_temperature``."""
     known = {name: name.upper() for name in ("sft", "dft", "dpr", "gsil", "spin")}
     return " ".join(known.get(word, word) for word in name.replace("_", " ").split(" "))
 
 
 def _words(verdict: str, fixed: str, baseline: bool) -> str:
-    """What a line of :func:`verdict_lines` says before the names."""
+    """The beginning of a line of :func:`verdict_lines`, before the names."""
     if verdict in ("better", "worse"):
         return f"{verdict} than {arm_name(fixed)}" if baseline else f"{arm_name(fixed)} {verdict} than"
     return verdict if baseline else f"{verdict} between {arm_name(fixed)} and"
 
 
-def _forest(measure: str, chosen: Mapping[str, Entry], on_axis: Sequence[Entry]) -> Forest:
+def _forest(measure: str, comparisons: Mapping[str, Entry], on_axis: Sequence[Entry]) -> Forest:
     finite = [value for entry in on_axis for value in (entry["low"], entry["high"]) if math.isfinite(value)]
     marks = ticks(min([0.0, *finite]), max([0.0, *finite]), 5)
     low, high = marks[0], marks[-1]
 
-    def place(value: float) -> float:
+    def position(value: float) -> float:
         return round(min(100.0, max(0.0, 100.0 * (value - low) / (high - low))), 2)
 
     bars = []
-    for name, entry in chosen.items():
-        start = place(entry["low"])
+    for name, entry in comparisons.items():
+        start = position(entry["low"])
         bars.append(
             Bar(
                 name=" − ".join(arm_name(part) for part in name.split(" - ")),
                 difference=entry["difference"],
                 low=entry["low"],
                 high=entry["high"],
-                place=place(entry["difference"]),
+                center=position(entry["difference"]),
                 start=start,
-                width=round(place(entry["high"]) - start, 2),
+                width=round(position(entry["high"]) - start, 2),
                 p_holm=p_value(entry["p_holm"]),
                 verdict=entry["verdict"],
                 sign=MARKS[entry["verdict"]],
             )
         )
-    labels = [(place(mark), f"{mark:+g}".replace("-", "−") if mark else "0") for mark in marks]
-    return Forest(HEADINGS.get(measure, measure.replace("_", " ")), place(0.0), labels, bars)
+    labels = [(position(mark), f"{mark:+g}".replace("-", "−") if mark else "0") for mark in marks]
+    return Forest(HEADINGS.get(measure, measure.replace("_", " ")), position(0.0), labels, bars)
 
 
 def _cell(point: Mapping[str, Any], preview: Mapping[str, Any], best: bool) -> PreviewCell:

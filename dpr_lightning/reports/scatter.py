@@ -1,4 +1,4 @@
-"""Points over two axes, as numbers of an SVG: what the reward says beside what is true."""
+"""Points over two axes, as numbers of an SVG."""
 
 import math
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from dpr_lightning.reports.curves import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH
 
 @dataclass(frozen=True)
 class Mark:
-    """A drawn point: ``tone`` "right", "wrong" or "", and what it says when pointed at."""
+    """A point as SVG: ``tone`` "right", "wrong" or "", and the text of its tooltip."""
 
     x: float
     y: float
@@ -19,7 +19,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class ScatterPlot:
-    """A scatter ready for its template; ``diagonal`` is (x1, y1, x2, y2) or None."""
+    """A scatter for its template; ``diagonal`` is (x1, y1, x2, y2) or None."""
 
     scatter: Scatter
     marks: list[Mark]
@@ -29,7 +29,7 @@ class ScatterPlot:
 
 
 def draw_scatter(scatter: Scatter) -> ScatterPlot:
-    """Scale the points that are finite to their box."""
+    """Scale the finite points to the box of the plot."""
     points = [point for point in scatter.points if math.isfinite(point.x) and math.isfinite(point.y)]
     across, up = _ticks([point.x for point in points]), _ticks([point.y for point in points])
 

@@ -24,7 +24,7 @@ TONES = {"better": "blue", "worse": "yellow", "": ""}
 def arms_table(
     arms: Mapping[str, Mapping[str, float | None]], title: str = "Held-out prompts", highlight: str = "dpr"
 ) -> Table:
-    """The arms of an evaluation: greedy and sampled score, length, reverse KL."""
+    """Table of the arms of an evaluation: greedy and sampled score, length, reverse KL."""
     table = Table(title=title, title_justify="left", header_style="bold")
     table.add_column("arm")
     measures = measures_of(arms)
@@ -37,7 +37,7 @@ def arms_table(
 
 
 def paired_table(paired: Paired, title: str = "Paired differences, 95% intervals") -> Table:
-    """The differences between arms on the same prompts, with the verdict on each."""
+    """Table of the differences between arms on the same prompts, with the verdict on each."""
     table = Table(title=title, title_justify="left", header_style="bold", caption=RULE, caption_justify="left")
     for heading in ("comparison", "measure", "difference", "interval", "p (Holm)", ""):
         table.add_column(heading, justify="right" if heading in ("difference", "interval", "p (Holm)") else "left")
@@ -55,16 +55,16 @@ def paired_table(paired: Paired, title: str = "Paired differences, 95% intervals
 
 
 def preview_table(preview: Mapping[str, Any]) -> Table:
-    """The preview before any RL, from ``Preview.to_dict()``: rewards down, β across.
+    """Table of the preview before any RL, from ``Preview.to_dict()``: a row a reward, a column a β.
 
-    ▲ and ▼ mark what is better or worse than SFT's own samples beyond the interval, ``?`` an optimum out of the
-    samples' reach, ``*`` the reward and β that look best. Without a verifier the cells hold expected lengths.
+    ▲ and ▼ mark an optimum that is better or worse than SFT's samples beyond the interval, ``?`` an optimum out of the
+    samples' reach, ``*`` the reward and β that look best. Without a verifier the cells have expected lengths.
     """
     betas, rows = preview_rows(preview)
     scored = preview.get("score") is not None
-    own = f"SFT's own samples score {number(preview['score']['mean'])}" if scored else "expected length, no verifier"
+    baseline = f"SFT's samples score {number(preview['score']['mean'])}" if scored else "expected length, no verifier"
     table = Table(
-        title=f"Optimum of each reward ({own}; length {number(preview['length'], 1)})",
+        title=f"Optimum of each reward ({baseline}; length {number(preview['length'], 1)})",
         title_justify="left",
         header_style="bold",
         caption="▲ better  ▼ worse (each by itself, not corrected)  ? out of the samples' reach  * looks best",
@@ -80,11 +80,11 @@ def preview_table(preview: Mapping[str, Any]) -> Table:
         cells = []
         for cell in row.cells:
             mark = MARKS[cell.tone] if cell.tone else " "
-            shown = number(cell.score) if scored else number(cell.length, 1)
+            value = number(cell.score) if scored else number(cell.length, 1)
             styles = (TONES[cell.tone], "bold" if cell.best else "", "" if cell.reliable else "dim")
             cells.append(
                 Text(
-                    f"{shown}{mark}{'' if cell.reliable else '?'}{'*' if cell.best else ''}",
+                    f"{value}{mark}{'' if cell.reliable else '?'}{'*' if cell.best else ''}",
                     style=" ".join(filter(None, styles)),
                 )
             )
@@ -94,21 +94,21 @@ def preview_table(preview: Mapping[str, Any]) -> Table:
 
 
 def audit_table(audits: Sequence[Mapping[str, Any]]) -> Table:
-    """What each form of the reward makes of corrupted demonstrations and of own samples, a row a form and reference."""
+    """Table of audits of rewards, by corrupted demonstrations and samples of π_SFT: a row a form and reference."""
     table = Table(
-        title="corrupted place: 0% is the lowest reward of its response", title_justify="left", header_style="bold"
+        title="corrupted rank: 0% is the lowest reward of its response", title_justify="left", header_style="bold"
     )
-    headings = ("above twin", "corrupted place", "in lowest tenth", "over own samples", "verifier", "length", "at end")
+    headings = ("above twin", "corrupted rank", "in lowest tenth", "over samples", "verifier", "length", "at end")
     for heading in ("reference", "reward", *headings, ""):
         table.add_column(heading, justify="right" if heading in headings else "left")
-    for found in audits:
-        shares = [found[key] for key in ("twins", "place", "lowest_tenth", "samples_auc", "verifier_auc")]
+    for audit in audits:
+        shares = [audit[key] for key in ("twins", "place", "lowest_tenth", "samples_auc", "verifier_auc")]
         table.add_row(
-            Text(str(found["reference"]).rstrip("/").rsplit("/", 1)[-1]),
-            Text(str(found["form"])),
+            Text(str(audit["reference"]).rstrip("/").rsplit("/", 1)[-1]),
+            Text(str(audit["form"])),
             *("–" if share is None else f"{share:.0%}" for share in shares),
-            number(found["length_correlation"], 2, signed=True),
-            f"{found['end_share']:.0%}",
-            "✓" if found["passes"] else "",
+            number(audit["length_correlation"], 2, signed=True),
+            f"{audit['end_share']:.0%}",
+            "✓" if audit["passes"] else "",
         )
     return table

@@ -149,7 +149,7 @@ def test_what_was_judged_before_a_failure_is_kept(
     error = capsys.readouterr().err
     expected = 3 if failure is not None else 0
     assert said in error
-    assert f"{expected} of 8 replies are kept" in error
+    assert f"{expected} of 8 replies are in" in error
     assert kept(tmp_path) == expected
     before, server.reply = server.asked, prefers_seven
     assert ask() == 0

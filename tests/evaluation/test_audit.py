@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dpr_lightning.errors import InputError
-from dpr_lightning.evaluation.audit import RewardAudit, Rewarded, audit_reward, recommend, token_places
+from dpr_lightning.evaluation.audit import RewardAudit, Rewarded, audit_reward, recommend, token_ranks
 from dpr_lightning.evaluation.corruption import corrupt_one_token
 from dpr_lightning.evaluation.suspects import suspects
 from tests.tiny import tiny_tokenizer
@@ -32,7 +32,7 @@ def test_one_token_of_each_row_changes_into_another_that_the_demonstrations_use(
     changed = corrupted.tokens != tokens
     assert changed.sum(1).tolist() == [1] * 400
     rows, columns = changed.nonzero(as_tuple=True)
-    assert torch.equal(columns - 2, corrupted.place)
+    assert torch.equal(columns - 2, corrupted.action)
     assert set(columns.tolist()) == {2, 3, 4}
     put, original = corrupted.tokens[rows, columns], tokens[rows, columns]
     pairs = {(int(a), int(b)) for a, b in zip(original, put, strict=True)}
@@ -50,7 +50,7 @@ def test_nothing_to_corrupt(tokens: list[list[int]]) -> None:
 
 def test_places_count_ties_half_and_ignore_padding() -> None:
     held = rewarded([[3.0, 1.0, 2.0], [0.0, 0.0, 0.0], [5.0, -1.0], [7.0]])
-    assert token_places(held, np.array([1, 0, 0, 0])).tolist() == [0.0, 0.5, 1.0, 0.0]
+    assert token_ranks(held, np.array([1, 0, 0, 0])).tolist() == [0.0, 0.5, 1.0, 0.0]
 
 
 def test_an_audit_counted_by_hand() -> None:
@@ -59,7 +59,7 @@ def test_an_audit_counted_by_hand() -> None:
         "log_ratio",
         demonstrations=rewarded([[1.0, 1.0], [0.0, 2.0, 1.0]]),
         corrupted=rewarded([[1.0, -3.0], [4.0, -1.0, 0.0]]),
-        place=np.array([1, 0]),
+        changed=np.array([1, 0]),
         # Of the second, only the last turn answers what the samples do.
         answered=rewarded([[1.0, 1.0], [1.0]]),
         samples=rewarded([[1.0], [2.0, 1.0], [5.0], [1.0, 1.0]]),

@@ -96,7 +96,7 @@ def test_verdicts_in_words(samples):
     assert "is WORSE than SFT" in describe(result, "bad", 1.0)
     assert "no detectable difference" in describe(result, "noise", 1.0)
     untold = describe(result, "wild", 0.1)
-    assert "cannot be told from these samples" in untold
+    assert "cannot be estimated from these samples" in untold
     assert "WORSE" not in untold
     assert result.best == ("good", 0.1)
     assert result.best_control == (SHARPENING, 0.1)

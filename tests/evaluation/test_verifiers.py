@@ -64,7 +64,7 @@ def test_numeric_compares_values_not_text():
     assert numeric("", "so it is 1,234.0", {"answer": "steps\n#### 1234"}) == 1.0
     assert numeric("", "so it is 1,235", {"answer": "1234"}) == 0.0
     assert numeric("", "none", {"answer": "0"}) == 0.0
-    with pytest.raises(InputError, match="holds no number"):
+    with pytest.raises(InputError, match="has no number"):
         numeric("", "3", {"answer": "three"})
     assert numeric("", "it is 0.00000015", {"answer": 1.5e-07}) == 1.0
     assert numeric("", "so 9", {"answer": "3/4 of 12, for x^2 = 81: 9"}) == 1.0
@@ -202,7 +202,7 @@ def test_a_function_of_ones_own_may_declare_what_it_needs():
         return float(len(completion) < metadata["target"])
 
     assert below("", "ab", {"target": "3"}) == 1.0
-    with pytest.raises(InputError, match=r"^p\.jsonl:1: `target` is str \"three\": it holds no number"):
+    with pytest.raises(InputError, match=r"^p\.jsonl:1: `target` is str \"three\": it has no number"):
         check_ground_truth(prompts({"target": "three"}), below)
 
     class Longer:

@@ -49,7 +49,7 @@ def test_long_curves_are_thinned_to_means_and_keep_their_ends():
 
 def test_levels_are_inside_the_box():
     drawing = draw(Panel("x", [Series("a", [0, 1], [0.5, 0.6])], levels={"SFT": 0.1}))
-    assert TOP <= drawing.levels[0].place <= HEIGHT - BOTTOM
+    assert TOP <= drawing.levels[0].coordinate <= HEIGHT - BOTTOM
     assert drawing.levels[0].label == "SFT 0.1"
 
 

@@ -73,8 +73,8 @@ def test_forest_places_bars_on_a_shared_axis():
     assert plots["sampled"].marks == plots["greedy"].marks
     for plot in plots.values():
         for bar in plot.bars:
-            assert bar.start <= bar.place <= bar.start + bar.width + 0.01
-            assert (bar.place > plot.zero) == (bar.difference > 0)
+            assert bar.start <= bar.center <= bar.start + bar.width + 0.01
+            assert (bar.center > plot.zero) == (bar.difference > 0)
     assert plots["sampled"].bars[0].name == "DPR − SFT"
 
 
