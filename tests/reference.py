@@ -85,7 +85,7 @@ def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
 
 def entropy(logprobs: Tensor) -> Tensor:
     result = torch.zeros(logprobs.shape[:-1], dtype=logprobs.dtype)
-    for index in torch.cartesian_prod(*(torch.arange(size) for size in result.shape)):
+    for index in torch.cartesian_prod(*(torch.arange(length) for length in result.shape)):
         distribution = logprobs[tuple(index)].tolist()
         result[tuple(index)] = -sum(math.exp(x) * x for x in distribution if x > -math.inf)
     return result
@@ -93,7 +93,7 @@ def entropy(logprobs: Tensor) -> Tensor:
 
 def kl_divergence(logp: Tensor, logq: Tensor) -> Tensor:
     result = torch.zeros(logp.shape[:-1], dtype=logp.dtype)
-    for index in torch.cartesian_prod(*(torch.arange(size) for size in result.shape)):
+    for index in torch.cartesian_prod(*(torch.arange(length) for length in result.shape)):
         pairs = zip(logp[tuple(index)].tolist(), logq[tuple(index)].tolist(), strict=True)
         result[tuple(index)] = sum(math.exp(p) * (p - q) for p, q in pairs if p > -math.inf)
     return result
@@ -134,7 +134,7 @@ def baseline_relative_reward(
 ) -> Tensor:
     result = torch.zeros_like(policy_logprob)
     count = reference_logprobs.shape[0]
-    for index in torch.cartesian_prod(*(torch.arange(size) for size in policy_logprob.shape)):
+    for index in torch.cartesian_prod(*(torch.arange(length) for length in policy_logprob.shape)):
         policy = float(policy_logprob[tuple(index)])
         references = [float(reference_logprobs[(r, *index)]) for r in range(count)]
         ratios = [policy - reference for reference in references]
@@ -191,8 +191,8 @@ def leave_one_out_baseline(returns: Tensor, mask: Tensor, group_size: int) -> Te
     for b in range(returns.shape[0]):
         first = b - b % group_size
         for t in range(returns.shape[1]):
-            others = [float(returns[j, t]) for j in range(first, first + group_size) if j != b and mask[j, t]]
-            result[b, t] = sum(others) / len(others) if others else 0.0
+            rest = [float(returns[j, t]) for j in range(first, first + group_size) if j != b and mask[j, t]]
+            result[b, t] = sum(rest) / len(rest) if rest else 0.0
     return result
 
 
@@ -270,7 +270,7 @@ def clipped_surrogate_loss(
 
 def bound_unlikelihood(advantage: Tensor, logprob: Tensor, floor_probability: float) -> Tensor:
     result = advantage.clone()
-    for index in torch.cartesian_prod(*(torch.arange(size) for size in advantage.shape)):
+    for index in torch.cartesian_prod(*(torch.arange(length) for length in advantage.shape)):
         if advantage[tuple(index)] < 0:
             result[tuple(index)] *= min(1.0, math.exp(float(logprob[tuple(index)])) / floor_probability)
     return result

@@ -60,9 +60,9 @@ def test_toy_config_takes_steps(path: Path, toy_folder: Path, monkeypatch: pytes
 
 @pytest.fixture(scope="module")
 def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder in which whatever the toy configs read is there, each policy with weights of its own.
+    """A working folder with all files that the toy configs read; each policy has different weights.
 
-    What one config reads another one would have written; stand-ins let each be tried by itself.
+    A config may read what another one writes; with these files, each can be tested separately.
     """
     folder = tmp_path_factory.mktemp("toy")
     (folder / "configs").symlink_to(ROOT / "configs")
@@ -79,9 +79,9 @@ def own_command(path: Path) -> list[str]:
     """Arguments of the command in a config's header that reads the config itself."""
     header = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
     commands = [match[1] for line in header if (match := re.match(r"#\s+dpr (.+)", line))]
-    own = [command for command in commands if name(path) in shlex.split(command)]
-    assert own, f"{name(path)} must open with what it does, what it costs, and its `dpr` command"
-    return shlex.split(own[-1])
+    commands_of_config = [command for command in commands if name(path) in shlex.split(command)]
+    assert commands_of_config, f"{name(path)} must open with what it does, what it costs, and its `dpr` command"
+    return shlex.split(commands_of_config[-1])
 
 
 def policies_read(paths: list[Path]) -> Iterator[str]:

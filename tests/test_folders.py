@@ -1,4 +1,4 @@
-"""A folder that is replaced: the old one until the new one stands, and nobody's files are lost."""
+"""Folders are replaced atomically, and files of other programs are not lost."""
 
 import os
 import shutil

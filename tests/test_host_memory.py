@@ -1,4 +1,4 @@
-"""What is freed is kept, or given back, as a process of its own shows by the pages that it is given and holds."""
+"""Freed memory is retained or returned to the system, measured by page faults in a separate process."""
 
 import ctypes
 import os
@@ -30,12 +30,12 @@ work()
 given_back = work()
 retain_freed_memory()
 work()
-kept = work()
+retained = work()
 with release_freed_memory():
-    within = work(4 * {SIZE})  # for which there is no room among what is kept
+    within = work(4 * {SIZE})  # larger than the retained memory
 work(2 * {SIZE})
 afterwards = work(2 * {SIZE})
-print(given_back, kept, within, afterwards)
+print(given_back, retained, within, afterwards)
 """
 
 
@@ -57,24 +57,24 @@ def test_pages_are_asked_for_once_or_every_time() -> None:
 HUGE = """
 import resource
 import torch
-from dpr_lightning import host_memory
+from dpr_lightning.engine import host_memory
 from pathlib import Path
 
 {before}
 
 def huge():
-    found = [line.split()[1] for line in Path("/proc/self/smaps").read_text().splitlines() if "AnonHugePages" in line]
-    return sum(map(int, found)) * 1024
+    sizes = [line.split()[1] for line in Path("/proc/self/smaps").read_text().splitlines() if "AnonHugePages" in line]
+    return sum(map(int, sizes)) * 1024
 
 host_memory.retain_freed_memory()
 before = huge()
-held = torch.ones({size}, dtype=torch.int8)
+values = torch.ones({size}, dtype=torch.int8)
 print(huge() - before)
 """
 
 
 def huge_bytes(before: str = "") -> int:
-    """Of a tensor, those that lie in huge pages."""
+    """Bytes of a new tensor in huge pages."""
     program = HUGE.format(before=before, size=SIZE)
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     return int(result.stdout)
@@ -86,6 +86,6 @@ def test_what_is_kept_lies_in_huge_pages() -> None:
     strict = "host_memory._OVERCOMMIT = Path('strict')"
     enabled = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     if not enabled.exists() or "[madvise]" not in enabled.read_text():
-        pytest.skip("this system has huge pages for all, or for nobody")
+        pytest.skip("this system has huge pages for all processes, or for none")
     assert huge_bytes() > SIZE * 3 // 4
     assert huge_bytes(limited) == huge_bytes(strict) == 0

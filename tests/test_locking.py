@@ -1,4 +1,4 @@
-"""One run writes a folder: the second is refused, and the lock of a process that is gone holds nobody up."""
+"""One run writes a folder: a second one is refused, and the lock of a process that has ended blocks no run."""
 
 import json
 import os

@@ -47,13 +47,13 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def sdist(repository: Path) -> Path:
     run(sys.executable, "-m", "build", "--no-isolation", "--sdist", "--outdir", "dist", ".", cwd=repository)
-    return only(repository / "dist", "*.tar.gz")
+    return match(repository / "dist", "*.tar.gz")
 
 
 @pytest.fixture(scope="module")
 def wheel(repository: Path) -> Path:
     run(sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", "dist", ".", cwd=repository)
-    return only(repository / "dist", "*.whl")
+    return match(repository / "dist", "*.whl")
 
 
 def test_every_package_folder_is_listed() -> None:
@@ -74,16 +74,26 @@ def test_every_folder_with_modules_is_a_package() -> None:
 
 def test_the_wheel_holds_every_module_and_every_config(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
-        held = {name for name in archive.namelist() if ".dist-info/" not in name}
-    assert held >= expected_files()
-    assert not [name for name in held if not name.startswith("dpr_lightning/")]
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+    assert names >= expected_files()
+    assert not [name for name in names if not name.startswith("dpr_lightning/")]
 
 
 def test_a_wheel_built_from_the_sdist_is_the_same(sdist: Path, wheel: Path, tmp_path: Path) -> None:
     with tarfile.open(sdist) as archive:
         archive.extractall(tmp_path, filter="data")
-    run(sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", "dist", ".", cwd=only(tmp_path, "*"))
-    with zipfile.ZipFile(wheel) as first, zipfile.ZipFile(only(tmp_path, "*/dist/*.whl")) as second:
+    run(
+        sys.executable,
+        "-m",
+        "build",
+        "--no-isolation",
+        "--wheel",
+        "--outdir",
+        "dist",
+        ".",
+        cwd=match(tmp_path, "*"),
+    )
+    with zipfile.ZipFile(wheel) as first, zipfile.ZipFile(match(tmp_path, "*/dist/*.whl")) as second:
         assert {i.filename: i.CRC for i in first.infolist()} == {i.filename: i.CRC for i in second.infolist()}
 
 
@@ -125,8 +135,8 @@ def clean_environment(folder: Path) -> Path:
     """
     venv.create(folder)
     paths = {"base": str(folder), "platbase": str(folder)}
-    own, theirs = (sysconfig.get_path("purelib", vars=variables) for variables in (paths, None))
-    Path(own, "dependencies.pth").write_text(f"{theirs}\n", encoding="utf-8")
+    installed, system = (sysconfig.get_path("purelib", vars=variables) for variables in (paths, None))
+    Path(installed, "dependencies.pth").write_text(f"{system}\n", encoding="utf-8")
     python = folder / "bin" / "python"
     probe = "import importlib.util as u; print(u.find_spec('torch') is not None, u.find_spec('dpr_lightning') is None)"
     assert run(str(python), "-I", "-c", probe, cwd=folder).split() == ["True", "True"]
@@ -140,7 +150,7 @@ def run(*command: str, cwd: Path) -> str:
     return done.stdout
 
 
-def only(folder: Path, pattern: str) -> Path:
+def match(folder: Path, pattern: str) -> Path:
     """The one file that matches."""
     (result,) = folder.glob(pattern)
     return result

@@ -71,9 +71,9 @@ def test_secrets_of_the_environment_are_written_nowhere(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     workspace = make_workspace(tmp_path / "workspace")
     config = Path(write_sft_config(tmp_path, {"source": workspace.sft}, workspace.demonstrations))
-    held = yaml.safe_load(config.read_text())
+    settings = yaml.safe_load(config.read_text())
     folder = str(tmp_path / "run")
-    held["trainer"] |= {
+    settings["trainer"] |= {
         "log_every_n_steps": 1,
         "default_root_dir": folder,
         "enable_checkpointing": True,
@@ -95,14 +95,14 @@ def test_secrets_of_the_environment_are_written_nowhere(
             {"class_path": "dpr_lightning.callbacks.ResumableCheckpoints", "init_args": {"folder": f"{folder}/kept"}},
         ],
     }
-    config.write_text(yaml.safe_dump(held))
+    config.write_text(yaml.safe_dump(settings))
     assert main(["fit", "--config", str(config)]) == 0
     assert main(["report", "--run", folder]) == 0
     monkeypatch.setattr("dpr_lightning.cli.main.run", lambda arguments: 1 / 0)
     assert main(["report", "--run", folder]) == 1
     files = [path for path in tmp_path.rglob("*") if path.is_file() and not path.is_symlink()]
     assert {".csv", ".yaml", ".html", ".safetensors", ".wandb", ".txt", ".ckpt"} <= {path.suffix for path in files}
-    said = "".join(capsys.readouterr())
+    output = "".join(capsys.readouterr())
     for secret in SECRETS.values():
         assert not [path for path in files if secret.encode() in path.read_bytes()]
-        assert secret not in said
+        assert secret not in output

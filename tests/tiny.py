@@ -33,8 +33,8 @@ def write_tiny_policy(folder: Path, *, seed: int = 0, hidden_size: int = 32, lay
 def decoder(kind: str, **more: Any) -> nn.Module:
     """A random model of an architecture's name in transformers, with the sizes of ``DECODER``."""
     make: Any = AutoModelForCausalLM.from_config
-    made: nn.Module = make(AutoConfig.for_model(kind, **(DECODER | more)))
-    return made
+    model: nn.Module = make(AutoConfig.for_model(kind, **(DECODER | more)))
+    return model
 
 
 def write_decoder(folder: Path, kind: str, **more: Any) -> str:
@@ -50,8 +50,8 @@ def write_decoder(folder: Path, kind: str, **more: Any) -> str:
 def unknown_decoder() -> nn.Module:
     """A random model whose insides are none that this package knows."""
     make: Any = AutoModelForCausalLM.from_config
-    made: nn.Module = make(AutoConfig.for_model("gpt2", vocab_size=50, n_embd=32, n_layer=1, n_head=2))
-    return made
+    model: nn.Module = make(AutoConfig.for_model("gpt2", vocab_size=50, n_embd=32, n_layer=1, n_head=2))
+    return model
 
 
 def with_adapters(model: nn.Module) -> nn.Module:

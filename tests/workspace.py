@@ -62,6 +62,18 @@ def write_sft_config(
     return _write(folder / "sft.yaml", config)
 
 
+def write_resumable_config(
+    folder: Path, workspace: Workspace, train: str, trainer: dict[str, Any] | None = None, **data: Any
+) -> str:
+    """A config like :func:`write_sft_config`, whose checkpoints in ``folder``/checkpoints resume it."""
+    checkpoints = {
+        "class_path": "dpr_lightning.callbacks.ResumableCheckpoints",
+        "init_args": {"folder": str(folder / "checkpoints")},
+    }
+    options = {"callbacks": [checkpoints], "enable_checkpointing": True, **(trainer or {})}
+    return write_sft_config(folder, {"source": workspace.sft}, train, trainer=options, **data)
+
+
 def write_dpr_config(
     folder: Path, workspace: Workspace, policy: str | None = None, model: dict[str, Any] | None = None, **data: Any
 ) -> str:

@@ -11,7 +11,7 @@ import wandb
 
 from dpr_lightning.callbacks import WandbLogger
 from dpr_lightning.cli.main import main
-from tests.workspace import make_workspace, write_sft_config
+from tests.workspace import make_workspace, write_resumable_config
 
 
 def test_a_service_that_does_not_answer(
@@ -77,16 +77,7 @@ def test_a_run_that_goes_on_is_the_same_run(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(wandb, "run", None)
     workspace = make_workspace(tmp_path)
     entry = {"class_path": "dpr_lightning.callbacks.WandbLogger", "init_args": {"save_dir": str(tmp_path)}}
-    checkpoints = {
-        "class_path": "dpr_lightning.callbacks.ResumableCheckpoints",
-        "init_args": {"folder": str(tmp_path / "checkpoints")},
-    }
-    config = write_sft_config(
-        tmp_path,
-        {"source": workspace.sft},
-        workspace.demonstrations,
-        trainer={"logger": entry, "callbacks": [checkpoints], "enable_checkpointing": True},
-    )
+    config = write_resumable_config(tmp_path, workspace, workspace.demonstrations, trainer={"logger": entry})
     for options in (["--trainer.max_steps", "2"], ["--trainer.max_steps", "4"], ["--ckpt_path", "none"]):
         assert main(["fit", "--config", config, *options]) == 0
     assert ids == [None, "new_1", None]

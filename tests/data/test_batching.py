@@ -60,11 +60,11 @@ def test_training_shares_every_example_once_and_counts_each_step(
             expected = sum(int((data[batch.indices] // 2).sum()) for batch in step)
             assert {batch.num_tokens for batch in step} == {float(expected)}
         for batch in (batch for plan in plans for batch in plan):
-            size = len(batch.indices)
+            rows = len(batch.indices)
             if "token_budget" in options:
-                assert size == 1 or size * data[batch.indices].max() <= options["token_budget"]
+                assert rows == 1 or rows * data[batch.indices].max() <= options["token_budget"]
             else:
-                assert size <= options["batch_size"]
+                assert rows <= options["batch_size"]
     if count > 50 and lefts[0]:
         assert lefts[0] != lefts[1]
 

@@ -40,8 +40,13 @@ def make(tmp_path: Path, write_rows: Writer, tokenizer_folder: str) -> Callable[
     )
 
     def build(**options: Any) -> DemonstrationDataModule:
-        given = {"train": file, "tokenizer": tokenizer_folder, "batch_size": 4, "cache_dir": str(tmp_path / "cache")}
-        return DemonstrationDataModule(**{**given, **options})
+        arguments = {
+            "train": file,
+            "tokenizer": tokenizer_folder,
+            "batch_size": 4,
+            "cache_dir": str(tmp_path / "cache"),
+        }
+        return DemonstrationDataModule(**{**arguments, **options})
 
     return build
 
@@ -66,8 +71,8 @@ class Recorder(lightning.LightningModule):
 
     def on_fit_end(self) -> None:
         if self.folder is not None:
-            held = {"seen": self.seen, "validated": self.validated}
-            (self.folder / f"rank{self.global_rank}.json").write_text(json.dumps(held))
+            state = {"seen": self.seen, "validated": self.validated}
+            (self.folder / f"rank{self.global_rank}.json").write_text(json.dumps(state))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=1.0)
@@ -103,8 +108,8 @@ def test_a_batch_is_what_the_file_says(make: Callable[..., DemonstrationDataModu
     data.prepare_data()
     data.setup("fit")
     tokenizer = data.tokenizer
-    held = data.train_data
-    assert held is not None
+    state = data.train_data
+    assert state is not None
     batches = list(data.train_dataloader())
     assert sorted(row for batch in batches for row in batch.row.tolist()) == list(range(50))
     for batch in batches:
@@ -115,7 +120,7 @@ def test_a_batch_is_what_the_file_says(make: Callable[..., DemonstrationDataModu
         assert batch.terminated.all()
         for tokens, mask, row in zip(batch.tokens, batch.mask, batch.row.tolist(), strict=True):
             assert tokenizer.decode(tokens[mask]) == "It is " + "7" * (1 + row % 9) + "<|end|>"
-            length = int(held.lengths[row])
+            length = int(state.lengths[row])
             assert (tokens[length:] == tokenizer.pad_token_id).all()
             assert (tokens[:length] != tokenizer.pad_token_id).all()
             assert not mask[length:].any()
@@ -145,8 +150,8 @@ def test_a_killed_run_sees_what_the_uninterrupted_one_would_have_seen(
 
 def test_epochs_differ_and_each_holds_every_row(make: Callable[..., DemonstrationDataModule], tmp_path: Path) -> None:
     seen = train(make(), tmp_path).seen
-    size = len(seen) // 3
-    epochs = [seen[start : start + size] for start in range(0, len(seen), size)]
+    third = len(seen) // 3
+    epochs = [seen[start : start + third] for start in range(0, len(seen), third)]
     assert all(sorted(row for rows, _ in epoch for row in rows) == list(range(50)) for epoch in epochs)
     assert len({str(epoch) for epoch in epochs}) == 3
 

@@ -32,8 +32,8 @@ def test_prompts_are_those_of_the_demonstrations(write_rows: Writer, chat_tokeni
     assert prompts.texts[4] == "What is 4?"
     assert prompts.metadata[4] == {"completion": "It is 4."}
     assert (prompts.prompt_hashes == demonstrations.prompt_hashes).all()
-    chosen = prompts.select([4, 2])
-    assert (chosen.texts, chosen.numbers, len(chosen)) == (["What is 4?", "What is 2?"], [5, 3], 2)
+    selected = prompts.select([4, 2])
+    assert (selected.texts, selected.numbers, len(selected)) == (["What is 4?", "What is 2?"], [5, 3], 2)
     assert len(PromptSet.load(file, chat_tokenizer, limit=7)) == 7
 
 

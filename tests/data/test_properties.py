@@ -78,11 +78,11 @@ def test_plain_text_is_masked_where_it_is_said(prompt: str, completion: str) -> 
     tokenizer = tiny_tokenizer()
     row = Row("rows.jsonl", 1, {"prompt": prompt, "completion": completion})
     result = tokenize_example(to_demonstration(row), tokenizer)
-    said = [token for token, acted in zip(result.tokens, result.mask, strict=True) if acted]
-    assert tokenizer.decode(said[:-1]) == completion
-    assert said[-1] == tokenizer.eos_token_id
+    learnt = [token for token, acted in zip(result.tokens, result.mask, strict=True) if acted]
+    assert tokenizer.decode(learnt[:-1]) == completion
+    assert learnt[-1] == tokenizer.eos_token_id
     # What is asked later is what stood before the answer.
-    assert result.tokens[: len(result.tokens) - len(said)] == tokenize_prompt(to_prompt(row), tokenizer)
+    assert result.tokens[: len(result.tokens) - len(learnt)] == tokenize_prompt(to_prompt(row), tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -97,14 +97,14 @@ def test_of_a_conversation_the_trained_turns_are_masked(
 ) -> None:
     turns[-1] = (*turns[-1][:2], True)
     messages: list[dict[str, Any]] = [{"role": "system", "content": "be kind"}] if system else []
-    for asked, answered, train in turns:
-        messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered, "train": train}]
+    for user, answered, train in turns:
+        messages += [{"role": "user", "content": user}, {"role": "assistant", "content": answered, "train": train}]
     result = tokenize_example(to_demonstration(Row("rows.jsonl", 1, {"messages": messages})), chat)
-    said: list[list[int]] = []
+    learnt: list[list[int]] = []
     for index, acted in enumerate(result.mask):
         if acted and not result.mask[index - 1]:
-            said.append([])
+            learnt.append([])
         if acted:
-            said[-1].append(result.tokens[index])
-    assert [chat.decode(tokens[:-1]).strip() for tokens in said] == [text for _, text, train in turns if train]
-    assert all(tokens[-1] == chat.eos_token_id for tokens in said)
+            learnt[-1].append(result.tokens[index])
+    assert [chat.decode(tokens[:-1]).strip() for tokens in learnt] == [text for _, text, train in turns if train]
+    assert all(tokens[-1] == chat.eos_token_id for tokens in learnt)

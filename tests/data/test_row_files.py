@@ -229,7 +229,9 @@ def test_rows_of_many_files_are_told_apart(tmp_path: Path) -> None:
         data.setup()
         assert data.train_data is not None
         assert data.validation_data is not None
-        indices = [held.where(row) for held in (data.train_data, data.validation_data) for row in range(len(held))]
+        indices = [
+            dataset.where(row) for dataset in (data.train_data, data.validation_data) for row in range(len(dataset))
+        ]
         assert sorted(indices) == [f"{tmp_path}/shards/{file}.jsonl:{row}" for file in range(3) for row in range(1, 7)]
         prompts = data.validation_prompts()
         assert len(prompts) == len(data.validation_data)

@@ -42,16 +42,16 @@ def test_a_saved_data_set_is_read_from_its_folder(tmp_path: Path) -> None:
 def test_a_hub_name_may_carry_configuration_and_split(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
-    asked: list[Any] = []
+    requested: list[Any] = []
 
     def load(name: str, configuration: str | None, split: str) -> Any:
-        asked.append((name, configuration, split))
+        requested.append((name, configuration, split))
         return datasets.Dataset.from_list(ROWS)
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     for source in ("owner/name", "owner/name:test", "owner/name:main:test"):
         assert len(list(open_rows(source))) == 2
-    assert asked == [("owner/name", None, "train"), ("owner/name", None, "test"), ("owner/name", "main", "test")]
+    assert requested == [("owner/name", None, "train"), ("owner/name", None, "test"), ("owner/name", "main", "test")]
 
 
 def test_an_unknown_data_set_is_the_users_error() -> None:

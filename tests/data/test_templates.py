@@ -550,7 +550,7 @@ def test_verifiers_compare_with_the_text_that_repeats_the_demonstration(
 ) -> None:
     values = {"messages": [ASK, turn]}
     answer = texts(tokenizer, QWEN3, **values)[1].removesuffix("<|end|>")
-    asked = PromptSet.load(write_rows([values]), tokenizer, chat_template=QWEN3)
-    assert asked.metadata[0]["completion"] == expected
+    prompts = PromptSet.load(write_rows([values]), tokenizer, chat_template=QWEN3)
+    assert prompts.metadata[0]["completion"] == expected
     if turn is not SAY:  # an empty thought is the template's, and no part of the row
         assert answer == expected

@@ -22,7 +22,7 @@ from dpr_lightning.data.tokenized import TokenizedDataset, tokenize_rows
 from dpr_lightning.errors import InputError
 from tests.data.conftest import TEMPLATE, make_tokenizer
 
-ROWS = [{"prompt": f"What is {place}?", "completion": f"It is {place * place}."} for place in range(20)]
+ROWS = [{"prompt": f"What is {number}?", "completion": f"It is {number * number}."} for number in range(20)]
 
 
 class Counting:
@@ -103,12 +103,12 @@ def test_a_damaged_entry_is_made_again(
     tmp_path: Path, tokenize: Counting, damage: Callable[[Path], Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     first = load_or_tokenize(tmp_path / "cache", "k" * 64, tokenize.file, tokenize)
-    held = {name: value.clone() for name, value in first.arrays.items()}
+    before = {name: value.clone() for name, value in first.arrays.items()}
     damage(tmp_path / "cache" / ("k" * 32))
     with caplog.at_level(logging.WARNING):
         second = load_or_tokenize(tmp_path / "cache", "k" * 64, tokenize.file, tokenize)
     assert tokenize.calls == 2
-    assert all(torch.equal(held[name], second.arrays[name]) for name in held)
+    assert all(torch.equal(before[name], second.arrays[name]) for name in before)
     assert "damaged" in caplog.text
     load_or_tokenize(tmp_path / "cache", "k" * 64, tokenize.file, tokenize)
     assert tokenize.calls == 2
@@ -148,15 +148,15 @@ def test_an_entry_written_meanwhile_by_another_process_is_used(
     tmp_path: Path, tokenize: Counting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "cache"
-    made = tokenize()
+    tokenized = tokenize()
 
     def meanwhile() -> TokenizedDataset:
         (folder / ("k" * 32)).mkdir(parents=True)
-        token_cache._write(folder / ("k" * 32), "k" * 64, made)
+        token_cache._write(folder / ("k" * 32), "k" * 64, tokenized)
         monkeypatch.setattr(token_cache, "save_file", lambda *_: (_ for _ in ()).throw(OSError("taken")))
-        return made
+        return tokenized
 
-    assert same(load_or_tokenize(folder, "k" * 64, tokenize.file, meanwhile), made)
+    assert same(load_or_tokenize(folder, "k" * 64, tokenize.file, meanwhile), tokenized)
 
 
 def test_the_key_follows_everything_that_determines_the_tokens(chat_tokenizer: PreTrainedTokenizerFast) -> None:

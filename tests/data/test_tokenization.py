@@ -86,8 +86,8 @@ def test_plain_text_joins_the_ids_of_prompt_completion_and_eos(plain_tokenizer: 
     example = demonstration(prompt="Answer:", completion=" 12")
     tokenized = tokenize_example(example, plain_tokenizer)
     prompt = plain_tokenizer("Answer:")["input_ids"]
-    said = [*plain_tokenizer(" 12", add_special_tokens=False)["input_ids"], plain_tokenizer.eos_token_id]
-    assert tokenized == TokenizedExample(prompt + said, [False] * len(prompt) + [True] * len(said), True)
+    answer = [*plain_tokenizer(" 12", add_special_tokens=False)["input_ids"], plain_tokenizer.eos_token_id]
+    assert tokenized == TokenizedExample(prompt + answer, [False] * len(prompt) + [True] * len(answer), True)
     assert tokenize_prompt(example, plain_tokenizer) == prompt
 
 
@@ -116,8 +116,8 @@ def test_plain_text_is_possible_with_a_chat_tokenizer(
 def test_a_template_may_come_from_a_file(plain_tokenizer: PreTrainedTokenizerFast, tmp_path: Any) -> None:
     path = tmp_path / "chat.jinja"
     path.write_text(TEMPLATE)
-    given = tokenize_example(demonstration(messages=CHAT), plain_tokenizer, str(path))
-    assert given == tokenize_example(demonstration(messages=CHAT), plain_tokenizer, TEMPLATE)
+    tokenized = tokenize_example(demonstration(messages=CHAT), plain_tokenizer, str(path))
+    assert tokenized == tokenize_example(demonstration(messages=CHAT), plain_tokenizer, TEMPLATE)
     with pytest.raises(InputError, match="neither a Jinja template nor a file"):
         tokenize_example(demonstration(messages=CHAT), plain_tokenizer, str(tmp_path / "nothing.jinja"))
 

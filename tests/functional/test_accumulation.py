@@ -12,7 +12,7 @@ TERMINATED = torch.arange(BATCH) % 2 == 0
 TOKENS = torch.randint(VOCABULARY, (BATCH, WIDTH), generator=torch.Generator().manual_seed(0))
 GENERATOR = torch.Generator().manual_seed(1)
 FEATURES, ADVANTAGE = (
-    torch.randn(BATCH, WIDTH, size, dtype=torch.float64, generator=GENERATOR) for size in (3, VOCABULARY)
+    torch.randn(BATCH, WIDTH, length, dtype=torch.float64, generator=GENERATOR) for length in (3, VOCABULARY)
 )
 NUM_TOKENS = MASK.sum().double()
 
@@ -64,5 +64,5 @@ def test_the_batch_normalises_itself_where_no_normaliser_is_given(value_form):
     logits = FEATURES @ torch.ones(3, VOCABULARY, dtype=torch.float64)
     whole = {"value_expert": NUM_TOKENS, "v0": float(BATCH)}[value_form]
     arguments = (logits, TOKENS, MASK, TERMINATED, 0.9, value_form)
-    given = F.iq_learn_loss(*arguments, normaliser=whole)
-    torch.testing.assert_close(F.iq_learn_loss(*arguments), given, rtol=0, atol=1e-12)
+    loss = F.iq_learn_loss(*arguments, normaliser=whole)
+    torch.testing.assert_close(F.iq_learn_loss(*arguments), loss, rtol=0, atol=1e-12)

@@ -52,13 +52,13 @@ def test_ranks_that_share_their_sums_equal_one_big_batch(name):
     halves = (slice(0, 3), slice(3, 8))
 
     def run(half, answers):
-        asked = []
+        calls = []
 
         def reduce(tensor):
-            asked.append(tensor)
-            return answers[len(asked) - 1] if len(asked) <= len(answers) else tensor
+            calls.append(tensor)
+            return answers[len(calls) - 1] if len(calls) <= len(answers) else tensor
 
-        return function(returns[half], mask[half], reduce), asked
+        return function(returns[half], mask[half], reduce), calls
 
     answers = []
     for _ in range(2):  # the second request depends on the answer to the first

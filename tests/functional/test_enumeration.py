@@ -106,8 +106,8 @@ def test_leave_one_out_leaves_the_expected_gradient_as_it_is(discount):
 def test_means_over_other_samples_leave_the_expected_gradient_as_it_is(name):
     table = policy_table()
     returns = F.returns_to_go(path_reward(table).detach(), MASK)
-    others = torch.tensor([3, 9, 14])  # a batch drawn independently of the sample
-    baseline = getattr(F, name)(returns[others], MASK[others])[:1]
+    independent = torch.tensor([3, 9, 14])  # a batch drawn independently of the sample
+    baseline = getattr(F, name)(returns[independent], MASK[independent])[:1]
     assert baseline.abs().max() > 0.1
     close(expected_gradient(table, returns - baseline), expected_gradient(table, returns))
 

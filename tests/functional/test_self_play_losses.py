@@ -14,8 +14,8 @@ RATIO_KINDS = ("bernoulli", "brier", "kliep", "lsif")
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_values_by_hand(kind: SelfPlayLoss) -> None:
-    scale, shift, real, own = 0.5, 0.2, 3.0, -1.0
-    up, down = scale * real + shift, scale * own + shift
+    scale, shift, chosen, rejected = 0.5, 0.2, 3.0, -1.0
+    up, down = scale * chosen + shift, scale * rejected + shift
 
     def sigmoid(x: float) -> float:
         return 1 / (1 + math.exp(-x))
@@ -28,7 +28,7 @@ def test_values_by_hand(kind: SelfPlayLoss) -> None:
         "kliep": math.exp(down) - up,
         "lsif": 0.5 * math.exp(down) ** 2 - math.exp(up),
     }[kind]
-    result = self_play_loss(kind, torch.tensor([real]), torch.tensor([own]), scale, shift)
+    result = self_play_loss(kind, torch.tensor([chosen]), torch.tensor([rejected]), scale, shift)
     assert float(result) == pytest.approx(expected, rel=1e-5)
 
 
@@ -36,8 +36,8 @@ def test_values_by_hand(kind: SelfPlayLoss) -> None:
 def test_the_minimum_is_the_density_ratio(kind: SelfPlayLoss) -> None:
     """Over a finite set of responses, with a free u for each: u = log p(chosen) / p(rejected)."""
     generator = torch.Generator().manual_seed(0)
-    real, own = (torch.rand(6, generator=generator, dtype=torch.float64) + 0.2 for _ in range(2))
-    real, own = real / real.sum(), own / own.sum()
+    chosen, rejected = (torch.rand(6, generator=generator, dtype=torch.float64) + 0.2 for _ in range(2))
+    chosen, rejected = chosen / chosen.sum(), rejected / rejected.sum()
     free = torch.zeros(6, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS(
         [free], max_iter=200, tolerance_grad=1e-12, tolerance_change=1e-15, line_search_fn="strong_wolfe"
@@ -47,29 +47,29 @@ def test_the_minimum_is_the_density_ratio(kind: SelfPlayLoss) -> None:
         optimizer.zero_grad()
         # Expectations over both distributions: every pair (y, y') with its probability.
         rows, columns = free.repeat_interleave(6), free.repeat(6)
-        weight = real.repeat_interleave(6) * own.repeat(6)
+        weight = chosen.repeat_interleave(6) * rejected.repeat(6)
         total = (weight * self_play_loss(kind, rows, columns, 1.0)).sum()
         total.backward()  # type: ignore[no-untyped-call]
         return total
 
     optimizer.step(loss)
-    torch.testing.assert_close(free.detach(), (real / own).log(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(free.detach(), (chosen / rejected).log(), atol=1e-5, rtol=0)
 
 
 def test_spin_does_not_see_the_shift() -> None:
-    real, own = torch.tensor([1.0, 2.0]), torch.tensor([-1.0, 4.0])
-    plain, shifted = (self_play_loss("spin", real, own, 0.3, shift) for shift in (0.0, 5.0))
+    chosen, rejected = torch.tensor([1.0, 2.0]), torch.tensor([-1.0, 4.0])
+    plain, shifted = (self_play_loss("spin", chosen, rejected, 0.3, shift) for shift in (0.0, 5.0))
     torch.testing.assert_close(plain, shifted)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_loss_prefers_the_demonstration(kind: SelfPlayLoss) -> None:
-    real, own = (torch.zeros(3, requires_grad=True) for _ in range(2))
-    self_play_loss(kind, real, own).sum().backward()  # type: ignore[no-untyped-call]
-    assert real.grad is not None
-    assert own.grad is not None
-    assert (real.grad < 0).all()
-    assert (own.grad > 0).all()
+    chosen, rejected = (torch.zeros(3, requires_grad=True) for _ in range(2))
+    self_play_loss(kind, chosen, rejected).sum().backward()  # type: ignore[no-untyped-call]
+    assert chosen.grad is not None
+    assert rejected.grad is not None
+    assert (chosen.grad < 0).all()
+    assert (rejected.grad > 0).all()
 
 
 def test_bad_arguments() -> None:

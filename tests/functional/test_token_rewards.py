@@ -20,10 +20,10 @@ def random_logprobs(*shape, seed=0):
 @pytest.mark.parametrize("references", [1, 2, 3])
 @pytest.mark.parametrize("shape", [(3, 4), (2, 3, 5)])
 def test_the_dense_reward_equals_the_twin(reduction, references, shape):
-    policy, others = random_logprobs(*shape), random_logprobs(references, *shape, seed=1)
+    policy, reference_logprobs = random_logprobs(*shape), random_logprobs(references, *shape, seed=1)
     torch.testing.assert_close(
-        F.baseline_relative_reward(policy, others, reduction, coefficient=0.7),
-        reference.baseline_relative_reward(policy, others, reduction, 0.7),
+        F.baseline_relative_reward(policy, reference_logprobs, reduction, coefficient=0.7),
+        reference.baseline_relative_reward(policy, reference_logprobs, reduction, 0.7),
         rtol=0,
         atol=1e-12,
     )
@@ -31,16 +31,18 @@ def test_the_dense_reward_equals_the_twin(reduction, references, shape):
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_one_reference_gives_the_log_ratio_and_a_finite_gradient(reduction):
-    policy, others = random_logprobs(3, 4), random_logprobs(1, 3, 4, seed=1).requires_grad_()
-    reward = F.baseline_relative_reward(policy, others, reduction)
-    torch.testing.assert_close(reward, policy - others[0], rtol=0, atol=1e-12)
-    (gradient,) = torch.autograd.grad(reward.sum(), others)
-    torch.testing.assert_close(gradient, -torch.ones_like(others), rtol=0, atol=1e-12)
+    policy, references = random_logprobs(3, 4), random_logprobs(1, 3, 4, seed=1).requires_grad_()
+    reward = F.baseline_relative_reward(policy, references, reduction)
+    torch.testing.assert_close(reward, policy - references[0], rtol=0, atol=1e-12)
+    (gradient,) = torch.autograd.grad(reward.sum(), references)
+    torch.testing.assert_close(gradient, -torch.ones_like(references), rtol=0, atol=1e-12)
 
 
 def test_pessimism_orders_the_reductions():
-    policy, others = random_logprobs(5, 6), random_logprobs(4, 5, 6, seed=1)
-    mean, mixture, low = (F.baseline_relative_reward(policy, others, r) for r in ("mean_logprob", "mean_prob", "min"))
+    policy, references = random_logprobs(5, 6), random_logprobs(4, 5, 6, seed=1)
+    mean, mixture, low = (
+        F.baseline_relative_reward(policy, references, r) for r in ("mean_logprob", "mean_prob", "min")
+    )
     assert (low <= mixture).all()  # the mixture is at most its largest member
     assert (mixture <= mean).all()  # Jensen
 
@@ -69,7 +71,7 @@ def test_forms_equal_the_twin(form, shape):
     divergence = -random_logprobs(*shape[:2], *(1 for _ in shape[2:]), seed=2)
     result = F.dense_reward_form(form, policy, baseline, divergence, limit=0.4, interpolation=0.3)
     spread = divergence.expand(shape)
-    for index in torch.cartesian_prod(*(torch.arange(size) for size in shape)):
+    for index in torch.cartesian_prod(*(torch.arange(length) for length in shape)):
         at = tuple(index)
         expected = reference.dense_reward_form(
             form, float(policy[at]), float(baseline[at]), float(spread[at]), 0.4, 0.3

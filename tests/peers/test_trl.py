@@ -97,14 +97,14 @@ def test_sentence_level_credit_is_rloo(policies: tuple[nn.Module, nn.Module, Any
     theirs = trainer.compute_loss(trainer.model, dict(batch))
     their_gradient = gradient(policy, theirs)
 
-    written = batch["completion_mask"].bool()
+    completion_mask = batch["completion_mask"].bool()
     # Their prompts are padded on the left, ours on the right.
-    prompts = [row[held.bool()] for row, held in zip(batch["prompt_ids"], batch["prompt_mask"], strict=True)]
-    answers = [row[held] for row, held in zip(batch["completion_ids"], written, strict=True)]
+    prompts = [row[present.bool()] for row, present in zip(batch["prompt_ids"], batch["prompt_mask"], strict=True)]
+    answers = [row[present] for row, present in zip(batch["completion_ids"], completion_mask, strict=True)]
     rows = [torch.cat(parts) for parts in zip(prompts, answers, strict=True)]
     tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id)
     column = torch.arange(tokens.shape[1])
-    starts, ends = (torch.tensor([len(row) for row in held]).unsqueeze(1) for held in (prompts, rows))
+    starts, ends = (torch.tensor([len(row) for row in present]).unsqueeze(1) for present in (prompts, rows))
     mask = (column >= starts) & (column < ends)
     logprob, acted = logprobs(policy, tokens, mask)
 

@@ -53,8 +53,8 @@ def test_a_choice_goes_with_the_folder(tiny_policy_folder: Path, tmp_path: Path)
     # An adapter on a base that has a choice, and one that was trained with a choice.
     on_whole = PolicySpec(source=whole, lora=LoraSpec(rank=2))
     first = str(save_policy(*build_policy(on_whole), tmp_path / "first", on_whole))
-    chosen = PolicySpec(source=str(tiny_policy_folder), lora=LoraSpec(rank=2), attention="eager")
-    second = str(save_policy(*build_policy(chosen), tmp_path / "second", chosen))
+    choice = PolicySpec(source=str(tiny_policy_folder), lora=LoraSpec(rank=2), attention="eager")
+    second = str(save_policy(*build_policy(choice), tmp_path / "second", choice))
     for folder in (first, second):
         assert attention_of(build_policy(PolicySpec(source=folder), trainable=False)[0]) == "eager"
         assert attention_of(build_policy(PolicySpec(source=folder, attention="sdpa"), trainable=False)[0]) == "sdpa"
@@ -68,8 +68,8 @@ def test_a_saved_choice_that_this_machine_has_not_is_left_out(
     tiny_policy_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     spec = PolicySpec(source=str(tiny_policy_folder))
-    chosen = PolicySpec(source=str(tiny_policy_folder), attention="flash_attention_2")
-    folder = str(save_policy(build_policy(spec)[0], load_tokenizer(str(tiny_policy_folder)), tmp_path / "p", chosen))
+    choice = PolicySpec(source=str(tiny_policy_folder), attention="flash_attention_2")
+    folder = str(save_policy(build_policy(spec)[0], load_tokenizer(str(tiny_policy_folder)), tmp_path / "p", choice))
     assert chosen_attention(PolicySpec(source=folder)) == "flash_attention_2"
     for _ in range(2):
         assert attention_of(build_policy(PolicySpec(source=folder), trainable=False)[0]) == "sdpa"

@@ -54,12 +54,12 @@ def test_padding_gets_a_token_of_its_own(pad: str | None, tmp_path: Path, caplog
     tokenizer = tiny_tokenizer()
     tokenizer.pad_token = pad
     tokenizer.save_pretrained(tmp_path)
-    size = len(tokenizer)
+    vocabulary_size = len(tokenizer)
     loaded = load_tokenizer(str(tmp_path))
     load_tokenizer(str(tmp_path))
     assert loaded.pad_token == "<pad>"
     assert loaded.pad_token_id != loaded.eos_token_id
-    assert len(loaded) == size
+    assert len(loaded) == vocabulary_size
     assert caplog.text.count("now pads") == 1
     assert special_tokens(loaded).stops == (loaded.eos_token_id,)
 

@@ -87,14 +87,14 @@ def test_an_adapter_on_random_weights_is_refused(tiny_policy_folder: Path) -> No
 def test_an_exported_configuration_pads_with_something_else_than_eos(tiny_policy_folder: Path, tmp_path: Path) -> None:
     folder = Path(without(tiny_policy_folder, tmp_path / "base"))
     for name in ("config.json", "generation_config.json"):
-        held = json.loads((folder / name).read_text())
-        (folder / name).write_text(json.dumps(held | {"pad_token_id": 1, "eos_token_id": [1, 7]}))
+        config = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(config | {"pad_token_id": 1, "eos_token_id": [1, 7]}))
     spec = PolicySpec(source=str(folder))
     saved = save_policy(*build_policy(spec), tmp_path / "policy", spec)
     for name in ("config.json", "generation_config.json"):
-        held = json.loads((saved / name).read_text())
-        assert held["pad_token_id"] == 0
-        assert held["eos_token_id"] == [1, 7]
+        config = json.loads((saved / name).read_text())
+        assert config["pad_token_id"] == 0
+        assert config["eos_token_id"] == [1, 7]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

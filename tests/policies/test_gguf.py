@@ -44,11 +44,11 @@ def test_tokenizer_separates_padding_from_the_end(source: tuple[Path, LlamaForCa
     assert tokenizer.eos_token == "<|im_end|>"
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
     assert special_tokens(tokenizer, policy).stops == (tokenizer.eos_token_id,)
-    asked = tokenizer.apply_chat_template(
+    prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": "12 + 34"}], tokenize=False, add_generation_prompt=True
     )
-    assert asked == "<|im_start|>user\n12 + 34<|im_end|>\n<|im_start|>assistant\n"
-    assert tokenizer.decode(tokenizer(asked)["input_ids"]) == asked
+    assert prompt == "<|im_start|>user\n12 + 34<|im_end|>\n<|im_start|>assistant\n"
+    assert tokenizer.decode(tokenizer(prompt)["input_ids"]) == prompt
 
 
 def test_trained_base_is_exported_as_a_plain_folder(source: tuple[Path, LlamaForCausalLM], tmp_path: Path) -> None:
@@ -150,8 +150,8 @@ def add_tensor(writer: "gguf.GGUFWriter", name: str, value: torch.Tensor) -> tor
         return value
     packed = gguf.quants.quantize(rows.numpy(), gguf.GGMLQuantizationType.Q4_1)
     writer.add_tensor(file_name(name, GGUF_NAMES), packed, raw_dtype=gguf.GGMLQuantizationType.Q4_1)
-    held = torch.from_numpy(gguf.quants.dequantize(packed, gguf.GGMLQuantizationType.Q4_1))
-    return from_llama_cpp(held) if pairs else held
+    weights = torch.from_numpy(gguf.quants.dequantize(packed, gguf.GGMLQuantizationType.Q4_1))
+    return from_llama_cpp(weights) if pairs else weights
 
 
 GGUF_NAMES = {

@@ -65,18 +65,18 @@ def test_frozen_adapters_share_the_base_and_leave_the_trained_one_alone(
     tokenizer = load_tokenizer(str(tiny_policy_folder))
     folders, expected = {}, {}
     for name, seed in (("sft", 1), ("reference_0", 2)):
-        held, spec = adapted(tiny_policy_folder, noise=0.1, seed=seed)
-        folders[name] = str(save_policy(held, tokenizer, tmp_path / name, spec))
-        expected[name] = held.eval()(TOKENS).logits.detach()
+        adapted_policy, spec = adapted(tiny_policy_folder, noise=0.1, seed=seed)
+        folders[name] = str(save_policy(adapted_policy, tokenizer, tmp_path / name, spec))
+        expected[name] = adapted_policy.eval()(TOKENS).logits.detach()
     spec = PolicySpec(source=folders["sft"], lora=LoraSpec(rank=4, alpha=8.0))
     policy, _ = build_policy(spec)
     policy.train()
-    size = sum(weight.numel() for weight in policy.parameters())
+    count = sum(weight.numel() for weight in policy.parameters())
     trained = {name: weight.clone() for name, weight in policy.named_parameters() if weight.requires_grad}
     frozen = FrozenPolicies.load(folders, policy=policy, policy_spec=spec)
     assert frozen.is_shared
     adapter = sum(weight.numel() for weight in trained.values())
-    assert sum(weight.numel() for weight in policy.parameters()) == size + 2 * adapter
+    assert sum(weight.numel() for weight in policy.parameters()) == count + 2 * adapter
     optimizer = torch.optim.SGD([weight for weight in policy.parameters() if weight.requires_grad], lr=0.1)
     for _ in range(2):
         for name, logits in expected.items():

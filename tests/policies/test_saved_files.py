@@ -67,8 +67,8 @@ def write_base(folder: Path, kind: str = "llama", tokenizer: Any = None, **confi
 
 
 def change(path: Path, *without: str, **fields: Any) -> None:
-    held = json.loads(path.read_text()) if path.is_file() else {}
-    path.write_text(json.dumps({key: value for key, value in (held | fields).items() if key not in without}))
+    config = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps({key: value for key, value in (config | fields).items() if key not in without}))
 
 
 def left(folder: Path) -> None:
@@ -248,8 +248,8 @@ def test_an_adapter_names_a_base_of_the_hub_by_its_id(tmp_path: Path, monkeypatc
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     save(snapshot, tmp_path / "adapter", LoraSpec(rank=2), check=False)
     for name, key in (("adapter_config.json", "base_model_name_or_path"), ("dpr_policy.json", "source")):
-        held = json.loads((tmp_path / "adapter" / name).read_text())
-        assert (held[key], held["revision"]) == ("maker/base", commit)
+        config = json.loads((tmp_path / "adapter" / name).read_text())
+        assert (config[key], config["revision"]) == ("maker/base", commit)
     assert base_of(tmp_path / "adapter") == PolicySpec(source="maker/base", revision=commit)
     assert sources.lasting_source("maker/other", "v1") == ("maker/other", "v1")
     assert sources.lasting_source(str(tmp_path)) == (str(tmp_path.resolve()), None)

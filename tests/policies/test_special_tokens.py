@@ -20,14 +20,14 @@ from tests.policies.tokenizer_zoo import CHATML, ZOO, Setup, build_tokenizer, wr
 END, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 
 
-def chatml(*others: str, pad: str | None = END, eos: str = END, **more: Any) -> Setup:
+def chatml(*reserved: str, pad: str | None = END, eos: str = END, **more: Any) -> Setup:
     """ChatML on a base whose EOS is another token than the one that closes turns."""
     named = {"eos_token": eos, **({"pad_token": pad} if pad else {})}
-    return Setup([END, IM_END, IM_START, *others], named, [], "", template=CHATML, **more)
+    return Setup([END, IM_END, IM_START, *reserved], named, [], "", template=CHATML, **more)
 
 
 @pytest.mark.parametrize(
-    ("others", "pad"),
+    ("reserved", "pad"),
     [
         (["<|fim_pad|>", "<|vision_pad|>"], "<|fim_pad|>"),
         (["<|image_pad|>", "<|reserved_special_token_0|>"], "<|reserved_special_token_0|>"),
@@ -39,8 +39,8 @@ def chatml(*others: str, pad: str | None = END, eos: str = END, **more: Any) -> 
         (["<|extra|>", "<|paddle|>", "<|unusedly|>", "<unused7>"], "<unused7>"),
     ],
 )
-def test_reserved_tokens_pad(others: list[str], pad: str, tmp_path: Path) -> None:
-    tokenizer = load_tokenizer(write_setup(tmp_path, chatml(*others)), for_training=True)
+def test_reserved_tokens_pad(reserved: list[str], pad: str, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(write_setup(tmp_path, chatml(*reserved)), for_training=True)
     assert tokenizer.pad_token == pad
 
 

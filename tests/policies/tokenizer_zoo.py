@@ -58,7 +58,7 @@ QWEN = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "
 
 @dataclass(frozen=True)
 class Setup:
-    """A tokenizer, and what is right for it.
+    """A tokenizer, and the expected result for it.
 
     Args:
         special: added tokens with special=True, in the order of their ids.
@@ -66,15 +66,15 @@ class Setup:
         named: the bos, eos, pad and unk token of tokenizer_config.json.
         spaces: ``bytes`` (byte-level), or how words carry spaces: ``prepend``, ``first`` or ``replace``; all of those
             fall back on bytes.
-        adds_bos: whether the tokenizer itself begins every text with BOS.
+        adds_bos: whether the tokenizer begins every text with BOS.
         template: the chat template; None: there is none.
         generation_eos: ``eos_token_id`` of generation_config.json; None: there is no such file.
         config_eos: ``eos_token_id`` of config.json; None: the tokenizer's.
-        strip_right: special tokens that swallow the white space behind them.
-        stops: that must come out, EOS first.
-        pad: that must come out.
+        strip_right: whether special tokens strip the white space after them.
+        stops: expected, EOS first.
+        pad: expected.
         options: that `dpr fit` needs.
-        advice: what the error says without them.
+        advice: words of the error without them.
     """
 
     special: Sequence[str]
@@ -97,6 +97,23 @@ def _named(eos: str, pad: str | None = None, bos: str | None = None, unk: str | 
     return {name: token for name, token in names.items() if token is not None}
 
 
+def _gemma(*more: str, **eos: Sequence[str]) -> Setup:
+    """Gemma 2 and 3: they differ in further special tokens, and in the file that names their stops."""
+    return Setup(
+        ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>", *more],
+        _named("<eos>", pad="<pad>", bos="<bos>", unk="<unk>"),
+        _GEMMA_STOPS,
+        "<pad>",
+        added=["<unused0>", "<unused1>"],
+        spaces="replace",
+        adds_bos=True,
+        template=GEMMA,
+        generation_eos=eos.get("generation_eos"),
+        config_eos=eos.get("config_eos"),
+    )
+
+
+_GEMMA_STOPS = ["<eos>", "<end_of_turn>"]
 _END = "<|endoftext|>"
 _SPM = _named("</s>", bos="<s>", unk="<unk>")
 ZOO = {
@@ -181,28 +198,8 @@ ZOO = {
         template=CHATML,
         generation_eos=["<|im_end|>", _END],
     ),
-    "Gemma 2": Setup(
-        ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"],
-        _named("<eos>", pad="<pad>", bos="<bos>", unk="<unk>"),
-        ["<eos>", "<end_of_turn>"],
-        "<pad>",
-        added=["<unused0>", "<unused1>"],
-        spaces="replace",
-        adds_bos=True,
-        template=GEMMA,
-        generation_eos=["<eos>", "<end_of_turn>"],
-    ),
-    "Gemma 3": Setup(
-        ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>", "<start_of_image>"],
-        _named("<eos>", pad="<pad>", bos="<bos>", unk="<unk>"),
-        ["<eos>", "<end_of_turn>"],
-        "<pad>",
-        added=["<unused0>", "<unused1>"],
-        spaces="replace",
-        adds_bos=True,
-        template=GEMMA,
-        config_eos=["<eos>", "<end_of_turn>"],
-    ),
+    "Gemma 2": _gemma(generation_eos=_GEMMA_STOPS),
+    "Gemma 3": _gemma("<start_of_image>", config_eos=_GEMMA_STOPS),
     "Phi-3": Setup(
         [
             *("<unk>", "<s>", "</s>", _END, "<|assistant|>", "<|placeholder1|>", "<|placeholder2|>", "<|system|>"),

@@ -1,4 +1,4 @@
-"""What cases of wrong input are made with, and how `dpr` is asked about them."""
+"""Cases of wrong input: how their files are built, and how `dpr` is run on them."""
 
 import shutil
 from collections.abc import Callable
@@ -9,6 +9,9 @@ from typing import Any, NamedTuple
 
 from dpr_lightning.cli.main import main
 from tests.workspace import Workspace, write_dpr_config, write_rows, write_sft_config
+
+GOOD = {"prompt": "1 + 1 =", "completion": "Answer: 2"}
+"""A row without faults."""
 
 
 class Kit(NamedTuple):
@@ -61,7 +64,7 @@ class Answer(NamedTuple):
     left: set[str]
 
 
-def said_to(case: Case, folder: Path, workspace: Workspace) -> Answer:
+def run_case(case: Case, folder: Path, workspace: Workspace) -> Answer:
     """What `dpr` says to a case, made in ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     arguments, stream = case.make(Kit(folder, workspace)), StringIO()

@@ -14,8 +14,7 @@ from tests.tiny import write_tiny_policy
 from tests.training import write_weaker_policy
 
 STAGES = ("sft", "dpr")
-# Time is no part of what a run computes; the manifest repeats it, and the checksums of what holds it. PyTorch gives
-# each sharded checkpoint a name of its own, in `.metadata`.
+# These have times, or checksums of files with times; `.metadata` has a name that PyTorch generates for each checkpoint.
 UNLIKE = {"manifest.json", "config.yaml", ".metadata"}
 # Lightning counts a validation twice when it goes on from where one was due; nothing reads this count.
 UNREAD = ".val_loop.batch_progress"
@@ -92,10 +91,10 @@ def write_configs(inputs: Path, output: Path, **trainer: Any) -> dict[str, Path]
     validation = {"sft": {"check_val_every_n_epoch": None, "val_check_interval": 8}, "dpr": {"max_epochs": -1}}
     paths = {}
     for name, config in (("sft", sft), ("dpr", dpr)):
-        own = output / name
+        folder = output / name
         saved = callback(
             "ReferenceCheckpoints",
-            folder=str(own / "policies"),
+            folder=str(folder / "policies"),
             fractions=[0.3, 0.6],
             ema_decay=0.9 if name == "sft" else None,
         )
@@ -110,17 +109,17 @@ def write_configs(inputs: Path, output: Path, **trainer: Any) -> dict[str, Path]
             "enable_progress_bar": False,
             "enable_model_summary": False,
             "use_distributed_sampler": False,
-            "default_root_dir": str(own),
+            "default_root_dir": str(folder),
             "logger": [
                 {
                     "class_path": "lightning.pytorch.loggers.CSVLogger",
-                    "init_args": {"save_dir": str(own), "name": "", "version": ""},
+                    "init_args": {"save_dir": str(folder), "name": "", "version": ""},
                 }
             ],
             "callbacks": [
                 saved,
                 *callbacks[name],
-                callback("ResumableCheckpoints", folder=str(own / "checkpoints"), every_n_steps=4),
+                callback("ResumableCheckpoints", folder=str(folder / "checkpoints"), every_n_steps=4),
             ],
             **validation[name],
             **trainer,
@@ -170,19 +169,19 @@ def differences(clean: Path, other: Path) -> list[str]:
     return result
 
 
-def unlike(first: Any, second: Any, place: str = "") -> list[str]:
+def unlike(first: Any, second: Any, path: str = "") -> list[str]:
     """Places in which two states differ."""
-    if place.endswith(UNREAD):
+    if path.endswith(UNREAD):
         return []
     if isinstance(first, torch.Tensor):
-        return [] if torch.equal(first, second) else [place]
+        return [] if torch.equal(first, second) else [path]
     if isinstance(first, dict):
         if first.keys() != second.keys():
-            return [f"{place}: {sorted(map(str, first.keys() ^ second.keys()))}"]
-        return [part for key in first for part in unlike(first[key], second[key], f"{place}.{key}")]
+            return [f"{path}: {sorted(map(str, first.keys() ^ second.keys()))}"]
+        return [part for key in first for part in unlike(first[key], second[key], f"{path}.{key}")]
     if isinstance(first, (list, tuple)):
         if len(first) != len(second):
-            return [f"{place}: {len(first)} and {len(second)} entries"]
+            return [f"{path}: {len(first)} and {len(second)} entries"]
         pairs = enumerate(zip(first, second, strict=True))
-        return [part for number, (one, two) in pairs for part in unlike(one, two, f"{place}[{number}]")]
-    return [] if first == second or type(first).__module__ != "builtins" else [f"{place}: {first} and {second}"]
+        return [part for number, (one, two) in pairs for part in unlike(one, two, f"{path}[{number}]")]
+    return [] if first == second or type(first).__module__ != "builtins" else [f"{path}: {first} and {second}"]

@@ -15,8 +15,8 @@ from dpr_lightning.data import PromptSet
 from dpr_lightning.data.rows import open_rows
 from dpr_lightning.errors import InputError
 from dpr_lightning.folders import WRITTEN
-from tests.reliability.bad_inputs import BEGIN, CASES, END, GOOD, row
-from tests.reliability.kit import Kit, said_to
+from tests.reliability.bad_inputs import BEGIN, CASES, END, row
+from tests.reliability.kit import GOOD, Kit, run_case
 from tests.tiny import tiny_tokenizer
 from tests.workspace import Workspace, make_workspace, write_rows, write_sft_config
 
@@ -34,7 +34,7 @@ def test_wrong_input(name: str, tmp_path: Path, workspace: Workspace, monkeypatc
     if name == "a GPU that is not there" and torch.accelerator.is_available():
         pytest.skip("there is one")
     monkeypatch.chdir(tmp_path)
-    answer = said_to(ALL[name], tmp_path / "case", workspace)
+    answer = run_case(ALL[name], tmp_path / "case", workspace)
     assert answer.code == 2, answer.message
     for part in ALL[name].says:
         assert part in answer.message
@@ -45,8 +45,8 @@ def test_wrong_input(name: str, tmp_path: Path, workspace: Workspace, monkeypatc
     assert answer.left - {WRITTEN} in (set(), {"manifest.json", "tokens.safetensors"})
     assert not (tmp_path / "pwned").exists()
     # The table of the documentation has this message.
-    told = next((line for line in _table() if line.startswith(f"| {name} |")), "no row")
-    assert _words(told) == _words(row(name, answer, tmp_path)), (
+    table_row = next((line for line in _table() if line.startswith(f"| {name} |")), "no row")
+    assert _words(table_row) == _words(row(name, answer, tmp_path)), (
         "run: python -m tests.reliability.bad_inputs docs/reliability.md"
     )
 
@@ -79,14 +79,14 @@ def _words(line: str) -> str:
 def test_what_is_read_as_it_was_meant(name: str, content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_bytes(content)
-    assert [held.values["prompt"] for held in open_rows(path)] == ["1"]
+    assert [row.values["prompt"] for row in open_rows(path)] == ["1"]
 
 
 def test_an_id_of_the_user_identifies_nothing(tmp_path: Path) -> None:
     rows = [GOOD | {"id": 7}, GOOD | {"prompt": "2", "id": 7}]
     prompts = PromptSet.load(write_rows(tmp_path / "data.jsonl", rows), tiny_tokenizer())
     assert len(prompts) == 2
-    assert [held["id"] for held in prompts.metadata] == [7, 7]
+    assert [row["id"] for row in prompts.metadata] == [7, 7]
 
 
 def test_a_foreign_folder_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,8 +103,8 @@ def test_a_process_says_it_the_same_way(tmp_path: Path, workspace: Workspace) ->
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert "data.jsonl:2" in done.stderr.strip().splitlines()[-1]
-    shown = subprocess.run([*command, "--debug"], capture_output=True, text=True, check=False, timeout=120)
-    assert "Traceback" in shown.stderr
+    result = subprocess.run([*command, "--debug"], capture_output=True, text=True, check=False, timeout=120)
+    assert "Traceback" in result.stderr
 
 
 def test_our_own_fault_is_said_to_be_ours(
@@ -113,12 +113,12 @@ def test_our_own_fault_is_said_to_be_ours(
     monkeypatch.setattr("dpr_lightning.cli.main._settle_libraries", 0)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     assert cli.main(["report"]) == 1
-    said = capsys.readouterr().err
-    assert "TypeError: 'int' object is not callable" in said
-    assert "please send it with your report" in said
-    assert "Traceback" not in said
+    message = capsys.readouterr().err
+    assert "TypeError: 'int' object is not callable" in message
+    assert "please send it with your report" in message
+    assert "Traceback" not in message
     (saved,) = tmp_path.glob("dpr_traceback_*.txt")
-    assert str(saved) in said
+    assert str(saved) in message
     assert "Traceback" in saved.read_text()
 
 
@@ -137,8 +137,8 @@ def test_what_the_machine_refuses_is_said_plainly(
 ) -> None:
     _break(monkeypatch, error)
     assert cli.main(["report"]) == 2
-    said = capsys.readouterr().err
-    assert all(part in said for part in says), said
+    message = capsys.readouterr().err
+    assert all(part in message for part in says), message
 
 
 @pytest.mark.parametrize("error", [BrokenPipeError(errno.EPIPE, "Broken pipe"), OSError("Connection reset by peer")])

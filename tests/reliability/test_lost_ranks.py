@@ -37,9 +37,9 @@ def ranks(tmp_path: Path) -> list[Rank]:
     config = write_sft_config(
         tmp_path, {"source": workspace.sft}, workspace.demonstrations, trainer=trainer, batch_size=1
     )
-    held = yaml.safe_load(Path(config).read_text())
-    held["trainer"]["callbacks"] = [{"class_path": f"{__name__}.Stuck"}]
-    Path(config).write_text(yaml.safe_dump(held))
+    settings = yaml.safe_load(Path(config).read_text())
+    settings["trainer"]["callbacks"] = [{"class_path": f"{__name__}.Stuck"}]
+    Path(config).write_text(yaml.safe_dump(settings))
     return start_ranks(["dpr_lightning.cli.main", "fit", "--config", config], 2, tmp_path / "logs")
 
 
@@ -57,8 +57,8 @@ def test_the_rank_is_named_that_the_other_waits_for(dies: bool, ranks: list[Rank
         for process in ranks:
             process.send_signal(signal.SIGKILL)
             process.wait()
-    said = (tmp_path / "logs" / "rank_0.log").read_text()
-    assert "waited for another one in vain" in said
-    assert "rank 0: step 3, micro-batch 2" in said
-    assert "rank 1: step 2, micro-batch 1" in said
-    assert "Traceback" not in said
+    log = (tmp_path / "logs" / "rank_0.log").read_text()
+    assert "waited for another one in vain" in log
+    assert "rank 0: step 3, micro-batch 2" in log
+    assert "rank 1: step 2, micro-batch 1" in log
+    assert "Traceback" not in log

@@ -29,20 +29,20 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     return make_workspace(tmp_path_factory.mktemp("out_of_memory"))
 
 
-def written(config: str, kind: str | None, **trainer: Any) -> str:
+def write_run(config: str, kind: str | None, **trainer: Any) -> str:
     """A config whose checkpoints lie a step apart; with ``kind`` on a device of small memory, and halving."""
-    held = yaml.safe_load(Path(config).read_text())
+    content = yaml.safe_load(Path(config).read_text())
     folder = Path(config).parent
     names: list[tuple[str, dict[str, Any]]] = [
         ("ResumableCheckpoints", {"folder": str(folder / "checkpoints"), "every_n_steps": 1}),
         ("ReferenceCheckpoints", {"folder": str(folder / "policies"), "fractions": [0.5]}),
     ]
     if kind is not None:
-        held["model"]["class_path"] = f"tests.reliability.small_memory.{kind}"
+        content["model"]["class_path"] = f"tests.reliability.small_memory.{kind}"
         names.append(("MicroBatchHalving", {"limit": 3}))
     callbacks = [{"class_path": CALLBACKS + name, "init_args": options} for name, options in names]
-    held["trainer"] |= {"callbacks": callbacks, "enable_checkpointing": True, "max_steps": 6, **trainer}
-    Path(config).write_text(yaml.safe_dump(held))
+    content["trainer"] |= {"callbacks": callbacks, "enable_checkpointing": True, "max_steps": 6, **trainer}
+    Path(config).write_text(yaml.safe_dump(content))
     return config
 
 
@@ -50,31 +50,31 @@ def sft(workspace: Workspace, folder: Path, kind: str | None) -> str:
     """Steps of 4 rows in 2 micro-batches; an epoch is 16 rows, so the sixth step is in the second."""
     folder.mkdir()
     plain = write_sft_config(folder, {"source": workspace.sft}, workspace.demonstrations, batch_size=2)
-    return written(plain, kind, accumulate_grad_batches=2)
+    return write_run(plain, kind, accumulate_grad_batches=2)
 
 
 def dpr(workspace: Workspace, folder: Path, kind: str | None) -> str:
     """Rollouts of 8 rows."""
     folder.mkdir()
-    return written(write_dpr_config(folder, workspace), kind)
+    return write_run(write_dpr_config(folder, workspace), kind)
 
 
 def parts(config: str) -> int:
     return int(json.loads((Path(config).parent / "micro_batches.json").read_text())["parts"])
 
 
-@pytest.mark.parametrize(("stage", "kind", "found"), [(sft, "SmallSFT", 2), (dpr, "SmallDPR", 8)])
-def test_steps_stay_what_they_were(stage: Any, kind: str, found: int, workspace: Workspace, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("stage", "kind", "expected"), [(sft, "SmallSFT", 2), (dpr, "SmallDPR", 8)])
+def test_steps_stay_what_they_were(stage: Any, kind: str, expected: int, workspace: Workspace, tmp_path: Path) -> None:
     """Memory runs out at the first step, and again in the middle of an epoch, after checkpoints."""
     whole = stage(workspace, tmp_path / "whole", None)
     run(["fit", "--config", whole])
     small = stage(workspace, tmp_path / "small", kind)
-    for _ in range(round(math.log2(found))):
+    for _ in range(round(math.log2(expected))):
         with pytest.raises(TryAgain) as again:
             run(["fit", "--config", small])
         assert again.value.alone
     run(["fit", "--config", small])
-    assert parts(small) == found
+    assert parts(small) == expected
     weights, other = (load_file(tmp_path / name / "policies/final/model.safetensors") for name in ("whole", "small"))
     distance = norm({name: weights[name].double() - other[name].double() for name in weights})
     before = load_file(f"{workspace.sft}/model.safetensors")
@@ -84,12 +84,12 @@ def test_steps_stay_what_they_were(stage: Any, kind: str, found: int, workspace:
 
 def test_the_command_starts_itself_again(workspace: Workspace, tmp_path: Path) -> None:
     config = sft(workspace, tmp_path / "small", "SmallSFT")
-    held = yaml.safe_load(Path(config).read_text())
-    held["trainer"]["callbacks"].pop()
-    Path(config).write_text(yaml.safe_dump(held))
-    asked = "--trainer.callbacks+=dpr_lightning.callbacks.MicroBatchHalving"
-    assert asked in (ROOT / "docs" / "reliability.md").read_text()
-    command = [sys.executable, "-m", "dpr_lightning.cli.main", "fit", "--config", config, asked]
+    content = yaml.safe_load(Path(config).read_text())
+    content["trainer"]["callbacks"].pop()
+    Path(config).write_text(yaml.safe_dump(content))
+    option = "--trainer.callbacks+=dpr_lightning.callbacks.MicroBatchHalving"
+    assert option in (ROOT / "docs" / "reliability.md").read_text()
+    command = [sys.executable, "-m", "dpr_lightning.cli.main", "fit", "--config", config, option]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=200)
     assert ended.returncode == 0, ended.stderr[-3000:]
@@ -107,9 +107,9 @@ def test_a_run_that_starts_itself_again_does_not_begin_anew(anew: list[str]) -> 
 
 def test_of_two_ranks_the_same_command_goes_on(workspace: Workspace, tmp_path: Path) -> None:
     config = sft(workspace, tmp_path / "small", "SmallSFT")
-    held = yaml.safe_load(Path(config).read_text())
-    held["trainer"] |= {"strategy": "ddp", "devices": 2, "accumulate_grad_batches": 1}
-    Path(config).write_text(yaml.safe_dump(held))
+    content = yaml.safe_load(Path(config).read_text())
+    content["trainer"] |= {"strategy": "ddp", "devices": 2, "accumulate_grad_batches": 1}
+    Path(config).write_text(yaml.safe_dump(content))
     command = ["dpr_lightning.cli.main", "fit", "--config", config]
     processes = start_ranks(command, 2, tmp_path / "logs")
     try:
@@ -131,10 +131,10 @@ def test_it_gives_up(workspace: Workspace, tmp_path: Path, capsys: pytest.Captur
         run(["fit", "--config", config])
     assert parts(config) == 8
     assert main(["fit", "--config", config]) == 2
-    said = capsys.readouterr().err
-    assert "MicroBatchHalving" in said
+    message = capsys.readouterr().err
+    assert "MicroBatchHalving" in message
     # A module of the tests is none that `dpr plan` knows.
-    assert "`dpr plan --what_helps` with the same arguments" in said
+    assert "`dpr plan --what_helps` with the same arguments" in message
 
 
 def test_what_would_help_is_counted(

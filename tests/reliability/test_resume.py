@@ -41,17 +41,17 @@ def test_chaos(tmp_path: Path) -> None:
     assert summary["identical"] == summary["runs"] > 1
 
 
-@pytest.mark.parametrize(("stage", "asked", "saved"), [("sft", 5, 6), ("dpr", 7, 9)])
+@pytest.mark.parametrize(("stage", "steps", "saved"), [("sft", 5, 6), ("dpr", 7, 9)])
 def test_a_scheduler_gets_the_machine_back(
-    stage: str, asked: int, saved: int, inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    stage: str, steps: int, saved: int, inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """SFT ends the step that it is in; DPR the rollout, whose three steps a checkpoint does not part."""
     config = write_configs(inputs, tmp_path / "run")[stage]
     interrupted = config.with_name("interrupted.yaml")
-    held = yaml.safe_load(config.read_text())
-    preemption = {"class_path": "tests.reliability.runs.Preemption", "init_args": {"at": asked}}
-    held["trainer"]["callbacks"].append(preemption)
-    interrupted.write_text(yaml.safe_dump(held))
+    content = yaml.safe_load(config.read_text())
+    preemption = {"class_path": "tests.reliability.runs.Preemption", "init_args": {"at": steps}}
+    content["trainer"]["callbacks"].append(preemption)
+    interrupted.write_text(yaml.safe_dump(content))
     with pytest.raises(SystemExit) as ended:
         main(["fit", "--config", str(interrupted)])
     assert ended.value.code == REQUEUE == 75
@@ -82,10 +82,10 @@ def test_a_damaged_checkpoint_is_passed_over(inputs: Path, tmp_path: Path, caplo
 
 def test_rollouts_that_the_run_itself_kept_do_not_make_it_another(inputs: Path, tmp_path: Path) -> None:
     config = write_configs(inputs, tmp_path / "run")["dpr"]
-    held = yaml.safe_load(config.read_text())
-    held["model"]["init_args"]["kl"] = {"coefficient": 0.5}  # a target needs samples of the policy itself
-    held["data"]["init_args"]["precomputed"] = str(tmp_path / "rollouts")
-    config.write_text(yaml.safe_dump(held))
+    content = yaml.safe_load(config.read_text())
+    content["model"]["init_args"]["kl"] = {"coefficient": 0.5}  # a target needs samples of the policy itself
+    content["data"]["init_args"]["precomputed"] = str(tmp_path / "rollouts")
+    config.write_text(yaml.safe_dump(content))
     fit = ["fit", "--config", str(config), "--trainer.max_steps"]
     assert main([*fit, "3"]) == 0
     assert (tmp_path / "rollouts").is_dir()
@@ -121,10 +121,10 @@ def test_what_a_run_is_cannot_change_by_the_way(
         (["--config", ZERO2], "strategy: SingleDeviceStrategy then, Zero2Strategy now"),
     ):
         assert main([*fit, "8", *options]) == 2
-        said = capsys.readouterr().err
-        assert says in said
-        assert "--ckpt_path none" in said
-        assert "Traceback" not in said
+        message = capsys.readouterr().err
+        assert says in message
+        assert "--ckpt_path none" in message
+        assert "Traceback" not in message
     # The same file somewhere else is the same file.
     same = tmp_path / "moved" / "rows.jsonl"
     same.parent.mkdir()
@@ -147,8 +147,8 @@ def test_a_checkpoint_is_not_unpickled(inputs: Path, tmp_path: Path, capsys: pyt
     assert main(["fit", "--config", str(config), "--trainer.max_steps", "4"]) == 0
     bait, trace = tmp_path / "bait.ckpt", tmp_path / "trace"
     store = CheckpointStore(tmp_path / "run" / "sft" / "checkpoints")
-    held = torch.load(store.state(4), weights_only=True)
-    torch.save(held | {"hyper_parameters": Trap(trace)}, bait)
+    content = torch.load(store.state(4), weights_only=True)
+    torch.save(content | {"hyper_parameters": Trap(trace)}, bait)
     assert main(["fit", "--config", str(config), "--trainer.max_steps", "8", "--ckpt_path", str(bait)]) == 2
     assert "--weights_only false" in capsys.readouterr().err
     assert not trace.exists()
@@ -178,8 +178,8 @@ def test_the_command_line_wins_over_the_checkpoint(inputs: Path, tmp_path: Path)
     assert main([*fit, "4", *schedule]) == 0
     assert main([*fit, "8", *schedule, "--model.optimizer.lr", "0.25", "--model.optimizer.weight_decay", "0.5"]) == 0
     store = CheckpointStore(tmp_path / "run" / "sft" / "checkpoints")
-    held = torch.load(store.state(8), weights_only=True)
-    group = held["optimizer_states"][0]["param_groups"][0]
+    content = torch.load(store.state(8), weights_only=True)
+    group = content["optimizer_states"][0]["param_groups"][0]
     assert (group["lr"], group["initial_lr"], group["weight_decay"]) == (0.25, 0.25, 0.5)
 
 
@@ -189,8 +189,8 @@ def test_hyper_parameters_of_a_checkpoint_do_not_win_over_the_command_line(input
     fit = ["fit", "--config", str(config), "--trainer.max_steps"]
     assert main([*fit, "4"]) == 0
     state = CheckpointStore(tmp_path / "run" / "sft" / "checkpoints").state(4)
-    held = torch.load(state, weights_only=True) | {"hyper_parameters": {"seed": 77}}
-    torch.save(held, tmp_path / "foreign.ckpt")
+    content = torch.load(state, weights_only=True) | {"hyper_parameters": {"seed": 77}}
+    torch.save(content, tmp_path / "foreign.ckpt")
     started = run([*fit, "8", "--ckpt_path", str(tmp_path / "foreign.ckpt"), "--model.seed", "5"])
     assert started.trainer.global_step == 8
     assert started.model.seed == 5
@@ -236,9 +236,9 @@ def test_a_full_disk_leaves_the_checkpoints_before(
     monkeypatch.setattr(checkpoint_store, "_describe", full)
     monkeypatch.setattr(checkpoint_store.CheckpointStore, "fault", lambda *_: None)
     assert main(["fit", "--config", str(config), "--trainer.max_steps", "8"]) == 2
-    said = capsys.readouterr().err
-    assert "step 8" in said
-    assert "No space left" in said
+    message = capsys.readouterr().err
+    assert "step 8" in message
+    assert "No space left" in message
     assert CheckpointStore(tmp_path / "run" / "sft" / "checkpoints").steps() == [4]
 
 

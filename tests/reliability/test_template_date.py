@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from dpr_lightning.cli.main import main, run
 from dpr_lightning.data.template_clock import dated_text, set_template_time
-from tests.workspace import make_workspace, write_rows, write_sft_config
+from tests.workspace import make_workspace, write_resumable_config, write_rows
 
 LLAMA = (
     "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
@@ -37,17 +37,8 @@ def test_a_run_goes_on_with_the_date_it_began_with(
         for n in range(8)
     ]
     (tmp_path / "template.jinja").write_text(LLAMA)
-    checkpoints = {
-        "class_path": "dpr_lightning.callbacks.ResumableCheckpoints",
-        "init_args": {"folder": str(tmp_path / "checkpoints")},
-    }
-    config = write_sft_config(
-        tmp_path,
-        {"source": workspace.sft},
-        write_rows(tmp_path / "rows.jsonl", rows),
-        trainer={"callbacks": [checkpoints], "enable_checkpointing": True},
-        chat_template=str(tmp_path / "template.jinja"),
-    )
+    rows_file = write_rows(tmp_path / "rows.jsonl", rows)
+    config = write_resumable_config(tmp_path, workspace, rows_file, chat_template=str(tmp_path / "template.jinja"))
 
     def tokens(*options: str) -> torch.Tensor:
         data = run(["fit", "--config", config, *options]).datamodule.train_data

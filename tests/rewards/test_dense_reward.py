@@ -19,15 +19,15 @@ MASK = torch.tensor([[0, 0, 1, 1, 1, 0, 0, 0, 0], [0, 1, 1, 1, 1, 1, 1, 1, 1], [
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory, tiny_policy_folder: Path) -> list[str]:
     """π_SFT and two weaker policies."""
-    held = [str(tiny_policy_folder)]
+    folders = [str(tiny_policy_folder)]
     for seed in (1, 2):
         model, tokenizer = build_policy(PolicySpec(source=str(tiny_policy_folder)))
         with torch.no_grad():
             for weight in model.parameters():
                 weight.add_(0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed)))
         folder = tmp_path_factory.mktemp("reference") / "policy"
-        held.append(str(save_policy(model, tokenizer, folder, PolicySpec(source=held[0]))))
-    return held
+        folders.append(str(save_policy(model, tokenizer, folder, PolicySpec(source=folders[0]))))
+    return folders
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +54,11 @@ def test_score_is_that_of_plain_forward_passes(
         TOKENS, MASK, token_budget=20
     )
     for row in range(len(TOKENS)):
-        policy, *others = plain(distributions, row)[: 1 + references]
-        ratio = policy - torch.stack(others)
+        policy, *logprobs = plain(distributions, row)[: 1 + references]
+        ratio = policy - torch.stack(logprobs)
         expected = {
             "mean_logprob": ratio.mean(0),
-            "mean_prob": policy - torch.stack(others).exp().mean(0).log(),
+            "mean_prob": policy - torch.stack(logprobs).exp().mean(0).log(),
             "min": ratio.amin(0),
             "mean_minus_std": ratio.mean(0) - 0.5 * ratio.std(0, correction=0),
         }[reduction]
@@ -91,16 +91,19 @@ def test_rewards_of_all_actions_hold_those_of_the_sampled_ones(form: str, folder
     torch.testing.assert_close(same.reward, scores.reward, atol=2e-6, rtol=0)
     torch.testing.assert_close(same.reference_logprobs, scores.reference_logprobs, atol=2e-6, rtol=0)
     some = torch.tensor([2, 0])
-    for rows, held in ((torch.arange(len(TOKENS)), actions), (some, actions.take(some, int(MASK[some].sum(1).max())))):
-        width = held.states[0].hidden.shape[1]
+    for rows, selection in (
+        (torch.arange(len(TOKENS)), actions),
+        (some, actions.take(some, int(MASK[some].sum(1).max()))),
+    ):
+        width = selection.states[0].hidden.shape[1]
         for row, whole in enumerate(rows.tolist()):
-            chosen = TOKENS[whole, MASK[whole]]
-            every = held.scores(row * width + torch.arange(len(chosen)))
-            picked = [part.gather(-1, chosen[:, None]).squeeze(-1) for part in every]
+            tokens = TOKENS[whole, MASK[whole]]
+            every = selection.scores(row * width + torch.arange(len(tokens)))
+            picked = [part.gather(-1, tokens[:, None]).squeeze(-1) for part in every]
             for result, expected in zip(
                 picked, (scores.reward, scores.policy_logprob, scores.reference_logprobs.mean(0)), strict=True
             ):
-                torch.testing.assert_close(result, expected[whole, : len(chosen)], atol=2e-6, rtol=0)
+                torch.testing.assert_close(result, expected[whole, : len(tokens)], atol=2e-6, rtol=0)
 
 
 def test_score_does_not_depend_on_the_token_budget(folders: list[str]) -> None:

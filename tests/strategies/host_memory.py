@@ -1,4 +1,4 @@
-"""One rank builds a policy, then helps to gather it, and writes the most memory of its own that each took, in bytes.
+"""One rank builds a policy, then helps to gather it, and writes the peak of its private memory in each, in bytes.
 
 python -m tests.strategies.host_memory STRATEGY FOLDER FILE
 """

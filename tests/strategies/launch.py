@@ -15,10 +15,10 @@ PRELOADED = ["dpr_lightning.callbacks", "dpr_lightning.cli.lightning", "tests.st
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        return int(held.getsockname()[1])
+    """A free port of this machine."""
+    with socket.socket() as connection:
+        connection.bind(("127.0.0.1", 0))
+        return int(connection.getsockname()[1])
 
 
 class Rank:

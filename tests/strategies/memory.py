@@ -15,9 +15,9 @@ from dpr_lightning.modules.memory import LiveBytes
 resize = torch.UntypedStorage.resize_
 
 
-def resize_and_tell(storage: torch.UntypedStorage, size: int) -> torch.UntypedStorage:
+def resize_and_tell(storage: torch.UntypedStorage, length: int) -> torch.UntypedStorage:
     """What no operation of tensors tells."""
-    resize(storage, size)
+    resize(storage, length)
     live.resized(storage)
     return storage
 

@@ -33,9 +33,9 @@ def test_ranks_find_what_one_process_finds(tmp_path: Path) -> None:
         trainer = {"callbacks": [evaluation], "logger": logger, "devices": ranks, "log_every_n_steps": 1, **several}
         policy = {"source": workspace.sft}
         config = write_sft_config(folder, policy, workspace.demonstrations, trainer=trainer, batch_size=4 // ranks)
-        held = yaml.safe_load(Path(config).read_text())
-        held["model"]["init_args"]["optimizer"] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.5}}
-        Path(config).write_text(yaml.safe_dump(held))
+        settings = yaml.safe_load(Path(config).read_text())
+        settings["model"]["init_args"]["optimizer"] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.5}}
+        Path(config).write_text(yaml.safe_dump(settings))
         run_ranks(["dpr_lightning.cli.main", "fit", "--config", config], ranks, folder / "logs")
         (table,) = folder.rglob("metrics.csv")
         with table.open() as file:

@@ -49,9 +49,9 @@ def trained(strategy: str, workspace: Workspace, folder: Path, start: Path | Non
             saved = workspace._replace(sft=str(policies / "final"), reference=str(policies / "step_0000001"))
             model = {"policy": {"source": saved.sft, "lora": LORA}, "estimator": "reinforce"}
             config = write_dpr_config(stage, saved, model=model)
-        held = yaml.safe_load(Path(config).read_text())
+        settings = yaml.safe_load(Path(config).read_text())
         kept_policies = {"folder": str(stage / "policies"), "fractions": [0.25]}
-        held["trainer"] |= {
+        settings["trainer"] |= {
             "strategy": STRATEGIES[strategy],
             "devices": ranks,
             "enable_checkpointing": True,
@@ -59,7 +59,7 @@ def trained(strategy: str, workspace: Workspace, folder: Path, start: Path | Non
             "gradient_clip_val": 0.5,
             "callbacks": [{"class_path": "dpr_lightning.callbacks.ReferenceCheckpoints", "init_args": kept_policies}],
         }
-        Path(config).write_text(yaml.safe_dump(held))
+        Path(config).write_text(yaml.safe_dump(settings))
         run_ranks(["dpr_lightning.cli.main", "fit", "--config", config], ranks, stage / "logs")
     return folder
 

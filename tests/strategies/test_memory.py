@@ -82,12 +82,12 @@ def test_a_rank_that_samples_takes_what_is_planned(
     workspace = Workspace(str(tmp_path / "sft"), str(tmp_path / "reference"), rows, rows)
     sampling = {"max_new_tokens": 12}
     config = Path(write_dpr_config(tmp_path, workspace, max_prompt_length=1, sampling=sampling, frozen_weights=frozen))
-    held = yaml.safe_load(config.read_text())
-    chosen: Any = STRATEGIES[strategy]
+    settings = yaml.safe_load(config.read_text())
+    entry: Any = STRATEGIES[strategy]
     if options:
-        chosen = chosen | {"init_args": chosen["init_args"] | options}
-    held["trainer"] |= {"strategy": chosen, "devices": 2, "accumulate_grad_batches": accumulate}
-    config.write_text(yaml.safe_dump(held))
+        entry = entry | {"init_args": entry["init_args"] | options}
+    settings["trainer"] |= {"strategy": entry, "devices": 2, "accumulate_grad_batches": accumulate}
+    config.write_text(yaml.safe_dump(settings))
     run_ranks(["tests.strategies.memory", str(config), str(tmp_path / "peak")], 2, tmp_path / "logs")
     measured, planned = int((tmp_path / "peak.0").read_text()), plan(["--config", str(config)])
     assert planned.peak == pytest.approx(measured, rel=0.1)

@@ -73,9 +73,9 @@ def test_bfloat16_differs_by_its_rounding(one: Path, several: Path) -> None:
 def test_numbers_beside_the_tokens_stay_in_float32(several: Path) -> None:
     """1,001 tokens are 1,000 in bfloat16, and a reward of −8.03 nats is −8."""
     for case in HALF:
-        held = json.loads((several / f"{case}.json").read_text())["dtypes"]
-        assert held
-        assert set(held.values()) == {"torch.float32"}
+        dtypes = json.loads((several / f"{case}.json").read_text())["dtypes"]
+        assert dtypes
+        assert set(dtypes.values()) == {"torch.float32"}
 
 
 def test_gradient_norms_are_reported_where_the_engine_holds_gradients(one: Path, several: Path) -> None:

@@ -52,10 +52,10 @@ class MaskedDemonstrations(DemonstrationDataModule):
         return Masked([loader] if self.trainer.world_size == 2 else [self._share(loader, rank) for rank in (0, 1)])
 
     def _share(self, loader: DemonstrationLoader, rank: int) -> DemonstrationLoader:
-        held, data = loader.batches, loader.dataset
-        accumulate = held.accumulate // 2
+        content, data = loader.batches, loader.dataset
+        accumulate = content.accumulate // 2
         batches = TokenBudgetBatchSampler(
-            held.lengths, data.acted_tokens, batch_size=1, rank=rank, world_size=2, accumulate=accumulate
+            content.lengths, data.acted_tokens, batch_size=1, rank=rank, world_size=2, accumulate=accumulate
         )
         return DemonstrationLoader(data, batches, loader.pad)
 
@@ -81,12 +81,12 @@ class Dtypes(Callback):
     """What the numbers beside the tokens arrive as."""
 
     def __init__(self) -> None:
-        self.found: dict[str, str] = {}
+        self.dtypes: dict[str, str] = {}
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Keep the dtypes."""
-        held = {name: value for name, value in batch._asdict().items() if isinstance(value, torch.Tensor)}
-        self.found |= {name: str(value.dtype) for name, value in held.items() if value.is_floating_point()}
+        content = {name: value for name, value in batch._asdict().items() if isinstance(value, torch.Tensor)}
+        self.dtypes |= {name: str(value.dtype) for name, value in content.items() if value.is_floating_point()}
 
 
 class BreaksOnce(SupervisedIRL):
@@ -172,8 +172,8 @@ def run(strategy: str, folder: Path, name: str) -> None:
             output = folder / strategy
             output.mkdir(exist_ok=True)
             save_file(weights, output / f"{name}.safetensors")
-            held = {"steps": metrics.steps, "dtypes": dtypes.found}
-            (output / f"{name}.json").write_text(json.dumps(held))
+            content = {"steps": metrics.steps, "dtypes": dtypes.dtypes}
+            (output / f"{name}.json").write_text(json.dumps(content))
     trainer.strategy.barrier("worker")
 
 
@@ -186,5 +186,5 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     logging.basicConfig(level=logging.WARNING)
     logging.getLogger("dpr_lightning").setLevel(logging.INFO)
-    for asked in sys.argv[3:]:
-        run(sys.argv[1], Path(sys.argv[2]), asked)
+    for case in sys.argv[3:]:
+        run(sys.argv[1], Path(sys.argv[2]), case)
