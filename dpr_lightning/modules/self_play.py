@@ -66,18 +66,18 @@ class SelfPlay(PolicyModule):
 
     def training_step(self, batch: SelfPlayBatch, batch_idx: int) -> Tensor:
         """One micro-batch's share of the optimizer step's loss."""
-        demonstrated, generated = self.pair_scores(batch)
+        chosen, rejected = self.pair_scores(batch)
         if self.check_start and self.global_step == 0 and batch_idx == 0:
-            size = demonstrated.detach().abs().sum() + generated.detach().abs().sum()
+            size = chosen.detach().abs().sum() + rejected.detach().abs().sum()
             drift = float(size / batch.mask.sum().clamp_min(1))
             self.refuse_other_start(drift, "its opponent", "data.opponent")
-        pairs = self_play_loss(self.loss, demonstrated, generated, self.scale, self.shift)
+        pairs = self.pair_loss(chosen, rejected)
         loss = pairs.sum() / batch.num_pairs
         self.log_step(
             {
-                "demonstrated": demonstrated.sum(),
-                "generated": generated.sum(),
-                "preferred": (demonstrated > generated).float().sum(),
+                "demonstrated": chosen.sum(),
+                "generated": rejected.sum(),
+                "preferred": (chosen > rejected).float().sum(),
             },
             torch.tensor(len(pairs), device=loss.device),
             loss,
@@ -85,10 +85,14 @@ class SelfPlay(PolicyModule):
         )
         return self.to_step_loss(loss)
 
+    def pair_loss(self, chosen: Tensor, rejected: Tensor) -> Tensor:
+        """Called in each step with the scores of :meth:`pair_scores`: the loss of each pair [P]."""
+        return self_play_loss(self.loss, chosen, rejected, self.scale, self.shift)
+
     def validation_step(self, batch: SelfPlayBatch, batch_idx: int) -> None:
         """Share of pairs whose demonstration scores above the opponent's answer."""
-        demonstrated, generated = self.pair_scores(batch)
-        self.preferred.update((demonstrated > generated).float(), batch.mask[: len(demonstrated)].any(1).float())
+        chosen, rejected = self.pair_scores(batch)
+        self.preferred.update((chosen > rejected).float(), batch.mask[: len(chosen)].any(1).float())
 
     def on_validation_epoch_end(self) -> None:
         """Log it over all ranks."""

@@ -1,0 +1,95 @@
+"""What docs/write_your_own.md shows trains through `dpr fit`, and is the file beside this test."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from dpr_lightning.types import RolloutBatch
+from tests.gates.cases import STOPPED, Runs
+from tests.gates.record import HASH
+from tests.plugins.reinforce_entropy import ReinforceEntropy, brevity
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "write_your_own.md").read_text(encoding="utf-8")
+SOURCE = (Path(__file__).parent / "reinforce_entropy.py").read_text(encoding="utf-8")
+OPTIMIZER = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-3}}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return Runs(tmp_path_factory.mktemp("plugins"))
+
+
+def shown(index: int) -> dict[str, Any]:
+    """A config of the page."""
+    config: dict[str, Any] = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", PAGE, re.S)[index])
+    return config
+
+
+def rollout_config(runs: Runs) -> dict[str, Any]:
+    """The page's, with paths that exist and small sizes."""
+    config, inputs = shown(0), runs.inputs
+    config["model"]["init_args"] |= {"policy": {"source": str(inputs / "policy")}, "optimizer": OPTIMIZER}
+    config["data"]["init_args"] |= {
+        "prompts": str(inputs / "rows.jsonl"),
+        "sft": str(inputs / "policy"),
+        "references": [str(inputs / "reference")],
+        "sampling": {"max_new_tokens": 8},
+        "samples_per_prompt": 2,
+        "prompts_per_rollout": 6,
+    }
+    return config
+
+
+def test_the_page_shows_the_file() -> None:
+    for block in re.findall(r"```python\n(.*?)```", PAGE, re.S):
+        assert block.strip() in SOURCE
+    for part in SOURCE.split("\n\n\n")[1:]:
+        assert part.strip() in PAGE
+
+
+def test_it_trains_and_goes_on_to_the_bit(runs: Runs) -> None:
+    config = rollout_config(runs)
+    whole = runs.fit("whole", config, steps=4, accumulate=2)
+    stop = {"class_path": "tests.reliability.runs.Preemption", "init_args": {"at": 2}}
+    runs.fit("stopped", config, steps=4, accumulate=2, extra=[stop], code=STOPPED)
+    assert runs.fit("stopped", config, steps=4, accumulate=2) == whole
+    assert f"weights: {HASH}" in whole
+
+
+def test_two_ranks_learn_the_same(runs: Runs) -> None:
+    config = rollout_config(runs)
+    one, two = (runs.fit(f"ranks_{name}", config, steps=3, strategy=name) for name in ("", "ddp"))
+    losses = [[value for key, value in values.items() if "train/loss" in key] for values in (one, two)]
+    assert losses[0]
+    assert torch.tensor(losses[0]).sub(torch.tensor(losses[1])).abs().max() < 1e-5
+
+
+def test_pairs_train(runs: Runs) -> None:
+    config, inputs = shown(1), runs.inputs
+    config["model"]["init_args"] |= {"policy": {"source": str(inputs / "policy")}, "optimizer": OPTIMIZER}
+    config["data"]["init_args"] |= {
+        "train": str(inputs / "rows.jsonl"),
+        "opponent": str(inputs / "policy"),
+        "cache_dir": str(runs.folder / "cache"),
+        "batch_size": 3,
+        "sampling": {"max_new_tokens": 8},
+    }
+    values = runs.fit("pairs", config, steps=2)
+    (first, then), *_ = (value for key, value in values.items() if "train/loss" in key)
+    # The policy starts as its opponent, so that both responses score 0.
+    assert first == (0, pytest.approx(config["model"]["init_args"]["margin"] ** 2, rel=1e-4))
+    assert then[1] < first[1]
+
+
+def test_the_baseline_is_the_mean_return_of_the_batch() -> None:
+    mask = torch.tensor([[False, True, True], [False, True, False]])
+    reward, zero, rows = torch.tensor([[1.0, 2.0], [5.0, 9.0]]), torch.zeros(2, 2), torch.arange(2)
+    count, outcome = torch.tensor(3.0), torch.tensor([brevity("", "", {}), 0.0])
+    rollout = RolloutBatch(mask.long(), mask, rows > 0, rows, zero, zero, zero, reward, zero, count, outcome)
+    credited = ReinforceEntropy.credit(object.__new__(ReinforceEntropy), rollout)
+    torch.testing.assert_close(credited.advantage, torch.tensor([[-0.5, -0.5], [0.5, 0.0]]))
