@@ -25,9 +25,9 @@ DPR = Workload("dpr", "", rows=16, prompt=16, completion=24, samples=4)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("material")
-    write_material(made, SHAPE, {"sft": SFT, "dpr": DPR}, 2)
-    return made
+    material = tmp_path_factory.mktemp("material")
+    write_material(material, SHAPE, {"sft": SFT, "dpr": DPR}, 2)
+    return material
 
 
 def policy(folder: Path) -> PolicySpec:
@@ -62,7 +62,7 @@ def test_imitation_is_three_forward_passes(folder: Path, tmp_path: Path) -> None
     counted = SecondStep()
     quiet_trainer(tmp_path, max_steps=2, callbacks=[counted]).fit(SupervisedIRL(policy(folder)), data)
     expected = 3 * forward(SFT.rows, SFT.length, SFT.completion)
-    # The state after the last token is read by nobody, and its way through the last layer costs a little less.
+    # Nothing reads the state after the last token, which costs a little less in the last layer.
     assert counted.counter.get_total_flops() == pytest.approx(expected, rel=0.02)
 
 
@@ -113,8 +113,8 @@ def test_a_whole_step_of_reinforcement_reads_nothing_twice(folder: Path, tmp_pat
     read = PROMPTS * DPR.prompt * SHAPE.forward(context=DPR.prompt, scored=0.0)
     # The last token of an answer is not read again.
     late = DPR.prompt + DPR.completion / 2
-    written = (acted - DPR.rows) * SHAPE.forward(context=late, scored=1.0) + 2 * PROMPTS * SHAPE.head
-    assert counter.get_total_flops() <= 1.02 * steps * (read + written + 5 * prefill_shared(acted))
+    sampled = (acted - DPR.rows) * SHAPE.forward(context=late, scored=1.0) + 2 * PROMPTS * SHAPE.head
+    assert counter.get_total_flops() <= 1.02 * steps * (read + sampled + 5 * prefill_shared(acted))
 
 
 def test_decoding_costs_what_is_written(folder: Path) -> None:
@@ -138,8 +138,8 @@ def test_twice_the_demonstrations_cost_twice_as_much(tmp_path: Path, folder: Pat
     costs = []
     for copies in (1, 2):
         file = tmp_path / f"{copies}.jsonl"
-        held = [{**row, "prompt": f"w{2 + copy} " + row["prompt"]} for copy in range(copies) for row in rows]
-        file.write_text("".join(json.dumps(row) + "\n" for row in held))
+        copied = [{**row, "prompt": f"w{2 + copy} " + row["prompt"]} for copy in range(copies) for row in rows]
+        file.write_text("".join(json.dumps(row) + "\n" for row in copied))
         data = DemonstrationDataModule(str(file), batch_size=SFT.rows, cache_dir=str(tmp_path))
         with FlopCounterMode(display=False) as counter:
             quiet_trainer(tmp_path, max_epochs=1).fit(SupervisedIRL(policy(folder)), data)

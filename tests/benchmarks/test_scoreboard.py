@@ -1,4 +1,4 @@
-"""The scoreboard measures what it says, and runs; the peers' side needs an environment of its own (`make bench`)."""
+"""The scoreboard measures what it says, and runs; the peers' side needs a separate environment (`make bench`)."""
 
 import json
 from pathlib import Path
@@ -35,8 +35,8 @@ def test_operations_are_those_of_the_model(policy: Any) -> None:
 def test_a_step_of_policy_gradients_takes_six_forward_passes() -> None:
     for work, ratio in ((CPU["dpr"], 1.6), (GPU["dpr"], 1.2)):
         late = work.prompt + work.completion / 2
-        written = work.rows * work.completion * SHAPES[work.shape].forward(context=late, scored=1.0)
-        assert 1.0 < least_operations(work) / (6 * written) < ratio
+        decoding = work.rows * work.completion * SHAPES[work.shape].forward(context=late, scored=1.0)
+        assert 1.0 < least_operations(work) / (6 * decoding) < ratio
 
 
 @pytest.mark.parametrize(
@@ -62,11 +62,11 @@ def test_it_runs_and_reports(
     page.write_text(f"# Speed\n\nBefore.\n{report.BEGIN}\nold\n{report.END}\nAfter.\n")
     monkeypatch.setattr("sys.argv", ["report", "--results", str(results), "--page", str(page)])
     report.main()
-    written = page.read_text()
-    assert "old" not in written
-    assert "Before." in written
-    assert "After." in written
-    assert all(f"### {work.title}" in written for work in (works[kind] for kind in kinds))
+    text = page.read_text()
+    assert "old" not in text
+    assert "Before." in text
+    assert "After." in text
+    assert all(f"### {work.title}" in text for work in (works[kind] for kind in kinds))
 
 
 def test_a_gpu_is_asked_for_where_there_is_one(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

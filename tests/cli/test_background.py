@@ -1,4 +1,4 @@
-"""Work beside other work: the same results wherever it is done, and no waiting for what nobody wants."""
+"""Work in the background: the same results in either process, and no waiting for results that are not needed."""
 
 import os
 import time
@@ -15,7 +15,7 @@ from dpr_lightning.cli.background import run_in_background
 from dpr_lightning.errors import InputError
 
 
-def said(text: str, *, times: int) -> tuple[int, torch.Tensor]:
+def print_and_count(text: str, *, times: int) -> tuple[int, torch.Tensor]:
     print(text, flush=True)
     return os.getpid(), torch.arange(times)
 
@@ -44,7 +44,7 @@ def test_it_gives_what_the_function_gives(
     cores(free)
     log = tmp_path / "log"
     with run_in_background(log, allowed=allowed) as begin:
-        waiting = [begin(said, text, times=3) for text in ("one", "two")]
+        waiting = [begin(print_and_count, text, times=3) for text in ("one", "two")]
         result = [wait() for wait in waiting]
     elsewhere = free > 0 and allowed
     assert [torch.equal(numbers, torch.arange(3)) for _, numbers in result] == [True, True]
@@ -72,7 +72,7 @@ def test_it_is_given_up_when_what_is_beside_it_fails(cores: Any, tmp_path: Path)
 
     def fails() -> None:
         with run_in_background(tmp_path / "log") as begin:
-            begin(said, "running", times=1)()
+            begin(print_and_count, "running", times=1)()
             begin(sleeps, 120.0)
             begin(sleeps, 120.0)
             raise SystemExit(75)

@@ -30,9 +30,9 @@ MARKS = {"better": "▲", "no detectable difference": "≈", "worse": "▼"}
 
 def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
-    said = capsys.readouterr().out
+    message = capsys.readouterr().out
     for command in ("fit", "quickstart", "preview", "rewards", "generate", "evaluate", "report", "export", "toy"):
-        assert f"\n  {command} " in said
+        assert f"\n  {command} " in message
 
 
 def test_generate_writes_answers_that_a_seed_repeats(workspace: Workspace, tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_best_of_draws_a_curve_for_each_way_to_pick(
     assert names[-2:] == ["verifier_head", "oracle"]
     assert {"log_ratio", "one_sided_centred", "log_policy"} <= set(names)
     assert all(list(ranking["best_of"]) == ["1", "2", "4", "6"] for ranking in result["rankings"])
-    # One sample is one sample, whoever picks it.
+    # The best of one sample is the same for every ranking.
     assert len({round(ranking["best_of"]["1"]["mean"], 12) for ranking in result["rankings"]}) == 1
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Best of n" in page
@@ -141,13 +141,13 @@ def test_best_of_draws_a_curve_for_each_way_to_pick(
     table(str(tmp_path / "out" / "best_of.json"), str(tmp_path / "p.json"))
     assert "\n| one_sided |" in capsys.readouterr().out
     capsys.readouterr()
-    for options, said in (
+    for options, message in (
         (["--samples", "1"], "needs at least 2"),
         (["--head", workspace.sft], "holds no verifier head"),
         (["--reward.length_normalise", "true"], "leave `position_zscore`"),
     ):
         assert main(["best_of", *arguments, *options]) == 2
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
 def test_dpr_trains_from_a_config_and_exports(
@@ -169,8 +169,10 @@ def test_packed_rows_train_as_padded_ones(
     config, weights = dpr_config(model={"estimator": estimator}), []
     for attention in ("sdpa", "varlen"):
         folder = str(tmp_path / attention)
-        chosen = ["--model.policy.attention", attention, "--data.attention", attention]
-        model = run_lightning(["fit", "--config", config, *chosen, "--trainer.default_root_dir", folder]).model
+        attention_options = ["--model.policy.attention", attention, "--data.attention", attention]
+        model = run_lightning(
+            ["fit", "--config", config, *attention_options, "--trainer.default_root_dir", folder]
+        ).model
         weights.append(torch.cat([weight.detach().flatten() for weight in model.policy.parameters()]))
     torch.testing.assert_close(*weights, atol=1e-6, rtol=0)
     assert main(["plan", "--config", config, "--model.policy.attention", "varlen"]) == 0
@@ -229,11 +231,11 @@ def test_report_is_made_again_from_its_folder(quickstart_folder: Path, tmp_path:
     assert "Negative log-likelihood" in (tmp_path / "curves.html").read_text()
     # A report.json of a version that recorded no verdicts gives the same page: they follow from the p-values.
     (tmp_path / "old").mkdir()
-    held = json.loads((quickstart_folder / "report.json").read_text())
-    for entry in (entry for by_measure in held["paired"].values() for entry in by_measure.values()):
+    content = json.loads((quickstart_folder / "report.json").read_text())
+    for entry in (entry for by_measure in content["paired"].values() for entry in by_measure.values()):
         for key in ("verdict", "p_holm", "standard_error", "n"):
             del entry[key]
-    (tmp_path / "old" / "report.json").write_text(json.dumps(held))
+    (tmp_path / "old" / "report.json").write_text(json.dumps(content))
     assert main(["report", "--run", str(tmp_path / "old")]) == 0
     assert (tmp_path / "old" / "report.html").read_text() == again.read_text()
 
@@ -246,14 +248,14 @@ def test_quickstart_runs_again_over_its_own_folder(quickstart_folder: Path) -> N
 def test_audit_tells_with_its_exit_code(
     workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Policies that learnt nothing hold no reward that finds a wrong token."""
+    """Policies that learnt nothing have no reward that locates a wrong token."""
     output = tmp_path / "audit.json"
     arguments = ["--sft", workspace.sft, "--references", f"[{workspace.reference}]", "--output", str(output)]
     options = ["--demonstrations", workspace.demonstrations, "--verifier", "answer", "--max_new_tokens", "5"]
     assert main(["audit", *arguments, *options]) == 3
-    said = capsys.readouterr().out
-    assert "No reward passes" in said
-    assert "one_sided" in said
+    message = capsys.readouterr().out
+    assert "No reward passes" in message
+    assert "one_sided" in message
     result = json.loads(output.read_text())
     assert len(result["audits"]) == 5
     assert not any(entry["passes"] for entry in result["audits"] if entry["form"] != "log_policy")
@@ -319,7 +321,7 @@ def _weights(folder: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--samples", "0"], "at least one sample"),
         (["--limit", "0"], "at least 1 row"),
@@ -328,8 +330,8 @@ def _weights(folder: str) -> dict[str, torch.Tensor]:
     ],
 )
 def test_too_few_to_evaluate(
-    arguments: list[str], said: str, workspace: Workspace, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, workspace: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = ["--policy", workspace.sft, "--prompts", workspace.prompts, "--max_new_tokens", "3"]
-    assert main(["evaluate", *asked, *arguments]) == 2
-    assert said in capsys.readouterr().err
+    evaluated = ["--policy", workspace.sft, "--prompts", workspace.prompts, "--max_new_tokens", "3"]
+    assert main(["evaluate", *evaluated, *arguments]) == 2
+    assert message in capsys.readouterr().err

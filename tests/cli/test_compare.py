@@ -55,10 +55,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def configured(tmp_path: Path, data: str) -> Callable[..., list[str]]:
     def write(**options: Any) -> list[str]:
-        held = {"data": data, "output": str(tmp_path / "out"), "arms": ARMS, "seeds": [1, 2]}
-        held |= {"samples": 2, "sft_steps": 8, "dpr_steps": 1, "preview_samples": 4, "preview_prompts": 4}
+        options_of_run = {"data": data, "output": str(tmp_path / "out"), "arms": ARMS, "seeds": [1, 2]}
+        options_of_run |= {"samples": 2, "sft_steps": 8, "dpr_steps": 1, "preview_samples": 4, "preview_prompts": 4}
         path = tmp_path / "compare.yaml"
-        path.write_text(yaml.safe_dump(held | options))
+        path.write_text(yaml.safe_dump(options_of_run | options))
         return ["compare", "--config", str(path)]
 
     return write
@@ -104,11 +104,11 @@ def test_arms_over_seeds_are_made_once(
     rows = [json.loads(line) for line in (seed / "data" / "test.jsonl").read_text().splitlines()]
     assert [sample["prompt"] for sample in page["samples"]] == [row["prompt"] for row in rows]
     assert {answer["policy"] for answer in page["samples"][0]["answers"]} == {"sft", *ARMS}
-    said = {
+    texts = {
         name: [answer["text"] for sample in page["samples"] for answer in sample["answers"] if answer["policy"] == name]
         for name in ("sft", "cool")
     }
-    assert said["sft"] != said["cool"]
+    assert texts["sft"] != texts["cool"]
     titles = [scatter["title"] for scatter in page["scatters"]]
     assert titles[0] == "Reward and length: answers of SFT"
     assert titles[-2:] == ["Reward and truth: policies", "Preview and result"]
@@ -160,7 +160,7 @@ def test_arms_over_seeds_are_made_once(
     assert again == result
     assert "no detectable difference" in (pooled / "report.html").read_text()
     assert sorted(path.name for path in pooled.glob("seed_*")) == []
-    # The page is drawn again from what is kept beside it.
+    # The page is written again from report.json.
     page_now = (tmp_path / "out" / "report.html").read_text()
     assert main(["report", "--run", str(tmp_path / "out"), "--output", str(tmp_path / "again.html")]) == 0
     assert (tmp_path / "again.html").read_text() == page_now
@@ -206,7 +206,7 @@ def test_seeds_of_another_comparison_are_not_pooled(
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"seeds": [1, 1]}, "each of them once"),
         ({"arms": {"a b": {}}}, "named like variables"),
@@ -224,10 +224,10 @@ def test_seeds_of_another_comparison_are_not_pooled(
     ],
 )
 def test_bad_comparisons(
-    options: dict[str, Any], said: str, configured: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+    options: dict[str, Any], message: str, configured: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(configured(**options)) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_what_only_the_run_can_refuse(configured: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]) -> None:
@@ -249,15 +249,15 @@ def test_other_data_or_references_are_noticed(
 ) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(data, copy)
-    own = tmp_path / "own_dpr.yaml"
+    changed_config = tmp_path / "own_dpr.yaml"
     packaged = files("dpr_lightning.configs").joinpath("toy", "dpr.yaml").read_text()
-    own.write_text(packaged)
+    changed_config.write_text(packaged)
     options: dict[str, Any] = {"seeds": [1], "arms": {"x": {"optimum": {"beta": 1.0}}}, "data": str(copy)}
-    assert main(configured(dpr=str(own), **options)) == 0
+    assert main(configured(dpr=str(changed_config), **options)) == 0
     result = tmp_path / "out" / "seed_1" / "results" / "x.json"
     first = json.loads(result.read_text())
-    own.write_text(packaged.replace("step_0000100", "step_0000006"))
-    assert main(configured(dpr=str(own), **options)) == 0
+    changed_config.write_text(packaged.replace("step_0000100", "step_0000006"))
+    assert main(configured(dpr=str(changed_config), **options)) == 0
     second = json.loads(result.read_text())
     assert second["key"] != first["key"]
     assert second["reverse_kl"] < first["reverse_kl"]

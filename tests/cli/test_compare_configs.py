@@ -30,8 +30,8 @@ def test_every_arm_runs(recipe: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     toy = tmp_path / "toy"
     sizes = ["--demonstrations", "40", "--prompts", "64", "--development", "8", "--test", "4"]
     assert main(["toy", "--output", str(toy), *sizes, "--hidden_size", "32", "--layers", "2"]) == 0
-    held = yaml.safe_load(recipe.read_text())
-    config = shrunk(held, held.get("sft_steps", 400)) | {
+    content = yaml.safe_load(recipe.read_text())
+    config = shrunk(content, content.get("sft_steps", 400)) | {
         "seeds": [1], "output": str(tmp_path / "out"), "data": str(toy), "sft_steps": STEPS, "dpr_steps": 1,
         "samples": 1, "preview_samples": 2, "preview_prompts": 2,
     }  # fmt: skip
@@ -41,4 +41,4 @@ def test_every_arm_runs(recipe: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(compare_arms, "flops_of_a_step", lambda _: 1.0)
     assert main(["compare", "--config", str(path)]) == 0
     result = json.loads((tmp_path / "out" / "compare.json").read_text())
-    assert set(result["arms"]) == {"sft", *held["arms"]}
+    assert set(result["arms"]) == {"sft", *content["arms"]}

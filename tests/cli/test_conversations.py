@@ -64,7 +64,7 @@ def test_an_audit_compares_samples_with_the_turn_that_they_answer(talking: tuple
         models = ["--sft", sft, "--references", f"[{reference}]", "--output", str(output)]
         file = write_rows(tmp_path / f"{name}.jsonl", rows)
         assert main(["audit", *models, "--demonstrations", file, "--max_new_tokens", "6", "--samples", "4"]) in (0, 3)
-        return {(held["reference"], held["form"]): held for held in json.loads(output.read_text())["audits"]}
+        return {(audit["reference"], audit["form"]): audit for audit in json.loads(output.read_text())["audits"]}
 
     def conversation(learn: bool, n: int) -> dict[str, Any]:
         row = turns(f"{n}+1=", str(n + 1) * 6, f"{n}+2=", str(n + 2))
@@ -74,8 +74,8 @@ def test_an_audit_compares_samples_with_the_turn_that_they_answer(talking: tuple
     whole, last = (
         audited(name, [conversation(learn, n) for n in range(8)]) for name, learn in (("whole", True), ("last", False))
     )
-    assert {key: held["samples_auc"] for key, held in whole.items()} == {
-        key: held["samples_auc"] for key, held in last.items()
+    assert {key: audit["samples_auc"] for key, audit in whole.items()} == {
+        key: audit["samples_auc"] for key, audit in last.items()
     }
 
 

@@ -18,11 +18,11 @@ KEY = "the right key"
 
 
 class Server(ThreadingHTTPServer):
-    """An endpoint whose ``reply`` makes a verdict, a status code or any other body of what it is asked."""
+    """An endpoint whose ``reply`` turns a request into a verdict, a status code or any other body."""
 
     daemon_threads = True
     reply: Reply
-    asked: int = 0
+    requests: int = 0
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -30,7 +30,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.asked += 1
+        self.server.requests += 1
         reply: Any = 401
         if self.headers["Authorization"] == f"Bearer {KEY}":
             reply = self.server.reply(body["messages"][1]["content"])
@@ -45,7 +45,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(text.encode())
 
     def log_message(self, *_: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 def says(content: str) -> str:
@@ -57,21 +57,21 @@ def says(content: str) -> str:
 
 
 def prefers_seven(text: str) -> str:
-    """Whichever answer holds a 7; otherwise the one shown first."""
-    shown = text.partition("# Answer A\n")[2].partition("\n\n# Answer B\n")
-    winner = "B" if "7" in shown[2] and "7" not in shown[0] else "A"
+    """The answer with a 7; otherwise the first one."""
+    answers = text.partition("# Answer A\n")[2].partition("\n\n# Answer B\n")
+    winner = "B" if "7" in answers[2] and "7" not in answers[0] else "A"
     return says(f'Let me see {{well}}.\n{{"reason": "it says so", "winner": "{winner}"}}')
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    held = Server(("127.0.0.1", 0), Handler)
-    held.reply = prefers_seven
-    thread = threading.Thread(target=held.serve_forever, daemon=True)
+    http_server = Server(("127.0.0.1", 0), Handler)
+    http_server.reply = prefers_seven
+    thread = threading.Thread(target=http_server.serve_forever, daemon=True)
     thread.start()
-    yield held
-    held.shutdown()
-    held.server_close()
+    yield http_server
+    http_server.shutdown()
+    http_server.server_close()
 
 
 @pytest.fixture
@@ -81,19 +81,19 @@ def ask(server: Server, tmp_path: Path) -> Callable[..., int]:
     second = ["six", "eight apples and pears", "the 7", "four"]
     files = []
     for name, texts in (("first", first), ("second", second)):
-        rows = [{"prompt": f"p{number}", "completion": said} for number, said in enumerate(texts)]
+        rows = [{"prompt": f"p{number}", "completion": text} for number, text in enumerate(texts)]
         files.append(write_rows(tmp_path / f"{name}.jsonl", rows))
 
     def run(*more: str, key: str = KEY) -> int:
         address = f"http://127.0.0.1:{server.server_address[1]}/v1"
         endpoint = ["--endpoint.model", "m", "--endpoint.base_url", address, "--endpoint.api_key", key]
-        quick = ["--endpoint.retries", "1", "--endpoint.timeout", "0.5", "--cache", str(tmp_path / "replies.jsonl")]
-        return main(["judge", "--first", files[0], "--second", files[1], *endpoint, *quick, *more])
+        options = ["--endpoint.retries", "1", "--endpoint.timeout", "0.5", "--cache", str(tmp_path / "replies.jsonl")]
+        return main(["judge", "--first", files[0], "--second", files[1], *endpoint, *options, *more])
 
     return run
 
 
-def kept(folder: Path) -> int:
+def saved_replies(folder: Path) -> int:
     path = folder / "replies.jsonl"
     return len(path.read_text().splitlines()) if path.is_file() else 0
 
@@ -111,17 +111,17 @@ def test_both_orders_are_asked_and_counted(
     assert result["place_bias"] == pytest.approx((1 + 1 + 1 + 2) / 8)
     assert result["words"] == [(3 + 2 + 1 + 1) / 4, (1 + 4 + 2 + 1) / 4]
     assert result["longer_wins"] == pytest.approx(2 / 3)
-    assert (result["requests"], server.asked, kept(tmp_path)) == (8, 8, 8)
+    assert (result["requests"], server.requests, saved_replies(tmp_path)) == (8, 8, 8)
     assert result["dollars"] == pytest.approx(8 * (100 * 10 + 10 * 100) / 1e6)
-    said = capsys.readouterr().out
-    assert "no detectable difference" in said
+    text = capsys.readouterr().out
+    assert "no detectable difference" in text
     # Nothing is asked or paid for twice.
     assert ask("--output", str(output), *prices) == 0
-    assert (json.loads(output.read_text())["dollars"], server.asked) == (0.0, 8)
+    assert (json.loads(output.read_text())["dollars"], server.requests) == (0.0, 8)
 
 
 @pytest.mark.parametrize(
-    ("failure", "key", "said"),
+    ("failure", "key", "message"),
     [
         (None, "another key", "refuses the key"),
         (429, KEY, "answers 429"),
@@ -131,8 +131,8 @@ def test_both_orders_are_asked_and_counted(
         ('{"hello": 1}', KEY, "no chat completion"),
     ],
 )
-def test_what_was_judged_before_a_failure_is_kept(
-    failure: Any, key: str, said: str, ask: Callable[..., int], server: Server, tmp_path: Path,
+def test_what_was_judged_before_a_failure_is_cached(
+    failure: Any, key: str, message: str, ask: Callable[..., int], server: Server, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     answered = 0
@@ -148,12 +148,12 @@ def test_what_was_judged_before_a_failure_is_kept(
     assert ask("--endpoint.parallel", "1", key=key) == 2
     error = capsys.readouterr().err
     expected = 3 if failure is not None else 0
-    assert said in error
+    assert message in error
     assert f"{expected} of 8 replies are in" in error
-    assert kept(tmp_path) == expected
-    before, server.reply = server.asked, prefers_seven
+    assert saved_replies(tmp_path) == expected
+    before, server.reply = server.requests, prefers_seven
     assert ask() == 0
-    assert server.asked - before == 8 - expected
+    assert server.requests - before == 8 - expected
 
 
 def test_a_passing_fault_is_tried_again(ask: Callable[..., int], server: Server) -> None:
@@ -165,7 +165,7 @@ def test_a_passing_fault_is_tried_again(ask: Callable[..., int], server: Server)
 
     server.reply = stumbles
     assert ask() == 0
-    assert server.asked == 16
+    assert server.requests == 16
 
 
 def test_the_budget_is_not_exceeded(
@@ -175,7 +175,7 @@ def test_the_budget_is_not_exceeded(
     prices = ["--endpoint.input_price", "0", "--endpoint.output_price", "100", "--endpoint.parallel", "1"]
     assert ask(*prices, "--endpoint.budget", "0.0325") == 2
     assert "budget of $0.0325 is used up" in capsys.readouterr().err
-    assert server.asked == kept(tmp_path) == 3
+    assert server.requests == saved_replies(tmp_path) == 3
     assert ask("--endpoint.budget", "1") == 2
     assert "`input_price`" in capsys.readouterr().err
 
@@ -218,7 +218,7 @@ def test_half_a_line_in_the_cache_is_no_reply(ask: Callable[..., int], server: S
     path = tmp_path / "replies.jsonl"
     path.write_text(path.read_text()[:-20])
     assert ask() == 0
-    assert server.asked == 9
+    assert server.requests == 9
 
 
 def test_answers_must_pair_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -227,6 +227,6 @@ def test_answers_must_pair_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     wrong = write_rows(tmp_path / "wrong.jsonl", [{"question": "q"}])
     twice = write_rows(tmp_path / "twice.jsonl", [{"prompt": "p", "completion": "a"}] * 2)
     endpoint = ["--endpoint.model", "m", "--endpoint.api_key", "k"]
-    for second, said in ((other, "answer of one policy alone"), (wrong, "wrong.jsonl:1"), (twice, "again")):
+    for second, text in ((other, "answer of one policy alone"), (wrong, "wrong.jsonl:1"), (twice, "again")):
         assert main(["judge", "--first", one, "--second", second, *endpoint]) == 2
-        assert said in capsys.readouterr().err
+        assert text in capsys.readouterr().err

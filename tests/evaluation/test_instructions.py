@@ -24,7 +24,7 @@ def test_every_instruction_has_to_be_followed(completion: str, score: float) -> 
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "message"),
     [
         ({"instruction_id_list": ["length_constraints:number_words"], "kwargs": [{}]}, "takes ..num_words"),
         ({"instruction_id_list": ["punctuation:no_comma"], "kwargs": "not json"}, "`kwargs` is str .*no JSON"),
@@ -36,6 +36,6 @@ def test_every_instruction_has_to_be_followed(completion: str, score: float) -> 
         ({"instruction_id_list": ["punctuation:no_point"], "kwargs": [{}]}, "No check is called punctuation:no_point"),
     ],
 )
-def test_a_row_that_does_not_say_what_to_check(row: dict[str, object], said: str) -> None:
-    with pytest.raises(InputError, match=said):
+def test_a_row_that_does_not_say_what_to_check(row: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         load_verifier("instructions")("", "text", row)

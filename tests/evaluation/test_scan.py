@@ -34,9 +34,9 @@ def test_splits_are_disjoint_and_the_seeds() -> None:
     rows = [{"prompt": str(number)} for number in range(30)]
     sizes = {"test": 5, "development": 3, "demonstrations": 10}
     splits = split_rows(rows, sizes, seed=1)
-    assert {name: len(held) for name, held in splits.items()} == sizes
-    chosen = [row["prompt"] for held in splits.values() for row in held]
-    assert len(set(chosen)) == 18
+    assert {name: len(rows) for name, rows in splits.items()} == sizes
+    prompts = [row["prompt"] for rows in splits.values() for row in rows]
+    assert len(set(prompts)) == 18
     assert splits == split_rows(rows, sizes, seed=1) != split_rows(rows, sizes, seed=2)
     with pytest.raises(InputError, match="take 40 rows, and there are 30"):
         split_rows(rows, {"test": 40}, seed=0)

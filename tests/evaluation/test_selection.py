@@ -22,9 +22,9 @@ def policy(tiny_policy_folder: Path) -> nn.Module:
     return build_policy(PolicySpec(source=str(tiny_policy_folder)), trainable=False)[0]
 
 
-def total(written: Rollouts) -> Tensor:
+def total(rollouts: Rollouts) -> Tensor:
     """A reward of which all candidates have different sums."""
-    return torch.where(written.mask, written.tokens.double().sqrt(), 0.0).sum(1)
+    return torch.where(rollouts.mask, rollouts.tokens.double().sqrt(), 0.0).sum(1)
 
 
 def test_best_of_n_is_the_best_of_the_samples(policy: nn.Module) -> None:

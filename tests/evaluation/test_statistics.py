@@ -140,15 +140,15 @@ def test_intervals_over_seeds_and_prompts_cover_what_they_say(name):
 
 def test_resampling_five_seeds_would_cover_too_little():
     """Why the interval is not a bootstrap."""
-    generator, held = np.random.default_rng(7), []
+    generator, covered = np.random.default_rng(7), []
     for _ in range(200):
         table = hierarchical_draw(generator, 5, 60, *SPREADS["seeds"])
         seeds = generator.integers(5, size=(400, 5))
         prompts = generator.integers(60, size=(400, 60))
         draws = table[seeds[:, :, None], prompts[:, None, :]].mean(axis=(1, 2))
         low, high = np.quantile(draws, [0.025, 0.975])
-        held.append(low <= 0 <= high)
-    assert np.mean(held) < 0.90
+        covered.append(low <= 0 <= high)
+    assert np.mean(covered) < 0.90
 
 
 def test_seeds_that_dominate_give_students_interval_of_their_means():
@@ -256,8 +256,8 @@ def test_bad_input_is_named(call, message):
 def test_pass_at_k_is_the_mean_over_all_choices_of_k_samples():
     correct = np.random.default_rng(0).random((6, 5)) < 0.3
     for k in range(1, 6):
-        chosen = [row[list(indices)].any() for row in correct for indices in combinations(range(5), k)]
-        assert pass_at_k(correct, k) == pytest.approx(np.mean(chosen))
+        selected = [row[list(indices)].any() for row in correct for indices in combinations(range(5), k)]
+        assert pass_at_k(correct, k) == pytest.approx(np.mean(selected))
     for table, k in ((correct, 0), (correct, 6), (correct[0], 1)):
         with pytest.raises(ValueError, match="k counts from 1"):
             pass_at_k(table, k)

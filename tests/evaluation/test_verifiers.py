@@ -166,13 +166,13 @@ def test_a_task_without_answers_needs_none():
 
 def test_a_verifier_that_nothing_is_written_for_is_named_once(caplog, monkeypatch):
     monkeypatch.setattr(ground_truth, "_WITHOUT_MARKER", set())
-    asked = prompts({"answer": "3"}, {"answer": "4"})
+    questions = prompts({"answer": "3"}, {"answer": "4"})
     with caplog.at_level("WARNING"):
-        assert verifier_scores(load_verifier("answer"), asked, [0, 1], ["Answer: 3", "4"]) == [1.0, 0.0]
-        assert verifier_scores(load_verifier("numeric"), asked, [0, 1], ["3", "5"]) == [1.0, 0.0]
+        assert verifier_scores(load_verifier("answer"), questions, [0, 1], ["Answer: 3", "4"]) == [1.0, 0.0]
+        assert verifier_scores(load_verifier("numeric"), questions, [0, 1], ["3", "5"]) == [1.0, 0.0]
         assert not caplog.records
         for _ in range(2):
-            assert verifier_scores(load_verifier("answer"), asked, [0, 1], ["3", "4"]) == [0.0, 0.0]
+            assert verifier_scores(load_verifier("answer"), questions, [0, 1], ["3", "4"]) == [0.0, 0.0]
     (record,) = caplog.records
     assert "p.jsonl: none of 2 answers has 'Answer:'" in record.message
 

@@ -163,7 +163,7 @@ POLICY_CASES: dict[str, dict[str, Case]] = {
         "a weight that is missing": Case(_missing_weight, ("policy", "up_proj")),
         "an unknown architecture": Case(lambda kit: _edited_json(kit, "config.json", model_type="lama"), ("lama",)),
         "pickled weights that run code": Case(_pickled_weights, ("policy",)),
-        "a model with code of its own": Case(_foreign_code, ("trust_remote_code",)),
+        "a model with its own code": Case(_foreign_code, ("trust_remote_code",)),
         "an adapter of another base": Case(_adapter_of_another_base, ("adapter", "base")),
         "an adapter whose base is gone": Case(_adapter_without_a_base, ("base",)),
         "an adapter of virtual tokens": Case(

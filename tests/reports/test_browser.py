@@ -157,8 +157,8 @@ def test_a_reader_chooses_whose_answers_are_shown(open_page, report_path):
     page.locator("#samples .policies summary").click()
     page.locator("#samples .policies input[value=oracle]").check()
     page.locator("#samples .policies input[value=dpr]").uncheck()
-    shown = first.locator(".side:visible").evaluate_all("sides => sides.map(side => side.dataset.policy)")
-    assert shown == ["sft", "contrast", "spin", "oracle"]
+    displayed = first.locator(".side:visible").evaluate_all("sides => sides.map(side => side.dataset.policy)")
+    assert displayed == ["sft", "contrast", "spin", "oracle"]
 
 
 def test_points_say_what_they_are(open_page, report_path):

@@ -21,12 +21,12 @@ def test_ticks_are_round_and_cover_the_values(low, high):
 
 
 def test_points_land_where_the_axes_say():
-    drawing = draw(Panel("loss", [Series("a", [0, 50, 100], [0.0, 1.0, 0.5])]))
-    numbers = [tuple(map(float, pair.split(" "))) for pair in drawing.curves[0].path[1:].split("L")]
+    plot = draw(Panel("loss", [Series("a", [0, 50, 100], [0.0, 1.0, 0.5])]))
+    numbers = [tuple(map(float, pair.split(" "))) for pair in plot.curves[0].path[1:].split("L")]
     top, bottom = TOP, HEIGHT - BOTTOM
     assert numbers == [(LEFT, bottom), ((LEFT + WIDTH - RIGHT) / 2, top), (WIDTH - RIGHT, (top + bottom) / 2)]
-    assert [tick.label for tick in drawing.horizontal] == ["0", "50", "100"]
-    assert "a from 0 at step 0 to 0.5 at step 100" in drawing.summary
+    assert [tick.label for tick in plot.horizontal] == ["0", "50", "100"]
+    assert "a from 0 at step 0 to 0.5 at step 100" in plot.summary
 
 
 def test_gaps_break_the_curve_and_lonely_points_are_dots():
@@ -38,25 +38,25 @@ def test_gaps_break_the_curve_and_lonely_points_are_dots():
 
 def test_long_curves_are_thinned_to_means_and_keep_their_ends():
     count = 10_000
-    drawing = draw(Panel("x", [Series("a", range(count), [float(step % 2) for step in range(count)])]))
-    points = drawing.hover["series"][0]
+    plot = draw(Panel("x", [Series("a", range(count), [float(step % 2) for step in range(count)])]))
+    points = plot.hover["series"][0]
     assert len(points) <= MOST_POINTS + 2
     assert points[0] == [0.0, 0.0]
     assert points[-1] == [count - 1.0, 1.0]
     assert all(abs(value - 0.5) < 0.02 for _, value in points[1:-2])
-    assert len(re.findall("L", drawing.curves[0].path)) == len(points) - 1
+    assert len(re.findall("L", plot.curves[0].path)) == len(points) - 1
 
 
 def test_levels_are_inside_the_box():
-    drawing = draw(Panel("x", [Series("a", [0, 1], [0.5, 0.6])], levels={"SFT": 0.1}))
-    assert TOP <= drawing.levels[0].coordinate <= HEIGHT - BOTTOM
-    assert drawing.levels[0].label == "SFT 0.1"
+    plot = draw(Panel("x", [Series("a", [0, 1], [0.5, 0.6])], levels={"SFT": 0.1}))
+    assert TOP <= plot.levels[0].coordinate <= HEIGHT - BOTTOM
+    assert plot.levels[0].label == "SFT 0.1"
 
 
 def test_nothing_logged_is_no_error():
-    drawing = draw(Panel("x", [Series("a", [], []), Series("b", [1], [math.nan])]))
-    assert [curve.path for curve in drawing.curves] == ["", ""]
-    assert "no values" in drawing.summary
+    plot = draw(Panel("x", [Series("a", [], []), Series("b", [1], [math.nan])]))
+    assert [curve.path for curve in plot.curves] == ["", ""]
+    assert "no values" in plot.summary
 
 
 def test_short_numbers():

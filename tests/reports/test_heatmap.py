@@ -8,26 +8,26 @@ from dpr_lightning.reports.heatmap import colour_limit, heat_map, visible
 
 
 def _response(reward):
-    size = len(reward)
-    return Response(list("abcdefgh")[:size], reward, [-0.1] * size, [-0.2] * size)
+    count = len(reward)
+    return Response(list("abcdefgh")[:count], reward, [-0.1] * count, [-0.2] * count)
 
 
 def test_strength_is_linear_in_the_reward_and_saturates():
-    shown = heat_map(_response([1.0, -0.5, 0.0, 6.0, -9.0]), limit=2.0)
-    assert [(token.sign, token.strength) for token in shown.tokens] == [
+    heatmap = heat_map(_response([1.0, -0.5, 0.0, 6.0, -9.0]), limit=2.0)
+    assert [(token.sign, token.strength) for token in heatmap.tokens] == [
         ("more", 50),
         ("less", 25),
         ("", 0),
         ("more", 100),
         ("less", 100),
     ]
-    assert shown.total == pytest.approx(-2.5)
-    assert shown.flagged == 2
+    assert heatmap.total == pytest.approx(-2.5)
+    assert heatmap.flagged == 2
 
 
 def test_rewards_that_are_not_finite_have_no_colour():
-    shown = heat_map(_response([math.nan, math.inf, -math.inf]), limit=1.0)
-    assert [(token.sign, token.strength) for token in shown.tokens] == [("", 0)] * 3
+    heatmap = heat_map(_response([math.nan, math.inf, -math.inf]), limit=1.0)
+    assert [(token.sign, token.strength) for token in heatmap.tokens] == [("", 0)] * 3
 
 
 def test_the_limit_is_a_round_number_that_one_outlier_does_not_move():

@@ -98,10 +98,10 @@ def test_console_tables_hold_the_numbers():
     assert "SFT low temperature" in arms
     assert "18.210" in arms
     assert "▲ better" in _printed(paired_table(report.paired))
-    shown = _printed(preview_table(report.preview))
-    assert "log_ratio" in shown
-    assert "▼" in shown
-    assert "score 0.4" in shown
+    displayed = _printed(preview_table(report.preview))
+    assert "log_ratio" in displayed
+    assert "▼" in displayed
+    assert "score 0.4" in displayed
 
 
 def test_console_does_not_read_names_as_markup():
