@@ -1,5 +1,6 @@
 """The small folder that commands are tried on, as fixtures."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,3 +33,14 @@ def dpr_config(tmp_path: Path, workspace: Workspace) -> Callable[..., str]:
         return write_dpr_config(tmp_path, workspace, policy, model, **data)
 
     return write
+
+
+@pytest.fixture
+def case(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with copies of the workspace's policies and data, which is the working directory."""
+    for name in ("sft", "reference"):
+        shutil.copytree(getattr(workspace, name), tmp_path / name)
+    for name in ("prompts", "demonstrations"):
+        shutil.copy(getattr(workspace, name), tmp_path / f"{name}.jsonl")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

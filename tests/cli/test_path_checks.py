@@ -1,103 +1,22 @@
-"""No command overwrites what it reads or what this package did not write, and two runs do not write one folder."""
+"""No command overwrites what it reads or what this package did not write."""
 
-import inspect
-import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, get_args
 
 import pytest
-import yaml
-from lightning import Callback, LightningDataModule, LightningModule
 
-from dpr_lightning import callbacks, data, modules
 from dpr_lightning.cli.audit_command import FAILED
-from dpr_lightning.cli.compare_specs import ArmSpec
-from dpr_lightning.cli.main import _commands, main
-from dpr_lightning.cli.path_checks import protected
-from dpr_lightning.errors import InputError
-from dpr_lightning.evaluation.harness import HarnessSpec
-from dpr_lightning.evaluation.judge_endpoint import EndpointSpec
-from dpr_lightning.locking import LOCK, write_lock
-from dpr_lightning.paths import PathUse, ReadPath, Reads, Writes, parameters_of, path_uses
-from dpr_lightning.policies import LoraSpec, PolicySpec
-from dpr_lightning.rewards import RewardSpec
-from dpr_lightning.rollouts import SamplingOptions, VllmSampler
+from dpr_lightning.cli.main import main
+from dpr_lightning.locking import LOCK
+from tests.cli.path_kit import EXPORT, POLICY, REWARD, Begun, begin, fit, refused, snapshot
 from tests.training import write_adapter
 from tests.workspace import Workspace
 
-SFT = "dpr_lightning.callbacks.ReferenceCheckpoints"
-RESUMABLE = "dpr_lightning.callbacks.ResumableCheckpoints"
-
-
-@pytest.fixture
-def case(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with copies of the workspace's policies and data, which is the working directory."""
-    for name in ("sft", "reference"):
-        shutil.copytree(getattr(workspace, name), tmp_path / name)
-    for name in ("prompts", "demonstrations"):
-        shutil.copy(getattr(workspace, name), tmp_path / f"{name}.jsonl")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def snapshot(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def fit(source: str, *more: str, output: str = "out") -> list[str]:
-    """SFT of two steps that leaves policies and a log in a folder."""
-    folder = Path(output)
-    config = {
-        "model": {"class_path": "dpr_lightning.modules.SupervisedIRL", "init_args": {"policy": {"source": source}}},
-        "data": {
-            "class_path": "dpr_lightning.data.DemonstrationDataModule",
-            "init_args": {"train": "demonstrations.jsonl", "batch_size": 4, "cache_dir": None},
-        },
-        "trainer": {
-            "max_steps": 2,
-            "accelerator": "cpu",
-            "devices": 1,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "use_distributed_sampler": False,
-            "log_every_n_steps": 1,
-            "default_root_dir": output,
-            "logger": [
-                {
-                    "class_path": "lightning.pytorch.loggers.CSVLogger",
-                    "init_args": {"save_dir": output, "name": "", "version": ""},
-                }
-            ],
-            "callbacks": [
-                {"class_path": SFT, "init_args": {"folder": str(folder / "policies"), "fractions": [0.5]}},
-                {"class_path": RESUMABLE, "init_args": {"folder": str(folder / "checkpoints")}},
-            ],
-        },
-    }
-    Path("fit.yaml").write_text(yaml.safe_dump(config))
-    return ["fit", "--config", "fit.yaml", *more]
-
-
-def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], *says: str) -> str:
-    """The message of a command that is refused, and leaves every file as it was."""
-    before = snapshot(Path.cwd())
-    assert main(arguments) == 2
-    message = capsys.readouterr().err
-    for part in says:
-        assert part in message
-    assert snapshot(Path.cwd()) == before
-    return message
-
-
-POLICY = ["--policy", "sft", "--prompts", "prompts.jsonl"]
-REWARD = ["--sft", "sft", "--references", "[reference]"]
 LISTED = "[d.jsonl, {path: prompts.jsonl, weight: 2}]"
 JUDGE = ["judge", "--first", "prompts.jsonl", "--second", "d.jsonl", "--endpoint.model", "m"]
-EXPORT = ["export", "--source", "sft", "--output"]
 COLLISIONS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "the same folder": ([*EXPORT, "sft"], ("`output`", "`source`", "sft")),
     "spelt in another way": ([*EXPORT, "./reference/../sft/"], ("`output`", "`source`")),
@@ -328,8 +247,8 @@ def test_what_this_package_did_not_write_is_not_overwritten(
     for folder in (case / file).parents:
         if folder != case and case in folder.parents:
             folder.rmdir()
-    with pytest.raises(_Begun):
-        _begin(arguments or fit("sft"))
+    with pytest.raises(Begun):
+        begin(arguments or fit("sft"))
 
 
 SHORT = ["--max_new_tokens", "3", "--limit", "4"]
@@ -357,65 +276,6 @@ def test_a_command_replaces_its_result_when_it_runs_again(name: str, case: Path)
     assert main(AGAIN[name]) == code
 
 
-class _Begun(Exception):
-    """The command got past all checks."""
-
-
-def _begin(arguments: list[str]) -> None:
-    """Run a command up to the moment at which its locks are taken."""
-    with pytest.MonkeyPatch.context() as patch:
-
-        def begun(*_: Any, **__: Any) -> Any:
-            raise _Begun
-
-        patch.setattr("dpr_lightning.cli.path_checks.write_lock", begun)
-        main([*arguments, "--debug"])
-
-
-def test_the_lock_of_a_run(case: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = fit("sft")
-    for folder in ("out", "out/policies", "out/checkpoints"):
-        (case / folder).mkdir(exist_ok=True)
-        owner = {"pid": 1, "host": "node7", "since": "2031-01-01T00:00:00+00:00", "command": "dpr fit", "boot": "b"}
-        (case / folder / LOCK).write_text(json.dumps(owner))
-        refused(arguments, capsys, "process 1 on node7, since 2031", str(case / folder / LOCK))
-        monkeypatch.setenv("LOCAL_RANK", "1")
-        with pytest.raises(_Begun):
-            _begin(arguments)
-        monkeypatch.delenv("LOCAL_RANK")
-        (case / folder / LOCK).unlink()
-    assert main(["plan", *arguments[1:]]) == 0  # only reads
-
-
-def test_nothing_is_written_into_the_policies_of_a_run_that_trains(
-    case: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    owner = {"pid": 1, "host": "node7", "since": "2031-01-01T00:00:00+00:00", "command": "dpr fit", "boot": "b"}
-    (case / "out" / "policies" / "final").mkdir(parents=True)
-    (case / "out" / "policies" / LOCK).write_text(json.dumps(owner))
-    for output in ("out/policies", "out/policies/final", "out/policies/mine"):
-        refused([*EXPORT, output], capsys, "process 1 on node7, since 2031", str(case / "out" / "policies" / LOCK))
-    refused(["generate", *POLICY, "--output", "out/policies/answers.jsonl"], capsys, "process 1 on node7")
-    assert main([*EXPORT, "out/mine"]) == 0
-    (case / "out" / "policies" / LOCK).unlink()
-    (case / "out" / "policies" / ".final.lock").write_text(json.dumps(owner))
-    refused(fit("sft"), capsys, "process 1 on node7", "final")  # the other way round
-
-
-def test_a_run_locks_its_table_and_not_what_lies_beside_it(case: Path) -> None:
-    uses = [PathUse("a", case / "run", Writes("metrics.csv", marks=("step",)))]
-    with protected(uses):
-        assert json.loads((case / "run" / LOCK).read_text())["files"] == ["metrics.csv"]
-    with protected([*uses, PathUse("b", case / "run", Writes("final", whole=True))]):
-        assert json.loads((case / "run" / LOCK).read_text())["files"] == []
-
-
-def test_an_error_releases_the_lock(case: Path) -> None:
-    assert main(fit("sft", "--data.train", "nowhere.jsonl")) == 2
-    assert not list(case.rglob(".*lock"))
-    assert not (case / "out").exists()
-
-
 def test_an_evaluation_leaves_the_table_of_the_training(case: Path) -> None:
     arguments = fit("sft", "--data.validation", "prompts.jsonl", "--data.allow_overlap", "true")
     assert main(arguments) == 0
@@ -426,96 +286,6 @@ def test_an_evaluation_leaves_the_table_of_the_training(case: Path) -> None:
     assert main(["validate", *arguments[1:]]) == 0
 
 
-PATH_WORDS = re.compile(
-    r"output|folder|file|^run|path|dir$|prompts|policy|^sft|reference|source|tokenizer|checkpoint|^train$|validation$|"
-    r"^test$|demonstrations|responses|^head$|pool|^data$|cache|template|held_out|evaluation|precomputed|opponent|first|"
-    r"second|config|dpr$|self_play$"
-)
-NO_PATHS = {
-    "gguf_file": "a name in `source`",
-    "ArmSpec.policy": "a checkpoint's name in the comparison",
-    "ArmSpec.references": "the same",
-    "VllmSampler.options": "of vLLM",
-}
-
-
-def _declared_parameters() -> Iterator[tuple[str, str, Any]]:
-    specifications = (
-        PolicySpec,
-        LoraSpec,
-        RewardSpec,
-        SamplingOptions,
-        HarnessSpec,
-        EndpointSpec,
-        ArmSpec,
-        VllmSampler,
-    )
-    parts = [getattr(module, name) for module in (callbacks, data, modules) for name in module.__all__]
-    kinds = (LightningDataModule, LightningModule, Callback)
-    classes = [part for part in parts if inspect.isclass(part) and issubclass(part, kinds)]
-    assert len(classes) >= 12
-    for part in (*_commands().values(), *classes, *specifications):
-        for name, annotation in parameters_of(part).items():
-            yield part.__name__, name, annotation
-
-
-def _strings(annotation: Any) -> Iterator[bool]:
-    """For each text that a type allows, whether it is declared as a path."""
-    if annotation in (str, Path):
-        yield False
-    metadata = getattr(annotation, "__metadata__", ())
-    if any(isinstance(mark, (Reads, Writes)) for mark in metadata):
-        yield True
-        return
-    for part in get_args(annotation):
-        if not isinstance(part, (Reads, Writes, str)):
-            yield from _strings(part)
-
-
-def test_every_parameter_that_looks_like_a_path_says_what_happens_there() -> None:
-    undeclared = [
-        f"{owner}.{name}"
-        for owner, name, annotation in _declared_parameters()
-        if PATH_WORDS.search(name)
-        and False in _strings(annotation)
-        and not {name, f"{owner}.{name}"} & NO_PATHS.keys()
-        and "dict" not in str(annotation)
-    ]
-    assert not undeclared
-    declared = [name for _, name, annotation in _declared_parameters() if True in _strings(annotation)]
-    assert len(declared) > 60
-
-
-def test_paths_in_classes_of_others_take_part(case: Path) -> None:
-    value = {"class_path": f"{__name__}.Archive", "init_args": {"folder": "a", "sources": {"x": "sft", "y": None}}}
-    uses = list(path_uses(Any, [value], "trainer.callbacks"))
-    assert [(use.option, str(use.path)) for use in uses] == [("Archive.folder", "a"), ("Archive.sources.x", "sft")]
-    value["init_args"]["folder"] = "sft"  # type: ignore[index]
-    with pytest.raises(InputError, match=r"`Archive\.folder`"), protected(path_uses(Any, [value], "trainer.callbacks")):
-        pass
-
-
-class Archive:
-    """Stands for a callback outside of this package."""
-
-    def __init__(self, folder: Annotated[str, Writes()], sources: dict[str, ReadPath | None]) -> None: ...
-
-
-def test_what_is_no_path_is_no_path(case: Path) -> None:
-    texts = ["owner/name:train", "{{ messages }}\n" * 500, "~nobody/x", "a\0b", "", "none"]
-    uses = [use for text in texts for use in path_uses(ReadPath, text, "option")]
-    with protected([*uses, PathUse("output", case / "out", Writes())]):
-        pass
-
-
 def test_a_reader_finds_a_folder_that_was_being_replaced(case: Path) -> None:
     (case / "sft").rename(case / ".sft.previous")
     assert main(["generate", *POLICY, "--max_new_tokens", "2", "--limit", "1"]) == 0
-
-
-def test_the_lock_of_another_command(case: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    owner = {"pid": 1, "host": "node7", "since": "2031-01-01T00:00:00+00:00", "command": "dpr", "boot": "b"}
-    (case / ".other.lock").write_text(json.dumps(owner))
-    refused([*EXPORT, "other"], capsys, "node7", "other")
-    with write_lock(case / "third", inside=False):
-        assert main([*EXPORT, "third"]) == 0
