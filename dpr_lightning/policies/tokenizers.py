@@ -46,12 +46,12 @@ def load_tokenizer(
     except (OSError, ValueError, KeyError) as error:
         if (reason := not_a_policy(source)) is not None:
             raise InputError(reason) from error
-        contents = ""
+        files = ""
         if Path(source).is_dir():
             names = sorted(path.name for path in Path(source).iterdir() if path.name[0] != ".")[:12]
-            contents = f" The folder holds: {', '.join(names) or 'nothing'}."
+            files = f" The folder holds: {', '.join(names) or 'nothing'}."
         raise InputError(
-            f"No tokenizer could be loaded from {source!r}.{contents} Point `tokenizer` at a hub id or a folder with "
+            f"No tokenizer could be loaded from {source!r}.{files} Point `tokenizer` at a hub id or at a folder with "
             f"tokenizer.json and tokenizer_config.json. ({first_line(error)})"
         ) from error
     if tokenizer.eos_token_id is None:

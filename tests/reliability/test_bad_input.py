@@ -92,7 +92,7 @@ def test_an_id_of_the_user_identifies_nothing(tmp_path: Path) -> None:
 def test_a_foreign_folder_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     assert cli.main(["quickstart", "--output", str(tmp_path)]) == 2
-    assert "other files" in capsys.readouterr().err
+    assert "files of another kind" in capsys.readouterr().err
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
