@@ -84,7 +84,7 @@ def replace_folder(new: Path, target: Path, listed: Collection[str] | None) -> N
     """
     if target.exists() and listed is None and any(target.iterdir()):
         aside = put_aside(target)
-        log.warning("%s held nothing that this package wrote; it is %s now.", target, aside)
+        log.warning("%s has no file that this package wrote; it was renamed to %s.", target, aside)
     if not target.exists():
         new.rename(target)
         flush(target.parent)

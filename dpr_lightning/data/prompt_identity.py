@@ -36,7 +36,7 @@ def hold_out_prompts(prompt_hashes: NDArray[np.int64], fraction: float, seed: in
     if held_out >= len(unique):
         raise InputError(
             f"{source} has only {len(unique)} different prompts: too few to hold out {fraction:.0%} of them. Give "
-            "`validation` a file of its own."
+            "`validation` a separate file."
         )
     selected_prompts = np.zeros(len(unique), dtype=np.bool_)
     selected_prompts[np.argsort(_scrambled(unique, seed), kind="stable")[:held_out]] = True

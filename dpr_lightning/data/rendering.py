@@ -64,7 +64,7 @@ def render_turns(
             raise InputError(
                 f"{example.location}, {turn}: the chat template writes the conversation so far differently once more "
                 f"follows, {_difference(prompt, through) or _difference(ended, whole)}. The policy would be "
-                f"trained on other tokens than it is asked with. {_remedy(prompt, form, len(trained) == 1)}"
+                f"trained on other tokens than it samples after. {_remedy(prompt, form, len(trained) == 1)}"
             )
         _check_closed(example, turn, messages[: position + 1], through[len(prompt) :], tokenizer, form)
 

@@ -30,7 +30,7 @@ def refusal_cause(messages: Sequence[Message], refusal: str) -> str:
         return _alternation(roles, lowered)
     calls = [index for index, message in enumerate(messages) if len(message.tool_calls) > 1]
     if "single tool" in lowered and calls:
-        return f"Message {calls[0]} calls {len(messages[calls[0]].tool_calls)} tools: make each call a turn of its own."
+        return f"Message {calls[0]} calls {len(messages[calls[0]].tool_calls)} tools: make each call a separate turn."
     if re.search(r"tool.?call id", lowered):
         identifiers = [call.get("id") for message in messages for call in message.tool_calls]
         identifiers += [message.fields.get("tool_call_id") for message in messages if message.role == "tool"]

@@ -261,7 +261,7 @@ def check_finite_rewards(reward: Float[Tensor, "*shape"], mask: Bool[Tensor, "*s
 
 def _expect_broadcast(divergence: Tensor, target: Tensor) -> None:
     sizes = zip(divergence.shape, target.shape, strict=False)
-    if divergence.dim() != target.dim() or any(length not in (1, size) for length, size in sizes):
+    if divergence.dim() != target.dim() or any(length not in (1, expected) for length, expected in sizes):
         raise ValueError(
             f"divergence has shape {list(divergence.shape)}, which does not broadcast to {list(target.shape)}. "
             "Rewards of every token, [B, T, V], need divergence.unsqueeze(-1)."

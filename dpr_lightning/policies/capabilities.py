@@ -83,8 +83,8 @@ def _is_causal(model: nn.Module, name: str) -> bool | None:
         )
     if not logits.isfinite().all():
         log.warning(
-            "%s gives logits that are not finite, so that nothing can be told of it. Are its weights whole, and do "
-            "they fit `model.policy.dtype`?", name,
+            "%s gives logits that are not finite, so that it cannot be checked. Are its weights whole, and do they fit "
+            "`model.policy.dtype`?", name,
         )  # fmt: skip
         return None
     difference = (logits[0, :-1] - logits[1, :-1]).abs().max().item()

@@ -86,7 +86,7 @@ class PolicySpec:
                 f"found source={self.source!r}, architecture={self.architecture!r}."
             )
         if self.architecture is not None and self.tokenizer is None:
-            raise InputError("A policy with random weights has no tokenizer of its own: set `tokenizer` to a folder.")
+            raise InputError("A policy with random weights comes without a tokenizer: set `tokenizer` to a folder.")
         if self.architecture is not None and "model_type" not in self.architecture:
             raise InputError("`architecture` must say its `model_type`, for example `llama`.")
         if self.architecture is not None and self.lora is not None:

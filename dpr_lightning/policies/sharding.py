@@ -95,7 +95,7 @@ def holds_whole(weights: Weights, weight_size: int, device: torch.device, what: 
         "%s: %s, for %s (%.1f GB, %.0f%% of what a rank has; `auto` goes up to %.0f%%).",
         what,
         "whole on every rank" if whole else "in shards",
-        "that is their size" if weights == "auto" else "you asked for it",
+        "that is their size" if weights == "auto" else "the option says so",
         weight_size / 1e9,
         100 * share,
         100 * LARGEST_WHOLE,

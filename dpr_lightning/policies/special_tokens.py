@@ -283,7 +283,8 @@ def _pad(
     raise InputError(
         f"The tokenizer at {tokenizer.name_or_path!r} {pads}, and no reserved token could pad. Set "
         f"`model.policy.pad_token` (`pad_token` of `dpr export`) {choice}to {tokenizer.eos_token!r}, its EOS: padding "
-        "is then told from stops by lengths here, but programs that mask every pad token would hide the end of answers."
+        "is then distinguished from stops by lengths here, but programs that mask every pad token would hide the end "
+        "of answers."
     )
 
 

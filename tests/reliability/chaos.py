@@ -158,5 +158,5 @@ if __name__ == "__main__":
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, required=True)
-    asked = parser.parse_args()
-    print(json.dumps(chaos(asked.folder, asked.kills, asked.seed), indent=2))
+    options = parser.parse_args()
+    print(json.dumps(chaos(options.folder, options.kills, options.seed), indent=2))

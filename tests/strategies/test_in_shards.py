@@ -26,5 +26,5 @@ def test_ranks_that_need_different_numbers_of_passes_stay_in_step(strategy: str,
         for here, there in zip(steps(one, case), steps(several, case), strict=True):
             assert there["train/loss"] == pytest.approx(here["train/loss"], rel=1e-5, abs=1e-6)
     log = (folder / "logs" / strategy / "rank_0.log").read_text()
-    assert "π_SFT and its references: in shards, for you asked for it" in log
+    assert "π_SFT and its references: in shards, for the option says so" in log
     assert ("The policy to sample: in shards" in log) == strategy.endswith("asked_in_shards")
