@@ -2,7 +2,7 @@
 
 python benchmarks/compare_table.py runs/compare/toy/compare.json
 
-With folders that hold its seeds (``seed_N.json``), also DPR against every other arm:
+With folders of its seeds (``seed_N.json``), also DPR against every other arm:
 
 python benchmarks/compare_table.py runs/compare/toy/compare.json docs/measurements/addition
 """
@@ -16,25 +16,25 @@ from dpr_lightning.cli.compare_findings import pooled
 from dpr_lightning.evaluation.comparisons import MEASURES
 
 OURS = "dpr"
-TURNED = {"better": "worse", "worse": "better"}
+OPPOSITE = {"better": "worse", "worse": "better"}
 
 
-def shown(value: float | None, digits: int = 3) -> str:
+def number(value: float | None, digits: int = 3) -> str:
     """A number, or a dash."""
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def difference(found: dict[str, Any] | None) -> str:
+def difference(pair: dict[str, Any] | None) -> str:
     """Difference and interval; bold where the verdict is better or worse."""
-    if found is None:
+    if pair is None:
         return "–"
-    centre, low, high = (f"{round(found[key], 3) + 0.0:+.3f}" for key in ("difference", "low", "high"))
+    centre, low, high = (f"{round(pair[key], 3) + 0.0:+.3f}" for key in ("difference", "low", "high"))
     text = f"{centre} [{low}, {high}]"
-    return text if found["verdict"] == "no detectable difference" else f"**{text}**"
+    return text if pair["verdict"] == "no detectable difference" else f"**{text}**"
 
 
 def against(arm: str, folders: list[str]) -> None:
-    """Print the difference of one arm from each of the others, pooled over the seeds in ``folders``."""
+    """Print the difference of one arm from each other arm, pooled over the seeds in ``folders``."""
     files = sorted(file for folder in folders for file in Path(folder).glob("seed_*.json"))
     seeds = [json.loads(file.read_text(encoding="utf-8"))["results"] for file in files]
     result = pooled({name: [results[name] for results in seeds] for name in seeds[0]}, arm)
@@ -43,32 +43,38 @@ def against(arm: str, folders: list[str]) -> None:
     for name, paired in ranked:
         cells = []
         for measure in MEASURES:
-            held = paired.get(measure)
-            # Ours less theirs.
-            turned = held and {"difference": -held["difference"], "low": -held["high"], "high": -held["low"]}
-            cells.append(difference(turned and turned | {"verdict": TURNED.get(held["verdict"], held["verdict"])}))
+            pair = paired.get(measure)
+            if pair is not None:  # of our arm minus the other
+                verdict = OPPOSITE.get(pair["verdict"], pair["verdict"])
+                pair = {
+                    "difference": -pair["difference"],
+                    "low": -pair["high"],
+                    "high": -pair["low"],
+                    "verdict": verdict,
+                }
+            cells.append(difference(pair))
         print(f"| {name.removesuffix(f' - {arm}')} | {' | '.join(cells)} |")
 
 
 def main(path: str, *folders: str) -> None:
-    """Print the arms against SFT, the preview's promises beside what was reached, and DPR against the others."""
-    held = json.loads(Path(path).read_text(encoding="utf-8"))
+    """Print the arms against SFT, the preview's predicted gains with the measured ones, and DPR against each arm."""
+    comparison = json.loads(Path(path).read_text(encoding="utf-8"))
     print(
         "| arm | greedy | sampled | sampled − SFT | greedy − SFT | length | reverse KL |\n|---|---|---|---|---|---|---|"
     )
-    ranked = sorted(held["arms"].items(), key=lambda item: -item[1]["sampled"])
+    ranked = sorted(comparison["arms"].items(), key=lambda item: -item[1]["sampled"])
     for name, arm in ranked:
-        paired = held["paired"].get(f"{name} - sft", {})
-        cells = [shown(arm["greedy"]), shown(arm["sampled"]), difference(paired.get("sampled")),
-                 difference(paired.get("greedy")), shown(arm["length"], 1), shown(arm["reverse_kl"])]  # fmt: skip
+        paired = comparison["paired"].get(f"{name} - sft", {})
+        cells = [number(arm["greedy"]), number(arm["sampled"]), difference(paired.get("sampled")),
+                 difference(paired.get("greedy")), number(arm["length"], 1), number(arm["reverse_kl"])]  # fmt: skip
         print(f"| {name} | {' | '.join(cells)} |")
-    flops = [arm["teraflops"] for arm in held["arms"].values() if arm["teraflops"]]
-    print(f"\nTraining after SFT: {min(flops):.2f} to {max(flops):.2f} TFLOPs an arm; seeds {held['seeds']}.\n")
+    flops = [arm["teraflops"] for arm in comparison["arms"].values() if arm["teraflops"]]
+    print(f"\nTraining after SFT: {min(flops):.2f} to {max(flops):.2f} TFLOPs an arm; seeds {comparison['seeds']}.\n")
     print("| arm | promised gain | reached gain | reliable |\n|---|---|---|---|")
-    for name, runs in held["preview"]["runs"].items():
+    for name, runs in comparison["preview"]["runs"].items():
         promised, reached = (sum(run[key] for run in runs) / len(runs) for key in ("promised", "reached"))
         print(f"| {name} | {promised:+.3f} | {reached:+.3f} | {sum(run['reliable'] for run in runs)} of {len(runs)} |")
-    print({key: value for key, value in held["preview"].items() if key != "runs"})
+    print({key: value for key, value in comparison["preview"].items() if key != "runs"})
     if folders:
         against(OURS, list(folders))
 

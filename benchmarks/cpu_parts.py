@@ -1,4 +1,4 @@
-"""What the parts of a step on a CPU gain, each against what PyTorch does by itself: one table a part.
+"""Gains of the parts of a step on a CPU, each against PyTorch alone: one table a part.
 
 python -m benchmarks.cpu_parts                    # all of them, some minutes
 python -m benchmarks.cpu_parts attention products
@@ -36,7 +36,7 @@ from dpr_lightning.rollouts import SamplingOptions, sample
 
 HEADS, SHARED, WIDTH, TOKENS = 9, 3, 64, 2048
 ROWS = (1, 4, 8, 16, 32, 64, 128, 256)
-KEPT = "DPR_KEEPS_MEMORY"
+SWITCH = "DPR_KEEPS_MEMORY"
 
 
 def seconds(run: Callable[[], object], least: float = 0.5) -> float:
@@ -64,7 +64,7 @@ def attention() -> None:
         )
         gradient = torch.randn(TOKENS // length, length, HEADS * WIDTH).bfloat16()
 
-        def own(parts: tuple[Tensor, ...] = (query, key, value)) -> Tensor:
+        def library(parts: tuple[Tensor, ...] = (query, key, value)) -> Tensor:
             result = scaled_dot_product_attention(*parts, is_causal=True, enable_gqa=True)
             return result.transpose(1, 2).flatten(2)
 
@@ -76,8 +76,8 @@ def attention() -> None:
 
         cells: list[float] = []
         with torch.no_grad():
-            cells += [seconds(own), seconds(ours)]
-        for forward in (own, ours):
+            cells += [seconds(library), seconds(ours)]
+        for forward in (library, ours):
             cells.append(seconds(partial(both, forward)))
         print(f"| {length} | " + " | ".join(f"{1e3 * cell:.1f}" for cell in cells) + " |")
 
@@ -96,10 +96,10 @@ def products() -> None:
             ]
             cells = []
             for rows in ROWS:
-                given = torch.randn(rows, width).to(dtype)
+                inputs = torch.randn(rows, width).to(dtype)
                 work = 2 * rows * width * height * count / 1e9
                 rates = [
-                    work / seconds(lambda each=each, given=given: [one(given) for one in each], 0.2)  # type: ignore[misc]
+                    work / seconds(lambda each=each, inputs=inputs: [one(inputs) for one in each], 0.2)  # type: ignore[misc]
                     for each in ways
                 ]
                 cells.append(" / ".join(f"{rate:.0f}" for rate in rates))
@@ -118,7 +118,7 @@ def sampling() -> None:
 
 
 def without_kernels(run: Callable[[], Any]) -> Callable[[], Any]:
-    """The same where there is no compiler."""
+    """``run`` as on a machine without a compiler."""
 
     def alone() -> Any:
         with patch.object(calling, "compiled", lambda: None):
@@ -128,7 +128,7 @@ def without_kernels(run: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def prompts() -> None:
-    """Seconds of 32 tokens of 8 answers to each of 8 prompts, 3 rounds after one: without and with keys kept once."""
+    """Seconds of 32 tokens of 8 answers to each of 8 prompts, 3 rounds after one: with copied and with shared keys."""
     options = SamplingOptions(max_new_tokens=33)
     begun: list[float] = []
 
@@ -136,11 +136,13 @@ def prompts() -> None:
         begun.append(time.perf_counter())  # the first when prompts have been read
         return False
 
-    print("| type, tokens of a prompt | a copy for every answer | kept once | time against a copy |\n|---|---|---|---|")
+    print(
+        "| type, tokens of a prompt | a copy for every answer | stored once | time against a copy |\n|---|---|---|---|"
+    )
     for dtype in (torch.float32, torch.bfloat16):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SMOLLM2_135M)).to(dtype).eval()
         for length in (64, 512):
-            asked = torch.randint(0, SMOLLM2_135M["vocab_size"], (8, length)).tolist()
+            prompt_ids = torch.randint(0, SMOLLM2_135M["vocab_size"], (8, length)).tolist()
             copied: list[float] = []
             once: list[float] = []
             for turn in range(4):
@@ -152,7 +154,7 @@ def prompts() -> None:
                     with copies:
                         sample(
                             model,
-                            asked,
+                            prompt_ids,
                             options,
                             num_samples=8,
                             seed=turn,
@@ -168,16 +170,16 @@ def prompts() -> None:
 
 
 def memory() -> None:
-    """Seconds and page faults of a step of SFT in bfloat16, with freed memory kept or not, twice in turn."""
+    """Seconds and page faults of a step of SFT in bfloat16, with freed memory retained or not, twice in turn."""
     for saved in ("", "1", "", "1"):
-        subprocess.run([sys.executable, "-m", __spec__.name, "step"], env=os.environ | {KEPT: saved}, check=True)
+        subprocess.run([sys.executable, "-m", __spec__.name, "step"], env=os.environ | {SWITCH: saved}, check=True)
 
 
 def step() -> None:
     """One side of :func:`memory`."""
     import resource
 
-    if os.environ.get(KEPT):
+    if os.environ.get(SWITCH):
         retain_freed_memory()
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SMOLLM2_135M)).bfloat16().train()
     recompute_activations(model)
@@ -195,7 +197,7 @@ def step() -> None:
     before, taken = resource.getrusage(resource.RUSAGE_SELF), seconds(one)
     after = resource.getrusage(resource.RUSAGE_SELF)
     faults = after.ru_minflt - before.ru_minflt
-    saved = "kept" if os.environ.get(KEPT) else "given back"
+    saved = "retained" if os.environ.get(SWITCH) else "returned to the system"
     print(f"memory {saved}: {taken:.2f} s a step, {faults:,} page faults in all, peak {after.ru_maxrss / 1024:,.0f} MB")
 
 

@@ -1,4 +1,4 @@
-"""The figure of the README: what each arm gains over SFT, a column a task, drawn from compare.json files.
+"""The figure of the README: the gain of each arm over SFT, one column a task, from compare.json files.
 
 python benchmarks/figure.py docs/figures/compare.svg "Two-digit addition=runs/a/compare.json" "SCAN=runs/b/compare.json"
 """
@@ -42,25 +42,25 @@ def line(x1: float, y1: float, x2: float, y2: float, colour: str, width: int = 1
     return f'<line {ends} stroke="{colour}" stroke-width="{width}"/>'
 
 
-def column(start: float, name: str, held: dict[str, Any], reach: float) -> list[str]:
+def column(start: float, name: str, comparison: dict[str, Any], reach: float) -> list[str]:
     """The arms of one task, on an axis from −reach to +reach."""
     middle, bottom = start + WIDTH / 2, TOP + ROW * len(ARMS) - 10
 
-    def place(value: float) -> float:
+    def x_of(value: float) -> float:
         return middle + value / reach * WIDTH / 2
 
-    seeds = f"SFT {held['arms']['sft']['sampled']:.2f}, {len(held['seeds'])} seeds"
+    seeds = f"SFT {comparison['arms']['sft']['sampled']:.2f}, {len(comparison['seeds'])} seeds"
     parts = [text(middle, 18, name, colour=INK, bold=True), text(middle, 35, seeds)]
     parts.append(line(middle, TOP - 12, middle, bottom, SOFT))
     mark = round(reach * 2 / 3, 2)
     for value in (-mark, 0.0, mark):
-        parts.append(text(place(value), bottom + 18, f"{value:+.2f}".replace("-", "−") if value else "0"))
+        parts.append(text(x_of(value), bottom + 18, f"{value:+.2f}".replace("-", "−") if value else "0"))
     for row, arm in enumerate(ARMS):
-        pair = held["paired"].get(f"{arm} - sft", {}).get("sampled")
+        pair = comparison["paired"].get(f"{arm} - sft", {}).get("sampled")
         if pair is not None:
             y, colour = TOP + ROW * row, COLOURS.get(pair["verdict"], SOFT)
-            parts.append(line(place(pair["low"]), y, place(pair["high"]), y, colour, 2))
-            parts.append(f'<circle cx="{place(pair["difference"]):.1f}" cy="{y}" r="4.5" fill="{colour}"/>')
+            parts.append(line(x_of(pair["low"]), y, x_of(pair["high"]), y, colour, 2))
+            parts.append(f'<circle cx="{x_of(pair["difference"]):.1f}" cy="{y}" r="4.5" fill="{colour}"/>')
     return parts
 
 
@@ -68,7 +68,7 @@ def main(target: str, *tasks: str) -> None:
     """Draw and write the figure."""
     named = [task.partition("=") for task in tasks]
     read = [(name, json.loads(Path(path).read_text(encoding="utf-8"))) for name, _, path in named]
-    pairs = [held["paired"].get(f"{arm} - sft", {}).get("sampled") for _, held in read for arm in ARMS]
+    pairs = [comparison["paired"].get(f"{arm} - sft", {}).get("sampled") for _, comparison in read for arm in ARMS]
     bounds = [abs(pair[end]) for pair in pairs if pair is not None for end in ("low", "high")]
     reach = max(1, ceil(max(bounds) * 20)) / 20
     width, height = LEFT + len(read) * (WIDTH + GAP), TOP + ROW * len(ARMS) + 60
@@ -79,8 +79,8 @@ def main(target: str, *tasks: str) -> None:
     ]
     for row, words in enumerate(ARMS.values()):
         parts.append(text(LEFT - 14, TOP + ROW * row + 4, words, anchor="end", colour=INK))
-    for index, (name, held) in enumerate(read):
-        parts += column(LEFT + index * (WIDTH + GAP), name, held, reach)
+    for index, (name, comparison) in enumerate(read):
+        parts += column(LEFT + index * (WIDTH + GAP), name, comparison, reach)
     for index, words in enumerate(CAPTION):
         parts.append(text(width / 2, height - 24 + 17 * index, words))
     Path(target).write_text("\n".join([*parts, "</svg>"]) + "\n", encoding="utf-8")

@@ -3,8 +3,8 @@
 python benchmarks/gpu_smoke.py                      # on a GPU: shapes of 135M and 0.5B weights, minutes
 python benchmarks/gpu_smoke.py --shapes tiny        # anywhere, to try the script itself
 
-Weights are random. Every run is `dpr fit` in a process of its own. Prints a table in Markdown and leaves it in the
-output folder; ends with 1 where a run failed.
+Weights are random. Every run is `dpr fit` in a separate process. Prints a table in Markdown and writes it to the
+output folder; exits with 1 where a run failed.
 """
 
 import argparse
@@ -47,10 +47,10 @@ SFT_STEPS, DPR_STEPS, LENGTH = 8, 4, 256
 
 
 def write_data(folder: Path) -> None:
-    """A tokenizer and 128 rows, all as long as they may be, as `dpr plan` counts them."""
+    """A tokenizer and 128 rows of the maximum length, which `dpr plan` assumes."""
     character_tokenizer([TEXT]).save_pretrained(folder / "tokenizer")
     prompts = [f"{n} + {n} =" for n in range(128)]
-    # The answer takes what the prompt leaves, and EOS.
+    # Prompt, answer and EOS have the maximum length.
     rows = [{"prompt": text, "completion": ("because " * LENGTH)[: LENGTH - len(text) - 1]} for text in prompts]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -111,7 +111,7 @@ def write_config(folder: Path, run_folder: Path, stage: str, policy: dict[str, A
 
 
 def work(config: str, output: str) -> None:
-    """One run, in a process of its own: bytes of tensors at its peak, and seconds."""
+    """One run, in a separate process: peak bytes of tensors, and seconds."""
     started = time.monotonic()
     if torch.cuda.is_available():
         run(["fit", "--config", config])
@@ -124,7 +124,7 @@ def work(config: str, output: str) -> None:
 
 
 def start(config: Path) -> "subprocess.Popen[bytes]":
-    """Begin a run; what it says goes beside its config."""
+    """Start a run; its output goes to a log file next to its config."""
     command = [sys.executable, __file__, "--work", str(config), str(config.with_suffix(".json"))]
     with config.with_suffix(".log").open("wb") as log:
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
@@ -180,11 +180,11 @@ def main() -> int:
                     lines.append(f"| {shape} | {stage} | {name} | failed: {config.with_suffix('.log')} | | | |")
                     failed = True
                     continue
-                held = json.loads(config.with_suffix(".json").read_text())
+                measured = json.loads(config.with_suffix(".json").read_text())
                 planned = plan(["--config", str(config)]).peak
                 lines.append(
-                    f"| {shape} | {stage} | {name} | {held['seconds']:.0f} | {held['peak'] / 2**20:,.0f} "
-                    f"| {planned / 2**20:,.0f} | {planned / held['peak']:.2f} |"
+                    f"| {shape} | {stage} | {name} | {measured['seconds']:.0f} | {measured['peak'] / 2**20:,.0f} "
+                    f"| {planned / 2**20:,.0f} | {planned / measured['peak']:.2f} |"
                 )
                 print(lines[-1], flush=True)
         if "plain" in options.strategies:

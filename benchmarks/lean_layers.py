@@ -1,4 +1,4 @@
-"""What layers that keep less save: time and peak memory of scoring and of learning, with and without them in turn.
+"""Time and peak memory of scoring and of learning, with and without layers that recompute activations, in turn.
 
 python benchmarks/lean_layers.py
 """
@@ -24,7 +24,7 @@ ROWS, LENGTH, PASSES = 4, 256, 5
 
 
 def measure(side: str) -> str:
-    """Rows whose second half is scored, then learnt from: a pass without gradients, and one forth and back."""
+    """Score the second half of rows without gradients, then learn from it: a forward and backward pass."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SMOLLM2_135M)).train()
@@ -37,8 +37,8 @@ def measure(side: str) -> str:
     scored = _peak()
     learning = _seconds(lambda: acted_loss(model, tokens, mask, lambda logprob, _: -logprob.mean()).loss.backward())
     result = {"scoring": (scoring, scored), "learning": (learning, _peak())}
-    said = [f"{what} {seconds:.2f} CPU s, peak {peak:,.0f} MB" for what, (seconds, peak) in result.items()]
-    return f"{side}: {before:,.0f} MB before; {'; '.join(said)}"
+    cells = [f"{what} {seconds:.2f} CPU s, peak {peak:,.0f} MB" for what, (seconds, peak) in result.items()]
+    return f"{side}: {before:,.0f} MB before; {'; '.join(cells)}"
 
 
 def _seconds(run: Callable[[], object]) -> float:
@@ -58,5 +58,5 @@ if __name__ == "__main__":
     if len(sys.argv) > 1:
         print(measure(sys.argv[1]))
     else:
-        for side in ("own", "lean", "own", "lean"):
+        for side in ("library", "lean", "library", "lean"):
             subprocess.run([sys.executable, __file__, side], check=True)

@@ -1,4 +1,4 @@
-"""Where each reward leads, over seeds, as a Markdown table of docs/results.md.
+"""Scores that each reward leads to, over seeds, as a Markdown table of docs/results.md.
 
 python benchmarks/reward_table.py "runs/*/best_of.json" "runs/*/preview.json"
 
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-# What `dpr preview` calls the control.
+# Names of `dpr preview` that differ from those of `dpr best_of`.
 NAMES = {"log_policy": "log π_SFT (sharpening)"}
 
 

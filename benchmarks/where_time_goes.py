@@ -1,10 +1,10 @@
-"""Where the time of one step goes: shares of its operations, and how near its matrix products are to a large one.
+"""Where the time of one step goes: shares of its operations, and the rate of its products against a large one's.
 
 OMP_NUM_THREADS=1 python -m benchmarks.where_time_goes --rows 4
 python -m benchmarks.where_time_goes --shape tiny --rows 8    # to try the script itself
 
-One step of each workload of the scoreboard, after one that is not counted, under PyTorch's profiler, which itself takes
-some time of every operation: shares of small operations are therefore rather too large.
+One step of each workload of the scoreboard, after a warmup, under PyTorch's profiler, which adds time to every
+operation: shares of small operations are therefore too large.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from dpr_lightning.engine.kernels import calling
 from dpr_lightning.engine.kernels import decoding_kernels as decoding
 
 LAID_OUT, KERNEL = "mkldnn::_linear_pointwise", "kernel "
-"""Products, and names of functions, whose operations the profiler does not count."""
+"""Names of products and of kernels whose operations the profiler does not count."""
 KINDS = {
     "products": ("mm", "addmm", "bmm", "baddbmm", "dot", LAID_OUT, "kernel product", "kernel lay_out"),
     "attention": ("scaled_dot_product", "softmax", "kernel attend"),
@@ -59,22 +59,22 @@ REST = "all else: dispatch, Python's calls, views"
 
 
 class _Done(BaseException):
-    """The step has been profiled."""
+    """Raised when the step has been profiled."""
 
 
 class _Profiled:
-    """Stands where the scoreboard's gate does, and profiles the second turn."""
+    """A gate as that of the scoreboard, which profiles the second turn."""
 
     def __init__(self) -> None:
         self.turn, self.profile = 0, profile(with_flops=True)
         self.running = False
 
-    def ready(self, **_: Any) -> None:
+    def wait(self, **_: Any) -> None:
         self.begin()
 
     def begin(self) -> None:
         if self.turn == 1:
-            if self.running:  # what was before is not the workload
+            if self.running:  # earlier work is not measured
                 self.profile.stop()
                 self.profile = profile(with_flops=True)
             self.profile.start()
@@ -89,19 +89,19 @@ class _Profiled:
 
 
 def show_kernels() -> None:
-    """Let the profiler see the functions of the compiled library."""
+    """Record the functions of the compiled library in the profiler."""
     result = calling.function
 
-    def shown(name: str, dtype: torch.dtype) -> Callable[..., None]:
+    def profiled(name: str, dtype: torch.dtype) -> Callable[..., None]:
         called = result(name, dtype)
 
-        def run(*given: Any) -> None:
+        def run(*arguments: Any) -> None:
             with record_function(KERNEL + name):
-                called(*given)
+                called(*arguments)
 
         return run
 
-    decoding.function = shown  # type: ignore[attr-defined]
+    decoding.function = profiled  # type: ignore[attr-defined]
 
 
 def kind_of(name: str) -> str:
@@ -109,16 +109,16 @@ def kind_of(name: str) -> str:
     plain = name.removeprefix("aten::").lstrip("_").removesuffix("Backward")
     for kind, names in KINDS.items():
         for known in names:
-            # A name of one letter more is another operation; parts of the long ones differ between versions.
+            # A short name with another letter is another operation; long names differ between versions at the end.
             if plain == known or (len(known) > 4 and plain.startswith(known)):
                 return kind
     return REST
 
 
 def step(kind: str, folder: Path) -> tuple[Counter[str], float, float]:
-    """Seconds of one step by kind of operation, all seconds, and operations of its products a second of theirs.
+    """Seconds of one step by kind of operation, seconds in all, and the rate of its products in operations a second.
 
-    That rate is of the products whose operations are counted; 0 where there are none.
+    The rate is that of products whose operations the profiler counts; 0 where there are none.
     """
     gate: Any = _Profiled()
     with suppress(_Done):
@@ -141,18 +141,20 @@ def main() -> None:
     )
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="float32")
     parser.add_argument("--folder", type=Path, default=Path(".cache/where_time_goes"))
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     show_kernels()
     times = {"sft": 1, "score": 2, "decode": 4, "dpr": 2}
     works = {
-        kind: replace(CPU[kind].resized(given.rows * times[kind], given.dtype, given.shape), micro_batches=1)
+        kind: replace(
+            CPU[kind].resized(arguments.rows * times[kind], arguments.dtype, arguments.shape), micro_batches=1
+        )
         for kind in CPU
     }
-    given.folder.mkdir(parents=True, exist_ok=True)
-    write_material(given.folder, SHAPES[given.shape], works, 4)
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    write_material(arguments.folder, SHAPES[arguments.shape], works, 4)
     print("| | " + " | ".join(works[kind].title for kind in works) + " |\n|---|" + "---|" * len(works))
-    result = {kind: step(kind, given.folder) for kind in works}
-    rate = gemm_rate(getattr(torch, given.dtype))
+    result = {kind: step(kind, arguments.folder) for kind in works}
+    rate = gemm_rate(getattr(torch, arguments.dtype))
     rows = {name: [f"{spent[name] / total:.0%}" for spent, total, _ in result.values()] for name in (*KINDS, REST)}
     rows["PyTorch's own products: rate, of a large one's"] = [
         f"{products / rate:.0%}" if products else "–" for _, _, products in result.values()
@@ -162,7 +164,7 @@ def main() -> None:
     ]
     for name, cells in rows.items():
         print(f"| {name} | " + " | ".join(cells) + " |")
-    print(f"\n{torch.get_num_threads()} threads, {given.dtype}, a large product at {rate / 1e9:,.0f} GFLOP/s.")
+    print(f"\n{torch.get_num_threads()} threads, {arguments.dtype}, a large product at {rate / 1e9:,.0f} GFLOP/s.")
 
 
 if __name__ == "__main__":

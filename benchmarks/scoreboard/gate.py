@@ -1,4 +1,4 @@
-"""How a worker takes turns: it does a step when the driver says so, and tells what the step took."""
+"""Turns of a worker: it runs a step when the driver asks for one, and reports its time and memory."""
 
 import json
 import os
@@ -12,9 +12,9 @@ import torch
 
 
 class Gate:
-    """Between two steps of a worker, standing where a trainer calls back.
+    """Called between two steps of a worker, by a callback of its trainer.
 
-    Lines of JSON go to what was standard output; what libraries print goes to standard error.
+    Lines of JSON go to the original standard output; output of libraries goes to standard error.
     """
 
     def __init__(self) -> None:
@@ -22,36 +22,36 @@ class Gate:
         os.dup2(2, 1)
         self._clock, self._cpu = Clock(), 0.0
 
-    def ready(self, **said: Any) -> None:
-        """Everything is loaded; wait for the first turn."""
-        self._say({"ready": True, **said})
+    def wait(self, **fields: Any) -> None:
+        """Report that everything is loaded, and wait for the first turn."""
+        self._report({"ready": True, **fields})
 
     def begin(self) -> None:
-        """Measure from here on: what was before is not the workload."""
+        """Restart the clock, so that earlier work is not measured."""
         self._clock, self._cpu = Clock(), _cpu_seconds()
 
-    def done(self, **said: Any) -> None:
-        """A step has ended; tell what it took, and wait for the next."""
+    def done(self, **fields: Any) -> None:
+        """Report the time and memory of the step that ended, and wait for the next turn."""
         wall, cpu = self._clock.seconds(), _cpu_seconds() - self._cpu
-        self._say({"wall": wall, "cpu": cpu, "peak": _peak_bytes(), **said})
+        self._report({"wall": wall, "cpu": cpu, "peak": _peak_bytes(), **fields})
 
-    def _say(self, said: dict[str, Any]) -> None:
-        self._answers.write(json.dumps(said) + "\n")
+    def _report(self, fields: dict[str, Any]) -> None:
+        self._answers.write(json.dumps(fields) + "\n")
         if sys.stdin.readline().strip() != "go":
             self._answers.flush()
-            os._exit(0)  # trainers and their threads have nothing left to do
+            os._exit(0)  # without waiting for trainers and their threads
         self.begin()
 
 
 class Clock:
-    """Seconds since it was made: of the GPU's stream where there is one, which may still be at work."""
+    """Seconds since its creation; on a GPU by events of its stream, which runs behind the host."""
 
     def __init__(self) -> None:
         self._event = _event()
         self._begun = time.perf_counter()
 
     def seconds(self) -> float:
-        """Waits for the GPU."""
+        """Seconds so far; waits for the GPU."""
         if self._event is None:
             return time.perf_counter() - self._begun
         end = _event()
@@ -67,11 +67,11 @@ def _event() -> Any:
     return event
 
 
-def begin_after_reading(model: Any, gate: Gate) -> None:
-    """Start the clock when a model has read more than a token a row."""
+def begin_after_prefill(model: Any, gate: Gate) -> None:
+    """Restart the clock after each prefill: a forward pass over more than one token a row."""
 
-    def read(_module: Any, _arguments: Any, given: dict[str, Any], _output: Any) -> None:
-        if given["input_ids"].shape[1] > 1:
+    def read(_module: Any, _arguments: Any, arguments: dict[str, Any], _output: Any) -> None:
+        if arguments["input_ids"].shape[1] > 1:
             gate.begin()
 
     model.register_forward_hook(read, with_kwargs=True)
@@ -83,9 +83,9 @@ def _cpu_seconds() -> float:
 
 
 def _peak_bytes() -> int:
-    """The most memory that this process ever had; of the GPU where there is one."""
+    """Peak memory of this process; that of the GPU where there is one."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    # `ru_maxrss` begins with what the process had that started this one.
-    said = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(said["VmHWM"].split()[0]) * 1024
+    # `ru_maxrss` starts at the memory of the parent process.
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(fields["VmHWM"].split()[0]) * 1024

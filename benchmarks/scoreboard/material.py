@@ -21,7 +21,7 @@ def write_material(folder: Path, shape: Shape, workloads: Mapping[str, Workload]
     words = {"<pad>": 0, "<eos>": 1} | {f"w{index}": index for index in range(2, shape.vocabulary)}
     tokenizer = Tokenizer(WordLevel(words, unk_token="<pad>"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
-    held = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
+    library_tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
     torch.manual_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -40,7 +40,7 @@ def write_material(folder: Path, shape: Shape, workloads: Mapping[str, Workload]
     )
     for name in POLICIES:
         model.save_pretrained(folder / name)
-        held.save_pretrained(folder / name)
+        library_tokenizer.save_pretrained(folder / name)
         with torch.no_grad():
             for weight in model.parameters():
                 weight.add_(torch.randn_like(weight), alpha=1e-3)

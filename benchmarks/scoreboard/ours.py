@@ -24,19 +24,19 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class _Turns(Callback):
-    """Steps at the gate; the first batch and its gradient go to a file."""
+    """Takes a turn of the gate for each step; writes the first batch and its gradient to a file."""
 
-    def __init__(self, gate: Gate, found: Path | None = None) -> None:
-        self.gate, self.found = gate, found
+    def __init__(self, gate: Gate, gradient_file: Path | None = None) -> None:
+        self.gate, self.gradient_file = gate, gradient_file
         self.tokens = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        self.gate.ready()
+        self.gate.wait()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
-        if trainer.global_step == 0 and self.found is not None:
+        if trainer.global_step == 0 and self.gradient_file is not None:
             loss = float(trainer.callback_metrics["train/nll"])
-            write_gradients(self.found, pl_module.policy, self.batch.tokens, self.batch.mask, loss)
+            write_gradients(self.gradient_file, pl_module.policy, self.batch.tokens, self.batch.mask, loss)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self.batch, self.step = batch, trainer.global_step
@@ -117,7 +117,7 @@ def score(gate: Gate, folder: Path, work: Workload, side: str) -> None:
     tokens = torch.tensor([prompt + rest for prompt, rest in zip(prompts, completions, strict=True)], device=DEVICE)
     mask = torch.zeros_like(tokens, dtype=torch.bool)
     mask[:, work.prompt :] = True
-    gate.ready()
+    gate.wait()
     for start in range(0, len(tokens), work.rows):
         rows = slice(start, start + work.rows)
         with torch.no_grad():
@@ -126,23 +126,23 @@ def score(gate: Gate, folder: Path, work: Workload, side: str) -> None:
 
 
 def decode(gate: Gate, folder: Path, work: Workload, side: str) -> None:
-    """C3: the clock begins when the prompts have been read."""
+    """C3: the clock starts after the prefill."""
     model, tokenizer = build_policy(_policy(folder, work, side), trainable=False)
     model.to(DEVICE)
     prompts, _ = _rows(folder, "decode", tokenizer)
     options = SamplingOptions(max_new_tokens=work.completion, batch_size=work.rows)
-    asked: list[int] = []
+    calls: list[int] = []
 
     def before_a_token() -> bool:
-        """A hook on the model would be in its way: with one, the model's own forward pass writes the answers."""
-        if not asked:
+        """Called before each token; a hook on the model would turn the one-token pass off."""
+        if not calls:
             gate.begin()
-        asked.append(1)
+        calls.append(1)
         return False
 
-    gate.ready()
+    gate.wait()
     for start in range(0, len(prompts), work.rows):
-        asked.clear()
+        calls.clear()
         rows = prompts[start : start + work.rows]
         result = sample(model, rows, options, stop_tokens=[], pad_token=0, seed=start, unwanted=before_a_token)
         gate.done(acted=int(result.mask.sum()))
@@ -153,5 +153,5 @@ WORK = {"sft": train_sft, "score": score, "decode": decode, "dpr": train_dpr}
 
 if __name__ == "__main__":
     retain_freed_memory()  # as `dpr` does
-    _, asked, side, where = sys.argv
-    WORK[asked](Gate(), Path(where), Workload.read(Path(where) / f"{asked}.json"), side)
+    _, workload, side, where = sys.argv
+    WORK[workload](Gate(), Path(where), Workload.read(Path(where) / f"{workload}.json"), side)

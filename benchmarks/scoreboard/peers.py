@@ -1,4 +1,4 @@
-"""The other side: TRL, and plain transformers. Runs in an environment of its own, without this package.
+"""The other side: TRL, and plain transformers. Runs in a separate environment, without this package.
 
 python -m benchmarks.scoreboard.peers WORKLOAD VARIANT FOLDER
 """
@@ -22,7 +22,7 @@ from transformers import (
 from trl import RLOOConfig, RLOOTrainer, SFTConfig, SFTTrainer
 from trl.trainer.utils import selective_log_softmax
 
-from benchmarks.scoreboard.gate import Gate, begin_after_reading
+from benchmarks.scoreboard.gate import Gate, begin_after_prefill
 from benchmarks.scoreboard.gradients import write_gradients
 from benchmarks.scoreboard.workloads import Workload
 
@@ -41,21 +41,21 @@ COMMON: dict[str, Any] = {
 
 
 class _Turns(TrainerCallback):
-    """Steps at the gate; the gradient of the first goes to a file."""
+    """Takes a turn of the gate for each step; writes the gradient of the first to a file."""
 
-    def __init__(self, gate: Gate, found: Path | None = None) -> None:
-        self.gate, self.found = gate, found
+    def __init__(self, gate: Gate, gradient_file: Path | None = None) -> None:
+        self.gate, self.gradient_file = gate, gradient_file
         self.first: dict[str, Tensor] = {}
         self.losses: list[float] = []
         self.acted = 0
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self.gate.ready()
+        self.gate.wait()
 
-    def on_pre_optimizer_step(self, _args: Any, state: Any, _control: Any, **given: Any) -> None:
-        if state.global_step == 0 and self.found is not None:
+    def on_pre_optimizer_step(self, _args: Any, state: Any, _control: Any, **arguments: Any) -> None:
+        if state.global_step == 0 and self.gradient_file is not None:
             tokens, labels = self.first["input_ids"], self.first["labels"]
-            write_gradients(self.found, given["model"], tokens, labels != -100, self.losses[0])
+            write_gradients(self.gradient_file, arguments["model"], tokens, labels != -100, self.losses[0])
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         self.gate.done(acted=self.acted)
@@ -63,7 +63,7 @@ class _Turns(TrainerCallback):
 
 
 def _watch_loss(trainer: Any, turns: _Turns) -> None:
-    """Keep the first batch and its loss, as the trainer computes it."""
+    """Record the first batch and its loss, as the trainer computes it."""
     plain = trainer.compute_loss
 
     def watched(model: Any, inputs: dict[str, Tensor], *arguments: Any, **named: Any) -> Any:
@@ -108,7 +108,7 @@ def train_sft(gate: Gate, folder: Path, work: Workload, variant: dict[str, Any])
         collate = DataCollatorForSeq2Seq(tokenizer)
         trainer = Trainer(model, arguments, data_collator=collate, train_dataset=data, callbacks=[turns])
     else:
-        # TRL takes the mask of what is learnt as a column of its own.
+        # TRL takes the mask of learnt tokens as a separate column.
         mask = [[int(label != -100) for label in labels] for labels in data["labels"]]
         data = data.remove_columns("labels").add_column("completion_mask", mask)
         config = SFTConfig(**settings, max_length=work.length, completion_only_loss=True, **variant["settings"])
@@ -131,11 +131,11 @@ def _logprobs(model: Any, tokens: Tensor, acted: int) -> Tensor:
 
 
 def score(gate: Gate, folder: Path, work: Workload, variant: dict[str, Any]) -> None:
-    """C2: one forward pass and TRL's log-softmax of the chosen tokens."""
+    """C2: one forward pass and TRL's log-softmax of the completion's tokens."""
     model = _frozen(folder / "sft", work)
     prompts, completions = _rows(folder, "score")
     tokens = torch.tensor([prompt + rest for prompt, rest in zip(prompts, completions, strict=True)], device=DEVICE)
-    gate.ready()
+    gate.wait()
     at_once = variant["rows"]
     for start in range(0, len(tokens), work.rows):
         parts = tokens[start : start + work.rows].split(at_once)
@@ -147,8 +147,8 @@ def decode(gate: Gate, folder: Path, work: Workload, variant: dict[str, Any]) ->
     """C3: `generate`; a turn is one token a row, then all of them."""
     model = _frozen(folder / "sft", work)
     prompts, _ = _rows(folder, "decode")
-    begin_after_reading(model, gate)
-    gate.ready()
+    begin_after_prefill(model, gate)
+    gate.wait()
     for start in range(0, len(prompts), work.rows):
         tokens = torch.tensor(prompts[start : start + work.rows], device=DEVICE)
         result = model.generate(
@@ -229,6 +229,6 @@ WORK = {"sft": train_sft, "score": score, "decode": decode, "dpr": train_dpr}
 
 
 if __name__ == "__main__":
-    _, asked, chosen, where = sys.argv
-    described = Workload.read(Path(where) / f"{asked}.json")
-    WORK[asked](Gate(), Path(where), described, VARIANTS[asked][chosen] | {"name": chosen})
+    _, workload, side, where = sys.argv
+    described = Workload.read(Path(where) / f"{workload}.json")
+    WORK[workload](Gate(), Path(where), described, VARIANTS[workload][side] | {"name": side})

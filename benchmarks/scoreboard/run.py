@@ -5,7 +5,7 @@ make bench BENCH_ARGS=--gpu                             # the rows of a GPU: hal
 python -m benchmarks.scoreboard.run --workloads sft     # one row
 python -m benchmarks.scoreboard.run --shape tiny        # to try the script itself
 
-Every side is a process of its own that does one step when it is its turn, so that all of them meet the same machine.
+Every side is a separate process that runs one step per turn, so that all meet the same load of the machine.
 The results go to a JSON file; `benchmarks.scoreboard.report` turns that into docs/performance.md.
 """
 
@@ -35,7 +35,7 @@ SIDES = {
     "dpr": ["ours", RECOMPUTING, GRAPHS, "trl", "trl_tuned"],  # four at once fit into 24 GB
 }
 ELSEWHERE = {True: {PLAIN}, False: {GRAPHS}}
-"""Sides that say nothing on a GPU, and on a CPU."""
+"""Sides without a meaning on a GPU, and on a CPU."""
 _AS_DPR = {"GOMP_SPINCOUNT": "5000"}
 SETTINGS = {
     "ours": _AS_DPR,
@@ -43,11 +43,11 @@ SETTINGS = {
     RECOMPUTING: _AS_DPR,
     GRAPHS: _AS_DPR | {"DPR_GRAPHS": "1"},
 }
-"""Of this package's sides: what `dpr` sets before it begins, and what is switched on or off."""
+"""Environment variables of this package's sides: those that `dpr` sets, and switches."""
 
 
 class Worker:
-    """A side in a process of its own."""
+    """A side in a separate process."""
 
     def __init__(self, python: str, side: str, workload: str, folder: Path) -> None:
         self.side = side
@@ -65,7 +65,7 @@ class Worker:
         self.hear()
 
     def hear(self) -> dict[str, Any]:
-        """Its next line.
+        """The next line of its output.
 
         Raises:
             SystemExit: it ended instead.
@@ -85,7 +85,7 @@ class Worker:
         return self.hear()
 
     def end(self) -> None:
-        """Let it go."""
+        """End the process."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
@@ -93,30 +93,30 @@ class Worker:
 
 def gemm_rate(dtype: torch.dtype) -> float:
     """Operations a second of one large product, the best of three."""
-    device, size = ("cuda", 8192) if torch.cuda.is_available() else ("cpu", 2048)
-    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    device, width = ("cuda", 8192) if torch.cuda.is_available() else ("cpu", 2048)
+    left, right = (torch.randn(width, width, device=device).to(dtype) for _ in range(2))
     best = float("inf")
     for _ in range(3):
         begun = time.perf_counter()
         product = left @ right
         float(product[0, 0])  # waits for a GPU
         best = min(best, time.perf_counter() - begun)
-    return 2 * size**3 / best
+    return 2 * width**3 / best
 
 
 def measure(
     work: Workload, sides: list[str], peers: str, folder: Path, warmups: int, rounds: int, ends: float
 ) -> dict[str, Any]:
-    """All sides in turn, ``rounds`` times; what each turn took, and the rate of products in between.
+    """Run all sides in turn, ``rounds`` times, and measure each turn and the rate of products in between.
 
     Args:
-        work: what a turn is.
-        sides: who does it.
+        work: of a turn.
+        sides: to measure.
         peers: Python of the environment with TRL.
-        folder: of its material.
+        folder: of the material.
         warmups: rounds that do not count.
-        rounds: all of them.
-        ends: no round that could be left out begins after this time (``time.monotonic``), in seconds.
+        rounds: in all, warmups included.
+        ends: time (``time.monotonic``, seconds) after which no further round starts, except the first that counts.
     """
     workers = [Worker(sys.executable if side in SETTINGS else peers, side, work.kind, folder) for side in sides]
     turns: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
@@ -138,7 +138,7 @@ def measure(
 
 
 def main() -> None:
-    """Measure, and leave the numbers in a file."""
+    """Measure, and write the numbers to a file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workloads", nargs="+", choices=list(CPU), default=list(CPU))
     parser.add_argument("--gpu", action="store_true", help="the rows of a GPU instead of those of a CPU")
@@ -156,30 +156,32 @@ def main() -> None:
     )
     parser.add_argument("--folder", type=Path, default=Path(".cache/bench"))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/scoreboard/results.json"))
-    given = parser.parse_args()
-    if given.gpu and not torch.cuda.is_available() and given.shape is None:
+    arguments = parser.parse_args()
+    if arguments.gpu and not torch.cuda.is_available() and arguments.shape is None:
         parser.error("--gpu measures a GPU, and PyTorch sees none here; `--gpu --shape tiny` tries the script itself")
-    minutes = given.minutes if given.minutes is not None else 8.0 if given.gpu else float("inf")
-    ends, rounds = time.monotonic() + 60 * minutes, given.warmups + given.repeats
-    rows_of = GPU if given.gpu else CPU
-    workloads = {kind: rows_of[kind].resized(given.rows, given.dtype, given.shape) for kind in given.workloads}
+    minutes = arguments.minutes if arguments.minutes is not None else 8.0 if arguments.gpu else float("inf")
+    ends, rounds = time.monotonic() + 60 * minutes, arguments.warmups + arguments.repeats
+    rows_of = GPU if arguments.gpu else CPU
+    workloads = {
+        kind: rows_of[kind].resized(arguments.rows, arguments.dtype, arguments.shape) for kind in arguments.workloads
+    }
     (shape,) = {work.shape for work in workloads.values()}
-    folder = given.folder.resolve() / shape
+    folder = arguments.folder.resolve() / shape
     folder.mkdir(parents=True, exist_ok=True)
     write_material(folder, SHAPES[shape], workloads, rounds + 1)
-    commit = _said("git", "rev-parse", "--short", "HEAD") + ("+" if _said("git", "status", "--short") else "")
-    results = json.loads(given.output.read_text()) if given.output.exists() else {}
+    commit = _output("git", "rev-parse", "--short", "HEAD") + ("+" if _output("git", "status", "--short") else "")
+    results = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
     for index, (kind, work) in enumerate(workloads.items()):
-        sides = [side for side in SIDES[kind] if given.sides is None or side in given.sides]
-        sides = [side for side in sides if side not in ELSEWHERE[given.gpu]]
+        sides = [side for side in SIDES[kind] if arguments.sides is None or side in arguments.sides]
+        sides = [side for side in sides if side not in ELSEWHERE[arguments.gpu]]
         if not sides:
             parser.error(f"of {kind} here, nothing is left to measure: --sides of {', '.join(SIDES[kind])}")
         share = time.monotonic() + (ends - time.monotonic()) / (len(workloads) - index)
-        result = measure(work, sides, given.peers, folder, given.warmups, rounds, share)
+        result = measure(work, sides, arguments.peers, folder, arguments.warmups, rounds, share)
         if kind == "sft":
             result["gate"] = {side: compare_gradients(folder / f"{side}.safetensors", folder / "sft") for side in sides}
         result |= {
-            "warmups": given.warmups,
+            "warmups": arguments.warmups,
             "work": asdict(work),
             "tokens": counted_tokens(work),
             "operations": least_operations(work),
@@ -187,11 +189,11 @@ def main() -> None:
             "date": datetime.now(UTC).strftime("%Y-%m-%d"),
             "machine": _machine(),
         }
-        results[f"gpu_{kind}" if given.gpu else kind] = result
-        given.output.write_text(json.dumps(results, indent=1) + "\n")
+        results[f"gpu_{kind}" if arguments.gpu else kind] = result
+        arguments.output.write_text(json.dumps(results, indent=1) + "\n")
 
 
-def _said(*command: str) -> str:
+def _output(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
@@ -199,9 +201,9 @@ def _machine() -> str:
     if torch.cuda.is_available():
         return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    said = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    name = said.get("model name", platform.machine())
-    family = f" of family {said['cpu family']}" if "cpu family" in said else ""  # names are not always of one model
+    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    name = fields.get("model name", platform.machine())
+    family = f" of family {fields['cpu family']}" if "cpu family" in fields else ""  # names are not always of one model
     return f"{name}{family}, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}"
 
 

@@ -1,4 +1,4 @@
-"""What the scoreboard measures, in numbers alone: both sides read this, in environments that share nothing else."""
+"""The workloads of the scoreboard, in numbers; both sides read this, in environments that share nothing else."""
 
 import json
 from dataclasses import asdict, dataclass, replace
@@ -18,14 +18,14 @@ class Shape:
 
     @property
     def body(self) -> int:
-        """Weights of all layers that every token is multiplied with."""
+        """Number of weights of all layers that every token is multiplied with."""
         width = self.hidden_size // self.heads
         attention = 2 * self.hidden_size**2 + 2 * self.hidden_size * self.kv_heads * width
         return self.layers * (attention + 3 * self.hidden_size * self.intermediate_size)
 
     @property
     def head(self) -> int:
-        """Weights of the output head."""
+        """Number of weights of the output head."""
         return self.hidden_size * self.vocabulary
 
     def forward(self, *, context: float, scored: float) -> float:
@@ -33,7 +33,7 @@ class Shape:
 
         Args:
             context: tokens.
-            scored: share of the positions whose logits are made.
+            scored: share of the positions whose logits are computed.
         """
         return 2 * self.body + 2 * self.head * scored + 4 * self.hidden_size * self.layers * context
 
@@ -50,13 +50,13 @@ class Workload:
     """One row of the scoreboard.
 
     Args:
-        kind: what is done: ``sft``, ``score``, ``decode`` or ``dpr``.
+        kind: ``sft``, ``score``, ``decode`` or ``dpr``.
         rows: sequences of a step; for policy gradients, prompts × samples.
         prompt: tokens.
         completion: tokens.
         samples: answers to one prompt.
         micro_batches: of one optimizer step.
-        dtype: that products are computed in, on all sides.
+        dtype: of products, on all sides.
         shape: of the models, one of :data:`SHAPES`.
     """
 
@@ -76,16 +76,16 @@ class Workload:
         return self.prompt + self.completion
 
     def write(self, file: Path) -> None:
-        """For the sides to read."""
+        """Write this as JSON, for the sides to read."""
         file.write_text(json.dumps(asdict(self)))
 
     @classmethod
     def read(cls, file: Path) -> "Workload":
-        """What :meth:`write` wrote."""
+        """Read the JSON of :meth:`write`."""
         return cls(**json.loads(file.read_text()))
 
     def resized(self, rows: int | None, dtype: str, shape: str | None) -> "Workload":
-        """The same on another machine."""
+        """A copy with other rows, type or shape."""
         return replace(self, rows=rows or self.rows, dtype=dtype, shape=shape or self.shape)
 
 
@@ -97,7 +97,7 @@ CPU = {
 }
 _HALF_BILLION = {"shape": "qwen2_5_half_billion"}
 GPU = {
-    # Rows without padding: what packing makes of shorter ones.
+    # Rows without padding, as packed ones are.
     "sft": Workload("sft", "G1 SFT", rows=32, prompt=128, completion=896, **_HALF_BILLION),
     "score": Workload("score", "G2 scoring by one frozen model", rows=64, prompt=512, completion=512, **_HALF_BILLION),
     "decode": Workload("decode", "G5 decoding", rows=512, prompt=128, completion=129, **_HALF_BILLION),
@@ -108,14 +108,14 @@ GPU = {
 
 
 def counted_tokens(work: Workload) -> int:
-    """Tokens that a step's speed is quoted in: all of SFT and scoring; those sampled one by one of the other two."""
+    """Tokens by which a step's speed is counted: all of SFT and scoring; those decoded one by one of the other two."""
     if work.kind == "decode":
-        return work.rows * (work.completion - 1)  # reading the prompt gives the first
+        return work.rows * (work.completion - 1)  # the prefill gives the first
     return work.rows * (work.completion if work.kind == "dpr" else work.length)
 
 
 def least_operations(work: Workload) -> float:
-    """Operations that a step cannot do without.
+    """The least operations of a step.
 
     Training is 3 forward passes. A DPR step is sampling, two frozen models, and training, and in each of them a prompt
     can be read once for all of its samples (performance notes: 6 forward passes a completion token).
@@ -128,6 +128,6 @@ def least_operations(work: Workload) -> float:
     late = work.prompt + work.completion / 2
     if work.kind == "decode":
         return work.rows * (work.completion - 1) * shape.forward(context=late, scored=1.0)
-    written = work.rows * work.completion * shape.forward(context=late, scored=1.0)
+    decoded = work.rows * work.completion * shape.forward(context=late, scored=1.0)
     read = work.rows * work.prompt * shape.forward(context=work.prompt / 2, scored=0.0)
-    return 6 * (written + read / work.samples)
+    return 6 * (decoded + read / work.samples)

@@ -1,4 +1,4 @@
-"""Speed and memory: log-probabilities and losses of tokens, computed on plain Hugging Face modules and tensors."""
+"""Speed and memory: log-probabilities and losses of tokens, on plain Hugging Face modules and tensors."""
 
 from dpr_lightning.engine.attention_blocks import block_attention, rotate, signed_sine
 from dpr_lightning.engine.forward import (

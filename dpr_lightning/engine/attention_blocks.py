@@ -1,4 +1,4 @@
-"""Causal attention of short sequences as plain products: what a CPU does fastest in half precision."""
+"""Causal attention of short sequences as plain products, the fastest way on a CPU in half precision."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from dpr_lightning.functional._checks import expect_dimensions, expect_shape, shape_text
 
 _BLOCK = 64
-"""Queries worked on together: keys that none of them sees are not read, and their scores stay in a CPU's cache."""
+"""Queries of a block: keys that are hidden from all of them are not read, and scores fit into a CPU's cache."""
 
 
 def block_attention(
@@ -24,18 +24,18 @@ def block_attention(
     """softmax(scale·Q·Kᵀ)·V, where query t sees keys up to its own, S − T + t.
 
     H/K queries that share a key head are rows of one product, so keys are never copied for them. The backward pass
-    makes the scores again: q, k and v are all that is kept.
+    computes the scores again: only q, k and v are saved.
 
     Args:
         query: with positions, of the last T of S tokens.
         key: K heads, of which each serves H/K of the queries' next to each other.
         value: as ``key``.
         scale: of the scores.
-        seen: False for keys that a query does not see although they lie before it. One that sees none gets the mean of
-            some values, and no NaN.
+        seen: False for earlier keys that are hidden from a query. A query without any visible key gets the mean of some
+            values, not NaN.
 
     Returns:
-        all heads of a token next to each other, in the type of ``query``. In half precision scores are rounded
+        all heads of a token concatenated, in the type of ``query``. In half precision scores are rounded
         to it (as in transformers' eager attention); the softmax is computed in float32.
 
     Raises:
@@ -54,19 +54,19 @@ def block_attention(
         )
     if seen is not None:
         expect_shape("seen", seen, (rows, 1, length, key.shape[2]), "queries by keys")
-    found: Tensor = _BlockAttention.apply(query, key, value, scale, seen)  # type: ignore[no-untyped-call]
-    return found
+    result: Tensor = _BlockAttention.apply(query, key, value, scale, seen)  # type: ignore[no-untyped-call]
+    return result
 
 
 def rotate(
     heads: Float[Tensor, "B T H D"], cosine: Float[Tensor, "B T D"], turned: Float[Tensor, "B T D"]
 ) -> Float[Tensor, "B T H D"]:
-    """Rotary positions: every pair (x_i, x_{i+D/2}) is turned by the angle of its frequency and its position.
+    """Rotary positions: every pair (x_i, x_{i+D/2}) is rotated by the angle of its frequency and its position.
 
     Args:
         heads: queries or keys.
-        cosine: of the angles, twice next to each other.
-        turned: what :func:`signed_sine` makes of their sines.
+        cosine: of the angles, repeated for both halves.
+        turned: their sines, signed by :func:`signed_sine`.
 
     Raises:
         ValueError: shapes that do not fit.
@@ -75,18 +75,18 @@ def rotate(
     expect_dimensions("heads", heads, "B T H D")
     for name, table in (("cosine", cosine), ("turned", turned)):
         expect_shape(name, table, (*heads.shape[:2], heads.shape[3]), "positions by the width of heads")
-    found: Tensor = _Rotate.apply(heads, cosine.unsqueeze(2), turned.unsqueeze(2))  # type: ignore[no-untyped-call]
-    return found
+    result: Tensor = _Rotate.apply(heads, cosine.unsqueeze(2), turned.unsqueeze(2))  # type: ignore[no-untyped-call]
+    return result
 
 
 def signed_sine(sine: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-    """The sines of :func:`rotate`: the second half of a head turns the first the other way, so that has its sign."""
+    """The sines for :func:`rotate`, negative in the first half of a head."""
     half = sine.shape[-1] // 2
     return torch.cat([-sine[..., :half], sine[..., half:]], -1)
 
 
 class _Rotate(torch.autograd.Function):
-    """x·cos + roll(x)·turned; turned back by the other sign."""
+    """x·cos + roll(x)·turned; the gradient is rotated back, by the opposite sign."""
 
     @staticmethod
     def forward(ctx: Any, heads: Tensor, cosine: Tensor, turned: Tensor) -> Tensor:
@@ -105,16 +105,16 @@ def _turn(heads: Tensor, cosine: Tensor, turned: Tensor) -> Tensor:
 
 
 class _Block(NamedTuple):
-    """Some queries [B·K, n, D], the probabilities [B·K, n, keys] they give, and where they are."""
+    """A block: its queries [B·K, n, D], probabilities [B·K, n, keys], positions of the queries, number of keys."""
 
     query: Tensor
     probability: Tensor
-    places: slice
+    positions: slice
     keys: int
 
 
 class _Heads(NamedTuple):
-    """Keys, which have the scale of the scores, and values [B·K, S, D]; queries [B, K, H/K, T, D]."""
+    """Keys, multiplied by the scale of the scores, and values [B·K, S, D]; queries [B, K, H/K, T, D]."""
 
     query: Tensor
     key: Tensor
@@ -132,17 +132,17 @@ class _Heads(NamedTuple):
         lowest = torch.finfo(self.query.dtype).min
         later = self.query.new_full((_BLOCK, _BLOCK), lowest).triu_(1)
         for start in range(0, length, _BLOCK):
-            places = slice(start, min(start + _BLOCK, length))
-            count = places.stop - start
-            keys = self.key.shape[1] - length + places.stop
-            query = self.query[..., places, :].reshape(rows * groups, share * count, width)
+            positions = slice(start, min(start + _BLOCK, length))
+            count = positions.stop - start
+            keys = self.key.shape[1] - length + positions.stop
+            query = self.query[..., positions, :].reshape(rows * groups, share * count, width)
             score = torch.bmm(query, self.key[:, :keys].transpose(1, 2))
-            shown = score.view(rows, groups, share, count, keys)
-            shown[..., keys - count :] += later[:count, :count]
+            by_group = score.view(rows, groups, share, count, keys)
+            by_group[..., keys - count :] += later[:count, :count]
             if seen is not None:
-                hidden = ~seen[:, :, None, places, :keys]
-                shown += torch.zeros_like(hidden, dtype=score.dtype).masked_fill_(hidden, lowest)
-            yield _Block(query, score.softmax(-1), places, keys)
+                hidden = ~seen[:, :, None, positions, :keys]
+                by_group += torch.zeros_like(hidden, dtype=score.dtype).masked_fill_(hidden, lowest)
+            yield _Block(query, score.softmax(-1), positions, keys)
 
 
 class _BlockAttention(torch.autograd.Function):
@@ -158,11 +158,11 @@ class _BlockAttention(torch.autograd.Function):
         ctx.scale = scale
         heads = _Heads.of(query, key, value, scale)
         rows, groups, share, length, width = heads.query.shape
-        found = query.new_empty(rows, length, groups, share, width)
+        result = query.new_empty(rows, length, groups, share, width)
         for block in heads.blocks(seen):
             mixed = torch.bmm(block.probability, heads.value[:, : block.keys])
-            found[:, block.places] = mixed.view(rows, groups, share, -1, width).permute(0, 3, 1, 2, 4)
-        return found.flatten(2)
+            result[:, block.positions] = mixed.view(rows, groups, share, -1, width).permute(0, 3, 1, 2, 4)
+        return result.flatten(2)
 
     @staticmethod
     @once_differentiable
@@ -175,13 +175,13 @@ class _BlockAttention(torch.autograd.Function):
         key_grad, value_grad = (torch.zeros_like(part, dtype=wide) for part in (heads.key, heads.value))
         by_head = gradient.view(rows, length, groups, share, width).permute(0, 2, 3, 1, 4)
         for block in heads.blocks(seen):
-            inner = by_head[..., block.places, :].reshape(rows * groups, -1, width)
+            inner = by_head[..., block.positions, :].reshape(rows * groups, -1, width)
             value_grad[:, : block.keys] += torch.bmm(block.probability.transpose(1, 2), inner)
             score_grad = torch.bmm(inner, heads.value[:, : block.keys].transpose(1, 2))
             score_grad = torch._softmax_backward_data(score_grad, block.probability, -1, query.dtype)
             key_grad[:, : block.keys] += torch.bmm(score_grad.transpose(1, 2), block.query)
-            found = torch.bmm(score_grad, heads.key[:, : block.keys])
-            query_grad.view(heads.query.shape)[..., block.places, :] = found.view(rows, groups, share, -1, width)
+            result = torch.bmm(score_grad, heads.key[:, : block.keys])
+            query_grad.view(heads.query.shape)[..., block.positions, :] = result.view(rows, groups, share, -1, width)
         return (
             query_grad,
             key_grad.mul_(ctx.scale).to(key.dtype).view(key.shape),

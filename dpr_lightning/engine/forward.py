@@ -1,4 +1,4 @@
-"""The forward pass that trains and scores: logits only where the policy acted."""
+"""Forward passes for training and scoring, with logits only where the policy acted."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from dpr_lightning.functional import action_positions
 
 
 class ActionLogits(NamedTuple):
-    """``logits`` [B, T, V] that chose ``tokens`` [B, T]; ``mask`` [B, T] is True for real actions."""
+    """``logits`` [B, T, V] that ``tokens`` [B, T] were sampled from; ``mask`` [B, T] is True for real actions."""
 
     logits: Tensor
     tokens: Tensor
@@ -20,17 +20,16 @@ class ActionLogits(NamedTuple):
 
 
 @contextmanager
-def _head_sees(model: nn.Module, place: Tensor) -> Iterator[None]:
-    """Let the output head see only the hidden states at ``place`` [B, T], counted through all rows.
+def _head_sees(model: nn.Module, index: Tensor) -> Iterator[None]:
+    """Pass only the hidden states at ``index`` [B, T], counted through all rows, to the output head.
 
-    A hook on the head, and not a call around it, so that whatever an architecture does to its logits afterwards
-    (soft caps, scaling) still happens.
+    A hook on the head, so that what an architecture does to its logits afterwards (soft caps, scaling) still happens.
     """
     head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
 
     def select(_module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        hidden = arguments[0].flatten(0, 1).index_select(0, place.flatten())
-        return (hidden.view(*place.shape, hidden.shape[-1]), *arguments[1:])
+        hidden = arguments[0].flatten(0, 1).index_select(0, index.flatten())
+        return (hidden.view(*index.shape, hidden.shape[-1]), *arguments[1:])
 
     handle = head.register_forward_pre_hook(select)
     try:
@@ -42,9 +41,9 @@ def _head_sees(model: nn.Module, place: Tensor) -> Iterator[None]:
 def logits_at(
     model: nn.Module, tokens: Tensor, mask: Tensor, state: Tensor, packed: bool | None, *, sampled: bool = False
 ) -> Tensor:
-    """Logits [B, S, V] at the positions ``state`` [B, S] of each row; the others as in :func:`action_logits`.
+    """Logits [B, S, V] at the positions ``state`` [B, S] of each row; other arguments as in :func:`action_logits`.
 
-    With ``sampled``, prompts that several rows answer may be read once; then ``state`` may lie in no prompt.
+    With ``sampled``, prompts that several rows answer may be read once; then no ``state`` may be inside a prompt.
     """
     inputs, start = model_inputs(model, tokens, mask, packed, sampled=sampled)
     with _head_sees(model, (start.unsqueeze(1) + state).clamp_min(0)):
@@ -52,14 +51,13 @@ def logits_at(
 
 
 def last_logits(model: nn.Module, **inputs: Any) -> Tensor:
-    """Logits [B, V] after the last token of each row, of a model that is given ``inputs``.
+    """Logits [B, V] after the last token of each row of ``inputs``.
 
-    The head is shown those states next to each other. As parts of all states they would make PyTorch multiply each row
-    with a copy of the weights of its own on a CPU in half precision: 4 of the 11 s that reading 64 prompts of 128
-    tokens took.
+    The head gets those states in a contiguous tensor. With a slice of all states, PyTorch on a CPU in half precision
+    would copy the head's weights for every row: 4 of the 11 s that the prefill of 64 prompts of 128 tokens took.
     """
     head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
-    handle = head.register_forward_pre_hook(lambda _module, given: (given[0].contiguous(), *given[1:]))
+    handle = head.register_forward_pre_hook(lambda _module, arguments: (arguments[0].contiguous(), *arguments[1:]))
     try:
         return model(**inputs, logits_to_keep=1).logits[:, -1]  # type: ignore[no-any-return]
     finally:
@@ -71,13 +69,13 @@ def action_logits(model: nn.Module, tokens: Tensor, mask: Tensor, *, packed: boo
 
     Args:
         model: a causal language model of transformers, possibly wrapped by peft.
-        tokens: [B, L], right-padded; with a causal model, padding on the right cannot reach what is before it, so no
-            attention mask is passed and attention takes its fastest path.
+        tokens: [B, L], right-padded; a causal model does not attend to later padding, so no attention mask is passed
+            and attention takes its fastest path.
         mask: [B, L] True where the policy acted; the first position never is.
-        packed: join the rows without padding, as one row whose positions begin again; None: see :func:`packs_rows`.
+        packed: concatenate the rows without padding, with positions that restart; None: see :func:`packs_rows`.
 
     Returns:
-        logits [B, T, V] in the model's dtype: ``logits[b, t]`` chose ``tokens[b, t]``.
+        logits [B, T, V] in the model's dtype: ``logits[b, t]`` are those of ``tokens[b, t]``.
     """
     position, action_mask = action_positions(mask)
     logits = logits_at(model, tokens, mask, (position - 1).clamp_min(0), packed)
@@ -95,26 +93,26 @@ def state_logits(model: nn.Module, tokens: Tensor, mask: Tensor, *, packed: bool
     """As :func:`action_logits`, with the state after the last action appended.
 
     Returns:
-        logits [B, T+1, V]: row b holds its n acted states s_0 … s_{n−1} and, at n, the state that followed the last
-        action: what a truncated sequence bootstraps from.
+        logits [B, T+1, V]: of the n acted states s_0 … s_{n−1} of a row and, at n, of the state after its last action,
+        from which a truncated sequence bootstraps.
     """
     position, action_mask = action_positions(mask)
     position = torch.cat([position, torch.zeros_like(position[:, :1])], 1)
     last = mask.long().mul(torch.arange(mask.shape[1], device=mask.device)).amax(1, keepdim=True)
-    held = torch.nn.functional.pad(action_mask, (0, 1))
-    logits = logits_at(model, tokens, mask, torch.where(held, (position - 1).clamp_min(0), last), packed)
+    is_action = torch.nn.functional.pad(action_mask, (0, 1))
+    logits = logits_at(model, tokens, mask, torch.where(is_action, (position - 1).clamp_min(0), last), packed)
     return ActionLogits(logits, tokens.gather(1, position[:, :-1]), action_mask)
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """Turn every kind of dropout off, whatever mode the model is put in.
+    """Set every dropout rate of ``model`` to 0, for training mode as well.
 
-    Dropout during policy-gradient training makes the ratio to the behaviour policy noise at the first step.
+    With dropout, the ratio of a policy to the one that sampled would be noise at the first step.
     """
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
-        # Many architectures keep a rate as a number and call the functional form.
+        # Many architectures store a rate as a float and call the functional form.
         for name, value in list(vars(module).items()):
             if "dropout" in name and isinstance(value, float):
                 setattr(module, name, 0.0)

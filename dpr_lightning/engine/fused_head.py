@@ -1,4 +1,4 @@
-"""The output head and what is made of its log-probabilities in one pass, without the logits ever existing together."""
+"""The output head and a loss of its log-probabilities in one pass, block by block, without all logits at once."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -15,12 +15,12 @@ TokenLoss = Callable[[Tensor, slice], Tensor]
 """From the log-probabilities of some tokens, and which of the N they are, to the sum of their losses."""
 ActionValues = Callable[[Tensor, slice], Tensor]
 """From log π of *every* token in some states, [n, V], and which of the N they are, to the value of each, [n, V]."""
-# Logits worked on at a time: 64 MiB of float32 on a CPU, whose caches like small blocks; 512 MiB where a small block
-# would leave most of the machine idle.
+# Logits of a block: 64 MiB of float32 on a CPU, whose caches favour small blocks; 512 MiB on a GPU, which a small block
+# would leave mostly idle.
 _BLOCK, _BLOCK_ON_GPU = 1 << 24, 1 << 27
-# Of these, logits whose elements are worked on at a time: what a CPU's caches hold.
+# Logits whose elements are processed together within a block: what fits into a CPU's caches.
 _STRIP = 1 << 19
-# Values of every token take some blocks of their own beside those of the policy, which are smaller then.
+# Values of every token need further blocks in addition to the policy's, all of which are smaller then.
 _WITH_VALUES = 4
 
 
@@ -43,26 +43,26 @@ def head_loss(
 ) -> HeadLoss:
     """Σ f(log π(a_n|s_n)), with log π(a|s) = z[a] − logsumexp(z) and z = W·h, for a loss f of each token.
 
-    With values q of every token, less what is expected of them: − Σ_n Σ_a π(a|s_n)·q(s_n, a).
+    With values q of every token, minus their expectation: − Σ_n Σ_a π(a|s_n)·q(s_n, a).
 
-    The gradient is formed on the way forward, block by block, while a block's softmax is at hand:
+    The gradient is computed in the forward pass, block by block, from the same softmax:
 
         ∂L/∂z = f'(log π(a))·(onehot(a) − softmax(z)) − π ⊙ (q − Σ_a π(a)·q(a)),
         ∂L/∂h = Wᵀ·∂L/∂z,   ∂L/∂W = Σ ∂L/∂z·hᵀ
 
-    so the backward pass computes no logits again (6·V·D operations a token instead of 8) and keeps none. Beside the
-    gradients themselves, which are of the type of what they belong to, a call takes some blocks of logits, however
-    many tokens there are. Under autocast the products are of its type.
+    so the backward pass computes no logits again (6·V·D operations a token instead of 8) and saves none. In addition to
+    the gradients, which have the types of their tensors, a call takes some blocks of logits, for any number of tokens.
+    Under autocast the products have its type.
 
     Args:
         hidden: states before the head, of scored tokens alone.
         weight: of the head.
-        tokens: ``tokens[n]`` was chosen in state n.
-        token_loss: called with log-probabilities [n] and the slice of the N tokens they belong to; f. It may hold the
-            log-probability without gradient as well, as clipped and probability-weighted losses do.
-        action_values: q, through which no gradient flows. It may hold −β·log π(a), as a penalty of the divergence
-            does: the gradient of that has mean 0 under π. Tokens of probability 0 add 0, whatever their value is.
-        block: logits worked on at a time; changes nothing but memory and speed.
+        tokens: ``tokens[n]`` was sampled in state n.
+        token_loss: f, called with log-probabilities [n] and their slice of the N tokens. It may also use the
+            log-probability without gradient, as clipped and probability-weighted losses do.
+        action_values: q, through which no gradient flows. It may include −β·log π(a), as a penalty of the divergence
+            does: the gradient of that has mean 0 under π. Tokens of probability 0 add 0 for any value.
+        block: logits of a block; affects memory and speed alone.
 
     Returns:
         float32 for half-precision states, else of their type. A token whose loss has no gradient adds exactly 0 to all
@@ -78,14 +78,14 @@ def head_loss(
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     with torch.autocast(device, enabled=False):
-        found = _HeadLoss.apply(hidden, weight, tokens.long(), token_loss, action_values, rows, dtype)  # type: ignore[no-untyped-call]
-    return HeadLoss(*found)
+        result = _HeadLoss.apply(hidden, weight, tokens.long(), token_loss, action_values, rows, dtype)  # type: ignore[no-untyped-call]
+    return HeadLoss(*result)
 
 
 def rows_at_a_time(weight: Float[Tensor, "V D"], block: int | None = None, smaller: int = 1) -> int:
-    """States whose logits are worked on together: those of ``block``, or a part of what suits the device."""
-    size = block if block is not None else (_BLOCK_ON_GPU if weight.is_cuda else _BLOCK) // smaller
-    return max(1, size // max(1, weight.shape[0]))
+    """States of a block of logits: those of ``block``, or the device's default divided by ``smaller``."""
+    logits_at_once = block if block is not None else (_BLOCK_ON_GPU if weight.is_cuda else _BLOCK) // smaller
+    return max(1, logits_at_once // max(1, weight.shape[0]))
 
 
 def head_logprobs(
@@ -96,8 +96,8 @@ def head_logprobs(
     Args:
         hidden: states before the head, of scored tokens alone.
         weight: of the head.
-        tokens: ``tokens[n]`` was chosen in state n.
-        block: logits worked on at a time.
+        tokens: ``tokens[n]`` was sampled in state n.
+        block: logits of a block.
 
     Returns:
         float32 for half-precision states, else of their type.
@@ -108,21 +108,21 @@ def head_logprobs(
     _check(hidden, weight)
     expect_shape("tokens", tokens, hidden.shape[:1], "the rows of hidden")
     rows = rows_at_a_time(weight, block)
-    found = torch.empty(len(tokens), dtype=at_least_float32(hidden[:0]).dtype, device=hidden.device)
+    result = torch.empty(len(tokens), dtype=at_least_float32(hidden[:0]).dtype, device=hidden.device)
     with torch.no_grad():
         for start in range(0, len(tokens), rows):
             product = linear(hidden[start : start + rows], weight)
             for within in _strips(product):
                 part = slice(start + within.start, start + within.stop)
-                logits = product[within].to(found.dtype)
-                chosen = logits.gather(-1, tokens[part, None].long()).squeeze(-1)
+                logits = product[within].to(result.dtype)
+                actions = logits.gather(-1, tokens[part, None].long()).squeeze(-1)
                 highest = logits.amax(-1, keepdim=True)
-                found[part] = chosen - highest.squeeze(-1) - logits.sub_(highest).exp_().sum(-1).log_()
-    return found
+                result[part] = actions - highest.squeeze(-1) - logits.sub_(highest).exp_().sum(-1).log_()
+    return result
 
 
 def _strips(logits: Tensor) -> Iterator[slice]:
-    """Rows whose logits are worked on while a CPU's caches hold them; all of them at once on a GPU."""
+    """Slices of rows whose logits fit into a CPU's caches; one slice of all on a GPU."""
     rows = len(logits) if logits.is_cuda else max(1, _STRIP // max(1, logits.shape[-1]))
     for start in range(0, len(logits), rows):
         yield slice(start, min(start + rows, len(logits)))
@@ -164,12 +164,12 @@ class _HeadLoss(torch.autograd.Function):
             # Values of every token are themselves products, which are fastest with many rows.
             for within in _strips(product) if action_values is None else [slice(0, len(product))]:
                 part = slice(start + within.start, start + within.stop)
-                made = _of_strip(product[within], tokens[part], part, token_loss, action_values)
-                loss += made.loss
-                logprob[part], entropy[part] = made.logprob, made.entropy
+                strip = _of_strip(product[within], tokens[part], part, token_loss, action_values)
+                loss += strip.loss
+                logprob[part], entropy[part] = strip.logprob, strip.entropy
                 if wants_hidden or wants_weight:
-                    silent[within] = made.silent
-                    product[within] = made.change
+                    silent[within] = strip.silent
+                    product[within] = strip.change
             if hidden_grad is not None:
                 hidden_grad[block] = product @ matrix
             if weight_grad is not None:
@@ -187,14 +187,16 @@ class _HeadLoss(torch.autograd.Function):
     def backward(ctx: Any, loss_grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         hidden_grad, weight_grad = ctx.gradients
         scale = loss_grad.to(torch.float64)
-        found = tuple(None if held is None else held.mul_(scale.to(held.dtype)) for held in (hidden_grad, weight_grad))
+        for gradient in (hidden_grad, weight_grad):
+            if gradient is not None:
+                gradient.mul_(scale.to(gradient.dtype))
         ctx.gradients = (None, None)
-        return (*found, None, None, None, None, None)
+        return hidden_grad, weight_grad, None, None, None, None, None
 
 
 class _Strip(NamedTuple):
-    """What is made of some rows of logits [n, V]: ``loss`` [], ``logprob`` and ``entropy`` [n], ∂L/∂z as ``change``
-    [n, V], and which rows are ``silent`` [n, 1], for their loss has no gradient.
+    """Results of some rows of logits [n, V]: ``loss`` [], ``logprob`` and ``entropy`` [n], ∂L/∂z as ``change`` [n, V],
+    and ``silent`` [n, 1], True for rows whose loss has no gradient.
     """
 
     loss: Tensor
@@ -207,15 +209,15 @@ class _Strip(NamedTuple):
 def _of_strip(
     product: Tensor, tokens: Tensor, part: slice, token_loss: TokenLoss, action_values: ActionValues | None
 ) -> _Strip:
-    """Of logits that may be written over."""
+    """Results of logits ``product``, which may be overwritten."""
     logits = product.to(torch.promote_types(product.dtype, torch.float32))
-    chosen = tokens[:, None]
+    actions = tokens[:, None]
     highest = logits.amax(-1, keepdim=True)
     probability = (logits - highest).exp_()
     total = probability.sum(-1, keepdim=True)
     probability /= total
     normaliser = total.log_().add_(highest)
-    logprob = (logits.gather(-1, chosen) - normaliser).squeeze(-1)
+    logprob = (logits.gather(-1, actions) - normaliser).squeeze(-1)
     loss = logits.new_zeros(())
     advantage = None
     if action_values is not None:
@@ -223,7 +225,7 @@ def _of_strip(
         mean = (values * probability).sum(-1, keepdim=True)
         loss -= mean.sum()
         advantage = values.sub_(mean)
-    # An impossible action adds nothing: 0·(−∞) would be no number.
+    # An impossible action adds nothing: 0·(−∞) would be NaN.
     expected = logits.clamp_(min=torch.finfo(logits.dtype).min).mul_(probability).sum(-1)
     entropy = normaliser.squeeze(-1) - expected
     value, slope = _loss_and_slope(logprob, part, token_loss)
@@ -234,12 +236,12 @@ def _of_strip(
     else:
         silent = torch.zeros_like(slope, dtype=torch.bool)[:, None]
         change = probability.mul_(-(advantage.add_(slope[:, None])))
-    change.scatter_add_(-1, chosen, slope[:, None])
+    change.scatter_add_(-1, actions, slope[:, None])
     return _Strip(loss, logprob, entropy, change.masked_fill_(silent, 0.0), silent)
 
 
 def _loss_and_slope(logprob: Tensor, part: slice, token_loss: TokenLoss) -> tuple[Tensor, Tensor]:
-    """The loss [] of tokens, and how it changes with each of their log-probabilities [n]."""
+    """The loss [] of tokens, and its derivative by each of their log-probabilities [n]."""
     with torch.enable_grad():
         leaf = logprob.detach().requires_grad_()
         value = token_loss(leaf, part)

@@ -1,4 +1,4 @@
-"""Attention of known decoders in half precision on a CPU that multiplies it fast: as products of blocks."""
+"""Attention of known decoders in bfloat16, as products of blocks, on a CPU with instructions for it."""
 
 from collections.abc import Callable
 from functools import cache
@@ -12,20 +12,20 @@ from dpr_lightning.engine.attention_blocks import block_attention, rotate, signe
 
 def attended(
     module: Any,
-    own: Callable[..., tuple[Tensor, Tensor | None]],
+    library_forward: Callable[..., tuple[Tensor, Tensor | None]],
     hidden_states: Tensor,
     position_embeddings: tuple[Tensor, Tensor],
     attention_mask: Tensor | None = None,
     past_key_values: Any = None,
     **more: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """What ``own``, the forward pass of an attention layer of transformers, computes.
+    """Forward pass of an attention layer of transformers, whose own is ``library_forward``.
 
-    In bfloat16 on a CPU with instructions for it, by :func:`dpr_lightning.functional.block_attention`: of 256 tokens it
-    takes half the time of PyTorch's kernel there. Anything else, and anything that this does not know, goes to ``own``.
+    In bfloat16 on a CPU with instructions for it, by :func:`dpr_lightning.engine.block_attention`, which for 256 tokens
+    takes half the time of PyTorch's attention there. All other cases go to ``library_forward``.
     """
     if not _by_blocks(module, hidden_states, attention_mask, more):
-        return own(
+        return library_forward(
             module,
             hidden_states,
             position_embeddings=position_embeddings,
@@ -52,7 +52,7 @@ def attended(
 def _by_blocks(module: Any, hidden: Tensor, mask: Tensor | None, more: dict[str, Any]) -> bool:
     drops = module.training and module.attention_dropout > 0
     return (
-        type(hidden) is Tensor  # one without content, of which `dpr plan` makes many, is of no machine in particular
+        type(hidden) is Tensor  # not one without content, as those of `dpr plan`
         and hidden.is_cpu
         and hidden.dtype == torch.bfloat16
         and hidden.shape[1] > 1
@@ -70,5 +70,5 @@ def multiplies_bfloat16() -> bool:
 
 
 def autocasts() -> bool:
-    """Whether PyTorch chooses the type of products."""
+    """Whether autocast is on, so that PyTorch chooses the type of products."""
     return torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")

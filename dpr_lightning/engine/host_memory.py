@@ -1,4 +1,4 @@
-"""The memory that tensors on a CPU lie in: kept when they need it no longer, or given back at once; its pages large."""
+"""Memory of tensors on a CPU: whether freed memory is retained or returned to the system, and huge pages."""
 
 import ctypes
 import os
@@ -6,61 +6,60 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# Of glibc's malloc.h: how much is kept free at the end of the heap; from which size on an allocation is a mapping of
-# its own, and the most it would choose by itself; how many mappings there may be, and as many as there are by default.
+# Options of glibc's malloc.h: free memory left at the end of the heap; size from which an allocation is a separate
+# mapping, and the largest that it sets by itself; number of mappings, and its default.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
 _LARGEST_THRESHOLD, _MAPPINGS = 32 * 2**20, 65536
-# Of Linux: what asks for huge pages, and their size where they are no larger than a small tensor.
+# Linux: the advice for huge pages, and the size at which they are used here.
 _MADV_HUGEPAGE, _HUGE = 14, 2 * 2**20
 _HUGE_SIZE = Path("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size")
 _OVERCOMMIT, _STRICT = Path("/proc/sys/vm/overcommit_memory"), "2"
-_kept = False
+_retaining = False
 
 
 def retain_freed_memory() -> None:
-    """From now on this process keeps what tensors free, where the C library is glibc; elsewhere nothing changes.
+    """Retain freed memory in this process from now on, where the C library is glibc; elsewhere do nothing.
 
-    A step of training frees what its forward pass kept, and asks for it again a moment later. Given back in between,
-    it comes as pages that the system fills with zeros one by one: a twentieth of a step's time (docs/performance.md).
-    The process stays as large as it ever was. What is asked for from then on lies in huge pages, where Linux has them
-    for those who ask.
+    A step of training frees its activations and allocates them again a moment later. Memory that was returned to the
+    system in between comes back as pages that it fills with zeros: a twentieth of a step's time (docs/performance.md).
+    The process does not shrink any more. Later allocations use huge pages where Linux has them on request.
     """
-    global _kept
-    tell = _mallopt()
-    if tell is not None and not _kept:
-        tell(_M_TRIM_THRESHOLD, -1)  # never
-        tell(_M_MMAP_MAX, 0)
+    global _retaining
+    set_option = _mallopt()
+    if set_option is not None and not _retaining:
+        set_option(_M_TRIM_THRESHOLD, -1)  # never return memory
+        set_option(_M_MMAP_MAX, 0)
         _ask_for_huge_pages()
-        _kept = True
+        _retaining = True
 
 
 @contextmanager
 def release_freed_memory() -> Iterator[None]:
-    """Within, what is freed goes back to the system at once, where the C library can be told to.
+    """Return freed memory to the system at once inside the context, where the C library is glibc.
 
-    A parameter is whole for a moment before it is cut up, or once it is put together. Kept by the allocator, those
-    moments added up to more than half of the model (docs/scaling.md).
+    A parameter is whole for a moment before it is sharded, and after it is gathered. Retained, those moments added up
+    to more than half of the model (docs/scaling.md).
     """
-    tell = _mallopt()
-    if tell is not None:
-        tell(_M_MMAP_MAX, _MAPPINGS)
-        tell(_M_MMAP_THRESHOLD, 2**20)
-        if _kept:
-            ctypes.CDLL(None).malloc_trim(0)  # else there is room for everything at the end of the heap
+    set_option = _mallopt()
+    if set_option is not None:
+        set_option(_M_MMAP_MAX, _MAPPINGS)
+        set_option(_M_MMAP_THRESHOLD, 2**20)
+        if _retaining:
+            ctypes.CDLL(None).malloc_trim(0)  # else everything is allocated from the heap's retained end
     try:
         yield
     finally:
-        if tell is not None:
-            tell(_M_MMAP_THRESHOLD, _LARGEST_THRESHOLD)
-            if _kept:
-                tell(_M_MMAP_MAX, 0)
+        if set_option is not None:
+            set_option(_M_MMAP_THRESHOLD, _LARGEST_THRESHOLD)
+            if _retaining:
+                set_option(_M_MMAP_MAX, 0)
                 _ask_for_huge_pages()
 
 
 def _ask_for_huge_pages() -> None:
-    """Let the heap end half of the machine's memory later, and say that this part, still empty, is to be of huge pages.
+    """Extend the heap by half of the machine's memory, and advise Linux to use huge pages for that part.
 
-    The heap grows by moving its end, and what is said of it does not hold for what is added later.
+    The heap grows at its end, and the advice does not hold for what is added later.
     """
     if _read(_HUGE_SIZE) != str(_HUGE) or _read(_OVERCOMMIT) in ("", _STRICT):
         return
@@ -68,12 +67,12 @@ def _ask_for_huge_pages() -> None:
     library.malloc.restype, library.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     library.free.argtypes = [ctypes.c_void_p]
     library.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    place = library.malloc(size)
-    if place:  # not where the process may not be so large
-        first = -(-place // _HUGE) * _HUGE
-        library.madvise(first, (place + size - first) // _HUGE * _HUGE, _MADV_HUGEPAGE)
-        library.free(place)
+    count = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    address = library.malloc(count)
+    if address:  # unless the process may not be so large
+        first = -(-address // _HUGE) * _HUGE
+        library.madvise(first, (address + count - first) // _HUGE * _HUGE, _MADV_HUGEPAGE)
+        library.free(address)
 
 
 def _read(file: Path) -> str:

@@ -1,4 +1,4 @@
-"""Decoders whose insides are known: what may be done beside their own forward pass."""
+"""Decoders whose layers are known, for which this package has faster forward passes."""
 
 from typing import Any
 
@@ -9,12 +9,12 @@ KNOWN = {"llama", "mistral", "qwen2", "qwen3"}
 
 
 def inside_of_adapters(model: nn.Module) -> Any:
-    """The causal language model that peft has put adapters into."""
+    """The causal language model inside a peft wrapper; the model itself without one."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
 
 
 def is_known_decoder(model: nn.Module) -> bool:
-    """Whether the layers are of a known kind and see all tokens before them."""
+    """Whether ``model`` is of a known architecture, with attention to all earlier tokens in every layer."""
     config: Any = inside_of_adapters(model).config if hasattr(model, "config") else None
     if getattr(config, "model_type", None) not in KNOWN:
         return False

@@ -1,4 +1,4 @@
-"""Forward passes that fetch weights from other ranks: made by all ranks, or by none."""
+"""Forward passes that fetch weights from other ranks: run by all ranks together."""
 
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -11,19 +11,19 @@ from dpr_lightning.engine.weight_shards import fetches_weights
 
 
 class Lockstep:
-    """Keeps ranks together that need different numbers of forward passes; nothing where weights are whole.
+    """Equalises the number of forward passes over ranks; does nothing where weights are not sharded.
 
-    A layer in shards is gathered by all ranks at once: one whose answers are finished, or that has fewer parts to
-    score, goes on with passes over a single token until nobody needs it any more. ::
+    A sharded layer is gathered by all ranks at once: a rank whose answers have ended, or that has fewer parts to score,
+    runs passes over a single token until all ranks are done. ::
 
         with Lockstep(models, idle) as lockstep:
             for part in parts:
                 lockstep.begin()
-                ...  # each model once, in the order that `idle` has
+                ...  # each model once, in the order of `idle`
 
     Args:
-        models: that are asked.
-        idle: asks each of them once, about as little as can be; None: one token, in the order given.
+        models: of the forward passes.
+        idle: runs one cheap pass through each of them; None: over one token, in the order of ``models``.
     """
 
     def __init__(self, models: Sequence[nn.Module], idle: Callable[[], None] | None = None) -> None:
@@ -31,18 +31,18 @@ class Lockstep:
         self._idle = idle if idle is not None else lambda: minimal_forward(models)
 
     def begin(self) -> None:
-        """Say that this rank is about to make a pass through every model, and wait for the others."""
+        """Announce a pass through every model, and wait for the other ranks."""
         if self._needed:
             max_over_ranks(1)
 
     def __enter__(self) -> "Lockstep":
-        """Begin with no pass made."""
+        """Return self."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Help the others to an end; after an error nobody can be helped."""
+        """Run idle passes until all ranks are done; none after an error."""
         while error is None and self._needed and max_over_ranks(0):
             self._idle()
 

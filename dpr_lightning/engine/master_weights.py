@@ -1,4 +1,4 @@
-"""An optimizer for weights in half precision, which keeps them in float32 beside."""
+"""An optimizer that steps float32 copies of half-precision weights."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from torch.optim import LBFGS, Optimizer
 
 HALF = (torch.bfloat16, torch.float16)
 _AT_ONCE = 1 << 24
-"""Weights whose gradients are in float32 at the same time."""
+"""Number of weights whose float32 gradients exist at the same time."""
 
 
 class MasterWeights(Optimizer):
@@ -20,23 +20,23 @@ class MasterWeights(Optimizer):
     learning rate of 1e-6 changes nothing at all. In the copies such changes add up until they show (Micikevicius et al.
     2018, *Mixed Precision Training*).
 
-    Forward and backward passes, gradients, clipping and exchange between ranks see the half-precision weights alone.
-    ``param_groups`` holds those; what a schedule or a user changes there is what the copies are stepped with.
+    Forward and backward passes, gradients, clipping and all-reduce use the half-precision weights alone.
+    ``param_groups`` has those; options that a schedule or a user changes there apply to the step of the copies.
 
-    The optimizers of ``torch.optim`` that step each weight by itself do so in parts, so that only those of a part have
-    their gradients in float32: of all of them these would take as much as the copies do.
+    Optimizers of ``torch.optim`` that step each weight independently step them in parts, so that float32 gradients
+    exist for one part at a time: all of them would take as much memory as the copies.
 
     Args:
-        weights: to train; those in half precision get a copy, others are stepped as they are.
-        build: makes the optimizer that steps the copies.
+        weights: to train; those in half precision get a copy, all others are stepped directly.
+        build: creates the optimizer of the copies.
     """
 
     def __init__(self, weights: Iterable[Tensor], build: Callable[[list[Any]], Optimizer]) -> None:
-        held = list(weights)
-        self._copies = {weight: weight.detach().float() for weight in held if weight.dtype in HALF}
-        self.inner = build([self._copies.get(weight, weight) for weight in held])
+        all_weights = list(weights)
+        self._copies = {weight: weight.detach().float() for weight in all_weights if weight.dtype in HALF}
+        self.inner = build([self._copies.get(weight, weight) for weight in all_weights])
         self._parts = list(_parts(self._copies)) if _steps_each_by_itself(self.inner) else [list(self._copies)]
-        self._others = [weight for weight in held if weight not in self._copies]
+        self._full_precision = [weight for weight in all_weights if weight not in self._copies]
         original = {copy: weight for weight, copy in self._copies.items()}
         groups = [
             {**group, "params": [original.get(weight, weight) for weight in group["params"]]}
@@ -47,16 +47,16 @@ class MasterWeights(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of the optimizer within; weights without a gradient stay as they are."""
+        """One step of the inner optimizer; weights without a gradient do not change."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group, inner in zip(self.param_groups, self.inner.param_groups, strict=True):
             inner.update({name: value for name, value in group.items() if name != "params"})
-        # The others take part in the first step of the optimizer within, and in no other.
+        # Weights without a copy are stepped with the first part, and with no other.
         self._step_part(self._parts[0])
-        with _without_gradients(self._others):
+        with _without_gradients(self._full_precision):
             for part in self._parts[1:]:
                 self._step_part(part)
         return loss
@@ -74,15 +74,15 @@ class MasterWeights(Optimizer):
             weight.copy_(copy)
 
     def state_dict(self) -> dict[str, Any]:
-        """That of the optimizer within, and the copies, in the order of the weights."""
+        """The state of the inner optimizer, and the copies in the order of the weights."""
         return {**self.inner.state_dict(), "master_weights": list(self._copies.values())}
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a state of this optimizer; from one without copies, with the weights as they are."""
-        held = dict(state_dict)
-        copies = held.pop("master_weights", list(self._copies))
-        self.inner.load_state_dict(held)
+        """Load a state of this optimizer; one without copies leaves them equal to the weights."""
+        all_weights = dict(state_dict)
+        copies = all_weights.pop("master_weights", list(self._copies))
+        self.inner.load_state_dict(all_weights)
         self.state = self.inner.state
         for group, inner in zip(self.param_groups, self.inner.param_groups, strict=True):
             group.update({name: value for name, value in inner.items() if name != "params"})
@@ -91,12 +91,12 @@ class MasterWeights(Optimizer):
 
 
 def _steps_each_by_itself(optimizer: Optimizer) -> bool:
-    """Whether what happens to a weight is known not to depend on which others are stepped in the same call."""
+    """Whether an optimizer is known to step each weight independently of the other ones."""
     return type(optimizer).__module__.split(".")[:2] == ["torch", "optim"] and not isinstance(optimizer, LBFGS)
 
 
 def _parts(weights: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """Neighbours that have at most :data:`_AT_ONCE` numbers together; a larger one is alone."""
+    """Neighbouring weights with at most :data:`_AT_ONCE` numbers in all; a larger one is alone."""
     part: list[Tensor] = []
     for weight in weights:
         if part and sum(map(Tensor.numel, part)) + weight.numel() > _AT_ONCE:
@@ -108,7 +108,7 @@ def _parts(weights: Iterable[Tensor]) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def _without_gradients(weights: list[Tensor]) -> Iterator[None]:
-    """Let an optimizer leave these as they are."""
+    """Remove the gradients of ``weights`` inside the context, so that an optimizer skips them."""
     gradients = [weight.grad for weight in weights]
     for weight in weights:
         weight.grad = None

@@ -1,4 +1,4 @@
-"""What a model is given for some rows: side by side, end to end, or behind prompts that are read once."""
+"""Inputs of a forward pass over rows: padded, packed, or after prompts that are read once."""
 
 import logging
 from typing import Any
@@ -17,16 +17,16 @@ log = logging.getLogger(__name__)
 Inputs = dict[str, Any]
 """Keyword arguments of a forward pass."""
 ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
-"""Layers that start anew where positions do. Convolutions and recurrent states would leak from row to row."""
+"""Layers that restart where positions do. Convolutions and recurrent states would leak from row to row."""
 _apart: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
-"""Whether rows of a model that are end to end were seen to be independent."""
+"""Whether packed rows of a model were tried and are independent."""
 
 
 def packs_rows(model: nn.Module) -> bool:
-    """Whether rows go through ``model`` end to end in one long row: where its attention then skips padding.
+    """Whether rows go through ``model`` packed into one long row, so that no padding is computed.
 
-    Under flash attention, where every layer is attention that sees from the positions where a row ends, which is tried
-    once for decoders whose insides are not known; under `varlen` in those that are.
+    With flash attention, where every layer is attention that separates rows by their positions, which is tried once for
+    unknown decoders; with `varlen` in known ones.
     """
     attention = str(getattr(model.config, "_attn_implementation", None))
     if attention == VARLEN:
@@ -52,7 +52,7 @@ def packs_rows(model: nn.Module) -> bool:
 
 @torch.no_grad()
 def _keeps_rows_apart(model: nn.Module) -> bool:
-    """Whether a row behind another one gives the logits that it gives alone, by forward passes over a few tokens."""
+    """Whether a row packed after another one has the logits that it has alone, by passes over a few tokens."""
     model_: Any = model
     vocabulary = model_.config.get_text_config().vocab_size
     tokens = torch.arange(5, 11, device=next(model.parameters()).device).unsqueeze(0) % vocabulary
@@ -71,29 +71,29 @@ def _keeps_rows_apart(model: nn.Module) -> bool:
 def model_inputs(
     model: nn.Module, tokens: Tensor, mask: Tensor, packed: bool | None, *, sampled: bool = False
 ) -> tuple[Inputs, Tensor]:
-    """What the model is given, and where each row begins in what comes out, counted through all of its rows, [B].
+    """Inputs of a forward pass, and where each row starts in its output, [B], counted through all rows.
 
     Args:
-        model: that will be given it.
+        model: of the forward pass.
         tokens: [B, L] right-padded.
         mask: [B, L] True where the policy acted.
-        packed: rows end to end in one; None: where :func:`packs_rows` says so.
-        sampled: whether several rows may answer one prompt, which is then read once where that is less to read.
+        packed: concatenate rows without padding; None: see :func:`packs_rows`.
+        sampled: whether several rows may answer one prompt, which is then read once where that takes fewer tokens.
     """
     longest = tokens.shape[1]
     check_positions(model, longest, f"A row has {longest:,} tokens", lambda limit: f"Leave out what exceeds {limit:,}.")
     columns = torch.arange(tokens.shape[1], device=tokens.device)
     if not (packs_rows(model) if packed is None else packed):
-        found = with_shared_prompts(model, tokens, mask) if sampled else None
-        if found is not None:
-            return found
+        shared = with_shared_prompts(model, tokens, mask) if sampled else None
+        if shared is not None:
+            return shared
         start = torch.arange(len(tokens), device=tokens.device) * tokens.shape[1]
         return {"input_ids": tokens, "use_cache": False}, start
     length = (mask * (columns + 1)).amax(1).clamp_min(1)
-    kept = columns < length.unsqueeze(1)
-    # Positions that begin again at 0 are what tells transformers where a row ends and the next begins.
-    position = columns.expand_as(tokens)[kept].unsqueeze(0)
-    inputs = {"input_ids": tokens[kept].unsqueeze(0), "position_ids": position, "use_cache": False}
+    is_token = columns < length.unsqueeze(1)
+    # transformers separates packed rows where positions restart at 0.
+    position = columns.expand_as(tokens)[is_token].unsqueeze(0)
+    inputs = {"input_ids": tokens[is_token].unsqueeze(0), "position_ids": position, "use_cache": False}
     start = length.cumsum(0) - length
     if getattr(model.config, "_attn_implementation", None) == VARLEN and is_known_decoder(model):
         inputs |= varlen_inputs(start, position.shape[1], int(length.max()))

@@ -9,7 +9,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(models: Sequence[nn.Module]) -> Iterator[None]:
-    """Dropout off within; gradient checkpointing, which only acts in training mode, is off too."""
+    """Put models into evaluation mode inside the context: no dropout and no gradient checkpointing."""
     training = [model.training for model in models]
     for model in models:
         model.eval()

@@ -1,4 +1,4 @@
-"""Output heads whose products are the logits: what they are given can be worked on in blocks."""
+"""Output heads whose product is the logits, so that their input can be processed in blocks."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,18 +11,18 @@ from torch import Tensor, nn
 from dpr_lightning.engine.model_mode import evaluating
 
 _plain: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
-"""Whether the logits of a model are its head's product with the hidden states, and nothing else."""
+"""Whether the logits of a model are the output of its head, unchanged."""
 
 
 def bare_head(model: nn.Module) -> nn.Linear | None:
-    """The output head, where it is a product with a matrix and no more."""
+    """The output head, where it is a linear layer without a bias."""
     get_head: Any = getattr(model, "get_output_embeddings", None)
     head = get_head() if get_head is not None else None
     return head if type(head) is nn.Linear and head.bias is None else None
 
 
 def plain_head(model: nn.Module) -> nn.Linear | None:
-    """The bare head of a model whose logits are nothing but what that head computes; found out once."""
+    """The bare head of a model whose logits are the output of that head, unchanged; tried once a model."""
     head = bare_head(model)
     if head is None:
         return None
@@ -33,24 +33,24 @@ def plain_head(model: nn.Module) -> nn.Linear | None:
 
 @contextmanager
 def head_does(head: nn.Module, compute: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Let a call of the head compute something else; hooks on it work as ever."""
-    held: Any = head
-    held.forward = compute
+    """Replace the head's forward pass by ``compute`` inside the context; its hooks still run."""
+    patched: Any = head
+    patched.forward = compute
     try:
         yield
     finally:
-        del held.forward
+        del patched.forward
 
 
 @torch.no_grad()
 def _ends_with_its_head(model: nn.Module, head: nn.Linear) -> bool:
-    """Whether a model returns what its head computes; found out with a few tokens, for architectures do not say."""
+    """Whether a model returns its head's output unchanged, tried on a few tokens: no configuration says so."""
     seen: list[Tensor] = []
     handle = head.register_forward_hook(lambda _module, _arguments, output: seen.append(output))
     try:
-        # Several: the embedding of one that pads is 0, and so are all its logits, capped or not.
+        # Several tokens: the embedding of the padding token is 0, and so are its logits, capped or not.
         tokens = torch.arange(min(8, head.out_features), device=head.weight.device).unsqueeze(0)
-        with evaluating([model]):  # which draws no random numbers: a run that goes on looks again
+        with evaluating([model]):  # without random numbers: a resumed run tries again
             logits = model(input_ids=tokens, use_cache=False).logits
     finally:
         handle.remove()

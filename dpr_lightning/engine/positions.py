@@ -1,4 +1,4 @@
-"""How many positions a model has, and whether rows fit: a table that ends, or rotations that go on untrained."""
+"""How many positions a model has, and whether rows fit: a table ends, rotary embeddings go on untrained."""
 
 import logging
 from collections.abc import Callable
@@ -16,9 +16,9 @@ from dpr_lightning.errors import InputError
 
 log = logging.getLogger(__name__)
 NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
-"""Of the number of positions in configurations."""
+"""Names of the number of positions in configurations."""
 _TRIED = 8192
-"""Positions up to which a model is run past its end to see whether it can; longer ones are rotary in practice."""
+"""Positions up to which a model is tried past its end; longer ones are rotary in practice."""
 _limits: WeakKeyDictionary[nn.Module, int | None] = WeakKeyDictionary()
 _ends: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 _warned: WeakSet[nn.Module] = WeakSet()
@@ -34,12 +34,12 @@ def positions_of(model: nn.Module) -> int | None:
 
 def _limit(single: Any) -> int | None:
     if not isinstance(single, PreTrainedModel):
-        return None  # a module that is not of transformers: nothing tells
+        return None  # not a module of transformers: unknown
     config = single.config.get_text_config()
     limit = next((int(value) for name in NAMES if (value := getattr(config, name, None))), None)
     table = _table(single)
     if table is not None:
-        # OPT and others leave the first rows of the table out; RoBERTa begins after the one that pads.
+        # OPT skips the first rows of the table; RoBERTa starts after the padding row.
         skipped = getattr(table, "offset", 0) or (0 if table.padding_idx is None else table.padding_idx + 1)
         rows = table.num_embeddings - int(skipped)
         limit = rows if limit is None else min(limit, rows)
@@ -51,12 +51,12 @@ def check_positions(model: nn.Module, tokens: int, what: str, remedy: Callable[[
 
     Args:
         model: of transformers, possibly with adapters.
-        tokens: of the longest row that it will be given.
-        what: names that row and its parts, as the subject of a sentence.
-        remedy: from the number of positions to a sentence that says how rows get shorter.
+        tokens: of the longest row.
+        what: that row and its parts, as the subject of a sentence.
+        remedy: from the number of positions to a sentence about how to shorten rows.
 
     Raises:
-        InputError: the row has more tokens than the model has positions. Where the model goes on past the positions
+        InputError: the row has more tokens than the model has positions. For a model that can go past the positions
             that it was trained on, this is a warning, once a model.
     """
     limit = positions_of(model)
@@ -76,10 +76,9 @@ def check_positions(model: nn.Module, tokens: int, what: str, remedy: Callable[[
 
 
 def ends_at(model: nn.Module, limit: int) -> bool:
-    """Whether ``model`` cannot read more than ``limit`` tokens; tried on the model itself where its kind does not say.
+    """Whether ``model`` cannot read more than ``limit`` tokens; tried on the model where its kind is not enough.
 
-    Weights that lie on other ranks or on a GPU, where an index past the end of a table would end the process, are not
-    tried.
+    Sharded weights are not tried, nor weights on a GPU, where an index past the end of a table would end the process.
     """
     single: Any = inside_of_adapters(model)
     if _table(single) is not None:
@@ -105,7 +104,7 @@ def _fails_past(model: Any, limit: int) -> bool:
 
 
 def _table(model: Any) -> nn.Embedding | None:
-    """The table of positions of a model that learns them, or computes them once; None without."""
+    """The position embedding of a model with a table; None without."""
     for name, module in model.get_decoder().named_modules():
         last = name.rpartition(".")[2]
         if isinstance(module, nn.Embedding) and (last == "wpe" or "position" in last):

@@ -1,4 +1,4 @@
-"""Layers of known decoders that keep less, for the backward pass and within a forward pass, and compute the same."""
+"""Layers of known decoders that save less for the backward pass, and recompute the rest."""
 
 from collections.abc import Callable
 from functools import cache
@@ -15,14 +15,13 @@ from dpr_lightning.engine.weight_shards import is_sharded
 
 
 def recompute_activations(model: nn.Module) -> None:
-    """Let norms and gated linear units of a known decoder keep their inputs alone, and make the rest again.
+    """Replace the layers of a known decoder by ones that save only their inputs for the backward pass.
 
-    Norms keep what they are given, and not its normalised copy (in half precision: nor a float32 one of it); gated
-    linear units keep what their two projections give, and not the activation and the product, which are a
-    multiplication away. Values and gradients are those of the model's own layers, but that norms of half precision take
-    theirs in float32 all the way. Where no gradient is asked for, norms of float32 are one call, and the product of a
-    unit lies where its gate lay. Under autocast, and around weights that others hold (in shards, in adapters), the
-    model's own layers are called.
+    Norms save their input, not its normalised copy (nor, in half precision, a float32 copy); gated linear units save
+    the outputs of their two projections, not the activation and the product. Values and gradients are those of the
+    library's layers, except that the gradients of norms in half precision are computed in float32 throughout. Without
+    gradients, norms of float32 are one call, and a unit's product overwrites its gate. Under autocast, with sharded
+    weights and with adapters, the library's layers are called.
 
     Source: the trade of memory for recomputation of single operations is that of Liger kernels (Hsu et al. 2024,
     arXiv:2410.10989); this one is ours, in plain PyTorch.
@@ -39,25 +38,25 @@ def recompute_activations(model: nn.Module) -> None:
 
 @cache
 def _with_forward(kind: Any, forward: Callable[..., Any]) -> Any:
-    """A class of the same name; a function kept in each module would be a cycle, which holds on to its weights."""
+    """A subclass of the same name; a function stored in each module would be a reference cycle with its weights."""
 
-    def compute(module: Any, *given: Any, **named: Any) -> Any:
-        return forward(module, kind.forward, *given, **named)
+    def compute(module: Any, *arguments: Any, **named: Any) -> Any:
+        return forward(module, kind.forward, *arguments, **named)
 
     return type(kind.__name__, (kind,), {"forward": compute, "__module__": kind.__module__})
 
 
-def _normed(module: Any, own: Callable[..., Tensor], hidden: Tensor) -> Tensor:
+def _normed(module: Any, library_forward: Callable[..., Tensor], hidden: Tensor) -> Tensor:
     if not autocasts():
         if not torch.is_grad_enabled() and hidden.dtype == torch.float32:
             return rms_norm(hidden, module.weight.shape, module.weight, module.variance_epsilon)
         if torch.is_grad_enabled() and hidden.requires_grad:
-            found: Tensor = _Norm.apply(hidden, module.weight, module.variance_epsilon)  # type: ignore[no-untyped-call]
-            return found
-    return own(module, hidden)
+            result: Tensor = _Norm.apply(hidden, module.weight, module.variance_epsilon)  # type: ignore[no-untyped-call]
+            return result
+    return library_forward(module, hidden)
 
 
-def _gated(module: Any, own: Callable[..., Tensor], hidden: Tensor) -> Tensor:
+def _gated(module: Any, library_forward: Callable[..., Tensor], hidden: Tensor) -> Tensor:
     if not autocasts() and is_silu(module.act_fn):
         if not torch.is_grad_enabled() and _is_plain(module.gate_proj):
             product = silu(module.gate_proj(hidden), inplace=True).mul_(module.up_proj(hidden))
@@ -65,13 +64,13 @@ def _gated(module: Any, own: Callable[..., Tensor], hidden: Tensor) -> Tensor:
         down = module.down_proj
         if torch.is_grad_enabled() and _is_plain(down) and not is_sharded(down):
             gate, up = module.gate_proj(hidden), module.up_proj(hidden)
-            found: Tensor = _GatedLinear.apply(gate, up, down.weight, down.bias)  # type: ignore[no-untyped-call]
-            return found
-    return own(module, hidden)
+            result: Tensor = _GatedLinear.apply(gate, up, down.weight, down.bias)  # type: ignore[no-untyped-call]
+            return result
+    return library_forward(module, hidden)
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    """Whether nobody else sees what a layer gives, and nothing is to be done around it."""
+    """Whether a layer is a plain linear one without hooks, so that its output may be overwritten."""
     return type(layer) is nn.Linear and not layer._forward_pre_hooks and not layer._forward_hooks
 
 
@@ -99,13 +98,13 @@ class _Norm(torch.autograd.Function):
         return inner.mul_(scale).to(hidden.dtype), weight_grad, None
 
 
-def _times(wide: Tensor, factor: Tensor, given: Tensor) -> Tensor:
-    """``wide · factor``, where ``wide`` lies, unless that is what was ``given``."""
-    return wide * factor if wide is given else wide.mul_(factor)
+def _times(wide: Tensor, factor: Tensor, original: Tensor) -> Tensor:
+    """``wide · factor``, in place unless ``wide`` is the ``original`` tensor."""
+    return wide * factor if wide is original else wide.mul_(factor)
 
 
 class _GatedLinear(torch.autograd.Function):
-    """(silu(g) ⊙ u)·Wᵀ + b, of which g and u are kept; gradients are those of the three operations."""
+    """(silu(g) ⊙ u)·Wᵀ + b, which saves g and u; gradients are those of the three operations."""
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -123,7 +122,7 @@ class _GatedLinear(torch.autograd.Function):
 
 
 def _gated_backward(gate: Tensor, up: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """silu(g) ⊙ u, and the gradients of g and u; that of the product is written over."""
+    """silu(g) ⊙ u, and the gradients of g and u; ``gradient``, that of the product, is overwritten."""
     active = silu(gate)
     product = active * up
     up_grad = active.mul_(gradient)

@@ -1,4 +1,4 @@
-"""Which rows go through a model together: those of like length, or those that answer one prompt."""
+"""Which rows share a forward pass: those of similar length, or those that answer one prompt."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -8,21 +8,21 @@ from torch import Tensor
 from dpr_lightning.engine.shared_prompts import Prompts
 
 Cut = Callable[[Sequence[int]], list[int]]
-"""From the lengths of rows, in the order in which they are read, to how many of them each part has."""
+"""From the lengths of rows, in the order of their passes, to the number of rows of each part."""
 
 
 def parts_by_length(
     tokens: Tensor, mask: Tensor, token_budget: int, *, shared: bool = False
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Rows that are read together, cut to the longest of their part, with at most ``token_budget`` tokens a part.
+    """Split rows into forward passes of at most ``token_budget`` tokens, each cut to its longest row.
 
     Args:
         tokens: [B, L] right-padded.
         mask: [B, L] True where the policy acted.
-        token_budget: tokens of a part, padding included, and prompts as if each row had its own.
-        shared: whether rows of a part that answer one prompt have it read once.
+        token_budget: tokens of a part, with padding, and with the prompt of each row counted separately.
+        shared: whether a prompt that several rows of a part answer is read once.
 
-    Yields row numbers (on the CPU), and ``tokens`` and ``mask`` of these rows.
+    Yields row indices (on the CPU), and ``tokens`` and ``mask`` of these rows.
     """
 
     def cut(length: Sequence[int]) -> list[int]:
@@ -42,15 +42,15 @@ def parts_by_length(
 
 
 def micro_batches(tokens: Tensor, mask: Tensor, number: int, *, shared: bool = False, groups: int = 1) -> list[Tensor]:
-    """Row numbers in exactly ``number`` parts; a sum over rows does not depend on which row is in which part.
+    """Split row indices into exactly ``number`` parts; sums over all parts do not depend on the split.
 
     Args:
         tokens: as for :func:`parts_by_length`; so are ``mask`` and ``shared``.
         mask: [B, L].
         number: parts.
         shared: whether rows of a part that respond to one prompt share its prefill.
-        groups: so many rows next to each other are one group, which stays whole and in its order, for losses that
-            compare its rows; B is a multiple of it.
+        groups: number of adjacent rows of a group, which stays whole and in order, for losses that compare its rows; B
+            is a multiple of it.
     """
     if groups > 1:
         longest = _lengths(mask).view(-1, groups).amax(1)
@@ -65,7 +65,7 @@ def micro_batches(tokens: Tensor, mask: Tensor, number: int, *, shared: bool = F
 
 
 def _parts(tokens: Tensor, mask: Tensor, length: Tensor, cut: Cut, shared: bool) -> list[Tensor]:
-    """Rows in the order of their lengths, or, where that is less to read, behind those that answer the same prompt."""
+    """Rows sorted by length, or grouped by prompt where that takes fewer tokens."""
 
     def split(order: Tensor) -> list[Tensor]:
         return list(torch.split(order, cut(length[order].tolist())))
@@ -74,9 +74,9 @@ def _parts(tokens: Tensor, mask: Tensor, length: Tensor, cut: Cut, shared: bool)
     if not shared or len(plain) == 1:
         return plain
     prompts = Prompts.of(tokens.cpu(), mask.cpu())
-    longest = torch.zeros_like(length).scatter_reduce_(0, prompts.asked, length, "amax")[prompts.asked]
+    longest = torch.zeros_like(length).scatter_reduce_(0, prompts.prompt, length, "amax")[prompts.prompt]
     order = length.argsort(stable=True)
-    for key in (prompts.asked, longest):
+    for key in (prompts.prompt, longest):
         order = order[key[order].argsort(stable=True)]
 
     def to_read(parts: Sequence[Tensor]) -> int:

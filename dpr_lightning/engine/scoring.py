@@ -1,4 +1,4 @@
-"""Forward passes that score, without gradients: no logits of more than a block of states are ever at hand."""
+"""Forward passes for scoring, without gradients: logits exist for one block of states at a time."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -22,55 +22,55 @@ _TOKENS = 16384
 
 @dataclass(frozen=True)
 class ActedStates:
-    """What a model says of every token where the policy acted, kept as what its head is given.
+    """A model's distributions where the policy acted, stored as the inputs of its head.
 
-    ``hidden`` [B, T, D], ``weight`` [V, D]; where ``weight`` is None, the logits [B, T, V] are in their place.
+    ``hidden`` [B, T, D], ``weight`` [V, D]; where ``weight`` is None, ``hidden`` has the logits [B, T, V].
     """
 
     hidden: Tensor
     weight: Tensor | None
 
-    def logprobs(self, place: Tensor) -> Tensor:
-        """Log-probabilities [n, V] of all tokens, at ``place`` [n] counted through all rows; at least float32."""
-        states = self.hidden.flatten(0, 1)[place]
+    def logprobs(self, index: Tensor) -> Tensor:
+        """Log-probabilities [n, V] of all tokens, at ``index`` [n] counted through all rows; at least float32."""
+        states = self.hidden.flatten(0, 1)[index]
         logits = states if self.weight is None else states @ self.weight.T
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
-    def room(self, rows: int, actions: int) -> "ActedStates":
-        """Zeros in the place of these, for so many rows and actions."""
+    def allocate(self, rows: int, actions: int) -> "ActedStates":
+        """Zeros of the same kind, for ``rows`` rows of ``actions`` actions."""
         return ActedStates(self.hidden.new_zeros(rows, actions, self.hidden.shape[-1]), self.weight)
 
     def take(self, rows: Tensor, actions: int) -> "ActedStates":
-        """Those of some rows, cut to ``actions``."""
+        """The states of ``rows``, cut to ``actions``."""
         return ActedStates(self.hidden[rows.to(self.hidden.device), :actions], self.weight)
 
 
 def keeps_states(model: nn.Module) -> bool:
-    """Whether :func:`acted_states` keeps what the head is given, and not logits."""
+    """Whether :func:`acted_states` stores the inputs of the head, and not logits."""
     return _plain_head_here(model) is not None
 
 
 def default_token_budget(model: nn.Module) -> int:
-    """Tokens to forward at once where nobody says how many; see :func:`token_budget_for`."""
+    """Tokens of one forward pass by default; see :func:`token_budget_for`."""
     return token_budget_for(int(model.config.get_text_config().vocab_size), keeps_states(model))  # type: ignore[union-attr, operator]
 
 
 def token_budget_for(vocabulary: int, keeps_states: bool) -> int:
-    """16,384; or, of a model whose logits are all at hand at once, as many as have a GiB of them in float32."""
+    """16,384; for a model whose logits all exist at once, as many as fit into a GiB of float32 logits."""
     return _TOKENS if keeps_states else max(1, min(_TOKENS, 2**28 // vocabulary))
 
 
 def _plain_head_here(model: nn.Module) -> nn.Linear | None:
-    """The plain head of a model that is whole.
+    """The plain head of a model whose weights are not sharded.
 
-    The weights of one in shards come and go, and to find out about its head is a pass that all ranks must make.
+    Sharded weights are gathered and freed again, and trying the head would be a pass that all ranks must run.
     """
     return None if fetches_weights(model) else plain_head(model)
 
 
 @torch.no_grad()
 def acted_states(model: nn.Module, tokens: Tensor, mask: Tensor, *, packed: bool | None = None) -> ActedStates:
-    """One forward pass, up to the head where that is a plain one and its weights are here.
+    """One forward pass, up to the head where that is a plain one and not sharded.
 
     Args:
         model: a causal language model of transformers, possibly wrapped by peft.
@@ -83,15 +83,15 @@ def acted_states(model: nn.Module, tokens: Tensor, mask: Tensor, *, packed: bool
     if head is None:
         return ActedStates(logits_at(model, tokens, mask, state, packed, sampled=True), None)
     inputs, start = model_inputs(model, tokens, mask, packed, sampled=True)
-    place = (start.unsqueeze(1) + state).clamp_min(0)
-    return ActedStates(states_at(model, head, inputs, place), head.weight)
+    index = (start.unsqueeze(1) + state).clamp_min(0)
+    return ActedStates(states_at(model, head, inputs, index), head.weight)
 
 
-def states_at(model: nn.Module, head: nn.Module, inputs: Inputs, place: Tensor) -> Tensor:
-    """What ``head`` is given, [B, T, D], at ``place`` [B, T] counted through all rows."""
+def states_at(model: nn.Module, head: nn.Module, inputs: Inputs, index: Tensor) -> Tensor:
+    """The inputs [B, T, D] of ``head`` at ``index`` [B, T], counted through all rows."""
 
     def select(hidden: Tensor) -> Tensor:
-        return hidden.flatten(0, 1).index_select(0, place.flatten()).view(*place.shape, -1)
+        return hidden.flatten(0, 1).index_select(0, index.flatten()).view(*index.shape, -1)
 
     with head_does(head, select):
         return model(**inputs).logits  # type: ignore[no-any-return]
@@ -104,23 +104,23 @@ def acted_logprobs(model: nn.Module, tokens: Tensor, mask: Tensor, *, packed: bo
     Arguments as for :func:`acted_states`.
     """
     position, acted = action_positions(mask)
-    chosen, state = tokens.gather(1, position), (position - 1).clamp_min(0)
+    actions, state = tokens.gather(1, position), (position - 1).clamp_min(0)
     head = _plain_head_here(model)
     if head is None:
-        logprob = token_logprobs(logits_at(model, tokens, mask, state, packed, sampled=True), chosen)
+        logprob = token_logprobs(logits_at(model, tokens, mask, state, packed, sampled=True), actions)
         return logprob.masked_fill(~acted, 0.0)
     inputs, start = model_inputs(model, tokens, mask, packed, sampled=True)
-    found = logprobs_at(model, head, inputs, (start.unsqueeze(1) + state)[acted], chosen[acted])
-    return found.new_zeros(acted.shape).masked_scatter(acted, found)
+    logprob = logprobs_at(model, head, inputs, (start.unsqueeze(1) + state)[acted], actions[acted])
+    return logprob.new_zeros(acted.shape).masked_scatter(acted, logprob)
 
 
-def logprobs_at(model: nn.Module, head: nn.Module, inputs: Inputs, place: Tensor, chosen: Tensor) -> Tensor:
-    """Log-probabilities [N] of ``chosen`` [N] in the states at ``place`` [N], counted through all rows."""
+def logprobs_at(model: nn.Module, head: nn.Module, inputs: Inputs, index: Tensor, actions: Tensor) -> Tensor:
+    """Log-probabilities [N] of ``actions`` [N] in the states at ``index`` [N], counted through all rows."""
     weighted: Any = head
 
     def compute(hidden: Tensor) -> Tensor:
-        states = hidden.flatten(0, 1).index_select(0, place)
-        return head_logprobs(states, weighted.weight, chosen).view(1, 1, -1)
+        states = hidden.flatten(0, 1).index_select(0, index)
+        return head_logprobs(states, weighted.weight, actions).view(1, 1, -1)
 
     with head_does(head, compute):
         return model(**inputs).logits.flatten()  # type: ignore[no-any-return]
@@ -131,10 +131,10 @@ def sequence_logprobs(model: nn.Module, tokens: Tensor, mask: Tensor, *, token_b
     """Log-probabilities of the acted tokens under ``model``, without gradients.
 
     Args:
-        model: a causal language model; it keeps its mode.
+        model: a causal language model; its mode does not change.
         tokens: [B, L] right-padded.
         mask: [B, L] True where the policy acted.
-        token_budget: tokens forwarded at once, padding included; None:
+        token_budget: tokens of one forward pass, padding included; None:
             :func:`dpr_lightning.policies.default_token_budget`.
 
     Returns:

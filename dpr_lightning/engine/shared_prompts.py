@@ -1,4 +1,4 @@
-"""Prompts that several rows answer, read once: their keys and values stand before each of the answers."""
+"""Prompts that several rows answer, read once; their keys and values are prepended to each answer's."""
 
 from dataclasses import dataclass
 from typing import Any, cast
@@ -11,41 +11,41 @@ from dpr_lightning.engine.known_decoders import inside_of_adapters, is_known_dec
 from dpr_lightning.engine.weight_shards import fetches_weights
 
 WORTH = 0.85
-"""Share of the tokens from which on it is not worth while: positions, masks and joined keys cost a little too."""
+"""Share of the tokens above which sharing does not pay: masks and concatenated keys have a cost too."""
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """What stands before the answers of rows, and is read once for those where it is the same.
+    """The distinct prompts of some rows.
 
-    ``asked`` [B]: which of the distinct prompts each row answers; ``before`` [B]: its tokens but for the last, which is
-    read with the answer, for what comes out of it chooses the first action; ``width`` [B]: tokens from there to the
-    last of the row.
+    ``prompt`` [B]: index of the prompt that each row answers; ``before`` [B]: length of that prompt without its last
+    token, which is read with the answer because its logits sample the first action; ``width`` [B]: tokens from there
+    to the last of the row.
     """
 
     tokens: Tensor
-    asked: Tensor
+    prompt: Tensor
     before: Tensor
     width: Tensor
 
     @classmethod
     def of(cls, tokens: Tensor, mask: Tensor) -> "Prompts":
-        """Those of rows [B, L], by equality; ``mask`` [B, L] is True where the policy acted."""
+        """The prompts of rows [B, L], compared by their tokens; ``mask`` [B, L] is True where the policy acted."""
         columns = torch.arange(tokens.shape[1], device=tokens.device)
         last = torch.where(mask, columns, 0).amax(1)
         first = torch.where(mask, columns, tokens.shape[1]).amin(1)
         before = torch.where(mask.any(1), first - 1, 0).clamp_min(0)
         longest = max(1, int(before.max()))
         read = torch.where(columns[:longest] < before.unsqueeze(1), tokens[:, :longest], -1)
-        distinct, asked = torch.unique(read, dim=0, return_inverse=True)
-        return cls(distinct, asked, before, last - before + 1)
+        distinct, prompt = torch.unique(read, dim=0, return_inverse=True)
+        return cls(distinct, prompt, before, last - before + 1)
 
     def take(self, rows: Tensor) -> "Prompts":
-        """Of some of the rows."""
-        return Prompts(self.tokens, self.asked[rows], self.before[rows], self.width[rows])
+        """The prompts of the rows with these indices."""
+        return Prompts(self.tokens, self.prompt[rows], self.before[rows], self.width[rows])
 
     def pays(self) -> bool:
-        """As :func:`pays`, of these rows together."""
+        """Whether reading prompts once pays for these rows; see :func:`pays`."""
         return pays(self._once(), self._alone())
 
     def to_read(self) -> int:
@@ -53,7 +53,7 @@ class Prompts:
         return self._once() if self.pays() else self._alone()
 
     def _once(self) -> int:
-        prompts = int(self.before.max()) * len(set(self.asked.tolist()))
+        prompts = int(self.before.max()) * len(set(self.prompt.tolist()))
         return prompts + len(self.width) * int(self.width.max())
 
     def _alone(self) -> int:
@@ -61,17 +61,17 @@ class Prompts:
 
 
 def pays(once: int, alone: int) -> bool:
-    """Whether reading each prompt once, ``once`` tokens in all, leaves enough less to read than rows ``alone``."""
+    """Whether reading each prompt once, ``once`` tokens in all, saves enough against ``alone``, rows read whole."""
     return once <= WORTH * alone
 
 
 class PromptLayer(DynamicLayer):
-    """Keys and values of prompts in one layer, joined before those of rows that answer them; nothing else is kept.
+    """Keys and values of prompts in one layer, prepended to those of the rows that answer them.
 
     Args:
         keys: [G, heads, P, width] of the prompts.
         values: the same.
-        prompt: [B], which of them each row answers.
+        prompt: [B], index of the prompt that each row answers.
     """
 
     def __init__(self, keys: Tensor, values: Tensor, prompt: Tensor) -> None:
@@ -79,24 +79,24 @@ class PromptLayer(DynamicLayer):
         self._read, self._prompt = (keys, values), prompt
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Those of all tokens that the rows [B, heads, W, width] see; gradients flow through the prompts' too."""
-        keys, values = (held.index_select(0, self._prompt) for held in self._read)
+        """Keys and values of prompts and rows [B, heads, W, width]; gradients flow through those of prompts too."""
+        keys, values = (states.index_select(0, self._prompt) for states in self._read)
         return torch.cat([keys, key_states], -2), torch.cat([values, value_states], -2)
 
 
 def with_shared_prompts(model: nn.Module, tokens: Tensor, mask: Tensor) -> tuple[dict[str, Any], Tensor] | None:
-    """Read every distinct prompt once, and what to give the model for the rest of the rows; None: it does not pay.
+    """Read every distinct prompt once, and prepare the inputs for the rest of the rows; None: it does not pay.
 
     The prompts have been read when this returns, so the pass that follows must be of the same model in the same state.
 
     Args:
-        model: that will be given it.
+        model: whose forward pass follows.
         tokens: [B, L] right-padded.
         mask: [B, L] True where the policy acted; a prompt is what comes before.
 
     Returns:
-        inputs of the forward pass, and the places [B] where rows would begin in what comes out, counted through all of
-        its rows, if their prompts were there.
+        inputs of the forward pass, and where each row would start in its output if it had its prompt, [B], counted
+        through all rows.
     """
     if len(tokens) < 2 or not shares_prompts(model):
         return None
@@ -105,25 +105,25 @@ def with_shared_prompts(model: nn.Module, tokens: Tensor, mask: Tensor) -> tuple
 
 
 def prefill_shared(model: nn.Module, tokens: Tensor, prompts: Prompts, width: int) -> tuple[dict[str, Any], Tensor]:
-    """As :func:`with_shared_prompts`, of prompts that are known.
+    """As :func:`with_shared_prompts`, for given prompts.
 
     Args:
         model: for which :func:`shares_prompts` is true.
         tokens: [B, L] right-padded.
         prompts: of these rows.
-        width: tokens of the longest row without what is before it.
+        width: tokens of the longest row without its prompt.
     """
     before, read = prompts.before, prompts.tokens
     cache = DynamicCache(config=cast(Any, model.config))
     inside_of_adapters(model).model(input_ids=read.clamp_min(0), past_key_values=cache, use_cache=True)
-    cache.layers = [PromptLayer(layer.keys, layer.values, prompts.asked) for layer in cast(Any, cache.layers)]
-    place = torch.arange(width, device=tokens.device)
-    position = before.unsqueeze(1) + place
+    cache.layers = [PromptLayer(layer.keys, layer.values, prompts.prompt) for layer in cast(Any, cache.layers)]
+    offset = torch.arange(width, device=tokens.device)
+    position = before.unsqueeze(1) + offset
     rest = tokens.gather(1, position.clamp_max(tokens.shape[1] - 1))
     of_prompt = torch.arange(read.shape[1], device=tokens.device) < before.unsqueeze(1)
-    of_rest = (place <= place.unsqueeze(1)).expand(len(tokens), width, width)
+    of_rest = (offset <= offset.unsqueeze(1)).expand(len(tokens), width, width)
     seen = torch.cat([of_prompt.unsqueeze(1).expand(-1, width, -1), of_rest], -1).unsqueeze(1)
-    if _attention(model) == "eager":  # which adds what it is given
+    if _attention(model) == "eager":  # which adds its mask to the scores
         dtype = cast(Any, model).dtype
         added = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
         seen = added.masked_fill_(~seen, torch.finfo(dtype).min)
@@ -138,9 +138,9 @@ def prefill_shared(model: nn.Module, tokens: Tensor, prompts: Prompts, width: in
 
 
 def shares_prompts(model: nn.Module) -> bool:
-    """Whether rows that a model is given together have a prompt that they share read once.
+    """Whether ``model`` can read a prompt once for several rows of a forward pass.
 
-    Its layers must take keys and values from us, and a mask of ours.
+    Its layers must accept prepended keys and values, and a mask over them.
     """
     if not is_known_decoder(model) or fetches_weights(model):
         return False

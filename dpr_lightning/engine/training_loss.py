@@ -1,4 +1,4 @@
-"""The forward pass of training: a loss of the acted tokens, with the head's work done while it is at hand."""
+"""The forward pass of training: a loss of the acted tokens, computed in blocks of the output head."""
 
 from typing import Any, NamedTuple
 
@@ -37,8 +37,8 @@ def acted_loss(
 ) -> ActedLoss:
     """Sum of a loss over the acted tokens, by :func:`dpr_lightning.functional.head_loss` where the head is a plain one.
 
-    Where it is not (a bias, an adapter on it, logits that are capped or scaled afterwards), the logits are made in one
-    piece and autograd does the rest.
+    Where it is not (a bias, an adapter on it, logits that are capped or scaled afterwards), all logits are computed at
+    once and autograd does the rest.
 
     Args:
         model: a causal language model of transformers, possibly wrapped by peft.
@@ -50,12 +50,12 @@ def acted_loss(
         sampled: whether several rows may answer one prompt, which is then read once.
     """
     position, acted = action_positions(mask)
-    chosen = tokens.gather(1, position)
-    found = _fused(model, tokens, mask, position, acted, chosen[acted], token_loss, action_values, packed, sampled)
-    if found is None:
+    actions = tokens.gather(1, position)
+    result = _fused(model, tokens, mask, position, acted, actions[acted], token_loss, action_values, packed, sampled)
+    if result is None:
         logits = logits_at(model, tokens, mask, (position - 1).clamp_min(0), packed, sampled=sampled)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        logprob = token_logprobs(logits, chosen)[acted]
+        logprob = token_logprobs(logits, actions)[acted]
         every = slice(0, len(logprob))
         loss = token_loss(logprob, every)
         if action_values is not None:
@@ -63,10 +63,10 @@ def acted_loss(
             probability = logprobs.exp()
             values = action_values(logprobs.detach(), every).masked_fill(probability == 0, 0.0)
             loss = loss - (probability * values).sum()
-        found = HeadLoss(loss, logprob.detach(), entropy(logits.detach().log_softmax(-1))[acted])
-    empty = found.logprob.new_zeros(acted.shape)
-    logprob, uncertainty = (empty.masked_scatter(acted, part) for part in (found.logprob, found.entropy))
-    return ActedLoss(found.loss, logprob, uncertainty, chosen, acted)
+        result = HeadLoss(loss, logprob.detach(), entropy(logits.detach().log_softmax(-1))[acted])
+    empty = result.logprob.new_zeros(acted.shape)
+    logprob, uncertainty = (empty.masked_scatter(acted, part) for part in (result.logprob, result.entropy))
+    return ActedLoss(result.loss, logprob, uncertainty, actions, acted)
 
 
 def _fused(
@@ -75,7 +75,7 @@ def _fused(
     mask: Tensor,
     position: Tensor,
     acted: Tensor,
-    chosen: Tensor,
+    actions: Tensor,
     token_loss: TokenLoss,
     action_values: ActionValues | None,
     packed: bool | None,
@@ -84,36 +84,37 @@ def _fused(
     if plain_head(model) is None:
         return None
     inputs, start = model_inputs(model, tokens, mask, packed, sampled=sampled)
-    place = (start.unsqueeze(1) + (position - 1).clamp_min(0))[acted]
-    return loss_at(model, inputs, place, chosen, token_loss, action_values)
+    index = (start.unsqueeze(1) + (position - 1).clamp_min(0))[acted]
+    return loss_at(model, inputs, index, actions, token_loss, action_values)
 
 
 def loss_at(
     model: nn.Module,
     inputs: Inputs,
-    place: Tensor,
-    chosen: Tensor,
+    index: Tensor,
+    actions: Tensor,
     token_loss: TokenLoss,
     action_values: ActionValues | None = None,
 ) -> HeadLoss:
-    """The loss of a model whose logits are what its bare head makes.
+    """The loss of a model whose logits are the product of its bare head, by one forward pass.
 
     Args:
-        model: asked once.
-        inputs: for its forward pass.
-        place: [N], states to look at, counted through all rows.
-        chosen: [N], tokens chosen there.
-        token_loss: see :func:`dpr_lightning.functional.head_loss`; so with ``action_values``.
+        model: a causal language model with a plain head.
+        inputs: of its forward pass.
+        index: [N], the scored states, counted through all rows.
+        actions: [N], tokens sampled in them.
+        token_loss: see :func:`dpr_lightning.engine.head_loss`.
+        action_values: see :func:`dpr_lightning.engine.head_loss`.
     """
     head: Any = bare_head(model)
-    found: list[HeadLoss] = []
+    result: list[HeadLoss] = []
 
     def compute(hidden: Tensor) -> Tensor:
-        states = hidden.flatten(0, 1).index_select(0, place)
-        found.append(head_loss(states, head.weight, chosen, token_loss, action_values))
-        # In place of logits, so that whoever gathers weights for a layer sees its result go by.
-        return found[0].loss.view(1, 1, 1)
+        states = hidden.flatten(0, 1).index_select(0, index)
+        result.append(head_loss(states, head.weight, actions, token_loss, action_values))
+        # Returned as the logits, so that hooks that gather sharded weights run on a layer's output.
+        return result[0].loss.view(1, 1, 1)
 
     with head_does(head, compute):
         output = model(**inputs).logits
-    return found[0]._replace(loss=output.view(()))
+    return result[0]._replace(loss=output.view(()))

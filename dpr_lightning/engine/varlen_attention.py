@@ -20,15 +20,15 @@ VARLEN = "varlen"
 
 
 def varlen_inputs(start: Tensor, tokens: int, longest: int) -> dict[str, Any]:
-    """What tells :func:`attend` where rows end, as keyword arguments of a model's forward pass.
+    """Row bounds for :func:`attend`, as keyword arguments of a model's forward pass.
 
-    They have the names that transformers gives to those of flash attention. The mask is looked at by nobody, and of the
-    one shape that transformers hands on instead of making one of all tokens by all tokens.
+    They have the names that transformers uses for flash attention. The mask is not read; its shape keeps transformers
+    from building one of all tokens by all tokens.
 
     Args:
-        start: [B], of each row.
-        tokens: in all rows.
-        longest: row, in tokens.
+        start: [B], first token of each row.
+        tokens: of all rows.
+        longest: tokens of the longest row.
     """
     bounds = torch.nn.functional.pad(start, (0, 1), value=tokens).int()
     no_mask = torch.empty(1, 1, 0, 0, dtype=torch.bool, device=start.device)
@@ -44,7 +44,7 @@ def varlen_inputs(start: Tensor, tokens: int, longest: int) -> dict[str, Any]:
 def attend(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **more: Any
 ) -> tuple[Tensor, None]:
-    """An attention function of transformers: rows end to end where their bounds are given, else what `sdpa` does.
+    """An attention function of transformers: packed rows where their bounds are given, else `sdpa`.
 
     In half precision on a GPU by :func:`torch.nn.attention.varlen.varlen_attn`, elsewhere row by row.
 
@@ -52,17 +52,17 @@ def attend(
         module: the layer.
         query: [1, H, tokens, width] of all rows.
         key: [1, key heads, tokens, width].
-        value: the same.
-        attention_mask: of rows that are not end to end.
-        more: ``scaling``, ``dropout``, and what :func:`varlen_inputs` made.
+        value: as ``key``.
+        attention_mask: of rows that are not packed.
+        more: ``scaling``, ``dropout``, and the arguments of :func:`varlen_inputs`.
 
     Returns:
-        [1, tokens, H, width], and no weights.
+        [1, tokens, H, width], and no attention weights.
     """
     bounds = more.get("cu_seq_lens_q")
     if bounds is None:
-        found: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **more)
-        return found
+        result: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **more)
+        return result
     # Under autocast rotary positions leave queries and keys in float32.
     query, key, value = (part[0].transpose(0, 1).to(value.dtype) for part in (query, key, value))
     scale, dropout = more.get("scaling"), float(more.get("dropout") or 0.0)
@@ -81,7 +81,7 @@ def _log_path(by_kernel: bool) -> None:
 
 
 def _fits_kernel(query: Tensor) -> bool:
-    """What flash attention asks for."""
+    """Whether PyTorch's flash attention takes this type, width and device."""
     half, width = query.dtype in (torch.float16, torch.bfloat16), query.shape[-1]
     return query.is_cuda and half and width <= 256 and width % 8 == 0 and _has_kernel(query.device)
 
@@ -99,13 +99,13 @@ def _by_kernel(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, longes
             more["enable_gqa"] = True
         else:
             key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], 1) for part in (key, value))
-    found: Tensor = attention(query, key, value, bounds, bounds, longest, longest, **more)
-    return found
+    result: Tensor = attention(query, key, value, bounds, bounds, longest, longest, **more)
+    return result
 
 
 @cache
 def _varlen_attention() -> tuple[Callable[..., Any], bool]:
-    """PyTorch's function, and whether query heads may share key heads there: from 2.12 on."""
+    """PyTorch's function, and whether it takes fewer key heads than query heads, from 2.12 on."""
     from torch.nn.attention.varlen import varlen_attn
 
     return varlen_attn, "enable_gqa" in inspect.signature(varlen_attn).parameters
@@ -114,15 +114,15 @@ def _varlen_attention() -> tuple[Callable[..., Any], bool]:
 def _row_by_row(
     query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, scale: float | None, dropout: float
 ) -> Tensor:
-    made = []
+    rows = []
     shares = query.shape[1] != key.shape[1]
     for start, end in pairwise(bounds.tolist()):
-        asked, keys, values = (part[start:end].transpose(0, 1).unsqueeze(0) for part in (query, key, value))
+        queries, keys, values = (part[start:end].transpose(0, 1).unsqueeze(0) for part in (query, key, value))
         mixed = scaled_dot_product_attention(
-            asked, keys, values, is_causal=True, dropout_p=dropout, scale=scale, enable_gqa=shares
+            queries, keys, values, is_causal=True, dropout_p=dropout, scale=scale, enable_gqa=shares
         )
-        made.append(mixed[0].transpose(0, 1))
-    return torch.cat(made)
+        rows.append(mixed[0].transpose(0, 1))
+    return torch.cat(rows)
 
 
 AttentionInterface.register(VARLEN, attend)

@@ -181,7 +181,7 @@ class DenseReward:
                 if part[2] is not None:
                     divergences[rows, :columns] = part[2].float().cpu()
                 if keep:
-                    collected = collected or [model.room(*shape) for model in states]
+                    collected = collected or [model.allocate(*shape) for model in states]
                     for whole, chunk in zip(collected, states, strict=True):
                         whole.hidden[rows.to(whole.hidden.device), :columns] = chunk.hidden
                 if progress is not None:

@@ -189,7 +189,7 @@ class _Decoding:
     ) -> list[Answers]:
         options, device = self._options, self._device
         limit, count = options.max_new_tokens, len(prompts) * num_samples
-        logits = self._batch.read(prompts, num_samples)
+        logits = self._batch.prefill(prompts, num_samples)
         vocabulary = logits.shape[-1]
         steps = steps_of(self._batch, options.temperature, options.top_p, limit)
         identity = torch.tensor(identities, device=device).repeat_interleave(num_samples)

@@ -18,11 +18,11 @@ def inputs(queries: int, keys: int, dtype: torch.dtype = torch.float64) -> list[
     generator = torch.Generator().manual_seed(queries)
     shapes = [(ROWS, queries, HEADS, WIDTH), (ROWS, keys, SHARED, WIDTH), (ROWS, keys, SHARED, WIDTH)]
     # As projections leave them: heads behind positions.
-    made = [torch.randn(shape, generator=generator, dtype=torch.float64).transpose(1, 2).to(dtype) for shape in shapes]
-    return [part.detach().requires_grad_() for part in made]
+    parts = [torch.randn(shape, generator=generator, dtype=torch.float64).transpose(1, 2).to(dtype) for shape in shapes]
+    return [part.detach().requires_grad_() for part in parts]
 
 
-def wanted(query: Tensor, key: Tensor, value: Tensor, seen: Tensor) -> Tensor:
+def reference(query: Tensor, key: Tensor, value: Tensor, seen: Tensor) -> Tensor:
     result = scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=0.3, enable_gqa=True)
     return result.transpose(1, 2).flatten(2)
 
@@ -45,8 +45,8 @@ def test_values_and_gradients(
         seen[1, :, queries // 2 :, 0] = False
         seen[..., -1, -1] = True  # each sees itself
     result = block_attention(*parts, 0.3, seen if padded else None)  # type: ignore[arg-type]
-    expected = wanted(*parts, seen)  # type: ignore[arg-type]
-    saved = seen.any(-1).squeeze(1).unsqueeze(-1)  # of a query that sees nothing nobody asks anything
+    expected = reference(*parts, seen)  # type: ignore[arg-type]
+    saved = seen.any(-1).squeeze(1).unsqueeze(-1)  # the result of a query without keys is not defined
     torch.testing.assert_close(result * saved, expected * saved, atol=1e-12, rtol=1e-12)
     weight = torch.randn(expected.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) * saved
     for ours, theirs in zip(
@@ -67,7 +67,7 @@ def test_a_query_that_sees_nothing_leaves_no_nan() -> None:
 
 
 def test_what_comes_later_is_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """To the bit, whatever stands there."""
+    """To the bit, for any content of later positions."""
     monkeypatch.setattr(module, "_BLOCK", 4)
     query, key, value = (part.detach() for part in inputs(10, 10))
     before = block_attention(query, key, value, 0.3)
@@ -77,7 +77,7 @@ def test_what_comes_later_is_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_half_precision_is_near() -> None:
-    """As near to float64 as products of its rounding allow; gradients come in the type of what they belong to."""
+    """As near to float64 as bfloat16 products allow; gradients have the type of their tensors."""
     exact, half = inputs(70, 70), inputs(70, 70, torch.bfloat16)
     weight = torch.randn(ROWS, 70, HEADS * WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     expected = block_attention(*exact, 0.3)  # type: ignore[arg-type]

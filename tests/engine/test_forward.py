@@ -90,10 +90,10 @@ def test_packed_rows_have_the_gradients_of_padded_ones(policy: torch.nn.Module) 
 
 
 def test_packed_rows_are_as_long_as_their_tokens(policy: torch.nn.Module) -> None:
-    """Nothing after a row's last action is computed; and flash attention is what asks for packing."""
+    """Nothing after a row's last action is computed; flash attention turns packing on."""
     seen: list[int] = []
     handle = policy.get_input_embeddings().register_forward_hook(
-        lambda _module, given, _out: seen.append(given[0].numel())
+        lambda _module, arguments, _out: seen.append(arguments[0].numel())
     )
     action_logits(policy, torch.randint(3, 40, MASK.shape), MASK, packed=True)
     action_logits(policy, torch.randint(3, 40, MASK.shape), MASK)
@@ -116,7 +116,7 @@ def test_padding_on_the_right_reaches_nothing(policy: torch.nn.Module) -> None:
     tokens = torch.randint(3, 40, MASK.shape)
     last = (MASK * torch.arange(MASK.shape[1])).amax(1, keepdim=True)
     other = torch.where(torch.arange(MASK.shape[1]) > last, 0, tokens)
-    ours, theirs = (action_logits(policy, held, MASK) for held in (tokens, other))
+    ours, theirs = (action_logits(policy, ids, MASK) for ids in (tokens, other))
     assert not torch.equal(tokens, other)
     torch.testing.assert_close(ours.logits[ours.mask], theirs.logits[theirs.mask], atol=0, rtol=0)
 
@@ -143,11 +143,11 @@ def test_dropout_is_off_in_every_mode() -> None:
 @pytest.mark.parametrize("name", ["policy", "soft_capped"])
 @torch.no_grad()
 def test_the_last_logits_are_made_of_states_next_to_each_other(name: str, request: pytest.FixtureRequest) -> None:
-    """A part of all states would have every row multiplied with a copy of the head of its own."""
+    """With a slice of all states, the head's weights would be copied for every row."""
     model: Any = request.getfixturevalue(name)
     seen: list[torch.Tensor] = []
     tokens = torch.randint(3, 40, (4, 8), generator=torch.Generator().manual_seed(0))
-    watching = model.lm_head.register_forward_hook(lambda _module, given, _found: seen.append(given[0]))
+    watching = model.lm_head.register_forward_hook(lambda _module, arguments, _output: seen.append(arguments[0]))
     try:
         result = last_logits(model, input_ids=tokens)
     finally:

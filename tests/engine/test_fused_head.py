@@ -58,10 +58,10 @@ def plain(hidden: Tensor, weight: Tensor, tokens: Tensor, token_loss: Callable[.
 def test_it_is_autograd_on_whole_logits(token_loss: Any, block: int | None) -> None:
     hidden, weight, tokens = inputs()
     expected = plain(hidden, weight, tokens, token_loss)
-    wanted = torch.autograd.grad(3.0 * expected[0], (hidden, weight))
+    expected_grads = torch.autograd.grad(3.0 * expected[0], (hidden, weight))
     result = head_loss(hidden, weight, tokens, token_loss, block=block)
     gradients = torch.autograd.grad(3.0 * result.loss, (hidden, weight))
-    for ours, theirs in zip((*result, *gradients), (*expected, *wanted), strict=True):
+    for ours, theirs in zip((*result, *gradients), (*expected, *expected_grads), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-12)
     assert not result.logprob.requires_grad
     assert not result.entropy.requires_grad
@@ -88,10 +88,10 @@ def test_values_of_every_token_are_autograd_on_whole_logits(block: int | None) -
     values = divergence(logprobs, slice(0, N))
     every = F.all_actions_loss(logprobs[None], values[None], torch.ones(1, N, dtype=torch.bool), 1.0)
     expected = constant(logprobs.gather(-1, tokens[:, None]).squeeze(-1), slice(0, N)) + every
-    wanted = torch.autograd.grad(3.0 * expected, (hidden, weight))
+    expected_grads = torch.autograd.grad(3.0 * expected, (hidden, weight))
     result = head_loss(hidden, weight, tokens, constant, divergence, block=block)
     gradients = torch.autograd.grad(3.0 * result.loss, (hidden, weight))
-    for ours, theirs in zip((result.loss, *gradients), (expected, *wanted), strict=True):
+    for ours, theirs in zip((result.loss, *gradients), (expected, *expected_grads), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-10)
     torch.testing.assert_close(result.entropy, F.entropy(logprobs), atol=1e-12, rtol=1e-12)
 

@@ -1,4 +1,4 @@
-"""Steps in one pass: the same weights as PyTorch's own, and only where nobody said otherwise."""
+"""Fused steps: the same weights as PyTorch's default, unless the groups choose an implementation."""
 
 from pathlib import Path
 from typing import Any

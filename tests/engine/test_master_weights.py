@@ -1,4 +1,4 @@
-"""Half-precision weights whose small changes are not lost, against float32 and against themselves after a stop."""
+"""Half-precision weights with float32 copies, against float32 weights, and after a resume."""
 
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,10 @@ def weights(dtype: torch.dtype) -> list[Tensor]:
     return [torch.randn(5, 3, generator=generator).bfloat16().to(dtype).requires_grad_() for _ in range(3)]
 
 
-def take_steps(optimizer: torch.optim.Optimizer, held: list[Tensor], first: int, last: int) -> None:
+def take_steps(optimizer: torch.optim.Optimizer, tensors: list[Tensor], first: int, last: int) -> None:
     for step in range(first, last):
         generator = torch.Generator().manual_seed(step)
-        for index, weight in enumerate(held):
+        for index, weight in enumerate(tensors):
             gradient = torch.randn(weight.shape, generator=generator).bfloat16()
             weight.grad = gradient.to(weight.dtype) if (index + step) % 3 else None
         optimizer.step()
@@ -38,7 +38,7 @@ def test_a_change_of_a_millionth_survives() -> None:
     saved = torch.ones(3, dtype=torch.bfloat16, requires_grad=True)
     optimizers = [
         torch.optim.SGD([plain], lr=1e-6),
-        MasterWeights([saved], lambda held: torch.optim.SGD(held, lr=1e-6)),
+        MasterWeights([saved], lambda tensors: torch.optim.SGD(tensors, lr=1e-6)),
     ]
     for _ in range(10_000):
         plain.grad, saved.grad = torch.ones_like(plain), torch.ones_like(saved)
@@ -49,11 +49,11 @@ def test_a_change_of_a_millionth_survives() -> None:
 
 
 def test_the_copies_are_stepped_as_float32_weights_would_be() -> None:
-    exact, held = weights(torch.float32), weights(torch.bfloat16)
+    exact, tensors = weights(torch.float32), weights(torch.bfloat16)
     take_steps(adam(exact), exact, 0, 20)
-    take_steps(MasterWeights(held, adam), held, 0, 20)
-    assert all(torch.equal(ours, theirs.bfloat16()) for ours, theirs in zip(held, exact, strict=True))
-    assert not any(torch.equal(ours, before) for ours, before in zip(held, weights(torch.bfloat16), strict=True))
+    take_steps(MasterWeights(tensors, adam), tensors, 0, 20)
+    assert all(torch.equal(ours, theirs.bfloat16()) for ours, theirs in zip(tensors, exact, strict=True))
+    assert not any(torch.equal(ours, before) for ours, before in zip(tensors, weights(torch.bfloat16), strict=True))
 
 
 def test_weights_in_float32_are_stepped_as_they_are() -> None:
@@ -66,7 +66,7 @@ def test_weights_in_float32_are_stepped_as_they_are() -> None:
 
 
 class OnTheirSum(torch.optim.Optimizer):
-    """What a step does to a weight depends on the others."""
+    """An optimizer whose step of a weight depends on the other ones."""
 
     def __init__(self, parameters: Any) -> None:
         super().__init__(parameters, {})
@@ -75,9 +75,9 @@ class OnTheirSum(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
         self.steps += 1
-        held = [weight for group in self.param_groups for weight in group["params"] if weight.grad is not None]
-        total = torch.stack([weight.grad.sum() for weight in held]).sum()
-        for weight in held:
+        tensors = [weight for group in self.param_groups for weight in group["params"] if weight.grad is not None]
+        total = torch.stack([weight.grad.sum() for weight in tensors]).sum()
+        for weight in tensors:
             weight -= 0.1 * total
 
 
@@ -86,16 +86,16 @@ class OnTheirSum(torch.optim.Optimizer):
     "build",
     [
         adam,
-        lambda held: torch.optim.AdamW(held, lr=1e-3, fused=True),
-        lambda held: torch.optim.SGD(held, lr=0.1, momentum=0.9),
-        lambda held: torch.optim.Adagrad(held),
-        lambda held: torch.optim.RMSprop(held),
-        lambda held: torch.optim.Adafactor(held),
+        lambda tensors: torch.optim.AdamW(tensors, lr=1e-3, fused=True),
+        lambda tensors: torch.optim.SGD(tensors, lr=0.1, momentum=0.9),
+        lambda tensors: torch.optim.Adagrad(tensors),
+        lambda tensors: torch.optim.RMSprop(tensors),
+        lambda tensors: torch.optim.Adafactor(tensors),
         OnTheirSum,
     ],
 )
 def test_parts_change_no_step(build: Any, mixed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that may are stepped weight by weight, and only as many gradients are in float32."""
+    """Optimizers of independent steps go weight by weight, with as few gradients in float32."""
     whole, parted = weights(torch.bfloat16), weights(torch.bfloat16)
     if mixed:
         whole[1], parted[1] = (weights(torch.float32)[1].detach().requires_grad_() for _ in range(2))
@@ -119,12 +119,12 @@ def test_parts_change_no_step(build: Any, mixed: bool, monkeypatch: pytest.Monke
 
 
 def test_an_error_within_loses_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    held = weights(torch.bfloat16)
-    held[0] = weights(torch.float32)[0].detach().requires_grad_()
-    for weight in held:
+    tensors = weights(torch.bfloat16)
+    tensors[0] = weights(torch.float32)[0].detach().requires_grad_()
+    for weight in tensors:
         weight.grad = torch.ones_like(weight)
     monkeypatch.setattr(master_weights, "_AT_ONCE", 1)
-    optimizer, calls = MasterWeights(held, adam), []
+    optimizer, calls = MasterWeights(tensors, adam), []
 
     def fail(*_: Any) -> None:
         calls.append(1)
@@ -134,14 +134,14 @@ def test_an_error_within_loses_no_gradient(monkeypatch: pytest.MonkeyPatch) -> N
     optimizer.inner.register_step_pre_hook(fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         optimizer.step()
-    assert all(weight.grad is not None for weight in held)
+    assert all(weight.grad is not None for weight in tensors)
     assert all(copy.grad is None for copy in optimizer._copies.values())
 
 
 def test_a_step_without_gradients_changes_nothing() -> None:
-    held = weights(torch.bfloat16)
-    MasterWeights(held, adam).step()
-    assert all(torch.equal(ours, before) for ours, before in zip(held, weights(torch.bfloat16), strict=True))
+    tensors = weights(torch.bfloat16)
+    MasterWeights(tensors, adam).step()
+    assert all(torch.equal(ours, before) for ours, before in zip(tensors, weights(torch.bfloat16), strict=True))
 
 
 def test_it_goes_on_from_its_state() -> None:
@@ -156,14 +156,14 @@ def test_it_goes_on_from_its_state() -> None:
 
 
 def test_a_schedule_reaches_the_copies() -> None:
-    held = weights(torch.bfloat16)
-    optimizer = MasterWeights(held, lambda parameters: torch.optim.SGD(parameters, lr=1.0))
+    tensors = weights(torch.bfloat16)
+    optimizer = MasterWeights(tensors, lambda parameters: torch.optim.SGD(parameters, lr=1.0))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.0 if step else 1.0)
-    take_steps(optimizer, held, 0, 1)
+    take_steps(optimizer, tensors, 0, 1)
     schedule.step()
-    after = [weight.detach().clone() for weight in held]
-    take_steps(optimizer, held, 1, 3)
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(held, after, strict=True))
+    after = [weight.detach().clone() for weight in tensors]
+    take_steps(optimizer, tensors, 1, 3)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(tensors, after, strict=True))
 
 
 @pytest.mark.parametrize("master_weights", [True, False])

@@ -1,4 +1,4 @@
-"""Rows against the positions of a model: tables that end refuse, rotations that go on warn."""
+"""Rows longer than the positions of a model: an error for tables, a warning for rotary positions."""
 
 from pathlib import Path
 from typing import Any

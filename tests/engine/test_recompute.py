@@ -1,4 +1,4 @@
-"""Layers that keep less, against the model's own."""
+"""Layers that recompute activations, against those of the library."""
 
 import copy
 import gc
@@ -27,13 +27,13 @@ TOKENS = torch.randint(2, 50, (3, 12), generator=torch.Generator().manual_seed(0
 
 def both(kind: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, nn.Module]:
     torch.manual_seed(1)
-    own: nn.Module = KINDS[kind]().to(dtype).train()
-    for name, weight in own.named_parameters():
+    library: nn.Module = KINDS[kind]().to(dtype).train()
+    for name, weight in library.named_parameters():
         if "norm" in name:
             weight.data.uniform_(0.5, 1.5)
-    lean = copy.deepcopy(own)
+    lean = copy.deepcopy(library)
     recompute_activations(lean)
-    return own, lean
+    return library, lean
 
 
 def gradients(model: nn.Module) -> tuple[Tensor, list[Tensor]]:
@@ -41,8 +41,8 @@ def gradients(model: nn.Module) -> tuple[Tensor, list[Tensor]]:
     return loss, list(torch.autograd.grad(loss, [weight for weight in model.parameters() if weight.requires_grad]))
 
 
-def kept(model: nn.Module) -> int:
-    """Bytes that autograd keeps, but for weights."""
+def saved_bytes(model: nn.Module) -> int:
+    """Bytes that autograd saves, without weights."""
     weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
     result: dict[int, int] = {}
 
@@ -61,19 +61,19 @@ def kept(model: nn.Module) -> int:
 @pytest.mark.parametrize("checkpointed", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_values_and_gradients_are_those_of_the_models_own(kind: str, checkpointed: bool) -> None:
-    own, lean = both(kind)
+    library, lean = both(kind)
     if checkpointed:
-        for model in (own, lean):
+        for model in (library, lean):
             model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
             model.enable_input_require_grads()  # type: ignore[operator]
-    (loss, expected), (found_loss, result) = gradients(own), gradients(lean)
+    (loss, expected), (found_loss, result) = gradients(library), gradients(lean)
     assert torch.equal(loss, found_loss)
     for ours, theirs in zip(result, expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
 
 
 class _Taken(TorchDispatchMode):
-    """Numbers that operations find new places for, instead of looking at them in another way or writing over them."""
+    """Counts the elements that operations allocate; views and in-place operations allocate none."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,13 +89,13 @@ class _Taken(TorchDispatchMode):
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_without_gradients_a_pass_gives_the_same_and_takes_less(kind: str) -> None:
-    own, lean = both(kind)
+    library, lean = both(kind)
     with _Taken() as of_own:
-        expected = own(input_ids=TOKENS).logits
+        expected = library(input_ids=TOKENS).logits
     with _Taken() as of_lean:
         result = lean(input_ids=TOKENS).logits
     assert torch.equal(expected, result)
-    config: Any = own.config
+    config: Any = library.config
     units = 2 * config.num_hidden_layers * config.intermediate_size  # the activation and the product
     assert of_own.numbers - of_lean.numbers >= (0 if kind == "lora" else TOKENS.numel() * units)
 
@@ -103,15 +103,15 @@ def test_without_gradients_a_pass_gives_the_same_and_takes_less(kind: str) -> No
 @torch.no_grad()
 def test_what_a_hook_was_shown_is_not_written_over() -> None:
     _, lean = both("llama")
-    shown: list[tuple[Tensor, Tensor]] = []
+    seen: list[tuple[Tensor, Tensor]] = []
     gate: Any = lean.get_submodule("model.layers.0.mlp.gate_proj")
-    gate.register_forward_hook(lambda module, given, result: shown.append((result, result.clone())))
+    gate.register_forward_hook(lambda module, arguments, result: seen.append((result, result.clone())))
     lean(input_ids=TOKENS)
-    assert torch.equal(*shown[0])
+    assert torch.equal(*seen[0])
 
 
 def distance(model: nn.Module, exact: list[Tensor]) -> float:
-    """Of its gradients from ``exact``."""
+    """Distance of its gradients from ``exact``."""
     _, result = gradients(model)
     pairs = zip(result, exact, strict=True)
     return sum(float((ours.float() - theirs).square().sum()) for ours, theirs in pairs) ** 0.5
@@ -119,24 +119,24 @@ def distance(model: nn.Module, exact: list[Tensor]) -> float:
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "lora"])
 def test_half_precision(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nearer to float32 than the model's own layers are, or as near."""
+    """At least as near to float32 as the library's layers."""
     monkeypatch.setattr(attention, "multiplies_bfloat16", lambda: False)
-    own, lean = both(kind, torch.bfloat16)
-    _, exact = gradients(copy.deepcopy(own).float())
-    assert torch.equal(gradients(own)[0], gradients(lean)[0])
-    assert distance(lean, exact) <= 1.1 * distance(own, exact)
+    library, lean = both(kind, torch.bfloat16)
+    _, exact = gradients(copy.deepcopy(library).float())
+    assert torch.equal(gradients(library)[0], gradients(lean)[0])
+    assert distance(lean, exact) <= 1.1 * distance(library, exact)
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "lora"])
 def test_half_precision_by_blocks(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same, of the attention of transformers that rounds scores too."""
+    """The same, against transformers' eager attention, which rounds scores too."""
     monkeypatch.setattr(attention, "multiplies_bfloat16", lambda: True)
-    own, lean = both(kind, torch.bfloat16)
-    _, exact = gradients(copy.deepcopy(own).float())
-    config: Any = own.config
+    library, lean = both(kind, torch.bfloat16)
+    _, exact = gradients(copy.deepcopy(library).float())
+    config: Any = library.config
     config._attn_implementation = "eager"
-    assert not torch.equal(gradients(own)[0], gradients(lean)[0])  # so they are computed in two ways
-    assert distance(lean, exact) <= 1.1 * distance(own, exact)
+    assert not torch.equal(gradients(library)[0], gradients(lean)[0])  # so they are computed in two ways
+    assert distance(lean, exact) <= 1.1 * distance(library, exact)
 
 
 @pytest.mark.parametrize(
@@ -146,15 +146,15 @@ def test_what_is_kept_is_less_by_what_can_be_made_again(
     dtype: torch.dtype, norm: int, by_blocks: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attention, "multiplies_bfloat16", lambda: by_blocks)
-    own, lean = both("llama", dtype)
-    config: Any = own.config
-    tokens, size, layers = TOKENS.numel(), torch.finfo(dtype).bits // 8, config.num_hidden_layers
+    library, lean = both("llama", dtype)
+    config: Any = library.config
+    tokens, itemsize, layers = TOKENS.numel(), torch.finfo(dtype).bits // 8, config.num_hidden_layers
     # The activation and the product of each unit; the normalised copy of each norm, and, where it is not float32, twice
     # as much for a copy that is, in the place of what the norm was given.
     units = 2 * layers * config.intermediate_size
     norms = norm * (2 * layers + 1) * config.hidden_size
-    less = kept(own) - kept(lean)
-    assert less >= tokens * size * (units + norms) if by_blocks else less == tokens * size * (units + norms)
+    less = saved_bytes(library) - saved_bytes(lean)
+    assert less >= tokens * itemsize * (units + norms) if by_blocks else less == tokens * itemsize * (units + norms)
 
 
 def test_others_are_left_alone() -> None:
@@ -167,18 +167,18 @@ def test_others_are_left_alone() -> None:
 def test_a_model_that_is_let_go_is_gone() -> None:
     _, lean = both("llama")
     assert "forward" not in vars(lean.get_submodule("model.norm"))
-    held = [weakref.ref(weight) for weight in lean.parameters()]
+    references = [weakref.ref(weight) for weight in lean.parameters()]
     gc.disable()
     try:
         del lean
-        assert not any(weight() is not None for weight in held)
+        assert not any(weight() is not None for weight in references)
     finally:
         gc.enable()
 
 
 def test_under_autocast_the_models_own_layers_are_called() -> None:
-    own, lean = both("llama")
+    library, lean = both("llama")
     with torch.autocast("cpu", torch.bfloat16):
-        (loss, expected), (found_loss, result) = gradients(own), gradients(lean)
+        (loss, expected), (found_loss, result) = gradients(library), gradients(lean)
     assert torch.equal(loss, found_loss)
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(result, expected, strict=True))

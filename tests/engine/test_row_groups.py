@@ -1,4 +1,4 @@
-"""Rows that are read together: of like length, or of one prompt, whichever is less to read."""
+"""Rows of one forward pass: of similar length or of one prompt, whichever takes fewer tokens."""
 
 import torch
 from torch import Tensor, nn
@@ -7,19 +7,19 @@ from torch.utils.flop_counter import FlopCounterMode
 from dpr_lightning.engine import acted_logprobs, micro_batches, parts_by_length, sampled_logits, sequence_logprobs
 from dpr_lightning.engine.shared_prompts import Prompts
 from dpr_lightning.functional import token_logprobs
-from tests.engine.test_shared_prompts import answers, made
+from tests.engine.test_shared_prompts import answers, model_of
 
 BUDGET = 4 * 17
-"""Room for the four answers to one prompt, and no more."""
+"""Tokens of the four answers to one prompt."""
 
 
 def groups(tokens: Tensor, parts: list[Tensor]) -> list[set[tuple[int, ...]]]:
-    """The prompts, by their first tokens, of each part."""
+    """First tokens of the prompts of each part."""
     return [{tuple(tokens[row, :4].tolist()) for row in rows} for rows in parts]
 
 
 def every_answer() -> tuple[Tensor, Tensor]:
-    """None of the twelve is empty."""
+    """Twelve answers, none of them empty."""
     tokens, mask = answers(shuffled=False)
     mask[5, 6:8] = True
     order = torch.randperm(12, generator=torch.Generator().manual_seed(2))
@@ -35,7 +35,7 @@ def count(model: nn.Module, rows: Tensor, tokens: Tensor, mask: Tensor) -> int:
 
 def test_answers_to_one_prompt_are_scored_together() -> None:
     tokens, mask = every_answer()
-    model = made("eager")
+    model = model_of("eager")
     whole = acted_logprobs(model, tokens, mask).float()  # and a model that is new is looked at
     with FlopCounterMode(display=False) as counter:
         result = sequence_logprobs(model, tokens, mask, token_budget=BUDGET)
@@ -58,7 +58,7 @@ def test_micro_batches_hold_the_answers_to_one_prompt() -> None:
 
 
 def test_rows_of_like_length_stay_together_where_prompts_are_short() -> None:
-    """Two answers of very different length to each short prompt: padding would cost more than prompts do."""
+    """Two answers of very different length to each short prompt: padding would cost more than prompts."""
     tokens, mask = torch.zeros(8, 40, dtype=torch.long), torch.zeros(8, 40, dtype=torch.bool)
     for row in range(8):
         tokens[row, :3] = torch.tensor([1, 2, row // 2])
@@ -111,7 +111,7 @@ def test_groups_stay_whole_and_in_order() -> None:
 def test_a_loss_within_groups_has_the_gradient_of_the_whole_batch() -> None:
     """Σ of squared differences between neighbours in a group: separated rows would lose some."""
     tokens, mask = answers(shuffled=False)
-    model = made("eager")
+    model = model_of("eager")
 
     def gradient(parts: list[Tensor]) -> Tensor:
         model.zero_grad()

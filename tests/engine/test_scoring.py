@@ -54,7 +54,7 @@ def test_they_are_those_of_whole_logits(name: str, packed: bool, monkeypatch: py
 
 
 def test_no_logits_of_all_states_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The head's own memory stays that of a block, however many states are scored."""
+    """The head's memory is that of a block, for any number of states."""
     monkeypatch.setattr(head, "_BLOCK", 2 * 2000)
     model = built(LlamaConfig(**{**SMALL, "vocab_size": 2000})).float()
     mask = torch.ones(8, 33, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Prompts read once for all the rows that answer them, against every row on its own."""
+"""Prompts read once for all the rows that answer them, against rows read separately."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ PROMPTS = [9, 6, 9]
 LENGTHS = [[13, 16, 11, 14], [9, 8, 14, 7], [10, 17, 12, 10]]
 
 
-def made(kind: str) -> nn.Module:
+def model_of(kind: str) -> nn.Module:
     torch.manual_seed(0)
     model: nn.Module = KINDS[kind]().double()
     return model.eval()
@@ -49,7 +49,7 @@ def weighted(logprob: Tensor, part: slice) -> Tensor:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_loss_and_gradients_are_those_of_rows_on_their_own(kind: str) -> None:
-    model = made(kind)
+    model = model_of(kind)
     tokens, mask = answers()
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     alone = acted_loss(model, tokens, mask, weighted)
@@ -63,7 +63,7 @@ def test_loss_and_gradients_are_those_of_rows_on_their_own(kind: str) -> None:
 
 
 def test_scores_are_those_of_rows_on_their_own() -> None:
-    model = made("llama")
+    model = model_of("llama")
     tokens, mask = answers()
     rows = [acted_logprobs(model, tokens[[row]], mask[[row]])[0] for row in range(12)]
     result = acted_logprobs(model, tokens, mask)
@@ -71,9 +71,9 @@ def test_scores_are_those_of_rows_on_their_own() -> None:
     for row, alone in enumerate(rows):
         torch.testing.assert_close(result[row, : len(alone)], alone, atol=1e-6, rtol=1e-6)
         index = row * result.shape[1] + torch.arange(len(alone))
-        chosen = tokens[row, mask[row]]
+        actions = tokens[row, mask[row]]
         torch.testing.assert_close(
-            states.logprobs(index).gather(-1, chosen[:, None])[:, 0], alone, atol=1e-6, rtol=1e-6
+            states.logprobs(index).gather(-1, actions[:, None])[:, 0], alone, atol=1e-6, rtol=1e-6
         )
 
 
@@ -85,13 +85,13 @@ def operations(model: nn.Module, tokens: Tensor, mask: Tensor) -> int:
 
 
 def test_eight_answers_read_their_prompt_once() -> None:
-    model = made("llama")
+    model = model_of("llama")
     generator = torch.Generator().manual_seed(1)
     shared = torch.randint(2, 50, (1, 24), generator=generator).expand(8, -1)
-    own = torch.randint(2, 50, (8, 24), generator=generator)
+    answers_of = torch.randint(2, 50, (8, 24), generator=generator)
     mask = torch.zeros(8, 48, dtype=torch.bool)
     mask[:, 24:] = True
-    answered = torch.cat([shared, own], 1)
+    answered = torch.cat([shared, answers_of], 1)
     other = answered.clone()
     other[:, 0] = torch.arange(2, 10)
     ratio = operations(model, answered, mask) / operations(model, other, mask)
@@ -111,7 +111,7 @@ def test_models_that_must_read_every_row(model: Any, why: str) -> None:
 
 
 def test_it_is_left_where_it_does_not_pay_or_cannot_be() -> None:
-    model: Any = made("llama")
+    model: Any = model_of("llama")
     tokens, mask = answers()
     assert with_shared_prompts(model, tokens[:1], mask[:1]) is None
     different = tokens.clone()

@@ -1,4 +1,4 @@
-"""The loss of acted tokens through the fused head, and around it where an architecture does more than a product."""
+"""The loss of acted tokens with the fused head, and without it where the head is more than a product."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ SMALL |= {"num_attention_heads": 2, "num_key_value_heads": 2}
 
 
 def squares(logprob: Tensor, part: slice) -> Tensor:
-    """A loss of the log-probability that is no multiple of it."""
+    """A loss that is not linear in the log-probability."""
     weights = torch.linspace(0.5, 2.0, 7, dtype=logprob.dtype)[part]
     return (weights * logprob.square()).sum()
 
@@ -63,8 +63,8 @@ def test_values_of_every_token_go_through_either_way(name: str) -> None:
     whole = action_logits(model, tokens, MASK)
     logprobs = whole.logits.log_softmax(-1)[whole.mask]
     every = all_actions_loss(logprobs[None], (reward - 0.5 * logprobs)[None], torch.ones(1, 7, dtype=torch.bool), 1.0)
-    chosen = logprobs.gather(-1, whole.tokens[whole.mask][:, None]).squeeze(-1)
-    expected = torch.autograd.grad(squares(chosen, slice(0, 7)) + every, list(model.parameters()))
+    logprob = logprobs.gather(-1, whole.tokens[whole.mask][:, None]).squeeze(-1)
+    expected = torch.autograd.grad(squares(logprob, slice(0, 7)) + every, list(model.parameters()))
     result = acted_loss(model, tokens, MASK, squares, lambda logprobs, part: reward[part] - 0.5 * logprobs)
     for ours, theirs in zip(torch.autograd.grad(result.loss, list(model.parameters())), expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-10)

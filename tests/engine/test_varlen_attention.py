@@ -29,7 +29,7 @@ KINDS: dict[str, Any] = {
 MASK = torch.tensor([[0, 0, 1, 1, 0, 0], [0, 1, 1, 1, 1, 1], [0, 0, 0, 1, 1, 0], [0, 1, 0, 0, 0, 0]]).bool()
 
 
-def made(kind: str, attention: str) -> nn.Module:
+def model_of(kind: str, attention: str) -> nn.Module:
     torch.manual_seed(0)
     model: nn.Module = KINDS[kind]().double().eval()
     model.set_attn_implementation(attention)  # type: ignore[operator]
@@ -44,13 +44,13 @@ def tokens() -> Tensor:
 def test_logits_and_gradients_are_those_of_rows_side_by_side(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     masks, result = [], []
 
-    def mask(*held: Any, **more: Any) -> Any:
+    def mask(*arguments: Any, **more: Any) -> Any:
         masks.append(more["q_length"])
-        return sdpa_mask(*held, **more)
+        return sdpa_mask(*arguments, **more)
 
     monkeypatch.setitem(AttentionMaskInterface._global_mapping, "varlen", mask)
     for attention in ("sdpa", "varlen"):
-        model = made(kind, attention)
+        model = model_of(kind, attention)
         assert packs_rows(model) == (attention == "varlen")
         weights = [weight for weight in model.parameters() if weight.requires_grad]
         scored = action_logits(model, tokens(), MASK)
@@ -66,7 +66,7 @@ def test_logits_and_gradients_are_those_of_rows_side_by_side(kind: str, monkeypa
 def test_recomputed_activations_see_the_same_rows() -> None:
     result = []
     for recomputes in (False, True):
-        model = made("llama", "varlen").train()
+        model = model_of("llama", "varlen").train()
         if recomputes:
             model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
         acted_loss(model, tokens(), MASK, lambda logprob, _: -logprob.sum()).loss.backward()
@@ -77,7 +77,7 @@ def test_recomputed_activations_see_the_same_rows() -> None:
 
 def test_autocast_leaves_one_type(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rotary positions make float32 of queries and keys, and the kernel takes one type alone."""
-    model = made("qwen3", "varlen").float()
+    model = model_of("qwen3", "varlen").float()
     row_by_row = packed_attention._row_by_row
 
     def of_one_type(query: Tensor, key: Tensor, value: Tensor, *more: Any) -> Tensor:
@@ -105,12 +105,12 @@ def test_attention_drops_out_while_training() -> None:
 @pytest.mark.parametrize("kind", ["llama", "own_keys"])
 def test_what_the_kernel_is_given(shares_keys: bool, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stand-in of :func:`torch.nn.attention.varlen.varlen_attn`, as PyTorch 2.11 has it and as 2.12 does."""
-    asked = []
+    queries = []
 
     def stand_in(
         query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, of_keys: Tensor, longest: int, most: int, **more: Any
     ) -> Tensor:
-        asked.append(more)
+        queries.append(more)
         assert bounds.dtype == torch.int32
         assert torch.equal(bounds, of_keys)
         assert longest == most == int(bounds.diff().max())
@@ -119,7 +119,7 @@ def test_what_the_kernel_is_given(shares_keys: bool, kind: str, monkeypatch: pyt
         assert (key.shape[1] == query.shape[1]) or more.get("enable_gqa", False)
         return row_by_row(query, key, value, bounds, more["scale"], 0.0)
 
-    expected = action_logits(made(kind, "varlen"), tokens(), MASK)
+    expected = action_logits(model_of(kind, "varlen"), tokens(), MASK)
     row_by_row = packed_attention._row_by_row
 
     def by_kernel(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, scale: float, dropout: float) -> Tensor:
@@ -127,9 +127,9 @@ def test_what_the_kernel_is_given(shares_keys: bool, kind: str, monkeypatch: pyt
 
     monkeypatch.setattr(packed_attention, "_varlen_attention", lambda: (stand_in, shares_keys))
     monkeypatch.setattr(packed_attention, "_row_by_row", by_kernel)  # on a CPU nothing else is asked
-    result = action_logits(made(kind, "varlen"), tokens(), MASK)
-    assert asked
-    assert all(("enable_gqa" in more) == (shares_keys and kind == "llama") for more in asked)
+    result = action_logits(model_of(kind, "varlen"), tokens(), MASK)
+    assert queries
+    assert all(("enable_gqa" in more) == (shares_keys and kind == "llama") for more in queries)
     torch.testing.assert_close(result.logits, expected.logits, atol=1e-12, rtol=0)
 
 
@@ -154,7 +154,7 @@ def test_prompts_of_many_lengths_are_answered_alike() -> None:
     result = []
     for samples in (1, 3):
         for attention in ("sdpa", "varlen"):
-            model, options = made("llama", attention).float(), SamplingOptions(9)
+            model, options = model_of("llama", attention).float(), SamplingOptions(9)
             result.append(sample(model, prompts, options, stop_tokens=[1], pad_token=0, num_samples=samples))
     for padded, packed in ((result[0], result[1]), (result[2], result[3])):
         assert torch.equal(padded.tokens, packed.tokens)

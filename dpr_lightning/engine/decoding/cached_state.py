@@ -1,4 +1,4 @@
-"""Decoding with this package's cache: attention layers with room for an answer, and recurrent layers' states."""
+"""Decoding with this package's cache: preallocated keys and values, and the states of recurrent layers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,20 +25,20 @@ from dpr_lightning.engine.forward import last_logits
 class CachedState:
     """Keys, values and states of rows, as :class:`dpr_lightning.engine.decoding.decoder_state.DecoderState`.
 
-    Prompts of different lengths are padded on the left; with recurrent layers, which would take padding into their
-    states, those of each length are read on their own and put together afterwards.
+    Prompts of different lengths are padded on the left; with recurrent layers, whose states padding would change,
+    prompts of each length are read separately and joined afterwards.
 
     Args:
-        model: that writes.
-        longest: tokens that an answer may have.
-        one_token: how it reads one more token; None: by its forward pass.
+        model: that decodes.
+        longest: tokens of an answer at most.
+        one_token: reads one more token; None: the model's forward pass does.
 
     Raises:
         ValueError: the model takes no cache of transformers.
 
     Attributes:
-        cache: keys and values; those of prompts are elsewhere where :attr:`prompt_keys` has them.
-        prompt_keys: what is kept of prompts once for all their answers.
+        cache: keys and values; without those of prompts where :attr:`prompt_keys` has them.
+        prompt_keys: keys and values of prompts, stored once for all their answers.
         attention: [B, T], 0 where a row has no token; None: nowhere.
         position: [B], of each row's next token.
     """
@@ -57,7 +57,7 @@ class CachedState:
         if not names:
             raise ValueError("its forward pass takes no cache")
         self._argument = names[0]
-        # States alone have no positions to attend to, and their models need not take a mask.
+        # Models with recurrent layers alone need not take a mask.
         self._attends = any(isinstance(layer, CacheLayerMixin) for layer in layers)
         self._parts: list[DynamicCache] = []
 
@@ -84,15 +84,15 @@ class CachedState:
         """As in :class:`DecoderState`."""
         mask = self._lengthened(1)
         if self.one_token is not None:
-            own = mask if self.prompt_keys is None else None  # without its prompt, a sample has all tokens
-            logits = self.one_token(tokens, self.position, own, self.cache.layers, self.prompt_keys)
+            answer_mask = mask if self.prompt_keys is None else None  # answers have no padding
+            logits = self.one_token(tokens, self.position, answer_mask, self.cache.layers, self.prompt_keys)
         else:
             logits = self._forward(self.cache, tokens.unsqueeze(1), self.attention, self.position.unsqueeze(1))
         self.position = self.position + 1
         return logits
 
     def advance(self, tokens: int) -> None:
-        """Count so many more tokens of each row, whose keys and values were written where there was room."""
+        """Add ``tokens`` to the length of each row, whose keys and values are already written."""
         self._lengthened(tokens)
         self.position = self.position + tokens
         for layer in self.cache.layers:
@@ -110,7 +110,7 @@ class CachedState:
     def _forward(
         self, cache: DynamicCache, tokens: Tensor, attention: Tensor | None, position: Tensor | None
     ) -> Tensor:
-        """Logits [B, V] after ``tokens`` [B, T] behind what is in the cache."""
+        """Logits [B, V] after ``tokens`` [B, T] that follow those in the cache."""
         inputs: dict[str, Any] = {"input_ids": tokens, self._argument: cache, "use_cache": True}
         if self._attends:
             inputs |= {"attention_mask": attention, "position_ids": position}
@@ -123,13 +123,13 @@ class CachedState:
         return self.attention.bool()
 
     def _share(self, num_samples: int) -> SharedPromptCache:
-        """Take prompts out of the cache, so that no sample has a copy, and leave room for their own tokens."""
+        """Move the prompts' keys from the cache to a shared one; the cache is then for the answers' tokens."""
         seen = None if self.attention is None else self.attention.bool()
-        read = []
-        for index, layer in enumerate(self.cache.layers):  # one at a time: a copy of all would take twice the memory
-            read.append((layer.keys.contiguous(), layer.values.contiguous()))
+        layers = []
+        for index, layer in enumerate(self.cache.layers):  # one at a time, to copy no more than a layer
+            layers.append((layer.keys.contiguous(), layer.values.contiguous()))
             self.cache.layers[index] = PreallocatedKVLayer(self._longest)
-        return SharedPromptCache(read, seen, num_samples)
+        return SharedPromptCache(layers, seen, num_samples)
 
 
 def _joined(caches: Sequence[DynamicCache]) -> DynamicCache:

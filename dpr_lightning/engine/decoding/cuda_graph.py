@@ -32,32 +32,35 @@ def has_graphs(device: torch.device) -> bool:
 
 
 def capture(function: Callable[[], None], device: torch.device) -> Callable[[], None]:
-    """Record what ``function`` launches, without doing it; what is given back does it, on the tensors of now.
+    """Capture what ``function`` launches, without running it.
 
-    ``torch.cuda.graph`` would give all unused memory back to the device first, which training then asks for anew. All
-    recordings of a device share the memory of what comes and goes in them, so that they must not be played at once.
+    ``torch.cuda.graph`` would first free all unused memory, which training then allocates again. All graphs of a device
+    share one memory pool for intermediate tensors, so they must not be replayed at the same time.
+
+    Returns:
+        A function that replays the graph on the tensors of the capture.
 
     Raises:
-        RuntimeError: it asks the GPU for something that may not be in a recording, such as a number on the host.
+        RuntimeError: ``function`` does something that a graph cannot hold, such as reading a number on the host.
     """
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.device(device):
-        place, outside = _place(torch.cuda.current_device()), torch.cuda.current_stream()
-        place.stream.wait_stream(outside)
-        with torch.cuda.stream(place.stream):
-            graph.capture_begin(pool=place.pool.id, capture_error_mode="thread_local")
+        context, outside = _capture_context(torch.cuda.current_device()), torch.cuda.current_stream()
+        context.stream.wait_stream(outside)
+        with torch.cuda.stream(context.stream):
+            graph.capture_begin(pool=context.pool.id, capture_error_mode="thread_local")
             try:
                 function()
                 graph.capture_end()
             except BaseException:
-                _end(graph, place)
+                _end(graph, context)
                 raise
-        outside.wait_stream(place.stream)
+        outside.wait_stream(context.stream)
     return graph.replay
 
 
-class _Place(NamedTuple):
-    """Where recordings of a device are made: on ``stream``, their memory in ``pool``."""
+class _CaptureContext(NamedTuple):
+    """The stream on which graphs of a device are captured, and their memory pool."""
 
     stream: torch.cuda.Stream
     pool: Any
@@ -65,17 +68,17 @@ class _Place(NamedTuple):
 
 
 @cache
-def _place(device: int) -> _Place:
-    """One for a device: cuBLAS keeps a workspace for every stream, and memory of one pool serves no other."""
-    # Streams are handed out again after a while; those of high priority to few.
-    return _Place(torch.cuda.Stream(device, priority=-1), torch.cuda.MemPool(), device)
+def _capture_context(device: int) -> _CaptureContext:
+    """One for each device: cuBLAS has a workspace per stream, and pools do not share memory."""
+    # PyTorch reuses its streams in turn; those of high priority are rarely taken.
+    return _CaptureContext(torch.cuda.Stream(device, priority=-1), torch.cuda.MemPool(), device)
 
 
-def _end(graph: torch.cuda.CUDAGraph, place: _Place) -> None:
-    """End a recording that failed. What failed in it says why, and not this."""
+def _end(graph: torch.cuda.CUDAGraph, context: _CaptureContext) -> None:
+    """End a failed capture without an error, so that the first one is reported."""
     with suppress(RuntimeError):
         graph.capture_end()
-    # A recording that CUDA gave up ends before PyTorch's allocator hears of it, which then takes what training
-    # allocates for a part of it (until PyTorch 2.13 or so).
+    # CUDA ends an invalid capture before PyTorch's allocator is notified, which would then count training's allocations
+    # as part of the graph (until PyTorch 2.13 or so).
     with suppress(RuntimeError, AttributeError):
-        torch._C._cuda_endAllocateToPool(place.device, place.pool.id)
+        torch._C._cuda_endAllocateToPool(context.device, context.pool.id)

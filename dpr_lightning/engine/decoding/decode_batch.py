@@ -1,4 +1,4 @@
-"""Answers that are decoded side by side: the rows of one or several models, a token at a time."""
+"""A batch of answers, decoded one token at a time by one or several models."""
 
 from collections.abc import Callable, Sequence
 
@@ -14,7 +14,7 @@ Combine = Callable[[list[Tensor]], Tensor]
 
 
 def single_model(logprobs: list[Tensor]) -> Tensor:
-    """One model, as it is."""
+    """The logits of the first model, unchanged."""
     return logprobs[0]
 
 
@@ -22,8 +22,8 @@ class DecodeBatch:
     """B answers to some prompts, decoded a token at a time; a row that ends is dropped from every model's state.
 
     Args:
-        states: of each model that decodes, without rows so far.
-        combine: turns what they say into logits.
+        states: of each model, still without rows.
+        combine: turns their log-probabilities into logits.
         pad_token: on the left of shorter prompts.
         device: of the models.
         lockstep: notified of every pass.
@@ -40,17 +40,17 @@ class DecodeBatch:
         self.states, self.combine = states, combine
         self._pad_token, self._device, self._lockstep = pad_token, device, lockstep
 
-    def read(self, prompts: Sequence[Sequence[int]], num_samples: int) -> Tensor:
-        """Read every prompt once for all its samples, which lie next to each other; logits [B, V] of their first."""
-        read = prefill_prompts(self.states, prompts, self._pad_token, self._device, self._lockstep)
+    def prefill(self, prompts: Sequence[Sequence[int]], num_samples: int) -> Tensor:
+        """Read every prompt once for its adjacent samples; logits [B, V] of their first tokens."""
+        prompt_states = prefill_prompts(self.states, prompts, self._pad_token, self._device, self._lockstep)
         for state in self.states:
-            state.start(read.attention, read.length, num_samples)
-        return self._combined(read.logits).repeat_interleave(num_samples, 0)
+            state.start(prompt_states.attention, prompt_states.length, num_samples)
+        return self._combined(prompt_states.logits).repeat_interleave(num_samples, 0)
 
-    def step(self, chosen: Tensor) -> Tensor:
+    def step(self, tokens: Tensor) -> Tensor:
         """Read one more token a row [B]; logits [B, V] of the next."""
         self._lockstep.begin()
-        return self._combined([state.step(chosen) for state in self.states])
+        return self._combined([state.step(tokens) for state in self.states])
 
     def keep(self, order: Tensor) -> None:
         """Keep the rows ``order``, in that order."""
@@ -58,7 +58,7 @@ class DecodeBatch:
             state.select(order)
 
     def _combined(self, logits: list[Tensor]) -> Tensor:
-        # One model's logits serve as they are: what is drawn from them is normalised there.
+        # Logits of one model need no log-softmax here: sampling normalises them.
         return self.combine(
             logits if self.combine is single_model else [part.float().log_softmax(-1) for part in logits]
         )

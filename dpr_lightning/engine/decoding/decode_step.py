@@ -1,4 +1,4 @@
-"""The next token of every row: read the last one, draw from what comes."""
+"""One decoding step: read each row's last token, sample the next."""
 
 from torch import Tensor
 
@@ -7,33 +7,33 @@ from dpr_lightning.engine.decoding.token_sampling import sample_tokens
 
 
 class DecodeSteps:
-    """One operation after the other; a row that ends is left out at once.
+    """Decoding steps of a batch, run operation by operation; ended rows are dropped at once.
 
     Args:
-        batch: that has read its prompts.
-        temperature: as in :func:`draw`.
-        top_p: the same.
+        batch: after prefill.
+        temperature: as in :func:`sample_tokens`.
+        top_p: as in :func:`sample_tokens`.
     """
 
     def __init__(self, batch: DecodeBatch, temperature: float, top_p: float) -> None:
         self._batch, self._temperature, self._top_p = batch, temperature, top_p
 
-    def next(self, chosen: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-        """Read one more token a row; the next ones [B] and their log-probabilities [B], until they are asked again.
+    def next(self, tokens: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        """Read one more token a row; the next tokens [B] and their log-probabilities [B], valid until the next call.
 
         Args:
-            chosen: [B], the last ones.
-            uniform: [B] in [0, 1), float64, that the next are drawn with.
+            tokens: [B], the last of each row.
+            uniform: [B] in [0, 1), float64, random numbers to sample the next with.
         """
-        return self._drawn(self._batch.step(chosen), uniform)
+        return self._sample(self._batch.step(tokens), uniform)
 
     def leaves_out(self, ended: int, rows: int) -> bool:
-        """Whether it pays to leave out the rows that have ended, so many of all at hand."""
+        """Whether it pays to drop the ``ended`` ones of ``rows`` rows."""
         return ended > 0
 
     def keep(self, order: Tensor) -> None:
         """Keep the rows ``order``, in that order."""
         self._batch.keep(order)
 
-    def _drawn(self, logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    def _sample(self, logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
         return sample_tokens(logits, uniform, self._temperature, self._top_p)

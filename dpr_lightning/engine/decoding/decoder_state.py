@@ -1,4 +1,4 @@
-"""What a model keeps of rows from one token to the next: the interface, and two implementations without our cache."""
+"""State of rows between decoding steps: the protocol, and two implementations without this package's cache."""
 
 import inspect
 from collections.abc import Mapping
@@ -11,14 +11,14 @@ from dpr_lightning.engine.forward import logits_at
 from dpr_lightning.engine.known_decoders import inside_of_adapters
 
 CACHE_ARGUMENTS = ("past_key_values", "cache_params", "state")
-"""Names under which models of transformers return and take what they keep of earlier tokens."""
+"""Names under which models of transformers take and return their cache."""
 
 
 class DecoderState(Protocol):
     """Rows of one model while they are decoded: ``prefill`` (once or more), ``start``, then ``step`` and ``select``.
 
     Attributes:
-        joins: whether several calls of :meth:`prefill` are put together; False: one call has all prompts.
+        joins: whether the prompts may be split over several calls of :meth:`prefill`; False: one call has all.
         pads: whether prompts of one call may differ in length; False: they are equally long.
     """
 
@@ -68,7 +68,7 @@ class LibraryState:
         self._model = model
         self._cache: dict[str, Any] = {}
         self._length = 0
-        # Some count positions by their first layer, which may have a state and no keys.
+        # Some models count positions by their first layer, which may be recurrent.
         self._takes_positions = takes_argument(model, "position_ids")
 
     def prefill(self, tokens: Tensor, attention: Tensor | None, width: int) -> Tensor:
@@ -156,12 +156,12 @@ def takes_argument(model: nn.Module, name: str) -> bool:
 
 
 def select_rows(value: Any, order: Tensor, rows: int) -> Any:
-    """The rows ``order`` of every tensor in a cache, however it nests them.
+    """Select the rows ``order`` of every tensor in a cache, at any nesting.
 
     Args:
         value: tensors, or lists, tuples, mappings and objects of them; lists, mappings and objects change in place.
-        order: indices of the rows to go on with.
-        rows: that there are now; tensors of fewer than two dimensions or with another first one have no rows.
+        order: indices of the rows to keep.
+        rows: number of rows now; tensors of fewer than two dimensions, or of another first one, are left unchanged.
     """
     if isinstance(value, Tensor):
         has_rows = value.ndim > 1 and len(value) == rows

@@ -1,4 +1,4 @@
-"""Keys and values of answers being written, with room for what comes."""
+"""Keys and values of answers being decoded, in tensors that are preallocated for more tokens."""
 
 from collections.abc import Sequence
 from typing import Any, cast
@@ -15,112 +15,112 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 
-_ROOM = 32
-"""Tokens of room that a full layer gets: what is there already is copied once for so many steps."""
+_SPARE = 32
+"""Tokens by which a full layer grows: its content is copied once for so many steps."""
 _JOINED = (LinearAttentionLayer, LinearAttentionAndFullAttentionLayer, DummyLayer)
-"""Layers of transformers whose parts can be put together: their states have no length, and their keys no window."""
+"""Layer classes of transformers that can be joined: their states have no length, their keys no window."""
 
 
 class PreallocatedKVLayer(DynamicLayer):
-    """Keys and values of one layer, at the beginning of tensors that have room for more tokens.
+    """Keys and values of one layer, in the first columns of preallocated tensors.
 
-    transformers' own joins old and new at every token, which reads and writes all there is. Here a token costs what it
-    takes to write it, and a row that ends is replaced by the last one.
+    The layer of transformers concatenates at every token, which copies everything. Here a token is written in place,
+    and a row that ends is replaced by the last one.
 
     Args:
-        longest: tokens that a row will have at most.
+        longest: tokens of a row at most.
     """
 
     def __init__(self, longest: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._longest = longest
-        self._held: tuple[Tensor, Tensor]
+        self._storage: tuple[Tensor, Tensor]
         self._length = 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Write keys and values [B, heads, new, width] behind the others; returns all of them, as views."""
+        """Append keys and values [B, heads, new, width]; returns all of them, as views."""
         rows, start, end = len(key_states), self._length, self._length + key_states.shape[-2]
         if not self.is_initialized:
-            # What is read at first is kept as it came: it will be copied for each sample anyway.
+            # The prefill is stored without a copy: it is copied for each sample anyway.
             self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
-            self._held = (key_states, value_states)
-            return self._show(rows, end)
+            self._storage = (key_states, value_states)
+            return self._set_length(rows, end)
         keys, values = self.lengthen(rows, end - start)
         keys[:, :, start:end] = key_states
         values[:, :, start:end] = value_states
-        return self._show(rows, end)
+        return self._set_length(rows, end)
 
     def lengthen(self, rows: int, tokens: int) -> tuple[Tensor, Tensor]:
-        """Take in so many more tokens of the first rows, which the caller writes.
+        """Add ``tokens`` columns to the first rows, for the caller to write.
 
         Returns:
-            keys and values [rows, heads, room, width], with all their room.
+            keys and values [rows, heads, capacity, width], all preallocated columns.
         """
-        self.make_room(rows, tokens, spare=_ROOM)
-        self._show(rows, self._length + tokens)
-        return self.room(rows)
+        self.reserve(rows, tokens, spare=_SPARE)
+        self._set_length(rows, self._length + tokens)
+        return self.preallocated(rows)
 
-    def make_room(self, rows: int, tokens: int, spare: int = 0) -> None:
-        """Have room for so many more tokens of the first rows; where there is none yet, for ``spare`` ones beyond."""
+    def reserve(self, rows: int, tokens: int, spare: int = 0) -> None:
+        """Preallocate ``tokens`` more columns for the first rows; where that copies, ``spare`` columns beyond."""
         end = self._length + tokens
-        keys, values = (held[:rows, :, : self._length] for held in self._held)
-        if end > self._held[0].shape[-2]:
-            room = max(end, min(end + spare, self._longest))
-            self._held = _with_room(keys, room), _with_room(values, room)
+        keys, values = (storage[:rows, :, : self._length] for storage in self._storage)
+        if end > self._storage[0].shape[-2]:
+            capacity = max(end, min(end + spare, self._longest))
+            self._storage = _extended(keys, capacity), _extended(values, capacity)
 
-    def write(self, keys: Tensor, values: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
-        """Write keys and values [B, heads, 1, width] of one token a row where ``place`` [1] says, in room there is.
+    def write(self, keys: Tensor, values: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Write keys and values [B, heads, 1, width] of one token a row to the preallocated column ``index`` [1].
 
-        They count as written when :meth:`lengthen` says so.
+        The length does not change until :meth:`lengthen` is called.
 
         Returns:
-            keys and values [B, heads, room, width], with all their room.
+            keys and values [B, heads, capacity, width], all preallocated columns.
         """
-        kept = self.room(len(keys))
-        for held, new in zip(kept, (keys, values), strict=True):
-            held.index_copy_(2, place, new.to(held.dtype))
-        return kept
+        stored = self.preallocated(len(keys))
+        for storage, new in zip(stored, (keys, values), strict=True):
+            storage.index_copy_(2, index, new.to(storage.dtype))
+        return stored
 
-    def room(self, rows: int) -> tuple[Tensor, Tensor]:
-        """Keys and values [rows, heads, room, width] of the first rows, with all their room: zeros where it is."""
-        keys, values = self._held
+    def preallocated(self, rows: int) -> tuple[Tensor, Tensor]:
+        """Keys and values [rows, heads, capacity, width] of the first rows: all columns, zeros beyond the length."""
+        keys, values = self._storage
         return keys[:rows], values[:rows]
 
     def move(self, source: Tensor, target: Tensor, rows: int) -> None:
-        """Put the rows ``source`` in the places ``target``, and drop all but the first ``rows``."""
+        """Copy the rows ``source`` to the indices ``target``, and drop all but the first ``rows``."""
         if not self.is_initialized:
             return
-        for held in self._held:
-            held[target] = held[source]
-        self._show(rows, self._length)
+        for storage in self._storage:
+            storage[target] = storage[source]
+        self._set_length(rows, self._length)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """``repeats`` copies of every row, next to each other."""
+        """Replace every row by ``repeats`` adjacent copies."""
         if repeats == 1:
             return
-        keys, values = self._held
-        self._held = (keys.repeat_interleave(repeats, 0), values.repeat_interleave(repeats, 0))
-        self._show(len(self._held[0]), self._length)
+        keys, values = self._storage
+        self._storage = (keys.repeat_interleave(repeats, 0), values.repeat_interleave(repeats, 0))
+        self._set_length(len(self._storage[0]), self._length)
 
-    def _show(self, rows: int, length: int) -> tuple[Tensor, Tensor]:
-        """Let transformers see what is written, and no room."""
-        keys, values = self._held
+    def _set_length(self, rows: int, length: int) -> tuple[Tensor, Tensor]:
+        """Set the length; ``keys`` and ``values``, which transformers reads, become views without spare columns."""
+        keys, values = self._storage
         self.keys, self.values, self._length = keys[:rows, :, :length], values[:rows, :, :length], length
         return self.keys, self.values
 
 
 def is_recurrent(layer: Any) -> bool:
-    """Whether a layer of a cache has a state that takes in every token, padding as well."""
+    """Whether a layer of a cache has a recurrent state, which padding would change."""
     return isinstance(layer, LinearAttentionCacheLayerMixin)
 
 
 def can_join(layer: Any) -> bool:
-    """Whether :func:`join_layers` can put parts of this kind together."""
+    """Whether :func:`join_layers` joins layers of this class."""
     return isinstance(layer, PreallocatedKVLayer) or type(layer) in _JOINED
 
 
 def join_layers(parts: Sequence[Any]) -> Any:
-    """The rows of all parts, one below the other; shorter ones end on the right, zeros before them."""
+    """One layer with the rows of all parts; shorter rows are padded with zeros on the left."""
     first = parts[0]
     if isinstance(first, PreallocatedKVLayer):
         result = PreallocatedKVLayer(first._longest)
@@ -149,16 +149,16 @@ def _below_each_other(parts: list[Tensor]) -> Tensor:
     return whole
 
 
-def _with_room(part: Tensor, length: int) -> Tensor:
-    roomy = part.new_zeros(*part.shape[:2], length, part.shape[-1])
-    roomy[:, :, : part.shape[-2]] = part
-    return roomy
+def _extended(part: Tensor, length: int) -> Tensor:
+    result = part.new_zeros(*part.shape[:2], length, part.shape[-1])
+    result[:, :, : part.shape[-2]] = part
+    return result
 
 
 def preallocated_cache(model: nn.Module, longest: int) -> DynamicCache:
     """An empty cache for rows of up to ``longest`` tokens.
 
-    Layers of other kinds (sliding windows, recurrent states) stay transformers' own.
+    Layers of other kinds (sliding windows, recurrent states) are those of transformers.
     """
     cache = DynamicCache(config=cast(Any, model.config))
     cache.layers = [PreallocatedKVLayer(longest) if type(layer) is DynamicLayer else layer for layer in cache.layers]
@@ -167,8 +167,8 @@ def preallocated_cache(model: nn.Module, longest: int) -> DynamicCache:
 
 def keep_rows(cache: Cache, order: Tensor) -> None:
     """Keep the rows ``order`` of a cache, in that order."""
-    place = torch.arange(len(order), device=order.device)
-    moved = (order != place).nonzero().squeeze(1)
+    index = torch.arange(len(order), device=order.device)
+    moved = (order != index).nonzero().squeeze(1)
     source = order[moved]
     for layer in cache.layers:
         if isinstance(layer, PreallocatedKVLayer):
@@ -178,18 +178,18 @@ def keep_rows(cache: Cache, order: Tensor) -> None:
 
 
 def repeat_rows(cache: Cache, rows: int, repeats: int) -> None:
-    """``repeats`` copies of each of the rows, next to each other."""
+    """Replace each of the ``rows`` rows by ``repeats`` adjacent copies."""
     if repeats == 1:
         return
     for layer in cache.layers:
         if isinstance(layer, PreallocatedKVLayer):
             layer.batch_repeat_interleave(repeats)
-        else:  # meant for beam search, but the one way to pick rows that layers of every kind have
+        else:  # meant for beam search, but the only way to select rows that all layer classes have
             cast(Any, layer).reorder_cache(torch.arange(rows).repeat_interleave(repeats))
 
 
 def fill_gaps(ended: Tensor) -> Tensor:
-    """The rows that go on, in an order that moves few: the last ones take the places of those that ended [B]."""
+    """Indices of the rows that have not ended [B], in an order that moves few: the last replace those that ended."""
     going = (~ended).nonzero().squeeze(1)
     rows = len(going)
     order = torch.arange(rows, device=ended.device)

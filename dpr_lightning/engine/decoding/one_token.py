@@ -1,4 +1,4 @@
-"""One more token for every row, through a decoder of a known kind, in fewer and larger steps than its own forward."""
+"""The forward pass of one token a row through a known decoder, with fewer operations than transformers' own."""
 
 import logging
 from collections.abc import Sequence
@@ -20,27 +20,26 @@ from dpr_lightning.engine.weight_shards import fetches_weights
 
 log = logging.getLogger(__name__)
 _equal: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
-"""Whether a model's logits were found to be the same in both ways."""
+"""Whether :class:`OneTokenPass` gave the logits of a model's own forward pass."""
 
 
 class OneTokenPass:
-    """Logits of the next token, for rows whose keys and values so far lie in a cache of :class:`PreallocatedKVLayer`.
+    """Logits of the next token, for rows whose keys and values are in :class:`PreallocatedKVLayer` layers.
 
-    It calls the model's own modules, so that adapters act, and differs from the model's forward in what lies between:
-    the queries that share a key head are attended to as if they were positions of one head, so that keys are read once
-    and never copied; masks and positions are made once a step; and weights on a CPU are laid out once for many steps
-    (:class:`PackedLinear`).
+    It calls the model's modules, so that adapters act, and differs from the model's forward pass in between: queries
+    that share a key head are attended to as positions of one head, so that keys are read once and never copied; masks
+    and positions are computed once a step; weights on a CPU are packed once for many steps (:class:`PackedLinear`).
 
     Args:
-        model: for which :func:`knows` is true; its weights stay as they are while this is in use.
+        model: for which :func:`has_one_token_pass` is true; its weights must not change while this is in use.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        held = inside_of_adapters(model)
-        self._decoder = held.model
-        self._embedding, self._head = held.get_input_embeddings(), PackedLinear(held.get_output_embeddings())
+        library_model = inside_of_adapters(model)
+        self._decoder, self._embedding = library_model.model, library_model.get_input_embeddings()
+        self._head = PackedLinear(library_model.get_output_embeddings())
         self._norm = Norm(self._decoder.norm)
-        self._layers = [_Layer(place, layer) for place, layer in enumerate(self._decoder.layers)]
+        self._layers = [_Layer(index, layer) for index, layer in enumerate(self._decoder.layers)]
 
     def __call__(
         self,
@@ -57,20 +56,20 @@ class OneTokenPass:
             tokens: [B].
             position: [B], of these tokens in their rows.
             mask: [B, T+1], False where a row has no token; None: nowhere.
-            layers: keys and values of T tokens a row; those of the new ones are written behind them.
-            prompts: what stands before them, where it is not among them.
-            column: where the new ones are written, and which are seen, instead of ``mask``; room is there.
+            layers: keys and values of T tokens a row; those of the new tokens are appended.
+            prompts: keys and values of the prompts, where ``layers`` does not have them.
+            column: with CUDA graphs, where new keys are written and which are visible, instead of ``mask``.
         """
         hidden = self._embedding(tokens)
         cosine, sine = self._decoder.rotary_emb(hidden.unsqueeze(1), position.unsqueeze(1))
         seen = AttentionContext(cosine, sine, mask, prompts, column)
-        for layer, held in zip(self._layers, layers, strict=True):
-            hidden = layer(hidden, seen, held)
+        for layer, cache in zip(self._layers, layers, strict=True):
+            hidden = layer(hidden, seen, cache)
         return self._head(self._norm(hidden))
 
     @property
     def packed_bytes(self) -> int:
-        """Of the copies of weights that the first call makes."""
+        """Bytes of the weight copies that the first call makes."""
         products = [self._head, *(product for layer in self._layers for product in layer.products)]
         return sum(product.packed_bytes for product in products)
 
@@ -78,40 +77,40 @@ class OneTokenPass:
 class _Layer:
     """A layer of a known decoder, for one more token a row."""
 
-    def __init__(self, place: int, layer: Any) -> None:
+    def __init__(self, index: int, layer: Any) -> None:
         attention, unit = layer.self_attn, layer.mlp
         self._before, self._between = Norm(layer.input_layernorm), Norm(layer.post_attention_layernorm)
-        self._attend, self._act = Attention(place, attention), unit.act_fn
-        # Next to each other, so that queries and keys are turned at once.
-        self._asked = PackedLinear(attention.q_proj, attention.k_proj, attention.v_proj)
-        self._given = PackedLinear(attention.o_proj)
+        self._attend, self._act = Attention(index, attention), unit.act_fn
+        # In one product, so that queries and keys are rotated in one operation.
+        self._qkv_projection = PackedLinear(attention.q_proj, attention.k_proj, attention.v_proj)
+        self._output_projection = PackedLinear(attention.o_proj)
         self._gate, self._up, self._down = (
             PackedLinear(part) for part in (unit.gate_proj, unit.up_proj, unit.down_proj)
         )
-        self.products = (self._asked, self._given, self._gate, self._up, self._down)
+        self.products = (self._qkv_projection, self._output_projection, self._gate, self._up, self._down)
 
-    def __call__(self, hidden: Tensor, seen: AttentionContext, held: PreallocatedKVLayer) -> Tensor:
-        mixed = self._attend(self._asked(self._before(hidden)), seen, held)
-        hidden = self._given.plus(mixed, hidden)
+    def __call__(self, hidden: Tensor, seen: AttentionContext, cache: PreallocatedKVLayer) -> Tensor:
+        mixed = self._attend(self._qkv_projection(self._before(hidden)), seen, cache)
+        hidden = self._output_projection.plus(mixed, hidden)
         inner = self._between(hidden)
         active = self._gate.silu(inner) if is_silu(self._act) else self._act(self._gate(inner))
         return self._down.plus(self._up.times(inner, active), hidden)
 
 
-def knows(model: nn.Module) -> bool:
-    """Whether :class:`OneTokenPass` gives the logits of ``model``: of a known kind, whole, and found to be equal."""
-    held = inside_of_adapters(model)
+def has_one_token_pass(model: nn.Module) -> bool:
+    """Whether :class:`OneTokenPass` gives the logits of ``model``: a known decoder, not sharded, and tried once."""
+    library_model = inside_of_adapters(model)
     if not is_known_decoder(model) or fetches_weights(model):
         return False
-    called = held.get_input_embeddings()
-    if any(_has_hooks(module) for module in model.modules() if module is not called):
+    embedding = library_model.get_input_embeddings()
+    if any(_has_hooks(module) for module in model.modules() if module is not embedding):
         return False
     if model not in _equal:
         _equal[model] = _gives_the_same(model)
         if not _equal[model]:
             log.warning(
-                "This %s does not compute what others do; its own forward pass writes its answers.",
-                held.config.model_type,
+                "This %s does not compute what others of its kind do; its own forward pass decodes its answers.",
+                library_model.config.model_type,
             )
     return _equal[model]
 
@@ -127,15 +126,15 @@ def _has_hooks(module: nn.Module) -> bool:
 
 @torch.no_grad()
 def _gives_the_same(model: nn.Module) -> bool:
-    """Compare both ways on a few tokens."""
+    """Compare with the model's forward pass on a few tokens."""
     model_: Any = model
     tokens = torch.arange(1, 5, device=model_.device).view(2, 2) % model_.config.vocab_size
     cache = preallocated_cache(model, 3)
     last_logits(model, input_ids=tokens, past_key_values=cache, use_cache=True)
-    asked = torch.cat([tokens, tokens[:, :1]], 1)
-    expected = last_logits(model, input_ids=asked, use_cache=False).float()
-    found = OneTokenPass(model)(tokens[:, 0], tokens.new_full((2,), 2), None, cache.layers).float()
+    rows = torch.cat([tokens, tokens[:, :1]], 1)
+    expected = last_logits(model, input_ids=rows, use_cache=False).float()
+    result = OneTokenPass(model)(tokens[:, 0], tokens.new_full((2,), 2), None, cache.layers).float()
     exact = torch.finfo(model_.dtype).bits >= 32 and not autocasts()
     allowed = 1e-3 if exact else 5e-2
     spread = (expected - expected.mean(-1, keepdim=True)).abs().amax()
-    return bool((found - expected).abs().amax() <= allowed * spread + 1e-6)
+    return bool((result - expected).abs().amax() <= allowed * spread + 1e-6)

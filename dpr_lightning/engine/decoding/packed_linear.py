@@ -1,4 +1,4 @@
-"""Products of few rows with weights that stay as they are for many of them."""
+"""Products of few rows with weights that are packed once and used in many steps."""
 
 import math
 from collections.abc import Sequence
@@ -15,25 +15,24 @@ from dpr_lightning.engine.kernels.calling import has_kernels, is_plain, serves
 from dpr_lightning.engine.kernels.decoding_kernels import PackedWeight, packed_bytes
 
 _MANY_WEIGHTS = 1 << 16
-"""Weights from which on a copy that oneDNN lays out pays; smaller ones lie in a CPU's cache as they are."""
+"""Number of weights from which a packed copy of oneDNN pays; fewer fit into a CPU's cache."""
 _ROWS = 64
-"""Rows that the copy is laid out for; it serves others as well."""
+"""Rows that the copy is packed for; other numbers work as well."""
 
 
 class PackedLinear:
-    """``layer(rows)`` of rows [B, width], without gradient, and what often follows in the same call.
+    """``layer(rows)`` of rows [B, width], without gradient, optionally fused with the operation that follows.
 
-    PyTorch brings the weights of a linear layer into oneDNN's or MKL's order in every call; where rows are few, that
-    takes as long as the product. Here it is done once, for layers of a CPU that are plain ones: the first call makes a
-    copy of their weights that lives as long as this, in a :class:`dpr_lightning.engine.kernels.PackedWeight` where that
-    is compiled, else for oneDNN (docs/performance.md). Others, and all on a GPU, are called as they are; so are all
-    under autocast.
+    PyTorch reorders the weights of a linear layer for oneDNN or MKL in every call; with few rows, that takes as long as
+    the product. Here plain layers on a CPU are reordered once: the first call copies their weights to a
+    :class:`dpr_lightning.engine.kernels.PackedWeight` where kernels are compiled, else to a tensor in oneDNN's layout
+    (docs/performance.md). All other layers, and all under autocast, are called directly.
 
     Args:
-        layers: whose weights do not change in the meantime; what several give stands next to each other.
+        layers: whose weights do not change while this is in use; outputs of several are concatenated.
 
     Attributes:
-        lays_out: whether it makes a copy.
+        lays_out: whether it makes a packed copy.
     """
 
     def __init__(self, *layers: nn.Module) -> None:
@@ -59,7 +58,7 @@ class PackedLinear:
 
     @property
     def packed_bytes(self) -> int:
-        """Of the copy that the first call makes."""
+        """Bytes of the copy that the first call makes."""
         if self._compiled:
             weight = self._layers[0].weight
             columns = sum(len(layer.weight) for layer in self._layers)
@@ -72,13 +71,13 @@ class PackedLinear:
         return not self._compiled or serves(rows)
 
     def _called(self, rows: Tensor) -> Tensor:
-        given = [layer(rows) for layer in self._layers]
-        return given[0] if len(given) == 1 else torch.cat(given, -1)
+        tensors = [layer(rows) for layer in self._layers]
+        return tensors[0] if len(tensors) == 1 else torch.cat(tensors, -1)
 
     @cached_property
     def _laid_out(self) -> "PackedWeight | _OneDnnLinear":
         weights, biases = (
-            [held.detach() for layer in self._layers if (held := getattr(layer, name)) is not None]
+            [tensor.detach() for layer in self._layers if (tensor := getattr(layer, name)) is not None]
             for name in ("weight", "bias")
         )
         weight = weights[0] if len(weights) == 1 else torch.cat(weights)
@@ -86,7 +85,7 @@ class PackedLinear:
 
 
 class _OneDnnLinear:
-    """What :class:`dpr_lightning.engine.kernels.PackedWeight` does, by PyTorch's own operations."""
+    """The products of :class:`dpr_lightning.engine.kernels.PackedWeight`, by PyTorch's operations."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self._weight, self._bias = _ops()._reorder_linear_weight(weight, _ROWS), bias
@@ -94,20 +93,22 @@ class _OneDnnLinear:
     def __call__(self, rows: Tensor, other: Tensor | None = None, then: str = "none") -> Tensor:
         if other is None:
             what = {"none": "none", "silu": "swish"}[then]
-            made: Tensor = _ops()._linear_pointwise(rows, self._weight, self._bias, what, [], "")
+            result: Tensor = _ops()._linear_pointwise(rows, self._weight, self._bias, what, [], "")
         else:
             what = {"times": "mul", "plus": "add"}[then]
-            made = _ops()._linear_pointwise.binary(rows, other, self._weight, self._bias, what)
-        return made
+            result = _ops()._linear_pointwise.binary(rows, other, self._weight, self._bias, what)
+        return result
 
 
 def _are_plain(layers: Sequence[Any]) -> bool:
     if not all(type(layer) is nn.Linear and layer.weight.is_cpu for layer in layers):
         return False
-    given = [held for layer in layers for held in (layer.weight, layer.bias) if held is not None]
+    tensors = [tensor for layer in layers for tensor in (layer.weight, layer.bias) if tensor is not None]
     return (
-        all(is_plain(held) or isinstance(held, FakeTensor) for held in given)  # `dpr plan` asks for sizes alone
-        and len({held.dtype for held in given}) == 1
+        all(
+            is_plain(tensor) or isinstance(tensor, FakeTensor) for tensor in tensors
+        )  # `dpr plan` needs their shapes only
+        and len({tensor.dtype for tensor in tensors}) == 1
         and len({layer.bias is not None for layer in layers}) == 1
     )
 
@@ -139,5 +140,5 @@ def _operations(rows: Sequence[int], *_: Any, out_shape: Sequence[int], **__: An
 
 
 if _packed_types():
-    # PyTorch's counter of operations, by which `dpr compare` gives each arm its budget, knows no such product.
+    # PyTorch's counter of operations, which `dpr compare` uses for budgets, does not know this product.
     register_flop_formula(_ops()._linear_pointwise)(_operations)

@@ -1,4 +1,4 @@
-"""Prefill of prompts: in parts, so that a batch of long ones takes no more memory than its keys."""
+"""Prefill of prompts, in parts, so that a batch of long ones does not need memory for all activations at once."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from dpr_lightning.engine.decoding.decoder_state import DecoderState
 from dpr_lightning.engine.lockstep import Lockstep
 
 TOKENS_AT_ONCE = 16384
-"""Of prompts that are read together, padding included; one that is longer is read alone."""
+"""Tokens of prompts that are read together, padding included; a longer prompt is read alone."""
 
 
 @dataclass(frozen=True)
 class PrefilledPrompts:
-    """What came out of the prefill of G prompts.
+    """The result of the prefill of G prompts.
 
     ``logits``: of each model, [G, V] after the last token; ``attention`` [G, P]: 0 where a prompt, whose end is on the
     right, has no token; None: nowhere; ``length`` [G].
@@ -36,7 +36,7 @@ def prefill_prompts(
     """Read every prompt once.
 
     Args:
-        states: of the models, all of which read the same.
+        states: of the models; all read the same prompts.
         prompts: token ids; those of like length should be neighbours.
         pad_token: on the left of shorter ones.
         device: of the models.
@@ -60,14 +60,14 @@ def prefill_prompts(
 
 
 def _parts_for(states: Sequence[DecoderState], lengths: Sequence[int]) -> list[slice]:
-    """What is read in one pass: all, where a state cannot be put together."""
+    """Slices of prompts, one a pass; one slice of all where the states cannot be joined."""
     if not all(state.joins for state in states):
         return [slice(0, len(lengths))]
     return list(_parts(lengths, TOKENS_AT_ONCE, equal=not all(state.pads for state in states)))
 
 
 def _parts(lengths: Sequence[int], at_once: int, *, equal: bool = False) -> Iterator[slice]:
-    """Neighbours that have, padded to the longest of them, at most so many tokens; ``equal``: of one length."""
+    """Slices of neighbours with at most ``at_once`` tokens, padding included; ``equal``: of one length."""
     start, longest = 0, 0
     for index, length in enumerate(lengths):
         longest = max(longest, length)
@@ -79,5 +79,5 @@ def _parts(lengths: Sequence[int], at_once: int, *, equal: bool = False) -> Iter
 
 
 def _padded(attention: Tensor) -> Tensor | None:
-    """The same, or None without padding: no mask is needed then, and attention takes its fastest path."""
+    """``attention``, or None without padding, with which attention takes its fastest path."""
     return attention if bool((attention == 0).any()) else None

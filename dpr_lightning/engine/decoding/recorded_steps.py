@@ -17,130 +17,129 @@ from dpr_lightning.engine.half_precision import autocasts
 from dpr_lightning.engine.known_decoders import inside_of_adapters
 
 log = logging.getLogger(__name__)
-_ROOM, _STRIDE = 128, 8
-"""Tokens of room that a recording is made for, all room being a multiple of what kernels like."""
-_WORTH = 8
-"""Steps for which at least a recording is made."""
-_ASK_THE_HOST = {"dynamic", "longrope"}
-"""Rotary positions that look at how long the longest row is."""
+_CAPACITY, _STRIDE = 128, 8
+"""Tokens that keys and values are preallocated for per capture, rounded up to a multiple of the second number."""
+_LEAST_STEPS = 8
+"""Remaining steps below which no graph is captured."""
+_HOST_DEPENDENT = {"dynamic", "longrope"}
+"""Rotary embeddings that read the longest row's length on the host, which a graph cannot do."""
 _refused: WeakSet[nn.Module] = WeakSet()
-"""Models whose steps could not be recorded, or did something else when played."""
+"""Models whose steps could not be captured, or whose replay gave other results."""
 _tried: WeakSet[nn.Module] = WeakSet()
-"""Models of which a recorded step was seen to do the same as one that is not."""
+"""Models whose replayed step gave the results of an ordinary one."""
 _CLOSE = 0.05
-"""Nats by which both may differ in half precision; most tokens are the same."""
+"""Nats by which log-probabilities of the two may differ in half precision; most tokens are equal."""
 
 
 class GraphSteps(DecodeSteps):
-    """The same, for a model on a GPU, in few launches.
+    """Decoding steps of a model on a GPU, replayed as a CUDA graph.
 
-    A step is hundreds of small operations, and to launch each may take longer than to do it. Recorded, they are
-    launched at once; but a recording serves only as long as tensors stay where they are and as large as they are. So
-    rows that have ended are left out when they are a quarter of all, room is made for many tokens, and keys are
-    attended to with all their room. The first step of each size is not recorded: libraries that are used for the first
-    time set themselves up, which may not be in a recording.
+    A step is hundreds of small operations, and launching each may take longer than running it. A graph launches them
+    together, as long as no tensor changes its address or shape. Therefore ended rows are dropped only when they are a
+    quarter of all, keys and values are preallocated for many tokens, and attention reads all of the preallocated
+    columns. The first step of each shape is not captured, because libraries initialise themselves in it.
 
     Args:
-        batch: of one model whose insides are known, that has read its prompts.
+        batch: of one known decoder, after prefill.
         state: of this model.
-        temperature: as in :func:`draw`.
-        top_p: the same.
-        limit: tokens that each row will have at most, one of them drawn.
+        temperature: as in :func:`sample_tokens`.
+        top_p: as in :func:`sample_tokens`.
+        limit: tokens of an answer at most; the first is sampled from the prefill.
     """
 
     def __init__(self, batch: DecodeBatch, state: CachedState, temperature: float, top_p: float, limit: int) -> None:
         super().__init__(batch, temperature, top_p)
         self._state = state
         self._left = limit - 1
-        self._fixed: _Fixed | None = None
+        self._static: _StaticTensors | None = None
         self._replay: Callable[[], None] | None = None
 
-    def next(self, chosen: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-        """As it is there."""
+    def next(self, tokens: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`DecodeSteps.next`; captures or replays a graph where that pays."""
         self._left -= 1
-        if self._fixed is not None and self._fixed.steps == self._fixed.room:
-            self._settle()
-        if self._fixed is None and self._pays():
-            self._fixed = self._prepared(uniform)
-        if self._fixed is not None:
-            self._fixed.chosen.copy_(chosen)
-            self._fixed.uniform.copy_(uniform)
-            if self._fixed.steps == 1:
-                self._record(self._fixed)
-        if self._fixed is None:
-            return super().next(chosen, uniform)
-        return self._played(self._fixed)
+        if self._static is not None and self._static.steps == self._static.capacity:
+            self._sync()
+        if self._static is None and self._pays():
+            self._static = self._prepared(uniform)
+        if self._static is not None:
+            self._static.tokens.copy_(tokens)
+            self._static.uniform.copy_(uniform)
+            if self._static.steps == 1:
+                self._record(self._static)
+        if self._static is None:
+            return super().next(tokens, uniform)
+        return self._replayed(self._static)
 
     def leaves_out(self, ended: int, rows: int) -> bool:
-        """As it is there."""
-        return super().leaves_out(ended, rows) if self._fixed is None else 4 * ended >= rows
+        """As :meth:`DecodeSteps.leaves_out`; with a graph, once a quarter of the rows has ended."""
+        return super().leaves_out(ended, rows) if self._static is None else 4 * ended >= rows
 
     def keep(self, order: Tensor) -> None:
-        """As it is there."""
-        self._settle()
+        """As :meth:`DecodeSteps.keep`; ends the use of the graph, whose shapes no longer fit."""
+        self._sync()
         super().keep(order)
 
     def _pays(self) -> bool:
-        """Whether to record; not before there are keys: with prompts' own elsewhere, a first token makes them."""
+        """Whether to capture; not before there are keys, which with a shared prompt cache the first step creates."""
         has_keys = self._state.cache.layers[0].is_initialized
-        return has_keys and self._state.model not in _refused and self._left >= _WORTH
+        return has_keys and self._state.model not in _refused and self._left >= _LEAST_STEPS
 
-    def _prepared(self, uniform: Tensor) -> "_Fixed":
-        """Tensors for steps of as many rows as there are."""
+    def _prepared(self, uniform: Tensor) -> "_StaticTensors":
+        """Allocate the tensors of a graph for the current rows."""
         rows = len(uniform)
         layers = self._state.cache.layers
         length = layers[0].keys.shape[-2]
-        room = length + min(_ROOM, self._left + 1)
+        capacity = length + min(_CAPACITY, self._left + 1)
         for layer in layers:
-            layer.make_room(rows, -(-room // _STRIDE) * _STRIDE - length)
-        keys = layers[0].room(rows)[0]
-        own = None if self._state.prompt_keys is not None else self._state.attention
-        bias = keys.new_full((1 if own is None else rows, keys.shape[-2]), float("-inf"))
+            layer.reserve(rows, -(-capacity // _STRIDE) * _STRIDE - length)
+        keys = layers[0].preallocated(rows)[0]
+        attention = None if self._state.prompt_keys is not None else self._state.attention
+        bias = keys.new_full((1 if attention is None else rows, keys.shape[-2]), float("-inf"))
         seen = bias[:, :length]
-        seen.zero_() if own is None else seen.masked_fill_(own.bool(), 0.0)
-        return _Fixed(
-            chosen=torch.zeros(rows, dtype=torch.int64, device=keys.device),
+        seen.zero_() if attention is None else seen.masked_fill_(attention.bool(), 0.0)
+        return _StaticTensors(
+            tokens=torch.zeros(rows, dtype=torch.int64, device=keys.device),
             uniform=torch.empty_like(uniform),
             logprob=torch.empty(rows, dtype=torch.float32, device=keys.device),
             position=self._state.position.clone(),
             column=CacheColumn(torch.full((1,), length, device=keys.device), bias),
-            room=keys.shape[-2] - length,
+            capacity=keys.shape[-2] - length,
         )
 
-    def _played(self, fixed: "_Fixed") -> tuple[Tensor, Tensor]:
+    def _replayed(self, static: "_StaticTensors") -> tuple[Tensor, Tensor]:
         if self._replay is None:
-            self._step(fixed)
+            self._step(static)
         else:
             self._replay()
-        fixed.steps += 1
-        return fixed.chosen, fixed.logprob
+        static.steps += 1
+        return static.tokens, static.logprob
 
-    def _step(self, fixed: "_Fixed") -> None:
-        """One token, from and into tensors that stay where they are."""
-        state, column = self._state, fixed.column
-        column.bias.index_fill_(1, column.place, 0.0)
+    def _step(self, static: "_StaticTensors") -> None:
+        """One token a row, read from and written to the static tensors."""
+        state, column = self._state, static.column
+        column.bias.index_fill_(1, column.index, 0.0)
         assert state.one_token is not None
-        logits = state.one_token(fixed.chosen, fixed.position, None, state.cache.layers, state.prompt_keys, column)
-        chosen, logprob = self._drawn(logits, fixed.uniform)
-        fixed.chosen.copy_(chosen)
-        fixed.logprob.copy_(logprob)
-        fixed.position.add_(1)
-        column.place.add_(1)
+        logits = state.one_token(static.tokens, static.position, None, state.cache.layers, state.prompt_keys, column)
+        tokens, logprob = self._sample(logits, static.uniform)
+        static.tokens.copy_(tokens)
+        static.logprob.copy_(logprob)
+        static.position.add_(1)
+        column.index.add_(1)
 
-    def _record(self, fixed: "_Fixed") -> None:
+    def _record(self, static: "_StaticTensors") -> None:
         model, why = self._state.model, ""
         try:
-            replay = capture(lambda: self._step(fixed), fixed.position.device)
+            replay = capture(lambda: self._step(static), static.position.device)
         except RuntimeError as error:
             why = str(error).partition("\n")[0]
         else:
-            if model in _tried or self._does_the_same(replay, fixed):
+            if model in _tried or self._is_equivalent(replay, static):
                 if model not in _tried:
                     log.info("Decoding steps of this model are replayed as CUDA graphs.")
                 _tried.add(model)
                 self._replay = replay
                 return
-            why = "played again, it did something else"
+            why = "its replay gave other results"
         log.warning(
             "A decoding step could not be captured as a CUDA graph (%s), so that its operations are launched one by "
             "one. Without %s=1 no capture is tried.",
@@ -148,50 +147,50 @@ class GraphSteps(DecodeSteps):
             SWITCH,
         )
         _refused.add(model)
-        self._settle()
+        self._sync()
 
-    def _does_the_same(self, replay: Callable[[], None], fixed: "_Fixed") -> bool:
-        """Take the next step in both ways, and go back."""
-        before = [held.clone() for held in fixed.moving]
-        found: list[list[Tensor]] = []
-        ways: list[Callable[[], None]] = [partial(self._step, fixed), replay]
+    def _is_equivalent(self, replay: Callable[[], None], static: "_StaticTensors") -> bool:
+        """Run the next step and its replay on the same state, restore the state, and compare the results."""
+        before = [tensor.clone() for tensor in static.moving]
+        results: list[list[Tensor]] = []
+        ways: list[Callable[[], None]] = [partial(self._step, static), replay]
         for step in ways:
             step()
-            found.append([held.clone() for held in fixed.moving])
-            for held, then in zip(fixed.moving, before, strict=True):
-                held.copy_(then)
-        (tokens, logprob, *places), (again, logprob_again, *places_again) = found
+            results.append([tensor.clone() for tensor in static.moving])
+            for tensor, then in zip(static.moving, before, strict=True):
+                tensor.copy_(then)
+        (tokens, logprob, *counters), (again, logprob_again, *counters_again) = results
         same = tokens == again  # rounding leads few rows elsewhere
         near = torch.isclose(logprob, logprob_again, atol=_CLOSE, rtol=0, equal_nan=True)
-        moved = all(torch.equal(ours, theirs) for ours, theirs in zip(places, places_again, strict=True))
+        moved = all(torch.equal(ours, theirs) for ours, theirs in zip(counters, counters_again, strict=True))
         return moved and bool(same.float().mean() >= 0.9) and bool(near[same].all())
 
-    def _settle(self) -> None:
-        """Let the batch know what was written in the meantime; its tensors may change then."""
-        if self._fixed is not None and self._fixed.steps > 0:
-            self._state.advance(self._fixed.steps)
-        self._fixed = self._replay = None
+    def _sync(self) -> None:
+        """Advance the batch's state by the steps taken with static tensors, and drop those and the graph."""
+        if self._static is not None and self._static.steps > 0:
+            self._state.advance(self._static.steps)
+        self._static = self._replay = None
 
 
-class _Fixed:
-    """Tensors that stay where they are from step to step.
+class _StaticTensors:
+    """Tensors of a graph, which keep their addresses from step to step.
 
-    ``chosen`` [B]: tokens, first those to read and then those drawn; ``uniform`` [B]; ``logprob`` [B], of those drawn;
-    ``position`` [B]; ``column``: where keys go; ``room``: steps that there is room for; ``steps``: that were made;
-    ``moving``: what a step changes, but for keys and what is seen, which it writes in place.
+    ``tokens`` [B]: input of a step and then its sampled tokens; ``uniform`` [B]; ``logprob`` [B] of sampled tokens;
+    ``position`` [B]; ``column``: where keys are written; ``capacity``: steps that fit into the preallocated columns;
+    ``steps``: taken so far; ``moving``: all that a step changes but keys, values and the attention bias.
     """
 
     def __init__(
-        self, *, chosen: Tensor, uniform: Tensor, logprob: Tensor, position: Tensor, column: CacheColumn, room: int
+        self, *, tokens: Tensor, uniform: Tensor, logprob: Tensor, position: Tensor, column: CacheColumn, capacity: int
     ) -> None:
-        self.chosen, self.uniform, self.logprob = chosen, uniform, logprob
-        self.position, self.column, self.room = position, column, room
+        self.tokens, self.uniform, self.logprob = tokens, uniform, logprob
+        self.position, self.column, self.capacity = position, column, capacity
         self.steps = 0
-        self.moving = (chosen, logprob, position, column.place)
+        self.moving = (tokens, logprob, position, column.index)
 
 
 def steps_of(batch: DecodeBatch, temperature: float, top_p: float, limit: int) -> DecodeSteps:
-    """How a batch is written: in recorded steps where they are faster and do the same."""
+    """The decoding steps of a batch after its prefill: CUDA graphs where they are turned on and possible."""
     state = batch.states[0]
     if isinstance(state, CachedState) and has_graphs(state.position.device) and _can_be_recorded(batch, state):
         return GraphSteps(batch, state, temperature, top_p, limit)
@@ -202,5 +201,5 @@ def _can_be_recorded(batch: DecodeBatch, state: CachedState) -> bool:
     if len(batch.states) > 1 or state.one_token is None or batch.combine is not single_model:
         return False
     rotary = inside_of_adapters(state.model).model.rotary_emb
-    # Under autocast each step would cast all weights again: what is cast once need not be there when it is played.
-    return not (autocasts() or getattr(rotary, "rope_type", None) in _ASK_THE_HOST)
+    # Under autocast each step casts weights, and a cast of one step may be freed before the graph is replayed.
+    return not (autocasts() or getattr(rotary, "rope_type", None) in _HOST_DEPENDENT)

@@ -1,4 +1,4 @@
-"""Norms of a few rows."""
+"""Root mean square norms of a few rows."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ class Norm:
     """``layer(hidden)`` of a root mean square norm, without gradient, in fewer operations.
 
     Args:
-        layer: of a known decoder; its weight does not change in the meantime.
+        layer: of a known decoder; its weight does not change while this is in use.
     """
 
     def __init__(self, layer: Any) -> None:
@@ -28,7 +28,7 @@ class Norm:
             return rms_norm(hidden, weight.shape, weight, epsilon)
         if self._compiled and kernels.serves(hidden, weight):
             return kernels.root_mean_square_norm(hidden, weight, epsilon)
-        # A CPU takes `rms_norm` apart: 52 µs for 16 rows of 128 in float32, and 22 so (one thread).
+        # On a CPU `rms_norm` is several operations: 52 µs for 16 rows of 128 in float32, and 22 this way (one thread).
         wide = hidden.float()
         length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
         squares = torch.addcmul(wide.new_full((), epsilon), length, length, value=1 / hidden.shape[-1])

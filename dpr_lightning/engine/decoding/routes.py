@@ -1,4 +1,4 @@
-"""How a model is sampled: through this package's cache, through its library's, or without one; found out by trying."""
+"""Which cache a model is sampled with: this package's, its library's, or none; decided by a trial."""
 
 import logging
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from dpr_lightning.engine.decoding.cached_state import CachedState
 from dpr_lightning.engine.decoding.decode_batch import DecodeBatch, single_model
 from dpr_lightning.engine.decoding.decoder_state import DecoderState, LibraryState, RecomputedState
 from dpr_lightning.engine.decoding.kv_cache import fill_gaps
-from dpr_lightning.engine.decoding.one_token import OneTokenPass, knows
+from dpr_lightning.engine.decoding.one_token import OneTokenPass, has_one_token_pass
 from dpr_lightning.engine.half_precision import autocasts
 from dpr_lightning.engine.kernels import has_kernels
 from dpr_lightning.engine.known_decoders import inside_of_adapters, is_known_decoder
@@ -46,7 +46,7 @@ _logged: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 
 @dataclass(frozen=True)
 class Route:
-    """How a model is sampled: ``name``, and ``reason``: why by no faster one; empty for the fastest."""
+    """How a model is sampled: ``name``, and why no faster route fits, in ``reason``; empty for the fastest."""
 
     name: str
     reason: str = ""
@@ -56,10 +56,10 @@ def sampling_route(model: nn.Module) -> Route:
     """The fastest route whose logits are those of forward passes over whole rows; tried once per model.
 
     The trial decodes a few tokens of prompts of different lengths, with two samples each and a row that ends. It is
-    left out for decoders whose insides are known, and where the weights are in shards: there the configuration decides.
+    left out for known decoders, and where weights are sharded: there the configuration decides.
 
     Raises:
-        InputError: there is none, because later tokens change what the model says of earlier ones.
+        InputError: there is none, because later tokens change the logits of earlier ones.
     """
     if model not in _routes:
         route = _routes[model] = _route_by_config(model) if _is_certain(model) else _tried_route(model)
@@ -77,12 +77,12 @@ class Decoder:
     """A model and how it is sampled, for the batches of one call.
 
     Args:
-        model: its weights stay as they are while this is in use.
+        model: its weights must not change while this is in use.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._model, self._route = model, sampling_route(model)
-        one_token = self._route.name == OWN_CACHE and knows(model)
+        one_token = self._route.name == OWN_CACHE and has_one_token_pass(model)
         self._one_token = OneTokenPass(model) if one_token else None
         self._log_path()
 
@@ -111,7 +111,7 @@ class Decoder:
 
 
 def outlined_state(model: nn.Module, longest: int) -> DecoderState:
-    """The state of a model without weights, whose logits tell nothing: the first that its forward pass takes.
+    """The state of a model without weights, whose logits mean nothing: the first that its forward pass accepts.
 
     Raises:
         InputError: there is none.
@@ -120,7 +120,7 @@ def outlined_state(model: nn.Module, longest: int) -> DecoderState:
     for name, new_state in _STATES.items():
         try:
             new_state(model, longest).prefill(torch.zeros(1, 2, dtype=torch.int64), None, 2)
-        except Exception as error:  # as in a trial
+        except Exception as error:  # models reject a cache in many ways
             reasons.append(f"{name}: {_sentence(error)}")
             continue
         return new_state(model, longest)
@@ -141,7 +141,7 @@ def _route_by_config(model: nn.Module) -> Route:
         return Route(OWN_CACHE)
     try:
         state = CachedState(model, 1)
-    except Exception as error:  # whatever a configuration lacks
+    except Exception as error:  # a configuration may lack anything
         return Route(NO_CACHE, _sentence(error))
     return Route(OWN_CACHE) if state.pads else Route(NO_CACHE, "its recurrent layers were not tried in shards")
 
@@ -156,7 +156,7 @@ def _tried_route(model: nn.Module) -> Route:
                 decoded = _decoded(partial(new_state, model, _STEPS + 1), prompts, answers)
             except torch.OutOfMemoryError:
                 raise
-            except Exception as error:  # models refuse a cache in ways of all kinds
+            except Exception as error:  # models reject a cache in many ways
                 reasons.append(f"{name}: {_sentence(error)}")
                 continue
             if _agree(decoded, expected, _is_exact(model)):
@@ -169,7 +169,7 @@ def _tried_route(model: nn.Module) -> Route:
 
 
 def _probe_tokens(model: nn.Module) -> tuple[list[list[int]], Tensor]:
-    """Prompts, and the tokens [rows, steps] that are decoded behind them; none has a role in the configuration."""
+    """Prompts, and the tokens [rows, steps] decoded after them; no special token of the configuration among them."""
     config: Any = inside_of_adapters(model).config
     vocabulary = config.get_text_config().vocab_size
     special: set[int] = set()
@@ -189,7 +189,7 @@ def _probe_tokens(model: nn.Module) -> tuple[list[list[int]], Tensor]:
 
 
 def _expected(model: nn.Module, prompts: list[list[int]], answers: Tensor) -> Tensor:
-    """Logits [rows, steps + 1, V] of forward passes over whole rows, those of each length together."""
+    """Logits [rows, steps + 1, V] of forward passes over whole rows, rows of one length in one pass."""
     logits = []
     for group in _groups(prompts):
         rows = [row for prompt in group for row in range(prompt * _SAMPLES, (prompt + 1) * _SAMPLES)]
@@ -200,13 +200,13 @@ def _expected(model: nn.Module, prompts: list[list[int]], answers: Tensor) -> Te
 
 
 def _decoded(new_state: Callable[[], DecoderState], prompts: list[list[int]], answers: Tensor) -> Tensor:
-    """The same by decoding; NaN where a row has ended, which the first of each batch does after its first step."""
+    """The same logits by decoding; the first row of each batch ends after its first step, and has NaN from there."""
     logits: Tensor | None = None
     together = [list(range(len(prompts)))]
     for group in together if not reads_equal_lengths([new_state()]) else _groups(prompts):
         batch = DecodeBatch([new_state()], single_model, prompts[0][0], answers.device, Lockstep([]))
         rows = torch.arange(group[0] * _SAMPLES, (group[-1] + 1) * _SAMPLES, device=answers.device)
-        result = batch.read([prompts[index] for index in group], _SAMPLES)
+        result = batch.prefill([prompts[index] for index in group], _SAMPLES)
         if logits is None:
             logits = result.new_full((len(answers), _STEPS + 1, result.shape[-1]), torch.nan)
         for step in range(_STEPS):
@@ -227,7 +227,7 @@ def _groups(prompts: list[list[int]]) -> list[list[int]]:
 
 
 def _agree(decoded: Tensor, expected: Tensor, exact: bool) -> bool:
-    """Whether logits are the same but for rounding; in half precision most: others may go to other experts."""
+    """Whether logits are equal up to rounding; in half precision most, for some tokens may go to other experts."""
     decoded, expected = decoded.float(), expected.float()
     spread = (expected - expected.mean(-1, keepdim=True)).abs().amax()
     difference = (decoded - expected).abs().amax(-1)[~decoded.isnan().all(-1)]

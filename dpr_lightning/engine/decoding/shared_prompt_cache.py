@@ -1,4 +1,4 @@
-"""Keys and values of prompts, kept once for all the rows that answer them."""
+"""Keys and values of prompts, stored once for all the rows that answer them."""
 
 from collections.abc import Sequence
 
@@ -9,15 +9,15 @@ from dpr_lightning.engine.kernels.decoding_kernels import LayerPromptCache
 
 
 class SharedPromptCache:
-    """What the layers of a decoder keep of G prompts, for B rows that answer them.
+    """Keys and values of G prompts in all layers of a decoder, for B rows that answer them.
 
-    The queries of the rows that answer a prompt meet its keys in one product: these are read once for all of them, and
-    no row has a copy. A row that ends is left out; prompts that nobody answers any more go when they are half of all.
+    Queries of all rows of a prompt are multiplied with its keys in one product, so keys are read once and never copied.
+    Ended rows are dropped; prompts without rows are dropped once they are half of all.
 
     Args:
         layers: keys and values [G, heads, P, width] of each layer, contiguous.
         seen: [G, P], False where a prompt has no token; None: nowhere.
-        samples: rows that answer each prompt; they lie next to each other.
+        samples: rows that answer each prompt, adjacent.
     """
 
     def __init__(self, layers: Sequence[tuple[Tensor, Tensor]], seen: Tensor | None, samples: int) -> None:
@@ -25,7 +25,7 @@ class SharedPromptCache:
         self._samples = samples
         keys = layers[0][0]
         self._prompt = torch.arange(len(keys), device=keys.device).repeat_interleave(samples)
-        self._place: Tensor | None = None  # of the rows among G × samples, once they are not all of them, in order
+        self._slot: Tensor | None = None  # index of each row among G × samples, once rows were dropped
         self._bias = None if seen is None else torch.zeros(seen.shape, dtype=torch.float32, device=keys.device)
         if self._bias is not None and seen is not None:
             self._bias.masked_fill_(~seen, float("-inf"))
@@ -34,10 +34,10 @@ class SharedPromptCache:
     def scores(self, layer: int, query: Tensor) -> Tensor:
         """Products [B, heads, n, P] of queries [B, heads, n, width] with the keys of a layer; −∞ where no token is."""
         keys = self._layers[layer][0]
-        found = torch.bmm(self._together(query), keys.flatten(0, 1).transpose(1, 2))
+        scores = torch.bmm(self._together(query), keys.flatten(0, 1).transpose(1, 2))
         if self._bias is not None:
-            found.view(*keys.shape[:2], -1, keys.shape[2]).add_(self._bias[:, None, None])
-        return self._apart(found, query)
+            scores.view(*keys.shape[:2], -1, keys.shape[2]).add_(self._bias[:, None, None])
+        return self._apart(scores, query)
 
     def mixed(self, layer: int, weight: Tensor) -> Tensor:
         """Values of a layer, mixed [B, heads, n, width] by ``weight`` [B, heads, n, P]."""
@@ -45,7 +45,7 @@ class SharedPromptCache:
         return self._apart(torch.bmm(self._together(weight), values.flatten(0, 1)), weight)
 
     def of_layer(self, layer: int) -> LayerPromptCache:
-        """All of it, for :func:`dpr_lightning.engine.kernels.attend`."""
+        """All of a layer's tensors, for :func:`dpr_lightning.engine.kernels.attend`."""
         return LayerPromptCache(*self._layers[layer], self._bias, self._prompt, self._order)
 
     def keep(self, order: Tensor) -> None:
@@ -62,24 +62,24 @@ class SharedPromptCache:
             number[answered] = torch.arange(len(answered), device=count.device)
             self._prompt, count = number[self._prompt], count[answered]
         self._samples = int(count.max())
-        # The how manieth of its prompt a row is.
+        # The index of a row among those of its prompt.
         self._order = ordered = self._prompt.argsort(stable=True)
-        which = torch.empty_like(ordered)
+        rank = torch.empty_like(ordered)
         first = (count.cumsum(0) - count)[self._prompt[ordered]]
-        which[ordered] = torch.arange(len(ordered), device=ordered.device) - first
-        self._place = self._prompt * self._samples + which
+        rank[ordered] = torch.arange(len(ordered), device=ordered.device) - first
+        self._slot = self._prompt * self._samples + rank
 
     def _together(self, part: Tensor) -> Tensor:
-        """[B, heads, n, m] as [G·heads, samples·n, m]: rows of a prompt in one product, zeros where there is none."""
-        if self._place is not None:
+        """[B, heads, n, m] as [G·heads, samples·n, m], rows of a prompt together; zeros for dropped rows."""
+        if self._slot is not None:
             spread = part.new_zeros(len(self._layers[0][0]) * self._samples, *part.shape[1:])
-            part = spread.index_copy_(0, self._place, part)
+            part = spread.index_copy_(0, self._slot, part)
         _, heads, each, width = part.shape
         return part.view(-1, self._samples, heads, each, width).transpose(1, 2).reshape(-1, self._samples * each, width)
 
     def _apart(self, part: Tensor, rows: Tensor) -> Tensor:
-        """What :meth:`_together` put together of ``rows`` [B, heads, n, ·], as [B, heads, n, m] again."""
+        """The inverse of :meth:`_together`: [B, heads, n, m], with the shape of ``rows`` [B, heads, n, ·]."""
         _, heads, each, _ = rows.shape
         split = part.view(-1, heads, self._samples, each, part.shape[-1]).transpose(1, 2)
         rows_of_all = split.reshape(-1, heads, each, part.shape[-1])
-        return rows_of_all if self._place is None else rows_of_all.index_select(0, self._place)
+        return rows_of_all if self._slot is None else rows_of_all.index_select(0, self._slot)

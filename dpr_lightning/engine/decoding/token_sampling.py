@@ -1,4 +1,4 @@
-"""One token a row, drawn from logits."""
+"""Sampling of one token a row from logits."""
 
 import torch
 from torch import Tensor
@@ -6,26 +6,26 @@ from torch import Tensor
 from dpr_lightning.engine import kernels
 
 _BLOCK = 256
-"""Tokens of the vocabulary whose probabilities are summed together before one of them is looked for."""
+"""Tokens of the vocabulary whose probabilities are summed first, before the search within one block."""
 
 
 def sample_tokens(
     logits: Tensor, uniform: Tensor, temperature: float = 1.0, top_p: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """Draw one token a row by inverting the cumulative distribution.
+    """Sample one token a row by inverting the cumulative distribution.
 
     Args:
         logits: [B, V].
         uniform: [B] in [0, 1), float64.
         temperature: divides the logits; 0 takes the most probable token.
-        top_p: draw from the smallest set of tokens with this probability.
+        top_p: sample from the smallest set of tokens with this probability.
 
     Returns:
-        tokens [B] and their log-probabilities [B] under the distribution drawn from (0 when greedy).
+        tokens [B] and their log-probabilities [B] under the sampling distribution (0 when greedy).
     """
     if temperature == 0:
-        chosen = logits.argmax(-1)
-        return chosen, torch.zeros_like(chosen, dtype=torch.float32)
+        tokens = logits.argmax(-1)
+        return tokens, torch.zeros_like(tokens, dtype=torch.float32)
     if top_p == 1 and kernels.serves(logits):
         return kernels.sample_tokens(logits, uniform, temperature)
     scaled = logits.float()
@@ -44,22 +44,22 @@ def sample_tokens(
     block = _first_above(until, target)
     inside = blocks.gather(1, block.unsqueeze(-1).expand(-1, 1, _BLOCK)).squeeze(1).double().cumsum(-1)
     before = torch.where(block > 0, until.gather(1, (block - 1).clamp_min(0)), 0.0)
-    chosen = block * _BLOCK + _first_above(inside, target - before)
-    chosen = chosen.clamp_max(scaled.shape[-1] - 1)  # where logits are no numbers
-    logprob = scaled.gather(1, chosen) - highest - total.log().float()
-    return chosen.squeeze(1), logprob.squeeze(1)
+    tokens = block * _BLOCK + _first_above(inside, target - before)
+    tokens = tokens.clamp_max(scaled.shape[-1] - 1)  # where logits are no numbers
+    logprob = scaled.gather(1, tokens) - highest - total.log().float()
+    return tokens.squeeze(1), logprob.squeeze(1)
 
 
 def _first_above(cumulative: Tensor, target: Tensor) -> Tensor:
-    """Place [B, 1] of the first sum above the target; rounding of the target leads to none that adds nothing."""
+    """Index [B, 1] of the first sum above the target, never that of a term that adds nothing, however it rounds."""
     largest = torch.nextafter(cumulative[:, -1:], cumulative.new_zeros(()))
-    place = torch.searchsorted(cumulative, torch.minimum(target, largest), right=True)
-    return place.clamp_max(cumulative.shape[-1] - 1)
+    index = torch.searchsorted(cumulative, torch.minimum(target, largest), right=True)
+    return index.clamp_max(cumulative.shape[-1] - 1)
 
 
 def _nucleus(logprobs: Tensor, top_p: float) -> Tensor:
     """The smallest set of tokens whose probability reaches ``top_p``, renormalised (Holtzman et al. 2020)."""
-    ordered, place = logprobs.sort(-1, descending=True)
+    ordered, index = logprobs.sort(-1, descending=True)
     before = ordered.exp().cumsum(-1) - ordered.exp()
-    kept = torch.zeros_like(logprobs, dtype=torch.bool).scatter(-1, place, before < top_p)
-    return logprobs.masked_fill(~kept, float("-inf")).log_softmax(-1)
+    in_nucleus = torch.zeros_like(logprobs, dtype=torch.bool).scatter(-1, index, before < top_p)
+    return logprobs.masked_fill(~in_nucleus, float("-inf")).log_softmax(-1)

@@ -1,4 +1,4 @@
-"""Inner loops in C++, for what PyTorch has no fast form of; compiled at the first use, and never needed."""
+"""Inner loops of decoding in C++, compiled at the first use; optional, PyTorch's operations do the same work."""
 
 from dpr_lightning.engine.kernels.calling import has_kernels, is_plain, lanes, serves
 from dpr_lightning.engine.kernels.decoding_kernels import (

@@ -1,4 +1,4 @@
-"""From tensors to the functions of the compiled library: who is served, and how they are called."""
+"""Calls of the compiled library: which tensors it takes, and the signatures of its functions."""
 
 import ctypes
 from functools import cache
@@ -19,16 +19,16 @@ SIGNATURES: dict[str, list[Any]] = {
     "attend": [POINTER] * 12 + [LONG] * 8 + [FLOAT, INT],
     "draw": [POINTER] * 4 + [LONG] * 2 + [FLOAT, INT],
 }
-"""Of ``NAME_TYPE`` for every type: decoding.cpp."""
+"""Arguments of the functions ``NAME_TYPE`` of decoding.cpp."""
 
 
 def has_kernels(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether tensors of this type and place can be served; compiles the library, at the first call."""
+    """Whether there are kernels for this type and device; the first call compiles the library."""
     return device.type == "cpu" and dtype in TYPES and compiled() is not None
 
 
 def serves(*tensors: Tensor) -> bool:
-    """Whether these tensors are served: plain ones of one type, and nobody is to see each operation of PyTorch."""
+    """Whether kernels take these tensors: plain ones of one type, while nothing traces PyTorch's operations."""
     first = tensors[0]
     return (
         all(is_plain(tensor) and tensor.dtype == first.dtype and tensor.device == first.device for tensor in tensors)
@@ -38,12 +38,12 @@ def serves(*tensors: Tensor) -> bool:
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether its numbers lie in memory as they are: not in shards, quantised, or nowhere."""
+    """Whether ``tensor`` has its numbers in memory: it is not sharded, quantised, or without content."""
     return type(tensor) in (Tensor, nn.Parameter)
 
 
 def is_watched() -> bool:
-    """Whether something looks at each operation of PyTorch, such as a counter or a compiler: it would not see these."""
+    """Whether something traces PyTorch's operations, such as a counter or a compiler, which kernels would bypass."""
     compiles = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
     return compiles or _get_current_dispatch_mode() is not None
 
@@ -51,30 +51,30 @@ def is_watched() -> bool:
 @cache
 def compiled() -> Any:
     """The compiled library; None where there is none."""
-    made = compiling.load()
-    return None if made is None else with_signatures(made)
+    library = compiling.load()
+    return None if library is None else with_signatures(library)
 
 
-def with_signatures(made: ctypes.CDLL) -> ctypes.CDLL:
-    """The same library, its functions told what they take."""
+def with_signatures(library: ctypes.CDLL) -> ctypes.CDLL:
+    """``library``, with the argument types of its functions set."""
     for name, arguments in SIGNATURES.items():
         for kind in TYPES.values():
-            called = getattr(made, f"{name}_{kind}")
+            called = getattr(library, f"{name}_{kind}")
             called.argtypes, called.restype = arguments, None
-    return made
+    return library
 
 
 def function(name: str, dtype: torch.dtype) -> Any:
-    """That computes with numbers of this type."""
+    """The function ``name`` for numbers of this type."""
     return getattr(compiled(), f"{name}_{TYPES[dtype]}")
 
 
-def place(tensor: Tensor | None) -> int | None:
-    """Of a tensor's first number in memory."""
+def address(tensor: Tensor | None) -> int | None:
+    """Address of a tensor's first number; None without a tensor."""
     return None if tensor is None else tensor.data_ptr()
 
 
 @cache
 def lanes() -> int:
-    """Numbers that are computed at once: some functions take multiples of it."""
+    """Numbers of a vector register; some functions require widths that are multiples of it."""
     return int(compiled().lanes())

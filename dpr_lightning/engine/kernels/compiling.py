@@ -1,4 +1,4 @@
-"""C++ of this package, compiled for the CPU it runs on: once, at the first use, and kept for later."""
+"""Compiles this package's C++ for the CPU it runs on, at the first use, and caches the library."""
 
 import atexit
 import ctypes
@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-import torch  # before any library: its OpenMP, whose threads are those of PyTorch, is the one to be found
+import torch  # before the library, which then shares PyTorch's OpenMP and its threads
 
 log = logging.getLogger(__name__)
 
 SWITCH = "DPR_KERNELS"
-"""Environment variable: 0 leaves everything to PyTorch."""
+"""Environment variable: 0 turns kernels off."""
 COMPILERS = ("g++", "c++")
 _COMPILE = ("-std=gnu++17", "-O3", "-fPIC", "-fopenmp", "-ffp-contract=fast")
 _SECONDS = 300
@@ -29,94 +29,94 @@ _HERE = Path(__file__).parent
 def load() -> ctypes.CDLL | None:
     """All of this folder's C++, compiled; None where there is no compiler or it fails, which is logged once.
 
-    It lies in ``$XDG_CACHE_HOME/dpr_lightning`` (``~/.cache/dpr_lightning``) under a name that changes with the source,
-    the compiler, the CPU, and with what is in it, so that a damaged one is known and made again.
+    The library is cached in ``$XDG_CACHE_HOME/dpr_lightning`` (``~/.cache/dpr_lightning``) under a name with hashes of
+    the source, the compiler, the CPU and its content, so that a damaged file is recognised and compiled again.
     """
     if os.environ.get(SWITCH) == "0":
         return None
-    found = compilers()
-    if not found:
+    commands = compilers()
+    if not commands:
         log.warning(
-            "No C++ compiler was found ($CXX, %s), so that PyTorch's own operations do all the work on this CPU, more "
-            "slowly (docs/performance.md). Install one, for example Debian's package g++.",
+            "No C++ compiler was found ($CXX, %s), so that decoding on this CPU uses PyTorch's operations, which are "
+            "slower (docs/performance.md). Install one, for example Debian's package g++.",
             ", ".join(COMPILERS),
         )
         return None
-    said = []
-    kept = folder()
-    for make in (_kept, build):
-        for compiler in found:
+    failures = []
+    cache_folder = folder()
+    for make in (_cached, build):
+        for compiler in commands:
             try:
-                made = make(compiler, kept)
+                library = make(compiler, cache_folder)
             except (OSError, subprocess.SubprocessError) as error:
-                said.append(f"{' '.join(compiler)}: {str(getattr(error, 'stderr', None) or error).strip()[-2000:]}")
+                failures.append(f"{' '.join(compiler)}: {str(getattr(error, 'stderr', None) or error).strip()[-2000:]}")
             else:
-                if made is not None:
-                    log.info("Kernels for decoding: %s.", made._name)
-                    return made
+                if library is not None:
+                    log.info("Kernels for decoding: %s.", library._name)
+                    return library
     log.warning(
-        "The kernels of this package could not be compiled and loaded, so that PyTorch's own operations do all the "
-        "work on this CPU, more slowly.\n%s\n%s=0 leaves them untried.",
-        "\n".join(said),
+        "The kernels of this package could not be compiled and loaded, so that decoding on this CPU uses PyTorch's "
+        "operations, which are slower.\n%s\n%s=0 turns kernels off.",
+        "\n".join(failures),
         SWITCH,
     )
     return None
 
 
 def compilers() -> list[list[str]]:
-    """Commands of the C++ compilers there are: what $CXX names, then those of :data:`COMPILERS`."""
+    """Commands of the installed C++ compilers: that of $CXX, then those of :data:`COMPILERS`."""
     try:
         named = shlex.split(os.environ.get("CXX", ""))
-    except ValueError:  # a quotation mark too few
+    except ValueError:  # an unclosed quotation mark
         named = []
-    asked = [named, *([name] for name in COMPILERS)]
-    there = [[found, *command[1:]] for command in asked if command and (found := shutil.which(command[0]))]
-    return [command for place, command in enumerate(there) if command not in there[:place]]
+    commands = [named, *([name] for name in COMPILERS)]
+    installed = [[path, *command[1:]] for command in commands if command and (path := shutil.which(command[0]))]
+    return [command for index, command in enumerate(installed) if command not in installed[:index]]
 
 
 def folder() -> Path:
-    """Where libraries are kept, writable by this user alone; a folder for this process where there is no such place."""
+    """The cache folder, if this user alone can write to it; otherwise a temporary folder of this process."""
     try:
-        kept = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dpr_lightning"
-        kept.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = kept.stat()
-        if found.st_uid == os.getuid() and not found.st_mode & 0o022 and os.access(kept, os.W_OK):
-            return kept
-    except (OSError, RuntimeError):  # there is no home
+        cache_folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dpr_lightning"
+        cache_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = cache_folder.stat()
+        if status.st_uid == os.getuid() and not status.st_mode & 0o022 and os.access(cache_folder, os.W_OK):
+            return cache_folder
+    except (OSError, RuntimeError):  # no home folder
         pass
-    made = Path(tempfile.mkdtemp(prefix="dpr_lightning-"))
-    atexit.register(shutil.rmtree, made, ignore_errors=True)
-    return made
+    temporary = Path(tempfile.mkdtemp(prefix="dpr_lightning-"))
+    atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+    return temporary
 
 
-def build(compiler: Sequence[str], kept: Path, architecture: str = "native") -> ctypes.CDLL:
-    """Compile, load, and keep the library in a folder, in one move, whoever else does the same.
+def build(compiler: Sequence[str], cache_folder: Path, architecture: str = "native") -> ctypes.CDLL:
+    """Compile and load the library, and move it to ``cache_folder`` in one step, safe beside other processes.
 
     Raises:
         subprocess.CalledProcessError: the compiler fails; ``stderr`` says why.
-        OSError: what it made cannot be loaded, or there is no room for it.
+        OSError: the result cannot be loaded, or the disk is full.
     """
-    with tempfile.TemporaryDirectory(dir=kept) as within:
-        made = {source: str(Path(within) / f"{source.stem}.o") for source in _sources()}
+    with tempfile.TemporaryDirectory(dir=cache_folder) as within:
+        objects = {source: str(Path(within) / f"{source.stem}.o") for source in _sources()}
         whole = Path(within) / "whole.so"
         options = (*_COMPILE, f"-march={architecture}")
-        # Linked without OpenMP: the one that PyTorch has loaded is to serve.
+        # Linked without OpenMP: symbols resolve to the one that PyTorch has loaded.
         for arguments in (
-            *([*options, "-c", str(source), "-o", name] for source, name in made.items()),
-            ["-shared", *made.values(), "-o", str(whole)],
+            *([*options, "-c", str(source), "-o", name] for source, name in objects.items()),
+            ["-shared", *objects.values(), "-o", str(whole)],
         ):
             _run([*compiler, *arguments])
         loaded = ctypes.CDLL(str(whole))
         content = whole.read_bytes()
         with whole.open("rb") as handle:
             os.fsync(handle.fileno())
-        os.replace(whole, kept / f"kernels-{_identity(compiler, architecture)}-{_hash(content)}.so")
+        os.replace(whole, cache_folder / f"kernels-{_identity(compiler, architecture)}-{_hash(content)}.so")
     return loaded
 
 
-def _kept(compiler: Sequence[str], kept: Path) -> ctypes.CDLL | None:
-    """What :func:`build` left, unless it is damaged."""
-    for file in kept.glob(f"kernels-{_identity(compiler)}-*.so"):
+def _cached(compiler: Sequence[str], cache_folder: Path) -> ctypes.CDLL | None:
+    """The library that :func:`build` cached; None where there is none or it is damaged."""
+    for file in cache_folder.glob(f"kernels-{_identity(compiler)}-*.so"):
         if file.stem.endswith(_hash(file.read_bytes())):
             return ctypes.CDLL(str(file))
         file.unlink(missing_ok=True)
@@ -124,10 +124,10 @@ def _kept(compiler: Sequence[str], kept: Path) -> ctypes.CDLL | None:
 
 
 def _identity(compiler: Sequence[str], architecture: str = "native") -> str:
-    """Changes with all that a library depends on; homes are shared by machines that differ."""
+    """Hash of all that a library depends on; machines that differ may share a home folder."""
     texts = [file.read_bytes() for file in sorted(_HERE.glob("*.h")) + _sources()]
-    others = [_run([*compiler, "--version"]), *_COMPILE, architecture, _processor(), torch.__version__]
-    return _hash(b"\n".join([*texts, *(other.encode() for other in others)]))
+    versions = [_run([*compiler, "--version"]), *_COMPILE, architecture, _processor(), torch.__version__]
+    return _hash(b"\n".join([*texts, *(other.encode() for other in versions)]))
 
 
 def _run(command: Sequence[str]) -> str:

@@ -1,6 +1,6 @@
-"""Products, norms and attention for one more token a row, on a CPU, in float32 and bfloat16 (``decoding.cpp``).
+"""Products, norms, attention and sampling of one token a row on a CPU, in float32 and bfloat16 (``decoding.cpp``).
 
-Sums are float32. What a row gives depends neither on how many rows there are nor on the number of threads.
+Sums are float32. A row's result depends neither on the number of rows nor on the number of threads.
 """
 
 from typing import NamedTuple
@@ -8,19 +8,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dpr_lightning.engine.kernels.calling import compiled, function, has_kernels, is_plain, lanes, place
+from dpr_lightning.engine.kernels.calling import address, compiled, function, has_kernels, is_plain, lanes
 
 _THEN = {"none": 0, "silu": 1, "times": 2, "plus": 3}
 
 
 def packed_bytes(columns: int, width: int, dtype: torch.dtype) -> int:
-    """Of the copy that :class:`PackedWeight` makes of weights [columns, width]."""
+    """Bytes of the copy that :class:`PackedWeight` makes of weights [columns, width]."""
     panel = int(compiled().panel())
     return -(-columns // panel) * panel * width * dtype.itemsize
 
 
 class PackedWeight:
-    """A copy of the weights of a linear layer, laid out for products with a few rows.
+    """A copy of the weights of a linear layer, packed for products with a few rows.
 
     Args:
         weight: [columns, width]; in bfloat16 the width is even.
@@ -35,7 +35,7 @@ class PackedWeight:
         if self._width * self._dtype.itemsize % 4:
             raise ValueError(f"Rows of {self._width} bfloat16 are no whole pairs.")
         if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != weight.dtype):
-            raise ValueError(f"A bias {tuple(bias.shape)} of {bias.dtype} beside weights {tuple(weight.shape)}.")
+            raise ValueError(f"A bias {tuple(bias.shape)} of {bias.dtype} for weights {tuple(weight.shape)}.")
         words = packed_bytes(self._columns, self._width, self._dtype) // 4
         self._panels = torch.empty(words, dtype=torch.int32, device="cpu")
         self._function = function("product", self._dtype)
@@ -49,25 +49,25 @@ class PackedWeight:
         """``rows`` [B, width] times the weights, and bias: [B, columns]; ``then`` silu, or times or plus ``other``."""
         if rows.dim() != 2 or rows.shape[1] != self._width or rows.dtype != self._dtype or not rows.is_cpu:
             raise ValueError(f"Rows {tuple(rows.shape)} of {rows.dtype} for weights of {self._width} {self._dtype}.")
-        made = rows.new_empty(len(rows), self._columns)
+        result = rows.new_empty(len(rows), self._columns)
         if other is not None:
-            if other.shape != made.shape or other.dtype != made.dtype or not other.is_cpu:
-                raise ValueError(f"{tuple(other.shape)} of {other.dtype} beside a product {tuple(made.shape)}.")
+            if other.shape != result.shape or other.dtype != result.dtype or not other.is_cpu:
+                raise ValueError(f"{tuple(other.shape)} of {other.dtype} for a product {tuple(result.shape)}.")
             other = other.contiguous()
         rows = rows.contiguous()
         self._function(
             rows.data_ptr(),
             self._panels.data_ptr(),
-            place(self._bias),
-            place(other),
-            made.data_ptr(),
+            address(self._bias),
+            address(other),
+            result.data_ptr(),
             len(rows),
             self._width,
             self._columns,
             _THEN[then],
             torch.get_num_threads(),
         )
-        return made
+        return result
 
 
 def root_mean_square_norm(hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -76,21 +76,21 @@ def root_mean_square_norm(hidden: Tensor, weight: Tensor, epsilon: float) -> Ten
     if weight.shape != (width,) or weight.dtype != hidden.dtype or width % lanes():
         raise ValueError(f"A norm {tuple(weight.shape)} of {weight.dtype} over {tuple(hidden.shape)} {hidden.dtype}.")
     hidden, weight = hidden.contiguous(), weight.contiguous()
-    made = torch.empty_like(hidden)
+    result = torch.empty_like(hidden)
     function("norm", hidden.dtype)(
         hidden.data_ptr(),
         weight.data_ptr(),
-        made.data_ptr(),
+        result.data_ptr(),
         hidden.numel() // width,
         width,
         epsilon,
         torch.get_num_threads(),
     )
-    return made
+    return result
 
 
 class LayerPromptCache(NamedTuple):
-    """What a layer keeps of the prompts that rows answer, each once.
+    """Keys and values of the prompts that rows answer in one layer, each stored once.
 
     ``keys`` and ``values`` [G, heads, P, width]; ``bias`` [G, P] float32, added to their scores, or None; the
     ``prompt`` that each row answers, [B] int64; the rows in an ``order`` [B] int64 that has those of a prompt together.
@@ -119,16 +119,16 @@ class LayerPromptCache(NamedTuple):
 
 
 def attend(
-    asked: Tensor,
+    projected: Tensor,
     cosine: Tensor,
-    turned: Tensor,
-    kept: tuple[Tensor, Tensor],
+    signed_sine: Tensor,
+    cache: tuple[Tensor, Tensor],
     length: int,
     scale: float,
     bias: Tensor | None = None,
     prompts: "LayerPromptCache | None" = None,
 ) -> Tensor:
-    """Turn queries and keys to their positions, write keys and values behind the others, and attend.
+    """Rotate queries and keys to their positions, append keys and values to the cache, and attend.
 
     Args:
         asked: [B, (n + 2) · heads · width], of each row n · heads queries, then keys, then values.
@@ -139,60 +139,60 @@ def attend(
         length: tokens of a row, the new one included; at most the room.
         scale: of the scores.
         bias: [B or 1, length] float32, added to the scores of a row's own tokens.
-        prompts: what comes before a row's own tokens.
+        prompts: keys and values that come before a row's tokens.
 
     Returns:
-        what the heads have mixed, [B, n · heads · width].
+        output of the heads, [B, n · heads · width].
 
     Raises:
         ValueError: shapes or types that do not fit.
     """
-    keys, values = kept
-    rows, heads, room, width = keys.shape
-    group = asked.shape[1] // (heads * width) - 2
-    each = [asked, cosine, turned, keys, values]
+    keys, values = cache
+    rows, heads, capacity, width = keys.shape
+    group = projected.shape[1] // (heads * width) - 2
+    each = [projected, cosine, signed_sine, keys, values]
     if (
-        asked.shape != (rows, (group + 2) * heads * width)
-        or any(part.shape != (rows, 1, width) for part in (cosine, turned))
+        projected.shape != (rows, (group + 2) * heads * width)
+        or any(part.shape != (rows, 1, width) for part in (cosine, signed_sine))
         or values.shape != keys.shape
-        or not 0 < length <= room
+        or not 0 < length <= capacity
         or width % lanes()
         or (bias is not None and (bias.shape not in ((rows, length), (1, length)) or bias.dtype != torch.float32))
-        or not all(part.dtype == asked.dtype and part.is_contiguous() for part in each)
+        or not all(part.dtype == projected.dtype and part.is_contiguous() for part in each)
         or not all(part is None or part.is_cpu for part in (*each, bias))
     ):
         shapes = ", ".join(f"{tuple(part.shape)} {part.dtype}" for part in each)
         raise ValueError(f"Attention of {length} tokens does not fit: {shapes}.")
     if prompts is not None:
-        prompts.expect(rows, heads, width, asked.dtype)
+        prompts.expect(rows, heads, width, projected.dtype)
     bias = None if bias is None else bias.contiguous()
-    made = asked.new_empty(rows, group * heads * width)
+    result = projected.new_empty(rows, group * heads * width)
     prompt_keys, prompt_values, prompt_bias, prompt, order = prompts or (None,) * 5
-    function("attend", asked.dtype)(
-        asked.data_ptr(),
+    function("attend", projected.dtype)(
+        projected.data_ptr(),
         cosine.data_ptr(),
-        turned.data_ptr(),
+        signed_sine.data_ptr(),
         keys.data_ptr(),
         values.data_ptr(),
-        place(bias),
-        place(prompt_keys),
-        place(prompt_values),
-        place(prompt_bias),
-        place(prompt),
-        place(order),
-        made.data_ptr(),
+        address(bias),
+        address(prompt_keys),
+        address(prompt_values),
+        address(prompt_bias),
+        address(prompt),
+        address(order),
+        result.data_ptr(),
         rows,
         heads,
         group,
         width,
-        room,
+        capacity,
         length,
         0 if prompt_keys is None else prompt_keys.shape[2],
         0 if bias is None or len(bias) == 1 else bias.stride(0),
         scale,
         torch.get_num_threads(),
     )
-    return made
+    return result
 
 
 def sample_tokens(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -203,25 +203,25 @@ def sample_tokens(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[
         uniform: [B] in [0, 1), float64.
 
     Returns:
-        tokens [B] and their log-probabilities [B] in float32; NaN where a row's logits are no numbers.
+        tokens [B] and their log-probabilities [B] in float32; NaN where a row's logits are NaN.
 
     Raises:
-        ValueError: shapes or places that do not fit.
+        ValueError: shapes or devices that do not fit.
     """
     if logits.dim() != 2 or uniform.shape != logits.shape[:1] or not (logits.is_cpu and uniform.is_cpu):
         raise ValueError(
             f"Logits {tuple(logits.shape)} on {logits.device}, {tuple(uniform.shape)} on {uniform.device}."
         )
     logits, uniform = logits.contiguous(), uniform.double().contiguous()
-    chosen = torch.empty(len(logits), dtype=torch.int64, device="cpu")
+    tokens = torch.empty(len(logits), dtype=torch.int64, device="cpu")
     logprob = torch.empty(len(logits), dtype=torch.float32, device="cpu")
     function("draw", logits.dtype)(
         logits.data_ptr(),
         uniform.data_ptr(),
-        chosen.data_ptr(),
+        tokens.data_ptr(),
         logprob.data_ptr(),
         *logits.shape,
         temperature,
         torch.get_num_threads(),
     )
-    return chosen, logprob
+    return tokens, logprob

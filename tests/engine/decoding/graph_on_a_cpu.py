@@ -32,69 +32,69 @@ _ASK_THE_HOST = {
 
 @dataclass(frozen=True)
 class _Outside:
-    """A tensor that was there before the recording."""
+    """A tensor that exists before the capture."""
 
     storage: "weakref.ref[torch.UntypedStorage]"
     dtype: torch.dtype
     layout: tuple[int, tuple[int, ...], tuple[int, ...]]
 
     def tensor(self) -> Tensor:
-        """The same again, if it is still there."""
+        """The tensor, if it still exists."""
         storage = self.storage()
         assert storage is not None, "a recording reads memory that was freed"
         return torch.empty(0, dtype=self.dtype).set_(storage, *self.layout)
 
 
 class _Recorder(TorchDispatchMode):
-    """Notes operations, and the contents of what they change."""
+    """Records operations, and the contents of the tensors that they change."""
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
         self._before: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
-        self._made: set[int] = set()
+        self._created: set[int] = set()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        given = tensors((args, kwargs))
-        by_place = function in (_aten.index.Tensor, _aten.index_put_.default)
-        if function in _ASK_THE_HOST or (by_place and any(part.dtype == torch.bool for part in given[1:])):
+        arguments = tensors((args, kwargs))
+        by_index = function in (_aten.index.Tensor, _aten.index_put_.default)
+        if function in _ASK_THE_HOST or (by_index and any(part.dtype == torch.bool for part in arguments[1:])):
             raise RuntimeError(f"operation not permitted when stream is capturing: {function}")
         if function._schema.is_mutable:
-            for part in given:
+            for part in arguments:
                 self._keep(part)
         result = function(*args, **kwargs)
-        known = {part.untyped_storage().data_ptr() for part in given}
-        self._made |= {part.untyped_storage().data_ptr() for part in tensors(result)} - known
-        self.calls.append((function, *tree_map_only(Tensor, self._held, (args, kwargs, result))))
+        known = {part.untyped_storage().data_ptr() for part in arguments}
+        self._created |= {part.untyped_storage().data_ptr() for part in tensors(result)} - known
+        self.calls.append((function, *tree_map_only(Tensor, self._reference, (args, kwargs, result))))
         return result
 
-    def _held(self, part: Tensor) -> Any:
+    def _reference(self, part: Tensor) -> Any:
         storage = part.untyped_storage()
-        if storage.data_ptr() in self._made:
+        if storage.data_ptr() in self._created:
             return part
         layout = (part.storage_offset(), tuple(part.shape), tuple(part.stride()))
         return _Outside(weakref.ref(storage), part.dtype, layout)
 
     def _keep(self, part: Tensor) -> None:
         storage = part.untyped_storage()
-        if storage.data_ptr() not in self._made:
+        if storage.data_ptr() not in self._created:
             self._before.setdefault(storage.data_ptr(), (storage, storage.clone()))
 
     def restore(self) -> None:
-        """Undo what recording did."""
+        """Restore the tensors that the capture changed."""
         for storage, before in self._before.values():
             storage.copy_(before)
         self._before.clear()
 
 
-def tensors(held: Any) -> list[Tensor]:
-    """All of them, in order."""
-    return [part for part in tree_leaves(held) if isinstance(part, Tensor)]
+def tensors(values: Any) -> list[Tensor]:
+    """All tensors in nested values, in order."""
+    return [part for part in tree_leaves(values) if isinstance(part, Tensor)]
 
 
 def capture(function: Callable[[], None]) -> Callable[[], None]:
-    """Record ``function``; what is given back plays it."""
+    """Capture ``function``; returns the replay."""
     recorder = _Recorder()
     try:
         with recorder:
@@ -105,7 +105,7 @@ def capture(function: Callable[[], None]) -> Callable[[], None]:
 
 
 class Recording:
-    """Plays operations on the tensors that they were recorded on."""
+    """Replays operations on the tensors of the capture."""
 
     def __init__(self, calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]]) -> None:
         self._calls = calls

@@ -1,4 +1,4 @@
-"""How recordings of a GPU are asked for, before a stand-in of PyTorch's; none is made here."""
+"""Capture of CUDA graphs, with a stand-in for `torch.cuda`."""
 
 import threading
 from contextlib import nullcontext
@@ -13,32 +13,32 @@ GPU = torch.device("cuda", 1)
 
 
 class Stream:
-    """Notes who waits for whom."""
+    """A stream that logs its waits."""
 
-    def __init__(self, name: str, said: list[str]) -> None:
-        self.name, self._said = name, said
+    def __init__(self, name: str, calls: list[str]) -> None:
+        self.name, self._calls = name, calls
 
     def wait_stream(self, other: "Stream") -> None:
-        """Note it."""
-        self._said.append(f"{self.name} waits for {other.name}")
+        """Log the wait."""
+        self._calls.append(f"{self.name} waits for {other.name}")
 
 
 @pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What was asked of a stand-in of `torch.cuda`."""
-    said: list[str] = []
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Calls of the stand-in for `torch.cuda`."""
+    calls: list[str] = []
 
     class Graph:
         def capture_begin(self, pool: Any, capture_error_mode: str) -> None:
-            said.append(f"begin in {pool} {capture_error_mode}")
+            calls.append(f"begin in {pool} {capture_error_mode}")
 
         def capture_end(self) -> None:
-            said.append("end")
-            if "invalid" in said:
+            calls.append("end")
+            if "invalid" in calls:
                 raise RuntimeError("capture was invalidated")
 
         def replay(self) -> None:
-            said.append("replay")
+            calls.append("replay")
 
     class Pool:
         id = (0, 7)
@@ -48,51 +48,51 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             self._device = device
 
         def __enter__(self) -> None:
-            said.append(f"on {self._device}")
+            calls.append(f"on {self._device}")
 
         def __exit__(self, *_: object) -> None:
-            said.append("back")
+            calls.append("back")
 
     monkeypatch.setattr("torch.cuda.CUDAGraph", Graph)
     monkeypatch.setattr("torch.cuda.MemPool", Pool)
-    monkeypatch.setattr("torch.cuda.Stream", lambda device, priority: Stream(f"stream of {device}", said))
+    monkeypatch.setattr("torch.cuda.Stream", lambda device, priority: Stream(f"stream of {device}", calls))
     monkeypatch.setattr("torch.cuda.current_device", lambda: 1)
-    monkeypatch.setattr("torch.cuda.current_stream", lambda: Stream("outside", said))
+    monkeypatch.setattr("torch.cuda.current_stream", lambda: Stream("outside", calls))
     monkeypatch.setattr("torch.cuda.stream", lambda stream: nullcontext())
     monkeypatch.setattr("torch.cuda.device", Device)
-    monkeypatch.setattr("torch._C._cuda_endAllocateToPool", lambda *index: said.append(f"leave {index}"), raising=False)
-    cuda_graph._place.cache_clear()
-    return said
+    monkeypatch.setattr("torch._C._cuda_endAllocateToPool", lambda *args: calls.append(f"leave {args}"), raising=False)
+    cuda_graph._capture_context.cache_clear()
+    return calls
 
 
 BEGUN = ["on cuda:1", "stream of 1 waits for outside", "begin in (0, 7) thread_local"]
 
 
-def test_it_is_made_on_the_device_of_the_tensors_and_not_played(said: list[str]) -> None:
-    play = cuda_graph.capture(lambda: said.append("the step"), GPU)
-    assert said == [*BEGUN, "the step", "end", "outside waits for stream of 1", "back"]
+def test_it_is_made_on_the_device_of_the_tensors_and_not_played(calls: list[str]) -> None:
+    play = cuda_graph.capture(lambda: calls.append("the step"), GPU)
+    assert calls == [*BEGUN, "the step", "end", "outside waits for stream of 1", "back"]
     play()
-    assert said[-1] == "replay"
+    assert calls[-1] == "replay"
 
 
-def test_all_of_a_device_share_a_stream_and_memory(said: list[str]) -> None:
+def test_all_of_a_device_share_a_stream_and_memory(calls: list[str]) -> None:
     for _ in range(3):
         cuda_graph.capture(lambda: None, GPU)
-    assert cuda_graph._place.cache_info().misses == 1
+    assert cuda_graph._capture_context.cache_info().misses == 1
 
 
 @pytest.mark.parametrize("invalid", [False, True])
-def test_one_that_fails_is_ended_and_says_why(invalid: bool, said: list[str]) -> None:
-    """Also where CUDA gave it up: the allocator must not go on with it."""
+def test_one_that_fails_is_ended_and_says_why(invalid: bool, calls: list[str]) -> None:
+    """Also where CUDA invalidated the capture: the allocator must leave it."""
 
     def asks_the_host() -> None:
         if invalid:
-            said.append("invalid")
+            calls.append("invalid")
         raise RuntimeError("operation not permitted when stream is capturing")
 
     with pytest.raises(RuntimeError, match="not permitted"):
         cuda_graph.capture(asks_the_host, GPU)
-    assert said[-3:] == ["end", "leave (1, (0, 7))", "back"]
+    assert calls[-3:] == ["end", "leave (1, (0, 7))", "back"]
 
 
 def test_where_there_are_recordings(monkeypatch: pytest.MonkeyPatch) -> None:

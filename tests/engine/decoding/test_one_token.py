@@ -1,4 +1,4 @@
-"""One token more, against the model's own forward pass, and who is left to that pass."""
+"""The one-token pass against the model's forward pass, and which models do not get it."""
 
 import logging
 from typing import Any
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dpr_lightning.engine.decoding import one_token_attention
 from dpr_lightning.engine.decoding import packed_linear as products
 from dpr_lightning.engine.decoding.kv_cache import preallocated_cache
-from dpr_lightning.engine.decoding.one_token import OneTokenPass, knows
+from dpr_lightning.engine.decoding.one_token import OneTokenPass, has_one_token_pass
 from dpr_lightning.engine.kernels import calling
 from dpr_lightning.rollouts import SamplingOptions, sample
 from tests.tiny import decoder, unknown_decoder
@@ -30,7 +30,7 @@ KINDS: dict[str, Any] = {
 
 @pytest.fixture(params=WAYS)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Who multiplies: this package's kernels, oneDNN by weights that are laid out for it, or the layers themselves."""
+    """Products by this package's kernels, by oneDNN with packed weights, or by the layers."""
     if request.param == "kernels":
         if calling.compiled() is None:
             pytest.skip("there is no C++ compiler here")
@@ -40,7 +40,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(request.param)
 
 
-def made(kind: str) -> nn.Module:
+def model_of(kind: str) -> nn.Module:
     torch.manual_seed(0)
     model: nn.Module = KINDS[kind]().eval()
     with torch.no_grad():
@@ -52,7 +52,7 @@ def made(kind: str) -> nn.Module:
 
 @torch.no_grad()
 def next_logits(model: Any, tokens: Tensor, attention: Tensor, longest: int | None = None) -> tuple[Tensor, Tensor]:
-    """Of the last column of ``tokens`` [B, T], by a pass over a cache, and by a fresh pass over everything."""
+    """Logits after the last column of ``tokens`` [B, T], by a step with a cache, and by a pass over whole rows."""
     position = (attention.cumsum(1) - 1).clamp_min(0)
     cache = preallocated_cache(model, longest or tokens.shape[1])
     before = {"input_ids": tokens[:, :-1], "attention_mask": attention[:, :-1], "position_ids": position[:, :-1]}
@@ -65,8 +65,8 @@ def next_logits(model: Any, tokens: Tensor, attention: Tensor, longest: int | No
 @pytest.mark.parametrize("rows", [3, 17])
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_are_those_of_a_fresh_forward_pass(kind: str, rows: int, way: str) -> None:
-    model = made(kind)
-    assert knows(model)
+    model = model_of(kind)
+    assert has_one_token_pass(model)
     tokens = torch.randint(0, 50, (rows, 9), generator=torch.Generator().manual_seed(1))
     attention = torch.ones_like(tokens)
     attention[0, :3] = 0
@@ -76,8 +76,8 @@ def test_logits_are_those_of_a_fresh_forward_pass(kind: str, rows: int, way: str
 
 def test_adapters_act(way: str) -> None:
     options = {"target_modules": "all-linear", "r": 4, "init_lora_weights": False}
-    model = get_peft_model(made("llama"), LoraConfig(**options)).eval()  # type: ignore[arg-type]
-    assert knows(model)
+    model = get_peft_model(model_of("llama"), LoraConfig(**options)).eval()  # type: ignore[arg-type]
+    assert has_one_token_pass(model)
     tokens = torch.randint(0, 50, (8, 6), generator=torch.Generator().manual_seed(1))
     result, fresh = next_logits(model, tokens, torch.ones_like(tokens))
     torch.testing.assert_close(result, fresh, atol=2e-5, rtol=1e-5)
@@ -89,10 +89,10 @@ def test_adapters_act(way: str) -> None:
 @pytest.mark.parametrize("by_products", [True, False])
 @pytest.mark.parametrize("kind", ["llama_with_biases", "qwen3"])
 def test_half_precision(kind: str, by_products: bool, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As near to float32 as the model's own pass, or nearer; with padding, and room behind what is written."""
+    """At least as near to float32 as the model's pass; with padding and preallocated columns."""
     monkeypatch.setattr(one_token_attention, "multiplies_bfloat16", lambda: by_products)
-    model = made(kind).bfloat16()
-    assert knows(model)
+    model = model_of(kind).bfloat16()
+    assert has_one_token_pass(model)
     tokens = torch.randint(0, 50, (24, 9), generator=torch.Generator().manual_seed(1))
     attention = torch.ones_like(tokens)
     attention[0, :3] = 0
@@ -110,35 +110,35 @@ class Louder(nn.Module):
 
 def test_others_are_left_to_their_own_forward_pass(caplog: pytest.LogCaptureFixture) -> None:
     torch.manual_seed(0)
-    assert not knows(unknown_decoder())
-    assert not knows(decoder("mistral", sliding_window=4))
-    hooked: Any = made("llama")
+    assert not has_one_token_pass(unknown_decoder())
+    assert not has_one_token_pass(decoder("mistral", sliding_window=4))
+    hooked: Any = model_of("llama")
     hooked.model.layers[0].register_forward_hook(lambda *_: None)
-    assert not knows(hooked)
-    strange: Any = made("llama")
+    assert not has_one_token_pass(hooked)
+    strange: Any = model_of("llama")
     layer = strange.model.layers[0]
     plain = type(layer).forward
     layer.forward = lambda hidden, **options: 2 * plain(layer, hidden, **options)
     with caplog.at_level(logging.WARNING):
-        assert not knows(strange)
+        assert not has_one_token_pass(strange)
     assert "its own forward pass" in caplog.text
-    gated: Any = made("llama")
+    gated: Any = model_of("llama")
     gated.model.layers[0].mlp.act_fn = Louder()  # a module that both call
-    assert knows(gated)
+    assert has_one_token_pass(gated)
 
 
 def test_samples_are_the_same_either_way(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = made("qwen2")
+    model = model_of("qwen2")
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(20.0)  # type: ignore[operator, union-attr]
     prompts = [[5, 6, 7], [8, 9], [10, 11, 12, 13, 14]]
 
-    def drawn() -> Any:
+    def draw() -> Any:
         return sample(model, prompts, SamplingOptions(12), stop_tokens=[30, 34, 48], pad_token=0, num_samples=5, seed=2)
 
-    quick = drawn()
-    monkeypatch.setattr("dpr_lightning.engine.decoding.routes.knows", lambda model: False)
-    own = drawn()
-    assert torch.equal(quick.tokens, own.tokens)
-    assert quick.terminated.any()
-    torch.testing.assert_close(quick.logprob, own.logprob, atol=2e-5, rtol=0)
+    fast = draw()
+    monkeypatch.setattr("dpr_lightning.engine.decoding.routes.has_one_token_pass", lambda model: False)
+    library = draw()
+    assert torch.equal(fast.tokens, library.tokens)
+    assert fast.terminated.any()
+    torch.testing.assert_close(fast.logprob, library.logprob, atol=2e-5, rtol=0)

@@ -1,4 +1,4 @@
-"""Products with weights that are laid out once, against the layers whose weights they are."""
+"""Products with packed weights, against the layers of those weights."""
 
 from typing import Any
 
@@ -31,17 +31,17 @@ def layer(bias: bool = True, dtype: torch.dtype = torch.float32) -> nn.Linear:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()
 def test_values_are_those_of_the_layer(dtype: torch.dtype, bias: bool, rows: int, with_kernels: bool) -> None:
-    made, exact = layer(bias, dtype), layer(bias, dtype).double()
-    given, other = torch.randn(rows, WIDTH).to(dtype), torch.randn(rows, HEIGHT).to(dtype)
-    product = PackedLinear(made)
+    linear, exact = layer(bias, dtype), layer(bias, dtype).double()
+    inputs, other = torch.randn(rows, WIDTH).to(dtype), torch.randn(rows, HEIGHT).to(dtype)
+    product = PackedLinear(linear)
     assert product.lays_out == (with_kernels or dtype in _packed_types())
-    wanted: Tensor = exact(given.double())
+    truth: Tensor = exact(inputs.double())
     relative = 1e-5 if dtype == torch.float32 else 1.6e-2
     for result, expected in (
-        (product(given), wanted),
-        (product.silu(given), silu(wanted)),
-        (product.times(given, other), wanted * other.double()),
-        (product.plus(given, other), wanted + other.double()),
+        (product(inputs), truth),
+        (product.silu(inputs), silu(truth)),
+        (product.times(inputs, other), truth * other.double()),
+        (product.plus(inputs, other), truth + other.double()),
     ):
         assert result.dtype == dtype
         torch.testing.assert_close(result.double(), expected, atol=relative, rtol=relative)
@@ -51,20 +51,20 @@ def test_values_are_those_of_the_layer(dtype: torch.dtype, bias: bool, rows: int
 @torch.no_grad()
 def test_several_stand_next_to_each_other(biases: tuple[bool, bool], with_kernels: bool) -> None:
     layers = [layer(bias) for bias in biases]
-    given = torch.randn(5, WIDTH)
+    inputs = torch.randn(5, WIDTH)
     product = PackedLinear(*layers)
     assert product.lays_out == (len(set(biases)) == 1 and (with_kernels or torch.float32 in _packed_types()))
-    expected = torch.cat([made(given) for made in layers], -1)
-    torch.testing.assert_close(product(given), expected, atol=1e-5, rtol=1e-5)
+    expected = torch.cat([linear(inputs) for linear in layers], -1)
+    torch.testing.assert_close(product(inputs), expected, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
 def test_under_autocast_the_layer_is_called() -> None:
-    made, given = layer(), torch.randn(5, WIDTH)
-    product = PackedLinear(made)
+    linear, inputs = layer(), torch.randn(5, WIDTH)
+    product = PackedLinear(linear)
     with torch.autocast("cpu", torch.bfloat16):
-        result, expected = product(given), made(given)
-        added = product.plus(given, expected)
+        result, expected = product(inputs), linear(inputs)
+        added = product.plus(inputs, expected)
     assert result.dtype == torch.bfloat16
     assert torch.equal(result, expected)
     assert torch.equal(added, expected + expected)
@@ -73,15 +73,15 @@ def test_under_autocast_the_layer_is_called() -> None:
 @needs_copies
 @torch.no_grad()
 def test_operations_are_counted() -> None:
-    product, given = PackedLinear(layer()), torch.randn(5, WIDTH)
+    product, inputs = PackedLinear(layer()), torch.randn(5, WIDTH)
     assert product.lays_out
     with FlopCounterMode(display=False) as counter:
-        product.times(given, product.silu(given))
+        product.times(inputs, product.silu(inputs))
     assert counter.get_total_flops() == 2 * 2 * 5 * WIDTH * HEIGHT
 
 
 @pytest.mark.parametrize(
-    "others",
+    "build",
     [
         lambda: nn.Linear(9, 8).bfloat16(),  # small, and of no whole pairs
         lambda: nn.Linear(WIDTH, HEIGHT).double(),
@@ -90,46 +90,46 @@ def test_operations_are_counted() -> None:
     ids=["small", "double", "adapted"],
 )
 @torch.no_grad()
-def test_other_layers_are_called(others: object) -> None:
-    assert callable(others)
-    made: nn.Module = others()
-    weight = next(made.parameters())
-    given = torch.randn(3, weight.shape[1], dtype=weight.dtype)
-    product = PackedLinear(made)
+def test_other_layers_are_called(build: object) -> None:
+    assert callable(build)
+    linear: nn.Module = build()
+    weight = next(linear.parameters())
+    inputs = torch.randn(3, weight.shape[1], dtype=weight.dtype)
+    product = PackedLinear(linear)
     assert not product.lays_out
-    assert torch.equal(product(given), made(given))
-    assert torch.equal(product.plus(given, made(given)), 2 * made(given))
+    assert torch.equal(product(inputs), linear(inputs))
+    assert torch.equal(product.plus(inputs, linear(inputs)), 2 * linear(inputs))
 
 
 @needs_copies
 def test_bytes_of_copies_are_those_that_sampling_makes(monkeypatch: pytest.MonkeyPatch, with_kernels: bool) -> None:
-    made: list[int] = []
+    copied_bytes: list[int] = []
     monkeypatch.setattr(products, "_MANY_WEIGHTS", 1024)
     for kind in (products._OneDnnLinear, kernels.PackedWeight):
         begin = kind.__init__
 
         def noted(copy: Any, weight: Tensor, bias: Tensor | None, begin: Any = begin) -> None:
             begin(copy, weight, bias)
-            made.append(copy._panels.nbytes if with_kernels else weight.nbytes)
+            copied_bytes.append(copy._panels.nbytes if with_kernels else weight.nbytes)
 
         monkeypatch.setattr(kind, "__init__", noted)
     model = decoder("llama").eval()
     OneTokenPass(model)  # makes none before it is called
-    assert not made
+    assert not copied_bytes
     with torch.no_grad():
         sample(model, [[1, 2, 3]], SamplingOptions(3), stop_tokens=[], pad_token=0)
     # Found to be equal to the model's own pass, and used.
-    assert sum(made) == 2 * packed_bytes(model) > 0
+    assert sum(copied_bytes) == 2 * packed_bytes(model) > 0
     head: Any = model.get_output_embeddings()
     assert packed_bytes(with_adapters(model)) == PackedLinear(head).packed_bytes > 0  # which has none
     assert packed_bytes(unknown_decoder()) == 0
 
 
 def test_the_copy_goes_with_the_product() -> None:
-    """Weights that have changed in the meantime are those of a new one."""
-    made = layer()
-    given = torch.randn(3, WIDTH)
+    """A new instance has the changed weights."""
+    linear = layer()
+    inputs = torch.randn(3, WIDTH)
     with torch.no_grad():
-        before = PackedLinear(made)(given)
-        made.weight.mul_(2.0)
-        torch.testing.assert_close(PackedLinear(made)(given) - made.bias, 2 * (before - made.bias))
+        before = PackedLinear(linear)(inputs)
+        linear.weight.mul_(2.0)
+        torch.testing.assert_close(PackedLinear(linear)(inputs) - linear.bias, 2 * (before - linear.bias))

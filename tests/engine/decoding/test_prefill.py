@@ -39,15 +39,15 @@ def test_samples_are_those_of_one_pass(kind: str, samples: int, monkeypatch: pyt
     passes: list[int] = []
     model.register_forward_pre_hook(lambda *_: passes.append(1))
 
-    def drawn() -> Any:
+    def draw() -> Any:
         passes.clear()
         options = SamplingOptions(6)
         return sample(model, PROMPTS, options, stop_tokens=[30, 34, 48], pad_token=0, num_samples=samples, seed=2)
 
-    whole, made = drawn(), len(passes)
+    whole, count = draw(), len(passes)
     monkeypatch.setattr(reading, "TOKENS_AT_ONCE", 6)
-    parts = drawn()
-    assert len(passes) - made == (3 if kind != "with a window" else 0)
+    parts = draw()
+    assert len(passes) - count == (3 if kind != "with a window" else 0)
     assert torch.equal(whole.tokens, parts.tokens)
     torch.testing.assert_close(whole.logprob, parts.logprob, atol=2e-5, rtol=0)
 

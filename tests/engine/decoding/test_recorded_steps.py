@@ -1,4 +1,4 @@
-"""Steps that are recorded and played again, against steps that are not."""
+"""Replayed decoding steps against ordinary ones, with a stand-in for CUDA graphs."""
 
 import gc
 import logging
@@ -31,18 +31,18 @@ KINDS: dict[str, Callable[[], nn.Module]] = {
 
 
 class Record:
-    """What was recorded, and how often it was played."""
+    """Counts captures and replays."""
 
     def __init__(self) -> None:
-        self.tried, self.made, self.played = 0, 0, 0
+        self.tried, self.captured, self.played = 0, 0, 0
         self.alive: list[weakref.ref[Any]] = []
 
     def capture(self, function: Callable[[], None], device: torch.device) -> Callable[[], None]:
-        """As on a GPU."""
+        """Capture on the CPU stand-in."""
         self.tried += 1
         assert device.type == "cpu"
         recording = graph_on_a_cpu.capture(function)
-        self.made += 1
+        self.captured += 1
         self.alive.append(weakref.ref(recording))
 
         def play() -> None:
@@ -54,29 +54,29 @@ class Record:
 
 @pytest.fixture
 def record(monkeypatch: pytest.MonkeyPatch) -> Record:
-    """A CPU that records as a GPU would; switched on by :func:`both`."""
+    """A CPU stand-in for graphs; turned on by :func:`both`."""
     record = Record()
     monkeypatch.setattr(recorded_steps, "capture", record.capture)
-    monkeypatch.setattr(recorded_steps, "_ROOM", 12)
+    monkeypatch.setattr(recorded_steps, "_CAPACITY", 12)
     return record
 
 
 @pytest.fixture
 def both(record: Record, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Rollouts, Rollouts]]:
-    """Answers by plain steps, and by recorded ones."""
+    """Answers by ordinary steps, and by replayed ones."""
 
-    def written(model: nn.Module, options: SamplingOptions, **more: Any) -> tuple[Rollouts, Rollouts]:
+    def sample_both(model: nn.Module, options: SamplingOptions, **more: Any) -> tuple[Rollouts, Rollouts]:
         result = []
         for graphs in (False, True):
             monkeypatch.setattr(recorded_steps, "has_graphs", lambda device, graphs=graphs: graphs)
-            given = {"stop_tokens": STOP, "pad_token": PAD, "seed": 3} | more
-            result.append(sample(model, PROMPTS, options, **given))
+            arguments = {"stop_tokens": STOP, "pad_token": PAD, "seed": 3} | more
+            result.append(sample(model, PROMPTS, options, **arguments))
         return result[0], result[1]
 
-    return written
+    return sample_both
 
 
-def made(kind: str) -> nn.Module:
+def model_of(kind: str) -> nn.Module:
     torch.manual_seed(0)
     model = KINDS[kind]().eval()
     with torch.no_grad():
@@ -96,23 +96,23 @@ def expect_the_same(plain: Rollouts, recorded: Rollouts, allowed: float = 2e-5) 
 @pytest.mark.parametrize("samples", [1, 6])
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "bfloat16"])
 def test_answers_are_the_same(kind: str, samples: int, both: Any, record: Record) -> None:
-    """Through rows that end, room that is used up, and a rest that is not worth a recording."""
-    plain, recorded = both(made(kind), SamplingOptions(60), num_samples=samples, stop_tokens=[1])
+    """With rows that end, columns that are used up, and a rest too short for a capture."""
+    plain, recorded = both(model_of(kind), SamplingOptions(60), num_samples=samples, stop_tokens=[1])
     expect_the_same(plain, recorded)
-    assert record.made > 1
+    assert record.captured > 1
     assert record.played > 25
 
 
 @pytest.mark.parametrize("options", [{"temperature": 0.0}, {"temperature": 0.7}, {"top_p": 0.8}, {"batch_size": 7}])
 def test_however_tokens_are_drawn(options: dict[str, Any], both: Any, record: Record) -> None:
-    expect_the_same(*both(made("llama"), SamplingOptions(40, **options), num_samples=3))
+    expect_the_same(*both(model_of("llama"), SamplingOptions(40, **options), num_samples=3))
     assert record.played > 15
 
 
 def test_prompts_of_one_length_need_no_mask(both: Any, record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(globals(), "PROMPTS", [[5, 6, 7], [8, 9, 10], [3, 3, 3]])
     for samples in (1, 4):
-        expect_the_same(*both(made("llama"), SamplingOptions(40), num_samples=samples))
+        expect_the_same(*both(model_of("llama"), SamplingOptions(40), num_samples=samples))
     assert record.played > 15
 
 
@@ -124,12 +124,12 @@ def test_stop_strings_end_answers(both: Any, record: Record) -> None:
     plain, recorded = both(model, options, num_samples=8, tokenizer=tokenizer, stop_tokens=[])
     expect_the_same(plain, recorded)
     assert plain.terminated.any()
-    assert record.made > 0
+    assert record.captured > 0
 
 
 def test_in_half_precision_logprobs_are_those_of_a_fresh_pass(both: Any, record: Record) -> None:
-    """Rounding may lead to other tokens than plain steps draw; the numbers beside them are theirs."""
-    model = made("bfloat16")
+    """Rounding may lead to other tokens; log-probabilities are still those of the tokens."""
+    model = model_of("bfloat16")
     _, recorded = both(model, SamplingOptions(40), num_samples=6)
     scored = action_logits(model, recorded.tokens, recorded.mask)
     fresh = token_logprobs(scored.logits.float(), scored.tokens).detach()
@@ -138,9 +138,9 @@ def test_in_half_precision_logprobs_are_those_of_a_fresh_pass(both: Any, record:
 
 
 def test_under_autocast_nothing_is_recorded(both: Any, record: Record, caplog: pytest.LogCaptureFixture) -> None:
-    """Every step would cast all weights again. And rounding is no sign that a decoder is another one."""
+    """Under autocast every step would cast all weights, and rounding must not turn the one-token pass off."""
     with torch.autocast("cpu", torch.bfloat16):
-        expect_the_same(*both(made("llama"), SamplingOptions(30), num_samples=4))
+        expect_the_same(*both(model_of("llama"), SamplingOptions(30), num_samples=4))
     assert record.tried == 0
     assert "does not compute what others do" not in caplog.text
 
@@ -150,13 +150,13 @@ def test_keys_of_another_type_are_kept_in_that_of_the_cache() -> None:
     layer = PreallocatedKVLayer(9)
     new = torch.randn(2, 3, 1, 4)
     layer.update(new.bfloat16(), new.bfloat16())
-    layer.make_room(2, 4)
+    layer.reserve(2, 4)
     keys, _ = layer.write(new, new, torch.tensor([1]))
     assert torch.equal(keys[:, :, 1:2], new.bfloat16())
 
 
 def test_what_follows_the_end_of_an_answer_may_be_no_number(both: Any, record: Record) -> None:
-    model = made("llama")
+    model = model_of("llama")
     with torch.no_grad():
         for token in STOP[1:]:  # which is read only where a row goes on behind its end
             model.get_input_embeddings().weight[token] = torch.nan  # type: ignore[operator, union-attr, index]
@@ -167,8 +167,8 @@ def test_what_follows_the_end_of_an_answer_may_be_no_number(both: Any, record: R
 
 
 def test_the_answers_end_is_followed_by_padding(both: Any, record: Record) -> None:
-    """Rows go on being written for a while after their end."""
-    _, recorded = both(made("llama"), SamplingOptions(40), num_samples=6)
+    """Rows are decoded for some steps after their end."""
+    _, recorded = both(model_of("llama"), SamplingOptions(40), num_samples=6)
     assert recorded.terminated.any()
     for tokens, mask in zip(recorded.tokens, recorded.mask, strict=True):
         last = int(mask.nonzero().max())
@@ -177,27 +177,27 @@ def test_the_answers_end_is_followed_by_padding(both: Any, record: Record) -> No
 
 
 def test_few_rows_are_written_in_vain(both: Any, record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of lengths that fall off as those of an untrained policy do; and few recordings are made for them."""
-    monkeypatch.setattr(recorded_steps, "_ROOM", 128)
+    """With the lengths of an untrained policy's answers, few steps are wasted and few graphs captured."""
+    monkeypatch.setattr(recorded_steps, "_CAPACITY", 128)
     rows = 0
     sampled = recorded_steps.GraphSteps.next
 
-    def count(self: Any, chosen: torch.Tensor, uniform: torch.Tensor) -> Any:
+    def count(self: Any, tokens: torch.Tensor, uniform: torch.Tensor) -> Any:
         nonlocal rows
-        rows += len(chosen)
-        return sampled(self, chosen, uniform)
+        rows += len(tokens)
+        return sampled(self, tokens, uniform)
 
     monkeypatch.setattr(recorded_steps.GraphSteps, "next", count)
-    _, recorded = both(made("llama"), SamplingOptions(100), num_samples=40, stop_tokens=[1])
+    _, recorded = both(model_of("llama"), SamplingOptions(100), num_samples=40, stop_tokens=[1])
     needed = int(recorded.mask.sum()) - len(recorded.mask)  # reading the prompt gave the first
     assert rows <= 1.2 * needed
-    assert record.made <= 12
+    assert record.captured <= 12
 
 
 def test_what_cannot_be_recorded_is_done_step_by_step(
     both: Any, record: Record, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = made("llama")
+    model = model_of("llama")
     rotary = model.model.rotary_emb  # type: ignore[union-attr]
     forward, seen = rotary.forward, []
 
@@ -225,12 +225,12 @@ def test_a_recording_that_does_something_else_is_not_used(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Such as one that was made on another device, which does nothing."""
+    """Such as a graph captured on another device, which does nothing."""
 
     def capture(function: Callable[[], None], device: torch.device) -> Callable[[], None]:
         if wrong == "other":
             with monkeypatch.context() as patch:
-                patch.setattr(recorded_steps.GraphSteps, "_drawn", lambda _, logits, u: (logits.argmin(-1), u.float()))
+                patch.setattr(recorded_steps.GraphSteps, "_sample", lambda _, logits, u: (logits.argmin(-1), u.float()))
                 return record.capture(function, device)
         play = record.capture(function, device)
 
@@ -242,14 +242,14 @@ def test_a_recording_that_does_something_else_is_not_used(
 
     monkeypatch.setattr(recorded_steps, "capture", capture)
     with caplog.at_level(logging.WARNING):
-        expect_the_same(*both(made("llama"), SamplingOptions(40), num_samples=samples))
+        expect_the_same(*both(model_of("llama"), SamplingOptions(40), num_samples=samples))
     assert record.tried == 1
-    assert "did something else" in caplog.text
+    assert "gave other results" in caplog.text
 
 
 @pytest.mark.parametrize("how", ["unknown", "combined", "short", "dynamic"])
 def test_who_is_not_recorded(how: str, both: Any, record: Record) -> None:
-    model = unknown_decoder().eval() if how == "unknown" else made("llama")
+    model = unknown_decoder().eval() if how == "unknown" else model_of("llama")
     if how == "dynamic":  # asks how long the longest row is
         model = decoder("llama", rope_scaling={"rope_type": "dynamic", "factor": 2.0}).eval()
     more = {"combine": lambda logprobs: logprobs[0]} if how == "combined" else {}
@@ -260,7 +260,7 @@ def test_who_is_not_recorded(how: str, both: Any, record: Record) -> None:
 
 @pytest.fixture
 def no_collector() -> Iterator[None]:
-    """A cycle would stay."""
+    """Without reference cycles."""
     gc.collect()
     gc.disable()
     yield
@@ -268,24 +268,24 @@ def no_collector() -> Iterator[None]:
 
 
 def test_recordings_and_their_memory_are_let_go(both: Any, record: Record, no_collector: None) -> None:
-    both(made("llama"), SamplingOptions(60), num_samples=4)
-    assert record.made > 0
-    assert all(held() is None for held in record.alive)
+    both(model_of("llama"), SamplingOptions(60), num_samples=4)
+    assert record.captured > 0
+    assert all(reference() is None for reference in record.alive)
 
 
 def test_the_stand_in_plays_on_the_same_memory_or_fails() -> None:
-    given, into = [torch.ones(3)], torch.zeros(3)
+    arguments, into = [torch.ones(3)], torch.zeros(3)
 
     def step() -> None:
-        into.add_(given[0] * 2)
+        into.add_(arguments[0] * 2)
 
     play = graph_on_a_cpu.capture(step)
     assert (into == 0).all()  # recorded without effect
-    given[0] += 1
+    arguments[0] += 1
     play()
     play()
     assert (into == 8).all()
-    given.clear()
+    arguments.clear()
     with pytest.raises(AssertionError, match="memory that was freed"):
         play()
     with pytest.raises(RuntimeError, match="not permitted"):

@@ -1,4 +1,4 @@
-"""Models that keep other things than keys: what they sample is what they score, and how is found out by trying."""
+"""Models with other states than keys: samples have the scored log-probabilities, on the tried route."""
 
 import logging
 from typing import Any
@@ -75,12 +75,12 @@ def test_every_route_gives_the_same_answers(name: str, monkeypatch: pytest.Monke
     model.get_output_embeddings().weight.data.mul_(20.0)  # type: ignore[operator, union-attr]
     expected = sampled(model, options={"batch_size": 7})
     monkeypatch.setitem(routes._routes, model, Route(name))
-    monkeypatch.setattr(routes, "knows", lambda model: False)
+    monkeypatch.setattr(routes, "has_one_token_pass", lambda model: False)
     assert torch.equal(sampled(model, options={"batch_size": 7}).tokens, expected.tokens)
 
 
 def test_several_models_of_several_kinds_answer_together() -> None:
-    """One reads prompts of one length at a time, and so do all."""
+    """One model needs prompts of equal length, so all get them."""
     models = [tiny_model(kind, seed=seed) for seed, kind in enumerate(("mistral", "lfm2", "rwkv"))]
 
     def mean(logprobs: list[torch.Tensor]) -> torch.Tensor:
@@ -134,7 +134,7 @@ def test_a_model_that_sees_later_tokens_is_refused() -> None:
 
 
 def test_a_cache_that_is_wrong_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a model whose states take in padding: its logits tell."""
+    """A model whose states padding changes, which the trial's logits show."""
     monkeypatch.setattr("dpr_lightning.engine.decoding.cached_state.is_recurrent", lambda layer: False)
     model = tiny_model("mamba")
     assert sampling_route(model).name == LIBRARY_CACHE
@@ -147,7 +147,7 @@ def test_half_precision_takes_the_same_route() -> None:
 
 
 def test_in_shards_the_configuration_decides(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There a trial would be passes that other ranks do not make."""
+    """A trial would be passes that other ranks do not run."""
     monkeypatch.setattr(routes, "fetches_weights", lambda model: True)
     names = {kind: sampling_route(tiny_model(kind)).name for kind in ("gemma2", "lfm2", "rwkv")}
     assert names == {"gemma2": OWN_CACHE, "lfm2": NO_CACHE, "rwkv": NO_CACHE}

@@ -1,4 +1,4 @@
-"""Keys of prompts, kept once: against a copy for every row, in products, in memory and in what is sampled."""
+"""Prompt keys stored once, against a copy for every row: products, memory and samples."""
 
 import pytest
 import torch
@@ -19,21 +19,21 @@ def random(*shape: int) -> Tensor:
 
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize(
-    "kept",
+    "orders",
     [
         [],
         [[11, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]],  # the last row in the place of one that ended
-        [[5, 0, 11, 4, 3]],  # nobody answers the third prompt
+        [[5, 0, 11, 4, 3]],  # no row answers the third prompt
         [[5, 0, 1, 4, 3]],  # nor the fourth: two of four are left
         [[5, 0, 11, 4, 3], [4, 1, 0], [2]],  # and one of them in the end
     ],
 )
-def test_products_are_those_with_a_copy_for_every_row(kept: list[list[int]], padded: bool) -> None:
+def test_products_are_those_with_a_copy_for_every_row(orders: list[list[int]], padded: bool) -> None:
     layers = [(random(GROUPS, HEADS, LENGTH, WIDTH), random(GROUPS, HEADS, LENGTH, WIDTH + layer)) for layer in (1, 2)]
     seen = torch.arange(LENGTH) >= torch.tensor([[0], [3], [1], [2]]) if padded else None
     prompts = SharedPromptCache(layers, seen, SAMPLES)
     of = torch.arange(GROUPS).repeat_interleave(SAMPLES)
-    for order in kept:
+    for order in orders:
         prompts.keep(torch.tensor(order))
         of = of[torch.tensor(order)]
     query, weight = random(len(of), HEADS, EACH, WIDTH), random(len(of), HEADS, EACH, LENGTH)
@@ -46,16 +46,16 @@ def test_products_are_those_with_a_copy_for_every_row(kept: list[list[int]], pad
 
 
 def test_samples_under_autocast() -> None:
-    """PyTorch chooses the type of each product; the log-probabilities are those that half precision allows."""
+    """Under autocast, log-probabilities agree within half precision."""
     torch.manual_seed(0)
-    model, asked, options = decoder("llama").eval(), [[3, 4, 5], [6, 7]], SamplingOptions(max_new_tokens=5)
+    model, token_ids, options = decoder("llama").eval(), [[3, 4, 5], [6, 7]], SamplingOptions(max_new_tokens=5)
 
-    def drawn() -> Rollouts:
-        return sample(model, asked, options, stop_tokens=[9, 11, 13], pad_token=0, num_samples=6, seed=1)
+    def draw() -> Rollouts:
+        return sample(model, token_ids, options, stop_tokens=[9, 11, 13], pad_token=0, num_samples=6, seed=1)
 
-    exact = drawn()
+    exact = draw()
     with torch.autocast("cpu", torch.bfloat16):
-        result = drawn()
+        result = draw()
     # A draw at the border between two tokens may fall to the other side.
     same = (exact.tokens == result.tokens).all(1)
     assert same.sum() >= 10
@@ -64,9 +64,9 @@ def test_samples_under_autocast() -> None:
 
 
 def bytes_of_sampling(model: nn.Module, prompts: int, samples: int, prompt: int, options: SamplingOptions) -> int:
-    asked = [[2 + index % 40 for index in range(prompt)] for _ in range(prompts)]
+    token_ids = [[2 + index % 40 for index in range(prompt)] for _ in range(prompts)]
     with LiveBytes() as live:
-        sample(model, asked, options, stop_tokens=[], pad_token=0, num_samples=samples)
+        sample(model, token_ids, options, stop_tokens=[], pad_token=0, num_samples=samples)
         return live.peak
 
 

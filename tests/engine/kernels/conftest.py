@@ -1,4 +1,4 @@
-"""The kernels as this CPU compiles them, and as others with shorter vectors would."""
+"""The kernels as compiled for this CPU, and for CPUs with shorter vectors."""
 
 import ctypes
 import platform
@@ -21,13 +21,13 @@ def _compiled_for(architecture: str) -> ctypes.CDLL:
 
 @pytest.fixture(params=["this CPU", *OTHERS])
 def vectors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Each test once for every width."""
+    """Run each test once for every vector width."""
     if calling.compiled() is None:
         pytest.skip("there is no C++ compiler here")
     if request.param in OTHERS:
-        made = calling.with_signatures(_compiled_for(OTHERS[request.param]))
-        monkeypatch.setattr(calling, "compiled", lambda: made)
-        monkeypatch.setattr("dpr_lightning.engine.kernels.decoding_kernels.compiled", lambda: made)
+        library = calling.with_signatures(_compiled_for(OTHERS[request.param]))
+        monkeypatch.setattr(calling, "compiled", lambda: library)
+        monkeypatch.setattr("dpr_lightning.engine.kernels.decoding_kernels.compiled", lambda: library)
     calling.lanes.cache_clear()
     yield
     calling.lanes.cache_clear()

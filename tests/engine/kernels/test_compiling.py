@@ -1,4 +1,4 @@
-"""From source to a library, or to a line in the log and PyTorch's own operations."""
+"""Compiling and caching of the library, and what happens where that fails."""
 
 import ctypes
 import logging
@@ -24,7 +24,7 @@ needs_compiler = pytest.mark.skipif(not compiling.compilers(), reason="there is 
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where libraries are kept, empty."""
+    """The cache folder, empty."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.delenv(compiling.SWITCH, raising=False)
@@ -32,7 +32,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def fresh() -> ctypes.CDLL | None:
-    """As in a new process."""
+    """Load as a new process would."""
     return compiling.load.__wrapped__()
 
 
@@ -54,12 +54,12 @@ def test_a_machine_with_a_compiler_has_kernels() -> None:
 @needs_compiler
 def test_a_library_is_made_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert fresh() is not None
-    (made,) = cache.iterdir()  # nothing is left beside it
+    (library,) = cache.iterdir()  # nothing is left beside it
     assert stat.S_IMODE(cache.stat().st_mode) == 0o700
     monkeypatch.setattr(compiling, "build", lambda *_: pytest.fail("it was there"))
     assert fresh() is not None
     monkeypatch.setattr(compiling, "_processor", lambda: "another")
-    assert compiling._identity(compiling.compilers()[0]) not in made.name
+    assert compiling._identity(compiling.compilers()[0]) not in library.name
 
 
 def none_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,15 +117,15 @@ def test_where_the_compiler_that_is_asked_for_fails_another_serves(
 @needs_compiler
 @pytest.mark.parametrize("length", [4, 60_000])
 def test_a_damaged_library_is_made_again(cache: Path, length: int) -> None:
-    """To load one that was cut short would end the process."""
+    """Loading a truncated library would end the process."""
     assert fresh() is not None
     (file,) = cache.iterdir()
     whole = file.read_bytes()
     file.unlink()
     file.write_bytes(whole[:length])
-    made = fresh()
-    assert made is not None
-    assert made.lanes() in (4, 8, 16)
+    library = fresh()
+    assert library is not None
+    assert library.lanes() in (4, 8, 16)
     assert [other.stat().st_size for other in cache.iterdir()] == [len(whole)]
 
 
@@ -160,7 +160,7 @@ def test_they_can_be_switched_off() -> None:
         [sys.executable, "-c", program], env=os.environ | {compiling.SWITCH: "0"}, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr
-    assert not result.stderr  # whoever asked for it need not be told
+    assert not result.stderr  # no warning: it was requested
 
 
 @needs_compiler
@@ -185,7 +185,7 @@ def test_who_counts_operations_sees_those_of_pytorch() -> None:
     with FlopCounterMode(display=False):
         assert not kernels.serves(logits)
     seen: list[bool] = []
-    torch.jit.trace(lambda given: (seen.append(kernels.serves(given)), given + 1)[1], logits, check_trace=False)
+    torch.jit.trace(lambda value: (seen.append(kernels.serves(value)), value + 1)[1], logits, check_trace=False)
     assert seen == [False]
     assert not kernels.serves(logits, logits.bfloat16())
     assert not kernels.serves(logits.double())
@@ -196,7 +196,7 @@ def test_who_counts_operations_sees_those_of_pytorch() -> None:
 
 @needs_compiler
 def test_a_sample_is_the_same_to_the_bit_in_another_batch() -> None:
-    """From its own prompt on: reading prompts is PyTorch's, so these are of one length and read one by one."""
+    """After the prefill, which is PyTorch's; so prompts have one length and are read one by one."""
     torch.manual_seed(0)
     model = decoder("qwen3", head_dim=32).eval()
     options = SamplingOptions(max_new_tokens=12)

@@ -1,4 +1,4 @@
-"""What is written in C++ for one more token a row, against float64, on every width of vectors that this CPU has."""
+"""Kernels of one token a row, against float64, with every vector width of this CPU."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,8 +21,8 @@ def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Te
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed + sum(shape))).to(dtype)
 
 
-def near(found: Tensor, exact: Tensor, allowed: float) -> None:
-    torch.testing.assert_close(found.double(), exact, atol=allowed * max(1.0, float(exact.abs().max())), rtol=allowed)
+def near(result: Tensor, exact: Tensor, allowed: float) -> None:
+    torch.testing.assert_close(result.double(), exact, atol=allowed * max(1.0, float(exact.abs().max())), rtol=allowed)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -30,10 +30,10 @@ def near(found: Tensor, exact: Tensor, allowed: float) -> None:
 @pytest.mark.parametrize("columns", [1, 16, 47, 48, 130])
 @pytest.mark.parametrize("rows", [0, 1, 3, 7, 8, 9, 64])
 def test_products(rows: int, columns: int, biased: bool, dtype: torch.dtype) -> None:
-    weight, given = random(columns, 70, dtype=dtype) / 8, random(rows, 70, dtype=dtype)
+    weight, inputs = random(columns, 70, dtype=dtype) / 8, random(rows, 70, dtype=dtype)
     bias = random(columns, dtype=dtype) if biased else None
     other = random(rows, columns, dtype=dtype, seed=1)
-    exact = given.double() @ weight.double().T + (0.0 if bias is None else bias.double())
+    exact = inputs.double() @ weight.double().T + (0.0 if bias is None else bias.double())
     product = kernels.PackedWeight(weight, bias)
     followed: list[tuple[tuple[Any, ...], Tensor]] = [
         ((), exact),
@@ -42,7 +42,7 @@ def test_products(rows: int, columns: int, biased: bool, dtype: torch.dtype) -> 
         ((other, "plus"), exact + other.double()),
     ]
     for more, expected in followed:
-        result = product(given, *more)
+        result = product(inputs, *more)
         assert result.dtype == dtype
         assert result.shape == (rows, columns)
         if rows:
@@ -52,16 +52,16 @@ def test_products(rows: int, columns: int, biased: bool, dtype: torch.dtype) -> 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_row_is_the_same_to_the_bit_among_others_and_on_more_threads(dtype: torch.dtype) -> None:
     product = kernels.PackedWeight(random(200, 64, dtype=dtype), None)
-    given = random(37, 64, dtype=dtype)
-    whole = product(given)
+    inputs = random(37, 64, dtype=dtype)
+    whole = product(inputs)
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        assert torch.equal(product(given), whole)
+        assert torch.equal(product(inputs), whole)
     finally:
         torch.set_num_threads(threads)
     for row in (0, 7, 8, 36):
-        assert torch.equal(product(given[row : row + 1])[0], whole[row])
+        assert torch.equal(product(inputs[row : row + 1])[0], whole[row])
 
 
 def test_what_does_not_fit_is_refused() -> None:
@@ -97,32 +97,32 @@ def test_norms(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     near(kernels.root_mean_square_norm(hidden, spread, 1e-5), exact, ALLOWED[dtype])
 
 
-class Asked:
-    """Rows that ask for one more token, and what is kept of those before it."""
+class Case:
+    """Inputs of one decoding step of attention, and its cache."""
 
     def __init__(self, dtype: torch.dtype, group: int, width: int, length: int, rows: int = 6, heads: int = 2) -> None:
         self.rows, self.heads, self.group, self.width, self.length = rows, heads, group, width, length
-        self.asked = random(rows, (group + 2) * heads * width, dtype=dtype)
+        self.projected = random(rows, (group + 2) * heads * width, dtype=dtype)
         angle = random(rows, 1, width // 2)
         self.cosine = torch.cat([angle.cos()] * 2, -1).to(dtype)
         self.turned = signed_sine(torch.cat([angle.sin()] * 2, -1)).to(dtype)
-        self.kept = tuple(random(rows, heads, length + 5, width, dtype=dtype, seed=seed) for seed in (1, 2))
+        self.cache = tuple(random(rows, heads, length + 5, width, dtype=dtype, seed=seed) for seed in (1, 2))
         self.scale = width**-0.5
 
     def attend(self, bias: Tensor | None, prompts: kernels.LayerPromptCache | None) -> Tensor:
-        keys, values = self.kept
-        self.written = keys.clone(), values.clone()
+        keys, values = self.cache
+        self.updated = keys.clone(), values.clone()
         return kernels.attend(
-            self.asked, self.cosine, self.turned, self.written, self.length, self.scale, bias, prompts
+            self.projected, self.cosine, self.turned, self.updated, self.length, self.scale, bias, prompts
         )
 
     def exact(self, bias: Tensor | None, prompts: kernels.LayerPromptCache | None) -> Tensor:
-        heads = self.asked.double().view(self.rows, -1, self.width)
+        heads = self.projected.double().view(self.rows, -1, self.width)
         queries, keys = self.group * self.heads, (self.group + 1) * self.heads
         placed = rotate(heads[:, None, :keys], self.cosine.double(), self.turned.double()).squeeze(1)
         query, new = placed[:, :queries].view(self.rows, self.heads, self.group, -1), placed[:, queries:]
         self.new = new
-        known = [part[:, :, : self.length - 1].double() for part in self.kept]
+        known = [part[:, :, : self.length - 1].double() for part in self.cache]
         key = torch.cat([known[0], new[:, :, None]], 2)
         value = torch.cat([known[1], heads[:, keys:, None]], 2)
         score = query @ key.transpose(-1, -2) * self.scale
@@ -137,9 +137,9 @@ class Asked:
         return (score.softmax(-1) @ value).flatten(1)
 
 
-def prompts_of(asked: Asked, length: int, padded: bool) -> kernels.LayerPromptCache:
-    dtype = asked.asked.dtype
-    keys, values = (random(3, asked.heads, length, asked.width, dtype=dtype, seed=seed) for seed in (3, 4))
+def prompts_of(case: Case, length: int, padded: bool) -> kernels.LayerPromptCache:
+    dtype = case.projected.dtype
+    keys, values = (random(3, case.heads, length, case.width, dtype=dtype, seed=seed) for seed in (3, 4))
     bias = torch.zeros(3, length).masked_fill_(torch.arange(length) < torch.tensor([[0], [2], [1]]), float("-inf"))
     prompt = torch.tensor([2, 0, 2, 1, 0, 2])
     return kernels.LayerPromptCache(keys, values, bias if padded else None, prompt, prompt.argsort(stable=True))
@@ -149,43 +149,43 @@ def prompts_of(asked: Asked, length: int, padded: bool) -> kernels.LayerPromptCa
 @pytest.mark.parametrize(("group", "width"), [(1, 16), (3, 64), (4, 80), (7, 32)])
 @pytest.mark.parametrize("length", [1, 16, 37])
 def test_attention(length: int, group: int, width: int, dtype: torch.dtype) -> None:
-    asked = Asked(dtype, group, width, length)
+    case = Case(dtype, group, width, length)
     masked = torch.zeros(6, length).masked_fill_(
         torch.arange(length) < torch.tensor([0, 5, 0, 1, 2, 3])[:, None].clamp_max(length - 1), float("-inf")
     )
     for bias in (None, masked, masked[3:4]):
-        near(asked.attend(bias, None), asked.exact(bias, None), ALLOWED[dtype])
+        near(case.attend(bias, None), case.exact(bias, None), ALLOWED[dtype])
     for padded in (False, True):
-        prompts = prompts_of(asked, 19, padded)
-        near(asked.attend(None, prompts), asked.exact(None, prompts), ALLOWED[dtype])
-    keys, values = asked.written
-    near(keys[:, :, length - 1], asked.new, ALLOWED[dtype])
-    assert torch.equal(values[:, :, length - 1].flatten(1), asked.asked[:, (group + 1) * 2 * width :])
-    for written, before in zip(asked.written, asked.kept, strict=True):
-        others = torch.arange(length + 5) != length - 1
-        assert torch.equal(written[:, :, others], before[:, :, others])
+        prompts = prompts_of(case, 19, padded)
+        near(case.attend(None, prompts), case.exact(None, prompts), ALLOWED[dtype])
+    keys, values = case.updated
+    near(keys[:, :, length - 1], case.new, ALLOWED[dtype])
+    assert torch.equal(values[:, :, length - 1].flatten(1), case.projected[:, (group + 1) * 2 * width :])
+    for updated, before in zip(case.updated, case.cache, strict=True):
+        unchanged = torch.arange(length + 5) != length - 1
+        assert torch.equal(updated[:, :, unchanged], before[:, :, unchanged])
 
 
 @pytest.mark.parametrize(
     "break_it",
     [
-        lambda asked: setattr(asked, "length", 99),
-        lambda asked: setattr(asked, "cosine", asked.cosine.bfloat16()),
-        lambda asked: setattr(asked, "turned", asked.turned[1:]),
-        lambda asked: setattr(asked, "asked", asked.asked[:, 16:]),
-        lambda asked: setattr(asked, "kept", tuple(part[:, :, :4] for part in asked.kept)),
+        lambda case: setattr(case, "length", 99),
+        lambda case: setattr(case, "cosine", case.cosine.bfloat16()),
+        lambda case: setattr(case, "turned", case.turned[1:]),
+        lambda case: setattr(case, "projected", case.projected[:, 16:]),
+        lambda case: setattr(case, "cache", tuple(part[:, :, :4] for part in case.cache)),
     ],
 )
-def test_attention_that_would_leave_its_tensors_is_refused(break_it: Callable[[Asked], None]) -> None:
-    asked = Asked(torch.float32, 2, 32, 9)
-    break_it(asked)
+def test_attention_that_would_leave_its_tensors_is_refused(break_it: Callable[[Case], None]) -> None:
+    case = Case(torch.float32, 2, 32, 9)
+    break_it(case)
     with pytest.raises(ValueError, match="does not fit"):
-        asked.attend(None, None)
+        case.attend(None, None)
 
 
 def test_prompts_that_do_not_fit_are_refused() -> None:
-    asked = Asked(torch.float32, 2, 32, 9)
-    prompts = prompts_of(asked, 7, True)
+    case = Case(torch.float32, 2, 32, 9)
+    prompts = prompts_of(case, 7, True)
     for wrong in (
         prompts._replace(prompt=prompts.prompt[1:]),
         prompts._replace(order=prompts.order.int()),
@@ -193,7 +193,7 @@ def test_prompts_that_do_not_fit_are_refused() -> None:
         prompts._replace(bias=prompts.bias.double()),  # type: ignore[union-attr]
     ):
         with pytest.raises(ValueError, match="do not fit"):
-            asked.attend(None, wrong)
+            case.attend(None, wrong)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -204,11 +204,11 @@ def test_draws(columns: int, temperature: float, dtype: torch.dtype) -> None:
     uniform = torch.rand(40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     uniform[:2] = torch.tensor([0.0, 1.0 - 2**-53])
     exact = (logits.double() / temperature).log_softmax(-1)
-    chosen, logprob = kernels.sample_tokens(logits, uniform, temperature)
-    near(logprob, exact.gather(1, chosen[:, None]).squeeze(1), 2e-6)
+    sampled, logprob = kernels.sample_tokens(logits, uniform, temperature)
+    near(logprob, exact.gather(1, sampled[:, None]).squeeze(1), 2e-6)
     until = exact.exp().cumsum(-1)
-    reached = until.gather(1, chosen[:, None]).squeeze(1)
-    before = reached - exact.exp().gather(1, chosen[:, None]).squeeze(1)
+    reached = until.gather(1, sampled[:, None]).squeeze(1)
+    before = reached - exact.exp().gather(1, sampled[:, None]).squeeze(1)
     assert ((before <= uniform + 1e-6) & (uniform <= reached + 1e-6)).all()
 
 
@@ -216,30 +216,30 @@ def test_impossible_tokens_are_never_drawn_and_strange_logits_are_seen() -> None
     logits = torch.full((4, 600), float("-inf"))
     logits[:, 5], logits[:, 300] = 0.0, 0.0
     logits[2, 7], logits[3] = float("nan"), float("-inf")
-    chosen, logprob = kernels.sample_tokens(
+    sampled, logprob = kernels.sample_tokens(
         logits, torch.tensor([0.0, 1.0 - 2**-53, 0.5, 0.5], dtype=torch.float64), 1.0
     )
-    assert chosen[:2].tolist() == [5, 300]
+    assert sampled[:2].tolist() == [5, 300]
     assert logprob[2:].isnan().all()
-    assert ((chosen >= 0) & (chosen < 600)).all()
+    assert ((sampled >= 0) & (sampled < 600)).all()
     near(logprob[:2], torch.full((2,), 0.5).double().log(), 1e-6)
 
 
 def test_draws_are_those_of_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     logits, uniform = random(500, 700), torch.rand(500, dtype=torch.float64)
-    chosen, logprob = sample_tokens(logits, uniform, temperature=0.9)
+    sampled, logprob = sample_tokens(logits, uniform, temperature=0.9)
     monkeypatch.setattr(kernels, "serves", lambda *_: False)
     expected, wanted_logprob = sample_tokens(logits, uniform, temperature=0.9)
-    same = chosen == expected  # a draw at the border between two tokens may fall to the other side
+    same = sampled == expected  # a draw at the border between two tokens may fall to the other side
     assert same.sum() >= 498
     torch.testing.assert_close(logprob[same], wanted_logprob[same], atol=2e-6, rtol=0)
 
 
-@pytest.mark.parametrize("others", [torch.float64, torch.bfloat16])
-def test_what_others_make_the_default_changes_nothing(others: torch.dtype) -> None:
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_the_default_dtype_changes_nothing(default: torch.dtype) -> None:
     logits, uniform = random(3, 50), torch.rand(3, dtype=torch.float64)
     expected = kernels.sample_tokens(logits, uniform, 1.0)
-    torch.set_default_dtype(others)
+    torch.set_default_dtype(default)
     try:
         with torch.device("meta"):
             result = kernels.sample_tokens(logits, uniform, 1.0)
