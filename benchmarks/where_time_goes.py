@@ -28,7 +28,7 @@ from dpr_lightning.engine.kernels import decoding_kernels as decoding
 LAID_OUT, KERNEL = "mkldnn::_linear_pointwise", "kernel "
 """Names of products and of kernels whose operations the profiler does not count."""
 KINDS = {
-    "products": ("mm", "addmm", "bmm", "baddbmm", "dot", LAID_OUT, "kernel product", "kernel lay_out"),
+    "products": ("mm", "addmm", "bmm", "baddbmm", "dot", LAID_OUT, "kernel product", "kernel pack"),
     "attention": ("scaled_dot_product", "softmax", "kernel attend"),
     "activations and norms": (
         "silu",
@@ -49,7 +49,7 @@ KINDS = {
         "searchsorted",
         "gather",
         "amax",
-        "kernel draw",
+        "kernel sample",
     ),
     "optimizer": ("lerp_", "addcdiv_", "addcmul_", "sqrt", "fused_adamw_", "foreach"),
     "copies": ("copy_", "cat", "index", "index_select", "index_put_impl_", "fill_", "zero_", "clone", "embedding"),

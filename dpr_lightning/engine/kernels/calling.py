@@ -13,11 +13,11 @@ from dpr_lightning.engine.kernels import compiling
 TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 POINTER, LONG, INT, FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
 SIGNATURES: dict[str, list[Any]] = {
-    "lay_out": [POINTER] * 2 + [LONG] * 2 + [INT],
+    "pack": [POINTER] * 2 + [LONG] * 2 + [INT],
     "product": [POINTER] * 5 + [LONG] * 3 + [INT] * 2,
     "norm": [POINTER] * 3 + [LONG] * 2 + [FLOAT, INT],
     "attend": [POINTER] * 12 + [LONG] * 8 + [FLOAT, INT],
-    "draw": [POINTER] * 4 + [LONG] * 2 + [FLOAT, INT],
+    "sample": [POINTER] * 4 + [LONG] * 2 + [FLOAT, INT],
 }
 """Arguments of the functions ``NAME_TYPE`` of decoding.cpp."""
 

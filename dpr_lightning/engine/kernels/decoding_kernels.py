@@ -41,7 +41,7 @@ class PackedWeight:
         self._function = function("product", self._dtype)
         weight = weight.detach().contiguous()
         threads = torch.get_num_threads()
-        function("lay_out", self._dtype)(
+        function("pack", self._dtype)(
             weight.data_ptr(), self._panels.data_ptr(), self._width, self._columns, threads
         )
 
@@ -215,7 +215,7 @@ def sample_tokens(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[
     logits, uniform = logits.contiguous(), uniform.double().contiguous()
     tokens = torch.empty(len(logits), dtype=torch.int64, device="cpu")
     logprob = torch.empty(len(logits), dtype=torch.float32, device="cpu")
-    function("draw", logits.dtype)(
+    function("sample", logits.dtype)(
         logits.data_ptr(),
         uniform.data_ptr(),
         tokens.data_ptr(),

@@ -1,6 +1,6 @@
-// Tiles of products that stay in registers.
+// Products in tiles that stay in registers.
 //
-// The number of a row and the weight of a column meet as words: one float, or two neighbouring bfloat16 numbers.
+// Numbers and weights are multiplied as words: one float, or two neighbouring bfloat16 numbers.
 
 #pragma once
 
@@ -11,7 +11,7 @@
 
 namespace {
 
-// A tile of results stays in registers: TILE_ROWS rows of TILE_VECTORS vectors; a panel is as wide as a tile.
+// A tile of results has TILE_ROWS rows of TILE_VECTORS vectors; a panel is as wide as a tile.
 constexpr int TILE_ROWS = LANES == 8 ? 4 : 8, TILE_VECTORS = 3, PANEL = TILE_VECTORS * LANES;
 
 template <typename Number>
@@ -58,7 +58,7 @@ inline void multiply(const void* rows, long words, const uint32_t* panel, Floats
 
 // A panel of PANEL columns from `count` rows of weights, each `width` numbers; columns beyond those are zeros.
 template <typename Number>
-void lay_out_panel(const Number* weight, long count, long width, uint32_t* panel) {
+void pack_panel(const Number* weight, long count, long width, uint32_t* panel) {
     const long words = width / in_a_word<Number>;
     for (long c = 0; c < PANEL; c++)
         for (long k = 0; k < words; k++) {

@@ -1,4 +1,4 @@
-// Vectors of floats, by the extensions of GCC and Clang, so that one text serves every CPU: 16 floats with AVX-512, 8
+// Vectors of floats, by the extensions of GCC and Clang, so that one source fits every CPU: 16 floats with AVX-512, 8
 // with AVX, 4 elsewhere. Numbers in memory are float or bfloat16.
 
 #pragma once
@@ -30,9 +30,9 @@ struct Half {  // bfloat16
 inline Floats all(float value) { return Floats{} + value; }
 
 inline Floats load(const float* from) {
-    Floats made;
-    std::memcpy(&made, from, sizeof made);
-    return made;
+    Floats result;
+    std::memcpy(&result, from, sizeof result);
+    return result;
 }
 
 inline Floats load(const Half* from) {
@@ -52,17 +52,17 @@ inline Words narrow(Floats value) {
 }
 
 inline void store(Half* to, Floats value) {
-    Shorts made = __builtin_convertvector(narrow(value), Shorts);
-    std::memcpy(to, &made, sizeof made);
+    Shorts result = __builtin_convertvector(narrow(value), Shorts);
+    std::memcpy(to, &result, sizeof result);
 }
 
 inline float wide(float value) { return value; }
 
 inline float wide(Half value) {
     uint32_t bits = uint32_t(value.bits) << 16;
-    float made;
-    std::memcpy(&made, &bits, 4);
-    return made;
+    float result;
+    std::memcpy(&result, &bits, 4);
+    return result;
 }
 
 // e^x with an error of some 1e-7 of itself: 2^n times a polynomial (Cephes' expf), 0 below −87.
@@ -71,7 +71,7 @@ inline Floats exponential(Floats x) {
     Words small = (Words)(x < least);
     x = x < least ? least : x;
     x = x > most ? most : x;
-    Floats shifted = x * 1.44269504f + 12582912.f;  // 1.5 · 2^23: the whole part is left in the lowest bits
+    Floats shifted = x * 1.44269504f + 12582912.f;  // 1.5 · 2^23: the integer part is in the lowest bits
     Floats n = shifted - 12582912.f;
     Floats r = x - n * 0.693359375f + n * 2.12194440e-4f;
     Floats p = all(1.9875691500e-4f);
@@ -81,26 +81,26 @@ inline Floats exponential(Floats x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + r + 1.f;
-    Floats made = (Floats)((((Words)shifted << 23) + (Words)p) & ~small);
-    return x == x ? made : x;
+    Floats result = (Floats)((((Words)shifted << 23) + (Words)p) & ~small);
+    return x == x ? result : x;
 }
 
 // Every second number of two vectors, from `FIRST` on.
-template <int FIRST, int... PLACES>
-inline Floats every_second(Floats a, Floats b, std::integer_sequence<int, PLACES...>) {
+template <int FIRST, int... INDICES>
+inline Floats every_second(Floats a, Floats b, std::integer_sequence<int, INDICES...>) {
 #if defined(__clang__)
-    return __builtin_shufflevector(a, b, (2 * PLACES + FIRST)...);
+    return __builtin_shufflevector(a, b, (2 * INDICES + FIRST)...);
 #else
-    return __builtin_shuffle(a, b, Words{(2 * PLACES + FIRST)...});  // GCC has the other only since version 12
+    return __builtin_shuffle(a, b, Words{(2 * INDICES + FIRST)...});  // GCC < 12 has no shufflevector
 #endif
 }
 
 inline Floats neighbours_added(Floats a, Floats b) {
-    auto places = std::make_integer_sequence<int, LANES>{};
-    return every_second<0>(a, b, places) + every_second<1>(a, b, places);
+    auto indices = std::make_integer_sequence<int, LANES>{};
+    return every_second<0>(a, b, indices) + every_second<1>(a, b, indices);
 }
 
-// The sums of LANES vectors, in their order. They are written over.
+// The sums of LANES vectors, in their order; `parts` is overwritten.
 inline Floats sums(Floats* parts) {
     for (int count = LANES; count > 1; count /= 2)
         for (int i = 0; i < count / 2; i++) parts[i] = neighbours_added(parts[2 * i], parts[2 * i + 1]);
@@ -115,9 +115,9 @@ inline float sum(Floats value) {
 inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 
 inline float largest(Floats value) {
-    auto places = std::make_integer_sequence<int, LANES>{};
+    auto indices = std::make_integer_sequence<int, LANES>{};
     for (int count = LANES; count > 1; count /= 2)
-        value = larger(every_second<0>(value, value, places), every_second<1>(value, value, places));
+        value = larger(every_second<0>(value, value, indices), every_second<1>(value, value, indices));
     return value[0];
 }
 

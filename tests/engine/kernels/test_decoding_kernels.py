@@ -70,7 +70,7 @@ def test_what_does_not_fit_is_refused() -> None:
         product(random(2, 9))
     with pytest.raises(ValueError, match="for weights of 8"):
         product(random(2, 8, dtype=torch.bfloat16))
-    with pytest.raises(ValueError, match="beside a product"):
+    with pytest.raises(ValueError, match="for a product"):
         product(random(2, 8), random(3, 6), "plus")
     with pytest.raises(ValueError, match="no whole pairs"):
         kernels.PackedWeight(random(6, 9, dtype=torch.bfloat16), None)
