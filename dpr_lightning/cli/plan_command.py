@@ -13,6 +13,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dpr_lightning.cli.lightning import parse_lightning
+from dpr_lightning.cli.plan_algorithm import algorithm_to_count
 from dpr_lightning.data.demonstrations import DEFAULT_TOKEN_BUDGET
 from dpr_lightning.engine import is_known_decoder, token_budget_for, weight_bytes
 from dpr_lightning.engine.decoding import packed_bytes
@@ -22,6 +23,7 @@ from dpr_lightning.errors import InputError, counted, first_line
 from dpr_lightning.modules.memory import (
     Shape,
     StepMemory,
+    algorithm_loss,
     all_actions_step_loss,
     imitation_loss,
     reinforce_loss,
@@ -29,6 +31,7 @@ from dpr_lightning.modules.memory import (
     scoring_memory,
     training_memory,
 )
+from dpr_lightning.modules.rollout_algorithm import RolloutAlgorithm
 from dpr_lightning.policies import LoraSpec, PolicySpec
 from dpr_lightning.policies.adapters import is_adapter
 from dpr_lightning.policies.outline import GroupedProducts, materialise, outline_policy
@@ -36,6 +39,8 @@ from dpr_lightning.policies.sharding import layer_names
 from dpr_lightning.rollouts import SamplingOptions
 
 ZERO = {"Zero1Strategy": 1, "Zero2Strategy": 2, "Zero3Strategy": 3}
+COUNTED = ("SupervisedIRL", "DensePathReinforce")
+"""Modules whose losses are restated in modules/memory.py."""
 WHAT_HELPS = "--what_helps"
 GATHERED_BY_ZERO3 = 1_000_000_000
 """Number of parameters that DeepSpeed leaves gathered before it releases any (stage3_max_live_parameters)."""
@@ -123,13 +128,15 @@ def plan(arguments: Sequence[str]) -> Plan:
             count as whole, since the memory of the device is not known here.
 
     Raises:
-        InputError: the module is neither SupervisedIRL nor DensePathReinforce, a configuration is missing, or the
-            model's control flow depends on the content of its tensors.
+        InputError: the module is neither SupervisedIRL nor a rollout algorithm that can be counted, a configuration is
+            missing, or the model's control flow depends on the content of its tensors.
     """
     config = parse_lightning(["fit", *arguments])
+    # Before there are tensors without content, which a module's own state cannot be made of.
+    algorithm = None if _kind(config) in COUNTED else algorithm_to_count(config["model"])
     try:
         with FakeTensorMode(), GroupedProducts():
-            return _counted(config)
+            return _counted(config, algorithm)
     except InputError:
         raise
     except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -139,9 +146,13 @@ def plan(arguments: Sequence[str]) -> Plan:
         ) from error
 
 
-def _counted(config: dict[str, Any]) -> Plan:
-    trainer, model, data = config["trainer"], config["model"], config["data"]
-    kind, options = model["class_path"].rpartition(".")[2], model["init_args"]
+def _kind(config: dict[str, Any]) -> str:
+    return str(config["model"]["class_path"]).rpartition(".")[2]
+
+
+def _counted(config: dict[str, Any], algorithm: RolloutAlgorithm | None) -> Plan:
+    trainer, data = config["trainer"], config["data"]
+    kind, options = _kind(config), config["model"]["init_args"]
     ranks = _ranks(trainer)
     spec, autocast = _precision(_policy(options["policy"]), str(trainer["precision"]), ranks)
     make = partial(_create, spec, lean=ranks.stage < 3)
@@ -169,7 +180,10 @@ def _counted(config: dict[str, Any]) -> Plan:
             )
         step = training_memory(make, optimizer, shape, loss, accumulate=accumulate, autocast=autocast)
     else:
-        raise InputError(f"`dpr plan` counts for SupervisedIRL and DensePathReinforce; this config trains {kind}.")
+        assert algorithm is not None
+        loss = partial(algorithm_loss, algorithm=algorithm)
+        shape, phases, stays = _rollouts(spec, options, data["init_args"], ranks, accumulate)
+        step = training_memory(make, optimizer, shape, loss, accumulate=accumulate, autocast=autocast)
     # After its hooks were removed for a rollout, DeepSpeed has to see a pass before it fetches ahead.
     hooks_removed = bool(phases) and ranks.sampling_weights != "shards" and accumulate == 1
     state, learning = _state_of_rank(step, ranks, make, fetches_ahead=not hooks_removed)
@@ -249,7 +263,7 @@ def _imitated(data: Any) -> Shape:
 def _rollouts(
     spec: PolicySpec, options: Any, data: Any, ranks: Ranks, accumulate: int
 ) -> tuple[Shape, dict[str, int], dict[str, int]]:
-    """The micro-batch of DPR, and bytes of its phases before learning and of its frozen models."""
+    """The micro-batch of a rollout algorithm, and bytes of its phases before learning and of its frozen models."""
     sampling = SamplingOptions(**dict(data["sampling"] or {}))
     prompt, answer = int(data["max_prompt_length"]), sampling.max_new_tokens
     answers = _answers(data, ranks)
@@ -257,7 +271,7 @@ def _rollouts(
     # Only the model's own forward pass reads weights in shards.
     whole = ranks.kind != "fsdp2" and ranks.stage < 3
     micro = _part_of_rollout(math.ceil(answers / accumulate), prompt, answer, samples if whole else 1, answers)
-    models, every = 1 + len(data["references"]), options["estimator"] == "all_actions"
+    models, every = 1 + len(data["references"]), options.get("estimator") == "all_actions"
     frozen = PolicySpec(**{**vars(spec), "dtype": data["dtype"], "lora": None, "checkpoint": None})
     make = partial(_create, frozen, trainable=False)
     in_shards, outline = _frozen_in_shards(data, ranks), outline_policy(frozen, trainable=False)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dpr_lightning.engine.model_inputs import model_inputs
+from dpr_lightning.engine.model_inputs import Inputs, model_inputs
 from dpr_lightning.functional import action_positions
 
 
@@ -46,8 +46,14 @@ def logits_at(
     With ``sampled``, prompts that several rows answer may be read once; then no ``state`` may be inside a prompt.
     """
     inputs, start = model_inputs(model, tokens, mask, packed, sampled=sampled)
-    with _head_sees(model, (start.unsqueeze(1) + state).clamp_min(0)):
-        return model(**inputs).logits  # type: ignore[no-any-return]
+    return logits_of_inputs(model, inputs, (start.unsqueeze(1) + state).clamp_min(0))
+
+
+def logits_of_inputs(model: nn.Module, inputs: Inputs, index: Tensor) -> Tensor:
+    """Logits [B, S, V] of prepared inputs at the states ``index`` [B, S], counted through all rows."""
+    with _head_sees(model, index):
+        logits: Tensor = model(**inputs).logits
+    return logits
 
 
 def last_logits(model: nn.Module, **inputs: Any) -> Tensor:

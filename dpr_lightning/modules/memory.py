@@ -10,18 +10,21 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_map_only
 
-from dpr_lightning.engine import ActedStates, ActionValues, TokenLoss, logits_at, shares_prompts
+from dpr_lightning.engine import ActedStates, ActionLogits, ActionValues, TokenLoss, logits_at, shares_prompts
 from dpr_lightning.engine.decoding import sample_tokens
 from dpr_lightning.engine.decoding.decoder_state import DecoderState
 from dpr_lightning.engine.decoding.prefill import TOKENS_AT_ONCE
 from dpr_lightning.engine.decoding.routes import outlined_state
+from dpr_lightning.engine.forward import logits_of_inputs
 from dpr_lightning.engine.fused_head import rows_at_a_time
 from dpr_lightning.engine.output_head import bare_head
 from dpr_lightning.engine.scoring import logprobs_at, states_at
 from dpr_lightning.engine.shared_prompts import Prompts, pays, prefill_shared
 from dpr_lightning.engine.training_loss import loss_at
 from dpr_lightning.functional import clipped_surrogate_loss, entropy, token_logprobs
+from dpr_lightning.modules.rollout_algorithm import RolloutAlgorithm, score_logits
 from dpr_lightning.rollouts import SamplingOptions
+from dpr_lightning.types import RolloutBatch
 
 
 class LiveBytes(TorchDispatchMode):
@@ -194,6 +197,17 @@ def imitation_loss(model: nn.Module, shape: Shape) -> Tensor:
 def reinforce_loss(model: nn.Module, shape: Shape) -> Tensor:
     """As :class:`DensePathReinforce` computes it with ``estimator: reinforce``."""
     return _acted(model, shape, lambda logprob, _: _one_surrogate(logprob))
+
+
+def algorithm_loss(model: nn.Module, shape: Shape, *, algorithm: RolloutAlgorithm) -> Tensor:
+    """As a :class:`RolloutAlgorithm` computes it that leaves ``score`` as it is: by its own ``loss``."""
+    tokens, mask, state, token = _batch(shape)
+    inputs, start = _inputs(model, tokens, shape)
+    actions = torch.ones_like(token, dtype=torch.bool)
+    scored = score_logits(ActionLogits(logits_of_inputs(model, inputs, start.unsqueeze(1) + state), token, actions))
+    row, value = torch.zeros(shape.rows, dtype=torch.long), torch.zeros(token.shape)
+    part = RolloutBatch(tokens, mask, row > 0, row, value, value, value, value, value, torch.tensor(1.0))
+    return algorithm.loss(scored, part)
 
 
 def _acted(model: nn.Module, shape: Shape, token_loss: TokenLoss, action_values: ActionValues | None = None) -> Tensor:

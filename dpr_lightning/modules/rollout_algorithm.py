@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dpr_lightning.data import RolloutLoader
 from dpr_lightning.distributed import sum_over_ranks
-from dpr_lightning.engine import disable_dropout, sampled_logits
+from dpr_lightning.engine import ActionLogits, disable_dropout, sampled_logits
 from dpr_lightning.errors import InputError
 from dpr_lightning.functional import entropy, masked_mean, masked_sum, token_logprobs
 from dpr_lightning.modules.base import PolicyModule, default_optimizer
@@ -34,6 +34,13 @@ class ScoredPart(NamedTuple):
     mask: Tensor
     loss: Tensor | None = None
     sums: Mapping[str, Tensor] = {}
+
+
+def score_logits(actions: ActionLogits) -> ScoredPart:
+    """Log-probabilities and entropies of the acted tokens, in at least float32."""
+    logits = actions.logits.to(torch.promote_types(actions.logits.dtype, torch.float32))
+    logprob = token_logprobs(logits, actions.tokens).masked_fill(~actions.mask, 0.0)
+    return ScoredPart(logprob, entropy(logits.log_softmax(-1)).masked_fill(~actions.mask, 0.0), actions.mask)
 
 
 class RolloutAlgorithm(PolicyModule):
@@ -112,11 +119,7 @@ class RolloutAlgorithm(PolicyModule):
 
     def score(self, part: RolloutBatch) -> ScoredPart:
         """Called in each step for each micro-batch: its tokens under the policy in training, with their gradient."""
-        scored = sampled_logits(self.policy, part.tokens, part.mask)
-        logits = scored.logits.to(torch.promote_types(scored.logits.dtype, torch.float32))
-        logprob = token_logprobs(logits, scored.tokens).masked_fill(~scored.mask, 0.0)
-        uncertainty = entropy(logits.log_softmax(-1)).masked_fill(~scored.mask, 0.0)
-        return ScoredPart(logprob, uncertainty, scored.mask)
+        return score_logits(sampled_logits(self.policy, part.tokens, part.mask))
 
     def loss(self, scored: ScoredPart, part: RolloutBatch) -> Tensor:
         """Called after :meth:`score`: the part's share of the step's loss.

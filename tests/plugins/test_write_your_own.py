@@ -8,10 +8,12 @@ import pytest
 import torch
 import yaml
 
+from dpr_lightning.cli.plan_command import plan
+from dpr_lightning.errors import InputError
 from dpr_lightning.types import RolloutBatch
 from tests.gates.cases import STOPPED, Runs
 from tests.gates.record import HASH
-from tests.plugins.reinforce_entropy import ReinforceEntropy, brevity
+from tests.plugins.reinforce_entropy import IdentityPreference, ReinforceEntropy, brevity
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "write_your_own.md").read_text(encoding="utf-8")
@@ -93,3 +95,21 @@ def test_the_baseline_is_the_mean_return_of_the_batch() -> None:
     rollout = RolloutBatch(mask.long(), mask, rows > 0, rows, zero, zero, zero, reward, zero, count, outcome)
     credited = ReinforceEntropy.credit(object.__new__(ReinforceEntropy), rollout)
     torch.testing.assert_close(credited.advantage, torch.tensor([[-0.5, -0.5], [0.5, 0.0]]))
+
+
+def test_its_memory_is_counted_with_its_loss(runs: Runs, tmp_path: Path) -> None:
+    config = rollout_config(runs) | {"trainer": {"accelerator": "cpu", "devices": 1}}
+    config["data"]["init_args"] |= {"max_prompt_length": 8, "samples_per_prompt": 1}
+    peaks = []
+    for name, rows in (("one", 6), ("two", 12)):
+        config["data"]["init_args"]["prompts_per_rollout"] = rows
+        (tmp_path / name).write_text(yaml.safe_dump(config))
+        phases = plan(["--config", str(tmp_path / name)]).phases
+        peaks += [size for phase, size in phases.items() if "learning" in phase]
+    assert 0 < peaks[0] < peaks[1]
+    policy = config["model"]["init_args"]["policy"]
+    pairs = f"{IdentityPreference.__module__}.IdentityPreference"
+    config["model"] = {"class_path": pairs, "init_args": {"policy": policy}}
+    (tmp_path / "pairs").write_text(yaml.safe_dump(config))
+    with pytest.raises(InputError, match="trains IdentityPreference"):
+        plan(["--config", str(tmp_path / "pairs")])
