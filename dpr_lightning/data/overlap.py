@@ -14,7 +14,7 @@ EXAMPLES = 3
 """Examples of an overlap that a message names."""
 
 
-class Prompts(Protocol):
+class HashedPrompts(Protocol):
     """A set of prompts: a :class:`PromptSet`, or the demonstrations of a :class:`TokenizedDataset`."""
 
     @property
@@ -55,7 +55,7 @@ class OverlapReport:
         return "\n".join(lines)
 
 
-def check_overlap(sets: Mapping[str, Prompts], allow_overlap: bool = False) -> OverlapReport:
+def check_overlap(sets: Mapping[str, HashedPrompts], allow_overlap: bool = False) -> OverlapReport:
     """Compare named sets of prompts, pair by pair.
 
     Args:
