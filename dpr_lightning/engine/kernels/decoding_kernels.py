@@ -41,9 +41,7 @@ class PackedWeight:
         self._function = function("product", self._dtype)
         weight = weight.detach().contiguous()
         threads = torch.get_num_threads()
-        function("pack", self._dtype)(
-            weight.data_ptr(), self._panels.data_ptr(), self._width, self._columns, threads
-        )
+        function("pack", self._dtype)(weight.data_ptr(), self._panels.data_ptr(), self._width, self._columns, threads)
 
     def __call__(self, rows: Tensor, other: Tensor | None = None, then: str = "none") -> Tensor:
         """``rows`` [B, width] times the weights, and bias: [B, columns]; ``then`` silu, or times or plus ``other``."""
