@@ -240,7 +240,7 @@ def test_a_run_that_begins_anew_deletes_what_the_former_one_wrote(
     assert (tmp_path / "outside" / "metrics.csv").exists()
     assert not (run / "wandb").exists()
     assert "notes.txt" in caplog.text
-    with pytest.raises(InputError, match="other files"):
+    with pytest.raises(InputError, match="files of another kind"):
         fresh_folder(run, "another.json")
 
 
