@@ -53,7 +53,7 @@ class CheckpointStore:
         for path in (*_files(unfinished), *(path for path in unfinished.rglob("*") if path.is_dir()), unfinished):
             flush(path)
         whole = self.folder / _name(step)
-        replace_folder(unfinished, whole, self._written(step))
+        replace_folder(unfinished, whole, self._files_of(step))
         return whole
 
     def keep(self, steps: set[int]) -> None:
@@ -68,13 +68,13 @@ class CheckpointStore:
             shutil.rmtree(path)
 
     def _delete(self, step: int) -> None:
-        folder, written = self.folder / _name(step), self._written(step)
-        if written is None:
+        folder, files = self.folder / _name(step), self._files_of(step)
+        if files is None:
             log.warning("The checkpoint %s has a manifest that cannot be read, and stays.", folder)
-        elif not delete_written(folder, written):
+        elif not delete_written(folder, files):
             log.warning("%s is no checkpoint any more; what else is in it stays.", folder)
 
-    def _written(self, step: int) -> list[str] | None:
+    def _files_of(self, step: int) -> list[str] | None:
         """The files of a checkpoint, relative to its folder; None where its manifest is missing or damaged."""
         try:
             return [*self.manifest(step)["files"], MANIFEST]
@@ -83,13 +83,15 @@ class CheckpointStore:
 
     def steps(self) -> list[int]:
         """Steps of all checkpoints, the newest first."""
-        found = (path.name.removeprefix("step_") for path in self.folder.glob("step_*") if (path / MANIFEST).is_file())
-        return sorted((int(step) for step in found if step.isdigit()), reverse=True)
+        numbers = (
+            path.name.removeprefix("step_") for path in self.folder.glob("step_*") if (path / MANIFEST).is_file()
+        )
+        return sorted((int(step) for step in numbers if step.isdigit()), reverse=True)
 
     def manifest(self, step: int) -> dict[str, Any]:
         """What is known of a checkpoint."""
-        held: dict[str, Any] = json.loads((self.folder / _name(step) / MANIFEST).read_text(encoding="utf-8"))
-        return held
+        manifest: dict[str, Any] = json.loads((self.folder / _name(step) / MANIFEST).read_text(encoding="utf-8"))
+        return manifest
 
     def state(self, step: int) -> Path:
         """The part of a checkpoint that a trainer loads."""

@@ -48,9 +48,11 @@ class HarnessEvaluation(PeriodicEvaluation):
         scores: dict[str, float] = {}
         with module.full_policy() as policy:
             if trainer.is_global_zero:
-                found = harness_scores(policy, module.tokenizer, self.spec)
+                by_task = harness_scores(policy, module.tokenizer, self.spec)
                 scores = {
-                    f"harness/{task}/{name}": score for task, held in found.items() for name, score in held.items()
+                    f"harness/{task}/{name}": score
+                    for task, by_metric in by_task.items()
+                    for name, score in by_metric.items()
                 }
             if torch.distributed.is_initialized():
                 trainer.strategy.barrier("harness")

@@ -40,10 +40,12 @@ class HeldOutReward(PeriodicEvaluation):
             return {}
         if self._demonstrations is None:
             self._demonstrations, self._reward = self._read(data, module)
-        held = self._demonstrations
+        demonstrations = self._demonstrations
         with module.policy_for_inference() as policy:
-            logprob = sequence_logprobs(policy, held.tokens, held.mask, token_budget=data.token_budget)
-        nll = float(-logprob.sum() / held.mask.sum().clamp_min(1))
+            logprob = sequence_logprobs(
+                policy, demonstrations.tokens, demonstrations.mask, token_budget=data.token_budget
+            )
+        nll = float(-logprob.sum() / demonstrations.mask.sum().clamp_min(1))
         return {"held_out/reward_per_token": self._reward, "held_out/nll": nll}
 
     def _read(self, data: Any, module: Any) -> tuple[DemonstrationBatch, float]:
@@ -52,7 +54,7 @@ class HeldOutReward(PeriodicEvaluation):
         source = open_rows(data.held_out_path)
         rows = tokenize_rows(source, tokenizer, form, columns=data.columns, on_dropped="warn", limit=self.limit)
         rows.report.log_notes()
-        held = rows.batch(np.arange(len(rows)), 1.0, int(tokenizer.pad_token_id))
+        demonstrations = rows.batch(np.arange(len(rows)), 1.0, int(tokenizer.pad_token_id))
         data.reward.frozen.to(module.device)
-        scores = data.reward.score(held.tokens, held.mask, token_budget=data.token_budget)
-        return held, float(masked_mean(scores.reward, scores.mask))
+        scores = data.reward.score(demonstrations.tokens, demonstrations.mask, token_budget=data.token_budget)
+        return demonstrations, float(masked_mean(scores.reward, scores.mask))

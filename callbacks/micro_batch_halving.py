@@ -67,9 +67,9 @@ class MicroBatchHalving(Callback):
         before = checkpoint.get("callbacks", {}).get(self.state_key, {}).get("parts", 1)
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for counts in (progress["total"], progress["current"]):
-            ready = counts["ready"]
+            started = counts["ready"]
             for name, count in counts.items():
-                counts[name] = ready * self.parts // before - (ready - count)
+                counts[name] = started * self.parts // before - (started - count)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Remember to take less, and ask for another run."""

@@ -216,16 +216,16 @@ class ReferenceCheckpoints(Callback):
     def _averaged(self, module: LightningModule) -> Iterator[None]:
         """Within, the policy has its averages for weights."""
         weights = _trained(module)
-        kept = {name: value.clone() for name, value in weights.items()}
+        trained_values = {name: value.clone() for name, value in weights.items()}
         _put(weights, self._average)
         yield
-        _put(weights, kept)
+        _put(weights, trained_values)
 
     def state_dict(self) -> dict[str, Any]:
         """What was written so far, and the average."""
         # FSDP2 keeps the state of callbacks once, and not for each rank as DeepSpeed does.
         whole = {
-            name: held.full_tensor() if isinstance(held, DTensor) else held for name, held in self._average.items()
+            name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in self._average.items()
         }
         return {"written": dict(self.written), "average": whole, "spares": list(self._spares)}
 

@@ -124,10 +124,10 @@ class ResumableCheckpoints(Checkpoint):
         log.warning("The checkpoints of the run before are in %s now.", put_aside(folder, stays=(LOCK,)))
 
     def _restore_tables(self, trainer: Trainer, checkpoint: Path) -> None:
-        for place, logger in enumerate(_tables(trainer)):
-            kept = checkpoint / _table(place)
-            if kept.is_file():
-                _write_table(logger, kept.read_bytes())
+        for index, logger in enumerate(_tables(trainer)):
+            saved = checkpoint / _table(index)
+            if saved.is_file():
+                _write_table(logger, saved.read_bytes())
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Number logged steps as the interrupted run did: Lightning counts one twice where validation was due."""
@@ -224,7 +224,7 @@ class ResumableCheckpoints(Checkpoint):
             if trainer.is_global_zero:
                 self._seal(trainer, step, started)
         except (OSError, RuntimeError) as error:
-            # PyTorch reports a full disk as a RuntimeError of its own.
+            # PyTorch reports a full disk as a RuntimeError.
             raise InputError(
                 f"The checkpoint of step {step} could not be written to {self.store.folder}: {str(error)[:300]} "
                 "Those before it stay. Free some space or choose another `folder`, and run the same command again."
@@ -232,11 +232,11 @@ class ResumableCheckpoints(Checkpoint):
         trainer.strategy.barrier("checkpoint stands")
 
     def _seal(self, trainer: Trainer, step: int, started: float) -> None:
-        for place, logger in enumerate(_tables(trainer)):
+        for index, logger in enumerate(_tables(trainer)):
             logger.save()
-            written = Path(logger.experiment.metrics_file_path)
-            if written.is_file():
-                shutil.copyfile(written, self.store.unfinished(step) / _table(place))
+            metrics_file = Path(logger.experiment.metrics_file_path)
+            if metrics_file.is_file():
+                shutil.copyfile(metrics_file, self.store.unfinished(step) / _table(index))
         about = {
             "identity": self.identity,
             "strategy": type(trainer.strategy).__name__,
@@ -253,7 +253,7 @@ class ResumableCheckpoints(Checkpoint):
         stay = set([step for step in self.store.steps() if step <= newest][: self.retained])
         if self._best:
             pick = min if self.mode == "min" else max
-            stay.add(pick(self._best, key=lambda held: self._best[held]))
+            stay.add(pick(self._best, key=self._best.__getitem__))
         self.store.keep(stay)
 
     def state_dict(self) -> dict[str, Any]:
@@ -292,5 +292,5 @@ def _write_table(logger: CSVLogger, content: bytes) -> None:
     Path(writer.metrics_file_path).write_bytes(content)
 
 
-def _table(place: int) -> str:
-    return f"metrics_{place}.csv"
+def _table(index: int) -> str:
+    return f"metrics_{index}.csv"

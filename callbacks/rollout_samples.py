@@ -84,12 +84,12 @@ class RolloutSamples(Callback):
         assert prompts is not None
         tokenizer, policy = pl_module.tokenizer, pl_module.policy
         texts = decode_answers(rollout.tokens, rollout.mask, tokenizer, special_tokens(tokenizer, policy))
-        places = rollout.prompt.tolist()
+        prompt_indices = rollout.prompt.tolist()
         scores: list[float | None] = [None] * len(texts)
         if self.verifier is not None:
             scores = [
-                float(self.verifier(prompts.texts[place], text, prompts.metadata[place]))
-                for place, text in zip(places, texts, strict=True)
+                float(self.verifier(prompts.texts[index], text, prompts.metadata[index]))
+                for index, text in zip(prompt_indices, texts, strict=True)
             ]
             pl_module.log("rollout/verifier", sum(float(score or 0) for score in scores) / len(scores))
         if (number - 1) % self.every_n_rollouts == 0:
@@ -97,7 +97,7 @@ class RolloutSamples(Callback):
             rows = [
                 {
                     "step": trainer.global_step,
-                    "prompt": prompts.texts[places[row]],
+                    "prompt": prompts.texts[prompt_indices[row]],
                     "answer": texts[row],
                     "score": scores[row],
                     "reward": float(rollout.reward[row, : lengths[row]].sum()),

@@ -1,7 +1,7 @@
 """The batches that travel between the parts, and the legend of axes.
 
 Axes:
-    B  sequences of a batch; the K samples of one prompt lie next to each other
+    B  sequences of a batch; the K samples of one prompt are adjacent
     L  tokens of the longest sequence, prompt included
     T  actions (tokens the policy chose) of the sequence that has most of them
     V  vocabulary

@@ -177,9 +177,9 @@ class RewardDataModule(PolicyDataModule):
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(self.sft)
         self.prompts = self._read_prompts(self.prompts_path)
         check_ground_truth(self.prompts, self.verifier)
-        others = {"held-out demonstrations": self.held_out_path, "evaluation prompts": self.evaluation_path}
+        further_rows = {"held-out demonstrations": self.held_out_path, "evaluation prompts": self.evaluation_path}
         sets = {"prompts": self.prompts}
-        sets |= {name: self._read_prompts(path) for name, path in others.items() if path is not None}
+        sets |= {name: self._read_prompts(path) for name, path in further_rows.items() if path is not None}
         report = check_overlap(sets, self.allow_overlap)
         log.info("%s", report)
         if len(self.prompts) < self.prompts_per_rollout:
@@ -221,8 +221,8 @@ class RewardDataModule(PolicyDataModule):
         if self.prompts is not None:
             check_prompt_positions(policy, self.prompts, self.sampling.max_new_tokens, "data.sampling.max_new_tokens")
         if self.chat_template_kwargs:
-            own = choose_format(load_tokenizer(self.sft), chat_template_kwargs=self.chat_template_kwargs)
-            tokenizer.chat_template = own.chat_template
+            template_format = choose_format(load_tokenizer(self.sft), chat_template_kwargs=self.chat_template_kwargs)
+            tokenizer.chat_template = template_format.chat_template
         self.reward = DenseReward.from_folders(
             self.sft,
             self.references,
@@ -373,9 +373,9 @@ class RewardDataModule(PolicyDataModule):
 
     def teardown(self, stage: str) -> None:
         """Let go of what samples beside the policy."""
-        for held in (self.sampler, self._ahead):
-            if held is not None:
-                held.close()
+        for sampler in (self.sampler, self._ahead):
+            if sampler is not None:
+                sampler.close()
 
     def on_exception(self, exception: BaseException) -> None:
         """As at the end of a run."""
@@ -384,11 +384,11 @@ class RewardDataModule(PolicyDataModule):
     def _saved_rollout(self, epoch: int, index: int) -> RolloutBatch:
         """Rows of the precomputed rollouts, which are computed on first use."""
         assert self._schedule is not None
-        chosen = self._schedule.prompts_of(epoch, index)
+        indices = self._schedule.prompts_of(epoch, index)
         if self._saved is None:
             self._saved = self._precompute()
         group = torch.arange(self.samples_per_prompt)
-        rows = (torch.tensor(chosen).unsqueeze(1) * self.samples_per_prompt + group).flatten()
+        rows = (torch.tensor(indices).unsqueeze(1) * self.samples_per_prompt + group).flatten()
         return self._saved.take(rows)
 
     def _precompute(self) -> RolloutBatch:

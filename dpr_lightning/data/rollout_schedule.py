@@ -17,7 +17,7 @@ from dpr_lightning.types import Rollouts
 
 @dataclass(frozen=True)
 class RolloutSchedule:
-    """Rollouts by number: an epoch is one pass over the prompts, in an order of its own, shared out over the ranks.
+    """Rollouts by number: an epoch is one pass over the prompts, in a different order, divided over the ranks.
 
     Args:
         prompts: to answer.
@@ -66,13 +66,13 @@ class RolloutSchedule:
             epochs: after so many the run ends; -1 or None: it does not.
         """
         if self.ahead is None:
-            return self._written(epoch, index, policy)
-        ready = self.ahead.take((epoch, index))
-        drawn = ready if ready is not None else self._written(epoch, index, policy)
+            return self._sampled(epoch, index, policy)
+        prefetched = self.ahead.take((epoch, index))
+        samples = prefetched if prefetched is not None else self._sampled(epoch, index, policy)
         following = (epoch, index + 1) if index + 1 < self.rollouts_per_epoch else (epoch + 1, 0)
         if not last and following != (epochs, 0):
-            self.ahead.begin(following, policy, partial(self._written, *following))
-        return drawn
+            self.ahead.begin(following, policy, partial(self._sampled, *following))
+        return samples
 
     def answers(
         self,
@@ -108,7 +108,7 @@ class RolloutSchedule:
             progress=progress,
         )
 
-    def _written(
+    def _sampled(
         self, epoch: int, index: int, policy: nn.Module, unwanted: Callable[[], bool] | None = None
     ) -> Rollouts:
         seed = self.seed + 1_000_003 * (epoch + 1)

@@ -112,10 +112,10 @@ def _outcome_advantage(outcome: Tensor | None, credit: CreditSpec, group_size: i
     score = outcome.unsqueeze(1)
     each = torch.ones_like(score, dtype=torch.bool)
     if group_size > 1:
-        others = leave_one_out_baseline(score, each, group_size)
+        baseline = leave_one_out_baseline(score, each, group_size)
     else:
-        others = batch_baseline(score, each, sum_over_ranks)
-    return credit.outcome_weight * (score - others)
+        baseline = batch_baseline(score, each, sum_over_ranks)
+    return credit.outcome_weight * (score - baseline)
 
 
 def _baseline(returns: Tensor, mask: Tensor, credit: CreditSpec, group_size: int) -> Tensor:

@@ -157,7 +157,7 @@ class PolicyModule(LightningModule):
 
     @contextmanager
     def policy_for_inference(self) -> Iterator[nn.Module]:
-        """The policy to sample from or to score with, whole or in shards as the strategy likes. All ranks take part.
+        """The policy to sample from or to score with, whole or in shards as the strategy likes. All ranks enter.
 
         In shards, what asks keeps ranks in step: :class:`dpr_lightning.policies.Lockstep`.
         """
@@ -166,7 +166,7 @@ class PolicyModule(LightningModule):
 
     @contextmanager
     def full_policy(self) -> Iterator[nn.Module]:
-        """The policy with all its weights on this rank, for what one rank does alone. All ranks must take part.
+        """The policy with all its weights on this rank, for what one rank does alone. All ranks must enter.
 
         Raises:
             InputError: a strategy holds the weights in shards and cannot bring them together.
@@ -204,14 +204,14 @@ class PolicyModule(LightningModule):
 
     def on_train_start(self) -> None:
         """What the command line says of the optimizer wins over what a checkpoint remembers."""
-        for asked, group in zip(self._optimizer_options, self.trainer.optimizers[0].param_groups, strict=True):
-            group |= {name: value for name, value in asked.items() if name != "lr"}
-            before = group.get("initial_lr", asked["lr"])
-            if before != asked["lr"]:
-                group["lr"] *= asked["lr"] / before
-                group["initial_lr"] = asked["lr"]
+        for options, group in zip(self._optimizer_options, self.trainer.optimizers[0].param_groups, strict=True):
+            group |= {name: value for name, value in options.items() if name != "lr"}
+            before = group.get("initial_lr", options["lr"])
+            if before != options["lr"]:
+                group["lr"] *= options["lr"] / before
+                group["initial_lr"] = options["lr"]
         for config in self.trainer.lr_scheduler_configs:
-            config.scheduler.base_lrs = [asked["lr"] for asked in self._optimizer_options]
+            config.scheduler.base_lrs = [options["lr"] for options in self._optimizer_options]
 
     def on_validation_start(self) -> None:
         """Let other ranks know."""
@@ -220,8 +220,8 @@ class PolicyModule(LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Draw dropout from a stream that the step names, so that a resumed run draws the same."""
         mark(f"step {self.trainer.global_step + 1}, micro-batch {batch_idx}")
-        place = (self.seed, self.trainer.global_step, batch_idx, self.trainer.global_rank)
-        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
+        key = (self.seed, self.trainer.global_step, batch_idx, self.trainer.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
 
     def refuse_other_start(self, difference: float, frozen: str, option: str) -> None:
         """At the first step the policy is the frozen one it is measured against.
@@ -269,8 +269,8 @@ class PolicyModule(LightningModule):
             loss: this micro-batch's share of the step's loss.
             prog_bar: names that the progress bar shows.
         """
-        held = {**sums, "tokens": tokens, "loss": loss}
-        added = torch.stack([value.detach().double() for value in held.values()])
+        values = {**sums, "tokens": tokens, "loss": loss}
+        added = torch.stack([value.detach().double() for value in values.values()])
         self._step_sums = added if self._step_sums is None else self._step_sums + added
         if self.trainer.fit_loop._should_accumulate():
             return

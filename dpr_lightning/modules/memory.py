@@ -44,28 +44,28 @@ class LiveBytes(TorchDispatchMode):
         self._with_gradient: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation and note what it made."""
-        made = func(*args, **(kwargs or {}))
-        tree_map_only(Tensor, self._note, made)
-        return made
+        """Run an operation and note its result."""
+        result = func(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self._note, result)
+        return result
 
     def _note(self, tensor: Any) -> None:
         if is_traceable_wrapper_subclass(tensor):
             # Such as a DTensor: its own operations, on what it wraps, are not seen from here.
-            held = (getattr(tensor, name) for name in tensor.__tensor_flatten__()[0])
-            tree_map_only(Tensor, self._note, list(held))
+            inner = (getattr(tensor, name) for name in tensor.__tensor_flatten__()[0])
+            tree_map_only(Tensor, self._note, list(inner))
             return
         if tensor.device.type == "meta":  # which is nowhere
             return
         storage = tensor.untyped_storage()
-        place, size = id(storage), storage.nbytes()
-        if place in self._seen:
+        key, size = id(storage), storage.nbytes()
+        if key in self._seen:
             return
 
         def freed(_: Any) -> None:
-            self.live -= self._seen.pop(place)[1]
+            self.live -= self._seen.pop(key)[1]
 
-        self._seen[place] = (weakref.ref(storage, freed), size)
+        self._seen[key] = (weakref.ref(storage, freed), size)
         self._grew(size)
 
     def resized(self, storage: torch.UntypedStorage) -> None:
@@ -212,14 +212,14 @@ def algorithm_loss(model: nn.Module, shape: Shape, *, algorithm: RolloutAlgorith
 
 def _acted(model: nn.Module, shape: Shape, token_loss: TokenLoss, action_values: ActionValues | None = None) -> Tensor:
     """As :func:`dpr_lightning.policies.acted_loss` does it; what logits hold is not known here, so nothing is tried."""
-    tokens, mask, state, chosen = _batch(shape)
+    tokens, mask, state, token = _batch(shape)
     if bare_head(model) is not None:
         inputs, start = _inputs(model, tokens, shape)
-        place = (start.unsqueeze(1) + state).flatten()
-        return loss_at(model, inputs, place, chosen.flatten(), token_loss, action_values).loss
+        index = (start.unsqueeze(1) + state).flatten()
+        return loss_at(model, inputs, index, token.flatten(), token_loss, action_values).loss
     logits = logits_at(model, tokens, mask, state, packed=False).float()
-    every = slice(0, chosen.numel())
-    loss = token_loss(token_logprobs(logits, chosen).flatten(), every)
+    every = slice(0, token.numel())
+    loss = token_loss(token_logprobs(logits, token).flatten(), every)
     if action_values is not None:
         logprobs = logits.flatten(0, 1).log_softmax(-1)
         loss = loss - (logprobs.exp() * action_values(logprobs.detach(), every)).sum()
@@ -238,14 +238,14 @@ def all_actions_step_loss(model: nn.Module, shape: Shape, *, models: int, rollou
         logits: whether, being in shards, they are held as the logits of this micro-batch instead.
     """
     weight: Tensor = model.get_output_embeddings().weight.detach()  # type: ignore[operator]
-    kept = shape.rows if logits else rollout
-    states = [weight.new_zeros(kept, shape.acted, weight.shape[0 if logits else 1]) for _ in range(models)]
-    held = [every[: shape.rows].clone() if shape.rows < kept else every for every in states]
-    held = [part.flatten(0, 1) for part in held]
+    saved_rows = shape.rows if logits else rollout
+    states = [weight.new_zeros(saved_rows, shape.acted, weight.shape[0 if logits else 1]) for _ in range(models)]
+    saved = [every[: shape.rows].clone() if shape.rows < saved_rows else every for every in states]
+    saved = [part.flatten(0, 1) for part in saved]
 
-    def values(logprobs: Tensor, chosen: slice) -> Tensor:
-        place = torch.arange(chosen.start, min(chosen.stop, len(held[0])))
-        sft, *references = (ActedStates(part[None], None if logits else weight).logprobs(place) for part in held)
+    def values(logprobs: Tensor, states_part: slice) -> Tensor:
+        index = torch.arange(states_part.start, min(states_part.stop, len(saved[0])))
+        sft, *references = (ActedStates(part[None], None if logits else weight).logprobs(index) for part in saved)
         reward = sft - torch.stack(references).mean(0)
         return 1.0 * reward - 0.5 * (logprobs - sft)
 
@@ -267,26 +267,26 @@ def scoring_memory(
     with LiveBytes() as live, torch.no_grad():
         model = make_policy()
         weights = live.live
-        tokens, mask, state, chosen = _batch(shape)
-        head, held = None if logits else bare_head(model), []
+        tokens, mask, state, token = _batch(shape)
+        head, scores = None if logits else bare_head(model), []
         for _ in range(models):
             if head is None:
                 every = logits_at(model, tokens, mask, state, packed=False)
-                held.append(every if whole else token_logprobs(every, chosen))
+                scores.append(every if whole else token_logprobs(every, token))
                 continue
             inputs, start = _inputs(model, tokens, shape)
-            place = start.unsqueeze(1) + state
+            index = start.unsqueeze(1) + state
             if whole:
-                held.append(states_at(model, head, inputs, place))
+                scores.append(states_at(model, head, inputs, index))
             else:
-                held.append(logprobs_at(model, head, inputs, place.flatten(), chosen.flatten()))
+                scores.append(logprobs_at(model, head, inputs, index.flatten(), token.flatten()))
             del inputs
         if whole:
             # As rewards.distributions does it: one block of states after the other.
             weight = None if head is None else head.weight
-            wide = held[0].flatten(0, 1).T if weight is None else weight
-            place = torch.arange(min(rows_at_a_time(wide), chosen.numel()))
-            policy, *references = (ActedStates(states, weight).logprobs(place) for states in held)
+            wide = scores[0].flatten(0, 1).T if weight is None else weight
+            index = torch.arange(min(rows_at_a_time(wide), token.numel()))
+            policy, *references = (ActedStates(states, weight).logprobs(index) for states in scores)
             (policy - torch.stack(references).mean(0)).clamp_max(0.0)
         return int(live.peak - weights)
 
@@ -306,11 +306,11 @@ def sampling_memory(
     with LiveBytes() as live, torch.no_grad():
         model = make_policy().eval()
         weights = live.live
-        asked = rows if prompts is None else prompts
-        cached = _read(model, asked, prompt)
+        prefilled = rows if prompts is None else prompts
+        cached = _read(model, prefilled, prompt)
         live.reset()
-        _read(model, max(1, min(asked, TOKENS_AT_ONCE // prompt)), prompt)
-        reading = live.peak
+        _read(model, max(1, min(prefilled, TOKENS_AT_ONCE // prompt)), prompt)
+        prefill_peak = live.peak
         if prompts is None:
             del cached
         longest = options.max_new_tokens + (prompt if prompts is None else 0)
@@ -318,7 +318,7 @@ def sampling_memory(
         live.reset()
         logits = state.step(torch.zeros(rows, dtype=torch.long)).float()
         sample_tokens(logits, torch.zeros(rows, dtype=torch.float64), options.temperature, options.top_p)
-        return int(max(reading, live.peak) - weights)
+        return int(max(prefill_peak, live.peak) - weights)
 
 
 def _read(model: nn.Module, rows: int, length: int) -> DecoderState:

@@ -72,10 +72,10 @@ class NonFiniteSteps:
             InputError: the policy is to stop, or too many steps in a row were left out.
         """
         rows: list[dict[str, Any]] = []
-        for held in self._watched:
-            flags = {name: value.tolist() for name, value in held.broken.items()}
-            for place, row in enumerate(held.rows.tolist()):
-                broken = [name for name, value in flags.items() if value[place]]
+        for micro_batch in self._watched:
+            flags = {name: value.tolist() for name, value in micro_batch.broken.items()}
+            for index, row in enumerate(micro_batch.rows.tolist()):
+                broken = [name for name, value in flags.items() if value[index]]
                 rows.append({"row": where(row), "not_finite": broken})
         rows.sort(key=lambda row: not row["not_finite"])
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -83,18 +83,18 @@ class NonFiniteSteps:
             out.write(json.dumps({"step": step, "gradient_norm": str(norm), "rows": rows}, ensure_ascii=False) + "\n")
         self.skipped += 1
         self._in_a_row += 1
-        told = f"After step {step} the gradient's norm is {norm}. {_of(rows)} The step's rows are in {file}."
+        message = f"After step {step} the gradient's norm is {norm}. {_of(rows)} The step's rows are in {file}."
         if self.policy == "stop":
             raise InputError(
-                f"{told} The weights are those of step {step}. Likely causes: a learning rate that is too high, "
+                f"{message} The weights are those of step {step}. Likely causes: a learning rate that is too high, "
                 "half precision, damaged rows. `non_finite: skip` leaves such steps out and counts them."
             )
         if self._in_a_row >= GIVE_UP_AFTER:
             raise InputError(
-                f"{told} So it was {self._in_a_row} steps in a row: the weights or the frozen models are broken. Go "
+                f"{message} So it was {self._in_a_row} steps in a row: the weights or the frozen models are broken. Go "
                 "back to an earlier checkpoint, with a lower learning rate."
             )
-        log.warning("%s The step is left out, the %dth.", told, self.skipped)
+        log.warning("%s The step is left out, the %dth.", message, self.skipped)
 
 
 def _of(rows: list[dict[str, Any]]) -> str:

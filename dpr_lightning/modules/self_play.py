@@ -68,8 +68,8 @@ class SelfPlay(PolicyModule):
         """One micro-batch's share of the optimizer step's loss."""
         chosen, rejected = self.pair_scores(batch)
         if self.check_start and self.global_step == 0 and batch_idx == 0:
-            size = chosen.detach().abs().sum() + rejected.detach().abs().sum()
-            drift = float(size / batch.mask.sum().clamp_min(1))
+            magnitude = chosen.detach().abs().sum() + rejected.detach().abs().sum()
+            drift = float(magnitude / batch.mask.sum().clamp_min(1))
             self.refuse_other_start(drift, "its opponent", "data.opponent")
         pairs = self.pair_loss(chosen, rejected)
         loss = pairs.sum() / batch.num_pairs

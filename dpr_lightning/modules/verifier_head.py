@@ -16,7 +16,7 @@ from dpr_lightning.types import SelfPlayBatch
 class VerifierHead(SelfPlay):
     """The Bradley–Terry model of a demonstration being preferred to an answer:  −log σ(s(demonstration) − s(answer)).
 
-    The control for a dense reward: as much is known to both, and this one is a model of its own. The folder it leaves
+    The control for a dense reward: as much is known to both, and this one is a separate model. The folder it leaves
     is an ``AutoModelForSequenceClassification``, which other programs take as a reward model.
 
     Args:

@@ -24,23 +24,23 @@ class Answers:
         cls, tokens: Sequence[Sequence[int]], logprobs: Sequence[Sequence[float]], terminated: Sequence[bool]
     ) -> "Answers":
         """From lists, one for each answer."""
-        length = torch.tensor([len(written) for written in tokens])
+        length = torch.tensor([len(tokens_of_answer) for tokens_of_answer in tokens])
         width = int(length.max())
         ids = torch.zeros(len(tokens), width, dtype=torch.int64)
         logprob = torch.zeros(len(tokens), width, dtype=torch.float32)
-        for row, (written, drawn) in enumerate(zip(tokens, logprobs, strict=True)):
-            ids[row, : len(written)] = torch.tensor(written, dtype=torch.int64)
-            logprob[row, : len(drawn)] = torch.tensor(drawn, dtype=torch.float32)
+        for row, (tokens_of_answer, logprobs_of_answer) in enumerate(zip(tokens, logprobs, strict=True)):
+            ids[row, : len(tokens_of_answer)] = torch.tensor(tokens_of_answer, dtype=torch.int64)
+            logprob[row, : len(logprobs_of_answer)] = torch.tensor(logprobs_of_answer, dtype=torch.float32)
         return cls(ids, logprob, length, torch.tensor(terminated))
 
-    def written(self, width: int) -> Tensor:
+    def inside(self, width: int) -> Tensor:
         """Which of the first ``width`` tokens belong to each answer, [K, width]; a row may go on behind its end."""
         return torch.arange(width).unsqueeze(0) < self.length.unsqueeze(1)
 
     @property
     def is_finite(self) -> bool:
         """Whether all log-probabilities of what belongs to answers are numbers."""
-        return bool((self.logprob.isfinite() | ~self.written(self.logprob.shape[1])).all())
+        return bool((self.logprob.isfinite() | ~self.inside(self.logprob.shape[1])).all())
 
 
 def joined(
@@ -69,13 +69,13 @@ def joined(
     tokens = torch.full((count, longest), pad_token)
     mask = torch.zeros(count, longest, dtype=torch.bool)
     logprob = torch.zeros(count, longest_answer, dtype=torch.float32)
-    for place, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        rows = slice(place * num_samples, (place + 1) * num_samples)
+    for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        rows = slice(index * num_samples, (index + 1) * num_samples)
         start, width = len(prompt), int(answer.length.max())
-        written = answer.written(width)
+        inside = answer.inside(width)
         tokens[rows, :start] = torch.tensor(list(prompt))
-        tokens[rows, start : start + width] = torch.where(written, answer.tokens[:, :width], pad_token)
-        mask[rows, start : start + width] = written
-        logprob[rows, :width] = torch.where(written, answer.logprob[:, :width], 0.0)
+        tokens[rows, start : start + width] = torch.where(inside, answer.tokens[:, :width], pad_token)
+        mask[rows, start : start + width] = inside
+        logprob[rows, :width] = torch.where(inside, answer.logprob[:, :width], 0.0)
     prompt_ids = torch.tensor(list(identities)).repeat_interleave(num_samples)
     return Rollouts(tokens, mask, torch.cat([answer.terminated for answer in answers]), logprob, prompt_ids)

@@ -48,10 +48,10 @@ class StopStrings:
         self._strings, self._tokenizer = tuple(strings), tokenizer
         # Every token writes a byte or more.
         self._width = _MARGIN + max(len(string.encode()) for string in self._strings)
-        held = _read.setdefault(tokenizer, {})
-        if self._strings not in held:
-            held[self._strings] = _vocabulary(self._strings, tokenizer)
-        self._vocabulary = held[self._strings]
+        vocabularies = _read.setdefault(tokenizer, {})
+        if self._strings not in vocabularies:
+            vocabularies[self._strings] = _vocabulary(self._strings, tokenizer)
+        self._vocabulary = vocabularies[self._strings]
 
     def could_finish(self, vocabulary: int) -> Tensor:
         """Whether a token could complete a stop string, [V] bool on the CPU, for so many ids of a model."""
@@ -84,24 +84,24 @@ class Ending:
         self._strings, self._opening, self._num_samples = strings, opening, num_samples
         self._could: Tensor | None = None
 
-    def __call__(self, chosen: Tensor, row: Tensor, written: Tensor, vocabulary: int) -> Tensor:
+    def __call__(self, token: Tensor, row: Tensor, answers: Tensor, vocabulary: int) -> Tensor:
         """Whether each answer has ended, [n] bool.
 
         Args:
-            chosen: [n], the tokens just drawn.
+            token: [n], the tokens just sampled.
             row: [n], whose they are.
-            written: [B, T] all answers so far, those tokens included.
+            answers: [B, T] all answers so far, those tokens included.
             vocabulary: ids of the model.
         """
-        self._tokens = self._tokens.to(chosen.device)
-        ended = torch.isin(chosen, self._tokens)
+        self._tokens = self._tokens.to(token.device)
+        ended = torch.isin(token, self._tokens)
         if self._strings is None:
             return ended
         if self._could is None:
-            self._could = self._strings.could_finish(vocabulary).to(chosen.device)
-        place = (self._could[chosen] & ~ended).nonzero().squeeze(1)
-        rows = row[place].tolist()
-        for index, number, answer in zip(place.tolist(), rows, written[row[place]].tolist(), strict=True):
+            self._could = self._strings.could_finish(vocabulary).to(token.device)
+        candidates = (self._could[token] & ~ended).nonzero().squeeze(1)
+        rows = row[candidates].tolist()
+        for index, number, answer in zip(candidates.tolist(), rows, answers[row[candidates]].tolist(), strict=True):
             ended[index] = self._strings.ends(self._opening[number // self._num_samples] + answer)
         return ended
 
@@ -125,8 +125,8 @@ def _vocabulary(strings: tuple[str, ...], tokenizer: PreTrainedTokenizerBase) ->
 
     names = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     partial = (
-        place
-        for place, (text, name) in enumerate(zip(texts, names, strict=True))
+        index
+        for index, (text, name) in enumerate(zip(texts, names, strict=True))
         if _PARTIAL in str(text) or _BYTE.fullmatch(str(name))
     )
     return _Vocabulary(torch.tensor([could(str(text)) for text in texts]), frozenset(partial))

@@ -32,7 +32,7 @@ class Request:
 
 
 class ExternalSampler(ABC):
-    """Writes answers with kernels of its own, so that its log-probabilities are not quite those of the policy.
+    """Writes answers with other kernels, so that its log-probabilities are not quite those of the policy.
 
     What learns from its answers weighs them by :func:`dpr_lightning.functional.truncated_importance`.
     """

@@ -17,7 +17,7 @@ Write = Callable[[nn.Module, Callable[[], bool]], Rollouts]
 
 
 class RolloutPrefetcher:
-    """A copy of the policy that writes in a thread of its own, with the weights that the policy had when it began.
+    """A copy of the policy that writes in a separate thread, with the weights that the policy had when it began.
 
     What it has written is as old as the steps that the policy took meanwhile; its ``logprob`` is of the copy, so that a
     ratio to it corrects what is learnt.
@@ -54,7 +54,7 @@ class RolloutPrefetcher:
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, "draws-ahead")
         self._unwanted.clear()
-        self._key, self._running = key, self._thread.submit(self._written, copy, write)
+        self._key, self._running = key, self._thread.submit(self._sampled, copy, write)
 
     def take(self, key: Hashable) -> Rollouts | None:
         """What was begun for ``key``, as soon as it is finished; None: nothing was, or it was forgotten.
@@ -68,7 +68,7 @@ class RolloutPrefetcher:
         return running.result()
 
     def forget(self) -> None:
-        """Let nobody have what is being written, and wait until it is given up."""
+        """Discard the answers that are being sampled, and wait until that has stopped."""
         if self._running is not None:
             self._unwanted.set()
             wait([self._running])
@@ -98,13 +98,13 @@ class RolloutPrefetcher:
         with merged_weights(policy) as (base, weights):
             if untied_names(base, weights):
                 untie(self._copy, tied_names(self._copy))
-            for name, own in self._copy.named_parameters():
-                own.copy_(weights[name])
+            for name, copied in self._copy.named_parameters():
+                copied.copy_(weights[name])
         if weight.is_cuda:
             torch.cuda.synchronize(weight.device)  # the thread's stream does not wait for ours
         return self._copy
 
-    def _written(self, copy: nn.Module, write: Write) -> Rollouts:
+    def _sampled(self, copy: nn.Module, write: Write) -> Rollouts:
         device = next(copy.parameters()).device
         if device.type != "cuda":
             return write(copy, self._unwanted.is_set)

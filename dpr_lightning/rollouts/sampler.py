@@ -26,7 +26,7 @@ _STEPS = 64
 
 
 class GivenUp(Exception):
-    """Nobody wanted the answers any more."""
+    """Raised where the answers are not needed any more."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ class SamplingOptions:
             raise InputError(
                 f"`temperature` must be ≥ 0 and `top_p` in (0, 1]; found {self.temperature} and {self.top_p}."
             )
-        found: object = self.stop_strings
-        if isinstance(found, str) or not all(self.stop_strings):
+        strings: object = self.stop_strings
+        if isinstance(strings, str) or not all(self.stop_strings):
             raise InputError(
-                f"`stop_strings` is a list of texts that are not empty; found {found!r}. One alone is written "
+                f"`stop_strings` is a list of texts that are not empty; found {strings!r}. One alone is written "
                 '["\\n\\n"].'
             )
         object.__setattr__(self, "stop_strings", tuple(self.stop_strings))  # a list in YAML
@@ -119,7 +119,7 @@ def sample(
         raise InputError("There are no prompts to answer.")
     if num_samples < 1:
         raise InputError(f"Each prompt takes at least one sample; found {num_samples}.")
-    empty = [place for place, prompt in enumerate(prompts) if len(prompt) == 0]
+    empty = [index for index, prompt in enumerate(prompts) if len(prompt) == 0]
     if empty:
         raise InputError(f"Prompt number {empty[0] + 1} of {len(prompts)} is empty; a policy needs a token to start.")
     longest = max(map(len, prompts))
@@ -130,7 +130,7 @@ def sample(
     answered = [0] * len(prompts) if begun is None else list(begun)
     strings = StopStrings(options.stop_strings, tokenizer) if tokenizer is not None and options.stop_strings else None
     # Prompts of like length share a batch, so that little padding is read.
-    order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     at_once = max(1, options.batch_size // num_samples)
     finished: dict[int, Answers] = {}
     device = model_device(sources[0])
@@ -140,20 +140,21 @@ def sample(
             longest = len(prompts[order[-1]]) + options.max_new_tokens
             at_once = max(1, min(at_once, TOKENS_AT_ONCE // (longest * num_samples)))
         equal = reads_equal_lengths([decoder.new_state(options.max_new_tokens) for decoder in decoders])
-        for places in _batches(order, [len(prompt) for prompt in prompts], at_once, equal):
-            asked = [prompts[place] for place in places]
+        for indices in _batches(order, [len(prompt) for prompt in prompts], at_once, equal):
+            batch_prompts = [prompts[index] for index in indices]
             opening = [
-                list(prompt[len(prompt) - answered[place] :]) for place, prompt in zip(places, asked, strict=True)
+                list(prompt[len(prompt) - answered[index] :])
+                for index, prompt in zip(indices, batch_prompts, strict=True)
             ]
             ending = Ending(stop_tokens, strings, opening, num_samples)
             states = [decoder.new_state(options.max_new_tokens) for decoder in decoders]
             batch = DecodeBatch(states, combine, pad_token, device, lockstep)
             decoding = _Decoding(batch, options, ending, pad_token, device, unwanted)
-            answers = decoding.run(asked, [identities[place] for place in places], num_samples, seed)
-            finished.update(zip(places, answers, strict=True))
+            answers = decoding.run(batch_prompts, [identities[index] for index in indices], num_samples, seed)
+            finished.update(zip(indices, answers, strict=True))
             if progress is not None:
-                progress(len(places) * num_samples)
-    return joined(prompts, [finished[place] for place in range(len(prompts))], identities, pad_token)
+                progress(len(indices) * num_samples)
+    return joined(prompts, [finished[index] for index in range(len(prompts))], identities, pad_token)
 
 
 def _batches(order: Sequence[int], lengths: Sequence[int], at_once: int, equal: bool) -> Iterator[Sequence[int]]:
@@ -209,13 +210,13 @@ class _Decoding:
                 uniform = counter_uniform(key, position)
             now = uniform[:, step % _STEPS]
             if step == 0:
-                chosen, drawn = sample_tokens(logits, now, options.temperature, options.top_p)
+                token, sampled_logprob = sample_tokens(logits, now, options.temperature, options.top_p)
                 del logits
             else:
-                chosen, drawn = steps.next(chosen, now)
-            tokens[row, step] = chosen
-            logprob[row, step] = drawn
-            ended = self._ending(chosen, row, tokens[:, : step + 1], vocabulary) & ~over
+                token, sampled_logprob = steps.next(token, now)
+            tokens[row, step] = token
+            logprob[row, step] = sampled_logprob
+            ended = self._ending(token, row, tokens[:, : step + 1], vocabulary) & ~over
             ends = int(ended.sum())
             if ends:
                 terminated[row[ended]] = True
@@ -225,9 +226,9 @@ class _Decoding:
                 break
             if left < len(row) and steps.leaves_out(len(row) - left, len(row)):
                 order = fill_gaps(over)
-                row, key, chosen, uniform, over = row[order], key[order], chosen[order], uniform[order], over[order]
+                row, key, token, uniform, over = row[order], key[order], token[order], uniform[order], over[order]
                 steps.keep(order)
         shape = (len(prompts), num_samples)
         parts = (tokens.cpu(), logprob.cpu(), length.cpu(), terminated.cpu())
         split = [part.reshape(*shape, *part.shape[1:]) for part in parts]
-        return [Answers(*(part[place] for part in split)) for place in range(len(prompts))]
+        return [Answers(*(part[index] for part in split)) for index in range(len(prompts))]

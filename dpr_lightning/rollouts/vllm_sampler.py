@@ -23,7 +23,7 @@ from dpr_lightning.rollouts.sampler import SamplingOptions
 
 
 class VllmSampler(ExternalSampler):
-    """vLLM beside the trainer: every rank has an engine of its own, which takes the policy's weights before it writes.
+    """vLLM beside the trainer: every rank has an engine, which takes the policy's weights before it writes.
 
     Written against the documented interface of vLLM 0.33 and its source; it has not been run with vLLM itself.
 
@@ -68,12 +68,12 @@ class VllmSampler(ExternalSampler):
             needed = request.longest_prompt + request.options.max_new_tokens
             self._engine = self._start(policy, tokenizer, self.max_length or needed)
         self._take(policy)
-        asked = [{"prompt_token_ids": [int(token) for token in prompt]} for prompt in request.prompts]
-        found = self._engine.generate(asked, [_params(request, seed) for seed in request.seeds], use_tqdm=False)
+        inputs = [{"prompt_token_ids": [int(token) for token in prompt]} for prompt in request.prompts]
+        outputs = self._engine.generate(inputs, [_params(request, seed) for seed in request.seeds], use_tqdm=False)
         if self.sleep:
             self._engine.sleep(level=2)  # the weights too: new ones come next time
             self._asleep = True
-        return [_answers(result.outputs, request.options) for result in found]
+        return [_answers(result.outputs, request.options) for result in outputs]
 
     def close(self) -> None:
         """End the engine: a process can have one whose memory sleeps."""
@@ -87,8 +87,8 @@ class VllmSampler(ExternalSampler):
         if self._asleep:
             self._engine.wake_up(tags=["weights"])
         with merged_weights(policy) as (_, weights):
-            given = {"weights_iterator": iter(weights.items()), "is_checkpoint_format": True}
-            self._engine.collective_rpc("reload_weights", kwargs=given)
+            arguments = {"weights_iterator": iter(weights.items()), "is_checkpoint_format": True}
+            self._engine.collective_rpc("reload_weights", kwargs=arguments)
         if self._asleep:
             self._engine.wake_up(tags=["kv_cache"])
             self._asleep = False
@@ -96,12 +96,12 @@ class VllmSampler(ExternalSampler):
 
     def _start(self, policy: nn.Module, tokenizer: PreTrainedTokenizerBase, length: int) -> Any:
         rank, world = rank_and_world()
-        held = inside_of_adapters(policy)
-        place = held.device.index or 0
-        if world == 1 and place > 0:
+        single = inside_of_adapters(policy)
+        index = single.device.index or 0
+        if world == 1 and index > 0:
             raise InputError(
-                f"The policy is on GPU {place}, and in a single process vLLM takes the first one that it sees. Say "
-                f"CUDA_VISIBLE_DEVICES={place} and `trainer.devices: 1`."
+                f"The policy is on GPU {index}, and in a single process vLLM takes the first one that it sees. Say "
+                f"CUDA_VISIBLE_DEVICES={index} and `trainer.devices: 1`."
             )
         try:
             from vllm import LLM
@@ -111,9 +111,9 @@ class VllmSampler(ExternalSampler):
                 "Without `sampler`, answers are written by this package."
             ) from error
         self._folder = tempfile.TemporaryDirectory(prefix="dpr-vllm-")
-        config = copy.deepcopy(held.config)
+        config = copy.deepcopy(single.config)
         # Wrappers of weights in shards put a name of their own before the class's.
-        config.architectures = [type(held).__name__.removeprefix("FSDP")]
+        config.architectures = [type(single).__name__.removeprefix("FSDP")]
         if may_untie(policy):
             config.tie_word_embeddings = False
             config.get_text_config().tie_word_embeddings = False
@@ -121,7 +121,7 @@ class VllmSampler(ExternalSampler):
         tokenizer.save_pretrained(self._folder.name)
         options: dict[str, Any] = {
             "load_format": "dummy",
-            "dtype": str(held.dtype).removeprefix("torch."),
+            "dtype": str(single.dtype).removeprefix("torch."),
             "max_model_len": length,
             "gpu_memory_utilization": self.memory_share,
             "enable_sleep_mode": self.sleep,
@@ -132,7 +132,7 @@ class VllmSampler(ExternalSampler):
         environment = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
         if world > 1:
             options["distributed_executor_backend"] = "external_launcher"
-            environment |= {"RANK": str(rank), "LOCAL_RANK": str(place), "WORLD_SIZE": str(world)}
+            environment |= {"RANK": str(rank), "LOCAL_RANK": str(index), "WORLD_SIZE": str(world)}
         with _as_it_was(environment):
             return LLM(model=self._folder.name, **(options | self.options))
 
@@ -180,9 +180,9 @@ def _answers(outputs: Sequence[Any], options: SamplingOptions) -> Answers:
     ordered = sorted(outputs, key=lambda output: output.index)
     tokens = [[int(token) for token in output.token_ids] for output in ordered]
     logprobs = [
-        [float(held[token].logprob) for held, token in zip(output.logprobs, written, strict=True)]
+        [float(candidates[token].logprob) for candidates, token in zip(output.logprobs, answer, strict=True)]
         if options.temperature > 0
-        else [0.0] * len(written)
-        for output, written in zip(ordered, tokens, strict=True)
+        else [0.0] * len(answer)
+        for output, answer in zip(ordered, tokens, strict=True)
     ]
     return Answers.of(tokens, logprobs, [output.finish_reason == "stop" for output in ordered])

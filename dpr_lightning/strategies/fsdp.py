@@ -17,7 +17,7 @@ class Fsdp2Strategy(ModelParallelStrategy, PolicyStrategy):
 
     Args:
         sampling_weights: of the policy while it samples: ``whole`` on every rank, which needs no communication; in
-            ``shards``, layer by layer; ``auto`` goes by their size.
+            ``shards``, layer by layer; ``auto`` depends on their size.
         timeout_s: seconds after which a rank that waits for another gives up.
     """
 
@@ -39,7 +39,7 @@ class Fsdp2Strategy(ModelParallelStrategy, PolicyStrategy):
 
     @contextmanager
     def gather_all(self, model: nn.Module) -> Iterator[None]:
-        """Every parameter whole on every rank, and no communication in forward passes. All ranks must take part."""
+        """Every parameter whole on every rank, and no communication in forward passes. All ranks must enter."""
         shards = [module for module in model.modules() if isinstance(module, FSDPModule)]
         for module in shards:
             module.unshard()
@@ -52,10 +52,12 @@ class Fsdp2Strategy(ModelParallelStrategy, PolicyStrategy):
 
     @contextmanager
     def gather_for_inference(self, model: nn.Module) -> Iterator[None]:
-        """The weights as ``sampling_weights`` says. All ranks must take part."""
+        """The weights as ``sampling_weights`` says. All ranks must enter."""
         if self._samples_whole is None:
-            size = weight_bytes(model)
-            self._samples_whole = holds_whole(self.sampling_weights, size, self.root_device, "The policy to sample")
+            weights_size = weight_bytes(model)
+            self._samples_whole = holds_whole(
+                self.sampling_weights, weights_size, self.root_device, "The policy to sample"
+            )
         if self._samples_whole:
             with self.gather_all(model):
                 yield

@@ -53,13 +53,13 @@ class ZeroStrategy(DeepSpeedStrategy, PolicyStrategy):
             )
         if nvme_path is not None and offload == "nothing":
             raise InputError("`nvme_path` is where offloaded state goes; say what to `offload`.")
-        place = "cpu" if nvme_path is None else "nvme"
+        offload_device = "cpu" if nvme_path is None else "nvme"
         super().__init__(
             stage=stage,
             offload_optimizer=offload != "nothing",
             offload_parameters=offload == "everything",
-            offload_optimizer_device=place,
-            offload_params_device=place,
+            offload_optimizer_device=offload_device,
+            offload_params_device=offload_device,
             nvme_path=nvme_path if nvme_path is not None else "/local_nvme",
             allgather_bucket_size=bucket_size,
             reduce_bucket_size=bucket_size,
@@ -79,7 +79,7 @@ class ZeroStrategy(DeepSpeedStrategy, PolicyStrategy):
         _use_cpu()
         assert self.parallel_devices is not None
         # DeepSpeed tells ranks apart by the index of their device.
-        self.parallel_devices = [torch.device("cpu", place) for place in range(len(self.parallel_devices))]
+        self.parallel_devices = [torch.device("cpu", index) for index in range(len(self.parallel_devices))]
         os.environ.setdefault("LOCAL_SIZE", str(len(self.parallel_devices)))
         super(DeepSpeedStrategy, self).setup_environment()
 
@@ -110,7 +110,7 @@ class ZeroStrategy(DeepSpeedStrategy, PolicyStrategy):
         engine.backward = backward
 
     def gradient_norm(self) -> float | None:
-        """Norm of the last step's gradient before clipping; the engine holds gradients in shards of its own."""
+        """Norm of the last step's gradient before clipping; the engine holds gradients in shards."""
         norm = self.deepspeed_engine.get_global_grad_norm()
         return None if norm is None else float(norm)
 
@@ -145,7 +145,7 @@ class Zero3Strategy(ZeroStrategy):
     Args:
         offload: ``optimizer`` or ``everything`` lies in host memory or, with ``nvme_path``, on a disk.
         sampling_weights: of the policy while it samples: ``whole`` on every rank, which needs no communication; in
-            ``shards``, layer by layer; ``auto`` goes by their size.
+            ``shards``, layer by layer; ``auto`` depends on their size.
         options: of :class:`ZeroStrategy`.
     """
 
@@ -164,7 +164,7 @@ class Zero3Strategy(ZeroStrategy):
 
     @contextmanager
     def gather_all(self, model: nn.Module) -> Iterator[None]:
-        """Every parameter whole on every rank, and no communication in forward passes. All ranks must take part."""
+        """Every parameter whole on every rank, and no communication in forward passes. All ranks must enter."""
         import deepspeed
 
         engine = self.model
@@ -177,10 +177,12 @@ class Zero3Strategy(ZeroStrategy):
 
     @contextmanager
     def gather_for_inference(self, model: nn.Module) -> Iterator[None]:
-        """The weights as ``sampling_weights`` says. All ranks must take part."""
+        """The weights as ``sampling_weights`` says. All ranks must enter."""
         if self._samples_whole is None:
-            size = weight_bytes(model)
-            self._samples_whole = holds_whole(self.sampling_weights, size, self.root_device, "The policy to sample")
+            weights_size = weight_bytes(model)
+            self._samples_whole = holds_whole(
+                self.sampling_weights, weights_size, self.root_device, "The policy to sample"
+            )
         with self.gather_all(model) if self._samples_whole else nullcontext():
             yield
 

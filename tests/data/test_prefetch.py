@@ -177,13 +177,13 @@ def test_it_is_written_beside_the_step_and_never_in_vain(
     end: dict[str, int], folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads: list[str] = []
-    sampled = RolloutSchedule._written
+    sampled = RolloutSchedule._sampled
 
     def watched(self: Any, *asked: Any) -> Any:
         threads.append(threading.current_thread().name.split("_")[0])
         return sampled(self, *asked)
 
-    monkeypatch.setattr(RolloutSchedule, "_written", watched)
+    monkeypatch.setattr(RolloutSchedule, "_sampled", watched)
     run(folders, tmp_path, **end)
     assert sorted(threads) == ["MainThread", "draws-ahead"]
     assert not any(thread.name.startswith("draws-ahead") for thread in threading.enumerate())
@@ -192,14 +192,14 @@ def test_it_is_written_beside_the_step_and_never_in_vain(
 def test_what_goes_wrong_there_ends_the_run(
     folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sampled = RolloutSchedule._written
+    sampled = RolloutSchedule._sampled
 
     def breaks(self: Any, *asked: Any) -> Any:
         if threading.current_thread() is not threading.main_thread():
             raise torch.OutOfMemoryError("out of memory")
         return sampled(self, *asked)
 
-    monkeypatch.setattr(RolloutSchedule, "_written", breaks)
+    monkeypatch.setattr(RolloutSchedule, "_sampled", breaks)
     with pytest.raises(torch.OutOfMemoryError):
         run(folders, tmp_path)
     assert not any(thread.name.startswith("draws-ahead") for thread in threading.enumerate())
