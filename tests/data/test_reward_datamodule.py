@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning
@@ -11,12 +12,13 @@ import pytest
 import torch
 from filelock import FileLock
 
+from dpr_lightning.callbacks import RolloutSamples
 from dpr_lightning.data import RewardDataModule
 from dpr_lightning.data.rollout_loader import RolloutLoader
 from dpr_lightning.engine import micro_batches
 from dpr_lightning.errors import InputError
 from dpr_lightning.functional import action_positions
-from dpr_lightning.modules import CreditSpec, DensePathReinforce, RolloutAlgorithm
+from dpr_lightning.modules import CreditSpec, DensePathReinforce, RolloutAlgorithm, SupervisedIRL
 from dpr_lightning.policies import PolicySpec
 from dpr_lightning.rewards import DenseReward, RewardSpec
 from dpr_lightning.rollouts import SamplingOptions
@@ -325,3 +327,25 @@ def test_tokenizers_that_differ_are_refused(which: str, make: Any, tiny_policy_f
     policy = other if which == "policy" else str(tiny_policy_folder)
     with pytest.raises(InputError, match=r"differ: token .* has id"):
         rollouts_of(data, policy, tmp_path)
+
+
+def test_more_micro_batches_than_groups_are_refused(
+    make: Any, tiny_policy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DensePathReinforce, "whole_groups", True)
+    with pytest.raises(InputError, match=r"3 groups of responses a rank, too few for 4.*accumulate_grad_batches"):
+        rollouts_of(make(), str(tiny_policy_folder), tmp_path, accumulate_grad_batches=4)
+
+
+def test_a_loader_hands_out_whole_groups() -> None:
+    rollout = rollout_of(0, 0)._replace(group_size=1).take(torch.arange(4))._replace(group_size=2)
+    parts = list(loader_of(Source()).micro_batches(rollout, last=True, whole_groups=True))
+    assert [(part.prompt.tolist(), part.group_size) for part in parts] == [([0, 1], 2), ([2, 3], 2)]
+    torn = list(loader_of(Source()).micro_batches(rollout, last=True))
+    assert [(part.prompt.tolist(), part.group_size) for part in torn] == [([1, 3], 1), ([0, 2], 1)]
+
+
+def test_samples_of_rollouts_are_refused_without_rollouts() -> None:
+    trainer: Any = SimpleNamespace(datamodule=None)
+    with pytest.raises(InputError, match=r"RolloutSamples .* SupervisedIRL learns from none"):
+        RolloutSamples().setup(trainer, SupervisedIRL(PolicySpec(source="nowhere")), "fit")
