@@ -91,17 +91,26 @@ class Worker:
         self.process.wait()
 
 
+LONG_ENOUGH = 0.2
+"""Seconds of a product after which no larger one is tried: 2,048² in bfloat16 take a minute on some CPUs."""
+
+
 def gemm_rate(dtype: torch.dtype) -> float:
-    """Operations a second of one large product, the best of three."""
-    device, width = ("cuda", 8192) if torch.cuda.is_available() else ("cpu", 2048)
-    left, right = (torch.randn(width, width, device=device).to(dtype) for _ in range(2))
-    best = float("inf")
-    for _ in range(3):
-        begun = time.perf_counter()
-        product = left @ right
-        float(product[0, 0])  # waits for a GPU
-        best = min(best, time.perf_counter() - begun)
-    return 2 * width**3 / best
+    """Operations a second of one large product, the best of three; of a smaller one where that takes long."""
+    device, largest = ("cuda", 8192) if torch.cuda.is_available() else ("cpu", 2048)
+    width, seconds = 128, 0.0
+    while width < largest and seconds < LONG_ENOUGH:
+        width *= 2
+        left, right = (torch.randn(width, width, device=device).to(dtype) for _ in range(2))
+        seconds = min(_seconds_of_product(left, right) for _ in range(3))
+    return 2 * width**3 / seconds
+
+
+def _seconds_of_product(left: torch.Tensor, right: torch.Tensor) -> float:
+    begun = time.perf_counter()
+    product = left @ right
+    float(product[0, 0])  # waits for a GPU
+    return time.perf_counter() - begun
 
 
 def measure(
