@@ -202,7 +202,7 @@ def test_seeds_of_another_comparison_are_not_pooled(
     assert "no seed_N.json" in refused(pool=[str(tmp_path)])
     file = there / "seed_1.json"
     file.write_text(file.read_text()[:-100])
-    assert "make it again" in refused()
+    assert "run that seed again" in refused()
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from dpr_lightning.cli.flops import flops_of_a_step
+from dpr_lightning.cli.flops import FlopSum, flops_of_a_step
 from dpr_lightning.engine import half_precision as attention
 from dpr_lightning.engine import master_weights
 from dpr_lightning.errors import InputError
@@ -40,3 +42,19 @@ def test_one_step_says_nothing_of_a_step(sft_config: Callable[..., str], workspa
     rows_file = write_rows(tmp_path / "rows.jsonl", [{"prompt": "1 + 1 =", "completion": "Answer: 2"}])
     with pytest.raises(InputError, match="takes 1 optimizer steps"):
         flops_of_a_step(Path(sft_config(rows_file, batch_size=4, trainer={"max_epochs": 1})))
+
+
+def test_operations_are_those_of_pytorchs_counter(workspace: Workspace) -> None:
+    model, _ = build_policy(PolicySpec(source=workspace.sft))
+    tokens = torch.arange(20).reshape(2, 10)
+
+    def work() -> None:
+        model(input_ids=tokens).logits.sum().backward()
+        with torch.inference_mode():
+            torch.nn.functional.linear(torch.ones(2, 3, 4), torch.ones(5, 4)) @ torch.ones(5, 6)
+
+    with FlopCounterMode(display=False) as counter:
+        work()
+    with FlopSum() as result:
+        work()
+    assert result.total == counter.get_total_flops() > 0
