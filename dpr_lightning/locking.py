@@ -213,15 +213,17 @@ def _running_owner(lock: Path) -> Owner | None:
 def _take(lock: Path, target: Path, files: tuple[str, ...] = ()) -> int:
     """Create or take over the lock file for this process; returns its descriptor."""
     content = json.dumps(asdict(replace(Owner.this_process(), files=files)), indent=2).encode() + b"\n"
+    owner = None
     for _ in range(_ATTEMPTS):
         handle = _create(lock, content)
         if handle is not None:
             return handle
         owner = _clear_if_gone(lock)
-        if owner is not None:
-            raise InputError(_refusal(lock, target, owner))
+        # A worker that the process forked just before it ended closes its copy of the lock when it first runs.
+        if owner is not None and not owner.is_gone(unlocked=False):
+            break
         time.sleep(0.05)
-    raise InputError(_refusal(lock, target, None))
+    raise InputError(_refusal(lock, target, owner))
 
 
 def _create(lock: Path, content: bytes) -> int | None:

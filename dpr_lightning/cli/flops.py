@@ -26,7 +26,7 @@ class FlopSum(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.total = 0
         self._composite: dict[Any, bool] = {}
 

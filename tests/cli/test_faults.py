@@ -130,7 +130,7 @@ def test_a_misspelt_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Did you mean 'quickstart'?" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+@pytest.mark.parametrize("encoding", ["ascii", pytest.param("cp1252", marks=pytest.mark.slow)])
 def test_letters_that_a_terminal_lacks_are_escaped(encoding: str) -> None:
     """Help texts and errors have Greek letters."""
     environment = os.environ | {"PYTHONIOENCODING": encoding}

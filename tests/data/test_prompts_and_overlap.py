@@ -1,4 +1,4 @@
-"""Prompts alone, and whether sets of them are disjoint."""
+"""HashedPrompts alone, and whether sets of them are disjoint."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from dpr_lightning.data.chat_format import choose_format
-from dpr_lightning.data.overlap import Prompts, check_overlap
+from dpr_lightning.data.overlap import HashedPrompts, check_overlap
 from dpr_lightning.data.prompt_identity import hold_out_prompts, prompt_hash
 from dpr_lightning.data.prompts import PromptSet
 from dpr_lightning.data.rows import open_rows
@@ -60,7 +60,7 @@ def test_overlap_is_counted_named_and_refused(write_rows: Writer, chat_tokenizer
     chats = [{"messages": [{"role": "user", "content": f"What  is {index}?"}]} for index in range(15, 40)]
     second = write_rows([*chats, chats[-1]], "second.jsonl")
     third = write_rows(rows(100, 110), "third.jsonl")
-    sets: dict[str, Prompts] = {
+    sets: dict[str, HashedPrompts] = {
         "demonstrations": tokenize_rows(open_rows(first), chat_tokenizer, choose_format(chat_tokenizer)),
         "rl": PromptSet.load(second, chat_tokenizer),
         "evaluation": PromptSet.load(third, chat_tokenizer),

@@ -196,7 +196,7 @@ def test_ctrl_c_without_checkpoints_says_how_to_have_them(
     inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     added = {"class_path": "tests.reliability.test_run_ends.Presses", "init_args": {"at": [2]}}
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
     try:
         code = exit_code(["fit", "--config", write_config(inputs, tmp_path / "run", "sft", added, resumable=False)])
     finally:
