@@ -96,11 +96,11 @@ def test_answers_are_scored_at_the_start_on_the_way_and_at_the_end(
     assert sorted(result) == [0, 2, 3]
     assert module.training
     policy, tokenizer = build_policy(PolicySpec(source=str(tiny_policy_folder)))
-    asked = PromptSet.load(prompts, tokenizer, limit=5)
+    selected = PromptSet.load(prompts, tokenizer, limit=5)
     for step, model in {0: policy, 3: module.policy}.items():
         for name, temperature in (("greedy", 0.0), ("sampled_T1", 1.0)):
             answers = collect_answers(
-                model, tokenizer, asked, SamplingOptions(4, temperature), verifier=callback.verifier
+                model, tokenizer, selected, SamplingOptions(4, temperature), verifier=callback.verifier
             )
             assert result[step][f"evaluation/{name}"] == pytest.approx(answers.score)
             assert result[step][f"evaluation/length_{name}"] == pytest.approx(answers.length)

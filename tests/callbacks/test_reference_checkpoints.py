@@ -64,9 +64,9 @@ def test_checkpoints_are_the_policy_at_their_step(
     callback = ReferenceCheckpoints(str(tmp_path / "references"), [0.5, 0.25])
     steps = train(callback, **options)
     assert len(steps.after) == total
-    written = json.loads((tmp_path / "references" / "references.json").read_text())
+    shares = json.loads((tmp_path / "references" / "references.json").read_text())
     expected = {f"step_{max(1, round(fraction * total)):07d}": fraction for fraction in (0.25, 0.5)} | {"final": 1.0}
-    assert written == expected
+    assert shares == expected
     assert sorted(path.name for path in (tmp_path / "references").iterdir()) == sorted([*expected, "references.json"])
     for name in expected:
         step = total if name == "final" else int(name.removeprefix("step_"))
@@ -81,7 +81,7 @@ def test_average_of_the_weights(accumulate: int, train: Any, tmp_path: Path) -> 
     steps = train(callback, max_steps=3, max_epochs=-1, accumulate_grad_batches=accumulate)
     policy = AutoModelForCausalLM.from_pretrained(tmp_path / "references" / "ema")
     for name, value in policy.named_parameters():
-        first, second, third = (held[name].double() for held in steps.after)
+        first, second, third = (weights[name].double() for weights in steps.after)
         expected = 0.7 * (0.7 * first + 0.3 * second) + 0.3 * third
         torch.testing.assert_close(value.double(), expected, atol=1e-6, rtol=0)
     embedding = policy.get_output_embeddings().weight
@@ -97,9 +97,9 @@ def test_average_of_an_adapter_leaves_its_base_out(train: Any, tmp_path: Path, t
     average = callback.state_dict()["average"]
     assert average
     assert all("lora_" in name for name in average)
-    held = load_file(tmp_path / "references" / "ema" / "adapter_model.safetensors")
-    assert len(held) == len(average)
-    for name, value in held.items():
+    weights = load_file(tmp_path / "references" / "ema" / "adapter_model.safetensors")
+    assert len(weights) == len(average)
+    for name, value in weights.items():
         key = name.replace(".weight", ".default.weight")
         expected = 0.5 * (steps.after[0][key] + steps.after[1][key])
         torch.testing.assert_close(value, expected, atol=1e-6, rtol=0)

@@ -52,8 +52,8 @@ def data_of(folders: dict[str, str], **options: Any) -> RewardDataModule:
     settings: dict[str, Any] = {
         "sampling": SamplingOptions(5), "samples_per_prompt": 2, "prompts_per_rollout": 3, "draw_ahead": "same"
     }  # fmt: skip
-    held = {"sft": folders["policy"], "references": [folders["reference"]]}
-    return RewardDataModule(folders["prompts"], **(held | settings | options))
+    defaults = {"sft": folders["policy"], "references": [folders["reference"]]}
+    return RewardDataModule(folders["prompts"], **(defaults | settings | options))
 
 
 def run(
@@ -136,13 +136,13 @@ def test_what_nobody_wants_is_given_up(folders: dict[str, str], tmp_path: Path) 
     tokens: list[int] = []
 
     def write(copy: Any, unwanted: Any) -> Any:
-        def asked() -> bool:
+        def requested() -> bool:
             started.set()
             tokens.append(1)
             time.sleep(0.01)
             return bool(unwanted())
 
-        return sample(copy, [[5]], SamplingOptions(100_000), stop_tokens=[], pad_token=0, unwanted=asked)
+        return sample(copy, [[5]], SamplingOptions(100_000), stop_tokens=[], pad_token=0, unwanted=requested)
 
     ahead.begin("it", model, write)
     assert started.wait(30)
@@ -155,12 +155,12 @@ def test_what_nobody_wants_is_given_up(folders: dict[str, str], tmp_path: Path) 
 def test_a_checkpoint_ends_what_is_being_written(
     folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is written until somebody says that nobody wants it, which a checkpoint does after every step here."""
+    """It samples until it is told to stop, which a checkpoint does after every step here."""
     given_up: list[bool] = []
 
-    def until_unwanted(*asked: Any, unwanted: Any, **options: Any) -> Any:
+    def until_unwanted(*arguments: Any, unwanted: Any, **options: Any) -> Any:
         if threading.current_thread() is threading.main_thread():
-            return sample(*asked, unwanted=unwanted, **options)
+            return sample(*arguments, unwanted=unwanted, **options)
         ends = time.monotonic() + 30
         while time.monotonic() < ends and not unwanted():
             time.sleep(0.01)
@@ -179,9 +179,9 @@ def test_it_is_written_beside_the_step_and_never_in_vain(
     threads: list[str] = []
     sampled = RolloutSchedule._sampled
 
-    def watched(self: Any, *asked: Any) -> Any:
+    def watched(self: Any, *arguments: Any) -> Any:
         threads.append(threading.current_thread().name.split("_")[0])
-        return sampled(self, *asked)
+        return sampled(self, *arguments)
 
     monkeypatch.setattr(RolloutSchedule, "_sampled", watched)
     run(folders, tmp_path, **end)
@@ -194,10 +194,10 @@ def test_what_goes_wrong_there_ends_the_run(
 ) -> None:
     sampled = RolloutSchedule._sampled
 
-    def breaks(self: Any, *asked: Any) -> Any:
+    def breaks(self: Any, *arguments: Any) -> Any:
         if threading.current_thread() is not threading.main_thread():
             raise torch.OutOfMemoryError("out of memory")
-        return sampled(self, *asked)
+        return sampled(self, *arguments)
 
     monkeypatch.setattr(RolloutSchedule, "_sampled", breaks)
     with pytest.raises(torch.OutOfMemoryError):

@@ -1,4 +1,4 @@
-"""Rollouts with rewards: order, cutting, resuming, what is refused, and what is kept on disk."""
+"""Rollouts with rewards: order, cutting, resuming, what is refused, and what is saved."""
 
 import shutil
 from collections.abc import Callable
@@ -28,12 +28,12 @@ from tests.training import quiet_trainer, write_adapter, write_prompts, write_we
 ACTIONS = torch.tensor([3, 1, 5, 2, 4])
 
 
-def rollout_of(epoch: int, place: int) -> RolloutBatch:
+def rollout_of(epoch: int, index: int) -> RolloutBatch:
     """Five responses of 1 to 5 tokens after prompts of two; every number says where it came from."""
     mask = torch.zeros(5, 9, dtype=torch.bool)
     for row, count in enumerate(ACTIONS.tolist()):
         mask[row, 2 : 2 + count] = True
-    value = torch.arange(25.0).reshape(5, 5) + 100 * place + 1000 * epoch
+    value = torch.arange(25.0).reshape(5, 5) + 100 * index + 1000 * epoch
     rows = torch.arange(5)
     return RolloutBatch(torch.arange(45).reshape(5, 9), mask, rows > 2, rows, value, value, value, value, value,
                         torch.tensor(0.0))  # fmt: skip
@@ -47,15 +47,15 @@ class WithoutCredit(RolloutAlgorithm):
 
 
 class Source:
-    """Counts what is asked of it."""
+    """Records the requests that it receives."""
 
     shares_prompts = False
 
     def __init__(self) -> None:
-        self.asked: list[tuple[int, int]] = []
+        self.requests: list[tuple[int, int]] = []
 
     def scored_rollout(self, epoch: int, index: int) -> RolloutBatch:
-        self.asked.append((epoch, index))
+        self.requests.append((epoch, index))
         return rollout_of(epoch, index)
 
     def with_actions(self, batch: RolloutBatch) -> RolloutBatch:
@@ -78,18 +78,18 @@ def test_an_epoch_read_as_lightning_reads_it() -> None:
         batches = iter(loader)
         for _ in range(len(loader)):
             next(batches)
-        assert source.asked == [(held, index) for held in range(epoch + 1) for index in range(2)]
+        assert source.requests == [(before, index) for before in range(epoch + 1) for index in range(2)]
 
 
 def test_a_rollout_is_made_only_when_its_first_batch_is_asked_for() -> None:
     source = Source()
     batches = iter(loader_of(source))
-    assert source.asked == []
+    assert source.requests == []
     next(batches)
     next(batches)
-    assert source.asked == [(0, 0)]
+    assert source.requests == [(0, 0)]
     next(batches)
-    assert source.asked == [(0, 0), (0, 1)]
+    assert source.requests == [(0, 0), (0, 1)]
 
 
 @pytest.mark.parametrize(("read", "then"), [(2, (0, 1)), (4, (1, 0)), (6, (1, 1))])
@@ -104,7 +104,7 @@ def test_a_resumed_run_goes_on_at_the_next_rollout(read: int, then: tuple[int, i
     after = loader_of(source)
     after.load_state_dict(before.state_dict())
     next(iter(after))
-    assert source.asked == [then]
+    assert source.requests == [then]
 
 
 def test_micro_batches_hold_every_token_once_and_the_whole_count() -> None:
@@ -131,9 +131,9 @@ def test_micro_batches_hold_every_token_once_and_the_whole_count() -> None:
 
 
 def test_splitting_keeps_rows_of_like_length_together() -> None:
-    held = rollout_of(0, 0)
-    assert [rows.tolist() for rows in micro_batches(held.tokens, held.mask, 2)] == [[1, 3, 0], [4, 2]]
-    assert next(held.split([torch.tensor([1])])).tokens.shape == (1, 3)
+    rollout = rollout_of(0, 0)
+    assert [rows.tolist() for rows in micro_batches(rollout.tokens, rollout.mask, 2)] == [[1, 3, 0], [4, 2]]
+    assert next(rollout.split([torch.tensor([1])])).tokens.shape == (1, 3)
 
 
 @pytest.fixture(scope="module")

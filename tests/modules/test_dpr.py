@@ -88,8 +88,8 @@ def test_each_rollout_is_drawn_from_the_policy_as_the_last_step_left_it(
     drift = (last[0].behaviour_logprob - last[0].sft_logprob).abs().max()
     assert drift > 1e-4
     assert (first[0].behaviour_logprob - first[0].sft_logprob).abs().max() < 2e-5
-    asked = [index for batch, *_ in watch.seen[:3] for index in batch.prompt.tolist()]
-    assert sorted(set(asked)) == list(range(12))
+    indices = [index for batch, *_ in watch.seen[:3] for index in batch.prompt.tolist()]
+    assert sorted(set(indices)) == list(range(12))
 
 
 def test_a_rollout_is_used_as_often_as_asked_and_then_replaced(
@@ -101,7 +101,7 @@ def test_a_rollout_is_used_as_often_as_asked_and_then_replaced(
     trainer(max_steps=6, max_epochs=-1, callbacks=[watch]).fit(module, datamodule=data)
     assert module.rollout_count == 2
     tokens = [batch.tokens for batch, *_ in watch.seen]
-    assert all(torch.equal(tokens[0], held) for held in tokens[1:3])
+    assert all(torch.equal(tokens[0], row) for row in tokens[1:3])
     ratios = [metrics["train/ratio"] for metrics in watch.metrics]
     assert ratios[0] == pytest.approx(1.0, abs=1e-4)
     assert ratios[3] == pytest.approx(1.0, abs=1e-4)

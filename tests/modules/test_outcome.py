@@ -1,4 +1,4 @@
-"""The outcome of a verifier as a return stream of its own, beside the token reward or instead of it."""
+"""The outcome of a verifier as a separate return stream, beside the token reward or instead of it."""
 
 from collections.abc import Callable, Mapping
 from functools import partial

@@ -71,14 +71,14 @@ def test_every_epoch_has_its_rollouts(trainer: Trainers, learner: Any, data: Any
 def test_rewards_of_every_token_are_gone_when_the_next_ones_are_made(
     trainer: Trainers, learner: Any, data: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[weakref.ref[torch.Tensor]] = []
+    references: list[weakref.ref[torch.Tensor]] = []
     alive: list[int] = []
     inner = DenseReward.score_actions
 
     def score_actions(self: DenseReward, *arguments: Any) -> Any:
-        alive.append(sum(saved() is not None for saved in made))
+        alive.append(sum(saved() is not None for saved in references))
         scores, actions = inner(self, *arguments)
-        made.extend(weakref.ref(held.hidden) for held in actions.states)
+        references.extend(weakref.ref(state.hidden) for state in actions.states)
         return scores, actions
 
     monkeypatch.setattr(DenseReward, "score_actions", score_actions)
@@ -133,28 +133,28 @@ class KeepRollouts(lightning.Callback):
     """Keeps each rollout with what the policy, as it was at its start, says of it."""
 
     def __init__(self) -> None:
-        self.kept: list[tuple[RolloutBatch, torch.Tensor]] = []
+        self.rollouts: list[tuple[RolloutBatch, torch.Tensor]] = []
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: RolloutBatch, batch_idx: int) -> None:
         rollout = pl_module.last_rollout
-        self.kept.append((rollout, sequence_logprobs(pl_module.policy, rollout.tokens, rollout.mask)))
+        self.rollouts.append((rollout, sequence_logprobs(pl_module.policy, rollout.tokens, rollout.mask)))
 
 
-@pytest.mark.parametrize("drawn", ["precomputed", "temperature"])
+@pytest.mark.parametrize("source", ["precomputed", "temperature"])
 def test_the_hold_on_sft_is_felt_where_others_drew_the_rollout(
-    drawn: str, trainer: Trainers, learner: Any, data: Any, tmp_path: Path
+    source: str, trainer: Trainers, learner: Any, data: Any, tmp_path: Path
 ) -> None:
     """Precomputed rollouts are π_SFT's own: their behaviour log-probabilities make every KL 0."""
     keep = KeepRollouts()
     credit = CreditSpec(baseline="none")
     module = learner(credit=credit, kl=KLSpec(coefficient=2.0), check_start=False)
     options: dict[str, Any] = {"precomputed": str(tmp_path / "kept")}
-    if drawn == "temperature":
+    if source == "temperature":
         options = {"sampling": SamplingOptions(6, temperature=0.7)}
     # r̂ has either sign, so that a few steps leave the policy something to choose.
-    made = data(reward=RewardSpec("log_ratio"), **options)
-    trainer(max_steps=3, max_epochs=-1, callbacks=[keep]).fit(module, datamodule=made)
-    rollout, logprob = keep.kept[-1]
+    datamodule = data(reward=RewardSpec("log_ratio"), **options)
+    trainer(max_steps=3, max_epochs=-1, callbacks=[keep]).fit(module, datamodule=datamodule)
+    rollout, logprob = keep.rollouts[-1]
     width = rollout.reward.shape[1]
     mask = torch.arange(width) < rollout.mask.sum(1, keepdim=True)
     logprob = torch.nn.functional.pad(logprob, (0, width - logprob.shape[1]))

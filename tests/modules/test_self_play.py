@@ -58,11 +58,11 @@ def test_a_batch_holds_each_demonstration_and_an_answer_to_its_prompt(
     assert isinstance(batch, SelfPlayBatch)
     assert (len(batch.tokens), float(batch.num_pairs)) == (8, 4.0)
     rows = (batch.tokens[:4], batch.tokens[4:], batch.mask[:4], batch.mask[4:])
-    for real, own, acted, written in zip(*rows, strict=True):
-        start, begun = int(acted.long().argmax()), int(written.long().argmax())
+    for real, generated, acted, sampled in zip(*rows, strict=True):
+        start, begun = int(acted.long().argmax()), int(sampled.long().argmax())
         assert start == begun
-        assert real[:start].tolist() == own[:begun].tolist()
-        assert 1 <= int(written.sum()) <= 7
+        assert real[:start].tolist() == generated[:begun].tolist()
+        assert 1 <= int(sampled.sum()) <= 7
     assert datamodule._frozen is not None
     with datamodule._frozen.use("opponent") as model:
         again = sequence_logprobs(model, batch.tokens, batch.mask).sum(1)

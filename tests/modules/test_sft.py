@@ -19,8 +19,8 @@ Trainers = Callable[..., lightning.Trainer]
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("data") / "rows.jsonl"
-    held = [{"prompt": f"{n} + 1 =", "completion": "Answer: " + "9" * (1 + n)} for n in range(5)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in held))
+    rows = [{"prompt": f"{n} + 1 =", "completion": "Answer: " + "9" * (1 + n)} for n in range(5)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
 
 
@@ -36,8 +36,8 @@ def truth(rows: str, tiny_policy_folder: Path) -> list[tuple[torch.Tensor, torch
         answer = tokenizer(row["completion"])["input_ids"] + [tokenizer.eos_token_id]
         with torch.no_grad():
             logits = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
-        chosen = torch.tensor(answer)
-        result.append((logits.log_softmax(-1).gather(1, chosen.unsqueeze(1)).squeeze(1), logits.argmax(-1) == chosen))
+        tokens = torch.tensor(answer)
+        result.append((logits.log_softmax(-1).gather(1, tokens.unsqueeze(1)).squeeze(1), logits.argmax(-1) == tokens))
     return result
 
 

@@ -1,4 +1,4 @@
-"""A module in the place of vLLM: the parts of its interface that are used, as vLLM 0.33 documents them."""
+"""A module that is imported as vLLM: the parts of its interface that are used, as vLLM 0.33 documents them."""
 
 import math
 import os
@@ -52,10 +52,10 @@ class RequestOutput:
 
 
 class LLM:
-    """Draws token by token with the weights it was given; its logits are off by ``noise``, as those of kernels are."""
+    """Draws token by token with the weights it received; its logits are off by ``noise``, as those of kernels are."""
 
     noise = 0.0
-    made: ClassVar[list["LLM"]] = []
+    instances: ClassVar[list["LLM"]] = []
 
     def __init__(self, model: str, **options: Any) -> None:
         assert options["load_format"] == "dummy"
@@ -69,7 +69,7 @@ class LLM:
         torch.manual_seed(0)
         self.tokenizer = AutoTokenizer.from_pretrained(model)
         self.asleep: set[str] = set()
-        LLM.made.append(self)
+        LLM.instances.append(self)
 
     def shutdown(self) -> None:
         self.calls.append("shutdown")
@@ -96,12 +96,12 @@ class LLM:
         assert kwargs["is_checkpoint_format"]
         assert "weights" not in self.asleep
         self.calls.append("weights")
-        own = self.model.state_dict()
-        given = dict(kwargs["weights_iterator"])
-        assert set(given) == set(own)
+        state = self.model.state_dict()
+        received = dict(kwargs["weights_iterator"])
+        assert set(received) == set(state)
         with torch.no_grad():
-            for name, weight in given.items():
-                own[name].copy_(weight)
+            for name, weight in received.items():
+                state[name].copy_(weight)
 
     @torch.no_grad()
     def generate(
@@ -111,33 +111,33 @@ class LLM:
         self.calls.append("generate")
         return [
             RequestOutput(
-                [self._answer(prompt["prompt_token_ids"], asked, index) for index in reversed(range(asked.n))]
+                [self._answer(prompt["prompt_token_ids"], parameters, index) for index in reversed(range(parameters.n))]
             )
-            for prompt, asked in zip(prompts, params, strict=True)
+            for prompt, parameters in zip(prompts, params, strict=True)
         ]
 
-    def _answer(self, prompt: list[int], asked: SamplingParams, place: int) -> CompletionOutput:
-        result = CompletionOutput(place)
-        assert len(prompt) + asked.max_tokens <= self.options["max_model_len"]
+    def _answer(self, prompt: list[int], parameters: SamplingParams, index: int) -> CompletionOutput:
+        result = CompletionOutput(index)
+        assert len(prompt) + parameters.max_tokens <= self.options["max_model_len"]
         torch.rand(7)  # engines draw random numbers
-        for step in range(asked.max_tokens):
+        for step in range(parameters.max_tokens):
             tokens = torch.tensor([[*prompt, *result.token_ids]])
-            logits = self.model(tokens).logits[0, -1].double() / max(asked.temperature, 1e-6)
+            logits = self.model(tokens).logits[0, -1].double() / max(parameters.temperature, 1e-6)
             wave = torch.sin(torch.arange(len(logits)) * (1.0 + len(prompt) + step))
             logprob = (logits + self.noise * wave).log_softmax(-1)
-            uniform = counter_uniform(torch.tensor([asked.seed + place]), torch.tensor([step])).squeeze(1)
+            uniform = counter_uniform(torch.tensor([parameters.seed + index]), torch.tensor([step])).squeeze(1)
             token = int(torch.searchsorted(logprob.exp().cumsum(0), uniform).clamp_max(len(logprob) - 1))
-            if asked.temperature == 0:
+            if parameters.temperature == 0:
                 token = int(logprob.argmax())
             result.token_ids.append(token)
             result.logprobs.append({token: Logprob(float(logprob[token]), 1)})
             text = (
-                self.tokenizer.decode(result.token_ids, skip_special_tokens=asked.skip_special_tokens)
-                if asked.detokenize
+                self.tokenizer.decode(result.token_ids, skip_special_tokens=parameters.skip_special_tokens)
+                if parameters.detokenize
                 else ""
             )
-            eos = not asked.ignore_eos and token == self.model.config.eos_token_id
-            if eos or token in asked.stop_token_ids or any(string in text for string in asked.stop or ()):
+            eos = not parameters.ignore_eos and token == self.model.config.eos_token_id
+            if eos or token in parameters.stop_token_ids or any(string in text for string in parameters.stop or ()):
                 result.finish_reason = "stop"
                 return result
         result.finish_reason = "length"
@@ -147,6 +147,6 @@ class LLM:
 def stand_in() -> ModuleType:
     """To be put into ``sys.modules`` as vllm."""
     module = ModuleType("vllm")
-    LLM.made = []
+    LLM.instances = []
     module.LLM, module.SamplingParams = LLM, SamplingParams  # type: ignore[attr-defined]
     return module

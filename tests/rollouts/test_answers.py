@@ -10,7 +10,7 @@ TOKENS = [[[1, 2, 3], [4]], [[5], [6, 7]], [[8, 9, 10, 3, 2], [1]]]
 
 def test_prompts_whose_answers_differ_in_length() -> None:
     logprobs = [[[-0.5 * token for token in answer] for answer in group] for group in TOKENS]
-    answers = [Answers.of(written, sampled, [True, False]) for written, sampled in zip(TOKENS, logprobs, strict=True)]
+    answers = [Answers.of(tokens, sampled, [True, False]) for tokens, sampled in zip(TOKENS, logprobs, strict=True)]
     result = joined(PROMPTS, answers, [7, 8, 9], pad_token=0)
     rows = [
         (prompt, answer, sampled)
@@ -20,9 +20,9 @@ def test_prompts_whose_answers_differ_in_length() -> None:
     assert result.tokens.shape == (6, 7)
     assert result.logprob.shape == (6, 5)
     for index, (prompt, answer, sampled) in enumerate(rows):
-        written = [*prompt, *answer]
-        assert result.tokens[index].tolist() == written + [0] * (7 - len(written))
-        assert result.mask[index].nonzero().flatten().tolist() == list(range(len(prompt), len(written)))
+        tokens = [*prompt, *answer]
+        assert result.tokens[index].tolist() == tokens + [0] * (7 - len(tokens))
+        assert result.mask[index].nonzero().flatten().tolist() == list(range(len(prompt), len(tokens)))
         torch.testing.assert_close(result.logprob[index], torch.tensor(sampled + [0.0] * (5 - len(sampled))))
     assert result.terminated.tolist() == [True, False] * 3
     assert result.prompt.tolist() == [7, 7, 8, 8, 9, 9]

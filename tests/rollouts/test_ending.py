@@ -48,7 +48,7 @@ def policy(tiny_policy_folder: Path) -> torch.nn.Module:
 
 
 def answers(rollouts: Rollouts) -> list[list[int]]:
-    return [row[held].tolist() for row, held in zip(rollouts.tokens, rollouts.mask, strict=True)]
+    return [row[acted].tolist() for row, acted in zip(rollouts.tokens, rollouts.mask, strict=True)]
 
 
 @pytest.mark.parametrize(
@@ -71,13 +71,13 @@ def test_answers_are_those_without_cut_where_a_text_is_complete(
         head.bias[torch.tensor(tokenizer.convert_tokens_to_ids(liked))] = 5.0
     options = {"stop_tokens": [EOS], "pad_token": PAD, "num_samples": 30, "seed": 4}
     plain = sample(policy, PROMPTS, SamplingOptions(40), **options)  # type: ignore[arg-type]
-    asked = SamplingOptions(40, stop_strings=tuple(strings))
-    result = sample(policy, PROMPTS, asked, tokenizer=tokenizer, **options)  # type: ignore[arg-type]
+    stopped = SamplingOptions(40, stop_strings=tuple(strings))
+    result = sample(policy, PROMPTS, stopped, tokenizer=tokenizer, **options)  # type: ignore[arg-type]
     head.bias = None
     cut = 0
     for index, (whole, ours) in enumerate(zip(answers(plain), answers(result), strict=True)):
-        said = [tokenizer.decode(whole[:end], skip_special_tokens=False) for end in range(1, len(whole) + 1)]
-        ends = next((end for end, text in enumerate(said, 1) if any(each in text for each in strings)), None)
+        texts = [tokenizer.decode(whole[:end], skip_special_tokens=False) for end in range(1, len(whole) + 1)]
+        ends = next((end for end, text in enumerate(texts, 1) if any(each in text for each in strings)), None)
         assert ours == whole[:ends]
         torch.testing.assert_close(result.logprob[index, : len(ours)], plain.logprob[index, : len(ours)])
         assert bool(result.terminated[index]) == (ends is not None or bool(plain.terminated[index]))
@@ -87,14 +87,14 @@ def test_answers_are_those_without_cut_where_a_text_is_complete(
 
 @pytest.mark.parametrize("string", ["\n", "\n\n", "本\n"])
 @pytest.mark.parametrize(
-    "said", ["a日本語\n", "a日本語日本語\n", "a日本語日本語日\n\n", "日本語日本語日本\n\nb", "日本語日本\n"]
+    "answer", ["a日本語\n", "a日本語日本語\n", "a日本語日本語日\n\n", "日本語日本語日本\n\nb", "日本語日本\n"]
 )
 @pytest.mark.parametrize("tokenizer", [spaced(), byte_level()], ids=["bytes as tokens", "byte-level"])
 def test_bytes_before_a_stop_string_are_read_with_it(
-    tokenizer: PreTrainedTokenizerBase, said: str, string: str
+    tokenizer: PreTrainedTokenizerBase, answer: str, string: str
 ) -> None:
     """Some decoders make whole runs of bytes one text, and of a run that is cut nothing."""
-    tokens: list[int] = tokenizer(said, add_special_tokens=False)["input_ids"]
+    tokens: list[int] = tokenizer(answer, add_special_tokens=False)["input_ids"]
     stop = StopStrings([string], tokenizer)
     could = stop.could_finish(len(tokenizer))
     for end in range(1, len(tokens) + 1):
@@ -103,7 +103,7 @@ def test_bytes_before_a_stop_string_are_read_with_it(
         if string in text:
             assert could[tokens[end - 1]]
             return
-    assert string not in said
+    assert string not in answer
 
 
 def test_special_tokens_are_text_of_an_answer() -> None:
@@ -120,10 +120,10 @@ def test_special_tokens_are_text_of_an_answer() -> None:
 def test_few_tokens_are_looked_at() -> None:
     tokenizer = byte_level()
     could = StopStrings(["\n\n"], tokenizer).could_finish(320)
-    said = tokenizer.batch_decode([[index] for index in range(len(tokenizer))])
+    texts = tokenizer.batch_decode([[index] for index in range(len(tokenizer))])
     assert could.shape == (320,)
     assert [index for index in range(320) if could[index]] == [
-        index for index, text in enumerate(said) if text.startswith("\n") or "\n\n" in text
+        index for index, text in enumerate(texts) if text.startswith("\n") or "\n\n" in text
     ]
 
 

@@ -61,13 +61,13 @@ def test_layout_of_prompt_answer_and_padding(policy: torch.nn.Module) -> None:
     assert rollouts.prompt.tolist() == [index for index in range(4) for _ in range(4)]
     for row, prompt in enumerate(rollouts.prompt.tolist()):
         tokens, mask = rollouts.tokens[row].tolist(), rollouts.mask[row].tolist()
-        start, written = len(PROMPTS[prompt]), sum(mask)
+        start, count = len(PROMPTS[prompt]), sum(mask)
         assert tokens[:start] == PROMPTS[prompt]
-        assert mask == [False] * start + [True] * written + [False] * (len(mask) - start - written)
-        assert all(token == PAD for token in tokens[start + written :])
-        assert (tokens[start + written - 1] in STOP) == bool(rollouts.terminated[row])
-        assert rollouts.terminated[row] or written == 9
-        assert not any(token in STOP for token in tokens[start : start + written - 1])
+        assert mask == [False] * start + [True] * count + [False] * (len(mask) - start - count)
+        assert all(token == PAD for token in tokens[start + count :])
+        assert (tokens[start + count - 1] in STOP) == bool(rollouts.terminated[row])
+        assert rollouts.terminated[row] or count == 9
+        assert not any(token in STOP for token in tokens[start : start + count - 1])
 
 
 def test_first_token_follows_the_policy_and_matches_generate(policy: torch.nn.Module) -> None:
@@ -101,21 +101,21 @@ def test_greedy_equals_generate(policy: torch.nn.Module) -> None:
 def test_top_p_keeps_the_smallest_nucleus_and_reports_its_logprob() -> None:
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log().repeat(1000, 1)
     uniform = torch.linspace(0, 1, 1001, dtype=torch.float64)[:-1]
-    chosen, logprob = sample_tokens(logits, uniform, top_p=0.8)
-    assert set(chosen.tolist()) == {0, 1}
-    torch.testing.assert_close(logprob[chosen == 0], torch.full_like(logprob[chosen == 0], 0.625).log())
+    tokens, logprob = sample_tokens(logits, uniform, top_p=0.8)
+    assert set(tokens.tolist()) == {0, 1}
+    torch.testing.assert_close(logprob[tokens == 0], torch.full_like(logprob[tokens == 0], 0.625).log())
 
 
 def test_a_token_of_probability_zero_is_never_drawn() -> None:
     logits = torch.tensor([[float("-inf"), 0.0, float("-inf"), 0.0, float("-inf")]]).repeat(2, 1)
-    chosen, _ = sample_tokens(logits, torch.tensor([0.0, 1.0 - 2**-53], dtype=torch.float64))
-    assert chosen.tolist() == [1, 3]
+    tokens, _ = sample_tokens(logits, torch.tensor([0.0, 1.0 - 2**-53], dtype=torch.float64))
+    assert tokens.tolist() == [1, 3]
 
 
 def test_temperature_enters_the_reported_logprob() -> None:
     logits = torch.randn(50, 7)
-    chosen, logprob = sample_tokens(logits, torch.rand(50, dtype=torch.float64), temperature=0.5)
-    expected = (logits / 0.5).log_softmax(-1).gather(1, chosen.unsqueeze(1)).squeeze(1)
+    tokens, logprob = sample_tokens(logits, torch.rand(50, dtype=torch.float64), temperature=0.5)
+    expected = (logits / 0.5).log_softmax(-1).gather(1, tokens.unsqueeze(1)).squeeze(1)
     torch.testing.assert_close(logprob, expected)
 
 
@@ -124,13 +124,13 @@ def test_a_token_is_where_its_number_falls_in_the_distribution(vocabulary: int) 
     count = 20_000
     logits = 3 * torch.randn(vocabulary, generator=torch.Generator().manual_seed(0))
     uniform = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    chosen, logprob = sample_tokens(logits.expand(count, -1), uniform)
+    tokens, logprob = sample_tokens(logits.expand(count, -1), uniform)
     probability = logits.double().softmax(-1)
     expected = torch.searchsorted(probability.cumsum(-1), uniform, right=True)
     # Sums in float32 move the borders between tokens a little.
-    assert (chosen != expected).double().mean() < 1e-3
-    assert (chosen - expected).abs().max() <= 1
-    torch.testing.assert_close(logprob.double(), probability.log()[chosen], atol=1e-5, rtol=0)
+    assert (tokens != expected).double().mean() < 1e-3
+    assert (tokens - expected).abs().max() <= 1
+    torch.testing.assert_close(logprob.double(), probability.log()[tokens], atol=1e-5, rtol=0)
 
 
 def test_long_answers_of_many_lengths(policy: torch.nn.Module) -> None:
@@ -205,11 +205,11 @@ def test_a_policy_that_diverged_is_not_sampled(tiny_policy_folder: Path) -> None
 
 def test_a_default_dtype_of_others_changes_no_number(policy: torch.nn.Module) -> None:
     """The half-precision plugins of a trainer set one, for all threads, while the policy learns."""
-    asked = {"stop_tokens": STOP, "pad_token": PAD, "num_samples": 2, "seed": 4}
-    expected = sample(policy, PROMPTS, SamplingOptions(8), **asked)  # type: ignore[arg-type]
+    options = {"stop_tokens": STOP, "pad_token": PAD, "num_samples": 2, "seed": 4}
+    expected = sample(policy, PROMPTS, SamplingOptions(8), **options)  # type: ignore[arg-type]
     torch.set_default_dtype(torch.bfloat16)
     try:
-        result = sample(policy, PROMPTS, SamplingOptions(8), **asked)  # type: ignore[arg-type]
+        result = sample(policy, PROMPTS, SamplingOptions(8), **options)  # type: ignore[arg-type]
         listed = Answers.of([[1]], [[-8.03]], [True])
     finally:
         torch.set_default_dtype(torch.float32)

@@ -1,4 +1,4 @@
-"""Answers of vLLM, whose place a stand-in takes: what it is given, and what is made of what it gives back."""
+"""Answers of vLLM, whose place a stand-in takes: what it receives, and what becomes of what it returns."""
 
 import builtins
 import os
@@ -38,100 +38,102 @@ def policy(tiny_policy_folder: Path) -> torch.nn.Module:
 
 
 @pytest.fixture
-def asked(tiny_policy_folder: Path) -> dict[str, Any]:
+def arguments(tiny_policy_folder: Path) -> dict[str, Any]:
     tokenizer: PreTrainedTokenizerBase = load_tokenizer(str(tiny_policy_folder))
     return {"tokenizer": tokenizer, "stop_tokens": [1, 20, 30], "num_samples": 3}
 
 
-def test_answers_are_those_of_the_weights_that_the_policy_has(policy: torch.nn.Module, asked: dict[str, Any]) -> None:
-    written = VllmSampler()
+def test_answers_are_those_of_the_weights_that_the_policy_has(
+    policy: torch.nn.Module, arguments: dict[str, Any]
+) -> None:
+    sampler = VllmSampler()
     for step in range(3):
-        result = written(policy, PROMPTS, SamplingOptions(9), seed=step, **asked)
+        result = sampler(policy, PROMPTS, SamplingOptions(9), seed=step, **arguments)
         assert result.prompt.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
         for row, prompt in enumerate(result.prompt.tolist()):
             assert result.tokens[row, : len(PROMPTS[prompt])].tolist() == PROMPTS[prompt]
             last = int(result.tokens[row][result.mask[row]][-1])
-            assert bool(result.terminated[row]) == (last in asked["stop_tokens"])
+            assert bool(result.terminated[row]) == (last in arguments["stop_tokens"])
         torch.testing.assert_close(
             sequence_logprobs(policy, result.tokens, result.mask), result.logprob, atol=1e-5, rtol=0
         )
         with torch.no_grad():
             for weight in policy.parameters():
                 weight.add_(0.05 * torch.randn_like(weight))
-    assert len(LLM.made) == 1
+    assert len(LLM.instances) == 1
     woken = ["wake weights", "weights", "wake kv_cache", "forget", "generate", "sleep"]
-    assert LLM.made[0].calls == ["weights", "forget", "generate", "sleep", *woken, *woken]
+    assert LLM.instances[0].calls == ["weights", "forget", "generate", "sleep", *woken, *woken]
 
 
-def test_answers_end_where_they_are_said_to(policy: torch.nn.Module, asked: dict[str, Any]) -> None:
+def test_answers_end_where_they_are_said_to(policy: torch.nn.Module, arguments: dict[str, Any]) -> None:
     """Not at the token that a base model's config calls the end."""
     liked: Any = policy
     liked.config.eos_token_id = 40
     with torch.no_grad():
         liked.get_output_embeddings().weight[40] = liked.get_output_embeddings().weight[20]
-    result = VllmSampler()(policy, PROMPTS, SamplingOptions(30), **(asked | {"num_samples": 20}))
-    answers = [row[held].tolist() for row, held in zip(result.tokens, result.mask, strict=True)]
+    result = VllmSampler()(policy, PROMPTS, SamplingOptions(30), **(arguments | {"num_samples": 20}))
+    answers = [row[acted].tolist() for row, acted in zip(result.tokens, result.mask, strict=True)]
     assert any(40 in answer[:-1] for answer in answers)
-    assert all(len(answer) == 30 or answer[-1] in asked["stop_tokens"] for answer in answers)
+    assert all(len(answer) == 30 or answer[-1] in arguments["stop_tokens"] for answer in answers)
 
 
-def test_an_engine_begins_and_ends_without_a_trace(policy: torch.nn.Module, asked: dict[str, Any]) -> None:
-    written, before = VllmSampler(), torch.get_rng_state()
-    written._engine = written._start(policy, asked["tokenizer"], 40)
+def test_an_engine_begins_and_ends_without_a_trace(policy: torch.nn.Module, arguments: dict[str, Any]) -> None:
+    sampler, before = VllmSampler(), torch.get_rng_state()
+    sampler._engine = sampler._start(policy, arguments["tokenizer"], 40)
     assert torch.equal(torch.get_rng_state(), before)
-    written._engine = None
-    LLM.made.clear()
-    written(policy, PROMPTS, SamplingOptions(9), longest_prompt=31, **asked)
-    assert LLM.made[0].options["max_model_len"] == 40
+    sampler._engine = None
+    LLM.instances.clear()
+    sampler(policy, PROMPTS, SamplingOptions(9), longest_prompt=31, **arguments)
+    assert LLM.instances[0].options["max_model_len"] == 40
     assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in os.environ
-    written.close()
-    assert LLM.made[0].calls[-1] == "shutdown"
-    written(policy, PROMPTS, SamplingOptions(9), **asked)
-    assert LLM.made[1].calls == ["weights", "forget", "generate", "sleep"]
+    sampler.close()
+    assert LLM.instances[0].calls[-1] == "shutdown"
+    sampler(policy, PROMPTS, SamplingOptions(9), **arguments)
+    assert LLM.instances[1].calls == ["weights", "forget", "generate", "sleep"]
 
 
-def test_an_engine_that_stays_awake_forgets_earlier_keys(policy: torch.nn.Module, asked: dict[str, Any]) -> None:
-    written = VllmSampler(sleep=False, options={"enforce_eager": True}, max_length=64)
+def test_an_engine_that_stays_awake_forgets_earlier_keys(policy: torch.nn.Module, arguments: dict[str, Any]) -> None:
+    sampler = VllmSampler(sleep=False, options={"enforce_eager": True}, max_length=64)
     for _ in range(2):
-        written(policy, PROMPTS, SamplingOptions(4), **asked)
-    assert LLM.made[0].calls == ["weights", "forget", "generate"] * 2
-    assert LLM.made[0].options["enforce_eager"]
-    assert LLM.made[0].options["max_model_len"] == 64
-    assert not LLM.made[0].options["enable_sleep_mode"]
+        sampler(policy, PROMPTS, SamplingOptions(4), **arguments)
+    assert LLM.instances[0].calls == ["weights", "forget", "generate"] * 2
+    assert LLM.instances[0].options["enforce_eager"]
+    assert LLM.instances[0].options["max_model_len"] == 64
+    assert not LLM.instances[0].options["enable_sleep_mode"]
 
 
-def test_adapters_are_merged_in_and_taken_out_again(policy: torch.nn.Module, asked: dict[str, Any]) -> None:
+def test_adapters_are_merged_in_and_taken_out_again(policy: torch.nn.Module, arguments: dict[str, Any]) -> None:
     adapted = with_adapters(policy).eval()
     before = {name: weight.clone() for name, weight in adapted.state_dict().items()}
-    result = VllmSampler()(adapted, PROMPTS, SamplingOptions(9), **asked)
+    result = VllmSampler()(adapted, PROMPTS, SamplingOptions(9), **arguments)
     torch.testing.assert_close(
         sequence_logprobs(adapted, result.tokens, result.mask), result.logprob, atol=1e-5, rtol=0
     )
     assert all(torch.equal(weight, before[name]) for name, weight in adapted.state_dict().items())
 
 
-def test_a_seed_gives_a_prompt_its_answers(policy: torch.nn.Module, asked: dict[str, Any]) -> None:
-    written, options = VllmSampler(), SamplingOptions(9)
-    whole = written(policy, PROMPTS, options, seed=3, **asked)
-    alone = written(policy, PROMPTS[1:2], options, seed=3, prompt_ids=[1], **asked)
+def test_a_seed_gives_a_prompt_its_answers(policy: torch.nn.Module, arguments: dict[str, Any]) -> None:
+    sampler, options = VllmSampler(), SamplingOptions(9)
+    whole = sampler(policy, PROMPTS, options, seed=3, **arguments)
+    alone = sampler(policy, PROMPTS[1:2], options, seed=3, prompt_ids=[1], **arguments)
     for row in range(3):
         assert alone.tokens[row][alone.mask[row]].tolist() == whole.tokens[3 + row][whole.mask[3 + row]].tolist()
-    single = written(policy, PROMPTS, options, seed=3, **(asked | {"num_samples": 1}))
+    single = sampler(policy, PROMPTS, options, seed=3, **(arguments | {"num_samples": 1}))
     for row in range(3):
         assert single.tokens[row][single.mask[row]].tolist() == whole.tokens[3 * row][whole.mask[3 * row]].tolist()
-    assert not torch.equal(written(policy, PROMPTS, options, seed=4, **asked).tokens, whole.tokens)
+    assert not torch.equal(sampler(policy, PROMPTS, options, seed=4, **arguments).tokens, whole.tokens)
 
 
-def test_greedy_answers_and_stop_strings_are_as_ever(policy: torch.nn.Module, asked: dict[str, Any]) -> None:
+def test_greedy_answers_and_stop_strings_are_as_ever(policy: torch.nn.Module, arguments: dict[str, Any]) -> None:
     options = SamplingOptions(12, temperature=0)
-    ours = sample(policy, PROMPTS, options, pad_token=int(asked["tokenizer"].pad_token_id), **asked)
-    theirs = VllmSampler()(policy, PROMPTS, options, **asked)
+    ours = sample(policy, PROMPTS, options, pad_token=int(arguments["tokenizer"].pad_token_id), **arguments)
+    theirs = VllmSampler()(policy, PROMPTS, options, **arguments)
     assert torch.equal(ours.tokens, theirs.tokens)
     assert torch.equal(ours.logprob, theirs.logprob)
-    text = asked["tokenizer"].decode(ours.tokens[0][ours.mask[0]], skip_special_tokens=True)
+    text = arguments["tokenizer"].decode(ours.tokens[0][ours.mask[0]], skip_special_tokens=True)
     options = SamplingOptions(12, temperature=0, stop_strings=(text[len(text) // 2],))
-    ours = sample(policy, PROMPTS, options, pad_token=int(asked["tokenizer"].pad_token_id), **asked)
-    theirs = VllmSampler()(policy, PROMPTS, options, **asked)
+    ours = sample(policy, PROMPTS, options, pad_token=int(arguments["tokenizer"].pad_token_id), **arguments)
+    theirs = VllmSampler()(policy, PROMPTS, options, **arguments)
     assert torch.equal(ours.tokens, theirs.tokens)
     assert torch.equal(ours.terminated, theirs.terminated)
 
@@ -151,7 +153,7 @@ def learnt(folder: Path, sft: Path, noise: float, **model: Any) -> tuple[DensePa
     module = DensePathReinforce(PolicySpec(source=str(sft)), credit=credit, **model)
     trainer = quiet_trainer(folder, max_steps=2)
     trainer.fit(module, datamodule=data)
-    assert LLM.made[0].calls[-1] == "shutdown"
+    assert LLM.instances[0].calls[-1] == "shutdown"
     return module, {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
@@ -199,7 +201,7 @@ def test_a_program_with_other_weights_is_found_out(
 
 
 def test_it_says_what_to_install(
-    policy: torch.nn.Module, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    policy: torch.nn.Module, arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inner = builtins.__import__
 
@@ -210,7 +212,7 @@ def test_it_says_what_to_install(
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(InputError, match=r"pip install 'dpr-lightning\[vllm\]'"):
-        VllmSampler()(policy, PROMPTS, SamplingOptions(4), **asked)
+        VllmSampler()(policy, PROMPTS, SamplingOptions(4), **arguments)
 
 
 def test_shares_out_of_range_are_refused(tmp_path: Path) -> None:
