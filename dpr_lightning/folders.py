@@ -179,23 +179,22 @@ def clear_run(folder: Path, names: Collection[str], keep: Collection[str] = ()) 
             files, of which those in the list are deleted.
         keep: names in ``folder`` that stay in any case.
     """
-    for path in [path for name in names for path in sorted(folder.glob(name))]:
+
+    def may_go(path: Path) -> bool:
         parents = path.parents[: path.parents.index(folder)]
-        if path.relative_to(folder).parts[0] in keep or any(parent.is_symlink() for parent in parents):
-            continue
+        return path.relative_to(folder).parts[0] not in keep and not any(parent.is_symlink() for parent in parents)
+
+    for path in [path for name in names for path in sorted(folder.glob(name)) if may_go(path)]:
         if path.is_symlink() or not path.is_dir():
             path.unlink(missing_ok=True)
         elif (listed := written_files(path)) is not None:
             delete_written(path, [*listed, WRITTEN])
+    # Empty folders are deleted too, inner ones first: a run that ended early leaves some that never had a file.
+    patterns = {str(part) for name in names for part in (Path(name), *Path(name).parents) if part.name}
+    folders = {path for pattern in patterns for path in folder.glob(pattern) if path.is_dir() and may_go(path)}
+    for path in sorted(folders, key=lambda path: len(path.parts), reverse=True):
         with suppress(OSError):
-            for empty in (path, *parents):
-                empty.rmdir() if empty.is_dir() else None
-    for parent in {str(parent) for name in names for parent in Path(name).parents if parent.name}:
-        # A run that ended early leaves folders without a file in them.
-        for path in folder.glob(parent):
-            if path.is_dir() and not path.is_symlink() and path.relative_to(folder).parts[0] not in keep:
-                with suppress(OSError):
-                    path.rmdir()
+            path.rmdir()
     return [path for path in sorted(folder.iterdir()) if path.name not in keep]
 
 

@@ -227,7 +227,7 @@ def test_a_run_that_begins_anew_deletes_what_the_former_one_wrote(
     write(run / "base", weights="kept")
     write(run / "exported", weights="mine")
     (run / "elsewhere").mkdir()
-    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "checkpoints").mkdir(parents=True)
     (tmp_path / "outside" / "metrics.csv").write_text("mine")
     (run / "dpr").symlink_to(tmp_path / "outside")
     fresh_folder(run, "marker.json", keep=("base",))
@@ -238,6 +238,7 @@ def test_a_run_that_begins_anew_deletes_what_the_former_one_wrote(
         **dict.fromkeys(mine, "mine"),
     }
     assert (tmp_path / "outside" / "metrics.csv").exists()
+    assert (tmp_path / "outside" / "checkpoints").exists()
     assert not (run / "wandb").exists()
     assert "notes.txt" in caplog.text
     with pytest.raises(InputError, match="files of another kind"):

@@ -26,7 +26,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     return Runs(tmp_path_factory.mktemp("plugins"))
 
 
-def shown(index: int) -> dict[str, Any]:
+def snippet(index: int) -> dict[str, Any]:
     """A config of the page."""
     config: dict[str, Any] = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", PAGE, re.S)[index])
     return config
@@ -34,7 +34,7 @@ def shown(index: int) -> dict[str, Any]:
 
 def rollout_config(runs: Runs) -> dict[str, Any]:
     """The page's, with paths that exist and small sizes."""
-    config, inputs = shown(0), runs.inputs
+    config, inputs = snippet(0), runs.inputs
     config["model"]["init_args"] |= {"policy": {"source": str(inputs / "policy")}, "optimizer": OPTIMIZER}
     config["data"]["init_args"] |= {
         "prompts": str(inputs / "rows.jsonl"),
@@ -72,7 +72,7 @@ def test_two_ranks_learn_the_same(runs: Runs) -> None:
 
 
 def test_pairs_train(runs: Runs) -> None:
-    config, inputs = shown(1), runs.inputs
+    config, inputs = snippet(1), runs.inputs
     config["model"]["init_args"] |= {"policy": {"source": str(inputs / "policy")}, "optimizer": OPTIMIZER}
     config["data"]["init_args"] |= {
         "train": str(inputs / "rows.jsonl"),

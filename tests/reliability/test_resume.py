@@ -32,12 +32,12 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_chaos(tmp_path: Path) -> None:
-    """Deaths at random moments, and in the middle of checkpoints, policies and caches; more in `make chaos`."""
-    command = [sys.executable, "-m", "tests.reliability.chaos", "--kills", "8", "--folder", str(tmp_path / "chaos")]
+    """Twenty deaths at random moments, and in the middle of checkpoints, rollouts, policies and caches."""
+    command = [sys.executable, "-m", "tests.reliability.chaos", "--kills", "20", "--folder", str(tmp_path / "chaos")]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
     assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-4000:]
     summary = json.loads(ended.stdout[ended.stdout.index("{") :])
-    assert summary["kills"] == 8
+    assert summary["kills"] == 20
     assert summary["identical"] == summary["runs"] > 1
 
 
