@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dpr_lightning.cli.compare_findings import pooled
 from dpr_lightning.evaluation.comparisons import MEASURES
+from dpr_lightning.experiments.findings import pooled
 
 OURS = "dpr"
 OPPOSITE = {"better": "worse", "worse": "better"}

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import dpr_lightning.callbacks
-import dpr_lightning.cli.lightning
 import dpr_lightning.data
+import dpr_lightning.lightning_cli.dpr_cli
 import dpr_lightning.modules  # noqa: F401
 from tests.gates.commands import Failure, dpr
 

@@ -8,9 +8,9 @@ import pytest
 
 from dpr_lightning import folders
 from dpr_lightning.callbacks.checkpoint_store import MANIFEST, STATE, CheckpointStore
-from dpr_lightning.cli.stage_configs import write_config
-from dpr_lightning.cli.stages import STAGE_FILES, fresh_folder
 from dpr_lightning.errors import InputError
+from dpr_lightning.experiments.recipes import write_config
+from dpr_lightning.experiments.stages import STAGE_FILES, fresh_folder
 from dpr_lightning.folders import clear_run, recover, whole_folder
 
 

@@ -25,7 +25,9 @@ LEVELS = {
     "evaluation": 6,
     "reports": 6,
     "callbacks": 7,
-    "cli": 8,
+    "lightning_cli": 8,
+    "experiments": 9,
+    "cli": 10,
 }
 # The mathematics needs tensors and nothing else.
 FUNCTIONAL_MAY_IMPORT = {"torch", "jaxtyping", "math", "typing", "collections", PACKAGE}

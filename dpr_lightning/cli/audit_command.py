@@ -8,17 +8,19 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 
-from dpr_lightning.cli.loading import best_device, console, progress_bar, verifier_named
 from dpr_lightning.data import PromptSet, Rows, carried_format, last_turn, open_rows, tokenize_rows
 from dpr_lightning.errors import InputError
 from dpr_lightning.evaluation.audit import RewardAudit, Rewarded, audit_reward, recommend
 from dpr_lightning.evaluation.corruption import corrupt_one_token
 from dpr_lightning.evaluation.evaluated_answers import collect_answers
 from dpr_lightning.evaluation.suspects import Suspect, suspects
+from dpr_lightning.evaluation.verifiers import verifier_named
 from dpr_lightning.functional import RewardForm
 from dpr_lightning.paths import ReadPath, Writes
 from dpr_lightning.policies import load_tokenizer, special_tokens
+from dpr_lightning.policies.inference_policy import best_device
 from dpr_lightning.reports import audit_table
+from dpr_lightning.reports.console import console, progress_bar
 from dpr_lightning.rewards import SFT, DenseReward, RewardSpec, token_rewards
 from dpr_lightning.rollouts import SamplingOptions
 from dpr_lightning.types import TokenScores

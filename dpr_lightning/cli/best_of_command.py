@@ -8,16 +8,18 @@ from typing import Annotated
 
 import torch
 
-from dpr_lightning.cli.loading import best_device, console, progress_bar, verifier_named
-from dpr_lightning.cli.report_command import machine, save_report
 from dpr_lightning.data import PromptSet, Rows
 from dpr_lightning.errors import InputError, counted
 from dpr_lightning.evaluation.evaluated_answers import collect_answers
 from dpr_lightning.evaluation.reward_preview import default_forms
 from dpr_lightning.evaluation.verification import Ranking, in_words, verification
+from dpr_lightning.evaluation.verifiers import verifier_named
+from dpr_lightning.experiments.saved_report import machine, save_report
 from dpr_lightning.paths import REPORT_MARKS, ReadPath, Writes
 from dpr_lightning.policies import load_tokenizer, load_verifier_head, score_responses
+from dpr_lightning.policies.inference_policy import best_device
 from dpr_lightning.reports import Panel, Report, Series, arms_table
+from dpr_lightning.reports.console import console, progress_bar
 from dpr_lightning.rewards import SFT, DenseReward, RewardSpec, token_rewards
 from dpr_lightning.rollouts import SamplingOptions
 

@@ -13,20 +13,20 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import yaml
 
-from dpr_lightning.cli.compare_arms import SeedRun
-from dpr_lightning.cli.compare_findings import BASE, Results, foresight, pooled, predicted
-from dpr_lightning.cli.compare_page import Examples, curves, pairs, ranked, samples, scatters
-from dpr_lightning.cli.compare_pool import Measured, identity_of, measured_elsewhere, write_seed
-from dpr_lightning.cli.compare_specs import ArmSpec, Recipes
-from dpr_lightning.cli.loading import console
-from dpr_lightning.cli.report_command import machine, save_report
-from dpr_lightning.cli.stage_configs import recipe_text
-from dpr_lightning.cli.stages import announce, keep_wandb_inside
 from dpr_lightning.cli.toy_command import ToyTask, toy
 from dpr_lightning.data import open_rows
 from dpr_lightning.errors import InputError
+from dpr_lightning.experiments.arm_specs import ArmSpec, Recipes
+from dpr_lightning.experiments.comparison_page import Examples, curves, pairs, ranked, samples, scatters
+from dpr_lightning.experiments.findings import BASE, Results, foresight, pooled, predicted
+from dpr_lightning.experiments.recipes import recipe_text
+from dpr_lightning.experiments.saved_report import machine, save_report
+from dpr_lightning.experiments.seed_results import Measured, identity_of, measured_elsewhere, write_seed
+from dpr_lightning.experiments.seed_run import SeedRun
+from dpr_lightning.experiments.stages import announce, keep_wandb_inside
 from dpr_lightning.paths import REPORT_MARKS, ReadPath, Reads, Writes
 from dpr_lightning.reports import Report, arms_table, paired_table, verdict_lines
+from dpr_lightning.reports.console import console
 from dpr_lightning.rewards.cache import content_hash
 
 PARTS = ("base", "data")

@@ -2,12 +2,12 @@
 
 from typing import Annotated
 
-from dpr_lightning.cli.loading import console
 from dpr_lightning.errors import InputError
 from dpr_lightning.paths import ReadPath, Writes
 from dpr_lightning.policies import LoraSpec, PolicySpec, build_policy, has_adapters, merge_adapters, save_policy
 from dpr_lightning.policies.extrapolation import extrapolate_weights
 from dpr_lightning.policies.tokenizers import same_vocabulary
+from dpr_lightning.reports.console import console
 
 
 def export(

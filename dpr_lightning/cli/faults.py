@@ -13,11 +13,11 @@ import torch
 from jsonargparse import ArgumentError
 from lightning.pytorch.utilities import rank_zero_only
 
-from dpr_lightning.cli.library_errors import refusal
-from dpr_lightning.cli.origins import origin
 from dpr_lightning.cli.parse_errors import known_options, plainly
 from dpr_lightning.distributed import marks
 from dpr_lightning.errors import INTERRUPTED, InputError, causes, first_line
+from dpr_lightning.lightning_cli.library_errors import refusal
+from dpr_lightning.lightning_cli.origins import origin
 
 _LOST = re.compile(
     r"[Tt]imed out waiting|timeout caused pair closure|Connection (closed|reset) by peer|Socket Timeout|Broken pipe"

@@ -8,15 +8,17 @@ from typing import Annotated, Any
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from dpr_lightning.cli.loading import console, frozen_policy, progress_bar, verifier_named
 from dpr_lightning.data import PromptSet, Rows
 from dpr_lightning.engine.decoding import Combine, single_model
 from dpr_lightning.errors import InputError, counted
 from dpr_lightning.evaluation.evaluated_answers import EvaluatedAnswers, collect_answers
 from dpr_lightning.evaluation.statistics import mean_interval, pass_at_k
 from dpr_lightning.evaluation.tasks import write_jsonl
+from dpr_lightning.evaluation.verifiers import verifier_named
 from dpr_lightning.paths import ReadPath, Writes
 from dpr_lightning.policies.frozen import check_one_vocabulary
+from dpr_lightning.policies.inference_policy import frozen_policy
+from dpr_lightning.reports.console import console, progress_bar
 from dpr_lightning.rewards import RewardSpec, decode_time_optimum
 from dpr_lightning.rollouts import SamplingOptions
 

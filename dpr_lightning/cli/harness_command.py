@@ -6,9 +6,10 @@ from typing import Annotated
 
 from rich.table import Table
 
-from dpr_lightning.cli.loading import console, frozen_policy
 from dpr_lightning.evaluation.harness import HarnessSpec, harness_scores
 from dpr_lightning.paths import ReadPath, Writes
+from dpr_lightning.policies.inference_policy import frozen_policy
+from dpr_lightning.reports.console import console
 
 
 def harness(

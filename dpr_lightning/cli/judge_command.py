@@ -5,12 +5,12 @@ import json
 from pathlib import Path
 from typing import Annotated
 
-from dpr_lightning.cli.loading import console, progress_bar
 from dpr_lightning.data import Rows, open_rows
 from dpr_lightning.errors import counted
 from dpr_lightning.evaluation.judge import JudgeReport, answers_of, match_answers, parse_verdict, summarise
 from dpr_lightning.evaluation.judge_endpoint import Endpoint, EndpointSpec
 from dpr_lightning.paths import Writes
+from dpr_lightning.reports.console import console, progress_bar
 
 
 def judge(

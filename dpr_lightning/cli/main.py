@@ -102,15 +102,15 @@ def _print_any_character() -> None:
 def run(arguments: Sequence[str]) -> Any:
     """Run one command; errors come as exceptions."""
     _settle_libraries()
-    from dpr_lightning.cli.configs import check_configs, config_files
-    from dpr_lightning.cli.lightning import LIGHTNING_COMMANDS, run_lightning
+    from dpr_lightning.lightning_cli.configs import check_configs, config_files
+    from dpr_lightning.lightning_cli.dpr_cli import LIGHTNING_COMMANDS, run_lightning
 
     command, rest = arguments[0], list(arguments[1:])
     check_configs(rest)
     if command in LIGHTNING_COMMANDS:
         ended = run_lightning([command, *rest])
         if command == "fit":
-            from dpr_lightning.cli.saved_policies import print_saved
+            from dpr_lightning.lightning_cli.saved_policies import print_saved
 
             print_saved(ended.trainer, ended.datamodule)
         return ended
@@ -128,7 +128,7 @@ def run(arguments: Sequence[str]) -> Any:
         raise InputError(f"There is no command {command!r}.{meant} Commands are: {', '.join(names)}.")
     from jsonargparse import auto_cli
 
-    from dpr_lightning.cli.path_checks import guarded
+    from dpr_lightning.lightning_cli.path_checks import guarded
 
     return auto_cli(
         guarded(commands[command], config_files(rest)),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from dpr_lightning.cli.origins import frames_of
+from dpr_lightning.lightning_cli.origins import frames_of
 
 _NOISE = re.compile(
     r"(- )?Does not validate against any of the Union subtypes|Subtypes: .*|Errors:|Given value( type)?: .*"

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dpr_lightning.cli.background import run_in_background
-from dpr_lightning.cli.stage_configs import DprSettings, continued_config, equal_compute_steps, on_cpu, stage_config
-from dpr_lightning.cli.stages import ARMS, announce, conclude, evaluate_policies, fit, preview
 from dpr_lightning.errors import counted
+from dpr_lightning.experiments.background import run_in_background
+from dpr_lightning.experiments.recipes import DprSettings, continued_config, equal_compute_steps, on_cpu, stage_config
+from dpr_lightning.experiments.stages import ARMS, announce, conclude, evaluate_policies, fit, preview
 from dpr_lightning.policies import load_tokenizer
 
 BACKGROUND_LOG = "beside.log"

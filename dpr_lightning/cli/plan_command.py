@@ -12,7 +12,6 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dpr_lightning.cli.lightning import parse_lightning
 from dpr_lightning.cli.plan_algorithm import algorithm_to_count
 from dpr_lightning.data.demonstrations import DEFAULT_TOKEN_BUDGET
 from dpr_lightning.engine import is_known_decoder, token_budget_for, weight_bytes
@@ -20,6 +19,7 @@ from dpr_lightning.engine.decoding import packed_bytes
 from dpr_lightning.engine.master_weights import MasterWeights
 from dpr_lightning.engine.output_head import bare_head
 from dpr_lightning.errors import InputError, counted, first_line
+from dpr_lightning.lightning_cli.dpr_cli import parse_lightning
 from dpr_lightning.modules.memory import (
     Shape,
     StepMemory,

@@ -4,13 +4,15 @@ import json
 from pathlib import Path
 from typing import Annotated
 
-from dpr_lightning.cli.loading import best_device, console, progress_bar, verifier_named
 from dpr_lightning.data import PromptSet, Rows
 from dpr_lightning.evaluation.preview import BETAS, describe
 from dpr_lightning.evaluation.reward_preview import form_name, preview_reward
+from dpr_lightning.evaluation.verifiers import verifier_named
 from dpr_lightning.paths import ReadPath, Writes
 from dpr_lightning.policies import load_tokenizer
+from dpr_lightning.policies.inference_policy import best_device
 from dpr_lightning.reports import preview_table
+from dpr_lightning.reports.console import console, progress_bar
 from dpr_lightning.rewards import DenseReward, RewardSpec
 from dpr_lightning.rollouts import SamplingOptions
 

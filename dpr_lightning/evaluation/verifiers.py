@@ -16,7 +16,16 @@ from dpr_lightning.errors import InputError
 from dpr_lightning.evaluation.instructions import instructions
 from dpr_lightning.evaluation.verifier_fields import ANSWER_MARKER, final_text, last_number, number, text
 
-__all__ = ["ANSWER_MARKER", "VERIFIERS", "answer", "exact_match", "last_number", "load_verifier", "numeric"]
+__all__ = [
+    "ANSWER_MARKER",
+    "VERIFIERS",
+    "answer",
+    "exact_match",
+    "last_number",
+    "load_verifier",
+    "numeric",
+    "verifier_named",
+]
 
 WITHOUT_ANSWER = frozenset({"boxnet", "graph_color", "propositional_logic", "rubiks_cube", "rush_hour"})
 """Tasks of reasoning-gym whose rows have no answer: the scorer uses other columns."""
@@ -89,6 +98,11 @@ VERIFIERS: dict[str, Verifier] = {
     "reasoning_gym": reasoning_gym,
     "instructions": instructions,
 }
+
+
+def verifier_named(name: str | None) -> Verifier | None:
+    """The verifier of that name or ``module:function``; None for None."""
+    return load_verifier(name) if name is not None else None
 
 
 def load_verifier(name: str) -> Verifier:

@@ -4,6 +4,7 @@ from dpr_lightning.reports.content import Answer, Pair, Panel, Point, Report, Re
 from dpr_lightning.reports.page import write_heatmap, write_report
 from dpr_lightning.reports.results import arm_name, number, verdict_lines
 from dpr_lightning.reports.tables import arms_table, audit_table, paired_table, preview_table
+from dpr_lightning.reports.token_responses import token_responses
 
 __all__ = [
     "Answer",
@@ -21,6 +22,7 @@ __all__ = [
     "number",
     "paired_table",
     "preview_table",
+    "token_responses",
     "verdict_lines",
     "write_heatmap",
     "write_report",

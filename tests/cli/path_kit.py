@@ -75,5 +75,5 @@ def begin(arguments: list[str]) -> None:
         def begun(*_: Any, **__: Any) -> Any:
             raise Begun
 
-        patch.setattr("dpr_lightning.cli.path_checks.write_lock", begun)
+        patch.setattr("dpr_lightning.lightning_cli.path_checks.write_lock", begun)
         main([*arguments, "--debug"])

@@ -10,12 +10,12 @@ import pytest
 from lightning import Callback, LightningDataModule, LightningModule
 
 from dpr_lightning import callbacks, data, modules
-from dpr_lightning.cli.compare_specs import ArmSpec
 from dpr_lightning.cli.main import _commands
-from dpr_lightning.cli.path_checks import protected
 from dpr_lightning.errors import InputError
 from dpr_lightning.evaluation.harness import HarnessSpec
 from dpr_lightning.evaluation.judge_endpoint import EndpointSpec
+from dpr_lightning.experiments.arm_specs import ArmSpec
+from dpr_lightning.lightning_cli.path_checks import protected
 from dpr_lightning.paths import PathUse, ReadPath, Reads, Writes, parameters_of, path_uses
 from dpr_lightning.policies import LoraSpec, PolicySpec
 from dpr_lightning.rewards import RewardSpec

@@ -14,9 +14,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from dpr_lightning.cli import main as cli
 from dpr_lightning.cli.faults import explain
-from dpr_lightning.cli.library_errors import refusal
-from dpr_lightning.cli.origins import origin
 from dpr_lightning.errors import counted
+from dpr_lightning.lightning_cli.library_errors import refusal
+from dpr_lightning.lightning_cli.origins import origin
 from tests.workspace import Workspace, make_workspace, write_dpr_config, write_sft_config
 
 PRINTER = "from lightning import Callback\n\n\nclass Printer(Callback):\n    pass\n"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dpr_lightning.cli.main import main
-from dpr_lightning.cli.path_checks import protected
+from dpr_lightning.lightning_cli.path_checks import protected
 from dpr_lightning.locking import LOCK, write_lock
 from dpr_lightning.paths import PathUse, Writes
 from tests.cli.path_kit import EXPORT, POLICY, Begun, begin, fit, refused

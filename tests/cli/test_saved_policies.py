@@ -12,7 +12,7 @@ import yaml
 
 from dpr_lightning.callbacks import ReferenceCheckpoints
 from dpr_lightning.cli.main import main
-from dpr_lightning.cli.saved_policies import print_saved
+from dpr_lightning.lightning_cli.saved_policies import print_saved
 from tests.workspace import Workspace, write_sft_config
 
 POLICIES = "dpr_lightning.callbacks.ReferenceCheckpoints"

@@ -16,10 +16,10 @@ import pyarrow.parquet
 import pytest
 
 from dpr_lightning.cli.main import main
-from dpr_lightning.cli.resume import identity
 from dpr_lightning.data import DemonstrationDataModule, PromptSet
 from dpr_lightning.data.rows import RowSource, local_files, open_rows
 from dpr_lightning.errors import InputError
+from dpr_lightning.lightning_cli.resume import identity
 from dpr_lightning.policies import create_toy_policy
 from tests.tiny import tiny_tokenizer
 from tests.workspace import write_sft_config

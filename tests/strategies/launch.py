@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PRELOADED = ["dpr_lightning.callbacks", "dpr_lightning.cli.lightning", "tests.strategies.worker"]
+PRELOADED = ["dpr_lightning.callbacks", "dpr_lightning.lightning_cli.dpr_cli", "tests.strategies.worker"]
 
 
 def free_port() -> int:

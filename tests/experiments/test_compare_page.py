@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from dpr_lightning.cli.compare_page import pairs, ranked, samples, scatters
-from dpr_lightning.cli.compare_specs import ArmSpec
-from dpr_lightning.cli.training_curves import over_optimisation
+from dpr_lightning.experiments.arm_specs import ArmSpec
+from dpr_lightning.experiments.comparison_page import pairs, ranked, samples, scatters
+from dpr_lightning.experiments.training_curves import over_optimisation
 
 RIGHT = {"tokens": ["1"], "reward": [0.5], "policy_logprob": [-0.1], "reference_logprob": [-0.6]}
 

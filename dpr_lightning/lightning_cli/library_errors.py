@@ -11,7 +11,7 @@ from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import StrategyRegistry
 
-from dpr_lightning.cli.origins import frames_of, origin
+from dpr_lightning.lightning_cli.origins import frames_of, origin
 
 LIMIT = 400
 """Number of characters of a library's message that are repeated."""

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from dpr_lightning.callbacks.rollout_samples import SAMPLES, RolloutSamples
-from dpr_lightning.cli.path_checks import CHECKPOINT
+from dpr_lightning.lightning_cli.path_checks import CHECKPOINT
 from dpr_lightning.paths import PathUse, Reads, Writes, import_class, path_uses
 
 SAVED_CONFIG = Writes("config.yaml", marks=("# lightning.pytorch==",))

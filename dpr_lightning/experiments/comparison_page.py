@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from dpr_lightning.cli.compare_findings import BASE
-from dpr_lightning.cli.compare_specs import ArmSpec
-from dpr_lightning.cli.training_curves import SFT_PANELS, over_optimisation, panels, read_curves
+from dpr_lightning.experiments.arm_specs import ArmSpec
+from dpr_lightning.experiments.findings import BASE
+from dpr_lightning.experiments.training_curves import SFT_PANELS, over_optimisation, panels, read_curves
 from dpr_lightning.reports import Answer, Pair, Panel, Point, Response, Sample, Scatter, Series, arm_name
 
 Examples = Mapping[str, Mapping[str, Any]]

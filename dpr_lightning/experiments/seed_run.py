@@ -13,14 +13,17 @@ import yaml
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from dpr_lightning.cli.arms import Arm, ArmResult, Selection, evaluate_arms
-from dpr_lightning.cli.compare_examples import examples_of
-from dpr_lightning.cli.compare_findings import BASE
-from dpr_lightning.cli.compare_preview import Promise, promises
-from dpr_lightning.cli.compare_specs import ArmSpec, Evaluation, Recipes, reward_of
-from dpr_lightning.cli.flops import flops_of_a_step
-from dpr_lightning.cli.loading import best_device, console, frozen_policy, verifier_named
-from dpr_lightning.cli.stage_configs import (
+from dpr_lightning.data import PromptSet
+from dpr_lightning.engine.decoding import Combine, single_model
+from dpr_lightning.errors import InputError
+from dpr_lightning.evaluation.verifiers import verifier_named
+from dpr_lightning.experiments.arm_answers import Arm, ArmResult, Selection, evaluate_arms
+from dpr_lightning.experiments.arm_specs import ArmSpec, Evaluation, Recipes, reward_of
+from dpr_lightning.experiments.examples import examples_of
+from dpr_lightning.experiments.findings import BASE
+from dpr_lightning.experiments.flops import flops_of_a_step
+from dpr_lightning.experiments.predictions import Promise, promises
+from dpr_lightning.experiments.recipes import (
     answers_of,
     continued_config,
     move_paths,
@@ -28,13 +31,12 @@ from dpr_lightning.cli.stage_configs import (
     stage_config,
     write_config,
 )
-from dpr_lightning.cli.stages import STAGE_FILES, VERIFIER, fit
-from dpr_lightning.data import PromptSet
-from dpr_lightning.engine.decoding import Combine, single_model
-from dpr_lightning.errors import InputError
+from dpr_lightning.experiments.stages import STAGE_FILES, VERIFIER, fit
 from dpr_lightning.folders import clear_run
 from dpr_lightning.policies import load_tokenizer
 from dpr_lightning.policies.extrapolation import extrapolate_weights
+from dpr_lightning.policies.inference_policy import best_device, frozen_policy
+from dpr_lightning.reports.console import console
 from dpr_lightning.rewards import DenseReward, RewardSpec, decode_time_optimum
 from dpr_lightning.rewards.cache import content_hash
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from dpr_lightning.cli.compare_preview import Promise
 from dpr_lightning.errors import InputError
+from dpr_lightning.experiments.predictions import Promise
 
 # Options that do not change what is measured.
 NOT_MEASURED = {"seeds", "output", "title", "pool", "online"}

@@ -7,8 +7,8 @@ from typing import Any
 from lightning import Trainer
 
 from dpr_lightning.callbacks import ReferenceCheckpoints, ResumableCheckpoints
-from dpr_lightning.cli.loading import console
 from dpr_lightning.data import DemonstrationDataModule, RewardDataModule, Rows
+from dpr_lightning.reports.console import console
 from dpr_lightning.trainer_attributes import callbacks_of, is_trial
 
 FINAL = "final"

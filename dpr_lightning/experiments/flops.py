@@ -9,8 +9,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from dpr_lightning.cli.lightning import run_lightning
 from dpr_lightning.errors import InputError
+from dpr_lightning.lightning_cli.dpr_cli import run_lightning
 
 STEPS = 9
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from dpr_lightning.cli.compare_preview import Promise, agreement
 from dpr_lightning.evaluation.comparisons import compare_arms, to_records
+from dpr_lightning.experiments.predictions import Promise, agreement
 
 BASE = "sft"
 Results = Mapping[str, list[dict[str, Any]]]

@@ -11,20 +11,22 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from dpr_lightning.cli.arms import Arm, ArmResult, evaluate_arms
-from dpr_lightning.cli.lightning import run_lightning
-from dpr_lightning.cli.loading import console, frozen_policy, progress_bar, verifier_named
-from dpr_lightning.cli.report_command import Findings, write_run_report
-from dpr_lightning.cli.stage_configs import DprSettings
 from dpr_lightning.data import PromptSet
 from dpr_lightning.errors import InputError
 from dpr_lightning.evaluation.comparisons import compare_arms, to_records
 from dpr_lightning.evaluation.preview import describe
 from dpr_lightning.evaluation.reward_preview import RewardPreviewRun, form_name, preview_reward
+from dpr_lightning.evaluation.verifiers import verifier_named
+from dpr_lightning.experiments.arm_answers import Arm, ArmResult, evaluate_arms
+from dpr_lightning.experiments.recipes import DprSettings
+from dpr_lightning.experiments.run_report import Findings, write_run_report
 from dpr_lightning.folders import clear_run
+from dpr_lightning.lightning_cli.dpr_cli import run_lightning
 from dpr_lightning.locking import LOCK
 from dpr_lightning.policies import load_tokenizer
+from dpr_lightning.policies.inference_policy import frozen_policy
 from dpr_lightning.reports import arms_table, paired_table, preview_table, verdict_lines
+from dpr_lightning.reports.console import console, progress_bar
 from dpr_lightning.rewards import DenseReward, RewardSpec, decode_time_optimum
 
 log = logging.getLogger(__name__)

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from dpr_lightning.cli import compare_arms
 from dpr_lightning.cli.main import main
+from dpr_lightning.experiments import seed_run as compare_arms
 
 RECIPES = sorted((Path(__file__).parents[2] / "configs" / "compare").glob("*.yaml"))
 STEPS = 8

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from dpr_lightning.cli.stage_configs import DprSettings, equal_compute_steps
 from dpr_lightning.data.precomputed import hashed_options
+from dpr_lightning.experiments.recipes import DprSettings, equal_compute_steps
 from dpr_lightning.rollouts import SamplingOptions
 
 CONFIG = Path(__file__).parents[2] / "configs" / "toy" / "dpr.yaml"

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import yaml
 
-from dpr_lightning.cli import compare_arms
-from dpr_lightning.cli.compare_findings import pooled, predicted
-from dpr_lightning.cli.compare_preview import Promise
 from dpr_lightning.cli.main import main
 from dpr_lightning.evaluation.statistics import hierarchical_comparison, paired_comparison
+from dpr_lightning.experiments import seed_run as compare_arms
+from dpr_lightning.experiments.findings import pooled, predicted
+from dpr_lightning.experiments.predictions import Promise
 
 ARMS: dict[str, Any] = {
     "reference": {"policy": "step_0000002"},

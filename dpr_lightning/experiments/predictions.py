@@ -8,13 +8,15 @@ from typing import Any
 import yaml
 from scipy import stats
 
-from dpr_lightning.cli.compare_specs import reward_of
-from dpr_lightning.cli.loading import best_device, progress_bar, verifier_named
-from dpr_lightning.cli.stage_configs import answers_of
-from dpr_lightning.cli.stages import VERIFIER
 from dpr_lightning.data import PromptSet
 from dpr_lightning.evaluation.reward_preview import preview_reward
+from dpr_lightning.evaluation.verifiers import verifier_named
+from dpr_lightning.experiments.arm_specs import reward_of
+from dpr_lightning.experiments.recipes import answers_of
+from dpr_lightning.experiments.stages import VERIFIER
 from dpr_lightning.policies import load_tokenizer
+from dpr_lightning.policies.inference_policy import best_device
+from dpr_lightning.reports.console import progress_bar
 from dpr_lightning.rewards import DenseReward
 
 

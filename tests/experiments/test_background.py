@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from dpr_lightning.cli import background as module
-from dpr_lightning.cli.background import run_in_background
 from dpr_lightning.errors import InputError
+from dpr_lightning.experiments import background as module
+from dpr_lightning.experiments.background import run_in_background
 
 
 def print_and_count(text: str, *, times: int) -> tuple[int, torch.Tensor]:

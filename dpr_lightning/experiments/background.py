@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from dpr_lightning.cli.loading import console
+from dpr_lightning.reports.console import console
 
 Begin = Callable[..., Callable[[], Any]]
 """Starts ``function(*arguments, **options)`` and returns a function that waits for its end and returns its result."""

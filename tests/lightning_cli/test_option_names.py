@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dpr_lightning.cli.main import main
-from dpr_lightning.cli.option_names import with_full_names
+from dpr_lightning.lightning_cli.option_names import with_full_names
 from tests.workspace import Workspace, write_sft_config
 
 CONFIG = {

@@ -14,16 +14,16 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from dpr_lightning.callbacks.run_ends import limit_time_of_process
-from dpr_lightning.cli.averages import check_averages
-from dpr_lightning.cli.configs import config_files
-from dpr_lightning.cli.library_errors import refusal
-from dpr_lightning.cli.monitors import check_monitors
-from dpr_lightning.cli.option_names import with_full_names
-from dpr_lightning.cli.path_checks import protected
-from dpr_lightning.cli.resume import ANEW, evaluate_from, report_replaced_tables, resume_from, what_is_saved
-from dpr_lightning.cli.run_paths import separate_evaluation_logs, uses_of_run
-from dpr_lightning.cli.trainer_options import check_trainer
 from dpr_lightning.errors import REQUEUE, InputError, TryAgain, causes
+from dpr_lightning.lightning_cli.averages import check_averages
+from dpr_lightning.lightning_cli.configs import config_files
+from dpr_lightning.lightning_cli.library_errors import refusal
+from dpr_lightning.lightning_cli.monitors import check_monitors
+from dpr_lightning.lightning_cli.option_names import with_full_names
+from dpr_lightning.lightning_cli.path_checks import protected
+from dpr_lightning.lightning_cli.resume import ANEW, evaluate_from, report_replaced_tables, resume_from, what_is_saved
+from dpr_lightning.lightning_cli.run_paths import separate_evaluation_logs, uses_of_run
+from dpr_lightning.lightning_cli.trainer_options import check_trainer
 from dpr_lightning.modules.base import PolicyModule
 
 log = logging.getLogger(__name__)

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dpr_lightning.cli.flops import FlopSum, flops_of_a_step
 from dpr_lightning.engine import half_precision as attention
 from dpr_lightning.engine import master_weights
 from dpr_lightning.errors import InputError
+from dpr_lightning.experiments.flops import FlopSum, flops_of_a_step
 from dpr_lightning.policies import PolicySpec, build_policy
 from tests.workspace import Workspace, write_rows, write_sft_config
 

@@ -1,0 +1,1 @@
+"""``dpr fit|validate|test|predict``: LightningCLI with checks before the first step, resuming, and plain errors."""
