@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from dpr_lightning.callbacks.run_ends import RunStopped, Stop, can_end_early, step_of_total, stopped_by_time
 from dpr_lightning.engine import is_sharded
 from dpr_lightning.errors import InputError, counted
-from dpr_lightning.folders import WRITTEN, delete_folder
+from dpr_lightning.folders import WRITTEN, delete_folder, whole_file
 from dpr_lightning.paths import Writes
 from dpr_lightning.policies import gathered_weights, save_policy
 from dpr_lightning.trainer_attributes import is_trial
@@ -199,9 +199,8 @@ class ReferenceCheckpoints(Callback):
         trainer.strategy.barrier(f"reference {name}")
 
     def _list(self) -> None:
-        unfinished = self.folder / ".references.json"
-        unfinished.write_text(json.dumps(self.written, indent=2) + "\n")
-        unfinished.replace(self.folder / "references.json")
+        with whole_file(self.folder / "references.json") as stream:
+            stream.write(json.dumps(self.written, indent=2) + "\n")
 
     @torch.no_grad()
     def _update_average(self, module: LightningModule, decay: float) -> None:

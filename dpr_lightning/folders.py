@@ -1,17 +1,21 @@
-"""Folders that are written atomically, and replaced without losing files that other programs put into them."""
+"""Folders and files that are written atomically; files of other programs in a replaced folder are not lost."""
 
 import ctypes
 import errno
+import glob
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import TextIO
 
 from safetensors import SafetensorError
 
@@ -25,8 +29,8 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _ATTEMPTS = 5
 _QUIET_S = 3600
 """Seconds without a change after which a temporary folder without a lock counts as abandoned."""
-_SUFFIX_LENGTH = 8
-"""Characters that ``tempfile.mkdtemp`` adds to its prefix."""
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<suffix>previous|part|[a-z0-9_]{8})")
+"""Names of temporary files and folders; eight characters are what ``tempfile.mkdtemp`` adds to its prefix."""
 
 
 @contextmanager
@@ -49,7 +53,6 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         lock_descriptor(handle)
         yield unfinished
         names = sorted(str(path.relative_to(unfinished)) for path in unfinished.rglob("*") if path.is_file())
-        (unfinished / WRITTEN).write_text(json.dumps({"files": names}, indent=2) + "\n", encoding="utf-8")
         hidden = os.umask(0)
         os.umask(hidden)
         for path in (unfinished, *unfinished.rglob("*")):
@@ -57,6 +60,9 @@ def whole_folder(folder: Path) -> Iterator[Path]:
             path.chmod((0o777 if path.is_dir() else 0o666) & ~hidden)
             if path.is_file():
                 flush(path)
+        # Last: a temporary folder that has this list is complete.
+        (unfinished / WRITTEN).write_text(json.dumps({"files": names}, indent=2) + "\n", encoding="utf-8")
+        flush(unfinished / WRITTEN)
         replace_folder(unfinished, folder, written_files(folder))
     except (OSError, SafetensorError) as error:
         # safetensors reports a full disk as a SafetensorError.
@@ -111,23 +117,70 @@ def replace_folder(new: Path, target: Path, listed: Collection[str] | None) -> N
     shutil.rmtree(previous, ignore_errors=True)
 
 
-def recover(folder: Path) -> None:
-    """Clean up after a process that was killed while it wrote or replaced ``folder``.
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[TextIO]:
+    """A temporary text file that becomes ``path`` when the block succeeds, and is deleted when it fails."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.part")
+    unfinished.unlink(missing_ok=True)
+    try:
+        with unfinished.open("x", encoding="utf-8") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
-    The former folder is renamed back where there is no new one; temporary folders of processes that are gone are
-    deleted.
+
+def recover(path: Path) -> None:
+    """Clean up after a process that was killed while it wrote or replaced ``path``, a folder or a file."""
+    recover_all(path.parent, glob.escape(path.name))
+
+
+def recover_all(folder: Path, pattern: str, *, locked: bool = False) -> None:
+    """Clean up after processes that were killed while they wrote files or folders in ``folder``.
+
+    Where a folder is missing, the former one is renamed back, or else a complete new one is renamed to it. Temporary
+    files and folders of processes that are gone are deleted.
+
+    Args:
+        folder: that they are in.
+        pattern: of ``fnmatch``, of their final names.
+        locked: this process has locked them, so that no other writes them, on any machine.
     """
-    previous = _previous(folder)
     with suppress(OSError, ValueError):
-        if previous.exists():
-            if folder.exists():
-                shutil.rmtree(previous)
-            else:
-                previous.rename(folder)
-                log.warning("%s was being replaced when a run ended; the former one is back.", folder)
-        for path in folder.parent.glob(f".{_escaped(folder.name)}.{'?' * _SUFFIX_LENGTH}"):
-            if path != previous and path.is_dir() and _is_abandoned(path):
-                shutil.rmtree(path)
+        temporary = [
+            (path, match)
+            for path in folder.iterdir()
+            if (match := _TEMPORARY.fullmatch(path.name)) and fnmatchcase(match["name"], pattern)
+        ]
+        for path, match in sorted(temporary, key=lambda item: item[1]["suffix"] != "previous"):
+            target = folder / match["name"]
+            if match["suffix"] == "previous":
+                _put_back(path, target)
+            elif path.is_dir() != (match["suffix"] == "part") and _is_abandoned(path, locked=locked):
+                _clear(path, target)
+
+
+def _put_back(previous: Path, target: Path) -> None:
+    if target.exists():
+        shutil.rmtree(previous)
+    else:
+        previous.rename(target)
+        log.warning("%s was being replaced when a run ended; the former one is back.", target)
+
+
+def _clear(temporary: Path, target: Path) -> None:
+    listed = written_files(temporary)
+    if target.exists() or listed is None or any(not (temporary / name).is_file() for name in listed):
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        else:
+            temporary.unlink()
+    else:
+        temporary.rename(target)
 
 
 def written_files(folder: Path) -> set[str] | None:
@@ -260,19 +313,17 @@ def _previous(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.previous")
 
 
-def _escaped(name: str) -> str:
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
+def _is_abandoned(path: Path, *, locked: bool) -> bool:
+    """Whether the process that wrote a temporary file or folder has ended: the kernel's lock on it is free.
 
-
-def _is_abandoned(path: Path) -> bool:
-    """Whether the process that filled a temporary folder has ended: the kernel's lock on it is free.
-
-    A kernel may not see the locks of other machines, so the folder must also be unchanged for an hour.
+    A kernel may not see the locks of other machines: unless the path that it was to become is locked by a file, it must
+    also be unchanged for an hour.
     """
-    if time.time() - max(entry.lstat().st_mtime for entry in (path, *path.rglob("*"))) < _QUIET_S:
+    if not locked and time.time() - max(entry.lstat().st_mtime for entry in (path, *path.rglob("*"))) < _QUIET_S:
         return False
     handle = os.open(path, os.O_RDONLY)
     try:
-        return lock_descriptor(handle) is True
+        free = lock_descriptor(handle)
+        return free is True or (locked and free is None)
     finally:
         os.close(handle)

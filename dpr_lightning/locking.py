@@ -1,6 +1,7 @@
 """Locks: one process writes an entry of a cache, and one run writes a folder."""
 
 import errno
+import glob
 import json
 import os
 import shlex
@@ -217,6 +218,8 @@ def _take(lock: Path, target: Path, files: tuple[str, ...] = ()) -> int:
     for _ in range(_ATTEMPTS):
         handle = _create(lock, content)
         if handle is not None:
+            for unfinished in lock.parent.glob(f"{glob.escape(lock.name)}.{'?' * 8}"):
+                _clear_if_gone(unfinished)
             return handle
         owner = _clear_if_gone(lock)
         # A worker that the process forked just before it ended closes its copy of the lock when it first runs.
@@ -230,23 +233,26 @@ def _create(lock: Path, content: bytes) -> int | None:
     """Create the lock file with all of its content at once, locked; None where it exists."""
     handle, name = tempfile.mkstemp(prefix=f"{lock.name}.", dir=lock.parent)
     try:
+        lock_descriptor(handle)
         os.write(handle, content)
         os.fsync(handle)
-        os.chmod(name, 0o644)
-        lock_descriptor(handle)
         try:
+            os.chmod(name, 0o644)
             os.link(name, lock)
         except FileExistsError:
             if os.fstat(handle).st_nlink != 2:  # NFS may report a link that it created as one that existed
                 os.close(handle)
                 return None
+        except FileNotFoundError:  # the process that has the lock took this file for one of a process that has ended
+            os.close(handle)
+            return None
         except OSError as error:
             if error.errno not in _LINKS_REFUSED:
                 raise
             os.close(handle)
             return _create_exclusively(lock, content)
     finally:
-        os.unlink(name)
+        Path(name).unlink(missing_ok=True)
     return handle
 
 

@@ -8,10 +8,12 @@ import pytest
 
 from dpr_lightning import folders
 from dpr_lightning.callbacks.checkpoint_store import MANIFEST, STATE, CheckpointStore
+from dpr_lightning.cli.path_checks import protected
 from dpr_lightning.errors import InputError
 from dpr_lightning.experiments.recipes import write_config
 from dpr_lightning.experiments.stages import STAGE_FILES, fresh_folder
-from dpr_lightning.folders import clear_run, recover, whole_folder
+from dpr_lightning.folders import clear_run, recover, recover_all, whole_file, whole_folder
+from dpr_lightning.paths import PathUse, Writes
 
 
 def write(folder: Path, **files: str) -> None:
@@ -89,6 +91,63 @@ def test_a_crash_at_any_moment_of_the_replacement_loses_nothing(
     else:
         raise AssertionError("more steps than were tried")
     assert at > 1
+
+
+@pytest.mark.usefixtures("exchange")
+@pytest.mark.parametrize("before", ["old", None])
+def test_the_next_command_clears_what_a_death_leaves(
+    before: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it does not write that folder again, and at once: it has locked it."""
+    for at in range(12):
+        folder = tmp_path / str(at) / "step_0000001"
+        if before is not None:
+            write(folder, weights=before)
+        survived = _dies_at(at, folder, monkeypatch)
+        with protected([PathUse("folder", folder.parent, Writes("step_*", whole=True))]):
+            assert contents(folder) in ({"weights": "new"}, {"weights": before})
+        assert [path.name for path in folder.parent.iterdir()] == ["step_0000001"]
+        if survived:
+            break
+    else:
+        raise AssertionError("more steps than were tried")
+    assert at > 0
+
+
+def test_a_temporary_folder_that_is_not_complete_becomes_no_policy(tmp_path: Path) -> None:
+    torn, empty = tmp_path / ".final.a1b2c3d4", tmp_path / ".final.00000000"
+    write(torn, weights="new")
+    (torn / "weights").unlink()
+    empty.mkdir()
+    for name in (".final.photos", ".final.a1b2c3d4.tar", ".another.a1b2c3d4", ".final.a1b2c3dX"):
+        (tmp_path / name).mkdir()
+    recover_all(tmp_path, "final", locked=False)
+    assert torn.exists()  # for an hour, as nothing says that its process is on this machine
+    recover_all(tmp_path, "final", locked=True)
+    assert not (tmp_path / "final").exists()
+    names = {".final.photos", ".final.a1b2c3d4.tar", ".another.a1b2c3d4", ".final.a1b2c3dX"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+
+
+def test_a_temporary_folder_that_is_being_written_stays_beside_a_locked_path(tmp_path: Path) -> None:
+    with whole_folder(tmp_path / "final") as unfinished:
+        recover_all(tmp_path, "final", locked=True)
+        assert unfinished.exists()
+
+
+def test_files_are_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "metrics.json"
+    for text in ("old", "new"):
+        with whole_file(path) as stream:
+            stream.write(text)
+            assert not path.exists() or path.read_text() == "old"
+        (path.parent / ".metrics.json.part").write_text("torn")  # a death in the middle of another writing
+    assert path.read_text() == "new"
+    with protected([PathUse("output", path, Writes(marks=("new",)))]):
+        assert not (path.parent / ".metrics.json.part").exists()
+    with pytest.raises(OSError, match="disk"), whole_file(path):
+        raise OSError("disk")
+    assert [entry.name for entry in path.parent.iterdir()] == ["metrics.json"]
 
 
 class Died(BaseException):

@@ -64,6 +64,26 @@ def test_a_second_process_is_refused_with_the_first_named(
     assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())
 
 
+def test_a_death_while_a_lock_is_taken_leaves_no_file_for_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torn, whole = tmp_path / f"{LOCK}.a1b2c3d4", tmp_path / f"{LOCK}.00000000"
+    torn.touch()
+    gone = replace(Owner.this_process(), started=0)
+    whole.write_text(json.dumps(asdict(gone)))
+    link, raced = os.link, []
+
+    def cleared(source: str, target: Path) -> None:
+        """Another process has just taken the lock and takes this file for that of a dead one."""
+        if not raced:
+            raced.append(source)
+            os.unlink(source)
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", cleared)
+    with write_lock(tmp_path, inside=True):
+        assert {path.name for path in tmp_path.iterdir()} == {LOCK}
+    assert raced
+
+
 def test_a_file_is_locked_by_one_next_to_it(tmp_path: Path, hold: Callable[..., subprocess.Popen[str]]) -> None:
     hold(tmp_path / "answers.jsonl", "beside")
     with pytest.raises(InputError, match=r"answers\.jsonl"), write_lock(tmp_path / "answers.jsonl", inside=False):

@@ -6,8 +6,6 @@ and across splits.
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any
 from dpr_lightning.errors import InputError
 from dpr_lightning.evaluation import rationales
 from dpr_lightning.evaluation.verifiers import ANSWER_MARKER, import_reasoning_gym, reasoning_gym, unknown_name
+from dpr_lightning.folders import whole_file
 
 Row = dict[str, Any]
 
@@ -136,21 +135,10 @@ def make_splits(name: str, sizes: Mapping[str, int], seed: int = 0, **config: An
 
 def write_jsonl(rows: Iterable[Mapping[str, Any]], path: str | Path) -> Path:
     """Write rows as JSON lines atomically: an interrupted call leaves the old file, or none."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            for row in rows:
-                stream.write(json.dumps(row, ensure_ascii=False) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(temporary).chmod(0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path
+    with whole_file(path) as stream:
+        for row in rows:
+            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return Path(path)
 
 
 def _check_options(name: str, count: int, rationale: str, operators: str) -> None:

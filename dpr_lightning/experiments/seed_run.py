@@ -32,7 +32,7 @@ from dpr_lightning.experiments.recipes import (
     write_config,
 )
 from dpr_lightning.experiments.stages import STAGE_FILES, VERIFIER, fit
-from dpr_lightning.folders import clear_run
+from dpr_lightning.folders import clear_run, whole_file
 from dpr_lightning.policies import load_tokenizer
 from dpr_lightning.policies.extrapolation import extrapolate_weights
 from dpr_lightning.policies.inference_policy import best_device, frozen_policy
@@ -280,7 +280,5 @@ def _cached(path: Path, key: str) -> dict[str, Any] | None:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}")
-    unfinished.write_text(json.dumps(content) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    with whole_file(path) as stream:
+        stream.write(json.dumps(content) + "\n")

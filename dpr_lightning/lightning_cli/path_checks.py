@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dpr_lightning.errors import InputError
-from dpr_lightning.folders import recover, written_files
+from dpr_lightning.folders import recover, recover_all, written_files
 from dpr_lightning.locking import is_first_rank, refuse_locked, write_lock
 from dpr_lightning.paths import PathUse, Reads, Writes, parameters_of, path_uses
 from dpr_lightning.policies.adapters import base_of, is_adapter
@@ -78,7 +78,17 @@ def protected(uses: Iterable[PathUse], configs: Sequence[Path] = ()) -> Iterator
         for (path, inside), files in sorted(_locks(writes).items()):
             locks.enter_context(write_lock(path, inside=inside, files=files))
         _refuse_locked(writes)  # again: of two processes that lock at once, one sees the other's lock
+        if is_first_rank():
+            _recover_written(writes)
         yield
+
+
+def _recover_written(writes: Iterable[tuple[PathUse, Writes]]) -> None:
+    """Clean up after earlier commands that were killed while they wrote to the same paths."""
+    for use, how in writes:
+        path = Path(os.path.abspath(use.path))
+        for written in [path / name for name in how.names] or [path.with_name(glob.escape(path.name))]:
+            recover_all(written.parent, written.name, locked=not how.shared)
 
 
 def _refuse_locked(writes: Iterable[tuple[PathUse, Writes]]) -> None:

@@ -6,8 +6,6 @@ policy allows one script, by its hash.
 
 import base64
 import hashlib
-import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from dpr_lightning.folders import whole_file
 from dpr_lightning.reports import results
 from dpr_lightning.reports.content import Report, Response
 from dpr_lightning.reports.curves import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, draw
@@ -127,14 +126,6 @@ def _lines(text: str) -> list[str]:
 
 
 def _write(path: Path, html: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(html)
-        Path(temporary).chmod(0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with whole_file(path) as stream:
+        stream.write(html)
     return path

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,6 +40,19 @@ def test_chaos(tmp_path: Path) -> None:
     summary = json.loads(ended.stdout[ended.stdout.index("{") :])
     assert summary["kills"] == 20
     assert summary["identical"] == summary["runs"] > 1
+
+
+def test_a_death_right_after_a_policy_was_exchanged_leaves_no_folder(inputs: Path, tmp_path: Path) -> None:
+    """Its temporary name has the former policy then, which no later step of the run writes again."""
+    config = write_configs(inputs, tmp_path / "run")["sft"]
+    fit = ["fit", "--config", str(config), "--trainer.max_steps", "8"]
+    assert main(fit) == 0
+    policies = tmp_path / "run" / "sft" / "policies"
+    before = sorted(path.name for path in policies.iterdir())
+    shutil.copytree(policies / "step_0000005", policies / ".step_0000005.a1b2c3d4")
+    (policies / ".references.json.part").write_text("{")
+    assert main(fit) == 0
+    assert sorted(path.name for path in policies.iterdir()) == before
 
 
 @pytest.mark.parametrize(("stage", "steps", "saved"), [("sft", 5, 6), ("dpr", 7, 9)])
