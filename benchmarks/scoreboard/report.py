@@ -13,7 +13,6 @@ NAMES = {
     "ours": "dpr_lightning",
     "ours_plain": "the same without its kernels",
     "ours_recomputing": "the same with `gradient_checkpointing`",
-    "ours_graphs": "the same with CUDA graphs (`DPR_GRAPHS=1`)",
     "trl": "TRL 1.16, as it comes",
     "trl_tuned": "TRL 1.16, tuned",
     "transformers": "transformers",

@@ -27,21 +27,18 @@ from benchmarks.scoreboard.gradients import compare_gradients
 from benchmarks.scoreboard.material import write_material
 from benchmarks.scoreboard.workloads import CPU, GPU, SHAPES, Workload, counted_tokens, least_operations
 
-PLAIN, RECOMPUTING, GRAPHS = "ours_plain", "ours_recomputing", "ours_graphs"
+PLAIN, RECOMPUTING = "ours_plain", "ours_recomputing"
 SIDES = {
     "sft": ["ours", RECOMPUTING, "trl", "trl_tuned", "transformers"],
     "score": ["ours", "trl", "trl_tuned"],
-    "decode": ["ours", PLAIN, GRAPHS, "transformers", "static"],
-    "dpr": ["ours", RECOMPUTING, GRAPHS, "trl", "trl_tuned"],  # four at once fit into 24 GB
+    "decode": ["ours", PLAIN, "transformers", "static"],
+    "dpr": ["ours", RECOMPUTING, "trl", "trl_tuned"],  # four at once fit into 24 GB
 }
-ELSEWHERE = {True: {PLAIN}, False: {GRAPHS}}
-"""Sides without a meaning on a GPU, and on a CPU."""
 _AS_DPR = {"GOMP_SPINCOUNT": "5000"}
 SETTINGS = {
     "ours": _AS_DPR,
     PLAIN: _AS_DPR | {"DPR_KERNELS": "0"},
     RECOMPUTING: _AS_DPR,
-    GRAPHS: _AS_DPR | {"DPR_GRAPHS": "1"},
 }
 """Environment variables of this package's sides: those that `dpr` sets, and switches."""
 
@@ -182,7 +179,8 @@ def main() -> None:
     results = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
     for index, (kind, work) in enumerate(workloads.items()):
         sides = [side for side in SIDES[kind] if arguments.sides is None or side in arguments.sides]
-        sides = [side for side in sides if side not in ELSEWHERE[arguments.gpu]]
+        if arguments.gpu:
+            sides = [side for side in sides if side != PLAIN]  # kernels are for CPUs
         if not sides:
             parser.error(f"of {kind} here, nothing is left to measure: --sides of {', '.join(SIDES[kind])}")
         share = time.monotonic() + (ends - time.monotonic()) / (len(workloads) - index)

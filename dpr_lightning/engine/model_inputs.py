@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from dpr_lightning.engine.known_decoders import is_known_decoder
 from dpr_lightning.engine.positions import check_positions
 from dpr_lightning.engine.shared_prompts import with_shared_prompts
-from dpr_lightning.engine.varlen_attention import VARLEN, varlen_inputs
 from dpr_lightning.engine.weight_shards import fetches_weights
 
 log = logging.getLogger(__name__)
@@ -26,11 +25,9 @@ def packs_rows(model: nn.Module) -> bool:
     """Whether rows go through ``model`` packed into one long row, so that no padding is computed.
 
     With flash attention, where every layer is attention that separates rows by their positions, which is tried once for
-    unknown decoders; with `varlen` in known ones.
+    unknown decoders.
     """
     attention = str(getattr(model.config, "_attn_implementation", None))
-    if attention == VARLEN:
-        return is_known_decoder(model)
     if "flash" not in attention:
         return False
     config = model.config.get_text_config()  # type: ignore[union-attr, operator]
@@ -94,7 +91,4 @@ def model_inputs(
     # transformers separates packed rows where positions restart at 0.
     position = columns.expand_as(tokens)[is_token].unsqueeze(0)
     inputs = {"input_ids": tokens[is_token].unsqueeze(0), "position_ids": position, "use_cache": False}
-    start = length.cumsum(0) - length
-    if getattr(model.config, "_attn_implementation", None) == VARLEN and is_known_decoder(model):
-        inputs |= varlen_inputs(start, position.shape[1], int(length.max()))
-    return inputs, start
+    return inputs, length.cumsum(0) - length

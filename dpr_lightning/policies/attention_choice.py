@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from dpr_lightning.engine.varlen_attention import VARLEN
 from dpr_lightning.errors import InputError, first_line
 from dpr_lightning.policies.adapters import DESCRIPTION, base_of, is_adapter
 from dpr_lightning.policies.policy_spec import AUTO, PolicySpec
@@ -78,11 +77,9 @@ def attention_for(spec: PolicySpec, kind: Any, config: Any, *, trainable: bool =
 
 def _refusal(choice: str, kind: Any, config: Any, trust_remote_code: bool) -> str | None:
     """Why transformers cannot build the model with this attention; None: it can, or it fails without it too."""
-    # `varlen` computes the same as `sdpa`: without the soft caps and sinks of architectures that have no `sdpa`.
-    for attention in (choice, "sdpa") if choice == VARLEN else (choice,):
-        error = _failure(attention, kind, config, trust_remote_code)
-        if error is not None and _failure(None, kind, config, trust_remote_code) is None:
-            return first_line(error).split(". ")[0]
+    error = _failure(choice, kind, config, trust_remote_code)
+    if error is not None and _failure(None, kind, config, trust_remote_code) is None:
+        return first_line(error).split(". ")[0]
     return None
 
 

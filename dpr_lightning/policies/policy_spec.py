@@ -53,10 +53,10 @@ class PolicySpec:
         master_weights: for parameters in half precision, the optimizer updates float32 copies, in which small changes
             are not lost. DeepSpeed has such copies anyway; under FSDP2 use float32 as `dtype` instead and set the
             trainer's precision, in which it computes.
-        attention: transformers' attention implementation, or ``varlen``: PyTorch's for rows of different lengths. With
-            that, and with flash attention, the rows of a micro-batch are packed without padding. ``auto``: the choice
-            with which the weights of ``source`` were trained, else ``sdpa``, or ``eager`` where the architecture has
-            no ``sdpa``. A choice is saved with the policy, and used by every later command.
+        attention: transformers' attention implementation. With flash attention, the rows of a micro-batch are packed
+            without padding. ``auto``: the choice with which the weights of ``source`` were trained, else ``sdpa``, or
+            ``eager`` where the architecture has no ``sdpa``. A choice is saved with the policy, and used by every
+            later command.
         lora: train adapters instead of every parameter.
         gradient_checkpointing: recompute activations in the backward pass: 4 forward passes' work instead of 3.
         trust_remote_code: run model code that comes with ``source``.

@@ -13,7 +13,6 @@ from dpr_lightning.engine.decoding import Combine, sample_tokens, single_model
 from dpr_lightning.engine.decoding.decode_batch import DecodeBatch
 from dpr_lightning.engine.decoding.kv_cache import fill_gaps
 from dpr_lightning.engine.decoding.prefill import TOKENS_AT_ONCE
-from dpr_lightning.engine.decoding.recorded_steps import steps_of
 from dpr_lightning.engine.decoding.routes import Decoder, reads_equal_lengths
 from dpr_lightning.errors import InputError
 from dpr_lightning.rollouts.answers import Answers, joined
@@ -192,16 +191,13 @@ class _Decoding:
         limit, count = options.max_new_tokens, len(prompts) * num_samples
         logits = self._batch.prefill(prompts, num_samples)
         vocabulary = logits.shape[-1]
-        steps = steps_of(self._batch, options.temperature, options.top_p, limit)
         identity = torch.tensor(identities, device=device).repeat_interleave(num_samples)
         key = sample_keys(seed, identity, torch.arange(num_samples, device=device).repeat(len(prompts)))
         tokens = torch.full((count, limit), self._pad_token, device=device)
         logprob = torch.zeros(count, limit, dtype=torch.float32, device=device)
         length = torch.full((count,), limit, device=device)
         terminated = torch.zeros(count, dtype=torch.bool, device=device)
-        row = torch.arange(count, device=device)
-        over = torch.zeros(count, dtype=torch.bool, device=device)  # of the rows at hand, those that have ended
-        left = count
+        row, token = torch.arange(count, device=device), tokens[:, 0]
         for step in range(limit):
             if self._unwanted():
                 raise GivenUp
@@ -209,25 +205,23 @@ class _Decoding:
                 position = torch.arange(step, min(limit, step + _STEPS), device=device)
                 uniform = counter_uniform(key, position)
             now = uniform[:, step % _STEPS]
-            if step == 0:
-                token, sampled_logprob = sample_tokens(logits, now, options.temperature, options.top_p)
-                del logits
-            else:
-                token, sampled_logprob = steps.next(token, now)
+            if step > 0:
+                logits = self._batch.step(token)
+            token, sampled_logprob = sample_tokens(logits, now, options.temperature, options.top_p)
+            del logits
             tokens[row, step] = token
             logprob[row, step] = sampled_logprob
-            ended = self._ending(token, row, tokens[:, : step + 1], vocabulary) & ~over
+            ended = self._ending(token, row, tokens[:, : step + 1], vocabulary)
             ends = int(ended.sum())
             if ends:
                 terminated[row[ended]] = True
                 length[row[ended]] = step + 1
-                over, left = over | ended, left - ends
-            if step + 1 == limit or left == 0:
+            if step + 1 == limit or ends == len(row):
                 break
-            if left < len(row) and steps.leaves_out(len(row) - left, len(row)):
-                order = fill_gaps(over)
-                row, key, token, uniform, over = row[order], key[order], token[order], uniform[order], over[order]
-                steps.keep(order)
+            if ends:
+                order = fill_gaps(ended)
+                row, key, token, uniform = row[order], key[order], token[order], uniform[order]
+                self._batch.keep(order)
         shape = (len(prompts), num_samples)
         parts = (tokens.cpu(), logprob.cpu(), length.cpu(), terminated.cpu())
         split = [part.reshape(*shape, *part.shape[1:]) for part in parts]

@@ -37,7 +37,7 @@ def test_an_architecture_without_sdpa_is_attended_eagerly_everywhere(tmp_path: P
         assert attention_of(frozen) == "eager"
 
 
-@pytest.mark.parametrize(("kind", "choice"), [("gemma2", "sdpa"), ("gemma2", "varlen"), ("llama", "flash_attention_2")])
+@pytest.mark.parametrize(("kind", "choice"), [("gemma2", "sdpa"), ("llama", "flash_attention_2")])
 def test_an_impossible_choice_names_its_option(kind: str, choice: str, tmp_path: Path) -> None:
     source = write_decoder(tmp_path / "base", kind)
     with pytest.raises(InputError, match=rf"`model\.policy\.attention: {choice}`.*Leave .* out"):

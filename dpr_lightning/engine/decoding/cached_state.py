@@ -82,7 +82,7 @@ class CachedState:
 
     def step(self, tokens: Tensor) -> Tensor:
         """As in :class:`DecoderState`."""
-        mask = self._lengthened(1)
+        mask = self._lengthened()
         if self.one_token is not None:
             answer_mask = mask if self.prompt_keys is None else None  # answers have no padding
             logits = self.one_token(tokens, self.position, answer_mask, self.cache.layers, self.prompt_keys)
@@ -90,13 +90,6 @@ class CachedState:
             logits = self._forward(self.cache, tokens.unsqueeze(1), self.attention, self.position.unsqueeze(1))
         self.position = self.position + 1
         return logits
-
-    def advance(self, tokens: int) -> None:
-        """Add ``tokens`` to the length of each row, whose keys and values are already written."""
-        self._lengthened(tokens)
-        self.position = self.position + tokens
-        for layer in self.cache.layers:
-            layer.lengthen(len(self.position), tokens)
 
     def select(self, order: Tensor) -> None:
         """As in :class:`DecoderState`."""
@@ -116,10 +109,10 @@ class CachedState:
             inputs |= {"attention_mask": attention, "position_ids": position}
         return last_logits(self.model, **inputs)
 
-    def _lengthened(self, tokens: int) -> Tensor | None:
+    def _lengthened(self) -> Tensor | None:
         if self.attention is None:
             return None
-        self.attention = torch.cat([self.attention, self.attention.new_ones(len(self.attention), tokens)], 1)
+        self.attention = torch.cat([self.attention, self.attention.new_ones(len(self.attention), 1)], 1)
         return self.attention.bool()
 
     def _share(self, num_samples: int) -> SharedPromptCache:

@@ -56,30 +56,13 @@ class PreallocatedKVLayer(DynamicLayer):
         Returns:
             keys and values [rows, heads, capacity, width], all preallocated columns.
         """
-        self.reserve(rows, tokens, spare=_SPARE)
-        self._set_length(rows, self._length + tokens)
-        return self.preallocated(rows)
-
-    def reserve(self, rows: int, tokens: int, spare: int = 0) -> None:
-        """Preallocate ``tokens`` more columns for the first rows; where that copies, ``spare`` columns beyond."""
         end = self._length + tokens
-        keys, values = (storage[:rows, :, : self._length] for storage in self._storage)
         if end > self._storage[0].shape[-2]:
-            capacity = max(end, min(end + spare, self._longest))
+            capacity = max(end, min(end + _SPARE, self._longest))
+            keys, values = (storage[:rows, :, : self._length] for storage in self._storage)
             self._storage = _extended(keys, capacity), _extended(values, capacity)
-
-    def write(self, keys: Tensor, values: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Write keys and values [B, heads, 1, width] of one token a row to the preallocated column ``index`` [1].
-
-        The length does not change until :meth:`lengthen` is called.
-
-        Returns:
-            keys and values [B, heads, capacity, width], all preallocated columns.
-        """
-        stored = self.preallocated(len(keys))
-        for storage, new in zip(stored, (keys, values), strict=True):
-            storage.index_copy_(2, index, new.to(storage.dtype))
-        return stored
+        self._set_length(rows, end)
+        return self.preallocated(rows)
 
     def preallocated(self, rows: int) -> tuple[Tensor, Tensor]:
         """Keys and values [rows, heads, capacity, width] of the first rows: all columns, zeros beyond the length."""

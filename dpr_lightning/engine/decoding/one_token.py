@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dpr_lightning.engine.decoding.kv_cache import PreallocatedKVLayer, preallocated_cache
-from dpr_lightning.engine.decoding.one_token_attention import Attention, AttentionContext, CacheColumn
+from dpr_lightning.engine.decoding.one_token_attention import Attention, AttentionContext
 from dpr_lightning.engine.decoding.packed_linear import PackedLinear
 from dpr_lightning.engine.decoding.rms_norm import Norm
 from dpr_lightning.engine.decoding.shared_prompt_cache import SharedPromptCache
@@ -48,7 +48,6 @@ class OneTokenPass:
         mask: Tensor | None,
         layers: Sequence[Any],
         prompts: SharedPromptCache | None = None,
-        column: CacheColumn | None = None,
     ) -> Tensor:
         """Logits [B, V] after one more token a row.
 
@@ -58,11 +57,10 @@ class OneTokenPass:
             mask: [B, T+1], False where a row has no token; None: nowhere.
             layers: keys and values of T tokens a row; those of the new tokens are appended.
             prompts: keys and values of the prompts, where ``layers`` does not have them.
-            column: with CUDA graphs, where new keys are written and which are visible, instead of ``mask``.
         """
         hidden = self._embedding(tokens)
         cosine, sine = self._decoder.rotary_emb(hidden.unsqueeze(1), position.unsqueeze(1))
-        seen = AttentionContext(cosine, sine, mask, prompts, column)
+        seen = AttentionContext(cosine, sine, mask, prompts)
         for layer, cache in zip(self._layers, layers, strict=True):
             hidden = layer(hidden, seen, cache)
         return self._head(self._norm(hidden))

@@ -1,6 +1,5 @@
 """Attention of one new token a row to the cached keys and values of earlier ones."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,17 +14,6 @@ from dpr_lightning.engine.decoding.shared_prompt_cache import SharedPromptCache
 from dpr_lightning.engine.half_precision import autocasts, multiplies_bfloat16
 
 
-@dataclass(frozen=True)
-class CacheColumn:
-    """The column of the cache for new keys, in tensors, so that a CUDA graph advances it without the host.
-
-    ``index`` [1]: among the preallocated columns; ``bias`` [B or 1, columns]: added to scores, −∞ for hidden keys.
-    """
-
-    index: Tensor
-    bias: Tensor
-
-
 class AttentionContext:
     """What all layers share in one step: rotary tables of the new tokens' positions, and which keys are visible.
 
@@ -34,20 +22,11 @@ class AttentionContext:
         sine: [B, 1, width], of the rows' positions.
         mask: [B, T+1], False where a row has no token; None: nowhere.
         prompts: keys and values of the prompts, where the rows' cache does not have them.
-        column: with CUDA graphs, instead of ``mask``.
     """
 
-    def __init__(
-        self,
-        cosine: Tensor,
-        sine: Tensor,
-        mask: Tensor | None,
-        prompts: SharedPromptCache | None,
-        column: CacheColumn | None = None,
-    ) -> None:
+    def __init__(self, cosine: Tensor, sine: Tensor, mask: Tensor | None, prompts: SharedPromptCache | None) -> None:
         self.cosine, self.signed_sine, self.prompts, self._mask = cosine, signed_sine(sine).contiguous(), prompts, mask
-        self.column = column
-        self.compiled = column is None and kernels.serves(cosine) and not autocasts()
+        self.compiled = kernels.serves(cosine) and not autocasts()
         self._bias: Tensor | None = None
 
     def bias(self, length: int, capacity: int, dtype: torch.dtype) -> Tensor | None:
@@ -94,15 +73,11 @@ class Attention:
         query = placed[:, :queries].reshape(len(projected), keys, -1, self._width)
         key, value = placed[:, queries:].unsqueeze(2), heads[:, queries + keys :].unsqueeze(2)
         by_products = seen.prompts is not None or _multiplies_fast(projected)
-        if seen.column is not None:
-            states = cache.write(key, value, seen.column.index)
-            bias: Tensor | None = seen.column.bias
-        else:
-            states = cache.update(key, value)
-            length = states[0].shape[-2]
-            if by_products:  # a slice of the tensor would be copied
-                states = cache.preallocated(len(projected))
-            bias = seen.bias(length, states[0].shape[-2], states[0].dtype)
+        states = cache.update(key, value)
+        length = states[0].shape[-2]
+        if by_products:  # a slice of the tensor would be copied
+            states = cache.preallocated(len(projected))
+        bias = seen.bias(length, states[0].shape[-2], states[0].dtype)
         if by_products:
             mixed = self._by_products(query, states, bias, seen.prompts)
         else:
