@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dpr_lightning.evaluation.comparisons import MEASURES
-from dpr_lightning.experiments.findings import pooled
+from dpr_lightning.experiments.experiment import pooled
 
 OURS = "dpr"
 OPPOSITE = {"better": "worse", "worse": "better"}

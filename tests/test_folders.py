@@ -10,7 +10,7 @@ from dpr_lightning import folders
 from dpr_lightning.callbacks.checkpoint_store import MANIFEST, STATE, CheckpointStore
 from dpr_lightning.errors import InputError
 from dpr_lightning.experiments.recipes import write_config
-from dpr_lightning.experiments.stages import STAGE_FILES, fresh_folder
+from dpr_lightning.experiments.run_folder import STAGE_FILES, fresh_folder
 from dpr_lightning.folders import clear_run, recover, recover_all, whole_file, whole_folder
 from dpr_lightning.lightning_cli.path_checks import protected
 from dpr_lightning.paths import PathUse, Writes

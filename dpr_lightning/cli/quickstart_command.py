@@ -1,17 +1,15 @@
 """``dpr quickstart``: the whole path on a toy, with every control, in minutes on a CPU."""
 
-import time
 from pathlib import Path
 from typing import Annotated
 
-from dpr_lightning.cli.pipeline import run_path
 from dpr_lightning.cli.toy_command import toy
-from dpr_lightning.experiments.recipes import stage_config
-from dpr_lightning.experiments.stages import announce, fresh_folder, keep_wandb_inside
+from dpr_lightning.experiments.recipes import Recipes
+from dpr_lightning.experiments.run_folder import fresh_folder
+from dpr_lightning.experiments.standard_experiment import run_standard_experiment
 from dpr_lightning.paths import Writes
 
 MARKER = "quickstart.json"
-HOME = "runs/toy"
 
 
 def quickstart(
@@ -43,20 +41,23 @@ def quickstart(
         low_temperature: of the SFT arm sampled at lower temperature.
     """
     options = dict(locals())
-    started = time.monotonic()
-    folder = fresh_folder(Path(output), MARKER)
-    keep_wandb_inside(folder)
-    announce("1/6  Demonstrations and a base policy")
-    toy(str(folder), demonstrations=demonstrations, test=test, seed=seed)
+    fresh_folder(Path(output), MARKER)
 
-    sft_config = stage_config("toy/sft.yaml", HOME, folder, seed, {"trainer.max_steps": sft_steps})
-    run_path(
-        folder,
-        sft_config,
-        "toy/dpr.yaml",
-        HOME,
+    def prepare(folder: Path, seed: int) -> None:
+        toy(str(folder), demonstrations=demonstrations, test=test, seed=seed)
+
+    run_standard_experiment(
+        "quickstart",
+        options,
+        Recipes(
+            "toy/sft.yaml",
+            "toy/dpr.yaml",
+            home="runs/toy",
+            sft_steps=sft_steps,
+            dpr_steps=dpr_steps,
+            preview_samples=preview_samples,
+            preview_prompts=preview_prompts,
+        ),
+        prepare,
         title="Dense-Path REINFORCE: quickstart",
-        command=f"dpr quickstart --output {output} --seed {seed}",
-        started=started,
-        options=options,
     )

@@ -2,16 +2,16 @@
 
 import importlib.util
 import json
-import time
 from pathlib import Path
 from typing import Annotated
 
 from dpr_lightning.cli.export_command import export
-from dpr_lightning.cli.pipeline import run_path
 from dpr_lightning.errors import InputError
 from dpr_lightning.evaluation.tasks import make_splits, write_jsonl
-from dpr_lightning.experiments.recipes import stage_config
-from dpr_lightning.experiments.stages import announce, fresh_folder, keep_wandb_inside
+from dpr_lightning.experiments.arm_configs import ArmConfigs
+from dpr_lightning.experiments.recipes import Recipes
+from dpr_lightning.experiments.run_folder import fresh_folder
+from dpr_lightning.experiments.standard_experiment import run_standard_experiment
 from dpr_lightning.paths import Writes
 from dpr_lightning.reports.console import console
 
@@ -61,32 +61,29 @@ def smollm2(
         online: send the runs to W&B's server, which takes an account.
     """
     options = dict(locals())
-    started = time.monotonic()
     weights = packaged_weights()
     folder = fresh_folder(Path(output), MARKER, keep=("base",))
-    keep_wandb_inside(folder)
-
-    announce("1/6  SmolLM2-135M and demonstrations")
-    _write_base(weights, folder)
-    _write_data(folder, seed, demonstrations, prompts, development, test)
-    sft_config = stage_config(
-        "smollm2/sft_lora.yaml", HOME, folder, seed, {"trainer.max_steps": sft_steps}, online=online
-    )
-    if prepare_only:
-        console.print(f"Go on with:\n  dpr fit --config {sft_config}", highlight=False)
-        return
-
-    run_path(
-        folder,
-        sft_config,
+    recipes = Recipes(
+        "smollm2/sft_lora.yaml",
         "smollm2/dpr_lora.yaml",
-        HOME,
-        title="Dense-Path REINFORCE: SmolLM2-135M",
-        command=f"dpr smollm2 --output {output} --seed {seed}",
-        started=started,
-        options=options,
+        home=HOME,
+        sft_steps=sft_steps,
+        dpr_steps=dpr_steps,
+        preview_samples=preview_samples,
+        preview_prompts=preview_prompts,
         online=online,
     )
+
+    def prepare(folder: Path, seed: int) -> None:
+        _write_base(weights, folder)
+        _write_data(folder, seed, demonstrations, prompts, development, test)
+
+    if prepare_only:
+        prepare(folder, seed)
+        config = ArmConfigs(folder, seed, recipes).sft()
+        console.print(f"Go on with:\n  dpr fit --config {config}", highlight=False)
+        return
+    run_standard_experiment("smollm2", options, recipes, prepare, title="Dense-Path REINFORCE: SmolLM2-135M")
 
 
 def packaged_weights() -> Path:

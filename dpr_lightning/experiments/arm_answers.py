@@ -1,6 +1,5 @@
-"""The arms of a comparison: policies and controls that answer the same prompts, paired by prompt."""
+"""The answers of an arm: policies and controls answer the same prompts, paired by prompt."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -82,8 +81,8 @@ class ArmResult:
         }
 
 
-def evaluate_arms(
-    arms: Mapping[str, Arm],
+def evaluate_arm(
+    arm: Arm,
     tokenizer: PreTrainedTokenizerBase,
     prompts: PromptSet,
     verifier: Verifier,
@@ -92,16 +91,15 @@ def evaluate_arms(
     options: SamplingOptions,
     samples: int,
     seed: int,
-) -> dict[str, ArmResult]:
-    """Answer the same prompts by every arm, greedily once and sampled ``samples`` times with the same random numbers.
+) -> ArmResult:
+    """Answer all prompts by one arm, greedily once and ``samples`` times at its temperature.
 
-    ``options`` determine where answers end; each arm has its temperature.
+    ``options`` determine where answers end. All arms with one ``seed`` sample with the same random numbers.
     """
-    results: dict[str, ArmResult] = {}
-    with progress_bar("evaluation", len(arms) * len(prompts) * (1 + samples)) as advance:
-        for name, arm in arms.items():
+    with progress_bar("evaluation", len(prompts) * (1 + samples)) as advance:
+        if arm.selection is None:
 
-            def answer(temperature: float, count: int, arm: Arm = arm) -> EvaluatedAnswers:
+            def answer(temperature: float, count: int) -> EvaluatedAnswers:
                 return collect_answers(
                     arm.models,
                     tokenizer,
@@ -115,24 +113,20 @@ def evaluate_arms(
                     progress=advance,
                 )
 
-            if arm.selection is None:
-                results[name] = ArmResult(answer(0.0, 1), answer(arm.temperature, samples), samples)
-            else:
-                special = special_tokens(tokenizer, arm.models[0])
-                picked = best_of(
-                    arm.models[0],
-                    arm.selection.score,
-                    prompts.tokens,
-                    replace(options, temperature=arm.temperature),
-                    candidates=arm.selection.candidates,
-                    chunk=arm.selection.chunk,
-                    stop_tokens=special.stops,
-                    pad_token=special.pad,
-                    num_samples=samples,
-                    seed=seed,
-                    tokenizer=tokenizer,
-                    progress=advance,
-                )
-                answers = judge_answers(picked, tokenizer, special, prompts, verifier=verifier)
-                results[name] = ArmResult(None, answers, samples)
-    return results
+            return ArmResult(answer(0.0, 1), answer(arm.temperature, samples), samples)
+        special = special_tokens(tokenizer, arm.models[0])
+        picked = best_of(
+            arm.models[0],
+            arm.selection.score,
+            prompts.tokens,
+            replace(options, temperature=arm.temperature),
+            candidates=arm.selection.candidates,
+            chunk=arm.selection.chunk,
+            stop_tokens=special.stops,
+            pad_token=special.pad,
+            num_samples=samples,
+            seed=seed,
+            tokenizer=tokenizer,
+            progress=advance,
+        )
+        return ArmResult(None, judge_answers(picked, tokenizer, special, prompts, verifier=verifier), samples)

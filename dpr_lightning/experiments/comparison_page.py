@@ -1,15 +1,24 @@
-"""Parts of the report of a comparison: scatter plots of the reward, samples, pairs, and training curves."""
+"""The page of an experiment: results, preview, training curves, scatter plots of the reward, and answers."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dpr_lightning.experiments.arm_specs import ArmSpec
-from dpr_lightning.experiments.findings import BASE
-from dpr_lightning.experiments.training_curves import SFT_PANELS, over_optimisation, panels, read_curves
-from dpr_lightning.reports import Answer, Pair, Panel, Point, Response, Sample, Scatter, Series, arm_name
+from dpr_lightning.experiments.arm_specs import BASE, ArmSpec
+from dpr_lightning.experiments.predictions import SeedPreview, foresight
+from dpr_lightning.experiments.recipes import read_config
+from dpr_lightning.experiments.saved_report import machine
+from dpr_lightning.experiments.training_curves import (
+    DPR_PANELS,
+    SFT_PANELS,
+    over_optimisation,
+    panels,
+    read_curves,
+)
+from dpr_lightning.reports import Answer, Pair, Panel, Point, Report, Response, Sample, Scatter, Series, arm_name
 
 Examples = Mapping[str, Mapping[str, Any]]
 # Arms in one panel; more could not be distinguished.
@@ -22,6 +31,79 @@ ARM_PANELS = (
 )
 # A training writes 16 or so answers a step: a curve shows means over this share of the run.
 WINDOW_SHARE = 0.05
+
+
+@dataclass(frozen=True)
+class FirstSeed:
+    """What a page displays of the first seed alone.
+
+    Attributes:
+        folder: of the seed.
+        preview: before any training.
+        examples: of each arm.
+    """
+
+    folder: Path
+    preview: SeedPreview
+    examples: Examples
+
+
+def page(
+    title: str,
+    seeds: Sequence[int],
+    specs: Mapping[str, ArmSpec],
+    means: Mapping[str, Mapping[str, float | None]],
+    paired: Mapping[str, Any],
+    verdict: str,
+    preview: Mapping[str, Any],
+    first: FirstSeed | None,
+    commands: Sequence[str],
+) -> Report:
+    """The content of the page.
+
+    Args:
+        title: its heading.
+        seeds: of the experiment.
+        specs: of each arm.
+        means: scores, tokens, nats and teraflops of each arm.
+        paired: comparisons as plain data.
+        verdict: the results in sentences.
+        preview: promised and reached gains, by arm and seed.
+        first: the first seed that was run here; None where all were measured elsewhere.
+        commands: that repeat the experiment.
+    """
+    order = ranked(means)
+    settings = {name: spec.to_dict() for name, spec in specs.items()}
+    content = Report(
+        title=title,
+        verdict=verdict,
+        arms=means,
+        paired=paired,
+        commands=commands,
+        settings={"arms": settings},
+        machine=machine(),
+        notes=[
+            f"Seeds: {', '.join(map(str, seeds))}. Scores are means over them.",
+            "Intervals are 95%, paired by prompt; with several seeds, prompts and seeds both count as random.",
+            "FLOPs are those of an arm's training after SFT in the first seed: counted over eight steps, times the "
+            "steps. An arm that trains takes as many steps as the FLOPs of the DPR recipe pay for.",
+            "Reverse KL is Σ log π − log π_SFT over a sampled response, in nats; of greedy answers it is not measured.",
+            foresight(preview),
+        ],
+    )
+    if first is None:
+        return content
+    configs = {name: read_config(first.folder / "configs" / f"{name}.yaml") for name in (BASE, "budget")}
+    return replace(
+        content,
+        preview=first.preview.table,
+        preview_words=first.preview.words,
+        scatters=scatters(first.examples, specs, means, preview),
+        samples=samples(first.examples, order),
+        panels=curves(first.folder, specs, order),
+        pairs=pairs(first.examples),
+        settings={"arms": settings, "sft": configs[BASE], "dpr": configs["budget"]},
+    )
 
 
 def scatters(
@@ -101,21 +183,22 @@ def pairs(examples: Examples) -> list[Pair]:
 def curves(seed_folder: Path, specs: Mapping[str, ArmSpec], order: Sequence[str]) -> dict[str, list[Panel]]:
     """Panels of training curves of one seed: of SFT, then of the arms that log rollouts, several arms in a panel."""
     groups = {"Supervised fine-tuning": panels(seed_folder / "sft" / "metrics.csv", SFT_PANELS)}
-    read = {
-        name: read_curves(seed_folder / "arms" / name / "metrics.csv")
-        for name in order
-        if specs[name].train is not None
-    }
+    read = {name: read_curves(seed_folder / name / "metrics.csv") for name in order if specs[name].train is not None}
     trained = [name for name in order if "rollout/reward" in read.get(name, {})]
     for start in range(0, len(trained), CURVES):
         group = trained[start : start + CURVES]
-        group_panels = [
-            Panel(title, [_smooth(arm_name(name), read[name][column]) for name in group if column in read[name]], unit)
-            for title, unit, column in ARM_PANELS
-            if any(column in read[name] for name in group)
-        ]
+        if len(trained) == 1:
+            group_panels = panels(seed_folder / group[0] / "metrics.csv", DPR_PANELS)
+        else:
+            group_panels = [
+                Panel(
+                    title, [_smooth(arm_name(name), read[name][column]) for name in group if column in read[name]], unit
+                )
+                for title, unit, column in ARM_PANELS
+                if any(column in read[name] for name in group)
+            ]
         group_panels += over_optimisation({arm_name(name): read[name] for name in group})
-        groups[f"Dense-Path REINFORCE: {', '.join(map(arm_name, group))}"] = group_panels
+        groups[f"Reinforcement learning: {', '.join(map(arm_name, group))}"] = group_panels
     return {name: group_panels for name, group_panels in groups.items() if group_panels}
 
 

@@ -1,7 +1,7 @@
-"""The configs of the stages of quickstart, smollm2 and compare: files in the run's folder, to read and rerun."""
+"""Recipes of an experiment: packaged configs or files, written into a run's folder with its paths and changes."""
 
 import json
-import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -11,108 +11,154 @@ from typing import Any
 import yaml
 
 from dpr_lightning.errors import InputError
+from dpr_lightning.experiments.arm_specs import CONTINUED
 from dpr_lightning.folders import add_written
 from dpr_lightning.rewards import RewardSpec
 from dpr_lightning.rollouts import SamplingOptions
 
-TRAINING_PASSES = 3  # forward and backward, in forward passes over a token
+Config = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class DprSettings:
-    """Options of the DPR stage's config that other stages need; ``beta`` is β."""
-
-    reference: str
-    reward: RewardSpec
-    beta: float
-    answers: SamplingOptions
-
-    @classmethod
-    def read(cls, config: Path) -> "DprSettings":
-        """Read the YAML file of the stage."""
-        content = yaml.safe_load(config.read_text(encoding="utf-8"))
-        data = content["data"]["init_args"]
-        return cls(
-            data["references"][0],
-            RewardSpec(**data["reward"]),
-            float(content["model"]["init_args"]["kl"]["coefficient"]),
-            answers_of(data),
-        )
-
-
-def answers_of(data: Mapping[str, Any]) -> SamplingOptions:
-    """Where answers end by the data options of a DPR config; temperature 1, whatever the config has."""
-    sampling = data["sampling"]
-    return SamplingOptions(int(sampling["max_new_tokens"]), stop_strings=tuple(sampling.get("stop_strings") or ()))
-
-
-def stage_config(
-    packaged: str, home: str, folder: Path, seed: int, changes: Mapping[str, Any], *, online: bool = False
-) -> Path:
-    """Write a packaged config with its paths in ``folder``: a file to read, change and run again.
+class Recipes:
+    """The configs that the arms of an experiment change: packaged names, or files.
 
     Args:
-        packaged: path inside ``dpr_lightning.configs``, such as ``toy/sft.yaml``; or a file.
-        home: folder that the packaged config writes to, such as ``runs/toy``.
-        folder: replaces ``home``; the config is written to ``configs/`` in it.
+        sft: of the run that all arms start from.
+        dpr: its references, reward and answers are those of arms that name none; what its training costs is the
+            budget of all arms.
+        self_play: of arms with ``train: self_play``.
+        home: folder that the paths in all recipes begin with, such as ``runs/toy``.
+        sft_steps: optimizer steps; None takes the config's.
+        dpr_steps: the same, of ``dpr``.
+        preview_samples: of π_SFT a prompt, for the preview of dense rewards; 0 previews nothing.
+        preview_prompts: development prompts of the preview.
+        verifier: name or ``module:function`` of what scores the answers.
+        online: whether W&B sends the runs to its server.
+    """
+
+    sft: str
+    dpr: str
+    home: str
+    self_play: str = "toy/self_play.yaml"
+    sft_steps: int | None = None
+    dpr_steps: int | None = None
+    preview_samples: int = 16
+    preview_prompts: int = 100
+    verifier: str = "answer"
+    online: bool = False
+
+    def named(self, train: str) -> str:
+        """The config that ``train`` of an arm names."""
+        return {"dpr": self.dpr, "self_play": self.self_play, CONTINUED: self.sft}.get(train, train)
+
+
+def recipe_text(name: str) -> str:
+    """The text of a packaged config, or of a file.
+
+    Raises:
+        InputError: there is neither.
+    """
+    if Path(name).is_file():
+        return Path(name).read_text(encoding="utf-8")
+    packaged = files("dpr_lightning.configs").joinpath(*name.split("/"))
+    if packaged.is_file():
+        return packaged.read_text(encoding="utf-8")
+    raise InputError(f"There is no config {name!r}, neither as a file nor among the packaged ones.")
+
+
+def recipe_config(name: str, recipes: Recipes, folder: Path, seed: int, changes: Mapping[str, Any]) -> Config:
+    """A recipe with its paths in ``folder``.
+
+    Args:
+        name: packaged path, such as ``toy/sft.yaml``, or a file.
+        recipes: of the experiment; ``home`` is replaced by ``folder``.
+        folder: of one seed.
         seed: of order, weights and samples.
         changes: dotted options and their new values; None leaves the config's value.
-        online: whether W&B sends the run to its server.
     """
-    config = move_paths(_read(packaged), home, str(folder))
+    config: Config = move_paths(dict(yaml.safe_load(recipe_text(name))), recipes.home, str(folder))
     config["seed_everything"] = seed
     for section in ("model", "data"):
         config[section]["init_args"]["seed"] = seed
     for logger in config["trainer"]["logger"]:
         if "offline" in logger["init_args"]:
-            logger["init_args"]["offline"] = not online
-    for option, value in changes.items():
-        if value is not None:
-            *owners, key = option.split(".")
-            target = config
-            for owner in owners:
-                target = target[owner]
-            target[key] = value
+            logger["init_args"]["offline"] = not recipes.online
+    apply_changes(config, {option: value for option, value in changes.items() if value is not None}, name)
     data = config["data"]["init_args"]
     if "references" in data:
         # In a run with another number of steps a config's reference may have another name.
         data["references"] = [
             path if Path(path).exists() else str(nearest_reference(Path(path).parent)) for path in data["references"]
         ]
-    return write_config(config, folder, Path(packaged).stem)
+    return config
 
 
-def _read(packaged: str) -> dict[str, Any]:
-    """The content of a packaged config, or of a file."""
-    return dict(yaml.safe_load(recipe_text(packaged)))
+def continue_from(config: Config, sft: Path, seed: int) -> None:
+    """Change the recipe of SFT to go on from π_SFT at a tenth of its learning rate, and to save its end alone."""
+    config["model"]["init_args"]["policy"]["source"] = str(sft)
+    config["model"]["init_args"]["optimizer"]["init_args"]["lr"] /= 10
+    config["data"]["init_args"]["seed"] = seed + 1
+    trainer = config["trainer"]
+    trainer |= {"max_steps": 1, "val_check_interval": None, "limit_val_batches": 0}
+    trainer["callbacks"] = [entry for entry in trainer["callbacks"] if entry["class_path"].endswith("Checkpoints")]
+    for callback in trainer["callbacks"]:
+        if "fractions" in callback["init_args"]:
+            callback["init_args"]["fractions"] = []
+    for logger in trainer["logger"]:
+        if logger["class_path"].endswith("WandbLogger"):
+            logger["init_args"]["name"] += "-continued"
 
 
-def recipe_text(packaged: str) -> str:
-    """The text of a packaged config, or of a file."""
-    packaged_file = files("dpr_lightning.configs").joinpath(*packaged.split("/"))
-    if Path(packaged).is_file():
-        return Path(packaged).read_text(encoding="utf-8")
-    if packaged_file.is_file():
-        return packaged_file.read_text(encoding="utf-8")
-    raise InputError(f"There is no config {packaged!r}, neither as a file nor among the packaged ones.")
+def apply_changes(config: Config, changes: Mapping[str, Any], owner: str) -> None:
+    """Set dotted options of a config.
+
+    Args:
+        config: is changed.
+        changes: ``trainer.max_steps: 10``.
+        owner: arm or recipe, for the error.
+
+    Raises:
+        InputError: an option lies below something that has no options.
+    """
+    for option, value in changes.items():
+        *sections, key = option.split(".")
+        target: Any = config
+        for section in sections:
+            target = target.get(section) if isinstance(target, dict) else None
+            if not isinstance(target, dict):
+                raise InputError(
+                    f"Arm {owner!r} changes {option!r}, and its config has no options in {section!r} there."
+                )
+        target[key] = value
+
+
+def read_config(path: Path) -> Config:
+    """The content of a YAML config."""
+    content: Config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return content
+
+
+def write_config(config: Config, folder: Path, name: str) -> Path:
+    """Write ``configs/<name>.yaml`` in a run folder: a file to read, change and run again."""
+    path = folder / "configs" / f"{name}.yaml"
+    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:  # another process may be reading it
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        add_written(path)
+    return path
 
 
 def move_paths(config: Any, before: str, after: str) -> Any:
-    """A config with ``before`` replaced by ``after`` in all strings."""
+    """A config with the folder ``before`` replaced by ``after`` in all paths."""
     if isinstance(config, dict):
         return {key: move_paths(value, before, after) for key, value in config.items()}
     if isinstance(config, list):
         return [move_paths(value, before, after) for value in config]
-    return config.replace(before, after) if isinstance(config, str) else config
-
-
-def write_config(config: dict[str, Any], folder: Path, name: str) -> Path:
-    """Write ``configs/<name>.yaml`` in a run folder."""
-    path = folder / "configs" / f"{name}.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    add_written(path)
-    return path
+    if isinstance(config, str) and (config == before or config.startswith(f"{before}/")):
+        return after + config[len(before) :]
+    return config
 
 
 def nearest_reference(policies: Path, fraction: float = 0.25) -> Path:
@@ -122,57 +168,39 @@ def nearest_reference(policies: Path, fraction: float = 0.25) -> Path:
     return policies / min(earlier, key=lambda name: abs(earlier[name] - fraction))
 
 
-def equal_compute_steps(dpr_config: Path, sft_config: Path) -> int:
-    """Number of optimizer steps of SFT that cost at least the FLOPs of the DPR phase.
+def checkpoint(policies: Path, name: str) -> Path:
+    """The folder of a checkpoint of the SFT run: by its name, or the one nearest to a fraction of the run.
 
-    Counted in forward passes over sequences, since sequences of both phases answer prompts of one distribution.
+    Raises:
+        InputError: there is none of that name.
     """
-    dpr, sft = (yaml.safe_load(path.read_text(encoding="utf-8")) for path in (dpr_config, sft_config))
-    passes = passes_of_a_step(dpr) * int(dpr["trainer"]["max_steps"])
-    return max(1, math.ceil(passes / passes_of_a_step(sft)))
+    if re.fullmatch(r"0?\.\d+", name):
+        return nearest_reference(policies, float(name))
+    folder = policies / name
+    if not folder.is_dir():
+        names = ", ".join(sorted(path.name for path in policies.iterdir() if path.is_dir()))
+        raise InputError(f"The SFT run has no checkpoint {name!r}; its checkpoints are {names}.")
+    return folder
 
 
-def on_cpu(config: Path) -> bool:
-    """Whether a stage's config runs on the CPU."""
-    return bool(yaml.safe_load(config.read_text(encoding="utf-8"))["trainer"].get("accelerator") == "cpu")
-
-
-def passes_of_a_step(config: Mapping[str, Any]) -> float:
-    """Number of forward passes over a sequence that one optimizer step costs, by the config of DPR or SFT.
-
-    Training is three passes. DPR adds the sampling and scoring of a rollout, divided by the steps that use it; the
-    all-actions estimator scores micro-batches again when a rollout has several.
-    """
+def learns_token_reward(config: Config) -> bool:
+    """Whether a recipe learns from the token reward of references alone, which the preview can follow."""
     data = config["data"]["init_args"]
-    accumulate = int(config["trainer"].get("accumulate_grad_batches", 1))
-    if "references" not in data:
-        return float(TRAINING_PASSES * int(data["batch_size"]) * accumulate)
-    models = 1 + len(data["references"])
-    again = models if _scores_twice(config) else 0
-    sequences = int(data["prompts_per_rollout"] * data["samples_per_prompt"])
-    return sequences * (TRAINING_PASSES + again + (1 + models) / int(data.get("refresh_every", 1)))
+    return "references" in data and "verifier" not in data and "kl" in config["model"]["init_args"]
 
 
-def _scores_twice(config: Mapping[str, Any]) -> bool:
-    several = int(config["trainer"].get("accumulate_grad_batches", 1)) > 1
-    return several and config["model"]["init_args"].get("estimator") == "all_actions"
+def beta_of(config: Config) -> float:
+    """β of a recipe, nats of reward per nat of KL."""
+    return float(config["model"]["init_args"]["kl"]["coefficient"])
 
 
-def continued_config(folder: Path, seed: int, sft_config: Path, sft: Path, steps: int) -> Path:
-    """Write the config of an SFT run that starts from π_SFT, with the same data at a tenth of the learning rate."""
-    config = yaml.safe_load(sft_config.read_text(encoding="utf-8"))
-    config = move_paths(config, f"{folder}/sft", f"{folder}/continued_sft")
-    config["model"]["init_args"]["policy"]["source"] = str(sft)
-    config["model"]["init_args"]["optimizer"]["init_args"]["lr"] /= 10
-    config["data"]["init_args"]["seed"] = seed + 1
-    trainer = config["trainer"]
-    trainer |= {"max_steps": steps, "val_check_interval": None, "limit_val_batches": 0}
-    checkpoints = [entry for entry in trainer["callbacks"] if entry["class_path"].endswith("Checkpoints")]
-    for callback in checkpoints:
-        if "fractions" in callback["init_args"]:
-            callback["init_args"]["fractions"] = []
-    trainer["callbacks"] = checkpoints
-    for logger in trainer["logger"]:
-        if logger["class_path"].endswith("WandbLogger"):
-            logger["init_args"]["name"] += "-continued"
-    return write_config(config, folder, "continued_sft")
+def reward_of(config: Config) -> RewardSpec:
+    """The token reward that a recipe learns from."""
+    form = config["data"]["init_args"].get("reward")
+    return RewardSpec(**form) if form is not None else RewardSpec.recommended()
+
+
+def answers_of(config: Config) -> SamplingOptions:
+    """Where the answers of a recipe end; temperature 1, whatever the config has."""
+    sampling = config["data"]["init_args"]["sampling"]
+    return SamplingOptions(int(sampling["max_new_tokens"]), stop_strings=tuple(sampling.get("stop_strings") or ()))

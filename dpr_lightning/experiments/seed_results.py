@@ -11,7 +11,9 @@ from typing import Any
 import yaml
 
 from dpr_lightning.errors import InputError
+from dpr_lightning.experiments.arm_specs import ArmSpec
 from dpr_lightning.experiments.predictions import Promise
+from dpr_lightning.experiments.recipes import Recipes, recipe_text
 
 # Options that do not change what is measured.
 NOT_MEASURED = {"seeds", "output", "title", "pool", "online"}
@@ -26,16 +28,19 @@ class Measured:
     flops: dict[str, float]
 
 
-def identity_of(options: Mapping[str, Any], recipes: Sequence[str]) -> dict[str, Any]:
+def identity_of(options: Mapping[str, Any], recipes: Recipes, arms: Mapping[str, ArmSpec]) -> dict[str, Any]:
     """All options that the results of a seed depend on, as plain data: seeds with the same are one comparison.
 
     Args:
-        options: of ``dpr compare``.
-        recipes: the texts of the configs that its arms change.
+        options: of the command.
+        recipes: whose contents count, without their comments.
+        arms: whose recipes count as well.
     """
     identity = {name: value for name, value in options.items() if name not in NOT_MEASURED}
-    identity["arms"] = {name: dataclasses.asdict(arm) for name, arm in options["arms"].items()}
-    contents = [json.dumps(yaml.safe_load(text), sort_keys=True) for text in recipes]  # without comments
+    identity["arms"] = {name: dataclasses.asdict(arm) for name, arm in arms.items()}
+    of_arms = [recipes.named(arm.train) for arm in arms.values() if arm.train is not None]
+    names = dict.fromkeys([recipes.sft, recipes.dpr, recipes.self_play, *of_arms])
+    contents = [json.dumps(yaml.safe_load(recipe_text(name)), sort_keys=True) for name in names]
     identity["recipes"] = [hashlib.sha256(text.encode()).hexdigest() for text in contents]
     plain: dict[str, Any] = json.loads(json.dumps(identity))
     return plain
@@ -98,6 +103,6 @@ def _difference(before: Mapping[str, Any], identity: Mapping[str, Any]) -> str:
             arms = [arm for arm in sorted(set(ours) | set(theirs)) if ours.get(arm) != theirs.get(arm)]
             return f"the arms {', '.join(arms)} differ"
         if name == "recipes":
-            return "the configs of SFT, DPR or self-play differ"
+            return "the configs of SFT, DPR or other arms differ"
         return f"`{name}` was {ours} and is {theirs}"
     return "nothing differs"

@@ -17,7 +17,7 @@ from dpr_lightning.cli.quickstart_command import MARKER
 from dpr_lightning.data import DemonstrationDataModule
 from dpr_lightning.engine import model_inputs
 from dpr_lightning.evaluation.statistics import holm
-from dpr_lightning.experiments.stages import fresh_folder
+from dpr_lightning.experiments.run_folder import fresh_folder
 from dpr_lightning.lightning_cli.dpr_cli import run_lightning
 from dpr_lightning.modules import SupervisedIRL
 from dpr_lightning.policies import PolicySpec, build_policy, build_verifier_head, load_tokenizer, save_policy

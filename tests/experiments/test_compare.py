@@ -15,9 +15,9 @@ import yaml
 
 from dpr_lightning.cli.main import main
 from dpr_lightning.evaluation.statistics import hierarchical_comparison, paired_comparison
-from dpr_lightning.experiments import seed_run as compare_arms
-from dpr_lightning.experiments.findings import pooled, predicted
-from dpr_lightning.experiments.predictions import Promise
+from dpr_lightning.experiments import arm_configs, seed_run
+from dpr_lightning.experiments.experiment import pooled
+from dpr_lightning.experiments.predictions import Promise, predicted
 
 ARMS: dict[str, Any] = {
     "reference": {"policy": "step_0000002"},
@@ -118,27 +118,27 @@ def test_arms_over_seeds_are_made_once(
     assert {name for name, count in flops.items() if count == 0} == set(ARMS) - TRAINED | {"sft"}
     assert flops["continued"] == flops["dft"]
     # Every training takes the steps that come nearest to what DPR costs, and no fewer than one.
-    budget = _cost(seed, "dpr")
+    budget = _cost(seed, "budget")
     for name in TRAINED:
-        steps = yaml.safe_load((seed / "configs" / f"arm_{name}.yaml").read_text())["trainer"]["max_steps"]
-        assert flops[name] * 1e12 == pytest.approx(steps * _cost(seed, f"arm_{name}"))
-        assert steps == max(1, round(budget / _cost(seed, f"arm_{name}")))
+        steps = yaml.safe_load((seed / "configs" / f"{name}.yaml").read_text())["trainer"]["max_steps"]
+        assert flops[name] * 1e12 == pytest.approx(steps * _cost(seed, name))
+        assert steps == max(1, round(budget / _cost(seed, name)))
 
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("made again")
 
     saved = {path: path.stat().st_mtime_ns for path in seed.rglob("results/*.json")}
     fitted: list[str] = []
-    inner = compare_arms.fit
+    inner = seed_run.fit
 
     def fit(config: Path) -> None:
         fitted.append(config.stem)
         inner(config)
 
-    monkeypatch.setattr(compare_arms, "fit", refuse)
-    monkeypatch.setattr(compare_arms, "evaluate_arms", refuse)
-    monkeypatch.setattr(compare_arms, "flops_of_a_step", refuse)
-    monkeypatch.setattr(compare_arms, "promises", refuse)
+    monkeypatch.setattr(seed_run, "fit", refuse)
+    monkeypatch.setattr(seed_run, "evaluate_arm", refuse)
+    monkeypatch.setattr(arm_configs, "flops_of_a_step", refuse)
+    monkeypatch.setattr(seed_run, "preview_arms", refuse)
     assert main(configured()) == 0
     # What docs/results.md and the README are made with.
     scripts = Path(__file__).parents[2] / "benchmarks"
@@ -167,13 +167,13 @@ def test_arms_over_seeds_are_made_once(
     # The command on the page asks the same again.
     assert main(page["commands"][0].split()[1:]) == 0
     monkeypatch.undo()
-    monkeypatch.setattr(compare_arms, "fit", fit)
+    monkeypatch.setattr(seed_run, "fit", fit)
     # A training that was cut short begins again; a new arm is added; nothing else is touched.
-    (seed / "arms" / "dpr" / "done.json").unlink()
+    (seed / "dpr" / "done.json").unlink()
     (seed / "results" / "dpr.json").unlink()
     more = ARMS | {"dpr_beta": {"train": "dpr", "changes": {"model.init_args.kl.coefficient": 1.0}}}
     assert main(configured(arms=more)) == 0
-    assert fitted == ["arm_dpr", "arm_dpr_beta", "arm_dpr_beta"]
+    assert fitted == ["dpr", "dpr_beta", "dpr_beta"]
     again = {path: path.stat().st_mtime_ns for path in saved}
     assert {path.stem for path in saved if saved[path] != again[path]} == {"dpr"}
 
@@ -216,7 +216,7 @@ def test_seeds_of_another_comparison_are_not_pooled(
         ({"arms": {"x": {"extrapolate": 1.0, "references": ["a", "b"]}}}, "away from one reference"),
         ({"arms": {"x": {"polycy": "sft"}}}, "polycy"),
         ({"arms": {"sft": {"temperature": 0.5}}}, "give this arm another name"),
-        ({"arms": {"x": {"references": ["step_0000002"]}}}, "only for `train: dpr`"),
+        ({"arms": {"x": {"references": ["step_0000002"]}}}, "only for `train`, `optimum`"),
         ({"arms": {"x": {"train": "dpr", "references": []}}}, "`references` is []"),
         ({"samples": 0}, "at least 1 a prompt"),
         ({"sft": "toy/nope.yaml"}, "no config 'toy/nope.yaml'"),
@@ -288,12 +288,11 @@ def test_imitation_keeps_to_the_budget_and_any_folder_will_do(
     }
     output = tmp_path / "a folder: rünne #1"
     assert main(configured(output=str(output), seeds=[1], arms=arms)) == 0
-    config = yaml.safe_load((output / "seed_1" / "configs" / "arm_wide.yaml").read_text())
-    steps, wide = config["trainer"]["max_steps"], _cost(output / "seed_1", "arm_wide")
+    config = yaml.safe_load((output / "seed_1" / "configs" / "wide.yaml").read_text())
+    steps, wide = config["trainer"]["max_steps"], _cost(output / "seed_1", "wide")
     assert steps > 1
-    assert abs(steps * wide - _cost(output / "seed_1", "dpr")) <= wide / 2
-    assert (output / "seed_1" / "arms" / "dpr" / "policies" / "final").is_dir()
-    assert not (output / "seed_1" / "dpr").exists()
+    assert abs(steps * wide - _cost(output / "seed_1", "budget")) <= wide / 2
+    assert (output / "seed_1" / "dpr" / "policies" / "final").is_dir()
     assert "NaN" not in (output / "compare.json").read_text()
 
 
@@ -349,9 +348,9 @@ def test_a_training_that_was_cut_short_keeps_its_checkpoints(tmp_path: Path, mon
         (folder / "checkpoints").mkdir(exist_ok=True)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(compare_arms, "fit", cut_short)
-    run = object.__new__(compare_arms.SeedRun)
+    monkeypatch.setattr(seed_run, "fit", cut_short)
+    run = object.__new__(seed_run.SeedRun)
     for before in ("one policy", "one policy", "another"):
         with pytest.raises(KeyboardInterrupt):
-            run._stage(config, folder, before)
+            run._train(config, folder, before)
     assert result == [["begun.json"], ["begun.json", "checkpoints"], ["begun.json"]]

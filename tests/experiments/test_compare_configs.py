@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from dpr_lightning.cli.main import main
-from dpr_lightning.experiments import seed_run as compare_arms
+from dpr_lightning.experiments import arm_configs
 
 RECIPES = sorted((Path(__file__).parents[2] / "configs" / "compare").glob("*.yaml"))
 STEPS = 8
@@ -41,7 +41,7 @@ def test_every_arm_runs(recipe: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     path = tmp_path / "compare.yaml"
     path.write_text(yaml.safe_dump(config))
     # Counting operations trains every arm once more; test_flops does that.
-    monkeypatch.setattr(compare_arms, "flops_of_a_step", lambda _: 1.0)
+    monkeypatch.setattr(arm_configs, "flops_of_a_step", lambda _: 1.0)
     assert main(["compare", "--config", str(path)]) == 0
     result = json.loads((tmp_path / "out" / "compare.json").read_text())
     assert set(result["arms"]) == {"sft", *content["arms"]}

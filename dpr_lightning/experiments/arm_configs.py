@@ -1,0 +1,143 @@
+"""The configs of one seed's trainings: recipes with the changes of an arm, and as many steps as the budget pays for."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from dpr_lightning.errors import InputError
+from dpr_lightning.experiments.arm_specs import BASE, CONTINUED, ArmSpec
+from dpr_lightning.experiments.flops import flops_of_a_step
+from dpr_lightning.experiments.json_cache import cached, key_of, write_cached
+from dpr_lightning.experiments.recipes import (
+    Config,
+    Recipes,
+    apply_changes,
+    checkpoint,
+    continue_from,
+    move_paths,
+    read_config,
+    recipe_config,
+    write_config,
+)
+
+STEPS = "trainer.max_steps"
+RESERVED = {BASE, "base", "budget", "cache", "configs", "data", "examples", "flops", "results", "wandb"}
+"""Folders of a seed that no arm may be called by."""
+
+
+@dataclass
+class ArmConfigs:
+    """Writes the config of each training of one seed, and counts what it costs.
+
+    Args:
+        folder: of the seed, with ``base/`` and ``data/``.
+        seed: of weights, order and samples.
+        recipes: of the experiment.
+        sft_key: of the trained π_SFT, on which the cost of a step depends.
+    """
+
+    folder: Path
+    seed: int
+    recipes: Recipes
+    sft_key: str = ""
+
+    @property
+    def policies(self) -> Path:
+        """The folder of the SFT run's checkpoints."""
+        return self.folder / BASE / "policies"
+
+    def sft(self) -> Path:
+        """Write the config of the SFT run."""
+        return self._write(self._recipe(self.recipes.sft, self.recipes.sft_steps), BASE)
+
+    def dpr(self) -> Path:
+        """Write the DPR recipe, whose cost is the budget of every arm; π_SFT has to be trained."""
+        return self._write(self._recipe(self.recipes.dpr, self.recipes.dpr_steps), "budget")
+
+    @cached_property
+    def budget(self) -> float:
+        """Floating-point operations of the DPR recipe's training."""
+        config = self.dpr()
+        return self._flops_of_a_step(config) * int(read_config(config)["trainer"]["max_steps"])
+
+    def arm(self, name: str, arm: ArmSpec) -> Path:
+        """Write the config of an arm, with as many steps as the budget pays for unless its changes name them.
+
+        Raises:
+            InputError: as by :meth:`changed`; or what it takes outside its training is all of the budget.
+        """
+        config = self.changed(name, arm)
+        if not _is_dpr_recipe(arm) and STEPS not in arm.changes:
+            left = self.budget - arm.extra_flops
+            if left <= 0:
+                raise InputError(
+                    f"Arm {name!r} has {arm.extra_flops:.3g} `extra_flops`, and the budget, which is the cost of the "
+                    f"DPR recipe, is {self.budget:.3g}: set {STEPS!r} in its `changes`, or raise `dpr_steps`."
+                )
+            config["trainer"]["max_steps"] = max(1, round(left / self._flops_of_a_step(self._write(config, name))))
+        return self._write(config, name)
+
+    def flops(self, name: str, arm: ArmSpec) -> float:
+        """Floating-point operations of an arm: those of one step times its steps, and its ``extra_flops``."""
+        if arm.train is None:
+            return arm.extra_flops
+        if _is_dpr_recipe(arm):
+            return self.budget
+        config = self.arm(name, arm)
+        return self._flops_of_a_step(config) * int(read_config(config)["trainer"]["max_steps"]) + arm.extra_flops
+
+    def _flops_of_a_step(self, config: Path) -> float:
+        """Floating-point operations of one step, counted once for all numbers of steps."""
+        options = read_config(config)
+        options["trainer"].pop("max_steps")
+        key = key_of(self.sft_key, json.dumps(options, sort_keys=True))
+        cache = self.folder / "flops" / f"{config.stem}.json"
+        if (counted := cached(cache, key)) is not None:
+            return float(counted["flops_of_a_step"])
+        flops = flops_of_a_step(config)
+        write_cached(cache, key, {"flops_of_a_step": flops})
+        return flops
+
+    def changed(self, name: str, arm: ArmSpec) -> Config:
+        """The recipe of an arm with its changes, which trains in the arm's folder; its steps are the recipe's.
+
+        Raises:
+            InputError: its paths, references or changes do not fit.
+        """
+        assert arm.train is not None
+        output = self.folder / name
+        steps = self.recipes.dpr_steps if arm.train == "dpr" else None
+        recipe = self._recipe(self.recipes.named(arm.train), steps)
+        config: Config = move_paths(recipe, str(recipe["trainer"].get("default_root_dir", output)), str(output))
+        config["trainer"]["default_root_dir"] = str(output)
+        if arm.train == CONTINUED:
+            continue_from(config, self.policies / "final", self.seed)
+        if arm.references is not None:
+            data = config["data"]["init_args"]
+            if "references" not in data:
+                raise InputError(
+                    f"Arm {name!r} names `references`, and its recipe has none: it learns from no token reward."
+                )
+            data["references"] = [str(checkpoint(self.policies, reference)) for reference in arm.references]
+        apply_changes(config, arm.changes, name)
+        source = str(config["model"]["init_args"]["policy"]["source"])
+        if self.folder not in Path(source).parents:
+            raise InputError(
+                f"Arm {name!r} starts from {source}, which is no policy of this experiment. In a recipe of your own, "
+                f"paths of the experiment begin with {self.recipes.home}/, such as "
+                f"{self.recipes.home}/sft/policies/final."
+            )
+        return config
+
+    def _recipe(self, name: str, steps: int | None) -> Config:
+        return recipe_config(name, self.recipes, self.folder, self.seed, {STEPS: steps})
+
+    def _write(self, config: Mapping[str, object], name: str) -> Path:
+        return write_config(dict(config), self.folder, name)
+
+
+def _is_dpr_recipe(arm: ArmSpec) -> bool:
+    """Whether an arm is the recipe that sets the budget, unchanged."""
+    return arm.train == "dpr" and not (arm.changes or arm.references or arm.extra_flops)
