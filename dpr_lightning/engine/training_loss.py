@@ -50,42 +50,32 @@ def acted_loss(
         sampled: whether several rows may answer one prompt, which is then read once.
     """
     position, acted = action_positions(mask)
-    actions = tokens.gather(1, position)
-    result = _fused(model, tokens, mask, position, acted, actions[acted], token_loss, action_values, packed, sampled)
-    if result is None:
-        logits = logits_at(model, tokens, mask, (position - 1).clamp_min(0), packed, sampled=sampled)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        logprob = token_logprobs(logits, actions)[acted]
-        every = slice(0, len(logprob))
-        loss = token_loss(logprob, every)
-        if action_values is not None:
-            logprobs = logits[acted].log_softmax(-1)
-            probability = logprobs.exp()
-            values = action_values(logprobs.detach(), every).masked_fill(probability == 0, 0.0)
-            loss = loss - (probability * values).sum()
-        result = HeadLoss(loss, logprob.detach(), entropy(logits.detach().log_softmax(-1))[acted])
+    actions, state = tokens.gather(1, position), (position - 1).clamp_min(0)
+    if plain_head(model) is not None:
+        inputs, start = model_inputs(model, tokens, mask, packed, sampled=sampled)
+        result = loss_at(model, inputs, (start.unsqueeze(1) + state)[acted], actions[acted], token_loss, action_values)
+    else:
+        logits = logits_at(model, tokens, mask, state, packed, sampled=sampled)
+        result = _loss_of_logits(logits, actions, acted, token_loss, action_values)
     empty = result.logprob.new_zeros(acted.shape)
     logprob, uncertainty = (empty.masked_scatter(acted, part) for part in (result.logprob, result.entropy))
     return ActedLoss(result.loss, logprob, uncertainty, actions, acted)
 
 
-def _fused(
-    model: nn.Module,
-    tokens: Tensor,
-    mask: Tensor,
-    position: Tensor,
-    acted: Tensor,
-    actions: Tensor,
-    token_loss: TokenLoss,
-    action_values: ActionValues | None,
-    packed: bool | None,
-    sampled: bool,
-) -> HeadLoss | None:
-    if plain_head(model) is None:
-        return None
-    inputs, start = model_inputs(model, tokens, mask, packed, sampled=sampled)
-    index = (start.unsqueeze(1) + (position - 1).clamp_min(0))[acted]
-    return loss_at(model, inputs, index, actions, token_loss, action_values)
+def _loss_of_logits(
+    logits: Tensor, actions: Tensor, acted: Tensor, token_loss: TokenLoss, action_values: ActionValues | None
+) -> HeadLoss:
+    """As :func:`head_loss`, by autograd, from the logits [B, T, V] of the acted states."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logprob = token_logprobs(logits, actions)[acted]
+    every = slice(0, len(logprob))
+    loss = token_loss(logprob, every)
+    if action_values is not None:
+        logprobs = logits[acted].log_softmax(-1)
+        probability = logprobs.exp()
+        values = action_values(logprobs.detach(), every).masked_fill(probability == 0, 0.0)
+        loss = loss - (probability * values).sum()
+    return HeadLoss(loss, logprob.detach(), entropy(logits.detach().log_softmax(-1))[acted])
 
 
 def loss_at(

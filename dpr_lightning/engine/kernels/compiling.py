@@ -22,12 +22,12 @@ SWITCH = "DPR_KERNELS"
 COMPILERS = ("g++", "c++")
 _COMPILE = ("-std=gnu++17", "-O3", "-fPIC", "-fopenmp", "-ffp-contract=fast")
 _SECONDS = 300
-_HERE = Path(__file__).parent
+_SOURCE = Path(__file__).parent / "decoding.cpp"
 
 
 @cache
 def load() -> ctypes.CDLL | None:
-    """All of this folder's C++, compiled; None where there is no compiler or it fails, which is logged once.
+    """This folder's C++, compiled; None where there is no compiler or it fails, which is logged once.
 
     The library is cached in ``$XDG_CACHE_HOME/dpr_lightning`` (``~/.cache/dpr_lightning``) under a name with hashes of
     the source, the compiler, the CPU and its content, so that a damaged file is recognised and compiled again.
@@ -97,15 +97,10 @@ def build(compiler: Sequence[str], cache_folder: Path, architecture: str = "nati
         OSError: the result cannot be loaded, or the disk is full.
     """
     with tempfile.TemporaryDirectory(dir=cache_folder) as within:
-        objects = {source: str(Path(within) / f"{source.stem}.o") for source in _sources()}
-        whole = Path(within) / "whole.so"
-        options = (*_COMPILE, f"-march={architecture}")
+        compiled, whole = Path(within) / "decoding.o", Path(within) / "whole.so"
+        _run([*compiler, *_COMPILE, f"-march={architecture}", "-c", str(_SOURCE), "-o", str(compiled)])
         # Linked without OpenMP: symbols resolve to the one that PyTorch has loaded.
-        for arguments in (
-            *([*options, "-c", str(source), "-o", name] for source, name in objects.items()),
-            ["-shared", *objects.values(), "-o", str(whole)],
-        ):
-            _run([*compiler, *arguments])
+        _run([*compiler, "-shared", str(compiled), "-o", str(whole)])
         loaded = ctypes.CDLL(str(whole))
         content = whole.read_bytes()
         with whole.open("rb") as handle:
@@ -125,7 +120,7 @@ def _cached(compiler: Sequence[str], cache_folder: Path) -> ctypes.CDLL | None:
 
 def _identity(compiler: Sequence[str], architecture: str = "native") -> str:
     """Hash of all that a library depends on; machines that differ may share a home folder."""
-    texts = [file.read_bytes() for file in sorted(_HERE.glob("*.h")) + _sources()]
+    texts = [file.read_bytes() for file in (*sorted(_SOURCE.parent.glob("*.h")), _SOURCE)]
     versions = [_run([*compiler, "--version"]), *_COMPILE, architecture, _processor(), torch.__version__]
     return _hash(b"\n".join([*texts, *(other.encode() for other in versions)]))
 
@@ -139,10 +134,6 @@ def _run(command: Sequence[str]) -> str:
 
 def _hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
-
-
-def _sources() -> list[Path]:
-    return sorted(_HERE.glob("*.cpp"))
 
 
 def _processor() -> str:

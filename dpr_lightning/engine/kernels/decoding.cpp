@@ -63,16 +63,7 @@ void product(const Number* rows, const uint32_t* panels, const Number* bias, con
                                                          bias ? bias + column : nullptr, other ? other + at : nullptr,
                                                          out + at, columns, here, then);
             };
-            switch (std::min<long>(TILE_ROWS, count - row)) {
-                case 1: step(std::integral_constant<int, 1>{}); break;
-                case 2: step(std::integral_constant<int, 2>{}); break;
-                case 3: step(std::integral_constant<int, 3>{}); break;
-                case 4: step(std::integral_constant<int, 4>{}); break;
-                case 5: step(std::integral_constant<int, 5>{}); break;
-                case 6: step(std::integral_constant<int, 6>{}); break;
-                case 7: step(std::integral_constant<int, 7>{}); break;
-                default: step(std::integral_constant<int, TILE_ROWS>{});
-            }
+            with_count<TILE_ROWS>(count - row, step);
         }
     }
 }
@@ -263,12 +254,10 @@ void attend(const Number* projected, const Number* cosine, const Number* sine, N
                 for (int i = 0; i < count; i++)
                     rotate(input + (first + i) * width, cosine_row, sine_row, width, scale, queries + i * width);
                 Number* to = out + row * group * heads * width + first * width;
-                switch (count) {
-                    case 1: attend_head<Number, 1>(cache, parts, queries, width, scores, capacity, result, to); break;
-                    case 2: attend_head<Number, 2>(cache, parts, queries, width, scores, capacity, result, to); break;
-                    case 3: attend_head<Number, 3>(cache, parts, queries, width, scores, capacity, result, to); break;
-                    default: attend_head<Number, 4>(cache, parts, queries, width, scores, capacity, result, to);
-                }
+                with_count<4>(count, [&](auto queries_here) {
+                    attend_head<Number, decltype(queries_here)::value>(cache, parts, queries, width, scores, capacity,
+                                                                       result, to);
+                });
             }
         }
     }

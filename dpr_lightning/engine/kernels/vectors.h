@@ -121,6 +121,15 @@ inline float largest(Floats value) {
     return value[0];
 }
 
+// Calls `function` with the smaller of `count` and MOST, at least 1, as a compile-time constant.
+template <int MOST, typename Function>
+inline void with_count(long count, const Function& function) {
+    if constexpr (MOST > 1) {
+        if (count < MOST) return with_count<MOST - 1>(count, function);
+    }
+    function(std::integral_constant<int, MOST>{});
+}
+
 // A part of a vector: `count` numbers from memory, and zeros.
 template <typename Number>
 inline Floats load_some(const Number* from, long count) {
