@@ -15,7 +15,6 @@ from dpr_lightning.evaluation.corruption import corrupt_one_token
 from dpr_lightning.evaluation.evaluated_answers import collect_answers
 from dpr_lightning.evaluation.suspects import Suspect, suspects
 from dpr_lightning.evaluation.verifiers import verifier_named
-from dpr_lightning.functional import RewardForm
 from dpr_lightning.paths import ReadPath, Writes
 from dpr_lightning.policies import load_tokenizer, special_tokens
 from dpr_lightning.policies.inference_policy import best_device
@@ -25,8 +24,8 @@ from dpr_lightning.rewards import SFT, DenseReward, RewardSpec, token_rewards
 from dpr_lightning.rollouts import SamplingOptions
 from dpr_lightning.types import TokenScores
 
-CONTROL: RewardForm = "log_policy"
-AUDITED: tuple[RewardForm, ...] = ("log_ratio", "centred", "one_sided", "one_sided_centred", CONTROL)
+CONTROL = "log_policy"
+AUDITED = ("log_ratio", "centred", "one_sided", "one_sided_centred", CONTROL)
 FAILED = 3
 
 

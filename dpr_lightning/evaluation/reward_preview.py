@@ -11,7 +11,8 @@ from dpr_lightning.data.prompts import PromptSet
 from dpr_lightning.errors import InputError
 from dpr_lightning.evaluation.evaluated_answers import EvaluatedAnswers, collect_answers
 from dpr_lightning.evaluation.preview import BETAS, SHARPENING, Preview, preview
-from dpr_lightning.rewards import FORMS, SFT, DenseReward, RewardSpec, token_rewards
+from dpr_lightning.functional import FORMS
+from dpr_lightning.rewards import SFT, DenseReward, RewardSpec, token_rewards
 from dpr_lightning.rollouts import SamplingOptions
 from dpr_lightning.types import TokenScores
 

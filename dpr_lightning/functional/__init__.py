@@ -30,26 +30,26 @@ from dpr_lightning.functional.policy_gradient import (
     reinforce_loss,
 )
 from dpr_lightning.functional.returns import returns_to_go, shape_reward
+from dpr_lightning.functional.reward_forms import (
+    FORMS,
+    dense_reward_form,
+    mixed_dense_reward,
+)
 from dpr_lightning.functional.self_play_losses import SelfPlayLoss, self_play_loss
 from dpr_lightning.functional.token_rewards import (
-    CENTRED_FORMS,
     ReferenceReduction,
-    RewardForm,
     baseline_relative_reward,
     check_finite_rewards,
     clip_reward,
-    dense_reward_form,
     length_normalise,
-    mixed_dense_reward,
     reference_baseline,
     zscore_by_position,
 )
 
 __all__ = [
-    "CENTRED_FORMS",
+    "FORMS",
     "KLEstimator",
     "ReferenceReduction",
-    "RewardForm",
     "SelfPlayLoss",
     "SumOverRanks",
     "ValueForm",

@@ -4,7 +4,6 @@ Every function takes the log-probabilities of the acted tokens, [B, T], or of ev
 [B, T, V]; a divergence per state goes with the latter as ``divergence.unsqueeze(-1)``.
 """
 
-from collections.abc import Mapping
 from typing import Literal, get_args
 
 import torch
@@ -16,12 +15,6 @@ from dpr_lightning.functional._checks import at_least_float32, expect_choice, ex
 from dpr_lightning.functional.baselines import SumOverRanks, position_moments, standardise
 
 ReferenceReduction = Literal["mean_logprob", "mean_prob", "min", "mean_minus_std"]
-RewardForm = Literal[
-    "log_ratio", "clipped", "interpolated", "centred", "one_sided", "one_sided_centred", "log_policy"
-]  # fmt: skip
-
-# Forms that subtract KL(π_SFT‖π_ref)(s) and therefore need a divergence.
-CENTRED_FORMS: tuple[RewardForm, ...] = ("centred", "one_sided_centred")
 
 
 def reference_baseline(
@@ -103,100 +96,6 @@ def baseline_relative_reward(
     return at_least_float32(policy_logprob) - reference_baseline(reference_logprobs, reduction, coefficient)
 
 
-def dense_reward_form(
-    form: RewardForm,
-    policy_logprob: Float[Tensor, "*shape"],
-    baseline_logprob: Float[Tensor, "*shape"],
-    divergence: Float[Tensor, "*state"] | None = None,
-    *,
-    limit: float = 1.0,
-    interpolation: float = 0.5,
-) -> Float[Tensor, "*shape"]:
-    """The forms a dense reward can take; r̂ = log π_SFT − b, D = KL(π_SFT‖π_ref)(s):
-
-        log_ratio            r̂                             as published
-        clipped              clip(r̂, −limit, limit)
-        interpolated         log π_SFT − λ·b                 λ=1: log_ratio, λ=0: log_policy
-        centred              r̂ − D                          mean 0 under π_SFT: no reward for reaching a state
-        one_sided            min(r̂, 0)                      only tokens that training made less probable
-        one_sided_centred    min(r̂ − D, 0)
-        log_policy           log π_SFT                       ≤ 0, so it favours short responses
-
-    Args:
-        form: one of the names above.
-        policy_logprob: log π_SFT, nats, [B, T] or [B, T, V].
-        baseline_logprob: b, nats, of the same shape: :func:`reference_baseline`.
-        divergence: D, nats, broadcast to the shape; needed by the centred forms.
-        limit: nats, of ``clipped``; above 0.
-        interpolation: λ of ``interpolated``, in [0, 1].
-
-    Returns:
-        Nats per token.
-
-    Raises:
-        ValueError: an unknown form, shapes that do not fit, a centred form without divergence, a limit or λ out of
-            range.
-    Source: ``log_ratio`` Li et al. 2025, arXiv:2510.02493; the other forms are ours.
-    """
-    expect_choice("form", form, get_args(RewardForm))
-    expect_shape("baseline_logprob", baseline_logprob, policy_logprob.shape, "that of policy_logprob")
-    policy_logprob, baseline_logprob = at_least_float32(policy_logprob), at_least_float32(baseline_logprob)
-    if form == "log_policy":
-        return policy_logprob
-    if form == "interpolated":
-        if not 0.0 <= interpolation <= 1.0:
-            raise ValueError(f"interpolation is {interpolation}, expected λ in [0, 1].")
-        # λ = 0 must not multiply an infinite baseline
-        return policy_logprob - interpolation * baseline_logprob if interpolation > 0.0 else policy_logprob
-    log_ratio = policy_logprob - baseline_logprob
-    if form == "log_ratio":
-        return log_ratio
-    if form == "clipped":
-        return clip_reward(log_ratio, limit)
-    if form == "one_sided":
-        return log_ratio.clamp(max=0.0)
-    if divergence is None:
-        raise ValueError(f"form {form!r} subtracts KL(π_SFT‖π_ref)(s): pass divergence (see kl_divergence).")
-    _expect_broadcast(divergence, policy_logprob)
-    centred = log_ratio - divergence
-    return centred if form == "centred" else centred.clamp(max=0.0)
-
-
-def mixed_dense_reward(
-    weights: Mapping[RewardForm, float],
-    policy_logprob: Float[Tensor, "*shape"],
-    baseline_logprob: Float[Tensor, "*shape"],
-    divergence: Float[Tensor, "*state"] | None = None,
-    *,
-    limit: float = 1.0,
-    interpolation: float = 0.5,
-) -> Float[Tensor, "*shape"]:
-    """Weighted sum of forms:  r = Σ_f w_f·r_f, as in ``{"one_sided": 1.0, "log_policy": 0.5}``.
-
-    Args:
-        weights: weight of each form; forms of weight 0 are not computed.
-        policy_logprob: see :func:`dense_reward_form`, as are the arguments that follow.
-        baseline_logprob: b, nats.
-        divergence: D, nats.
-        limit: of ``clipped``.
-        interpolation: λ of ``interpolated``.
-
-    Raises:
-        ValueError: no weight other than 0, or what :func:`dense_reward_form` raises.
-    """
-    terms = [
-        weight
-        * dense_reward_form(
-            form, policy_logprob, baseline_logprob, divergence, limit=limit, interpolation=interpolation
-        )
-        for form, weight in weights.items()
-        if weight != 0.0
-    ]
-    if not terms:
-        raise ValueError(f"weights is {dict(weights)}: at least one form needs a weight other than 0.")
-    return torch.stack(terms).sum(dim=0)
-
-
 def clip_reward(reward: Float[Tensor, "*shape"], limit: float) -> Float[Tensor, "*shape"]:
     """Rewards cut to [−limit, limit], nats. NaN stays NaN, and :func:`check_finite_rewards` reports it.
 
@@ -256,13 +155,4 @@ def check_finite_rewards(reward: Float[Tensor, "*shape"], mask: Bool[Tensor, "*s
             f"{count} of {int(mask.sum())} token rewards are not finite; the first, at {list(position)}, is "
             f"{float(reward[position])}. A reference that gives a sampled token probability 0 does this: score it in "
             "float32, or sample with top_p=1. NaN everywhere means that a model's weights are damaged."
-        )
-
-
-def _expect_broadcast(divergence: Tensor, target: Tensor) -> None:
-    sizes = zip(divergence.shape, target.shape, strict=False)
-    if divergence.dim() != target.dim() or any(length not in (1, expected) for length, expected in sizes):
-        raise ValueError(
-            f"divergence has shape {list(divergence.shape)}, which does not broadcast to {list(target.shape)}. "
-            "Rewards of every token, [B, T, V], need divergence.unsqueeze(-1)."
         )

@@ -9,7 +9,8 @@ import torch
 from dpr_lightning.errors import InputError
 from dpr_lightning.evaluation.preview import SHARPENING, best_weights, describe, optimum_weights, preview
 from dpr_lightning.evaluation.reward_preview import default_forms
-from dpr_lightning.rewards import FORMS, RewardSpec
+from dpr_lightning.functional import FORMS
+from dpr_lightning.rewards import RewardSpec
 
 QUICK = {"resamples": 50}
 

@@ -1,14 +1,16 @@
-"""A rollout algorithm, a reward and a loss for pairs, outside the package."""
+"""A rollout algorithm, two rewards and a loss for pairs, outside the package."""
 
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dpr_lightning.distributed import sum_over_ranks
 from dpr_lightning.functional import batch_baseline, masked_sum
 from dpr_lightning.modules import RolloutAlgorithm, ScoredPart, SelfPlay
 from dpr_lightning.policies import PolicySpec
+from dpr_lightning.rewards import RewardTerms, reward_form
 from dpr_lightning.types import RolloutBatch
 
 
@@ -45,6 +47,12 @@ class ReinforceEntropy(RolloutAlgorithm):
 def brevity(prompt: str, answer: str, metadata: Mapping[str, Any]) -> float:
     """A reward of whole responses in [0, 1]: higher for shorter ones. ``metadata``: the row's other columns."""
     return 1.0 / (1.0 + len(answer))
+
+
+@reward_form()
+def soft_clipped(terms: RewardTerms) -> Tensor:
+    """A token reward: r̂ = log π_SFT − log π_ref, which flattens smoothly at ± ``clip_limit`` nats."""
+    return terms.limit * torch.tanh(terms.log_ratio / terms.limit)
 
 
 class IdentityPreference(SelfPlay):

@@ -7,8 +7,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from dpr_lightning.errors import InputError
+from dpr_lightning.functional import FORMS
 from dpr_lightning.policies import FrozenPolicies, PolicySpec, build_policy, save_policy
-from dpr_lightning.rewards import FORMS, DenseReward, RewardSpec
+from dpr_lightning.rewards import DenseReward, RewardSpec
 from dpr_lightning.rewards.cache import load_cached, store_cached
 
 TOKENS = torch.randint(3, 60, (5, 9), generator=torch.Generator().manual_seed(5))
