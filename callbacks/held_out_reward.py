@@ -9,6 +9,7 @@ from dpr_lightning.callbacks.periodic_evaluation import PeriodicEvaluation
 from dpr_lightning.data import carried_format, open_rows, tokenize_rows
 from dpr_lightning.engine import sequence_logprobs
 from dpr_lightning.functional import masked_mean
+from dpr_lightning.trainer_attributes import datamodule_of
 from dpr_lightning.types import DemonstrationBatch
 
 
@@ -35,7 +36,7 @@ class HeldOutReward(PeriodicEvaluation):
 
     def measure(self, trainer: Trainer, module: Any) -> dict[str, float]:
         """The reward, scored once, for the frozen models do not change; and the policy's mean −log π, nats a token."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data: Any = datamodule_of(trainer)
         if data.held_out_path is None:
             return {}
         if self._demonstrations is None:

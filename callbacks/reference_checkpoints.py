@@ -16,6 +16,7 @@ from dpr_lightning.callbacks.run_ends import RunStopped, Stop, can_end_early, st
 from dpr_lightning.engine import is_sharded
 from dpr_lightning.errors import InputError, counted
 from dpr_lightning.folders import WRITTEN, delete_folder, whole_file
+from dpr_lightning.partitioned_weights import shard_of
 from dpr_lightning.paths import Writes
 from dpr_lightning.policies import gathered_weights, save_policy
 from dpr_lightning.trainer_attributes import is_trial
@@ -242,7 +243,7 @@ def _trained(module: LightningModule) -> dict[str, Tensor]:
     """
     policy: Any = module.policy
     trained = {name: value for name, value in policy.named_parameters() if value.requires_grad}
-    return {name: getattr(value, "ds_tensor", value).detach() for name, value in trained.items()}
+    return {name: shard_of(value).detach() for name, value in trained.items()}
 
 
 def _placed_like(weight: Tensor, value: Tensor) -> Tensor:

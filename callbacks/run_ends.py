@@ -207,11 +207,20 @@ def is_last_step(trainer: Trainer) -> bool:
 def stopping_rules(trainer: Trainer) -> dict[str, Any]:
     """What decides when a run ends. A run that a callback ended stays ended while these are the same."""
     rules: dict[str, Any] = {
-        name: getattr(trainer, name) for name in ("max_steps", "max_epochs", "min_steps", "min_epochs")
+        "max_steps": trainer.max_steps,
+        "max_epochs": trainer.max_epochs,
+        "min_steps": trainer.min_steps,
+        "min_epochs": trainer.min_epochs,
     }
-    options = ("monitor", "mode", "patience", "min_delta", "stopping_threshold", "divergence_threshold")
     for callback in trainer.early_stopping_callbacks:
-        rules[callback.state_key] = {name: getattr(callback, name) for name in options}
+        rules[callback.state_key] = {
+            "monitor": callback.monitor,
+            "mode": callback.mode,
+            "patience": callback.patience,
+            "min_delta": callback.min_delta,
+            "stopping_threshold": callback.stopping_threshold,
+            "divergence_threshold": callback.divergence_threshold,
+        }
     return rules
 
 

@@ -353,7 +353,7 @@ def _close_in_child() -> None:
             os.close(handle)
 
 
-if hasattr(os, "register_at_fork"):
+if sys.platform != "win32":
     os.register_at_fork(after_in_child=_close_in_child)
 
 

@@ -9,9 +9,9 @@ it writes. Callbacks and DataModules outside this package are included if they h
 """
 
 import dataclasses
-import importlib
 import inspect
 import os
+import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,8 +137,7 @@ def path_uses(annotation: Any, value: Any, option: str) -> Iterator[PathUse]:
                     seen.add(key)
                     yield use
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for name, kind in parameters_of(type(value)).items():
-            yield from path_uses(kind, getattr(value, name, None), f"{option}.{name}")
+        yield from path_uses(type(value), dataclasses.asdict(value), option)
     elif isinstance(value, Mapping):
         is_specification = isinstance(annotation, type) and dataclasses.is_dataclass(annotation)
         kinds = parameters_of(annotation) if is_specification or is_typeddict(annotation) else {}
@@ -163,8 +162,8 @@ def import_class(value: Mapping[str, Any]) -> type | None:
     """The class that ``class_path`` names; None where there is none of that name."""
     module, _, name = str(value["class_path"]).rpartition(".")
     try:
-        kind = getattr(importlib.import_module(module), name, None)
-    except (ImportError, ValueError):
+        kind = pkgutil.resolve_name(f"{module}:{name}")
+    except (ImportError, ValueError, AttributeError):
         return None
     return kind if isinstance(kind, type) else None
 

@@ -18,6 +18,7 @@ from dpr_lightning.evaluation.verifiers import verifier_named
 from dpr_lightning.paths import ReadPath, Writes
 from dpr_lightning.policies import load_tokenizer, special_tokens
 from dpr_lightning.policies.inference_policy import best_device
+from dpr_lightning.policies.policy_spec import Dtype
 from dpr_lightning.reports import audit_table
 from dpr_lightning.reports.console import console, progress_bar
 from dpr_lightning.rewards import SFT, DenseReward, RewardSpec, token_rewards
@@ -41,7 +42,7 @@ def audit(
     batch_size: int = 512,
     suspicious: int = 20,
     columns: dict[str, str] | None = None,
-    dtype: str = "float32",
+    dtype: Dtype = "float32",
     seed: int = 0,
     output: Annotated[str | None, Writes(marks=('"audits"',))] = None,
 ) -> int:

@@ -18,6 +18,7 @@ from dpr_lightning.experiments.saved_report import machine, save_report
 from dpr_lightning.paths import REPORT_MARKS, ReadPath, Writes
 from dpr_lightning.policies import load_tokenizer, load_verifier_head, score_responses
 from dpr_lightning.policies.inference_policy import best_device
+from dpr_lightning.policies.policy_spec import Dtype
 from dpr_lightning.reports import Panel, Report, Series, arms_table
 from dpr_lightning.reports.console import console, progress_bar
 from dpr_lightning.rewards import SFT, DenseReward, RewardSpec, token_rewards
@@ -43,7 +44,7 @@ def best_of(
     stop_strings: tuple[str, ...] = (),
     batch_size: int = 512,
     columns: dict[str, str] | None = None,
-    dtype: str = "float32",
+    dtype: Dtype = "float32",
     seed: int = 0,
 ) -> None:
     """Best-of-n curves of samples of π_SFT: what generating more gains, and which ranking picks right answers.

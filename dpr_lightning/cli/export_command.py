@@ -6,6 +6,7 @@ from dpr_lightning.errors import InputError
 from dpr_lightning.paths import ReadPath, Writes
 from dpr_lightning.policies import LoraSpec, PolicySpec, build_policy, has_adapters, merge_adapters, save_policy
 from dpr_lightning.policies.extrapolation import extrapolate_weights
+from dpr_lightning.policies.policy_spec import Dtype
 from dpr_lightning.policies.tokenizers import same_vocabulary
 from dpr_lightning.reports.console import console
 
@@ -18,7 +19,7 @@ def export(
     tokenizer: ReadPath | None = None,
     pad_token: str | None = None,
     lora: LoraSpec | None = None,
-    dtype: str = "float32",
+    dtype: Dtype = "float32",
     reference: ReadPath | None = None,
     extrapolation: float = 0.0,
     check: bool = True,
@@ -50,13 +51,13 @@ def export(
         tokenizer=tokenizer,
         pad_token=pad_token,
         lora=lora,
-        dtype=dtype,  # type: ignore[arg-type]
+        dtype=dtype,
     )
     model, words = build_policy(spec)
     if has_adapters(model):
         model = merge_adapters(model)
     if reference is not None:
-        earlier, other_words = build_policy(PolicySpec(source=reference, dtype=dtype), trainable=False)  # type: ignore[arg-type]
+        earlier, other_words = build_policy(PolicySpec(source=reference, dtype=dtype), trainable=False)
         difference = same_vocabulary(words, other_words)
         if difference is not None:
             raise InputError(f"The tokenizers of the policy and of {reference} differ: {difference}.")

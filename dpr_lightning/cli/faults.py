@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from jsonargparse import ArgumentError
-from lightning.pytorch.utilities import rank_zero_only
 
 from dpr_lightning.cli.parse_errors import known_options, plainly
 from dpr_lightning.distributed import marks
 from dpr_lightning.errors import INTERRUPTED, InputError, causes, first_line
 from dpr_lightning.lightning_cli.library_errors import refusal
 from dpr_lightning.lightning_cli.origins import origin
+from dpr_lightning.locking import is_first_rank
 
 _LOST = re.compile(
     r"[Tt]imed out waiting|timeout caused pair closure|Connection (closed|reset) by peer|Socket Timeout|Broken pipe"
@@ -63,7 +63,7 @@ def explain(arguments: Sequence[str], error: BaseException) -> int:
             print(_counted(arguments[1:]), file=sys.stderr)
         return USER
     if isinstance(error, KeyboardInterrupt):
-        if getattr(rank_zero_only, "rank", 0) == 0:
+        if is_first_rank():
             print(f"dpr {command}: {str(error) or 'stopped by Ctrl-C.'}", file=sys.stderr)
         return INTERRUPTED
     if _LOST.search(str(error)) and (begun := marks()):
@@ -101,7 +101,7 @@ def _known(error: BaseException) -> str | None:
 def _counted(arguments: Sequence[str]) -> str:
     """Count by how much each remedy lowers the peak, in a separate process, without the GPU that is full."""
     later = "`dpr plan --what_helps` with the same arguments prints how much, on any machine."
-    if getattr(rank_zero_only, "rank", 0):
+    if not is_first_rank():
         return later  # ranks run out together, and one answer is enough
     command = [sys.executable, "-m", "dpr_lightning.cli.main", "plan", *arguments, "--what_helps"]
     print("Counting how much of that each would save …", file=sys.stderr, flush=True)

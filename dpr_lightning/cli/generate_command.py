@@ -18,6 +18,7 @@ from dpr_lightning.evaluation.verifiers import verifier_named
 from dpr_lightning.paths import ReadPath, Writes
 from dpr_lightning.policies.frozen import check_one_vocabulary
 from dpr_lightning.policies.inference_policy import frozen_policy
+from dpr_lightning.policies.policy_spec import Dtype
 from dpr_lightning.reports.console import console, progress_bar
 from dpr_lightning.rewards import RewardSpec, decode_time_optimum
 from dpr_lightning.rollouts import SamplingOptions
@@ -38,7 +39,7 @@ def generate(
     batch_size: int = 256,
     limit: int | None = None,
     columns: dict[str, str] | None = None,
-    dtype: str = "float32",
+    dtype: Dtype = "float32",
     seed: int = 0,
 ) -> None:
     """Answer prompts, plainly or from the decode-time optimum of a dense reward.
@@ -94,7 +95,7 @@ def evaluate(
     batch_size: int = 256,
     limit: int | None = None,
     columns: dict[str, str] | None = None,
-    dtype: str = "float32",
+    dtype: Dtype = "float32",
     seed: int = 0,
     output: Annotated[str | None, Writes(marks=('"low": ',))] = None,
 ) -> None:
@@ -151,7 +152,7 @@ class _DecodingRequest:
     references: list[str]
     reward: RewardSpec | None
     beta: float
-    dtype: str
+    dtype: Dtype
 
     def load(self) -> tuple[list[nn.Module], PreTrainedTokenizerBase, Combine]:
         """The models, the tokenizer of the policy, and how the models' distributions are combined."""

@@ -9,6 +9,7 @@ from rich.table import Table
 from dpr_lightning.evaluation.harness import HarnessSpec, harness_scores
 from dpr_lightning.paths import ReadPath, Writes
 from dpr_lightning.policies.inference_policy import frozen_policy
+from dpr_lightning.policies.policy_spec import Dtype
 from dpr_lightning.reports.console import console
 
 
@@ -20,7 +21,7 @@ def harness(
     batch_size: int = 16,
     few_shot: int | None = None,
     chat: bool = False,
-    dtype: str = "float32",
+    dtype: Dtype = "float32",
     seed: int = 0,
     output: Annotated[str | None, Writes(marks=('"results"',))] = None,
 ) -> None:

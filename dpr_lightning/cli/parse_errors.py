@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import inspect
+import pkgutil
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -151,7 +152,7 @@ def _parameters(path: str) -> list[str]:
     """Names of a class's options."""
     module, _, name = path.rpartition(".")
     try:
-        signature = inspect.signature(getattr(importlib.import_module(module), name))
+        signature = inspect.signature(pkgutil.resolve_name(f"{module}:{name}"))
     except (ImportError, AttributeError, ValueError, TypeError):
         return []
     return [parameter for parameter in signature.parameters if parameter not in ("self", "params")]

@@ -11,6 +11,7 @@ from dpr_lightning.evaluation.verifiers import verifier_named
 from dpr_lightning.paths import ReadPath, Writes
 from dpr_lightning.policies import load_tokenizer
 from dpr_lightning.policies.inference_policy import best_device
+from dpr_lightning.policies.policy_spec import Dtype
 from dpr_lightning.reports import preview_table
 from dpr_lightning.reports.console import console, progress_bar
 from dpr_lightning.rewards import DenseReward, RewardSpec
@@ -31,7 +32,7 @@ def preview(
     stop_strings: tuple[str, ...] = (),
     batch_size: int = 512,
     columns: dict[str, str] | None = None,
-    dtype: str = "float32",
+    dtype: Dtype = "float32",
     seed: int = 0,
     output: Annotated[str | None, Writes(marks=('"verdict"',))] = None,
 ) -> None:

@@ -12,6 +12,7 @@ from dpr_lightning.errors import counted
 from dpr_lightning.paths import REPORT_MARKS, ReadPath, Writes
 from dpr_lightning.policies import load_tokenizer
 from dpr_lightning.policies.inference_policy import best_device
+from dpr_lightning.policies.policy_spec import Dtype
 from dpr_lightning.reports import token_responses, write_heatmap
 from dpr_lightning.reports.console import console, progress_bar
 from dpr_lightning.rewards import DenseReward, RewardSpec
@@ -29,7 +30,7 @@ def rewards(
     columns: dict[str, str] | None = None,
     limit: int | None = None,
     heatmap_rows: int = 200,
-    dtype: str = "float32",
+    dtype: Dtype = "float32",
     token_budget: int | None = None,
 ) -> None:
     """Score every token of prompt/response pairs with the reward of an SFT run's checkpoints.

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dpr_lightning.data.template_inputs import with_defaults
+from dpr_lightning.engine import inside_of_adapters
 from dpr_lightning.errors import InputError
 from dpr_lightning.policies import special_tokens
 from dpr_lightning.policies.special_tokens import carry_padding, set_padding
@@ -113,13 +114,13 @@ def carry_format(
     tokenizer.init_kwargs.pop(SETTING, None)
     if form.special_text != "text":
         tokenizer.init_kwargs[SETTING] = form.special_text
-    generation: Any = getattr(policy, "generation_config", None)
-    if generation is None:  # a verifier head does not generate
+    single = inside_of_adapters(policy)
+    if not isinstance(single, PreTrainedModel) or not single.can_generate():  # a verifier head does not generate
         return
     special = special_tokens(tokenizer, policy, end_of_turn=form.end_of_turn, pad_token=pad_token, required=True)
     set_padding(tokenizer, special, pad_token)
     stops = sorted({*special.stops, *form.stop_ids})
-    generation.eos_token_id = stops if len(stops) > 1 else stops[0]
+    single.generation_config.eos_token_id = stops if len(stops) > 1 else stops[0]
     carry_padding(policy, tokenizer, special)
 
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from dpr_lightning.data.batching import TokenBudgetBatchSampler
 from dpr_lightning.data.chat_format import Format, SpecialText, carry_format, check_setting, choose_format
 from dpr_lightning.data.learnt_parts import OnDropped
-from dpr_lightning.data.loader import DemonstrationLoader
+from dpr_lightning.data.loader import BatchLoader, DemonstrationLoader
 from dpr_lightning.data.over_length import OverLength
 from dpr_lightning.data.overlap import check_overlap
 from dpr_lightning.data.policy_data import ConfiguredLearner, PolicyDataModule
@@ -238,7 +238,7 @@ class DemonstrationDataModule(PolicyDataModule):
         if self.trainer is not None:
             log_counts(self.trainer, {"train": self.train_data, "validation": self.validation_data})
 
-    def train_dataloader(self) -> DemonstrationLoader:
+    def train_dataloader(self) -> BatchLoader:
         """Batches in random order. A second call returns the same loader, at its position in the epoch.
 
         Raises:
@@ -271,7 +271,7 @@ class DemonstrationDataModule(PolicyDataModule):
         """Split each micro-batch of training into ``parts``; the caller has the trainer accumulate over all of them."""
         self._parts = parts
 
-    def val_dataloader(self) -> DemonstrationLoader | list[Any]:
+    def val_dataloader(self) -> BatchLoader | list[Any]:
         """Every validation example once, longest first; no loader when there is no validation set."""
         return self._evaluation_loader(self.validation_data)
 

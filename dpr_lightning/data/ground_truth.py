@@ -5,6 +5,7 @@ columns that it reads and their types; a plain function declares none.
 """
 
 import functools
+import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, cast, runtime_checkable
@@ -168,7 +169,8 @@ def verifier_scores(
 
 def verifier_name(verifier: Verifier) -> str:
     """The name of a verifier in messages."""
-    return str(getattr(verifier, "__name__", type(verifier).__name__))
+    named = inspect.isroutine(verifier) or inspect.isclass(verifier)
+    return str(verifier.__name__ if named else type(verifier).__name__)
 
 
 def missing_field(names: str, metadata: Mapping[str, Any], verifier: str) -> str:

@@ -1,13 +1,33 @@
 """A loader of demonstrations whose position in the epoch is saved and restored, to the batch."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from dpr_lightning.data.batching import TokenBudgetBatchSampler
 from dpr_lightning.data.tokenized import TokenizedDataset
 from dpr_lightning.types import DemonstrationBatch
+
+
+class BatchLoader(Protocol):
+    """What the trainer reads batches from: an iterable whose position in the epoch is in checkpoints."""
+
+    def __len__(self) -> int:
+        """Batches of this rank in an epoch."""
+        ...
+
+    def __iter__(self) -> Iterator[Any]:
+        """The next epoch, or the rest of one that was interrupted."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Called when a checkpoint is written: the position."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Called when a run resumes: continue at that position."""
+        ...
 
 
 class DemonstrationLoader:

@@ -25,6 +25,7 @@ from dpr_lightning.engine import default_token_budget, sequence_logprobs, shares
 from dpr_lightning.errors import InputError, counted
 from dpr_lightning.paths import ReadPath, Writes
 from dpr_lightning.policies import AUTO, PolicySpec, Weights, load_tokenizer, special_tokens
+from dpr_lightning.policies.policy_spec import Dtype
 from dpr_lightning.policies.tokenizers import same_vocabulary
 from dpr_lightning.rewards import SFT, DenseReward, RewardSpec
 from dpr_lightning.rewards.cache import policy_hash
@@ -112,7 +113,7 @@ class RewardDataModule(PolicyDataModule):
         chat_template_kwargs: dict[str, Any] | None = None,
         max_prompt_length: int = 1024,
         over_length: Literal["error", "drop"] = "error",
-        dtype: str = "float32",
+        dtype: Dtype = "float32",
         attention: str = AUTO,
         token_budget: int | None = None,
         frozen_weights: Weights = "auto",

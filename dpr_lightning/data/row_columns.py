@@ -73,6 +73,11 @@ class CanonicalRow:
         """The file's name of a part, for messages."""
         return " + ".join(self.columns.get(part, (part,)))
 
+    @property
+    def parts(self) -> dict[str, Any]:
+        """The values of the parts that examples are made of."""
+        return {"messages": self.messages, "prompt": self.prompt, "completion": self.completion}
+
     def used(self) -> set[str]:
         """All columns behind the parts."""
         return {column for columns in self.columns.values() for column in columns}

@@ -58,7 +58,7 @@ def required(canonical: CanonicalRow, part: str, columns: Mapping[str, str] | No
     """
     if part not in canonical.columns:
         raise _missing(canonical.row, check_columns(columns), part)
-    return getattr(canonical, part)
+    return canonical.parts[part]
 
 
 class _Reader:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.data.demonstrations import DemonstrationDataModule
-from dpr_lightning.data.loader import DemonstrationLoader
+from dpr_lightning.data.loader import BatchLoader, DemonstrationLoader
 from dpr_lightning.data.policy_data import PairLearner
 from dpr_lightning.data.rows import Rows
 from dpr_lightning.data.tokenized import TokenizedDataset
@@ -18,6 +18,7 @@ from dpr_lightning.engine import model_device, sequence_logprobs
 from dpr_lightning.errors import InputError
 from dpr_lightning.paths import ReadPath
 from dpr_lightning.policies import AUTO, FrozenPolicies, PolicySpec, special_tokens
+from dpr_lightning.policies.policy_spec import Dtype
 from dpr_lightning.rollouts import SamplingOptions, sample
 from dpr_lightning.types import DemonstrationBatch, SelfPlayBatch
 
@@ -46,7 +47,7 @@ class SelfPlayDataModule(DemonstrationDataModule):
         train: Rows,
         opponent: ReadPath,
         sampling: SamplingOptions | None = None,
-        dtype: str = "float32",
+        dtype: Dtype = "float32",
         attention: str = AUTO,
         **options: Any,
     ) -> None:
@@ -65,11 +66,13 @@ class SelfPlayDataModule(DemonstrationDataModule):
             {OPPONENT: self.opponent}, dtype=self.dtype, attention=self.attention, policy=policy, policy_spec=spec
         )
 
-    def train_dataloader(self) -> "SelfPlayLoader":  # type: ignore[override]
+    def train_dataloader(self) -> BatchLoader:
         """Pairs in the random order of the demonstrations."""
-        return SelfPlayLoader(super().train_dataloader(), self.pair)
+        loader = super().train_dataloader()
+        assert isinstance(loader, DemonstrationLoader)
+        return SelfPlayLoader(loader, self.pair)
 
-    def val_dataloader(self) -> "SelfPlayLoader | list[Any]":  # type: ignore[override]
+    def val_dataloader(self) -> BatchLoader | list[Any]:
         """Every validation example once, with an answer that is the same at every validation."""
         loader = super().val_dataloader()
         return SelfPlayLoader(loader, self.pair) if isinstance(loader, DemonstrationLoader) else loader

@@ -3,7 +3,7 @@
 import copy
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -87,14 +87,18 @@ class SpecialTextEncoder:
                 return self._spelled.sub(character, value) if any(start in value for start in self._starts) else value
             if isinstance(value, Mapping):
                 return {key: protected(part) for key, part in value.items()}
-            if isinstance(value, Message | TemplateInputs):
-                names = [entry.name for entry in fields(value) if entry.name != "role"]
-                return replace(value, **{name: protected(getattr(value, name)) for name in names})
+            if isinstance(value, Message):
+                texts = {"content": value.content, "reasoning": value.reasoning}
+                return replace(value, **protected({**texts, "tool_calls": value.tool_calls, "fields": value.fields}))
+            if isinstance(value, TemplateInputs):
+                inputs = {"tools": value.tools, "documents": value.documents, "variables": value.variables}
+                return replace(value, **protected(inputs))
             if isinstance(value, list | tuple):
                 return type(value)(protected(part) for part in value)
             return value
 
-        parts = {name: protected(getattr(example, name)) for name in ("prompt", "completion", "inputs")}
+        texts = {"prompt": example.prompt, "completion": example.completion, "inputs": example.inputs}
+        parts = protected(texts)
         if not spelled:
             return example
         if self._setting == "error":
@@ -177,7 +181,8 @@ class SpecialTextEncoder:
             copied = copy.deepcopy(self._tokenizer)
             added = {token.content: token for token in self._tokenizer.added_tokens_decoder.values()}
             for index, token in enumerate(self._tokens):
-                flags = {name: bool(getattr(added[token], name)) for name in ("lstrip", "rstrip", "single_word")}
+                original = added[token]
+                flags = {"lstrip": original.lstrip, "rstrip": original.rstrip, "single_word": original.single_word}
                 # The copy treats the spelled special tokens as text.
                 copied.backend_tokenizer.add_special_tokens([AddedToken(token, normalized=False)])
                 character = chr(_FIRST_OF_FORMAT + index)

@@ -13,7 +13,7 @@ import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from dpr_lightning.data.chat_format import Format
 from dpr_lightning.data.over_length import TokenizationReport
@@ -66,9 +66,8 @@ def cache_key(rows: str, tokenizer: PreTrainedTokenizerBase, form: Format, optio
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """Hash of a tokenizer's content: vocabulary, merges, normalisation, special tokens."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        content = json.loads(backend.to_str())
+    if isinstance(tokenizer, PreTrainedTokenizerFast):
+        content = json.loads(tokenizer.backend_tokenizer.to_str())
         # Padding and truncation are left from the tokenizer's last call, and are not used here.
         content.pop("padding", None)
         content.pop("truncation", None)

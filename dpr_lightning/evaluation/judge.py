@@ -75,9 +75,10 @@ def parse_verdict(reply: str) -> Winner | None:
         except json.JSONDecodeError:
             continue
         winner = parsed.get("winner") if isinstance(parsed, dict) else None
-        for name in get_args(Winner):
+        names: tuple[Winner, ...] = get_args(Winner)
+        for name in names:
             if isinstance(winner, str) and winner.strip().lower() == name.lower():
-                return name  # type: ignore[no-any-return]
+                return name
     return None
 
 

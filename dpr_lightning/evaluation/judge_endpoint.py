@@ -155,14 +155,16 @@ class Endpoint:
 
     def _send(self, messages: list[dict[str, str]]) -> tuple[str, int, int]:
         openai, where = self._errors, f"The judge at {self._client.base_url}"
+        turns: Any = messages  # of the client's own types, one a role
         try:
             reply: Any = self._client.chat.completions.create(
                 model=self.spec.model,
-                messages=messages,  # type: ignore[arg-type]
+                messages=turns,
                 temperature=self.spec.temperature,
                 max_tokens=self.spec.max_tokens,
             )
-            text, usage = reply.choices[0].message.content or "", reply.usage
+            text = reply.choices[0].message.content or ""
+            usage = {} if reply.usage is None else reply.usage.model_dump()
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             raise InputError(f"{where} refuses the key: set OPENAI_API_KEY or `api_key`.") from error
         except openai.RateLimitError as error:
@@ -182,7 +184,7 @@ class Endpoint:
             raise InputError(
                 f"{where} answers with something that is no chat completion: {str(error)[:200]}."
             ) from error
-        return text, getattr(usage, "prompt_tokens", 0) or 0, getattr(usage, "completion_tokens", 0) or 0
+        return text, usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0
 
     def _key(self, messages: list[dict[str, str]]) -> str:
         request = [self.spec.model, str(self._client.base_url), self.spec.temperature, self.spec.max_tokens, messages]

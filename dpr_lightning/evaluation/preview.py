@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 from dpr_lightning.errors import InputError
 from dpr_lightning.evaluation.preview_results import (
@@ -174,7 +175,7 @@ def _auc(returns: Samples, scores: Samples) -> float | None:
 
 def _samples(name: str, values: Any, shape: tuple[int, ...] | None = None) -> Samples:
     """[N, n] in float64, from lists, arrays or tensors of any device."""
-    if hasattr(values, "detach"):
+    if isinstance(values, Tensor):
         values = values.detach().cpu()
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 2 or min(array.shape) < 2:

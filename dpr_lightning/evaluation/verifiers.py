@@ -7,6 +7,7 @@ A verifier takes the text of a prompt, the text of a completion and the metadata
 import difflib
 import functools
 import importlib
+import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -128,12 +129,11 @@ def load_verifier(name: str) -> Verifier:
             f"The verifier {name!r} is in the module {module_name!r}, which ends with {type(error).__name__} where it "
             f"is imported: {error}."
         ) from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        callables = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise InputError(unknown_name(f"function of the module {module_name}", function_name, callables))
-    verifier: Verifier = function
-    return verifier
+    functions: dict[str, Verifier] = dict(inspect.getmembers(module, callable))
+    if function_name not in functions:
+        public = [key for key in functions if not key.startswith("_")]
+        raise InputError(unknown_name(f"function of the module {module_name}", function_name, public))
+    return functions[function_name]
 
 
 def answer_text(completion: str) -> str | None:

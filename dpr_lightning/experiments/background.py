@@ -1,6 +1,7 @@
 """Functions called in a separate process while the caller goes on, where a core is free for it."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -47,7 +48,7 @@ def run_in_background(log: Path, *, allowed: bool = True) -> Iterator[Begin]:
 
 def spare_cores() -> int:
     """Number of cores that this process may use, beyond one for each of its threads."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    usable = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     return usable - torch.get_num_threads()
 
 

@@ -1,5 +1,6 @@
 """Log-probabilities of tokens, and functions of whole distributions over the vocabulary. All in nats."""
 
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import torch
@@ -69,6 +70,9 @@ class _LogSoftmaxAt(torch.autograd.Function):
         return gradient, None, None
 
 
+_log_softmax_at: Callable[..., tuple[Tensor, Tensor]] = _LogSoftmaxAt.apply
+
+
 def token_logprobs_and_normaliser(
     logits: Float[Tensor, "B T V"], tokens: Int[Tensor, "B T"], temperature: float = 1.0
 ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
@@ -100,7 +104,7 @@ def token_logprobs_and_normaliser(
                 "Padding needs an index inside the vocabulary as well (not -100): the mask says what counts."
             )
     batch, width, vocabulary = logits.shape
-    logprob, normaliser = _LogSoftmaxAt.apply(  # type: ignore[no-untyped-call]
+    logprob, normaliser = _log_softmax_at(
         logits.reshape(batch * width, vocabulary), tokens.reshape(-1).long(), temperature
     )
     return logprob.view(batch, width), normaliser.view(batch, width)

@@ -44,11 +44,12 @@ class DprCLI(LightningCLI):
     """LightningCLI whose configs name module, data, strategy and callbacks by ``class_path``."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
+        self.config, self.subcommand = Namespace(), None  # where parsing fails
         with ExitStack() as self.locks:
             try:
                 super().__init__(*arguments, **options)
             except InputError as error:
-                config = getattr(self, "config", {}).get(getattr(self, "subcommand", ""))
+                config = self.config.get(str(self.subcommand))
                 if config is None:
                     raise
                 raise InputError(with_full_names(str(error), config.as_dict())) from error

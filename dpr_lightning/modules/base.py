@@ -112,7 +112,7 @@ class PolicyModule(LightningModule):
 
     def configure_model(self) -> None:
         """Build the policy once, and show it to the data, which may have something to do with it."""
-        if hasattr(self, "policy"):
+        if "policy" in self._modules:
             return
         self.policy, self.tokenizer = self.build()
         self.prepare_policy()

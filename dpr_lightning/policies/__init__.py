@@ -6,7 +6,6 @@ from dpr_lightning.policies.export import save_policy
 from dpr_lightning.policies.frozen import FrozenPolicies
 from dpr_lightning.policies.lightning_state import is_in_shards
 from dpr_lightning.policies.merging import (
-    has_adapters,
     may_untie,
     merge_adapters,
     merged_weights,
@@ -27,6 +26,7 @@ from dpr_lightning.policies.verifier_model import (
     response_scores,
     score_responses,
 )
+from dpr_lightning.policies.wrapped_models import has_adapters
 
 __all__ = [
     "AUTO",

@@ -5,7 +5,7 @@ import logging
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -23,6 +23,9 @@ from dpr_lightning.policies.sources import (
 )
 from dpr_lightning.policies.unreadable_files import UNREADABLE
 from dpr_lightning.policies.vocabulary_rows import add_embedding_rows, tensor_shapes
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 log = logging.getLogger(__name__)
 DESCRIPTION = "dpr_policy.json"
@@ -50,13 +53,13 @@ def resolve_adapter(spec: PolicySpec) -> tuple[PolicySpec, str | None]:
         if folder is not None:
             adapter_config(folder)
             base = base_of(folder) if source == spec.source else replace(spec, checkpoint=None)
-            options = {"attention": spec.attention, "trust_remote_code": spec.trust_remote_code, "lora": None}
-            return replace(base, dtype=spec.dtype, **options), folder  # type: ignore[arg-type]
+            full = replace(base, attention=spec.attention, trust_remote_code=spec.trust_remote_code, lora=None)
+            return replace(full, dtype=spec.dtype), folder
         if source is not None:
             _refuse_several_adapters(source)
     if start is not None:
-        options = {"architecture": None, "gguf_file": None, "checkpoint": None, "revision": None}
-        return replace(spec, source=start, **options), None  # type: ignore[arg-type]
+        base = replace(spec, source=start, architecture=None, gguf_file=None, checkpoint=None, revision=None)
+        return base, None
     return spec, None
 
 
@@ -226,7 +229,7 @@ def add_adapter(model: nn.Module, spec: LoraSpec) -> nn.Module:
             use_rslora=spec.use_rslora,
             task_type="CAUSAL_LM",
         )
-        adapted: nn.Module = peft.get_peft_model(model, config)
+        adapted: PeftModel = peft.get_peft_model(model, config)
     except (ValueError, TypeError, re.error) as error:
         raise InputError(f"peft refuses `model.policy.lora`: {first_line(error)}") from error
     tell_targets(adapted, spec, fused)

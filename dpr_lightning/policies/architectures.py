@@ -4,17 +4,19 @@ import logging
 from typing import Any
 
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 
 from dpr_lightning.errors import InputError
+from dpr_lightning.model_options import ModelOptions
+from dpr_lightning.partitioned_weights import whole_numel
 from dpr_lightning.policies.policy_spec import PolicySpec
 
 log = logging.getLogger(__name__)
 DECODERS = "Choose a decoder, such as Llama, Qwen, Gemma or GPT-2, as `model.policy.source`."
 
 
-def read_config(spec: PolicySpec) -> Any:
+def read_config(spec: PolicySpec) -> PreTrainedConfig:
     """The configuration of ``spec.source``; raises transformers' errors where there is none."""
     assert spec.source is not None
     options: dict[str, Any] = {"trust_remote_code": spec.trust_remote_code}
@@ -22,10 +24,11 @@ def read_config(spec: PolicySpec) -> Any:
         options["gguf_file"] = spec.gguf_file
     if spec.revision is not None:
         options["revision"] = spec.revision
-    return AutoConfig.from_pretrained(spec.source, **options)
+    config: PreTrainedConfig = AutoConfig.from_pretrained(spec.source, **options)
+    return config
 
 
-def auto_class(config: Any, name: str) -> Any:
+def auto_class(config: PreTrainedConfig, name: str) -> Any:
     """The auto class of transformers that builds a causal language model of ``config``.
 
     Models that read images too are loaded whole, and trained on text alone.
@@ -38,15 +41,15 @@ def auto_class(config: Any, name: str) -> Any:
         InputError: the architecture is an encoder, an encoder-decoder, or no language model.
     """
     kind = config.model_type
-    remote = getattr(config, "auto_map", None) or {}
-    if getattr(config, "is_encoder_decoder", False):
+    options = ModelOptions(config)
+    if config.is_encoder_decoder:
         raise InputError(
             f"{name!r} is an encoder-decoder ({kind}): one half reads the prompt, the other writes the answer, where a "
             f"policy has to read both as one row. {DECODERS}"
         )
-    if "AutoModelForCausalLM" in remote:
+    if "AutoModelForCausalLM" in options.remote_classes:
         return AutoModelForCausalLM
-    if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
+    if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not options.is_decoder:
         raise InputError(not_causal(name, config))
     if type(config) in AutoModelForCausalLM._model_mapping:
         return AutoModelForCausalLM
@@ -55,11 +58,11 @@ def auto_class(config: Any, name: str) -> Any:
     raise InputError(f"transformers has no causal language model of the kind {kind!r}, which {name!r} is. {DECODERS}")
 
 
-def not_causal(name: str, config: Any) -> str:
+def not_causal(name: str, config: PreTrainedConfig) -> str:
     """The error message for a model in which tokens attend to later ones."""
     switch = (
         " If its weights were trained to write from left to right, set `is_decoder: true` in its config.json."
-        if hasattr(config, "is_decoder") and not config.is_decoder and type(config) in MODEL_FOR_MASKED_LM_MAPPING
+        if ModelOptions(config).is_decoder is False and type(config) in MODEL_FOR_MASKED_LM_MAPPING
         else ""
     )
     return (
@@ -90,7 +93,7 @@ def freeze_parts_without_text(model: nn.Module) -> None:
     frozen = 0
     for part in parts:
         for weight in model.get_submodule(part).requires_grad_(False).parameters():
-            frozen += getattr(weight, "ds_numel", weight.numel())
+            frozen += whole_numel(weight)
     if parts:
         log.warning(
             "%s reads images too, and is given text alone: %s (%s weights) are not trained, and are saved unchanged.",

@@ -21,6 +21,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from dpr_lightning.engine import inside_of_adapters, weight_bytes
 from dpr_lightning.engine.recompute import recompute_activations
 from dpr_lightning.errors import InputError, counted
+from dpr_lightning.partitioned_weights import whole_shape
 from dpr_lightning.policies.adapters import (
     add_adapter,
     base_remedy,
@@ -38,6 +39,7 @@ from dpr_lightning.policies.sources import not_a_policy
 from dpr_lightning.policies.special_tokens import carry_padding, set_padding, special_tokens
 from dpr_lightning.policies.tokenizers import load_tokenizer
 from dpr_lightning.policies.unreadable_files import UNREADABLE, complaint
+from dpr_lightning.policies.wrapped_models import has_adapters, recompute_layers, transformers_model
 
 log = logging.getLogger(__name__)
 
@@ -84,9 +86,9 @@ def build_policy(
         if adapter is not None:
             report_other_rank(adapter, spec.lora)
             if (Path(adapter) / GENERATION_CONFIG_NAME).is_file():
-                model.generation_config = GenerationConfig.from_pretrained(adapter)  # type: ignore[assignment]
+                transformers_model(model).generation_config = GenerationConfig.from_pretrained(adapter)
             model = load_adapter(model, adapter, trainable=trainable and spec.lora is not None)
-            if spec.lora is None or not trainable:
+            if has_adapters(model) and (spec.lora is None or not trainable):
                 model = merge_adapters(model)
                 for name, weight in model.named_parameters():  # peft has frozen all of the base
                     weight.requires_grad_(name not in frozen)
@@ -100,9 +102,7 @@ def build_policy(
     carry_padding(model, tokenizer, special)
     recompute_activations(model)
     if spec.gradient_checkpointing and trainable:
-        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
-        if spec.lora is not None:
-            model.enable_input_require_grads()  # type: ignore[operator]
+        recompute_layers(model)
     # transformers loads in evaluation mode, in which gradient checkpointing and LoRA's dropout are off.
     model.train(trainable)
     if not trainable:
@@ -136,7 +136,7 @@ def _unreadable(spec: PolicySpec, error: Exception) -> InputError:
 def _load_base(
     spec: PolicySpec, tokenizer: PreTrainedTokenizerBase, choose_attention: Callable[[Any, Any], str | None]
 ) -> PreTrainedModel:
-    options: dict[str, Any] = {"dtype": getattr(torch, spec.dtype), "trust_remote_code": spec.trust_remote_code}
+    options: dict[str, Any] = {"dtype": spec.torch_dtype, "trust_remote_code": spec.trust_remote_code}
     if spec.architecture is not None:
         config = architecture_config(spec, tokenizer)
         make = auto_class(config, str(config.model_type))
@@ -168,15 +168,16 @@ def _load_base(
     tell_attention(model, attention)
     _refuse_random_weights(spec.source, loaded[1])
     if spec.gguf_file is not None:
-        _forget_quantisation(model)
+        # transformers refuses to save a base that has the flag of quantisation, although it is dequantised here.
+        quantizer: Any = model.hf_quantizer
+        quantizer.remove_quantization_config(model)
     return model
 
 
 def _tell_wider(spec: PolicySpec, model: nn.Module) -> None:
     """Log once the memory that it costs to train weights as float32 that were saved in half precision."""
     config = read_config(spec)
-    saved = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
-    saved = str(saved).removeprefix("torch.")
+    saved = str(config.dtype or config.get_text_config().dtype).removeprefix("torch.")
     if spec.dtype == "float32" and saved in ("bfloat16", "float16"):
         total = weight_bytes(model)
         log.warning(
@@ -195,7 +196,7 @@ def architecture_config(spec: PolicySpec, tokenizer: PreTrainedTokenizerBase) ->
 
 def _refuse_larger_tokenizer(model: nn.Module, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
     weight = inside_of_adapters(model).get_input_embeddings().weight
-    rows = int(getattr(weight, "ds_shape", weight.shape)[0])  # under ZeRO-3 the tensor itself is empty
+    rows = whole_shape(weight)[0]
     if rows < len(tokenizer):
         raise InputError(
             f"The tokenizer has {len(tokenizer)} tokens and the model in {source!r} embeds {rows}. They do not "
@@ -228,13 +229,3 @@ def _remedy(error: Exception) -> str:
     if "trust_remote_code" in str(error):
         return "If you have read that code and trust it, set `trust_remote_code: true`."
     return "Point `source` at a hub id or at a folder with config.json and model.safetensors."
-
-
-def _forget_quantisation(model: PreTrainedModel) -> None:
-    """Remove the flag of quantisation from a dequantised GGUF base, with which transformers refuses to save it."""
-    for owner, name in ((model.config, "quantization_config"), (model, "hf_quantizer"), (model, "quantization_method")):
-        if hasattr(owner, name):
-            delattr(owner, name)
-    for flag in ("is_quantized", "_is_quantized", "_is_hf_quantized"):
-        if getattr(model, flag, False):
-            setattr(model, flag, False)

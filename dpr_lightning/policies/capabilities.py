@@ -2,14 +2,15 @@
 
 import logging
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dpr_lightning.engine import evaluating, inside_of_adapters, is_sharded, model_device, positions_of
+from dpr_lightning.engine import evaluating, is_sharded, model_device, positions_of
 from dpr_lightning.errors import InputError, first_line
+from dpr_lightning.model_options import ModelOptions
 from dpr_lightning.policies.architectures import not_causal
+from dpr_lightning.policies.wrapped_models import has_adapters, transformers_model
 
 log = logging.getLogger(__name__)
 _TOKENS = 8
@@ -40,20 +41,13 @@ def capabilities_of(model: nn.Module, name: str) -> Capabilities:
     Raises:
         InputError: a later token changes the logits of earlier ones, or the model cannot run on token ids alone.
     """
-    config: Any = inside_of_adapters(model).config
+    config = transformers_model(model).config
     causal = None if _is_elsewhere(model) else _is_causal(model, name)
     if causal is False:
         raise InputError(not_causal(name, config))
-    return Capabilities(causal, str(config._attn_implementation), positions_of(model), experts_of(config))
-
-
-def experts_of(config: Any) -> int:
-    """Routed experts of a layer, 0 for a dense model."""
-    text = config.get_text_config()
-    if not getattr(text, "is_moe", True):
-        return 0
-    names = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-    return next((int(value) for name in names if (value := getattr(text, name, None))), 0)
+    return Capabilities(
+        causal, str(config._attn_implementation), positions_of(model), ModelOptions.of_text(config).experts
+    )
 
 
 def _is_elsewhere(model: nn.Module) -> bool:
@@ -62,7 +56,7 @@ def _is_elsewhere(model: nn.Module) -> bool:
 
 def _is_causal(model: nn.Module, name: str) -> bool | None:
     """Whether two rows that differ in their last token have the same logits before it."""
-    vocabulary = int(inside_of_adapters(model).config.get_text_config().vocab_size)
+    vocabulary = int(transformers_model(model).config.get_text_config().vocab_size)
     # From the middle of the vocabulary: special tokens and placeholders of images are at its ends.
     row = (torch.arange(_TOKENS + 1, device=model_device(model)) + vocabulary // 2) % vocabulary
     rows = torch.stack([row[:-1], torch.cat([row[:-2], row[-1:]])])
@@ -93,11 +87,15 @@ def _is_causal(model: nn.Module, name: str) -> bool | None:
 
 
 def _uses_dora(model: nn.Module) -> bool:
-    adapted: Any = model
-    return any(getattr(config, "use_dora", False) for config in getattr(adapted, "peft_config", {}).values())
+    if not has_adapters(model):
+        return False
+    from peft import LoraConfig
+
+    return any(isinstance(config, LoraConfig) and config.use_dora for config in model.peft_config.values())
 
 
 @torch.no_grad()
 def _logits(model: nn.Module, rows: Tensor) -> Tensor:
     with evaluating([model]):
-        return model(input_ids=rows, use_cache=False).logits  # type: ignore[no-any-return]
+        logits: Tensor = model(input_ids=rows, use_cache=False).logits
+    return logits

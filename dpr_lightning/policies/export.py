@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
@@ -12,11 +13,12 @@ from dpr_lightning.folders import whole_folder
 from dpr_lightning.policies.adapters import describe_base, is_adapter
 from dpr_lightning.policies.attention_choice import save_attention
 from dpr_lightning.policies.base_files import keep_base_files
-from dpr_lightning.policies.merging import has_adapters, merged_weights, untied_configuration, untied_names
+from dpr_lightning.policies.merging import merged_weights, untied_configuration, untied_names
 from dpr_lightning.policies.policy_spec import PolicySpec
 from dpr_lightning.policies.probe import probe, probe_tokens
 from dpr_lightning.policies.saved_check import LARGEST_REREAD, check_adapter, check_saved_policy, check_weights
 from dpr_lightning.policies.sharding import tensors_of_state
+from dpr_lightning.policies.wrapped_models import has_adapters, transformers_model
 
 
 def save_policy(
@@ -49,32 +51,32 @@ def save_policy(
     folder = Path(folder)
     loads_again = check and not is_sharded(model) and weight_bytes(model) <= LARGEST_REREAD
     expected = probe(model, probe_tokens(model)) if loads_again else None
-    state = {} if weights is None else {"state_dict": dict(weights)}
+    state: dict[str, Any] = {} if weights is None else {"state_dict": dict(weights)}
     with whole_folder(folder) as unfinished:
         if merge and has_adapters(model):
             with merged_weights(model) as (inside, merged):
                 untied = bool(untied_names(inside, merged))
                 with untied_configuration(inside) if untied else nullcontext():
-                    inside.save_pretrained(unfinished, state_dict=dict(merged))  # type: ignore[operator]
+                    inside.save_pretrained(unfinished, state_dict=dict(merged))
                 if check:
                     check_weights(unfinished, merged)
-        elif hasattr(model, "peft_config"):
+        elif has_adapters(model):
             selected = [model.active_adapter]
-            model.save_pretrained(unfinished, selected_adapters=selected, **state)  # type: ignore[operator]
+            model.save_pretrained(str(unfinished), selected_adapters=selected, **state)
             nested = unfinished / str(model.active_adapter)
             if nested.is_dir():
                 for path in nested.iterdir():
                     path.rename(unfinished / path.name)
                 nested.rmdir()
         else:
-            model.save_pretrained(unfinished, **state)  # type: ignore[operator]
+            transformers_model(model).save_pretrained(unfinished, **state)
             if check:
                 check_weights(unfinished, weights if weights is not None else tensors_of_state(model))
         (unfinished / "README.md").unlink(missing_ok=True)
         tokenizer.save_pretrained(unfinished)
         if is_adapter(unfinished):
             describe_base(spec, unfinished, folder)
-            model.generation_config.save_pretrained(unfinished)  # type: ignore[operator, union-attr]
+            transformers_model(model).generation_config.save_pretrained(unfinished)
             if check:
                 check_adapter(unfinished, model, weights)
         keep_base_files(unfinished, spec)

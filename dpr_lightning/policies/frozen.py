@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed
@@ -14,11 +15,14 @@ from dpr_lightning.engine.lockstep import minimal_forward
 from dpr_lightning.errors import InputError
 from dpr_lightning.policies.adapters import base_of, changes_nothing_else, load_adapter, resolve_adapter
 from dpr_lightning.policies.build import build_policy
-from dpr_lightning.policies.merging import has_adapters
-from dpr_lightning.policies.policy_spec import AUTO, PolicySpec
+from dpr_lightning.policies.policy_spec import AUTO, Dtype, PolicySpec
 from dpr_lightning.policies.sharding import Weights, distribute, holds_whole
 from dpr_lightning.policies.sources import lasting_source
 from dpr_lightning.policies.tokenizers import load_tokenizer, same_vocabulary
+from dpr_lightning.policies.wrapped_models import has_adapters
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +33,7 @@ class FrozenPolicies:
     Not an ``nn.Module``, so that checkpoints, optimizers and gradient synchronisation do not include them.
     """
 
-    def __init__(self, models: Mapping[str, nn.Module], shared: nn.Module | None = None) -> None:
+    def __init__(self, models: Mapping[str, nn.Module], shared: "PeftModel | None" = None) -> None:
         """Full ``models`` by name; or, with ``shared``, names of adapters on that peft model."""
         self._models = dict(models)
         self._shared = shared
@@ -43,7 +47,7 @@ class FrozenPolicies:
         cls,
         folders: Mapping[str, str],
         *,
-        dtype: str = "float32",
+        dtype: Dtype = "float32",
         attention: str = AUTO,
         policy: nn.Module | None = None,
         policy_spec: PolicySpec | None = None,
@@ -71,10 +75,7 @@ class FrozenPolicies:
                     load_adapter(policy, str(adapter), trainable=False, name=name)
                 log.info("π_SFT and its references: adapters on the policy's base, for they have the same one.")
                 return cls({name: policy for name in folders}, shared=policy)
-        specs = {
-            name: PolicySpec(source=folder, dtype=dtype, attention=attention)  # type: ignore[arg-type]
-            for name, folder in folders.items()
-        }
+        specs = {name: PolicySpec(source=folder, dtype=dtype, attention=attention) for name, folder in folders.items()}
         ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
         may_share = weights != "whole" and ranks > 1 and device is not None
         models: dict[str, nn.Module] = {}
@@ -102,11 +103,11 @@ class FrozenPolicies:
         """Names, in the order of ``load``."""
         return list(self._models)
 
-    def to(self, device: object) -> "FrozenPolicies":
+    def to(self, device: torch.device | str) -> "FrozenPolicies":
         """Move full copies to ``device``; adapters are on the device of their base."""
         if self._shared is None:
             for model in self._models.values():
-                model.to(device)  # type: ignore[call-overload]
+                model.to(device)
         return self
 
     def in_step(self) -> Lockstep:
@@ -122,18 +123,18 @@ class FrozenPolicies:
     @contextmanager
     def use(self, name: str) -> Iterator[nn.Module]:
         """The named model, in evaluation mode; with adapters, the trained one is active again afterwards."""
-        model = self._models[name]
-        if self._shared is None:
-            yield model
+        model = self._shared
+        if model is None:
+            yield self._models[name]
             return
         active, training = model.active_adapter, model.training
         # Only the adapter of the forward pass changes here, not requires_grad of any weight.
-        model.set_adapter(name, inference_mode=True)  # type: ignore[operator]
+        model.set_adapter(name, inference_mode=True)
         model.eval()
         try:
             yield model
         finally:
-            model.set_adapter(active)  # type: ignore[operator]
+            model.set_adapter(active)
             model.train(training)
 
 

@@ -5,7 +5,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.policies.build import build_policy
-from dpr_lightning.policies.policy_spec import PolicySpec
+from dpr_lightning.policies.policy_spec import Dtype, PolicySpec
 
 
 def best_device() -> torch.device:
@@ -13,8 +13,8 @@ def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def frozen_policy(folder: str, dtype: str = "float32") -> tuple[nn.Module, PreTrainedTokenizerBase]:
+def frozen_policy(folder: str, dtype: Dtype = "float32") -> tuple[nn.Module, PreTrainedTokenizerBase]:
     """A policy for inference, adapters merged, on the best device."""
-    spec = PolicySpec(source=folder, dtype=dtype)  # type: ignore[arg-type]
+    spec = PolicySpec(source=folder, dtype=dtype)
     model, tokenizer = build_policy(spec, trainable=False)
     return model.to(best_device()), tokenizer

@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.checkpoint import format_utils, state_dict_loader
+from torch.distributed.checkpoint import state_dict_loader
+from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from dpr_lightning.errors import InputError, counted, last_line
-from dpr_lightning.policies.merging import has_adapters
 from dpr_lightning.policies.unreadable_files import UNREADABLE, complaint
+from dpr_lightning.policies.wrapped_models import has_adapters
 
 _ADAPTER_NAMES = (re.compile(r"\.\w+$"), re.compile(r"\.\w+(?=\.\w+$)"))
 """Positions of an adapter's name in peft's names of weights: last, or before ``weight``."""
@@ -47,11 +48,10 @@ def _gathered(checkpoint: Path) -> dict[str, Any]:
 
         weights: dict[str, Any] = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=_ZERO_TAG)
         return weights
-    planner: Any = format_utils._EmptyStateDictLoadPlanner  # type: ignore[attr-defined]
     content: dict[str, Any] = {}
     reader = FileSystemReader(checkpoint)
     state_dict_loader._load_state_dict(
-        content, storage_reader=reader, planner=planner(keys={"state_dict"}), no_dist=True
+        content, storage_reader=reader, planner=_EmptyStateDictLoadPlanner(keys={"state_dict"}), no_dist=True
     )
     state: dict[str, Any] = content["state_dict"]
     return state

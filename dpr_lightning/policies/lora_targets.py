@@ -3,14 +3,19 @@
 import difflib
 import logging
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING
 
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from dpr_lightning.errors import InputError, counted
-from dpr_lightning.policies.capabilities import experts_of
+from dpr_lightning.model_options import ModelOptions
+from dpr_lightning.partitioned_weights import whole_numel
 from dpr_lightning.policies.policy_spec import LoraSpec
+from dpr_lightning.policies.wrapped_models import transformers_model
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 log = logging.getLogger(__name__)
 ALL_LINEAR = "all-linear"
@@ -58,15 +63,14 @@ def _check_names(option: str, names: list[str], known: list[str], examples: list
 
 def fused_experts(model: nn.Module) -> list[str]:
     """Names of the weights with all experts of a layer in one tensor, which adapters on layers do not include."""
-    config: Any = model.config
-    experts = experts_of(config)
+    experts = ModelOptions.of_text(transformers_model(model).config).experts
     names = (
         name for name, weight in model.named_parameters() if experts and weight.dim() == 3 and len(weight) == experts
     )
     return list(dict.fromkeys(".".join(name.split(".")[-2:]) for name in names))
 
 
-def tell_targets(adapted: Any, spec: LoraSpec, fused: list[str]) -> None:
+def tell_targets(adapted: "PeftModel", spec: LoraSpec, fused: list[str]) -> None:
     """Log which layers have adapters, by name and number, and that fused experts have none.
 
     Args:
@@ -76,9 +80,7 @@ def tell_targets(adapted: Any, spec: LoraSpec, fused: list[str]) -> None:
     """
     names = [*adapted.targeted_module_names, *adapted.targeted_parameter_names]
     count = Counter(name.removesuffix(".weight").rpartition(".")[2] for name in names)
-    weights = sum(
-        getattr(weight, "ds_numel", weight.numel()) for weight in adapted.parameters() if weight.requires_grad
-    )
+    weights = sum(whole_numel(weight) for weight in adapted.parameters() if weight.requires_grad)
     listed = ", ".join(f"{name} {number}" for name, number in count.most_common())
     layers = counted(len(names), "layer")
     rank_zero_info(f"LoRA of rank {spec.rank} on {layers} ({listed}): {weights:,} weights are trained.")

@@ -5,27 +5,28 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from dpr_lightning.engine import inside_of_adapters, is_sharded
+from dpr_lightning.engine import is_sharded
 from dpr_lightning.errors import InputError, first_line
+from dpr_lightning.model_options import ModelOptions
 from dpr_lightning.policies.probe import difference, probe, probe_tokens, tolerance
 from dpr_lightning.policies.sharding import tensors_of_state
+from dpr_lightning.policies.wrapped_models import has_adapters, transformers_model
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 log = logging.getLogger(__name__)
 _REFUSALS = (NotImplementedError, ValueError)
 """peft's exceptions for adapters that it cannot merge."""
 
 
-def has_adapters(model: nn.Module) -> bool:
-    """Whether ``model`` has adapters of peft."""
-    return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
-
-
-def merge_adapters(model: nn.Module) -> nn.Module:
+def merge_adapters(model: "PeftModel") -> nn.Module:
     """Merge the active adapter into its base permanently, and return the plain model.
 
     Tied word embeddings stay tied if the merged ones are equal; otherwise they become separate, also in the
@@ -34,14 +35,14 @@ def merge_adapters(model: nn.Module) -> nn.Module:
     Raises:
         InputError: adapters of this kind cannot be merged, or the merged model has other outputs.
     """
-    base = inside_of_adapters(model)
+    base = transformers_model(model)
     tied = tied_names(base)
     tokens = None if is_sharded(model) else probe_tokens(model)
     before = None if tokens is None else probe(model, tokens)
     _separate_shared(base)
     try:
         with _tied_on_purpose():
-            merged: nn.Module = model.merge_and_unload()  # type: ignore[operator]
+            merged: nn.Module = model.merge_and_unload()
     except _REFUSALS as error:
         raise _cannot_be_merged(model, error) from error
     if tied:
@@ -56,7 +57,7 @@ def merge_adapters(model: nn.Module) -> nn.Module:
     return merged
 
 
-def _tie_or_untie(base: Any, tied: Mapping[str, str]) -> None:
+def _tie_or_untie(base: PreTrainedModel, tied: Mapping[str, str]) -> None:
     """Tie merged word embeddings again where they are equal; otherwise mark them as separate in the configuration."""
     if _differing(tied, dict(base.named_parameters(remove_duplicate=False))):
         untie(base, tied)
@@ -71,7 +72,7 @@ def _tie_or_untie(base: Any, tied: Mapping[str, str]) -> None:
 
 
 @contextmanager
-def merged_weights(model: nn.Module) -> Iterator[tuple[nn.Module, dict[str, Tensor]]]:
+def merged_weights(model: nn.Module) -> Iterator[tuple[PreTrainedModel, dict[str, Tensor]]]:
     """The model inside of adapters, and its weights under their names without adapters, with the active one merged.
 
     The adapter is merged in place while the block runs, and copies of the changed weights are restored afterwards:
@@ -82,15 +83,15 @@ def merged_weights(model: nn.Module) -> Iterator[tuple[nn.Module, dict[str, Tens
         InputError: adapters of this kind cannot be merged.
     """
     if not has_adapters(model):
-        yield model, {name: value.detach() for name, value in tensors_of_state(model).items()}
+        yield transformers_model(model), {name: value.detach() for name, value in tensors_of_state(model).items()}
         return
-    base = inside_of_adapters(model)
+    base = transformers_model(model)
     separated = _separate_shared(base)
     before = [(weight, weight.detach().clone()) for layer in _base_layers(base) for weight in layer.parameters()]
     try:
         try:
             with _tied_on_purpose():
-                model.merge_adapter()  # type: ignore[operator]
+                model.merge_adapter()
         except _REFUSALS as error:
             raise _cannot_be_merged(model, error) from error
         weights = plain_weights(base)
@@ -99,7 +100,7 @@ def merged_weights(model: nn.Module) -> Iterator[tuple[nn.Module, dict[str, Tens
         weights |= {target: weights[source] for target, source in tied.items() if target not in untied}
         yield base, weights
     finally:
-        model.unmerge_adapter()  # type: ignore[operator]
+        model.unmerge_adapter()
         with torch.no_grad():
             for weight, value in before:
                 weight.copy_(value)
@@ -118,13 +119,12 @@ def plain_weights(base: nn.Module) -> dict[str, Tensor]:
     return weights
 
 
-def tied_names(base: nn.Module) -> dict[str, str]:
+def tied_names(base: PreTrainedModel) -> dict[str, str]:
     """The names of weights that a model's configuration ties, with the name of the weight that each is tied to."""
-    expand = getattr(base, "get_expanded_tied_weights_keys", None)
-    return dict(expand(all_submodels=True)) if expand is not None else {}
+    return dict(base.get_expanded_tied_weights_keys(all_submodels=True))
 
 
-def untied_names(base: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
+def untied_names(base: PreTrainedModel, weights: Mapping[str, Tensor]) -> list[str]:
     """The names in ``weights`` that the configuration of ``base`` ties to another one, but whose values differ."""
     return _differing(tied_names(base), weights)
 
@@ -137,13 +137,13 @@ def may_untie(model: nn.Module) -> bool:
     """Whether ``model`` has adapters on either side of tied word embeddings, so that merged ones may differ."""
     if not has_adapters(model):
         return False
-    base = inside_of_adapters(model)
+    base = transformers_model(model)
     names = {name for pair in tied_names(base).items() for name in pair}
     layers = {name.rpartition(".")[0] for name in names}
     return any(name in layers and _is_adapted(module) for name, module in base.named_modules())
 
 
-def untie(base: nn.Module, tied: Mapping[str, str]) -> None:
+def untie(base: PreTrainedModel, tied: Mapping[str, str]) -> None:
     """Make tied word embeddings separate matrices of the same values, also in the configuration.
 
     Args:
@@ -157,11 +157,11 @@ def untie(base: nn.Module, tied: Mapping[str, str]) -> None:
             module._parameters[name] = nn.Parameter(weight.detach().clone(), weight.requires_grad)
     for part in _configurations(base):
         part.tie_word_embeddings = False
-    base.all_tied_weights_keys = {}  # type: ignore[assignment]
+    base.all_tied_weights_keys = {}
 
 
 @contextmanager
-def untied_configuration(base: nn.Module) -> Iterator[None]:
+def untied_configuration(base: PreTrainedModel) -> Iterator[None]:
     """While the block runs, word embeddings are separate in the configuration of ``base``."""
     parts = _configurations(base)
     tied = [part.tie_word_embeddings for part in parts]
@@ -174,11 +174,10 @@ def untied_configuration(base: nn.Module) -> Iterator[None]:
             part.tie_word_embeddings = value
 
 
-def _configurations(base: nn.Module) -> list[Any]:
+def _configurations(base: PreTrainedModel) -> list[Any]:
     """The configurations of a model and of its text part that tie embeddings."""
-    config: Any = base.config
-    parts = {id(part): part for part in (config, config.get_text_config())}
-    return [part for part in parts.values() if hasattr(part, "tie_word_embeddings")]
+    parts = {id(part): part for part in (base.config, base.config.get_text_config())}
+    return [part for part in parts.values() if ModelOptions(part).ties_embeddings is not None]
 
 
 def _collect(module: nn.Module, prefix: str, weights: dict[str, Tensor]) -> None:
@@ -194,7 +193,7 @@ def _collect(module: nn.Module, prefix: str, weights: dict[str, Tensor]) -> None
         _collect(module.get_base_layer(), prefix, weights)
         return
     if _is_adapted(module):  # another wrapper of peft, such as that for trained tokens
-        _collect(module.original_module, prefix, weights)  # type: ignore[arg-type]
+        _collect(module.get_submodule("original_module"), prefix, weights)
         return
     for name, weight in module._parameters.items():
         if weight is not None:
@@ -251,9 +250,10 @@ def _tied_on_purpose() -> Iterator[None]:
         yield
 
 
-def _cannot_be_merged(model: nn.Module, error: Exception) -> InputError:
-    adapted: Any = model
-    kinds = ", ".join(sorted({str(config.peft_type.value) for config in adapted.peft_config.values()}))
+def _cannot_be_merged(model: "PeftModel", error: Exception) -> InputError:
+    from peft import PeftType
+
+    kinds = ", ".join(sorted({str(PeftType(config.peft_type).value) for config in model.peft_config.values()}))
     return InputError(
         f"An adapter of the kind {kinds} cannot be merged into its base ({first_line(error)}), and a policy is sampled "
         "from and exported with its adapter merged. Use LoRA, DoRA or IA3, or merge it with the program that made it."

@@ -15,6 +15,7 @@ from dpr_lightning.policies.attention_choice import attention_for
 from dpr_lightning.policies.build import architecture_config
 from dpr_lightning.policies.policy_spec import PolicySpec
 from dpr_lightning.policies.tokenizers import load_tokenizer
+from dpr_lightning.policies.wrapped_models import recompute_layers
 
 
 def outline_policy(spec: PolicySpec, *, trainable: bool = True, lean: bool = True) -> nn.Module:
@@ -44,7 +45,7 @@ def outline_policy(spec: PolicySpec, *, trainable: bool = True, lean: bool = Tru
         make = auto_class(config, str(base.source))
         attention = attention_for(spec, make, config, trainable=trainable)
         options = {"attn_implementation": attention, "trust_remote_code": base.trust_remote_code}
-        model: nn.Module = make.from_config(config, dtype=getattr(torch, base.dtype), **options)
+        model: nn.Module = make.from_config(config, dtype=base.torch_dtype, **options)
         if trainable:
             freeze_parts_without_text(model)
         if spec.lora is not None and trainable:
@@ -52,9 +53,7 @@ def outline_policy(spec: PolicySpec, *, trainable: bool = True, lean: bool = Tru
     if lean:
         recompute_activations(model)
     if spec.gradient_checkpointing and trainable:
-        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
-        if spec.lora is not None:
-            model.enable_input_require_grads()  # type: ignore[operator]
+        recompute_layers(model)
     return model.train() if trainable else model.eval().requires_grad_(False)
 
 
@@ -67,7 +66,7 @@ class GroupedProducts(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Called for every function of PyTorch."""
-        if func is getattr(torch, "_grouped_mm", None):
+        if func is torch._grouped_mm:
             return torch.ops.transformers.grouped_mm_fallback(*args[:2], offs=kwargs["offs"])
         return func(*args, **(kwargs or {}))
 

@@ -3,11 +3,15 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import torch
+
 from dpr_lightning.errors import InputError
 from dpr_lightning.paths import ReadPath
 
 AUTO = "auto"
 """Default of ``attention``."""
+Dtype = Literal["float32", "bfloat16", "float16"]
+DTYPES: dict[Dtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass
@@ -70,7 +74,7 @@ class PolicySpec:
     gguf_file: str | None = None
     revision: str | None = None
     checkpoint: ReadPath | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Dtype = "float32"
     master_weights: bool = True
     attention: str = AUTO
     lora: LoraSpec | None = None
@@ -103,6 +107,11 @@ class PolicySpec:
         source = self.tokenizer or self.source
         assert source is not None
         return source
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The ``dtype`` of the parameters as PyTorch's."""
+        return DTYPES[self.dtype]
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values, for JSON."""

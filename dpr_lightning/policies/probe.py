@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dpr_lightning.engine import inside_of_adapters
+from dpr_lightning.model_options import ModelOptions
 
 LENGTH = 16
 TOLERANCE, HALF_TOLERANCE = 1e-4, 0.05
@@ -18,7 +19,7 @@ def probe_tokens(model: nn.Module) -> Tensor:
     """Token ids [1, T] on the CPU; the same for every call with the same vocabulary."""
     base: Any = inside_of_adapters(model)
     rows = len(base.get_input_embeddings().weight)
-    positions = getattr(base.config.get_text_config(), "max_position_embeddings", None) or LENGTH
+    positions = ModelOptions.of_text(base.config).positions or LENGTH
     generator = torch.Generator().manual_seed(0)
     return torch.randint(rows, (1, min(LENGTH, positions)), generator=generator)
 

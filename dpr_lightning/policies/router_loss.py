@@ -9,25 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from dpr_lightning.engine import inside_of_adapters
-
-COEFFICIENTS = ("router_aux_loss_coef", "aux_loss_coef")
-"""Key of the loss's coefficient in configurations."""
-OPTION = "output_router_logits"
+from dpr_lightning.model_options import ROUTER_LOSS, ModelOptions
 
 
 def computes_router_loss(model: nn.Module) -> bool:
     """Whether transformers computes a load-balancing loss for this architecture."""
     single = inside_of_adapters(model)
-    mixes = getattr(single.config.get_text_config(), "is_moe", True)  # Doge may have no experts
-    return mixes and OPTION in inspect.signature(single.forward).parameters
+    return (
+        ModelOptions.of_text(single.config).is_mixture and ROUTER_LOSS in inspect.signature(single.forward).parameters
+    )
 
 
 def configured_coefficient(model: nn.Module) -> float:
     """The coefficient of the loss where the model's configuration enables it by ``output_router_logits``, else 0."""
-    config = inside_of_adapters(model).config.get_text_config()
-    if not getattr(config, OPTION, False):
-        return 0.0
-    return next((float(value) for name in COEFFICIENTS if (value := getattr(config, name, None)) is not None), 0.0)
+    return ModelOptions.of_text(inside_of_adapters(model).config).router_coefficient
 
 
 @contextmanager
@@ -45,7 +40,7 @@ def router_losses(model: nn.Module, mask: Tensor) -> Iterator[list[Tensor]]:
     padded = not bool(real.all())
 
     def request(_module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, Any]:
-        options[OPTION] = True
+        options[ROUTER_LOSS] = True
         rows = options["input_ids"].shape
         if padded and rows == mask.shape and options.get("attention_mask") is None:
             options["attention_mask"] = real.long()

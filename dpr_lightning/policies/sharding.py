@@ -13,8 +13,11 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
 
 from dpr_lightning.engine.host_memory import release_freed_memory
+from dpr_lightning.partitioned_weights import PartitionedWeight
+from dpr_lightning.policies.wrapped_models import has_adapters
 
 log = logging.getLogger(__name__)
 Weights = Literal["auto", "whole", "shards"]
@@ -77,7 +80,8 @@ def distribute(model: nn.Module, mesh: DeviceMesh, *, trained: bool = True) -> N
 
 def layer_names(model: nn.Module) -> set[str]:
     """Names of the classes of a model's layers: the modules that it repeats."""
-    return {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
+    models = (module for module in model.modules() if isinstance(module, PreTrainedModel))
+    return {name for module in models for name in module._no_split_modules or ()}
 
 
 def holds_whole(weights: Weights, weight_size: int, device: torch.device, what: str) -> bool:
@@ -136,7 +140,7 @@ def gathered_weights(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
     Returns:
         weights by name, tied ones as one tensor; empty without ``keep``.
     """
-    adapters = hasattr(model, "peft_config")
+    adapters = has_adapters(model)
     gathered: dict[str, Tensor] = {}
     seen: dict[int, Tensor] = {}
     for name, value in tensors_of_state(model).items():
@@ -154,7 +158,7 @@ def gathered_weights(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
 def _fetched(value: Tensor) -> Iterator[Tensor]:
     if isinstance(value, DTensor):
         yield value.full_tensor()
-    elif hasattr(value, "ds_id"):
+    elif isinstance(value, PartitionedWeight):
         import deepspeed
 
         with deepspeed.zero.GatheredParameters([value]):

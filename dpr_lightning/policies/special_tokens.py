@@ -10,9 +10,11 @@ from weakref import WeakKeyDictionary
 
 import jinja2
 from torch import nn
-from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from dpr_lightning.engine import inside_of_adapters
 from dpr_lightning.errors import InputError
+from dpr_lightning.model_options import ModelOptions, stops_of
 from dpr_lightning.policies.adapters import base_of, is_adapter
 
 log = logging.getLogger(__name__)
@@ -156,15 +158,18 @@ def carry_padding(model: nn.Module, tokenizer: PreTrainedTokenizerBase, special:
         special: from :func:`special_tokens`.
     """
     named_by_checkpoint = str(tokenizer.init_kwargs.get("pad_token")) == tokenizer.pad_token
-    outer: Any = getattr(model, "config", None)
-    for config in (outer and outer.get_text_config(), getattr(model, "generation_config", None)):
-        if config is None:
-            continue
-        current = getattr(config, "pad_token_id", None)
+    single = inside_of_adapters(model)
+    if not isinstance(single, PreTrainedModel):
+        return
+    text = single.config.get_text_config()
+    configs: list[tuple[PreTrainedConfig | GenerationConfig, int | None]] = [(text, ModelOptions(text).pad)]
+    if single.can_generate():
+        configs.append((single.generation_config, single.generation_config.pad_token_id))
+    for config, current in configs:
         if (current is None and not named_by_checkpoint) or (current in special.stops and current != special.pad):
             config.pad_token_id = special.pad
-    embedding = model.get_input_embeddings()  # type: ignore[operator]
-    if getattr(embedding, "padding_idx", None) in special.stops:
+    embedding = single.get_input_embeddings()
+    if isinstance(embedding, nn.Embedding) and embedding.padding_idx in special.stops:
         embedding.padding_idx = None  # the padding row gets no gradient, but a stop inside conversations needs one
 
 
@@ -202,7 +207,7 @@ def _find_template_tokens(
     named |= {token.content for token in tokenizer.added_tokens_decoder.values()}
     probes = [text for source in sources for text in _rendered_probes(tokenizer, source)]
     in_turns = frozenset(token for token in named if any(token in text for text in probes))
-    variables = {name: getattr(tokenizer, name) for name in ("bos_token", "eos_token", "unk_token")}
+    variables = {"bos_token": tokenizer.bos_token, "eos_token": tokenizer.eos_token, "unk_token": tokenizer.unk_token}
     in_source = {token for token in named if any(token in source for source in sources)}
     in_source |= {str(token) for name, token in variables.items() if token and name in "".join(sources)}
     return in_turns | in_source, in_turns
@@ -228,13 +233,16 @@ def _configured_stops(policy: nn.Module | str | None) -> list[int]:
         return []
     if isinstance(policy, str):
         return _saved_stops(policy)
-    stops = _eos_of(getattr(policy, "generation_config", None))
-    return stops or _eos_of(getattr(policy, "config", None))
+    single = inside_of_adapters(policy)
+    if not isinstance(single, PreTrainedModel):
+        return []
+    stops = stops_of(single.generation_config.eos_token_id) if single.can_generate() else []
+    return stops or ModelOptions.of_text(single.config).stops
 
 
 def _saved_stops(source: str) -> list[int]:
     try:
-        stops = _eos_of(GenerationConfig.from_pretrained(source))
+        stops = stops_of(GenerationConfig.from_pretrained(source).eos_token_id)
     except OSError:  # there is none
         stops = []
     if stops:
@@ -243,17 +251,9 @@ def _saved_stops(source: str) -> list[int]:
         base = base_of(source).source
         return _saved_stops(base) if base is not None else []
     try:
-        return _eos_of(AutoConfig.from_pretrained(source, trust_remote_code=False))
+        return ModelOptions.of_text(AutoConfig.from_pretrained(source, trust_remote_code=False)).stops
     except (OSError, ValueError, KeyError):  # a tokenizer alone, a GGUF file, code that is not trusted
         return []
-
-
-def _eos_of(config: Any) -> list[int]:
-    """``eos_token_id`` of a configuration, or of its text model's configuration."""
-    if hasattr(config, "get_text_config"):
-        config = config.get_text_config()
-    tokens = getattr(config, "eos_token_id", None)
-    return [] if tokens is None else [int(token) for token in (tokens if isinstance(tokens, list) else [tokens])]
 
 
 def _pad(

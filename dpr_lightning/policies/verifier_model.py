@@ -13,9 +13,12 @@ from dpr_lightning.errors import InputError, first_line
 from dpr_lightning.policies.adapters import resolve_adapter
 from dpr_lightning.policies.architectures import read_config
 from dpr_lightning.policies.attention_choice import attention_for
-from dpr_lightning.policies.policy_spec import PolicySpec
+from dpr_lightning.policies.policy_spec import Dtype, PolicySpec
 from dpr_lightning.policies.tokenizers import load_tokenizer, same_vocabulary
+from dpr_lightning.policies.wrapped_models import transformers_model
 
+HEAD = "score"
+"""Name of the head in transformers' models."""
 TOKEN_BUDGET = 16384
 
 
@@ -46,7 +49,7 @@ def build_verifier_head(spec: PolicySpec, *, trainable: bool = True) -> tuple[nn
         model, info = AutoModelForSequenceClassification.from_pretrained(
             base.source,
             num_labels=1,
-            dtype=getattr(torch, base.dtype),
+            dtype=base.torch_dtype,
             attn_implementation=attention,
             trust_remote_code=base.trust_remote_code,
             output_loading_info=True,
@@ -59,9 +62,9 @@ def build_verifier_head(spec: PolicySpec, *, trainable: bool = True) -> tuple[nn
         ) from error
     finally:
         logging.set_verbosity(verbosity)
-    if not isinstance(getattr(model, "score", None), nn.Linear):
-        raise InputError(f"{type(model).__name__} has no linear head named `score`, which a verifier head needs.")
-    if any(name.startswith("score.") for name in info["missing_keys"]):
+    if not isinstance(dict(model.named_children()).get(HEAD), nn.Linear):
+        raise InputError(f"{type(model).__name__} has no linear head named `{HEAD}`, which a verifier head needs.")
+    if any(name.startswith(f"{HEAD}.") for name in info["missing_keys"]):
         with torch.no_grad():
             model.score.weight.zero_()
     if spec.gradient_checkpointing:
@@ -70,7 +73,7 @@ def build_verifier_head(spec: PolicySpec, *, trainable: bool = True) -> tuple[nn
     return model, tokenizer
 
 
-def load_verifier_head(folder: str, sft: PreTrainedTokenizerBase, dtype: str = "float32") -> nn.Module:
+def load_verifier_head(folder: str, sft: PreTrainedTokenizerBase, dtype: Dtype = "float32") -> nn.Module:
     """Load a trained verifier, frozen, for responses in the tokens of ``sft``.
 
     Raises:
@@ -81,7 +84,7 @@ def load_verifier_head(folder: str, sft: PreTrainedTokenizerBase, dtype: str = "
             f"{folder!r} holds no verifier head: its config.json names no model for sequence classification. Train "
             "one: dpr fit --config configs/toy/verifier_head.yaml."
         )
-    model, tokenizer = build_verifier_head(PolicySpec(source=folder, dtype=dtype), trainable=False)  # type: ignore[arg-type]
+    model, tokenizer = build_verifier_head(PolicySpec(source=folder, dtype=dtype), trainable=False)
     if difference := same_vocabulary(sft, tokenizer):
         raise InputError(f"The verifier head in {folder!r} has another tokenizer than π_SFT: {difference}.")
     return model.eval().requires_grad_(False)
@@ -104,9 +107,10 @@ def response_scores(model: nn.Module, tokens: Tensor, mask: Tensor) -> Tensor:
         [B] float32; the difference of two is the logit of the probability that the first response is preferred.
     """
     last = (mask * torch.arange(mask.shape[1], device=mask.device)).amax(1)
-    hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state  # type: ignore[operator]
+    hidden = transformers_model(model).base_model(input_ids=tokens, use_cache=False).last_hidden_state
     last_hidden = hidden[torch.arange(len(tokens), device=tokens.device), last]
-    return model.score(last_hidden).squeeze(-1).float()  # type: ignore[operator, no-any-return]
+    scores: Tensor = model.get_submodule(HEAD)(last_hidden)
+    return scores.squeeze(-1).float()
 
 
 @torch.no_grad()

@@ -26,6 +26,7 @@ from dpr_lightning.functional import (
     zscore_by_position,
 )
 from dpr_lightning.policies import AUTO, FrozenPolicies, PolicySpec, Weights
+from dpr_lightning.policies.policy_spec import Dtype
 from dpr_lightning.rewards.distributions import ActionDistributions
 from dpr_lightning.rewards.forms import reward_of_logprobs
 from dpr_lightning.rewards.reward_spec import RewardSpec
@@ -56,7 +57,7 @@ class DenseReward:
         references: Sequence[str],
         spec: RewardSpec | None = None,
         *,
-        dtype: str = "float32",
+        dtype: Dtype = "float32",
         attention: str = AUTO,
         policy: nn.Module | None = None,
         policy_spec: PolicySpec | None = None,

@@ -11,6 +11,7 @@ from torch import nn
 from dpr_lightning.engine import fetches_weights, inside_of_adapters
 from dpr_lightning.errors import InputError, counted
 from dpr_lightning.policies import AUTO, PolicySpec, build_policy, merged_weights, tied_names, untie, untied_names
+from dpr_lightning.policies.policy_spec import DTYPES
 from dpr_lightning.types import Rollouts
 
 Write = Callable[[nn.Module, Callable[[], bool]], Rollouts]
@@ -90,8 +91,8 @@ class RolloutPrefetcher:
             )
         weight = next(policy.parameters())
         if self._copy is None:
-            dtype = str(weight.dtype).removeprefix("torch.")
-            spec = PolicySpec(source=self._source, dtype=dtype, attention=self._attention)  # type: ignore[arg-type]
+            dtype = next(name for name, value in DTYPES.items() if value == weight.dtype)
+            spec = PolicySpec(source=self._source, dtype=dtype, attention=self._attention)
             self._copy = build_policy(spec, trainable=False)[0].to(self._device or weight.device)
             # What ends an answer is the policy's to say.
             self._copy.generation_config = inside_of_adapters(policy).generation_config
