@@ -44,15 +44,6 @@ def action_positions(mask: Tensor) -> tuple[Tensor, Tensor]:
     return position, action_mask
 
 
-def gather_actions(values: Tensor, position: Tensor, action_mask: Tensor, fill: float = 0.0) -> Tensor:
-    result = torch.full((*position.shape, *values.shape[2:]), fill, dtype=values.dtype)
-    for b in range(position.shape[0]):
-        for t in range(position.shape[1]):
-            if action_mask[b, t]:
-                result[b, t] = values[b, position[b, t]]
-    return result
-
-
 def masked_sum(value: Tensor, mask: Tensor) -> Tensor:
     total = zero_like(value)
     for b in range(value.shape[0]):

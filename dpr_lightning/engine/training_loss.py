@@ -9,7 +9,7 @@ from dpr_lightning.engine.forward import logits_at
 from dpr_lightning.engine.fused_head import ActionValues, HeadLoss, TokenLoss, head_loss
 from dpr_lightning.engine.model_inputs import Inputs, model_inputs
 from dpr_lightning.engine.output_head import bare_head, head_does, plain_head
-from dpr_lightning.functional import action_positions, entropy, token_logprobs
+from dpr_lightning.functional import action_positions, all_actions_loss, entropy, token_logprobs
 
 
 class ActedLoss(NamedTuple):
@@ -72,9 +72,9 @@ def _loss_of_logits(
     loss = token_loss(logprob, every)
     if action_values is not None:
         logprobs = logits[acted].log_softmax(-1)
-        probability = logprobs.exp()
-        values = action_values(logprobs.detach(), every).masked_fill(probability == 0, 0.0)
-        loss = loss - (probability * values).sum()
+        values = action_values(logprobs.detach(), every)
+        states = torch.ones(1, len(values), dtype=torch.bool, device=values.device)
+        loss = loss + all_actions_loss(logprobs.unsqueeze(0), values.unsqueeze(0), states, num_tokens=1.0)
     return HeadLoss(loss, logprob.detach(), entropy(logits.detach().log_softmax(-1))[acted])
 
 

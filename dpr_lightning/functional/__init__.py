@@ -15,14 +15,12 @@ from dpr_lightning.functional.baselines import (
 from dpr_lightning.functional.imitation import ValueForm, dft_loss, iq_learn_loss, sft_loss
 from dpr_lightning.functional.importance import truncated_importance
 from dpr_lightning.functional.logprobs import (
-    KLEstimator,
     entropy,
     kl_divergence,
-    kl_estimate,
     token_logprobs,
     token_logprobs_and_normaliser,
 )
-from dpr_lightning.functional.masking import action_positions, gather_actions, masked_mean, masked_sum, next_action
+from dpr_lightning.functional.masking import action_positions, masked_mean, masked_sum, next_action
 from dpr_lightning.functional.policy_gradient import (
     all_actions_loss,
     bound_unlikelihood,
@@ -48,7 +46,6 @@ from dpr_lightning.functional.token_rewards import (
 
 __all__ = [
     "FORMS",
-    "KLEstimator",
     "ReferenceReduction",
     "SelfPlayLoss",
     "SumOverRanks",
@@ -64,10 +61,8 @@ __all__ = [
     "dense_reward_form",
     "dft_loss",
     "entropy",
-    "gather_actions",
     "iq_learn_loss",
     "kl_divergence",
-    "kl_estimate",
     "leave_one_out_baseline",
     "length_normalise",
     "masked_mean",

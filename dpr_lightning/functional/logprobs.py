@@ -1,7 +1,7 @@
 """Log-probabilities of tokens, and functions of whole distributions over the vocabulary. All in nats."""
 
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,14 +11,11 @@ from torch.autograd.function import once_differentiable
 
 from dpr_lightning.functional._checks import (
     at_least_float32,
-    expect_choice,
     expect_dimensions,
     expect_mask,
     expect_positive,
     expect_shape,
 )
-
-KLEstimator = Literal["k1", "k2", "k3"]
 
 # Entries of a [rows, V] block: the float32 workspace of a call is 16 MiB, whatever B, T and V are.
 _BLOCK = 1 << 22
@@ -164,40 +161,6 @@ def kl_divergence(
     possible, other = logp.masked_fill(impossible, 0.0), logq.masked_fill(impossible, 0.0)
     total = (possible.exp() * (possible - other)).sum(dim=-1)
     return total if mask is None else total.masked_fill(mask == 0, 0.0)
-
-
-def kl_estimate(
-    logprob: Float[Tensor, "*shape"],
-    other_logprob: Float[Tensor, "*shape"],
-    kind: KLEstimator = "k1",
-    mask: Bool[Tensor, "*shape"] | None = None,
-) -> Float[Tensor, "*shape"]:
-    """Estimate of KL(p‖q) from one token sampled from p at each position; with u = log p − log q, nats:
-
-        k1 = u            unbiased, of either sign; the one that belongs inside a reward
-        k2 = u²/2         biased, small variance, ≥ 0
-        k3 = e^{−u} − 1 + u   unbiased, ≥ 0
-
-    Args:
-        logprob: log p of the sampled tokens, where p is the distribution that they were sampled from.
-        other_logprob: log q of the same tokens.
-        kind: which estimator.
-        mask: positions outside it are 0 and pass no gradient; None: all positions count.
-
-    Raises:
-        ValueError: an unknown kind, or shapes that differ.
-    Source: Schulman 2020, "Approximating KL divergence".
-    """
-    expect_choice("kind", kind, get_args(KLEstimator))
-    expect_shape("other_logprob", other_logprob, logprob.shape, "that of logprob")
-    log_ratio = at_least_float32(logprob) - at_least_float32(other_logprob)
-    if mask is not None:  # all three estimators are 0 at u = 0
-        log_ratio = log_ratio.masked_fill(~expect_mask(mask, logprob.shape, "that of logprob"), 0.0)
-    if kind == "k1":
-        return log_ratio
-    if kind == "k2":
-        return 0.5 * log_ratio.square()
-    return torch.expm1(-log_ratio) + log_ratio
 
 
 def _inside(logprobs: Tensor, mask: Tensor | None) -> Tensor:

@@ -5,10 +5,10 @@ NaN and Inf there reach neither a value nor a gradient.
 """
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dpr_lightning.functional._checks import expect_dimensions, expect_mask, expect_shape
+from dpr_lightning.functional._checks import expect_dimensions, expect_mask
 
 
 def action_positions(mask: Bool[Tensor, "B L"]) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]:
@@ -40,33 +40,6 @@ def action_positions(mask: Bool[Tensor, "B L"]) -> tuple[Int[Tensor, "B T"], Boo
     position = torch.ones(batch, width, dtype=torch.int64, device=mask.device)
     position[rows, mask.cumsum(dim=1)[rows, columns] - 1] = columns
     return position, torch.arange(width, device=mask.device) < count[:, None]
-
-
-def gather_actions(
-    values: Shaped[Tensor, "B L *rest"],
-    position: Int[Tensor, "B T"],
-    action_mask: Bool[Tensor, "B T"],
-    fill: float = 0.0,
-) -> Shaped[Tensor, "B T *rest"]:
-    """Sequence-aligned values at the actions:  out[b, t] = values[b, position[b, t]], ``fill`` where there is none.
-
-    Args:
-        values: any tensor whose first two axes are B and L; further axes (a vocabulary) are kept.
-        position: from :func:`action_positions`; subtract 1 to fetch the logits that predict each action.
-        action_mask: from :func:`action_positions`.
-        fill: value where a row has no t-th action.
-
-    Raises:
-        ValueError: the shapes do not fit each other.
-    """
-    if values.dim() < 2:
-        raise ValueError(f"values has {values.dim()} dimensions, expected at least 2: [B, L, ...].")
-    expect_dimensions("position", position, "B T")
-    expect_shape("position", position, (values.shape[0], position.shape[1]), "the rows of values")
-    action_mask = expect_mask(action_mask, position.shape, "that of position")
-    rows = torch.arange(values.shape[0], device=values.device)[:, None]
-    taken = values[rows, position]
-    return taken.masked_fill(~action_mask.reshape(action_mask.shape + (1,) * (values.dim() - 2)), fill)
 
 
 def masked_sum(

@@ -66,7 +66,7 @@ def all_actions_loss(
     expect_dimensions("logprobs", logprobs, "B T V")
     expect_shape("reward", reward, logprobs.shape, "that of logprobs")
     mask = expect_mask(mask, logprobs.shape[:2], "that of logprobs without the vocabulary")
-    silent = ~mask[..., None] | (logprobs == -torch.inf)
+    silent = ~mask[..., None] | (logprobs.exp() == 0)
     probability = logprobs.masked_fill(silent, 0.0).exp()
     return -(probability * reward.masked_fill(silent, 0.0)).sum() / num_tokens
 

@@ -22,10 +22,10 @@ def path_logprob(table, language=LANGUAGE):
 
 
 def path_reward(table, language=LANGUAGE, sft=SFT, ref=REFERENCE, beta=BETA):
-    """r̂ − β·k1 along every path."""
+    """r̂ − β·log(π/π_SFT) along every path."""
     sft_logprob = path_logprob(sft, language)
     dense = F.baseline_relative_reward(sft_logprob, path_logprob(ref, language)[None])
-    return dense - beta * F.kl_estimate(path_logprob(table, language), sft_logprob, "k1")
+    return dense - beta * (path_logprob(table, language) - sft_logprob)
 
 
 def token_reward(table):
@@ -65,7 +65,7 @@ def test_reward_to_go_has_the_exact_expected_gradient(discount):
 
 @pytest.mark.parametrize("discount", [0.0, 0.7, 1.0])
 def test_weighing_reward_to_go_by_the_discount_is_the_gradient_of_the_objective(discount):
-    """Autograd through J = E Σ γ^t (r̂ − β k1), the policy inside the reward included."""
+    """Autograd through J = E Σ γ^t (r̂ − β log(π/π_SFT)), the policy inside the reward included."""
     table = policy_table()
     exact = gradient(LANGUAGE.objective(table, path_reward(table), discount), table)
     weight = discount ** torch.arange(LANGUAGE.horizon, dtype=torch.float64)

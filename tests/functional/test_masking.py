@@ -33,23 +33,6 @@ def test_a_first_token_cannot_be_an_action():
         F.action_positions(mask)
 
 
-@pytest.mark.parametrize("rest", [(), (5,), (2, 3)])
-def test_gather_actions_equals_the_twin(rest):
-    mask = reference.ragged_mask(5, 8)
-    mask[:, 0] = False
-    position, action_mask = F.action_positions(mask)
-    values = torch.randn(5, 8, *rest, dtype=torch.float64)
-    expected = reference.gather_actions(values, position, action_mask, fill=-3.0)
-    assert torch.equal(F.gather_actions(values, position, action_mask, fill=-3.0), expected)
-
-
-def test_gathering_passes_gradient_to_actions_alone():
-    mask = torch.tensor([[False, True, False, True], [False, False, False, True]])
-    values = torch.randn(2, 4, requires_grad=True)
-    F.gather_actions(values, *F.action_positions(mask)).sum().backward()
-    assert torch.equal(values.grad, mask.float())
-
-
 def test_sums_and_means_equal_the_twin():
     mask = reference.ragged_mask(5, 7)
     value = torch.randn(5, 7, dtype=torch.float64)

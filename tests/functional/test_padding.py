@@ -35,7 +35,6 @@ CASES = {
     "token_logprobs": (lambda x: F.masked_sum(F.token_logprobs(x, TOKENS), MASK), [per_action(0)]),
     "entropy": (lambda p: F.entropy(p, MASK), [LOGPROBS]),
     "kl_divergence": (lambda p, q: F.kl_divergence(p, q, MASK), [LOGPROBS, OTHER_LOGPROBS]),
-    "kl_estimate": (lambda p, q: F.kl_estimate(p, q, "k3", MASK), [LOGPROB, per_token(2)]),
     "returns_to_go": (lambda r: F.returns_to_go(r, MASK, 0.7), [per_token(0)]),
     "returns_to_go_undiscounted": (lambda r: F.returns_to_go(r, MASK), [per_token(0)]),
     "returns_to_go_myopic": (lambda r: F.returns_to_go(r, MASK, 0.0), [per_token(0)]),

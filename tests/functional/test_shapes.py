@@ -37,12 +37,10 @@ EXAMPLES: dict[str, Callable[[], tuple]] = {
     "dense_reward_form": lambda: ("centred", values(B, T, V), values(B, T, V), values(B, T, 1)),
     "dft_loss": lambda: (values(B, T), MASK, 7.0),
     "entropy": lambda: (values(B, T, V), MASK),
-    "gather_actions": lambda: (values(B, T + 1, V), *F.action_positions(SEQUENCE_MASK)),
     "head_logprobs": lambda: (values(T, V), values(V, V), TOKENS[0]),
     "head_loss": lambda: (values(T, V), values(V, V), TOKENS[0], lambda logprob, _: -logprob.sum()),
     "iq_learn_loss": lambda: (values(B, T, V), TOKENS, MASK, TERMINATED),
     "kl_divergence": lambda: (values(B, T, V), values(B, T, V), MASK),
-    "kl_estimate": lambda: (values(B, T), values(B, T), "k3"),
     "leave_one_out_baseline": lambda: (values(B, T), MASK, 2),
     "length_normalise": lambda: (values(B, T), MASK),
     "masked_mean": lambda: (values(B, T), MASK),
@@ -112,7 +110,6 @@ CUT = [
     # a shorter sequence may still hold every position; one reference or one token of the vocabulary fewer is no mistake
     if (name, index, axis)
     not in {
-        ("gather_actions", 0, 1),
         ("baseline_relative_reward", 1, 0),
         ("head_loss", 1, 0),
         ("head_logprobs", 1, 0),

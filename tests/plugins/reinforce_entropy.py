@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dpr_lightning.distributed import sum_over_ranks
-from dpr_lightning.functional import batch_baseline, masked_sum
+from dpr_lightning.functional import batch_baseline, masked_sum, reinforce_loss
 from dpr_lightning.modules import RolloutAlgorithm, ScoredPart, SelfPlay
 from dpr_lightning.policies import PolicySpec
 from dpr_lightning.rewards import RewardTerms, reward_form
@@ -40,8 +40,8 @@ class ReinforceEntropy(RolloutAlgorithm):
 
     def loss(self, scored: ScoredPart, part: RolloutBatch) -> Tensor:
         """− Σ_t [A_t·log π(a_t|s_t) + c·H(s_t)] / N, N the tokens of the whole step."""
-        gain = part.advantage * scored.logprob + self.entropy_bonus * scored.entropy
-        return -masked_sum(gain, scored.mask) / part.num_tokens
+        bonus = self.entropy_bonus * masked_sum(scored.entropy, scored.mask) / part.num_tokens
+        return reinforce_loss(scored.logprob, part.advantage, scored.mask, part.num_tokens) - bonus
 
 
 def brevity(prompt: str, answer: str, metadata: Mapping[str, Any]) -> float:
