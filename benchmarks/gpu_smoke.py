@@ -103,6 +103,7 @@ def write_config(folder: Path, run_folder: Path, stage: str, policy: dict[str, A
             "default_root_dir": str(run_folder / stage),
             "callbacks": callbacks,
         },
+        "run": None,
     }
     path = run_folder / f"{stage}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)

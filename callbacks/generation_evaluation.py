@@ -1,35 +1,41 @@
-"""Lets the policy answer evaluation prompts at validation time and scores what it writes."""
+"""The share of prompts that the policy in training answers right."""
 
+import logging
 from typing import Any
 
 import torch
 from lightning import Trainer
 
 from dpr_lightning.callbacks.periodic_evaluation import PeriodicEvaluation
-from dpr_lightning.data import PromptSet, Rows
+from dpr_lightning.data import PolicyDataModule, PromptSet, Rows
 from dpr_lightning.distributed import sum_over_ranks
+from dpr_lightning.errors import InputError
 from dpr_lightning.evaluation.evaluated_answers import collect_answers
 from dpr_lightning.evaluation.verifiers import load_verifier
 from dpr_lightning.rollouts import SamplingOptions
+from dpr_lightning.trainer_attributes import datamodule_of
+
+log = logging.getLogger(__name__)
 
 
 class GenerationEvaluation(PeriodicEvaluation):
     """Logs the share of evaluation prompts answered right, greedily and sampled.
 
     Args:
-        prompts: file with prompts and what the verifier needs (``answer``, ``metadata``).
+        prompts: rows with prompts and what the verifier needs (``answer``, ``metadata``). None: the rows that the run's
+            DataModule holds out: ``data.validation`` of demonstrations, ``data.held_out`` of prompts.
         verifier: name of a verifier, or ``module:function``.
         max_new_tokens: length limit of an answer.
         temperatures: one score is logged for each; 0 is greedy.
         every_n_steps: optimizer steps between evaluations.
         limit: use the first so many prompts.
-        columns: names of columns, as in the DataModules.
+        columns: names of columns of ``prompts``, as in the DataModules.
         seed: of the samples.
     """
 
     def __init__(
         self,
-        prompts: Rows,
+        prompts: Rows | None = None,
         verifier: str = "exact_match",
         max_new_tokens: int = 256,
         temperatures: list[float] | None = None,
@@ -55,12 +61,8 @@ class GenerationEvaluation(PeriodicEvaluation):
     def measure(self, trainer: Trainer, module: Any) -> dict[str, float]:
         """Scores and lengths, by temperature; each rank asks its share of the prompts."""
         if self._prompts is None:
-            self._prompts = PromptSet.load(
-                self.prompts_path,
-                module.tokenizer,
-                columns=self.columns,
-                limit=self.limit,
-            )
+            rows, columns = self._rows(trainer)
+            self._prompts = PromptSet.load(rows, module.tokenizer, columns=columns, limit=self.limit)
         share = list(range(trainer.global_rank, len(self._prompts), trainer.world_size))
         scores: dict[str, float] = {}
         with module.policy_for_inference() as policy:
@@ -82,6 +84,25 @@ class GenerationEvaluation(PeriodicEvaluation):
                 scores[f"evaluation/{name}"] = score / count
                 scores[f"evaluation/length_{name}"] = length / count
         return scores
+
+    def _rows(self, trainer: Trainer) -> tuple[Rows, dict[str, str] | None]:
+        """The rows with the prompts, and the names of their columns.
+
+        Raises:
+            InputError: neither this nor the DataModule has any.
+        """
+        data = datamodule_of(trainer)
+        rows = data.held_out_rows() if isinstance(data, PolicyDataModule) else None
+        if self.prompts_path is None:
+            if rows is None:
+                raise InputError(
+                    "GenerationEvaluation has no `prompts`, and the run's data hold out no rows of a file: set "
+                    "`data.validation` (of demonstrations) or `data.held_out` to one, or `prompts` of the callback."
+                )
+            return rows
+        if rows is not None and self.prompts_path != rows[0] and trainer.is_global_zero:
+            log.warning("GenerationEvaluation: the prompts are those of %s, not of the run's data.", self.prompts_path)
+        return self.prompts_path, self.columns
 
 
 def _name(temperature: float) -> str:

@@ -136,9 +136,7 @@ class TimeLimit(Timer):
         super().on_train_end(trainer, pl_module)
         self.stopped_run &= not reached_last_step(trainer)
         if self.stopped_run:
-            log.warning(
-                "`trainer.max_time` is used up at %s. %s", step_of_total(trainer), how_to_go_on_next_time(trainer)
-            )
+            log.warning("`trainer.max_time` is used up at %s. %s", step_of_total(trainer), how_to_go_on_next_time())
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: time is no part of a checkpoint."""
@@ -230,10 +228,9 @@ def step_of_total(trainer: Trainer) -> str:
     return f"step {trainer.global_step:,}" + (f" of {int(total):,}" if total != float("inf") else "")
 
 
-def how_to_go_on_next_time(trainer: Trainer) -> str:
+def how_to_go_on_next_time() -> str:
     """What to say where a run has no ResumableCheckpoints."""
-    folder = os.path.join(trainer.default_root_dir, "checkpoints")
     return (
-        "The config has no ResumableCheckpoints, so the same command begins anew. With `--trainer.callbacks+="
-        f"dpr_lightning.callbacks.ResumableCheckpoints --trainer.callbacks.folder={folder}` it goes on."
+        "This run saves no checkpoints, so the same command begins anew. With "
+        "`--run.resume_every_n_steps 50 --trainer.enable_checkpointing true` it goes on."
     )

@@ -42,6 +42,15 @@ def test_config_parses(path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert printed
 
 
+@pytest.mark.parametrize("folder", ["toy", "smollm2", "8b"])
+def test_recipes_are_short(folder: str) -> None:
+    recipes = {path: path.read_text(encoding="utf-8").splitlines() for path in CONFIGS if path.parent.name == folder}
+    assert recipes
+    for path, lines in recipes.items():
+        assert len(lines) <= 40, path
+        assert max(map(len, lines)) <= 120, path
+
+
 @pytest.mark.parametrize("path", STEPPED, ids=name)
 def test_toy_config_takes_steps(path: Path, toy_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(toy_folder)

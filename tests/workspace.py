@@ -58,6 +58,7 @@ def write_sft_config(
         },
         "data": {"class_path": "dpr_lightning.data.DemonstrationDataModule", "init_args": data},
         "trainer": {"max_steps": 2, **TRAINER, "default_root_dir": str(folder), **(trainer or {})},
+        "run": None,
     }
     return _write(folder / "sft.yaml", config)
 
@@ -93,6 +94,7 @@ def write_dpr_config(
         },
         "data": {"class_path": "dpr_lightning.data.RewardDataModule", "init_args": arguments | data},
         "trainer": {"max_steps": 2, **TRAINER, "default_root_dir": str(folder)},
+        "run": None,
     }
     return _write(folder / "dpr.yaml", config)
 

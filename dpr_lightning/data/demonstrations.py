@@ -185,6 +185,11 @@ class DemonstrationDataModule(PolicyDataModule):
         assert self.train_data is not None
         return self.train_data.where(row)
 
+    def held_out_rows(self) -> tuple[Rows, dict[str, str] | None] | None:
+        """The rows of ``validation``, unless it is a share of the training rows."""
+        validation = self.validation
+        return None if validation is None or isinstance(validation, float) else (validation, self.columns)
+
     def attach_policy(self, policy: nn.Module, spec: PolicySpec, tokenizer: PreTrainedTokenizerBase) -> None:
         """Put the format that the policy learns into the policy, which is saved with it.
 

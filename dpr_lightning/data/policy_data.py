@@ -7,6 +7,7 @@ from lightning import LightningDataModule
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from dpr_lightning.data.rows import Rows
 from dpr_lightning.policies import PolicySpec
 
 
@@ -64,6 +65,13 @@ class PolicyDataModule(LightningDataModule):
     def where(self, row: int) -> str:
         """``file:number`` of a training row, by its index; called to name a row in a message."""
         return str(row)
+
+    def held_out_rows(self) -> tuple[Rows, dict[str, str] | None] | None:
+        """Rows that the run does not learn from and that callbacks may evaluate, with the names of their columns.
+
+        None: there are none, or no file that holds them alone.
+        """
+        return None
 
     def split_micro_batches(self, parts: int) -> None:
         """Called before training where memory ran out: cut each micro-batch into ``parts``, in the same order.

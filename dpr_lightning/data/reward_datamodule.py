@@ -206,6 +206,10 @@ class RewardDataModule(PolicyDataModule):
         assert self.prompts is not None
         return self.prompts.where(prompt)
 
+    def held_out_rows(self) -> tuple[Rows, dict[str, str] | None] | None:
+        """The rows of ``held_out``."""
+        return None if self.held_out_path is None else (self.held_out_path, self.columns)
+
     def attach_policy(self, policy: nn.Module, spec: PolicySpec, tokenizer: PreTrainedTokenizerBase) -> None:
         """Load the frozen models; adapters go on the base of ``policy`` when it has the same one.
 

@@ -73,7 +73,7 @@ def flops_of_a_step(config: Path) -> float:
         )
         try:
             options = (f"--trainer.{key}={value}" for key, value in quiet.items())
-            run_lightning(["fit", "--config", str(config), *options])
+            run_lightning(["fit", "--config", str(config), *options, "--run=null"])
         finally:
             hook.remove()
     counts = min(done.values(), key=len, default=[])

@@ -81,7 +81,9 @@ def recipe_config(name: str, recipes: Recipes, folder: Path, seed: int, changes:
     config["seed_everything"] = seed
     for section in ("model", "data"):
         config[section]["init_args"]["seed"] = seed
-    for logger in config["trainer"]["logger"]:
+    if config.get("run", {}) is not None:
+        config["run"] = {**config.get("run", {}), "wandb": "online" if recipes.online else "offline"}
+    for logger in config["trainer"].get("logger") or []:
         if "offline" in logger["init_args"]:
             logger["init_args"]["offline"] = not recipes.online
     apply_changes(config, {option: value for option, value in changes.items() if value is not None}, name)
@@ -101,11 +103,14 @@ def continue_from(config: Config, sft: Path, seed: int) -> None:
     config["data"]["init_args"]["seed"] = seed + 1
     trainer = config["trainer"]
     trainer |= {"max_steps": 1, "val_check_interval": None, "limit_val_batches": 0}
-    trainer["callbacks"] = [entry for entry in trainer["callbacks"] if entry["class_path"].endswith("Checkpoints")]
+    named = trainer.get("callbacks") or []
+    trainer["callbacks"] = [entry for entry in named if entry["class_path"].endswith("Checkpoints")]
     for callback in trainer["callbacks"]:
         if "fractions" in callback["init_args"]:
             callback["init_args"]["fractions"] = []
-    for logger in trainer["logger"]:
+    if config["run"] is not None:
+        config["run"]["references"] = []
+    for logger in trainer.get("logger") or []:
         if logger["class_path"].endswith("WandbLogger"):
             logger["init_args"]["name"] += "-continued"
 

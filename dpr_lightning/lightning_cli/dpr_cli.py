@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
@@ -22,8 +23,10 @@ from dpr_lightning.lightning_cli.monitors import check_monitors
 from dpr_lightning.lightning_cli.option_names import with_full_names
 from dpr_lightning.lightning_cli.path_checks import protected
 from dpr_lightning.lightning_cli.resume import ANEW, evaluate_from, report_replaced_tables, resume_from, what_is_saved
-from dpr_lightning.lightning_cli.run_paths import separate_evaluation_logs, uses_of_run
+from dpr_lightning.lightning_cli.run_defaults import ROOT, RunDefaults, RunParts, parts_of_run, settle_run
+from dpr_lightning.lightning_cli.run_paths import OWN_FOLDER, saves_config, separate_evaluation_logs, uses_of_run
 from dpr_lightning.lightning_cli.trainer_options import check_trainer
+from dpr_lightning.locking import is_first_rank
 from dpr_lightning.modules.base import PolicyModule
 
 log = logging.getLogger(__name__)
@@ -37,11 +40,35 @@ class SaveConfigToGoOn(SaveConfigCallback):
         if config.get("ckpt_path") == ANEW:
             config = config.clone()
             config["ckpt_path"] = None
-        super().__init__(parser, config, **options)
+        super().__init__(parser, config, save_to_log_dir=False, **options)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write it on rank 0 to the folder of a logger that has one for each run; else, of a training, to the run's."""
+        loggers = [logger for logger in trainer.loggers if isinstance(logger, OWN_FOLDER)]
+        if not loggers and stage != "fit":
+            return
+        folder = Path((loggers[0].log_dir if loggers else None) or trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.parser.save(self.config, folder / self.config_filename, skip_none=False, overwrite=True)
+
+
+class DprParser(LightningArgumentParser):
+    """Parser of one command, whose ``--print_config`` and saved configs have the options that depend on others."""
+
+    def dump(self, cfg: Namespace, *arguments: Any, **options: Any) -> str:
+        """The config as text."""
+        if "run" in cfg:
+            cfg = cfg.clone()
+            settle_run(cfg, config_files(sys.argv))
+        text: str = super().dump(cfg, *arguments, **options)
+        return text
 
 
 class DprCLI(LightningCLI):
     """LightningCLI whose configs name module, data, strategy and callbacks by ``class_path``."""
+
+    parts = RunParts([], [])
+    """Callbacks and loggers of the `run:` section."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self.config, self.subcommand = Namespace(), None  # where parsing fails
@@ -57,13 +84,28 @@ class DprCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Take no hyper-parameters from a checkpoint: those of the command line are used."""
 
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the `run:` section."""
+        parser.add_argument(
+            "--run",
+            type=RunDefaults | None,
+            default=RunDefaults(),
+            help="Loggers, checkpoints and samples of the run; null: it writes nothing.",
+        )
+
     def before_instantiate_classes(self) -> None:
-        """Check every path, and lock the paths that are written until the command ends."""
-        config = self.config[self.subcommand]
+        """Add what the `run:` section stands for, check every path, and lock those that are written until the end."""
+        config, files = self.config[self.subcommand], config_files(sys.argv)
         check_trainer(config.get("trainer") or {}, str(self.subcommand))
+        if settle_run(config, files) and is_first_rank():
+            log.warning("`%s` is left out: the run is in %s.", ROOT, config[ROOT])
         separate_evaluation_logs(config, str(self.subcommand))
-        uses = uses_of_run(config.as_dict(), str(self.subcommand))
-        self.locks.enter_context(protected(uses, config_files(sys.argv)))
+        options = config.as_dict()
+        self.parts = parts_of_run(options, str(self.subcommand))
+        if not saves_config(options):
+            self.save_config_callback = None
+        uses = uses_of_run(options, str(self.subcommand), self.parts.entries())
+        self.locks.enter_context(protected(uses, files))
 
     def instantiate_classes(self) -> None:
         """Create the classes that the config names, and check the policy of the module.
@@ -75,6 +117,11 @@ class DprCLI(LightningCLI):
             super().instantiate_classes()
         if isinstance(self.model, PolicyModule):
             self.model.check_policy()
+
+    def instantiate_trainer(self, **options: Any) -> Trainer:
+        """Create the trainer, with the callbacks and loggers of the `run:` section."""
+        trainer = self.config_init[self.subcommand]["trainer"]
+        return super().instantiate_trainer(**self.parts.trainer_options(trainer), **options)
 
     @contextmanager
     def _explained(self, *, of_options: bool = False) -> Iterator[None]:
@@ -187,8 +234,8 @@ def _cli(kind: type[DprCLI] = DprCLI) -> DprCLI:
         subclass_mode_model=True,
         subclass_mode_data=True,
         trainer_class=Trainer,
+        parser_class=DprParser,
         save_config_callback=SaveConfigToGoOn,
-        save_config_kwargs={"overwrite": True},
         auto_configure_optimizers=False,
         seed_everything_default=0,
         # Parsing raises its errors, so that one line is printed instead of the whole usage.

@@ -62,7 +62,8 @@ def resume_from(trainer: Trainer, requested: str | None, config: Mapping[str, An
     if checkpoints is None:
         if requested in (ANEW, LAST):
             raise InputError(
-                f"`--ckpt_path {requested}` needs the callback ResumableCheckpoints, which this config lacks."
+                f"`--ckpt_path {requested}` needs checkpoints, and this run saves none: set "
+                "`run.resume_every_n_steps`, and leave `trainer.enable_checkpointing` out."
             )
         return None if requested is None else _existing(Path(requested))
     checkpoints.identity = identity(config)
@@ -96,7 +97,7 @@ def what_is_saved(trainer: Trainer) -> str:
     """A sentence on where the same command would go on, for a run that is stopped at once."""
     checkpoints = _checkpoints(trainer)
     if checkpoints is None:
-        return how_to_go_on_next_time(trainer)
+        return how_to_go_on_next_time()
     steps = checkpoints.store.steps()
     if not steps or checkpoints.begins_anew:
         return "There is no checkpoint yet: the same command begins anew."
@@ -210,7 +211,8 @@ def _refuse_another_run(store: CheckpointStore, step: int, current: Mapping[str,
     if lines:
         raise InputError(
             f"The checkpoints in {store.folder} are of another run:\n" + "\n".join(lines) + "\nSet these as they were; "
-            "or begin anew with `--ckpt_path none`; or name another folder for ResumableCheckpoints."
+            "or begin anew with `--ckpt_path none`; or name another `trainer.default_root_dir`, or `folder` of "
+            "ResumableCheckpoints where the config has it."
         )
 
 

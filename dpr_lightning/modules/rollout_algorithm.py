@@ -60,6 +60,7 @@ class RolloutAlgorithm(PolicyModule):
 
     whole_groups: ClassVar[bool] = False
     """Whether the loss compares the responses to one prompt, so that micro-batches must not separate them."""
+    reference_fractions = ()
     step_metrics = (
         *(f"train/{name}" for name in ("entropy", "ratio", "kl_to_sft")),
         *(f"rollout/{name}" for name in ("length", "reward", "reward_per_token", "terminated", "outcome")),

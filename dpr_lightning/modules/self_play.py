@@ -34,6 +34,7 @@ class SelfPlay(PolicyModule):
     Source: Chen et al. 2024, arXiv:2401.01335; Xiao et al. 2024, arXiv:2410.10093.
     """
 
+    reference_fractions = ()
     step_metrics = ("train/demonstrated", "train/generated", "train/preferred")
     validation_metrics = ("validation/preferred",)
 

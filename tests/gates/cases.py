@@ -150,7 +150,7 @@ class Runs:
         if strategy:
             trainer["strategy"] = STRATEGIES[strategy]
         file = folder / "config.in.yaml"
-        file.write_text(yaml.safe_dump({"seed_everything": 0, **config, "trainer": trainer}))
+        file.write_text(yaml.safe_dump({"seed_everything": 0, **config, "trainer": trainer, "run": None}))
         dpr(["fit", "--config", str(file)], folder / "fit", ranks=2 if strategy else 1, codes=[code])
         return (
             {} if code else metrics(folder / "metrics.csv") | below("weights", weights(folder / "policies" / "final"))

@@ -63,6 +63,7 @@ def write_config(inputs: Path, output: Path, stage: str = "sft", *added: dict[st
     config = yaml.safe_load(path.read_text())
     callbacks = config["trainer"]["callbacks"]
     config["trainer"]["callbacks"] = [*callbacks[:-1], *added, *(callbacks[-1:] if resumable else [])]
+    config["run"] = {} if resumable else {"resume_every_n_steps": None}
     path.write_text(yaml.safe_dump(config))
     return str(path)
 
@@ -202,7 +203,7 @@ def test_ctrl_c_without_checkpoints_says_how_to_have_them(
     finally:
         signal.signal(signal.SIGINT, before)
     assert code == 130
-    assert "has no ResumableCheckpoints, so the same command begins anew" in capsys.readouterr().err
+    assert "This run saves no checkpoints, so the same command begins anew" in capsys.readouterr().err
 
 
 def test_a_trial_writes_over_nothing(inputs: Path, tmp_path: Path) -> None:
