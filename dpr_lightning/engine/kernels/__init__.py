@@ -7,7 +7,6 @@ from dpr_lightning.engine.kernels.decoding_kernels import (
     attend,
     packed_bytes,
     root_mean_square_norm,
-    sample_tokens,
 )
 
 __all__ = [
@@ -19,6 +18,5 @@ __all__ = [
     "lanes",
     "packed_bytes",
     "root_mean_square_norm",
-    "sample_tokens",
     "serves",
 ]

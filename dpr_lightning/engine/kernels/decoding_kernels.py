@@ -1,4 +1,4 @@
-"""Products, norms, attention and sampling of one token a row on a CPU, in float32 and bfloat16 (``decoding.cpp``).
+"""Products, norms and attention of one token a row on a CPU, in float32 and bfloat16 (``decoding.cpp``).
 
 Sums are float32. A row's result depends neither on the number of rows nor on the number of threads.
 """
@@ -129,12 +129,12 @@ def attend(
     """Rotate queries and keys to their positions, append keys and values to the cache, and attend.
 
     Args:
-        asked: [B, (n + 2) · heads · width], of each row n · heads queries, then keys, then values.
+        projected: [B, (n + 2) · heads · width], of each row n · heads queries, then keys, then values.
         cosine: [B, 1, width], of the rows' positions.
-        turned: [B, 1, width], sines with the sign they get (:func:`dpr_lightning.functional.signed_sine`).
-        kept: keys and values [B, heads, room, width] of the rows, contiguous; written to. The width is a multiple of
-            :func:`dpr_lightning.engine.kernels.lanes`.
-        length: tokens of a row, the new one included; at most the room.
+        signed_sine: [B, 1, width], see :func:`dpr_lightning.engine.signed_sine`.
+        cache: keys and values [B, heads, capacity, width] of the rows, contiguous; written to. The width is a multiple
+            of :func:`dpr_lightning.engine.kernels.lanes`.
+        length: tokens of a row, the new one included; at most the capacity.
         scale: of the scores.
         bias: [B or 1, length] float32, added to the scores of a row's own tokens.
         prompts: keys and values that come before a row's tokens.
@@ -191,35 +191,3 @@ def attend(
         torch.get_num_threads(),
     )
     return result
-
-
-def sample_tokens(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """The token of each row at which the sum of probabilities, in the vocabulary's order, exceeds ``uniform``.
-
-    Args:
-        logits: [B, V], divided by ``temperature``.
-        uniform: [B] in [0, 1), float64.
-
-    Returns:
-        tokens [B] and their log-probabilities [B] in float32; NaN where a row's logits are NaN.
-
-    Raises:
-        ValueError: shapes or devices that do not fit.
-    """
-    if logits.dim() != 2 or uniform.shape != logits.shape[:1] or not (logits.is_cpu and uniform.is_cpu):
-        raise ValueError(
-            f"Logits {tuple(logits.shape)} on {logits.device}, {tuple(uniform.shape)} on {uniform.device}."
-        )
-    logits, uniform = logits.contiguous(), uniform.double().contiguous()
-    tokens = torch.empty(len(logits), dtype=torch.int64, device="cpu")
-    logprob = torch.empty(len(logits), dtype=torch.float32, device="cpu")
-    function("sample", logits.dtype)(
-        logits.data_ptr(),
-        uniform.data_ptr(),
-        tokens.data_ptr(),
-        logprob.data_ptr(),
-        *logits.shape,
-        temperature,
-        torch.get_num_threads(),
-    )
-    return tokens, logprob
