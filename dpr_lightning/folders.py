@@ -297,6 +297,7 @@ def _exchange(first: Path, second: Path) -> bool:
     """Swap two folders in one step; False where the system or the file system cannot."""
     if not sys.platform.startswith("linux"):
         return False
+    # Some C libraries lack the function, and have no list of those that they have.
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if rename is None:
         return False

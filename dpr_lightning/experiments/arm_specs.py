@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from dpr_lightning.errors import InputError
+from dpr_lightning.paths import ReadPath
 from dpr_lightning.rewards import RewardSpec
 
 BASE = "sft"
@@ -50,7 +51,7 @@ class ArmSpec:
             labels its pairs. They are taken off its budget, and reported with its training.
     """
 
-    train: str | None = None
+    train: ReadPath | None = None
     changes: dict[str, Any] = field(default_factory=dict)
     policy: str = BASE
     temperature: float = 1.0

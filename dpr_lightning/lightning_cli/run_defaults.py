@@ -74,11 +74,15 @@ class RunDefaults:
                     f"`run.references`: found {share:g}. They are shares of the run between 0 and 1, such as 0.25; the "
                     "end of the run is always saved."
                 )
-        counts = ("resume_every_n_steps", "samples_every_n_rollouts", "held_out_every_n_steps")
-        for name in (*counts, "keep_checkpoints", "held_out_limit"):
-            value = getattr(self, name)
+        optional = {
+            "resume_every_n_steps": self.resume_every_n_steps,
+            "samples_every_n_rollouts": self.samples_every_n_rollouts,
+            "held_out_every_n_steps": self.held_out_every_n_steps,
+        }
+        required = {"keep_checkpoints": self.keep_checkpoints, "held_out_limit": self.held_out_limit}
+        for name, value in (optional | required).items():
             if value is not None and value < 1:
-                off = "; null switches it off" if name in counts else ""
+                off = "; null switches it off" if name in optional else ""
                 raise InputError(f"`run.{name}`: found {value}. It is at least 1{off}.")
 
 

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from dpr_lightning.engine.host_memory import release_freed_memory
-from dpr_lightning.partitioned_weights import PartitionedWeight
+from dpr_lightning.partitioned_weights import is_partitioned
 from dpr_lightning.policies.wrapped_models import has_adapters
 
 log = logging.getLogger(__name__)
@@ -158,7 +158,7 @@ def gathered_weights(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
 def _fetched(value: Tensor) -> Iterator[Tensor]:
     if isinstance(value, DTensor):
         yield value.full_tensor()
-    elif isinstance(value, PartitionedWeight):
+    elif is_partitioned(value):
         import deepspeed
 
         with deepspeed.zero.GatheredParameters([value]):
