@@ -16,7 +16,9 @@ from dpr_lightning.experiments.predictions import Promise
 from dpr_lightning.experiments.recipes import Recipes, recipe_text
 
 # Options that do not change what is measured.
-NOT_MEASURED = {"seeds", "output", "title", "pool", "online"}
+NOT_MEASURED = {"seeds", "output", "title", "pool", "online", "focus"}
+# Options that files of earlier versions do not have, with what these versions did.
+ADDED_SINCE = {"verifier": "answer"}
 
 
 @dataclass(frozen=True)
@@ -70,9 +72,10 @@ def measured_elsewhere(pool: Sequence[str], identity: Mapping[str, Any]) -> dict
             raise InputError(f"`pool` names {folder}, and there is no seed_N.json there: a finished seed leaves one.")
         for file in files:
             saved = _read(file)
-            if saved["asked"] != identity:
+            measured_as = _completed(saved["asked"])
+            if measured_as != identity:
                 raise InputError(
-                    f"{file} was measured with other settings: {_difference(saved['asked'], identity)}. Seeds can be "
+                    f"{file} was measured with other settings: {_difference(measured_as, identity)}. Seeds can be "
                     "pooled only when all but `seeds`, `output` and `title` is the same."
                 )
             if saved["seed"] in measured:
@@ -91,6 +94,12 @@ def _read(file: Path) -> dict[str, Any]:
             f"{file} is not what `dpr compare` writes for a seed ({error}): run that seed again."
         ) from error
     return saved
+
+
+def _completed(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The identity that an earlier version wrote, with the options that it did not have."""
+    arms = {name: dataclasses.asdict(ArmSpec()) | arm for name, arm in identity["arms"].items()}
+    return ADDED_SINCE | dict(identity) | {"arms": arms}
 
 
 def _difference(before: Mapping[str, Any], identity: Mapping[str, Any]) -> str:

@@ -218,6 +218,10 @@ def test_seeds_of_another_comparison_are_not_pooled(
         ({"arms": {"sft": {"temperature": 0.5}}}, "give this arm another name"),
         ({"arms": {"x": {"references": ["step_0000002"]}}}, "only for `train`, `optimum`"),
         ({"arms": {"x": {"train": "dpr", "references": []}}}, "`references` is []"),
+        ({"arms": {"data": {"temperature": 0.5}}}, "Arm 'data' has the name of a folder of each seed"),
+        ({"arms": {"x": {"train": "dpr", "extra_flops": -1.0}}}, "`extra_flops` is -1.0"),
+        ({"arms": {"x": {"train": "mine.yaml"}}}, "no config 'mine.yaml'"),
+        ({"focus": "dpr", "arms": {"x": {}}}, "`focus` is 'dpr', and the arms are x"),
         ({"samples": 0}, "at least 1 a prompt"),
         ({"sft": "toy/nope.yaml"}, "no config 'toy/nope.yaml'"),
         ({"data": "/nowhere"}, "has no base/"),
@@ -240,6 +244,13 @@ def test_what_only_the_run_can_refuse(configured: Callable[..., list[str]], caps
     assert "no options in 'callbacks'" in capsys.readouterr().err
     assert main(configured(**less, arms={"x": {"train": "dpr", "references": ["nope"]}})) == 2
     assert "has no checkpoint 'nope'" in capsys.readouterr().err
+    assert main(configured(**less, arms={"x": {"train": "toy/sft.yaml", "references": ["final"]}})) == 2
+    assert "Arm 'x' names `references`, and its recipe has none" in capsys.readouterr().err
+    source = {"model.init_args.policy.source": "runs/other/sft/policies/final"}
+    assert main(configured(**less, arms={"x": {"train": "dpr", "changes": source}})) == 2
+    assert "starts from runs/other/sft/policies/final, which is no policy of this experiment" in capsys.readouterr().err
+    assert main(configured(**less, arms={"x": {"train": "dpr", "extra_flops": 1e18}})) == 2
+    assert "has 1e+18 `extra_flops`, and the budget" in capsys.readouterr().err
     assert main(configured(**less, arms={}, data=None)) == 2
     assert "was prepared with" in capsys.readouterr().err
 
