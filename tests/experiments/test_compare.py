@@ -22,13 +22,11 @@ from dpr_lightning.experiments.predictions import Promise, predicted
 ARMS: dict[str, Any] = {
     "reference": {"policy": "step_0000002"},
     "cool": {"temperature": 0.5},
-    "contrast": {"optimum": {"beta": 1.0}},
     "optimum": {"optimum": {"beta": 0.5, "reward": {"form": {"one_sided": 1.0, "log_policy": 0.5}}}},
     "extrapolated": {"extrapolate": 0.5, "references": ["step_0000004"]},
     "continued": {"train": "continued_sft"},
     "dft": {"train": "continued_sft", "changes": {"model.init_args.loss": "dft"}},
     "spin": {"train": "self_play"},
-    "best": {"best_of": {"candidates": 3, "reward": {"form": "one_sided"}}},
     "guided": {"best_of": {"candidates": 2, "chunk": 8}},
     "oracle": {
         "train": "dpr",
@@ -41,6 +39,7 @@ ARMS: dict[str, Any] = {
 }
 
 
+PACKAGED = files("dpr_lightning.configs").joinpath("toy", "dpr.yaml").read_text()
 TRAINED = {"continued", "dft", "spin", "oracle", "dpr"}
 
 
@@ -52,11 +51,26 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
+@pytest.fixture(scope="module")
+def short_dpr(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The packaged DPR recipe with short answers."""
+    path = tmp_path_factory.mktemp("recipe") / "dpr.yaml"
+    path.write_text(PACKAGED.replace("max_new_tokens: 96", "max_new_tokens: 16"))
+    return str(path)
+
+
 @pytest.fixture
-def configured(tmp_path: Path, data: str) -> Callable[..., list[str]]:
+def configured(tmp_path: Path, data: str, short_dpr: str) -> Callable[..., list[str]]:
     def write(**options: Any) -> list[str]:
         options_of_run = {"data": data, "output": str(tmp_path / "out"), "arms": ARMS, "seeds": [1, 2]}
-        options_of_run |= {"samples": 2, "sft_steps": 8, "dpr_steps": 1, "preview_samples": 4, "preview_prompts": 4}
+        options_of_run |= {
+            "dpr": short_dpr,
+            "samples": 2,
+            "sft_steps": 8,
+            "dpr_steps": 1,
+            "preview_samples": 4,
+            "preview_prompts": 4,
+        }
         path = tmp_path / "compare.yaml"
         path.write_text(yaml.safe_dump(options_of_run | options))
         return ["compare", "--config", str(path)]
@@ -97,8 +111,8 @@ def test_arms_over_seeds_are_made_once(
     assert [set(run) for run in result["preview"]["runs"]["dpr"]] == [{"promised", "reached", "reliable"}] * 2
     # An answer that was picked has no greedy twin.
     assert set(results["guided"]["by_prompt"]) == {"sampled"}
-    assert result["arms"]["best"]["greedy"] is None
-    assert set(result["paired"]["best - sft"]) == {"sampled"}
+    assert result["arms"]["guided"]["greedy"] is None
+    assert set(result["paired"]["guided - sft"]) == {"sampled"}
     # The page: every arm's answers to the prompts of the test, in the order of the file.
     page = json.loads((tmp_path / "out" / "report.json").read_text())
     rows = [json.loads(line) for line in (seed / "data" / "test.jsonl").read_text().splitlines()]
@@ -261,13 +275,12 @@ def test_other_data_or_references_are_noticed(
     copy = tmp_path / "copy"
     shutil.copytree(data, copy)
     changed_config = tmp_path / "own_dpr.yaml"
-    packaged = files("dpr_lightning.configs").joinpath("toy", "dpr.yaml").read_text()
-    changed_config.write_text(packaged)
+    changed_config.write_text(PACKAGED)
     options: dict[str, Any] = {"seeds": [1], "arms": {"x": {"optimum": {"beta": 1.0}}}, "data": str(copy)}
     assert main(configured(dpr=str(changed_config), **options)) == 0
     result = tmp_path / "out" / "seed_1" / "results" / "x.json"
     first = json.loads(result.read_text())
-    changed_config.write_text(packaged.replace("step_0000100", "step_0000006"))
+    changed_config.write_text(PACKAGED.replace("step_0000100", "step_0000006"))
     assert main(configured(dpr=str(changed_config), **options)) == 0
     second = json.loads(result.read_text())
     assert second["key"] != first["key"]
