@@ -91,7 +91,7 @@ class ArmConfigs:
     def _flops_of_a_step(self, config: Path) -> float:
         """Floating-point operations of one step, counted once for all numbers of steps."""
         options = read_config(config)
-        options["trainer"].pop("max_steps")
+        options["trainer"].pop("max_steps", None)
         key = key_of(self.sft_key, json.dumps(options, sort_keys=True))
         cache = self.folder / "flops" / f"{config.stem}.json"
         if (counted := cached(cache, key)) is not None:

@@ -81,11 +81,11 @@ def recipe_config(name: str, recipes: Recipes, folder: Path, seed: int, changes:
     config["seed_everything"] = seed
     for section in ("model", "data"):
         config[section]["init_args"]["seed"] = seed
-    if config.get("run", {}) is not None:
-        config["run"] = {**config.get("run", {}), "wandb": "online" if recipes.online else "offline"}
-    for logger in config["trainer"].get("logger") or []:
-        if "offline" in logger["init_args"]:
-            logger["init_args"]["offline"] = not recipes.online
+    run = {"wandb": "offline"} | (config.get("run") or {})  # what is trained has to be saved
+    if run["wandb"] is not None:
+        run["wandb"] = "online" if recipes.online else "offline"
+    config["run"] = run
+    config.setdefault("trainer", {})
     apply_changes(config, {option: value for option, value in changes.items() if value is not None}, name)
     data = config["data"]["init_args"]
     if "references" in data:
@@ -101,18 +101,8 @@ def continue_from(config: Config, sft: Path, seed: int) -> None:
     config["model"]["init_args"]["policy"]["source"] = str(sft)
     config["model"]["init_args"]["optimizer"]["init_args"]["lr"] /= 10
     config["data"]["init_args"]["seed"] = seed + 1
-    trainer = config["trainer"]
-    trainer |= {"max_steps": 1, "val_check_interval": None, "limit_val_batches": 0}
-    named = trainer.get("callbacks") or []
-    trainer["callbacks"] = [entry for entry in named if entry["class_path"].endswith("Checkpoints")]
-    for callback in trainer["callbacks"]:
-        if "fractions" in callback["init_args"]:
-            callback["init_args"]["fractions"] = []
-    if config["run"] is not None:
-        config["run"]["references"] = []
-    for logger in trainer.get("logger") or []:
-        if logger["class_path"].endswith("WandbLogger"):
-            logger["init_args"]["name"] += "-continued"
+    config["run"]["references"] = []
+    config["trainer"] |= {"max_steps": 1, "val_check_interval": None, "limit_val_batches": 0, "callbacks": []}
 
 
 def apply_changes(config: Config, changes: Mapping[str, Any], owner: str) -> None:

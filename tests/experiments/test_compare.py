@@ -52,19 +52,24 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def short_dpr(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The packaged DPR recipe with short answers."""
-    path = tmp_path_factory.mktemp("recipe") / "dpr.yaml"
-    path.write_text(PACKAGED.replace("max_new_tokens: 96", "max_new_tokens: 16"))
-    return str(path)
+def recipes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The packaged recipes with short answers, and without runs of W&B."""
+    folder, paths = tmp_path_factory.mktemp("recipes"), {}
+    for name in ("sft", "dpr", "self_play"):
+        content = yaml.safe_load(files("dpr_lightning.configs").joinpath("toy", f"{name}.yaml").read_text())
+        content["run"] = {**content.get("run", {}), "wandb": None}
+        content["data"]["init_args"].get("sampling", {})["max_new_tokens"] = 16
+        paths[name] = str(folder / f"{name}.yaml")
+        Path(paths[name]).write_text(yaml.safe_dump(content))
+    return paths
 
 
 @pytest.fixture
-def configured(tmp_path: Path, data: str, short_dpr: str) -> Callable[..., list[str]]:
+def configured(tmp_path: Path, data: str, recipes: dict[str, str]) -> Callable[..., list[str]]:
     def write(**options: Any) -> list[str]:
         options_of_run = {"data": data, "output": str(tmp_path / "out"), "arms": ARMS, "seeds": [1, 2]}
         options_of_run |= {
-            "dpr": short_dpr,
+            **recipes,
             "samples": 2,
             "sft_steps": 8,
             "dpr_steps": 1,

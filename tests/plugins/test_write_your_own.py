@@ -1,15 +1,20 @@
 """What docs/write_your_own.md shows trains through `dpr fit`, and is the file beside this test."""
 
+import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
+from dpr_lightning.cli.main import main
 from dpr_lightning.cli.plan_command import plan
 from dpr_lightning.errors import InputError
+from dpr_lightning.experiments import flops
 from dpr_lightning.types import RolloutBatch
 from tests.gates.cases import STOPPED, Runs
 from tests.gates.record import HASH
@@ -54,38 +59,80 @@ def test_the_page_shows_the_file() -> None:
         assert part.strip() in PAGE
 
 
-def test_it_trains_and_goes_on_to_the_bit(runs: Runs) -> None:
-    config = rollout_config(runs)
-    whole = runs.fit("whole", config, steps=4, accumulate=2)
-    stop = {"class_path": "tests.reliability.runs.Preemption", "init_args": {"at": 2}}
-    runs.fit("stopped", config, steps=4, accumulate=2, extra=[stop], code=STOPPED)
-    assert runs.fit("stopped", config, steps=4, accumulate=2) == whole
-    assert f"weights: {HASH}" in whole
-
-
-def test_two_ranks_learn_the_same(runs: Runs) -> None:
-    config = rollout_config(runs)
-    one, two = (runs.fit(f"ranks_{name}", config, steps=3, strategy=name) for name in ("", "ddp"))
-    losses = [[value for key, value in values.items() if "train/loss" in key] for values in (one, two)]
-    assert losses[0]
-    assert torch.tensor(losses[0]).sub(torch.tensor(losses[1])).abs().max() < 1e-5
-
-
-def test_pairs_train(runs: Runs) -> None:
+def pairs_config(runs: Runs, batch_size: int = 3) -> dict[str, Any]:
+    """The page's, with paths that exist and small sizes."""
     config, inputs = snippet(1), runs.inputs
     config["model"]["init_args"] |= {"policy": {"source": str(inputs / "policy")}, "optimizer": OPTIMIZER}
     config["data"]["init_args"] |= {
         "train": str(inputs / "rows.jsonl"),
         "opponent": str(inputs / "policy"),
         "cache_dir": str(runs.folder / "cache"),
-        "batch_size": 3,
+        "batch_size": batch_size,
         "sampling": {"max_new_tokens": 8},
     }
+    return config
+
+
+@pytest.mark.parametrize("configured", [rollout_config, pairs_config])
+def test_it_trains_and_goes_on_to_the_bit(configured: Callable[[Runs], dict[str, Any]], runs: Runs) -> None:
+    config, name = configured(runs), configured.__name__
+    whole = runs.fit(f"{name}_whole", config, steps=4, accumulate=2)
+    stop = {"class_path": "tests.reliability.runs.Preemption", "init_args": {"at": 2}}
+    runs.fit(f"{name}_stopped", config, steps=4, accumulate=2, extra=[stop], code=STOPPED)
+    assert runs.fit(f"{name}_stopped", config, steps=4, accumulate=2) == whole
+    assert f"weights: {HASH}" in whole
+
+
+def test_two_ranks_learn_the_same(runs: Runs) -> None:
+    rollouts = rollout_config(runs)
+    for configs in ((rollouts, rollouts), (pairs_config(runs, 6), pairs_config(runs, 3))):
+        one, two = (
+            runs.fit(
+                f"{config['model']['class_path'].rpartition('.')[2]}_{strategy}", config, steps=3, strategy=strategy
+            )
+            for config, strategy in zip(configs, ("", "ddp"), strict=True)
+        )
+        losses = [[value for key, value in values.items() if "train/loss" in key] for values in (one, two)]
+        assert losses[0]
+        assert torch.tensor(losses[0]).sub(torch.tensor(losses[1])).abs().max() < 1e-5
+
+
+def test_pairs_learn_the_margin(runs: Runs) -> None:
+    config = pairs_config(runs)
     values = runs.fit("pairs", config, steps=2)
     (first, then), *_ = (value for key, value in values.items() if "train/loss" in key)
     # The policy starts as its opponent, so that both responses score 0.
     assert first == (0, pytest.approx(config["model"]["init_args"]["margin"] ** 2, rel=1e-4))
     assert then[1] < first[1]
+
+
+def test_they_are_arms_of_a_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(flops, "STEPS", 3)
+    sizes = ["--demonstrations", "40", "--prompts", "64", "--development", "8", "--test", "6"]
+    assert main(["toy", "--output", "mine", *sizes, "--hidden_size", "32", "--layers", "2"]) == 0
+    short = {"data.init_args.sampling": {"max_new_tokens": 8}}
+    for index, name in enumerate(("reinforce_entropy", "identity_preference")):
+        Path(f"{name}.yaml").write_text(yaml.safe_dump(snippet(index) | {"run": {"wandb": None}}))
+    config = snippet(2) | {"data": "mine", "seeds": [1], "samples": 1, "sft_steps": 8, "dpr_steps": 1}
+    config |= {"preview_samples": 2, "preview_prompts": 2}
+    for name, arm in config["arms"].items():
+        size = {"data.init_args.batch_size": 3} if "preference" in name else {"data.init_args.prompts_per_rollout": 6}
+        arm["changes"] = arm.get("changes", {}) | short | size
+    Path("compare.yaml").write_text(yaml.safe_dump(config))
+    assert main(["compare", "--config", "compare.yaml"]) == 0
+    result = json.loads(Path("runs/compare/mine/compare.json").read_text())
+    assert set(result["arms"]) == {"sft", *config["arms"]}
+    folder = Path("runs/compare/mine/seed_1")
+    sft = load_file(folder / "sft" / "policies" / "final" / "model.safetensors")
+    for name, arm in config["arms"].items():
+        trained = load_file(folder / name / "policies" / "final" / "model.safetensors")
+        assert any((trained[key] != weight).any() for key, weight in sft.items())
+        assert result["arms"][name]["teraflops"] > 0
+        steps = yaml.safe_load((folder / "configs" / f"{name}.yaml").read_text())["trainer"]["max_steps"]
+        cost = json.loads((folder / "flops" / f"{name}.json").read_text())["flops_of_a_step"]
+        assert result["arms"][name]["teraflops"] == pytest.approx(steps * cost / 1e12)
+        assert (name in result["preview"]["runs"]) == (arm["train"] == "dpr")
 
 
 def test_the_baseline_is_the_mean_return_of_the_batch() -> None:
