@@ -1,5 +1,6 @@
 """What docs/write_your_own.md shows trains through `dpr fit`, and is the file beside this test."""
 
+import copy
 import json
 import re
 from collections.abc import Callable
@@ -59,7 +60,7 @@ def test_the_page_shows_the_file() -> None:
         assert part.strip() in PAGE
 
 
-def pairs_config(runs: Runs, batch_size: int = 3) -> dict[str, Any]:
+def pairs_config(runs: Runs) -> dict[str, Any]:
     """The page's, with paths that exist and small sizes."""
     config, inputs = snippet(1), runs.inputs
     config["model"]["init_args"] |= {"policy": {"source": str(inputs / "policy")}, "optimizer": OPTIMIZER}
@@ -67,7 +68,7 @@ def pairs_config(runs: Runs, batch_size: int = 3) -> dict[str, Any]:
         "train": str(inputs / "rows.jsonl"),
         "opponent": str(inputs / "policy"),
         "cache_dir": str(runs.folder / "cache"),
-        "batch_size": batch_size,
+        "batch_size": 3,
         "sampling": {"max_new_tokens": 8},
     }
     return config
@@ -84,14 +85,16 @@ def test_it_trains_and_goes_on_to_the_bit(configured: Callable[[Runs], dict[str,
 
 
 def test_two_ranks_learn_the_same(runs: Runs) -> None:
-    rollouts = rollout_config(runs)
-    for configs in ((rollouts, rollouts), (pairs_config(runs, 6), pairs_config(runs, 3))):
-        one, two = (
-            runs.fit(
-                f"{config['model']['class_path'].rpartition('.')[2]}_{strategy}", config, steps=3, strategy=strategy
-            )
-            for config, strategy in zip(configs, ("", "ddp"), strict=True)
-        )
+    rollouts, pairs = rollout_config(runs), pairs_config(runs)
+    # All pairs in each step, since which ones share a step depends on the number of ranks.
+    few = runs.folder / "few.jsonl"
+    few.write_text("".join((runs.inputs / "rows.jsonl").read_text().splitlines(keepends=True)[:6]))
+    pairs["data"]["init_args"]["train"] = str(few)
+    for name, config, batch_size in (("rollouts", rollouts, None), ("pairs", pairs, 6)):
+        whole = copy.deepcopy(config)
+        if batch_size is not None:
+            whole["data"]["init_args"]["batch_size"] = batch_size
+        one, two = runs.fit(f"{name}_1", whole, steps=3), runs.fit(f"{name}_2", config, steps=3, strategy="ddp")
         losses = [[value for key, value in values.items() if "train/loss" in key] for values in (one, two)]
         assert losses[0]
         assert torch.tensor(losses[0]).sub(torch.tensor(losses[1])).abs().max() < 1e-5
