@@ -45,6 +45,7 @@ from dpr_lightning.engine.decoding import (
     routes,
     sample_tokens,
     single_model,
+    token_sampling,
 )
 from dpr_lightning.engine.decoding.cached_state import CachedState
 from dpr_lightning.engine.decoding.decode_batch import DecodeBatch
@@ -61,10 +62,10 @@ Step = Callable[[], object]
 Context = Callable[[], AbstractContextManager[Any]]
 
 
-def smollm() -> Any:
-    """A decoder with random weights."""
+def smollm(**changes: int) -> Any:
+    """A decoder with random weights, of SmolLM2-135M's shape but for ``changes``."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SMOLLM2_135M)).train()
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SMOLLM2_135M | changes)).train()
     recompute_activations(model)
     return model
 
@@ -195,6 +196,8 @@ def _none(*_: Any, **__: Any) -> None:
 
 WORKLOADS: dict[str, Callable[[], Callable[[], Step]]] = {
     "sft": lambda: train(smollm(), 2, 128, 128),
+    "sft, head": lambda: train(smollm(num_hidden_layers=1), 8, 8, 248),
+    "sft, layers": lambda: train(smollm(num_hidden_layers=8, vocab_size=1000), 8, 128, 128),
     "score": lambda: score(smollm(), [256] * 4, 128),
     "score uneven": lambda: score(smollm(), [40, 256, 60, 200, 80, 250, 50, 230], 32, 512),
     "dpr": lambda: policy_gradient(smollm(), 2, 4, 64, 24),
@@ -216,10 +219,10 @@ PARTS: dict[str, tuple[Context, Context, list[str]]] = {
     "fused_head": (
         nullcontext,
         replaced((training_loss, "plain_head", _none), (scoring, "plain_head", _none)),
-        ["sft", "score", "dpr"],
+        ["sft", "sft, head", "score", "dpr"],
     ),
-    "fused_head, strips": (nullcontext, replaced((fused_head, "_STRIP", 1 << 60)), ["sft", "score"]),
-    "recompute": (nullcontext, replaced((recompute, "autocasts", lambda: True)), ["sft", "score", "toy train"]),
+    "fused_head, strips": (nullcontext, replaced((fused_head, "_STRIP", 1 << 60)), ["sft, head", "score"]),
+    "recompute": (nullcontext, replaced((recompute, "autocasts", lambda: True)), ["sft", "sft, layers", "toy train"]),
     "shared_prompts": (nullcontext, replaced((shared_prompts, "is_known_decoder", _no)), ["dpr"]),
     "row_groups": (nullcontext, replaced((row_groups, "_parts", _in_order)), ["score uneven"]),
     "fused_optimizer": (
@@ -243,6 +246,7 @@ PARTS: dict[str, tuple[Context, Context, list[str]]] = {
     "kernels, products against oneDNN": (nullcontext, replaced((packed_linear, "_fit_kernels", _no)), DECODING),
     "kernels, norms": (nullcontext, replaced((rms_norm, "kernels", NONE_HERE)), DECODING),
     "kernels, attention": (nullcontext, replaced((one_token_attention, "kernels", NONE_HERE)), DECODING),
+    "kernels, sampling": (nullcontext, replaced((token_sampling, "kernels", NONE_HERE)), DECODING),
     "one_token, no kernels": (replaced(ALONE), replaced(ALONE, (routes, "has_one_token_pass", _no)), DECODING),
     "packed_linear, no kernels": (
         replaced(ALONE),

@@ -7,6 +7,7 @@ from dpr_lightning.engine.kernels.decoding_kernels import (
     attend,
     packed_bytes,
     root_mean_square_norm,
+    sample_tokens,
 )
 
 __all__ = [
@@ -18,5 +19,6 @@ __all__ = [
     "lanes",
     "packed_bytes",
     "root_mean_square_norm",
+    "sample_tokens",
     "serves",
 ]
