@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 from dpr_lightning.cli.main import run
 from dpr_lightning.cli.plan_command import plan
-from dpr_lightning.modules.memory import LiveBytes
+from dpr_lightning.live_bytes import LiveBytes
 from dpr_lightning.policies import character_tokenizer
 
 TEXT = "0123456789 abcdefghijklmnopqrstuvwxyz +=Answer:"

@@ -1,7 +1,7 @@
 """Demonstrations as a LightningDataModule."""
 
 import warnings
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import numpy as np
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
@@ -12,17 +12,19 @@ from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.data.batching import TokenBudgetBatchSampler
 from dpr_lightning.data.chat_format import Format, SpecialText, carry_format, check_setting, choose_format
+from dpr_lightning.data.largest_batches import RepeatedBatch, largest_demonstrations
 from dpr_lightning.data.learnt_parts import OnDropped
 from dpr_lightning.data.loader import BatchLoader, DemonstrationLoader
 from dpr_lightning.data.over_length import OverLength
 from dpr_lightning.data.overlap import check_overlap
-from dpr_lightning.data.policy_data import ConfiguredLearner, PolicyDataModule
+from dpr_lightning.data.policy_data import ConfiguredLearner, Learner, MemoryCount, PolicyDataModule
 from dpr_lightning.data.prompt_identity import hold_out_prompts
 from dpr_lightning.data.prompts import PromptSet
 from dpr_lightning.data.row_columns import check_columns
 from dpr_lightning.data.rows import Rows, open_rows
 from dpr_lightning.data.tokenized import TokenizedDataset
 from dpr_lightning.data.tokenized_sources import check_longest, log_counts, tokenize_or_load
+from dpr_lightning.engine import longest_row
 from dpr_lightning.errors import InputError
 from dpr_lightning.paths import ReadPath, Writes
 from dpr_lightning.policies import PolicySpec, load_tokenizer
@@ -271,6 +273,13 @@ class DemonstrationDataModule(PolicyDataModule):
             limit = int(limit * len(sampler)) if isinstance(limit, float) else limit // self._parts
         self._train_loader = self._loader(self.train_data, sampler, batches_per_epoch=limit, parts=self._parts)
         return self._train_loader
+
+    def counted_batches(self, count: MemoryCount) -> RepeatedBatch:
+        """Demonstrations of ``max_length`` tokens (1,024 without), as many as a micro-batch has."""
+        assert self.trainer is not None
+        length = longest_row(cast(Learner, self.trainer.lightning_module).policy, self.max_length or 1024)
+        rows = self.batch_size or max(1, (self.token_budget or DEFAULT_TOKEN_BUDGET) // length)
+        return RepeatedBatch(largest_demonstrations(rows, length), 2 * self.trainer.accumulate_grad_batches)
 
     def split_micro_batches(self, parts: int) -> None:
         """Split each micro-batch of training into ``parts``; the caller has the trainer accumulate over all of them."""

@@ -1,14 +1,15 @@
 """The contracts between data and the module that learns from them."""
 
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from lightning import LightningDataModule
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.data.rows import Rows
-from dpr_lightning.policies import PolicySpec
+from dpr_lightning.policies import FrozenPolicies, PolicySpec, Weights
 
 
 @runtime_checkable
@@ -50,6 +51,25 @@ class PausingLoader(Protocol):
     resumable: bool
 
 
+class MemoryCount(Protocol):
+    """Records what parts of a run take while its memory is counted.
+
+    ``ranks``: of the run that is counted.
+    """
+
+    ranks: int
+
+    def frozen_models(
+        self, folders: Mapping[str, str], dtype: str, attention: str, weights: Weights = "whole"
+    ) -> FrozenPolicies:
+        """Called in place of :meth:`FrozenPolicies.load`: models without content, whose weights stay for the run."""
+        ...
+
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        """What is allocated inside at once is a phase of the run; of phases of one name, the largest."""
+        ...
+
+
 class PolicyDataModule(LightningDataModule):
     """Base of data that a PolicyModule learns from. The defaults do nothing."""
 
@@ -82,3 +102,20 @@ class PolicyDataModule(LightningDataModule):
             NotImplementedError: these data cannot.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define split_micro_batches.")
+
+    def counted_batches(self, count: MemoryCount) -> Iterable[Any]:
+        """Called by ``dpr plan`` in place of ``train_dataloader``, once the policy is built without content.
+
+        No file is read. The trainer is attached, and has a single rank.
+
+        Args:
+            count: takes down frozen models, and phases such as sampling and scoring.
+
+        Returns:
+            micro-batches of two optimizer steps, as large as the options allow: with a length, and the work of the
+            phases done when the first is taken. Their integers have content, and only those.
+
+        Raises:
+            NotImplementedError: these data cannot be counted.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define counted_batches.")

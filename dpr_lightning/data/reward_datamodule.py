@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Annotated, Any, Literal, Protocol, cast
 
 import torch
@@ -12,16 +13,17 @@ from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.data.chat_format import SpecialText, check_setting, choose_format
 from dpr_lightning.data.ground_truth import check_ground_truth, verifier_scores
+from dpr_lightning.data.largest_batches import largest_samples
 from dpr_lightning.data.overlap import check_overlap
-from dpr_lightning.data.policy_data import Learner, PolicyDataModule
+from dpr_lightning.data.policy_data import Learner, MemoryCount, PolicyDataModule
 from dpr_lightning.data.precomputed import hash_of_prompts, hashed_options, saved_rollouts
 from dpr_lightning.data.prompts import PromptSet, check_prompt_positions
 from dpr_lightning.data.rewarded import rewarded
-from dpr_lightning.data.rollout_loader import RolloutLoader
+from dpr_lightning.data.rollout_loader import CountedRollouts, RolloutLoader
 from dpr_lightning.data.rollout_schedule import RolloutSchedule
 from dpr_lightning.data.rows import Rows
 from dpr_lightning.distributed import mark, sum_over_ranks
-from dpr_lightning.engine import default_token_budget, sequence_logprobs, shares_prompts
+from dpr_lightning.engine import default_token_budget, longest_row, sequence_logprobs, shares_prompts
 from dpr_lightning.errors import InputError, counted
 from dpr_lightning.paths import ReadPath, Writes
 from dpr_lightning.policies import AUTO, PolicySpec, Weights, load_tokenizer, special_tokens
@@ -29,11 +31,13 @@ from dpr_lightning.policies.policy_spec import Dtype
 from dpr_lightning.policies.tokenizers import same_vocabulary
 from dpr_lightning.rewards import SFT, DenseReward, RewardSpec
 from dpr_lightning.rewards.cache import policy_hash
+from dpr_lightning.rewards.dense_reward import reward_folders
 from dpr_lightning.rollouts import (
     ExternalSampler,
     RolloutPrefetcher,
     SamplingOptions,
     decode_answers,
+    decode_longest,
     prefetch_device,
 )
 from dpr_lightning.types import RolloutBatch, Rollouts
@@ -296,18 +300,51 @@ class RewardDataModule(PolicyDataModule):
         """This rank's share of rollout ``index`` of an epoch, sampled by the policy after the last step, and scored."""
         mark(f"rollout {index} of epoch {epoch}")
         with self._learner.policy_for_inference():
-            rollout = self._saved_rollout(epoch, index) if self.precomputed is not None else self._sample(epoch, index)
+            if self.precomputed is not None:
+                rollout = self._saved_rollout(epoch, index)
+            else:
+                rollout = self._score_for_learner(self._sample(epoch, index))
             rollout = self._with_policy_logprob(self._with_outcome(rollout))
         return rollout._replace(group_size=self.samples_per_prompt)
 
-    def _sample(self, epoch: int, index: int) -> RolloutBatch:
-        """Samples of the policy, with rewards."""
+    def counted_batches(self, count: MemoryCount) -> RolloutLoader:
+        """The micro-batches of a rollout of the longest prompts and answers, which serves two steps."""
+        assert self.trainer is not None
+        scoring = f"scoring by {1 + len(self.references)} frozen models"
+        return RolloutLoader(
+            CountedRollouts(self, partial(self._counted_rollout, count, scoring), partial(count.phase, scoring)),
+            self._learner.learn_from,
+            rollouts_per_epoch=1,
+            refresh_every=2,
+            accumulate=self.trainer.accumulate_grad_batches,
+            sum_over_ranks=sum_over_ranks,
+        )
+
+    def _counted_rollout(self, count: MemoryCount, scoring: str) -> RolloutBatch:
+        learner, num_samples, answer = self._learner, self.samples_per_prompt, self.sampling.max_new_tokens
+        longest = max(1, longest_row(learner.policy, self.max_prompt_length + answer) - answer)
+        prompts = max(1, self.prompts_per_rollout // count.ranks)
+        samples = largest_samples(prompts, num_samples, longest, answer)
+        frozen = count.frozen_models(
+            reward_folders(self.sft, self.references), self.dtype, self.attention, self.frozen_weights
+        )
+        self.reward = DenseReward(frozen, self.reward_spec)
+        if self.sampler is None:
+            at_once = min(self.sampling.batch_size, len(samples.tokens))
+            with count.phase(f"sampling {at_once} answers at once"), learner.policy_for_inference() as policy:
+                decode_longest(policy, samples.tokens[::num_samples, :longest].tolist(), self.sampling, num_samples)
+        with count.phase(scoring), learner.policy_for_inference():
+            rollout = self._with_policy_logprob(self._score_for_learner(samples))
+        outcome = None if self.verifier is None else torch.zeros(len(samples.tokens))
+        return rollout._replace(group_size=num_samples, outcome=outcome)
+
+    def _sample(self, epoch: int, index: int) -> Rollouts:
+        """Samples of the policy."""
         trainer, policy = self.trainer, self._learner.policy
         assert trainer is not None
         assert self._schedule is not None
         last = 0 <= trainer.max_steps <= trainer.global_step + self.refresh_every
-        samples = self._schedule.rollout(epoch, index, policy, last=last, epochs=trainer.max_epochs)
-        return self._score_for_learner(samples)
+        return self._schedule.rollout(epoch, index, policy, last=last, epochs=trainer.max_epochs)
 
     def _with_policy_logprob(self, batch: RolloutBatch) -> RolloutBatch:
         """Add log π_θ of tokens that another distribution sampled; after another program's, it stands for behaviour."""

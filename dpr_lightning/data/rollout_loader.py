@@ -1,6 +1,8 @@
 """The loader of a rollout algorithm: its position among the rollouts, and how a rollout is cut."""
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -24,6 +26,35 @@ class RolloutSource(Protocol):
     def with_actions(self, batch: RolloutBatch) -> RolloutBatch:
         """A micro-batch with the scores of every token, when the estimator needs them and the batch lacks them."""
         ...
+
+
+@dataclass(frozen=True)
+class CountedRollouts:
+    """Implements :class:`RolloutSource` where memory is counted.
+
+    Args:
+        source: of a run.
+        rollout: as large as the options allow, and scored.
+        scoring: opens the phase in which the scores of micro-batches are counted.
+    """
+
+    source: RolloutSource
+    rollout: Callable[[], RolloutBatch]
+    scoring: Callable[[], AbstractContextManager[None]]
+
+    @property
+    def shares_prompts(self) -> bool:
+        """As in the run."""
+        return self.source.shares_prompts
+
+    def scored_rollout(self, epoch: int, index: int) -> RolloutBatch:
+        """The only rollout."""
+        return self.rollout()
+
+    def with_actions(self, batch: RolloutBatch) -> RolloutBatch:
+        """As in the run."""
+        with self.scoring():
+            return self.source.with_actions(batch)
 
 
 class RolloutLoader:

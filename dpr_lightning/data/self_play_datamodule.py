@@ -10,16 +10,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.data.demonstrations import DemonstrationDataModule
+from dpr_lightning.data.largest_batches import RepeatedBatch, largest_pairs
 from dpr_lightning.data.loader import BatchLoader, DemonstrationLoader
-from dpr_lightning.data.policy_data import PairLearner
+from dpr_lightning.data.policy_data import MemoryCount, PairLearner
 from dpr_lightning.data.rows import Rows
 from dpr_lightning.data.tokenized import TokenizedDataset
-from dpr_lightning.engine import model_device, sequence_logprobs
+from dpr_lightning.engine import longest_row, model_device, sequence_logprobs
 from dpr_lightning.errors import InputError
 from dpr_lightning.paths import ReadPath
 from dpr_lightning.policies import AUTO, FrozenPolicies, PolicySpec, special_tokens
 from dpr_lightning.policies.policy_spec import Dtype
-from dpr_lightning.rollouts import SamplingOptions, sample
+from dpr_lightning.rollouts import SamplingOptions, decode_longest, sample
 from dpr_lightning.types import DemonstrationBatch, SelfPlayBatch
 
 OPPONENT = "opponent"
@@ -108,6 +109,22 @@ class SelfPlayDataModule(DemonstrationDataModule):
                 logprob = torch.zeros(len(tokens))
         # The base class's sampler counts 1 for each example here, so its "tokens" of a step are pairs.
         return SelfPlayBatch(tokens, mask, logprob, batch.num_tokens)
+
+    def counted_batches(self, count: MemoryCount) -> RepeatedBatch:
+        """Pairs of the longest demonstrations and answers, sampled and scored by an opponent without content."""
+        batches = super().counted_batches(count)
+        frozen = count.frozen_models({OPPONENT: self.opponent}, self.dtype, self.attention)
+        rows, length = batches.batch.tokens.shape
+        answer = self.sampling.max_new_tokens
+        with frozen.use(OPPONENT) as model:
+            prompt = max(1, longest_row(model, length - 1 + answer) - answer)
+            pairs = largest_pairs(batches.batch, prompt, answer)
+            with count.phase(f"sampling {min(rows, self.sampling.batch_size)} answers at once"):
+                decode_longest(model, batches.batch.tokens[:, :prompt].tolist(), self.sampling, 1)
+            if self._scores_pairs:
+                with count.phase("scoring pairs by the opponent"):
+                    sequence_logprobs(model, pairs.tokens, pairs.mask)
+        return RepeatedBatch(pairs, len(batches))
 
     @property
     def _scores_pairs(self) -> bool:

@@ -16,7 +16,7 @@ from dpr_lightning.engine.known_decoders import inside_of_adapters, is_known_dec
 from dpr_lightning.engine.lockstep import Lockstep
 from dpr_lightning.engine.model_inputs import packs_rows
 from dpr_lightning.engine.model_mode import evaluating, model_device
-from dpr_lightning.engine.positions import check_positions, positions_of
+from dpr_lightning.engine.positions import check_positions, longest_row, positions_of
 from dpr_lightning.engine.row_groups import micro_batches, parts_by_length
 from dpr_lightning.engine.scoring import (
     ActedStates,
@@ -59,6 +59,7 @@ __all__ = [
     "keeps_states",
     "last_logits",
     "logits_at",
+    "longest_row",
     "micro_batches",
     "model_device",
     "multiplies_bfloat16",

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch._subclasses import FakeTensor
 
 
 @contextmanager
@@ -23,3 +24,8 @@ def evaluating(models: Sequence[nn.Module]) -> Iterator[None]:
 def model_device(model: nn.Module) -> torch.device:
     """The device of a model's parameters."""
     return next(model.parameters()).device
+
+
+def has_content(model: nn.Module) -> bool:
+    """Whether a model's parameters have numbers, and not shapes alone as those whose memory is counted."""
+    return not isinstance(next(model.parameters()), FakeTensor)

@@ -75,6 +75,12 @@ def check_positions(model: nn.Module, tokens: int, what: str, remedy: Callable[[
         )
 
 
+def longest_row(model: nn.Module, tokens: int) -> int:
+    """The number of ``tokens``, or of the model's positions if those are fewer and it cannot go past them."""
+    limit = positions_of(model)
+    return tokens if limit is None or tokens <= limit or not ends_at(model, limit) else limit
+
+
 def ends_at(model: nn.Module, limit: int) -> bool:
     """Whether ``model`` cannot read more than ``limit`` tokens; tried on the model where its kind is not enough.
 

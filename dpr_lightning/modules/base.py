@@ -35,6 +35,7 @@ from dpr_lightning.policies import (
     check_policy,
     configured_coefficient,
 )
+from dpr_lightning.policies.outline import outline_policy
 from dpr_lightning.trainer_attributes import datamodule_of
 
 log = logging.getLogger(__name__)
@@ -132,6 +133,17 @@ class PolicyModule(LightningModule):
         self.capabilities = capabilities_of(model, self.policy_spec.source or "The policy")
         self.router_coefficient = self.settle_router_loss(model)
         return model, tokenizer
+
+    def outline(self) -> nn.Module:
+        """Called by ``dpr plan`` in place of :meth:`build`: the model without weights, on PyTorch's meta device.
+
+        Raises:
+            InputError: its configuration cannot be read.
+        """
+        model = outline_policy(self.policy_spec)
+        self.capabilities = capabilities_of(model, self.policy_spec.source or "The policy")
+        self.router_coefficient = self.settle_router_loss(model)
+        return model
 
     def settle_router_loss(self, model: nn.Module) -> float:
         """Called when the policy is built: the coefficient of its experts' load-balancing loss; by default 0.

@@ -10,6 +10,7 @@ from dpr_lightning.modules.non_finite import NonFinitePolicy
 from dpr_lightning.modules.schedule import ScheduleSpec
 from dpr_lightning.modules.self_play import SelfPlay
 from dpr_lightning.policies import PolicySpec, build_verifier_head, response_scores
+from dpr_lightning.policies.outline import outline_verifier_head
 from dpr_lightning.types import SelfPlayBatch
 
 
@@ -49,6 +50,10 @@ class VerifierHead(SelfPlay):
         """π_SFT's trunk with a head of one output."""
         model, tokenizer = build_verifier_head(self.policy_spec)
         return model.train(), tokenizer
+
+    def outline(self) -> nn.Module:
+        """As :meth:`build`, without weights."""
+        return outline_verifier_head(self.policy_spec)
 
     def prepare_policy(self) -> None:
         """Turn dropout off.

@@ -3,6 +3,9 @@
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,8 +16,9 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from dpr_lightning.engine import Lockstep, weight_bytes
 from dpr_lightning.engine.lockstep import minimal_forward
 from dpr_lightning.errors import InputError
-from dpr_lightning.policies.adapters import base_of, changes_nothing_else, load_adapter, resolve_adapter
+from dpr_lightning.policies.adapters import base_of, changes_nothing_else, is_adapter, load_adapter, resolve_adapter
 from dpr_lightning.policies.build import build_policy
+from dpr_lightning.policies.outline import materialise, outline_policy
 from dpr_lightning.policies.policy_spec import AUTO, Dtype, PolicySpec
 from dpr_lightning.policies.sharding import Weights, distribute, holds_whole
 from dpr_lightning.policies.sources import lasting_source
@@ -92,6 +96,30 @@ class FrozenPolicies:
             if mesh is not None:
                 distribute(models[name], mesh, trained=False)  # before the next one is loaded
         return cls(models)
+
+    @classmethod
+    def outline(
+        cls, folders: Mapping[str, str], *, dtype: Dtype, attention: str, policy: nn.Module, policy_spec: PolicySpec
+    ) -> "FrozenPolicies":
+        """Called where memory is counted in place of :meth:`load`: models without content, in the shape of ``policy``.
+
+        The folders need not exist: what is not there yet counts as a further adapter where the policy has adapters.
+        """
+        if has_adapters(policy) and all(is_adapter(folder) or not Path(folder).exists() for folder in folders.values()):
+            active = policy.active_adapter
+            for name in folders:
+                config = copy(policy.peft_config[active])
+                config.inference_mode = True
+                policy.add_adapter(name, config)
+            policy.set_adapter(active)
+            return cls({name: policy for name in folders}, shared=policy)
+        spec = replace(policy_spec, dtype=dtype, attention=attention, lora=None, checkpoint=None)
+        return cls({name: materialise(outline_policy(spec, trainable=False)) for name in folders})
+
+    @property
+    def models(self) -> list[nn.Module]:
+        """The models, in the order of ``names``; the same one again where they are adapters on one base."""
+        return list(self._models.values())
 
     @property
     def is_shared(self) -> bool:

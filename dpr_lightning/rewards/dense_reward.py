@@ -86,7 +86,7 @@ class DenseReward:
                     f"The reference {reference!r} is π_SFT itself, so every reward would be 0. Use an earlier "
                     "checkpoint of the same run, such as the one halfway through."
                 )
-        folders = {SFT: sft} | {f"reference_{index}": folder for index, folder in enumerate(references)}
+        folders = reward_folders(sft, references)
         frozen = FrozenPolicies.load(
             folders,
             dtype=dtype,
@@ -226,6 +226,11 @@ class DenseReward:
                     "probability, so every reward is 0. The reference's folder holds the same weights; use an earlier "
                     "checkpoint of the run."
                 )
+
+
+def reward_folders(sft: str, references: Sequence[str]) -> dict[str, str]:
+    """The folders of the frozen models by the names under which :class:`DenseReward` uses them."""
+    return {SFT: sft} | {f"reference_{index}": folder for index, folder in enumerate(references)}
 
 
 def _same_folder(first: str, second: str) -> bool:

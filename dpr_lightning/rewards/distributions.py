@@ -40,7 +40,7 @@ class ActionDistributions:
         if self.spec.needs_divergence:
             divergence = expected_log_ratio(self.spec, policy, references).unsqueeze(-1)
         reward = reward_of_logprobs(self.spec, policy, references, divergence)
-        check_finite_rewards(reward, policy > -torch.inf)
+        check_finite_rewards(reward, ~policy.isneginf())
         return ActionScores(reward, policy, references.mean(0))
 
     @torch.no_grad()

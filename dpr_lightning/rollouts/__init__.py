@@ -2,6 +2,7 @@
 
 from dpr_lightning.rollouts.decode import decode_answers, decode_tokens
 from dpr_lightning.rollouts.external_sampler import ExternalSampler
+from dpr_lightning.rollouts.longest_answers import decode_longest
 from dpr_lightning.rollouts.prefetch import RolloutPrefetcher, prefetch_device
 from dpr_lightning.rollouts.random import counter_uniform, sample_keys
 from dpr_lightning.rollouts.sampler import SamplingOptions, sample
@@ -14,6 +15,7 @@ __all__ = [
     "VllmSampler",
     "counter_uniform",
     "decode_answers",
+    "decode_longest",
     "decode_tokens",
     "prefetch_device",
     "sample",

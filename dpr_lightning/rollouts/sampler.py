@@ -130,14 +130,11 @@ def sample(
     strings = StopStrings(options.stop_strings, tokenizer) if tokenizer is not None and options.stop_strings else None
     # Prompts of like length share a batch, so that little padding is read.
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    at_once = max(1, options.batch_size // num_samples)
     finished: dict[int, Answers] = {}
     device = model_device(sources[0])
     with torch.no_grad(), evaluating(sources), Lockstep(sources) as lockstep:
         decoders = [Decoder(model) for model in sources]
-        if any(decoder.recomputes for decoder in decoders):
-            longest = len(prompts[order[-1]]) + options.max_new_tokens
-            at_once = max(1, min(at_once, TOKENS_AT_ONCE // (longest * num_samples)))
+        at_once = prompts_at_once(decoders, options, num_samples, longest + options.max_new_tokens)
         equal = reads_equal_lengths([decoder.new_state(options.max_new_tokens) for decoder in decoders])
         for indices in _batches(order, [len(prompt) for prompt in prompts], at_once, equal):
             batch_prompts = [prompts[index] for index in indices]
@@ -154,6 +151,14 @@ def sample(
             if progress is not None:
                 progress(len(indices) * num_samples)
     return joined(prompts, [finished[index] for index in range(len(prompts))], identities, pad_token)
+
+
+def prompts_at_once(decoders: Sequence[Decoder], options: SamplingOptions, num_samples: int, longest: int) -> int:
+    """Prompts of a batch whose rows have at most ``longest`` tokens; fewer where each step reads whole rows again."""
+    at_once = max(1, options.batch_size // num_samples)
+    if any(decoder.recomputes for decoder in decoders):
+        at_once = max(1, min(at_once, TOKENS_AT_ONCE // (longest * num_samples)))
+    return at_once
 
 
 def _batches(order: Sequence[int], lengths: Sequence[int], at_once: int, equal: bool) -> Iterator[Sequence[int]]:

@@ -7,18 +7,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM
 
+from dpr_lightning.data.largest_batches import largest_demonstrations
 from dpr_lightning.engine import acted_loss, action_logits, sequence_logprobs, shares_prompts
 from dpr_lightning.engine.decoding import sampling_route
-from dpr_lightning.engine.decoding.routes import outlined_state
 from dpr_lightning.errors import InputError
 from dpr_lightning.functional import token_logprobs
-from dpr_lightning.modules.memory import LiveBytes, Shape, imitation_loss
+from dpr_lightning.live_bytes import LiveBytes
 from dpr_lightning.policies import LoraSpec, PolicySpec, build_policy, check_policy, save_policy
-from dpr_lightning.policies.outline import GroupedProducts, materialise, outline_policy
-from dpr_lightning.rollouts import SamplingOptions, sample
+from dpr_lightning.policies.outline import materialise, outline_policy
+from dpr_lightning.policies.without_content import without_content
+from dpr_lightning.rollouts import SamplingOptions, decode_longest, sample
 from dpr_lightning.types import Rollouts
 from tests.architectures.models import tiny_config, tiny_model
 from tests.tiny import tiny_tokenizer
@@ -128,11 +128,13 @@ def dpr(model: Model) -> str:
 
 def plan(model: Model) -> str:
     """Memory of a loss, its gradient and sampling is counted on a model without weights, as `dpr plan` does it."""
-    with FakeTensorMode(), GroupedProducts(), LiveBytes() as live:
+    with without_content(), LiveBytes() as live:
         outline = materialise(outline_policy(model.spec))
         weights = live.live
-        imitation_loss(outline, Shape(2, 6, 2)).backward()  # type: ignore[no-untyped-call]
-        outlined_state(outline.eval(), 2)  # reads a prompt
+        batch = largest_demonstrations(2, 6)
+        result = acted_loss(outline, batch.tokens, batch.mask, lambda logprob, _: -logprob.sum())
+        result.loss.backward()  # type: ignore[no-untyped-call]
+        decode_longest(outline, batch.tokens.tolist(), SamplingOptions(max_new_tokens=4), 1)
     _expect(live.peak > weights > 0, "nothing counted")
     return "yes"
 

@@ -9,13 +9,12 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from dpr_lightning.cli.main import run
 from dpr_lightning.cli.plan_command import Plan, plan, what_helps
 from dpr_lightning.errors import InputError
-from dpr_lightning.modules.memory import LiveBytes
+from dpr_lightning.live_bytes import LiveBytes, tensors_in
 from tests.tiny import write_decoder, write_tiny_policy
 from tests.training import write_weaker_policy
 from tests.workspace import Workspace, write_dpr_config, write_sft_config
@@ -39,7 +38,8 @@ class _AllBytes(LiveBytes):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Note what an operation is given, run it, and note its results."""
-        tree_map_only(Tensor, self._note, (args, kwargs))
+        for tensor in tensors_in((args, kwargs)):
+            self._note(tensor)
         return super().__torch_dispatch__(func, types, args, kwargs)
 
 

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dpr_lightning import functional as F
 from dpr_lightning.engine import fused_head as head
 from dpr_lightning.engine import head_logprobs, head_loss
-from dpr_lightning.modules.memory import LiveBytes
+from dpr_lightning.live_bytes import LiveBytes
 
 N, D, V = 37, 5, 23
 

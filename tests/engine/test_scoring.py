@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, PreTra
 from dpr_lightning.engine import acted_logprobs, acted_states, action_logits, keeps_states, sequence_logprobs
 from dpr_lightning.engine import fused_head as head
 from dpr_lightning.functional import token_logprobs
-from dpr_lightning.modules.memory import LiveBytes
+from dpr_lightning.live_bytes import LiveBytes
 
 MASK = torch.tensor([[0, 0, 1, 1, 0, 1, 1], [0, 1, 1, 1, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0]], dtype=torch.bool)
 SMALL = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from dpr_lightning.cli.main import run
-from dpr_lightning.modules.memory import LiveBytes
+from dpr_lightning.live_bytes import LiveBytes
 
 resize = torch.UntypedStorage.resize_
 

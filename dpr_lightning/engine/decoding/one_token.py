@@ -16,6 +16,7 @@ from dpr_lightning.engine.decoding.shared_prompt_cache import SharedPromptCache
 from dpr_lightning.engine.forward import last_logits
 from dpr_lightning.engine.half_precision import autocasts
 from dpr_lightning.engine.known_decoders import inside_of_adapters, is_known_decoder, is_silu
+from dpr_lightning.engine.model_mode import has_content
 from dpr_lightning.engine.weight_shards import fetches_weights
 
 log = logging.getLogger(__name__)
@@ -104,7 +105,7 @@ def has_one_token_pass(model: nn.Module) -> bool:
     if any(_has_hooks(module) for module in model.modules() if module is not embedding):
         return False
     if model not in _equal:
-        _equal[model] = _gives_the_same(model)
+        _equal[model] = not has_content(model) or _gives_the_same(model)
         if not _equal[model]:
             log.warning(
                 "This %s does not compute what others of its kind do; its own forward pass decodes its answers.",

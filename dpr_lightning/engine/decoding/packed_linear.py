@@ -66,7 +66,7 @@ class PackedLinear:
         return sum(layer.weight.nbytes for layer in self._layers) if self.lays_out else 0
 
     def _is_laid_out(self, rows: Tensor) -> bool:
-        if not self.lays_out or torch.is_autocast_enabled("cpu"):
+        if not self.lays_out or isinstance(rows, FakeTensor) or torch.is_autocast_enabled("cpu"):
             return False
         return not self._compiled or serves(rows)
 

@@ -10,7 +10,7 @@ from dpr_lightning.engine.decoding import prefill as reading
 from dpr_lightning.engine.decoding import sampling_route
 from dpr_lightning.engine.decoding.cached_state import CachedState
 from dpr_lightning.engine.decoding.prefill import prefill_prompts
-from dpr_lightning.modules.memory import LiveBytes
+from dpr_lightning.live_bytes import LiveBytes
 from dpr_lightning.rollouts import SamplingOptions, sample
 from tests.tiny import decoder, unknown_decoder
 

@@ -5,8 +5,10 @@ import torch
 from torch import Tensor, nn
 
 from dpr_lightning.engine.decoding.shared_prompt_cache import SharedPromptCache
-from dpr_lightning.modules.memory import LiveBytes, sampling_memory
-from dpr_lightning.rollouts import SamplingOptions, sample
+from dpr_lightning.live_bytes import LiveBytes
+from dpr_lightning.policies.outline import materialise
+from dpr_lightning.policies.without_content import without_content
+from dpr_lightning.rollouts import SamplingOptions, decode_longest, sample
 from dpr_lightning.types import Rollouts
 from tests.tiny import decoder
 
@@ -86,6 +88,10 @@ def test_what_sampling_takes_is_planned(samples: int) -> None:
     options = SamplingOptions(max_new_tokens=100)
     model = decoder("llama").eval()
     measured = bytes_of_sampling(model, 32 // samples, samples, 100, options)
-    shared = 32 // samples if samples > 1 else None
-    planned = sampling_memory(lambda: decoder("llama"), 32, 100, options, shared)
-    assert planned == pytest.approx(measured, rel=0.2)
+    with torch.device("meta"):
+        outline = decoder("llama")
+    with without_content(), LiveBytes() as live:
+        model = materialise(outline)
+        weights = live.live
+        decode_longest(model, [[0] * 100] * (32 // samples), options, samples)
+    assert live.peak - weights == pytest.approx(measured, rel=0.2)
