@@ -127,7 +127,7 @@ def _plan_of(run: CountedRun, ranks: Ranks, config: dict[str, Any]) -> Plan:
     planned = Plan(
         stays | run.stays, phases | {f"learning from {counted(rows, 'row')} of {counted(length, 'token')}": learning}
     )
-    ahead = config["data"]["init_args"].get("draw_ahead") == "same"
+    ahead = (config["data"].get("init_args") or {}).get("draw_ahead") == "same"
     return _with_a_copy(planned, run, ranks) if ahead else planned
 
 
@@ -150,7 +150,7 @@ def _instances(config: dict[str, Any]) -> tuple[PolicyModule, PolicyDataModule]:
     parser = LightningArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningModule, "model")
     parser.add_subclass_arguments(LightningDataModule, "data")
-    optimizer = config["model"]["init_args"].get("optimizer")
+    optimizer = (config["model"].get("init_args") or {}).get("optimizer")
     if isinstance(optimizer, dict) and optimizer["class_path"].endswith(".DeepSpeedCPUAdam"):
         # It has the same two moments, and to create it compiles it.
         config["model"]["init_args"]["optimizer"] = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-5}}

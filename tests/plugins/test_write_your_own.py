@@ -14,12 +14,18 @@ from safetensors.torch import load_file
 
 from dpr_lightning.cli.main import main
 from dpr_lightning.cli.plan_command import plan
+from dpr_lightning.engine import sampled_logits
 from dpr_lightning.errors import InputError
 from dpr_lightning.experiments import flops
+from dpr_lightning.modules import ScoredPart
+from dpr_lightning.modules.rollout_algorithm import score_logits
 from dpr_lightning.types import RolloutBatch
 from tests.gates.cases import STOPPED, Runs
 from tests.gates.record import HASH
+from tests.live_peak import measured_peak
 from tests.plugins.reinforce_entropy import IdentityPreference, ReinforceEntropy, brevity
+from tests.training import QUIET
+from tests.workspace import write_rows
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "write_your_own.md").read_text(encoding="utf-8")
@@ -147,19 +153,42 @@ def test_the_baseline_is_the_mean_return_of_the_batch() -> None:
     torch.testing.assert_close(credited.advantage, torch.tensor([[-0.5, -0.5], [0.5, 0.0]]))
 
 
-def test_its_memory_is_counted_with_its_loss(runs: Runs, tmp_path: Path) -> None:
+class WholeLogits(ReinforceEntropy):
+    """Computes the logits of a micro-batch itself."""
+
+    def score(self, part: RolloutBatch) -> ScoredPart:
+        """A copy of all logits, in float64."""
+        actions = sampled_logits(self.policy, part.tokens, part.mask)
+        return score_logits(actions._replace(logits=actions.logits.double()))
+
+
+def test_their_memory_is_counted_by_their_step(runs: Runs, tmp_path: Path) -> None:
+    """A rollout algorithm, one with its own ``score``, and a loss for pairs: no line of the package is for them."""
+    rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": chr(97 + n), "completion": "1" * 30} for n in range(8)])
+    trainer = {**QUIET, "use_distributed_sampler": False, "max_steps": 2, "default_root_dir": str(tmp_path)}
+    peaks = {}
+    for kind in (ReinforceEntropy, WholeLogits, IdentityPreference):
+        rollouts = kind is not IdentityPreference
+        config = rollout_config(runs) if rollouts else pairs_config(runs)
+        config["model"]["class_path"] = f"{kind.__module__}.{kind.__name__}"
+        sizes = {"max_prompt_length": 1} if rollouts else {"max_length": 32, "batch_size": 4}
+        config["data"]["init_args"] |= {"prompts" if rollouts else "train": rows, **sizes}
+        config["data"]["init_args"]["sampling"] = {"max_new_tokens": 16 if rollouts else 2}
+        path = tmp_path / f"{kind.__name__}.yaml"
+        path.write_text(yaml.safe_dump(config | {"trainer": trainer}))
+        measured, planned = measured_peak(str(path)), plan(["--config", str(path)]).peak
+        assert planned == pytest.approx(measured, rel=0.1), kind
+        peaks[kind] = planned
+    assert peaks[WholeLogits] > peaks[ReinforceEntropy]
+
+
+def test_a_step_that_depends_on_numbers_is_refused(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def loss(_: ReinforceEntropy, scored: ScoredPart, part: RolloutBatch) -> torch.Tensor:
+        total = scored.logprob.sum() / part.num_tokens
+        return total if bool(total > 0) else -total
+
+    monkeypatch.setattr(ReinforceEntropy, "loss", loss)
     config = rollout_config(runs) | {"trainer": {"accelerator": "cpu", "devices": 1}}
-    config["data"]["init_args"] |= {"max_prompt_length": 8, "samples_per_prompt": 1}
-    peaks = []
-    for name, rows in (("one", 6), ("two", 12)):
-        config["data"]["init_args"]["prompts_per_rollout"] = rows
-        (tmp_path / name).write_text(yaml.safe_dump(config))
-        phases = plan(["--config", str(tmp_path / name)]).phases
-        peaks += [size for phase, size in phases.items() if "learning" in phase]
-    assert 0 < peaks[0] < peaks[1]
-    policy = config["model"]["init_args"]["policy"]
-    pairs = f"{IdentityPreference.__module__}.IdentityPreference"
-    config["model"] = {"class_path": pairs, "init_args": {"policy": policy}}
-    (tmp_path / "pairs").write_text(yaml.safe_dump(config))
-    with pytest.raises(InputError, match="trains IdentityPreference"):
-        plan(["--config", str(tmp_path / "pairs")])
+    (tmp_path / "config").write_text(yaml.safe_dump(config))
+    with pytest.raises(InputError, match=r"this model or module.*max_steps 2"):
+        plan(["--config", str(tmp_path / "config")])
