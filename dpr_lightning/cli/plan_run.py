@@ -20,6 +20,7 @@ from dpr_lightning.live_bytes import LiveBytes
 from dpr_lightning.modules.base import PolicyModule
 from dpr_lightning.policies import FrozenPolicies, PolicyStrategy, Weights
 from dpr_lightning.policies.outline import materialise
+from dpr_lightning.policies.policy_spec import Dtype
 from dpr_lightning.policies.without_content import without_content
 
 _IN_SHARDS = SimpleNamespace(name="NOT_AVAILABLE")
@@ -90,7 +91,7 @@ class CountedRun(Callback):
         )
 
     def frozen_models(
-        self, folders: Mapping[str, str], dtype: str, attention: str, weights: Weights = "whole"
+        self, folders: Mapping[str, str], dtype: Dtype, attention: str, weights: Weights = "whole"
     ) -> FrozenPolicies:
         """As :class:`MemoryCount` describes it."""
         before, spec = self._live.live, self.module.policy_spec

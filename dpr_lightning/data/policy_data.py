@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.data.rows import Rows
 from dpr_lightning.policies import FrozenPolicies, PolicySpec, Weights
+from dpr_lightning.policies.policy_spec import Dtype
 
 
 @runtime_checkable
@@ -60,7 +61,7 @@ class MemoryCount(Protocol):
     ranks: int
 
     def frozen_models(
-        self, folders: Mapping[str, str], dtype: str, attention: str, weights: Weights = "whole"
+        self, folders: Mapping[str, str], dtype: Dtype, attention: str, weights: Weights = "whole"
     ) -> FrozenPolicies:
         """Called in place of :meth:`FrozenPolicies.load`: models without content, whose weights stay for the run."""
         ...

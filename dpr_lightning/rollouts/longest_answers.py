@@ -9,9 +9,6 @@ from dpr_lightning.engine import Lockstep, evaluating, model_device
 from dpr_lightning.engine.decoding import sample_tokens, single_model
 from dpr_lightning.engine.decoding.cached_state import CachedState
 from dpr_lightning.engine.decoding.decode_batch import DecodeBatch
-from dpr_lightning.engine.decoding.decoder_state import DecoderState
-from dpr_lightning.engine.decoding.kv_cache import PreallocatedKVLayer
-from dpr_lightning.engine.decoding.recorded_steps import steps_of
 from dpr_lightning.engine.decoding.routes import Decoder
 from dpr_lightning.rollouts.sampler import SamplingOptions, prompts_at_once
 
@@ -38,21 +35,12 @@ def decode_longest(
         batch = DecodeBatch([state], single_model, 0, device, Lockstep([policy]))
         logits = batch.prefill(batch_prompts, num_samples)
         uniform = torch.zeros(len(logits), dtype=torch.float64, device=device)
-        steps = steps_of(batch, options.temperature, options.top_p, limit)
         token, _ = sample_tokens(logits, uniform, options.temperature, options.top_p)
         del logits
-        if limit > 1:
-            token, _ = steps.next(token, uniform)
-        if limit > 2:
-            _lengthen(state, token, limit - 3)
-            steps.next(token, uniform)
-
-
-def _lengthen(state: DecoderState, token: torch.Tensor, tokens: int) -> None:
-    if isinstance(state, CachedState) and all(isinstance(layer, PreallocatedKVLayer) for layer in state.cache.layers):
-        # Twice, for a cache that grows is copied.
-        for part in (tokens - tokens // 2, tokens // 2):
-            state.advance(part)
-    else:
-        for _ in range(tokens):
-            state.step(token)
+        # A cache that grows is copied, so it does so twice; the first step may create it.
+        rest = max(0, limit - 4)
+        for left_out in (0, rest // 2, rest - rest // 2)[: limit - 1]:
+            if left_out and not (isinstance(state, CachedState) and state.advance(left_out)):
+                for _ in range(left_out):
+                    state.step(token)
+            token, _ = sample_tokens(batch.step(token), uniform, options.temperature, options.top_p)

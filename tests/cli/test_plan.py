@@ -112,7 +112,7 @@ def test_layers_that_look_at_what_is_in_tensors_are_said(
         ({"estimator": "all_actions", "credit": {"discount": 0.0}}, 1),
         ({"estimator": "all_actions", "credit": {"discount": 0.0}}, 4),
         # Rollouts take more than learning does, in parts of two answers.
-        ({"estimator": "reinforce"}, 16),
+        ({"estimator": "reinforce"}, 8),
         ({"policy": {"lora": {"rank": 2}}, "estimator": "reinforce"}, 1),
     ],
 )
@@ -121,7 +121,7 @@ def test_reinforcement(model: dict[str, Any], accumulate: int, folder: Path, tmp
     workspace = Workspace(str(folder / "sft"), str(folder / "reference"), rows, rows)
     config = Path(
         write_dpr_config(
-            tmp_path, workspace, max_prompt_length=1, sampling={"max_new_tokens": 24}, prompts_per_rollout=16
+            tmp_path, workspace, max_prompt_length=1, sampling={"max_new_tokens": 24}, prompts_per_rollout=8
         )
     )
     content = yaml.safe_load(config.read_text())

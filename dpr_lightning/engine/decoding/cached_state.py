@@ -91,6 +91,21 @@ class CachedState:
         self.position = self.position + 1
         return logits
 
+    def advance(self, tokens: int) -> bool:
+        """Called where memory is counted: lengthen every row as so many steps do, without their keys and values.
+
+        Returns:
+            False: the cache has layers of other kinds, and nothing has changed.
+        """
+        if not all(isinstance(layer, PreallocatedKVLayer) for layer in self.cache.layers):
+            return False
+        for layer in self.cache.layers:
+            layer.lengthen(len(self.position), tokens)
+        if self.attention is not None:
+            self.attention = self.attention.new_ones(len(self.attention), self.attention.shape[1] + tokens)
+        self.position = self.position + tokens
+        return True
+
     def select(self, order: Tensor) -> None:
         """As in :class:`DecoderState`."""
         keep_rows(self.cache, order)
