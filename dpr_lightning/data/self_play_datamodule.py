@@ -113,10 +113,10 @@ class SelfPlayDataModule(DemonstrationDataModule):
     def counted_batches(self, count: MemoryCount) -> RepeatedBatch:
         """Pairs of the longest demonstrations and answers, sampled and scored by an opponent without content."""
         batches = super().counted_batches(count)
-        frozen = count.frozen_models({OPPONENT: self.opponent}, self.dtype, self.attention)
+        self._frozen = count.frozen_models({OPPONENT: self.opponent}, self.dtype, self.attention)
         rows, length = batches.batch.tokens.shape
         answer = self.sampling.max_new_tokens
-        with frozen.use(OPPONENT) as model:
+        with self._frozen.use(OPPONENT) as model:
             prompt = max(1, longest_row(model, length - 1 + answer) - answer)
             pairs = largest_pairs(batches.batch, prompt, answer)
             with count.phase(f"sampling {min(rows, self.sampling.batch_size)} answers at once"):
