@@ -8,7 +8,7 @@ from lightning import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser
 
 from dpr_lightning.cli.plan_ranks import Ranks, step_of_rank
-from dpr_lightning.cli.plan_run import CountedRun
+from dpr_lightning.cli.plan_run import CountedRun, Precision
 from dpr_lightning.data import PolicyDataModule
 from dpr_lightning.data.demonstrations import DEFAULT_TOKEN_BUDGET
 from dpr_lightning.engine import weight_bytes
@@ -163,7 +163,7 @@ def _instances(config: dict[str, Any]) -> tuple[PolicyModule, PolicyDataModule]:
     return parts.model, parts.data
 
 
-def _precision(spec: PolicySpec, precision: str, ranks: Ranks) -> tuple[PolicySpec, str]:
+def _precision(spec: PolicySpec, precision: str, ranks: Ranks) -> tuple[PolicySpec, Precision]:
     """The policy with its dtype, and the trainer's precision: DeepSpeed converts the weights, `mixed` does not.
 
     float16 counts as bfloat16, which has the same size. DeepSpeed and FSDP2 take no float32 copies of this package.

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -23,6 +23,7 @@ from dpr_lightning.policies.outline import materialise
 from dpr_lightning.policies.policy_spec import Dtype
 from dpr_lightning.policies.without_content import without_content
 
+Precision = Literal["32-true", "bf16-mixed"]
 _IN_SHARDS = SimpleNamespace(name="NOT_AVAILABLE")
 
 
@@ -54,14 +55,14 @@ class CountedRun(Callback):
         self._frozen = 0
         self._is_first = False
 
-    def run(self, precision: str, accumulate: int, clip: float | None) -> None:
+    def run(self, precision: Precision, accumulate: int, clip: float | None) -> None:
         """Train. The policy is built without weights, and of its folder only config.json is read."""
         module, live = self.module, self._live
         with _quiet():
             trainer = Trainer(
                 barebones=True,
                 strategy=_OneProcess(self._shared),
-                precision=precision,  # type: ignore[arg-type]
+                precision=precision,
                 accumulate_grad_batches=accumulate,
                 gradient_clip_val=clip,
                 max_steps=2,
@@ -171,7 +172,7 @@ class _OneProcess(SingleDeviceStrategy, PolicyStrategy):
         whole = gathered and self._ranks.sampling_weights != "shards"
         if whole:
             for weight in model.parameters():
-                del weight.ds_status  # type: ignore[attr-defined]
+                vars(weight).pop("ds_status")
         yield
         if whole:
             _shard(model, everywhere=self._ranks.kind == "zero")
@@ -181,9 +182,9 @@ class _OneProcess(SingleDeviceStrategy, PolicyStrategy):
 def _shard(model: nn.Module, *, everywhere: bool) -> None:
     """Mark weights as DeepSpeed does those in shards; ``everywhere``: also those of a layer that computes."""
     for weight in model.parameters():
-        weight.ds_status = _IN_SHARDS  # type: ignore[attr-defined]
+        vars(weight)["ds_status"] = _IN_SHARDS
         if everywhere:
-            weight.ds_id = 0  # type: ignore[attr-defined]
+            vars(weight).update(ds_id=0, ds_numel=weight.numel(), ds_shape=weight.shape)
 
 
 def _gather_in_passes(model: nn.Module) -> None:
