@@ -43,9 +43,10 @@ def table(measured: dict[str, Any]) -> str:
     for side, turns in saved.items():
         tokens = [_tokens(work, turn, measured) for turn in turns]
         speed = [count / turn["wall"] for count, turn in zip(tokens, turns, strict=True)]
+        same_rounds = measured.get("against", {}).get(side, measured["turns"]["ours"])[measured["warmups"] :]
         against = [
             turn["wall"] / other["wall"] * _tokens(work, other, measured) / count
-            for turn, other, count in zip(turns, saved["ours"], tokens, strict=True)
+            for turn, other, count in zip(turns, same_rounds, tokens, strict=True)
         ]
         ratio = f"{median(against):.2f} ({min(against):.2f}–{max(against):.2f})"
         cells = [

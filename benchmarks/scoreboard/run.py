@@ -5,7 +5,8 @@ make bench BENCH_ARGS=--gpu                             # the rows of a GPU: hal
 python -m benchmarks.scoreboard.run --workloads sft     # one row
 python -m benchmarks.scoreboard.run --shape tiny        # to try the script itself
 
-Every side is a separate process that runs one step per turn, so that all meet the same load of the machine.
+Two sides at a time take turns, each a separate process that runs one step per turn, so that both meet the same load of
+the machine, and fit into 24 GB.
 The results go to a JSON file; `benchmarks.scoreboard.report` turns that into docs/performance.md.
 """
 
@@ -32,7 +33,7 @@ SIDES = {
     "sft": ["ours", RECOMPUTING, "trl", "trl_tuned", "transformers"],
     "score": ["ours", "trl", "trl_tuned"],
     "decode": ["ours", PLAIN, "transformers", "static"],
-    "dpr": ["ours", RECOMPUTING, "trl", "trl_tuned"],  # four at once fit into 24 GB
+    "dpr": ["ours", RECOMPUTING, "trl", "trl_tuned"],
 }
 _AS_DPR = {"GOMP_SPINCOUNT": "5000"}
 SETTINGS = {
@@ -113,7 +114,7 @@ def _seconds_of_product(left: torch.Tensor, right: torch.Tensor) -> float:
 def measure(
     work: Workload, sides: list[str], peers: str, folder: Path, warmups: int, rounds: int, ends: float
 ) -> dict[str, Any]:
-    """Run all sides in turn, ``rounds`` times, and measure each turn and the rate of products in between.
+    """Measure the first side against each of the other ones in turn: two processes at a time fit into 24 GB.
 
     Args:
         work: of a turn.
@@ -123,10 +124,28 @@ def measure(
         warmups: rounds that do not count.
         rounds: in all, warmups included.
         ends: time (``time.monotonic``, seconds) after which no further round starts, except the first that counts.
+
+    Returns:
+        ``turns`` of each side, those of the first side in the same rounds (``against``), and ``gemm_rates``.
     """
-    workers = [Worker(sys.executable if side in SETTINGS else peers, side, work.kind, folder) for side in sides]
-    turns: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
-    rates = []
+    first, rates = sides[0], list[float]()
+    turns: dict[str, list[dict[str, Any]]] = {}
+    against: dict[str, list[dict[str, Any]]] = {}
+    pairs = [[first, other] for other in sides[1:]] or [sides]
+    for index, pair in enumerate(pairs):
+        share = time.monotonic() + (ends - time.monotonic()) / (len(pairs) - index)
+        workers = [Worker(sys.executable if side in SETTINGS else peers, side, work.kind, folder) for side in pair]
+        measured = _take_turns(work, workers, warmups, rounds, share, rates)
+        turns |= {side: measured[side] for side in pair if side not in turns}
+        against |= {side: measured[first] for side in pair[1:]}
+    return {"turns": turns, "against": against, "gemm_rates": rates}
+
+
+def _take_turns(
+    work: Workload, workers: list[Worker], warmups: int, rounds: int, ends: float, rates: list[float]
+) -> dict[str, list[dict[str, Any]]]:
+    """The turns of each worker; appends the rate of products before each round to ``rates``, and ends the workers."""
+    turns: dict[str, list[dict[str, Any]]] = {worker.side: [] for worker in workers}
     try:
         for index in range(rounds):
             if index > warmups and time.monotonic() > ends:
@@ -140,7 +159,7 @@ def measure(
     finally:
         for worker in workers:
             worker.end()
-    return {"turns": turns, "gemm_rates": rates}
+    return turns
 
 
 def main() -> None:
