@@ -54,7 +54,8 @@ def block_attention(
         )
     if seen is not None:
         expect_shape("seen", seen, (rows, 1, length, key.shape[2]), "queries by keys")
-    result: Tensor = _BlockAttention.apply(query, key, value, scale, seen)  # type: ignore[no-untyped-call]
+    attend: Any = _BlockAttention.apply
+    result: Tensor = attend(query, key, value, scale, seen)
     return result
 
 
@@ -75,7 +76,8 @@ def rotate(
     expect_dimensions("heads", heads, "B T H D")
     for name, table in (("cosine", cosine), ("turned", turned)):
         expect_shape(name, table, (*heads.shape[:2], heads.shape[3]), "positions by the width of heads")
-    result: Tensor = _Rotate.apply(heads, cosine.unsqueeze(2), turned.unsqueeze(2))  # type: ignore[no-untyped-call]
+    turn: Any = _Rotate.apply
+    result: Tensor = turn(heads, cosine.unsqueeze(2), turned.unsqueeze(2))
     return result
 
 

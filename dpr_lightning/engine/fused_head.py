@@ -78,8 +78,8 @@ def head_loss(
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     with torch.autocast(device, enabled=False):
-        result = _HeadLoss.apply(hidden, weight, tokens.long(), token_loss, action_values, rows, dtype)  # type: ignore[no-untyped-call]
-    return HeadLoss(*result)
+        compute: Any = _HeadLoss.apply
+        return HeadLoss(*compute(hidden, weight, tokens.long(), token_loss, action_values, rows, dtype))
 
 
 def rows_at_a_time(weight: Float[Tensor, "V D"], block: int | None = None, smaller: int = 1) -> int:

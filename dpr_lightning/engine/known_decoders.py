@@ -1,6 +1,6 @@
 """Decoders whose layers are known, for which this package has faster forward passes."""
 
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -10,7 +10,7 @@ KNOWN = {"llama", "mistral", "qwen2", "qwen3"}
 
 def inside_of_adapters(model: nn.Module) -> Any:
     """The causal language model inside a peft wrapper; the model itself without one."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    return cast(Any, model).get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def is_known_decoder(model: nn.Module) -> bool:

@@ -62,9 +62,11 @@ class MasterWeights(Optimizer):
         return loss
 
     def _step_part(self, weights: list[Tensor]) -> None:
-        learnt = [(weight, self._copies[weight]) for weight in weights if weight.grad is not None]
-        for weight, copy in learnt:
-            copy.grad = weight.grad.float()  # type: ignore[union-attr]
+        learnt = []
+        for weight in weights:
+            if weight.grad is not None:
+                self._copies[weight].grad = weight.grad.float()
+                learnt.append((weight, self._copies[weight]))
         try:
             self.inner.step()
         finally:

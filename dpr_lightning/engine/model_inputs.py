@@ -1,7 +1,7 @@
 """Inputs of a forward pass over rows: padded, packed, or after prompts that are read once."""
 
 import logging
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -30,7 +30,7 @@ def packs_rows(model: nn.Module) -> bool:
     attention = str(getattr(model.config, "_attn_implementation", None))
     if "flash" not in attention:
         return False
-    config = model.config.get_text_config()  # type: ignore[union-attr, operator]
+    config = cast(Any, model.config).get_text_config()
     layers = set(getattr(config, "layer_types", None) or ()) | set(getattr(config, "layers_block_type", None) or ())
     if getattr(model, "_is_stateful", False) or not layers <= ATTENTION_LAYERS:
         return False

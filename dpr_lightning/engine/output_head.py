@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -14,10 +14,15 @@ _plain: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 """Whether the logits of a model are the output of its head, unchanged."""
 
 
+def output_head(model: nn.Module) -> nn.Module:
+    """The output head of a causal language model of transformers."""
+    head: nn.Module = cast(Any, model).get_output_embeddings()
+    return head
+
+
 def bare_head(model: nn.Module) -> nn.Linear | None:
     """The output head, where it is a linear layer without a bias."""
-    get_head: Any = getattr(model, "get_output_embeddings", None)
-    head = get_head() if get_head is not None else None
+    head = output_head(model) if hasattr(model, "get_output_embeddings") else None
     return head if type(head) is nn.Linear and head.bias is None else None
 
 

@@ -29,15 +29,17 @@ def recompute_activations(model: nn.Module) -> None:
     if not is_known_decoder(model):
         return
     for layer in inside_of_adapters(model).model.layers:
-        layer.mlp.__class__ = _with_forward(type(layer.mlp), _gated)  # type: ignore[arg-type]
-        layer.self_attn.__class__ = _with_forward(type(layer.self_attn), attended)  # type: ignore[arg-type]
+        for part, forward in ((layer.mlp, _gated), (layer.self_attn, attended)):
+            kind: Any = type(part)
+            part.__class__ = _with_forward(kind, forward)
     for module in model.modules():
         if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
-            module.__class__ = _with_forward(type(module), _normed)  # type: ignore[arg-type]
+            kind = type(module)
+            module.__class__ = _with_forward(kind, _normed)
 
 
 @cache
-def _with_forward(kind: Any, forward: Callable[..., Any]) -> Any:
+def _with_forward(kind: Any, forward: Any) -> Any:
     """A subclass of the same name; a function stored in each module would be a reference cycle with its weights."""
 
     def compute(module: Any, *arguments: Any, **named: Any) -> Any:
@@ -51,7 +53,8 @@ def _normed(module: Any, library_forward: Callable[..., Tensor], hidden: Tensor)
         if not torch.is_grad_enabled() and hidden.dtype == torch.float32:
             return rms_norm(hidden, module.weight.shape, module.weight, module.variance_epsilon)
         if torch.is_grad_enabled() and hidden.requires_grad:
-            result: Tensor = _Norm.apply(hidden, module.weight, module.variance_epsilon)  # type: ignore[no-untyped-call]
+            norm: Any = _Norm.apply
+            result: Tensor = norm(hidden, module.weight, module.variance_epsilon)
             return result
     return library_forward(module, hidden)
 
@@ -60,12 +63,13 @@ def _gated(module: Any, library_forward: Callable[..., Tensor], hidden: Tensor) 
     if not autocasts() and is_silu(module.act_fn):
         if not torch.is_grad_enabled() and _is_plain(module.gate_proj):
             product = silu(module.gate_proj(hidden), inplace=True).mul_(module.up_proj(hidden))
-            return module.down_proj(product)  # type: ignore[no-any-return]
+            result: Tensor = module.down_proj(product)
+            return result
         down = module.down_proj
         if torch.is_grad_enabled() and _is_plain(down) and not is_sharded(down):
             gate, up = module.gate_proj(hidden), module.up_proj(hidden)
-            result: Tensor = _GatedLinear.apply(gate, up, down.weight, down.bias)  # type: ignore[no-untyped-call]
-            return result
+            gated: Callable[..., Tensor] = _GatedLinear.apply
+            return gated(gate, up, down.weight, down.bias)
     return library_forward(module, hidden)
 
 

@@ -1,7 +1,7 @@
 """Forward passes for scoring, without gradients: logits exist for one block of states at a time."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +52,7 @@ def keeps_states(model: nn.Module) -> bool:
 
 def default_token_budget(model: nn.Module) -> int:
     """Tokens of one forward pass by default; see :func:`token_budget_for`."""
-    return token_budget_for(int(model.config.get_text_config().vocab_size), keeps_states(model))  # type: ignore[union-attr, operator]
+    return token_budget_for(int(cast(Any, model.config).get_text_config().vocab_size), keeps_states(model))
 
 
 def token_budget_for(vocabulary: int, keeps_states: bool) -> int:
@@ -94,7 +94,8 @@ def states_at(model: nn.Module, head: nn.Module, inputs: Inputs, index: Tensor) 
         return hidden.flatten(0, 1).index_select(0, index.flatten()).view(*index.shape, -1)
 
     with head_does(head, select):
-        return model(**inputs).logits  # type: ignore[no-any-return]
+        states: Tensor = model(**inputs).logits
+        return states
 
 
 @torch.no_grad()
@@ -123,7 +124,8 @@ def logprobs_at(model: nn.Module, head: nn.Module, inputs: Inputs, index: Tensor
         return head_logprobs(states, weighted.weight, actions).view(1, 1, -1)
 
     with head_does(head, compute):
-        return model(**inputs).logits.flatten()  # type: ignore[no-any-return]
+        logprob: Tensor = model(**inputs).logits
+        return logprob.flatten()
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """State of rows between decoding steps: the protocol, and two implementations without this package's cache."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import MutableMapping
 from typing import Any, Protocol
 
 import torch
@@ -100,7 +100,8 @@ class LibraryState:
         self._cache = {name: output[name] for name in CACHE_ARGUMENTS if output.get(name) is not None}
         if not self._cache:
             raise ValueError("its forward pass returns no cache")
-        return output.logits[:, -1]  # type: ignore[no-any-return]
+        logits: Tensor = output.logits[:, -1]
+        return logits
 
     def _select(self, order: Tensor, rows: int) -> None:
         self._cache = {name: select_rows(value, order, rows) for name, value in self._cache.items()}
@@ -170,9 +171,9 @@ def select_rows(value: Any, order: Tensor, rows: int) -> Any:
         return tuple(select_rows(part, order, rows) for part in value)
     if isinstance(value, list):
         value[:] = [select_rows(part, order, rows) for part in value]
-    elif isinstance(value, Mapping):
+    elif isinstance(value, MutableMapping):
         for key, part in list(value.items()):
-            value[key] = select_rows(part, order, rows)  # type: ignore[index]
+            value[key] = select_rows(part, order, rows)
     elif type(value).__name__.endswith(("Cache", "Layer")):
         for name, part in list(vars(value).items()):
             setattr(value, name, select_rows(part, order, rows))

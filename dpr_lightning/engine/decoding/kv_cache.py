@@ -64,6 +64,11 @@ class PreallocatedKVLayer(DynamicLayer):
         self._set_length(rows, end)
         return self.preallocated(rows)
 
+    @property
+    def length(self) -> int:
+        """Tokens of a row so far."""
+        return self._length
+
     def preallocated(self, rows: int) -> tuple[Tensor, Tensor]:
         """Keys and values [rows, heads, capacity, width] of the first rows: all columns, zeros beyond the length."""
         keys, values = self._storage
@@ -107,19 +112,20 @@ def join_layers(parts: Sequence[Any]) -> Any:
     first = parts[0]
     if isinstance(first, PreallocatedKVLayer):
         result = PreallocatedKVLayer(first._longest)
-        result.update(*(_below_each_other([getattr(part, name) for part in parts]) for name in ("keys", "values")))
+        result.update(*_keys_and_values(parts))
         return result
     if isinstance(first, DynamicLayer) and first.is_initialized:
-        first.keys, first.values = (
-            _below_each_other([getattr(part, name) for part in parts]) for name in ("keys", "values")
-        )
+        first.keys, first.values = _keys_and_values(parts)
     if isinstance(first, LinearAttentionLayer):
-        for name in ("conv_states", "recurrent_states"):
-            states = [getattr(part, name) for part in parts]
+        for states in ([part.conv_states for part in parts], [part.recurrent_states for part in parts]):
             for index, state in states[0].items():
                 if state is not None:
                     states[0][index] = torch.cat([each[index] for each in states])
     return first
+
+
+def _keys_and_values(parts: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    return _below_each_other([part.keys for part in parts]), _below_each_other([part.values for part in parts])
 
 
 def _below_each_other(parts: list[Tensor]) -> Tensor:

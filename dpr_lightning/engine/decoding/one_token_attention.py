@@ -91,7 +91,7 @@ class Attention:
             none = heads.new_empty(rows, keys, 0, self._width)
             cache.update(none, none)
         states = cache.lengthen(rows, 1)
-        length = cache.keys.shape[-2]  # type: ignore[union-attr]
+        length = cache.length
         prompts = None if seen.prompts is None else seen.prompts.of_layer(self._layer_index)
         bias = seen.bias(length, length, torch.float32)
         sine = seen.signed_sine
