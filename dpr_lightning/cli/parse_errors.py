@@ -4,8 +4,10 @@ import difflib
 import importlib
 import inspect
 import pkgutil
+import pydoc
 import re
 from collections.abc import Iterable
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
@@ -75,8 +77,8 @@ def plainly(message: str, options: Iterable[str] = ()) -> str:
         return message
     key, reason = ".".join(keys), _TYPES.sub(r"\1", _joined(reasons))
     if classless := next((match["name"] for text in reasons if (match := _PATH.fullmatch(text))), None):
-        return f"{key}: {_no_path(classless)}"
-    text = f"{key}: {reason or 'has another type'}".removesuffix(".")
+        return f"{key}: {_no_options(key, classless, message) or _no_path(classless)}"
+    text = f"{key}: {reason or 'has another type'}".replace(" or NoneType", "").removesuffix(".")
     if values and "Got value" not in text and len(values[0]) < 80 and "not accepted" not in text:
         text += f"; found {values[0]}"
     return f"{text}.{_meant(text, owner)}"
@@ -97,6 +99,15 @@ def _no_path(name: str) -> str:
         function = verifier_name(VERIFIERS[name])
         return f"{name!r} is no import path. Write {VERIFIERS[name].__module__}.{function}."
     return f"there is no class {name!r}. A class is named by its import path, such as {_EXAMPLE}."
+
+
+def _no_options(key: str, value: str, message: str) -> str | None:
+    """What to write instead of a value where a dataclass takes options; None where another class is expected."""
+    *_, subtypes = re.findall(r"Subtypes: (.*)", message) or [""]
+    kinds = [kind for name in re.findall(r"<class '([\w.]+)'>", subtypes) if is_dataclass(kind := pydoc.locate(name))]
+    if not kinds:
+        return None
+    return f"it has options, such as {key}.{fields(kinds[0])[0].name}; found {value}."
 
 
 def _joined(reasons: list[str]) -> str:

@@ -48,7 +48,7 @@ class RunDefaults:
         held_out_limit: number of the first demonstrations of ``data.held_out`` that are measured.
         csv: whether metrics are written to ``metrics.csv``.
         wandb: whether metrics go to Weights & Biases: ``offline``, to files in the folder around the run's; ``online``,
-            which takes an account. None: they do not.
+            which takes an account. ``off``, which YAML reads as false: they do not.
         wandb_project: project of the Weights & Biases run, whose name is the folder's path.
 
     Raises:
@@ -63,7 +63,7 @@ class RunDefaults:
     held_out_every_n_steps: int | None = 10
     held_out_limit: int = 64
     csv: bool = True
-    wandb: Literal["offline", "online"] | None = "offline"
+    wandb: Literal["offline", "online", "off"] | bool = "offline"
     wandb_project: str = "dpr-lightning"
 
     def __post_init__(self) -> None:
@@ -74,6 +74,8 @@ class RunDefaults:
                     f"`run.references`: found {share:g}. They are shares of the run between 0 and 1, such as 0.25; the "
                     "end of the run is always saved."
                 )
+        if self.wandb is True:
+            raise InputError("`run.wandb`: found true. It is `offline`, `online` or `off`.")
         optional = {
             "resume_every_n_steps": self.resume_every_n_steps,
             "samples_every_n_rollouts": self.samples_every_n_rollouts,
@@ -209,7 +211,7 @@ def _callbacks(run: RunDefaults, root: Path, config: Mapping[str, Any]) -> Itera
 def _loggers(run: RunDefaults, root: Path, subcommand: str) -> list[Default]:
     version = "" if subcommand == "fit" else subcommand  # an evaluation does not replace the metrics of the training
     loggers = [Default(CSVLogger, {"save_dir": str(root), "name": "", "version": version})] if run.csv else []
-    if run.wandb is not None:
+    if run.wandb not in (False, "off"):
         name = "-".join([part for part in root.relative_to(root.anchor).parts if part != RUNS.name][-3:])
         options = {"project": run.wandb_project, "name": name or None}
         loggers.append(

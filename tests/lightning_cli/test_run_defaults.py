@@ -51,7 +51,7 @@ def kinds(added: RunParts) -> dict[str, dict[str, Any]]:
 
 
 def test_a_minimal_config_leaves_a_run_that_goes_on(case: Path, caplog: pytest.LogCaptureFixture) -> None:
-    fit = [*minimal(), "--run.wandb=null"]
+    fit = [*minimal(), "--run.wandb=off"]
     assert main(fit) == 0
     assert "`trainer.default_root_dir` is left out: the run is in runs/mine." in caplog.text
     policies = {
@@ -67,7 +67,7 @@ def test_a_minimal_config_leaves_a_run_that_goes_on(case: Path, caplog: pytest.L
 
 
 def test_the_saved_config_is_complete_and_moves_with_one_option(case: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fit = minimal(run={"wandb": None, "resume_every_n_steps": 2})
+    fit = minimal(run={"wandb": False, "resume_every_n_steps": 2})
     with pytest.raises(SystemExit):
         main([*fit, "--print_config"])
     printed = yaml.safe_load(capsys.readouterr().out)
@@ -91,15 +91,15 @@ def test_a_run_can_write_nothing(case: Path) -> None:
 
 
 def test_the_config_is_in_the_run_where_no_logger_has_a_folder(case: Path) -> None:
-    assert main([*minimal(), "--run.wandb=null", "--run.csv=false", "--run.resume_every_n_steps=null"]) == 0
+    assert main([*minimal(), "--run.wandb=off", "--run.csv=false", "--run.resume_every_n_steps=null"]) == 0
     assert {name for name in files("runs") if "policies" not in name} == {"mine/config.yaml"}
     before = snapshot(case / "runs")
-    assert main(["validate", *minimal()[1:], "--data.validation=0.25", "--run.wandb=null", "--run.csv=false"]) == 0
+    assert main(["validate", *minimal()[1:], "--data.validation=0.25", "--run.wandb=off", "--run.csv=false"]) == 0
     assert snapshot(case / "runs") == before
 
 
 def test_an_evaluation_has_a_table_in_the_folder_of_the_run(case: Path) -> None:
-    validate = ["validate", *minimal()[1:], "--data.validation=0.25", "--run.wandb=null"]
+    validate = ["validate", *minimal()[1:], "--data.validation=0.25", "--run.wandb=off"]
     assert main(validate) == 0
     assert {"validate/metrics.csv"} <= files("runs/mine") <= {"validate/metrics.csv", "validate/config.yaml"}
     with Path("runs/mine/validate/metrics.csv").open() as file:
@@ -120,7 +120,7 @@ def test_rollouts_have_samples_and_a_held_out_reward(tmp_path: Path, workspace: 
     assert "HeldOutReward" not in kinds(
         parts("--config", write_dpr_config(tmp_path, workspace), *QUIET, "--run.csv=true")
     )
-    off = ["--run.samples_every_n_rollouts=null", "--run.held_out_every_n_steps=null", "--run.wandb=null"]
+    off = ["--run.samples_every_n_rollouts=null", "--run.held_out_every_n_steps=null", "--run.wandb=off"]
     assert list(kinds(parts(*arguments, *off))) == ["ReferenceCheckpoints", "ResumableCheckpoints", "CSVLogger"]
 
 
@@ -170,7 +170,7 @@ def test_weights_and_biases_runs_are_named_by_their_folder(
 
 
 def test_a_policy_is_saved_after_an_average_is_in_it_and_before_the_rest(case: Path) -> None:
-    added = parts(*minimal()[1:], "--run.wandb=null")
+    added = parts(*minimal()[1:], "--run.wandb=off")
     named = [EarlyStopping("train/nll"), StochasticWeightAveraging(0.1), EarlyStopping("train/nll")]
     options = added.trainer_options({"callbacks": named, "logger": False, "enable_checkpointing": None})
     callbacks = options["callbacks"]
@@ -189,7 +189,7 @@ def test_own_paths_are_checked_under_the_option_that_names_them(case: Path, caps
     assert main(fit) == 2
     assert "Name another path for `trainer.default_root_dir`" in capsys.readouterr().err
     assert snapshot(case) == before
-    assert main([*fit, "--trainer.default_root_dir", "runs/again", "--run.wandb=null"]) == 0
+    assert main([*fit, "--trainer.default_root_dir", "runs/again", "--run.wandb=off"]) == 0
 
 
 def test_ranks_read_their_own_share(case: Path) -> None:

@@ -149,6 +149,34 @@ OPTION_CASES: dict[str, dict[str, Case]] = {
         "a monitored name without validation": Case(
             lambda kit: _monitored(kit, "ModelCheckpoint", "validation/nll"), ("ModelCheckpoint", "`data.validation`")
         ),
+        "a misspelt option of the run": Case(
+            lambda kit: _settings(kit, run={"refrences": [0.5]}), ("run", "'refrences'", "'references'")
+        ),
+        "a reference after the end of the run": Case(
+            lambda kit: _settings(kit, run={"references": [0.5, 1.5]}), ("`run.references`: found 1.5", "0 and 1")
+        ),
+        "checkpoints every -5 steps": Case(
+            lambda kit: [*kit.fit(), "--run.resume_every_n_steps", "-5"],
+            ("`run.resume_every_n_steps`: found -5", "null"),
+        ),
+        "no checkpoint that stays": Case(
+            lambda kit: [*kit.fit(), "--run.keep_checkpoints=0"], ("`run.keep_checkpoints`: found 0",)
+        ),
+        "an unknown mode of Weights & Biases": Case(
+            lambda kit: [*kit.fit(), "--run.wandb=onlin"], ("run.wandb", "'offline'", "onlin")
+        ),
+        "a run that is no mapping": Case(
+            lambda kit: _settings(kit, run="runs/mine"), ("run: it has options, such as run.references", "runs/mine")
+        ),
+        "an unknown verifier of samples": Case(
+            lambda kit: [*kit.dpr(), "--run.verifier=anser", "--run.wandb=off"], ("anser", "answer")
+        ),
+        "an evaluation without prompts": Case(
+            lambda kit: kit.fit(
+                trainer={"callbacks": [{"class_path": "dpr_lightning.callbacks.GenerationEvaluation"}]}
+            ),
+            ("GenerationEvaluation", "`data.validation`"),
+        ),
         "a path where a list belongs": Case(
             lambda kit: [
                 "rewards",
