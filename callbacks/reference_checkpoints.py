@@ -26,7 +26,7 @@ INTERRUPTED = "interrupted"
 """Folder of the policy of a run that was stopped before its end."""
 SPARES = 2
 POLICIES = Writes("final", "ema", INTERRUPTED, "step_*", whole=True)
-LISTED = ('"step_', '"final"')
+LISTED = ('"step_', '"final"', f'"{INTERRUPTED}"')
 """What references.json lists."""
 
 
@@ -64,7 +64,7 @@ class ReferenceCheckpoints(Callback):
         self.written: dict[str, float] = {}
         self._average: dict[str, Tensor] = {}
         self._due: dict[int, float] = {}
-        self._total = 0
+        self._total: float = 0
         self._spares: list[str] = []
         if any(not 0 < fraction < 1 for fraction in self.fractions):
             raise InputError(f"`fractions` lie strictly between 0 and 1; found {self.fractions}.")
@@ -75,16 +75,19 @@ class ReferenceCheckpoints(Callback):
         Raises:
             InputError: the run has no end that fractions could be taken of.
         """
-        estimated = trainer.estimated_stepping_batches
-        if estimated == float("inf"):
+        self._total = trainer.estimated_stepping_batches
+        endless = self._total == float("inf")
+        if endless and self.fractions:
             raise InputError(
                 "Reference checkpoints lie at fractions of the run, and this one has no end. Set `trainer.max_steps` "
-                "or `trainer.max_epochs`."
+                "or `trainer.max_epochs`, or `run.references` (`fractions` of ReferenceCheckpoints) to []."
             )
-        total = self._total = int(estimated)
         self._due = {}
         if trainer.ckpt_path is None and not is_trial(trainer) and trainer.is_global_zero:
             self._report_earlier_run()
+        if endless:
+            return
+        total = int(self._total)
         if total < 2:
             log.warning("A run of %s has no earlier checkpoint to serve as reference.", counted(total, "step"))
             return

@@ -76,7 +76,12 @@ def write_resumable_config(
 
 
 def write_dpr_config(
-    folder: Path, workspace: Workspace, policy: str | None = None, model: dict[str, Any] | None = None, **data: Any
+    folder: Path,
+    workspace: Workspace,
+    policy: str | None = None,
+    model: dict[str, Any] | None = None,
+    trainer: dict[str, Any] | None = None,
+    **data: Any,
 ) -> str:
     """A config that takes two steps of DPR."""
     arguments = {
@@ -93,7 +98,7 @@ def write_dpr_config(
             "init_args": {"policy": {"source": policy or workspace.sft}} | (model or {}),
         },
         "data": {"class_path": "dpr_lightning.data.RewardDataModule", "init_args": arguments | data},
-        "trainer": {"max_steps": 2, **TRAINER, "default_root_dir": str(folder)},
+        "trainer": {"max_steps": 2, **TRAINER, "default_root_dir": str(folder), **(trainer or {})},
         "run": None,
     }
     return _write(folder / "dpr.yaml", config)

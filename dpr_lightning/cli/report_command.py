@@ -47,7 +47,7 @@ def _from_curves(folder: Path) -> Report:
         )
     if not panels_of:
         raise InputError(
-            f"{folder} has neither report.json nor a metrics.csv with curves. Add Lightning's CSVLogger to the "
-            "config's trainer.logger."
+            f"{folder} has neither report.json nor a metrics.csv with curves. `dpr fit` writes one unless `run.csv` is "
+            "false or `trainer.logger` names other loggers."
         )
     return Report(title=f"Run {folder.name}", verdict="Curves of a training run.", panels=panels_of, machine=machine())

@@ -174,9 +174,10 @@ def parts_of_run(config: Mapping[str, Any], subcommand: str) -> RunParts:
     Raises:
         InputError: a number of the section is out of range.
     """
-    if config.get("run") is None:
+    trainer = config["trainer"]
+    if config.get("run") is None or trainer.get("barebones"):  # with which Lightning refuses loggers and checkpoints
         return RunParts([], [])
-    run, trainer = RunDefaults(**config["run"]), config["trainer"]
+    run = RunDefaults(**config["run"])
     root = Path(trainer["default_root_dir"]).expanduser()
     loggers = _loggers(run, root, subcommand) if trainer.get("logger") is None else []
     if subcommand != "fit":

@@ -28,7 +28,13 @@ class ScheduleSpec:
     def build(self, optimizer: torch.optim.Optimizer, trainer: Trainer) -> torch.optim.lr_scheduler.LRScheduler:
         """The scheduler for a trainer's run; it moves once an optimizer step."""
         total = self.total_steps or (trainer.max_steps if trainer.max_steps > 0 else None)
-        steps = int(total if total is not None else trainer.estimated_stepping_batches)
+        estimated = total if total is not None else trainer.estimated_stepping_batches
+        if estimated == float("inf"):
+            raise InputError(
+                "The learning rate follows the length of the run, and this one has no end. Set `trainer.max_steps` or "
+                "`trainer.max_epochs`, or `schedule.total_steps`."
+            )
+        steps = int(estimated)
         if steps < 1:
             raise InputError("The run has no optimizer steps; set `trainer.max_steps` or `trainer.max_epochs`.")
         warmup = int(self.warmup_fraction * steps)

@@ -136,6 +136,7 @@ def test_what_the_config_names_takes_the_place_of_a_default(tmp_path: Path, work
     assert list(kinds(parts(*named, "--trainer.logger=false"))) == ["ResumableCheckpoints"]
     assert list(kinds(parts(*named, "--trainer.enable_checkpointing=false"))) == ["CSVLogger", "WandbLogger"]
     assert kinds(parts("--config", config)) == {}
+    assert kinds(parts(*named, "--trainer.barebones=true")) == {}
 
 
 @pytest.mark.parametrize(

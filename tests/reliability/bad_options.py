@@ -128,6 +128,16 @@ OPTION_CASES: dict[str, dict[str, Case]] = {
         "validation less often than there are batches": Case(
             lambda kit: kit.fit(trainer={"val_check_interval": 1000}), ("trainer.val_check_interval", "1000")
         ),
+        "a run without an end": Case(
+            lambda kit: kit.fit(trainer={"max_steps": -1, "max_epochs": -1}), ("`trainer.max_steps`", "no end")
+        ),
+        "references of a run without an end": Case(
+            lambda kit: [
+                *kit.fit(model={"schedule": {"total_steps": 9}}, trainer={"max_steps": -1, "max_epochs": -1}),
+                *("--run.wandb=off", "--run.csv=false"),
+            ],
+            ("`run.references`", "no end"),
+        ),
         "a negative learning rate": Case(
             lambda kit: kit.fit(model={"optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": -1.0}}}),
             ("model.optimizer: ", "-1.0"),

@@ -193,6 +193,21 @@ def test_a_second_ctrl_c_ends_at_once(
     assert "stopped by Ctrl-C. The same command goes on from step 6" in capsys.readouterr().err
 
 
+def test_a_run_without_an_end_is_ended_by_time(inputs: Path, tmp_path: Path, one_second_a_step: None) -> None:
+    """Fractions of it cannot be taken; its schedule has a length."""
+    config = Path(write_config(inputs, tmp_path / "run", "dpr"))
+    content = yaml.safe_load(config.read_text())
+    content["trainer"] |= {"max_steps": -1, "max_epochs": -1, "max_time": "00:00:00:04"}
+    content["trainer"]["callbacks"][0]["init_args"]["fractions"] = []
+    content["model"]["init_args"]["schedule"] = {"total_steps": 30}
+    config.write_text(yaml.safe_dump(content))
+    assert exit_code(["fit", "--config", str(config)]) == 75
+    assert exit_code(["fit", "--config", str(config)]) == 75
+    policies = tmp_path / "run" / "dpr" / "policies"
+    assert (policies / "interrupted" / "model.safetensors").is_file()
+    assert named(policies) == {"interrupted": 0.0}
+
+
 def test_ctrl_c_without_checkpoints_says_how_to_have_them(
     inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,57 @@
+"""GenerationEvaluation answers the rows that the run's data hold out, unless it names others."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dpr_lightning.cli.main import main
+from tests.workspace import Workspace, make_workspace, write_dpr_config, write_rows, write_sft_config
+
+PROMPTS: set[str] = set()
+TRAINED = [{"question": f"{a} + 1 =", "completion": f"Answer: {a + 1}"} for a in range(8)]
+HELD_OUT = [{"question": f"{a} + 2 =", "completion": f"Answer: {a + 2}"} for a in range(3)]
+COLUMNS = {"prompt": "question"}
+
+
+def records(prompt: str, answer: str, row: Mapping[str, Any]) -> float:
+    """A verifier that records which prompts were answered."""
+    PROMPTS.add(prompt)
+    return 0.0
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    return make_workspace(tmp_path_factory.mktemp("evaluation"))
+
+
+def evaluation(**options: Any) -> dict[str, Any]:
+    options = {"verifier": f"{__name__}:records", "max_new_tokens": 3, "temperatures": [0.0], **options}
+    return {"callbacks": [{"class_path": "dpr_lightning.callbacks.GenerationEvaluation", "init_args": options}]}
+
+
+def answered(config: str) -> set[str]:
+    PROMPTS.clear()
+    assert main(["fit", "--config", config, "--trainer.max_steps=1"]) == 0
+    return set(PROMPTS)
+
+
+def test_demonstrations_of_validation(tmp_path: Path, workspace: Workspace, caplog: pytest.LogCaptureFixture) -> None:
+    train, rows = write_rows(tmp_path / "train.jsonl", TRAINED), write_rows(tmp_path / "held.jsonl", HELD_OUT)
+
+    def config(**options: Any) -> str:
+        policy, trainer = {"source": workspace.sft}, evaluation(**options)
+        return write_sft_config(tmp_path, policy, train, trainer=trainer, validation=rows, columns=COLUMNS)
+
+    assert answered(config()) == {row["question"] for row in HELD_OUT}
+    assert "not of the run's data" not in caplog.text
+    assert answered(config(prompts=workspace.prompts, limit=2)) == {"0 + 0 =", "0 + 1 ="}
+    assert f"the prompts are those of {workspace.prompts}, not of the run's data" in caplog.text
+
+
+def test_held_out_rows_of_prompts(tmp_path: Path, workspace: Workspace) -> None:
+    prompts, rows = write_rows(tmp_path / "train.jsonl", TRAINED), write_rows(tmp_path / "held.jsonl", HELD_OUT)
+    data = {"prompts": prompts, "held_out": rows, "columns": COLUMNS}
+    config = write_dpr_config(tmp_path, workspace, trainer=evaluation(), **data)
+    assert answered(config) == {row["question"] for row in HELD_OUT}
