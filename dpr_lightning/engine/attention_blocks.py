@@ -1,4 +1,8 @@
-"""Causal attention of short sequences as plain products, the fastest way on a CPU in half precision."""
+"""Causal attention of short sequences as plain products, the fastest way on a CPU in half precision.
+
+0.2 to 0.4 of the time of PyTorch's attention in training, for rows of 64 to 2,048 tokens in bfloat16
+(docs/performance.md).
+"""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple

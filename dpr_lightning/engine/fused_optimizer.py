@@ -1,4 +1,7 @@
-"""Adam and AdamW on a CPU in one pass over the weights."""
+"""Adam and AdamW on a CPU in one pass over the weights.
+
+By the rates in docs/performance.md, a step of SFT in bfloat16 takes 0.9 of the time that it takes without this.
+"""
 
 import torch
 from torch.optim import Adam, AdamW, Optimizer

