@@ -52,15 +52,15 @@ class LiveBytes(TorchDispatchMode):
         if tensor.device.type == "meta":
             return
         storage = tensor.untyped_storage()
-        key, size = id(storage), storage.nbytes()
+        key, nbytes = id(storage), storage.nbytes()
         if key in self._seen:
             return
 
         def freed(_: Any) -> None:
             self.live -= self._seen.pop(key)[1]
 
-        self._seen[key] = (weakref.ref(storage, freed), size)
-        self._add(size)
+        self._seen[key] = (weakref.ref(storage, freed), nbytes)
+        self._add(nbytes)
 
     def resized(self, storage: UntypedStorage) -> None:
         """Called after a storage was resized, as FSDP2 does to empty and refill its own."""
@@ -69,8 +69,8 @@ class LiveBytes(TorchDispatchMode):
             self._seen[id(storage)] = (reference, storage.nbytes())
             self._add(storage.nbytes() - before)
 
-    def _add(self, size: int) -> None:
-        self.live += size
+    def _add(self, nbytes: int) -> None:
+        self.live += nbytes
         self.working_peak = max(self.working_peak, self.live - self.gradients)
         if self.live > self.peak:
             self.peak, self.gradients_at_peak = self.live, self.gradients

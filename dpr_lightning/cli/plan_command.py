@@ -1,6 +1,7 @@
 """``dpr plan``: the memory that a config takes on each rank, counted without a GPU."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -50,8 +51,11 @@ def what_helps(arguments: Sequence[str]) -> str:
         arguments: of a ``dpr fit``.
     """
     now = plan(arguments).peak
-    savings = [(options, now - plan([*arguments, *options.split()]).peak) for options in _remedies(arguments)]
-    width = max(len(options) for options, _ in savings)
+    savings = []
+    for options in _remedies(arguments):
+        with suppress(InputError):  # a module may refuse it, as a verifier head does adapters
+            savings.append((options, now - plan([*arguments, *options.split()]).peak))
+    width = max((len(options) for options, _ in savings), default=0)
     lines = [f"Of {now / 2**20:,.1f} MiB that a rank takes at its peak, these would save:"]
     return "\n".join([*lines, *(f"  {options:<{width}}{saved / 2**20:>12,.1f} MiB" for options, saved in savings)])
 
@@ -121,7 +125,7 @@ def _plan_of(run: CountedRun, ranks: Ranks, config: dict[str, Any]) -> Plan:
     if sampling is not None and trainer["accelerator"] == "cpu" and whole:
         phases[sampling] += packed_bytes(policy)
     # After its hooks were removed for a rollout, DeepSpeed has to see a pass before it fetches ahead.
-    hooks_removed = bool(phases) and ranks.sampling_weights != "shards" and trainer["accumulate_grad_batches"] == 1
+    hooks_removed = run.gathers_policy and trainer["accumulate_grad_batches"] == 1
     stays, learning = step_of_rank(run.step, ranks, policy, fetches_ahead=not hooks_removed)
     rows, length = run.largest
     planned = Plan(

@@ -41,6 +41,7 @@ class CountedRun(Callback):
         stays: bytes of frozen models, by name.
         phases: bytes that sampling and scoring add, by name.
         largest: rows and tokens of the largest micro-batch.
+        gathers_policy: whether the policy's weights are gathered whole before it learns.
     """
 
     def __init__(self, module: PolicyModule, data: PolicyDataModule, ranks: Ranks) -> None:
@@ -58,17 +59,20 @@ class CountedRun(Callback):
     def run(self, precision: Precision, accumulate: int, clip: float | None) -> None:
         """Train. The policy is built without weights, and of its folder only config.json is read."""
         module, live = self.module, self._live
+        strategy = _OneProcess(self._shared)
         with _quiet():
             trainer = Trainer(
                 barebones=True,
-                strategy=_OneProcess(self._shared),
+                accelerator="cpu",
+                devices=1,
+                strategy=strategy,
                 precision=precision,
                 accumulate_grad_batches=accumulate,
                 gradient_clip_val=clip,
                 max_steps=2,
                 callbacks=[self],
             )
-            trainer.strategy.connect(module)
+            strategy.connect(module)
             module.trainer = self._data.trainer = trainer
             with without_content(), live:
                 module.policy = self.policy = materialise(module.outline())
@@ -79,6 +83,7 @@ class CountedRun(Callback):
                 live.watch_gradients(self.policy)
                 trained = [weight for weight in self.policy.parameters() if weight.requires_grad]
                 trainer.fit(module, self._data.counted_batches(self))
+        self.gathers_policy = strategy.gathered
         assert self._optimizer is not None
         self.step = StepMemory(
             weights=self._weights,
@@ -97,17 +102,17 @@ class CountedRun(Callback):
         """As :class:`MemoryCount` describes it."""
         before, spec = self._live.live, self.module.policy_spec
         frozen = FrozenPolicies.outline(folders, dtype=dtype, attention=attention, policy=self.policy, policy_spec=spec)
-        self._frozen = size = self._live.live - before
+        self._frozen = of_rank = self._live.live - before
         if frozen.is_shared:
             name = f"{counted(len(folders), 'frozen adapter')} on its base"
         elif weights == "shards" and self.ranks > 1:
-            name, size = f"{counted(len(folders), 'frozen model')}, in shards", size // self.ranks
+            name, of_rank = f"{counted(len(folders), 'frozen model')}, in shards", of_rank // self.ranks
             for model in frozen.models:
                 _shard(model, everywhere=False)
                 _gather_in_passes(model)
         else:
             name = counted(len(folders), "frozen model")
-        self.stays[name] = size
+        self.stays[name] = of_rank
         return frozen
 
     @contextmanager
@@ -122,7 +127,7 @@ class CountedRun(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count copies of weights that the optimizer has made."""
-        self._copies = self._live.live - self._weights
+        self._copies = self._live.live - self._weights - self._frozen
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Note the shape of a micro-batch; forget what came before the second step."""
@@ -157,6 +162,7 @@ class _OneProcess(SingleDeviceStrategy, PolicyStrategy):
         super().__init__(torch.device("cpu"))
         self._ranks = ranks
         self.shards_layers = ranks.kind == "fsdp2"
+        self.gathered = False
 
     def model_to_device(self) -> None:
         """Weights without content are nowhere."""
@@ -171,6 +177,7 @@ class _OneProcess(SingleDeviceStrategy, PolicyStrategy):
         buffer = torch.empty(gathered // 2, dtype=torch.float16)
         whole = gathered and self._ranks.sampling_weights != "shards"
         if whole:
+            self.gathered = True
             for weight in model.parameters():
                 vars(weight).pop("ds_status")
         yield

@@ -124,7 +124,7 @@ class PolicyModule(LightningModule):
         self.policy_strategy.shard(self.policy)
 
     def build(self) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-        """The model in training, and its tokenizer.
+        """The model in training, and its tokenizer. A module that builds another model also overrides :meth:`outline`.
 
         Raises:
             InputError: it cannot be loaded, or is not causal.

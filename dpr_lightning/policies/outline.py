@@ -16,6 +16,7 @@ from dpr_lightning.policies.attention_choice import attention_for
 from dpr_lightning.policies.build import architecture_config
 from dpr_lightning.policies.policy_spec import PolicySpec
 from dpr_lightning.policies.tokenizers import load_tokenizer
+from dpr_lightning.policies.verifier_model import full_model_of
 from dpr_lightning.policies.wrapped_models import recompute_layers
 
 
@@ -46,10 +47,16 @@ def outline_verifier_head(spec: PolicySpec) -> nn.Module:
     """The trunk of ``spec`` with a head of one output, as :func:`outline_policy`.
 
     Raises:
-        InputError: there is no configuration.
+        InputError: there is no configuration, or none of a full model whose architecture has such a head.
     """
-    with _disable_current_modes(), torch.device("meta"):
-        model = _from_config(spec, lambda _: AutoModelForSequenceClassification, num_labels=1)
+    full_model_of(spec)
+    try:
+        with _disable_current_modes(), torch.device("meta"):
+            model = _from_config(spec, lambda _: AutoModelForSequenceClassification, num_labels=1)
+    except (ValueError, KeyError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{spec.source!r} has no model with a head for sequences: {first_line(error)}") from error
     if spec.gradient_checkpointing:
         recompute_layers(model)
     return model.train()

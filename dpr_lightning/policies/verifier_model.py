@@ -30,14 +30,8 @@ def build_verifier_head(spec: PolicySpec, *, trainable: bool = True) -> tuple[nn
     Raises:
         InputError: the folder is no full model, or its architecture has no head for sequences.
     """
-    base, adapter = resolve_adapter(spec)
-    if adapter is not None or base.lora is not None or base.gguf_file is not None or base.source is None:
-        raise InputError(
-            "A verifier head grows on a full model folder. Write the adapter or the GGUF policy as one first: "
-            "dpr export --merge, and name that folder as `policy.source`."
-        )
-    if base.checkpoint is not None:
-        raise InputError("A verifier head starts from a model folder: export the `.ckpt` with `dpr export` first.")
+    base = full_model_of(spec)
+    assert base.source is not None
     tokenizer = load_tokenizer(
         base.tokenizer_source, None, base.trust_remote_code, pad_token=base.pad_token, for_training=trainable
     )
@@ -71,6 +65,23 @@ def build_verifier_head(spec: PolicySpec, *, trainable: bool = True) -> tuple[nn
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.config.pad_token_id = tokenizer.pad_token_id
     return model, tokenizer
+
+
+def full_model_of(spec: PolicySpec) -> PolicySpec:
+    """The specification of the model on which a head grows.
+
+    Raises:
+        InputError: it is no folder of a full model.
+    """
+    base, adapter = resolve_adapter(spec)
+    if adapter is not None or base.lora is not None or base.gguf_file is not None or base.source is None:
+        raise InputError(
+            "A verifier head grows on a full model folder. Write the adapter or the GGUF policy as one first: "
+            "dpr export --merge, and name that folder as `policy.source`."
+        )
+    if base.checkpoint is not None:
+        raise InputError("A verifier head starts from a model folder: export the `.ckpt` with `dpr export` first.")
+    return base
 
 
 def load_verifier_head(folder: str, sft: PreTrainedTokenizerBase, dtype: Dtype = "float32") -> nn.Module:
