@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import SingleDeviceStrategy
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from dpr_lightning.cli.plan_ranks import Ranks, StepMemory, gathered_in_a_pass
@@ -134,8 +134,8 @@ class CountedRun(Callback):
         if self._is_first:
             self._live.reset()
             self._is_first = False
-        shape = next(value.shape for value in tree_leaves(batch) if getattr(value, "ndim", 0) == 2)
-        self.largest = max(self.largest, tuple(shape))
+        tokens = next(value for value in tree_leaves(batch) if isinstance(value, Tensor) and value.ndim == 2)
+        self.largest = max(self.largest, (tokens.shape[0], tokens.shape[1]))
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer

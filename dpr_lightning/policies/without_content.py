@@ -12,10 +12,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dpr_lightning.live_bytes import tensors_in
 
-_OF_FINITE_NUMBERS = {
-    getattr(owner, name): name == "isfinite"
-    for owner in (torch, Tensor)
-    for name in ("isfinite", "isnan", "isinf", "isposinf", "isneginf")
+_NOT_OF_FINITE: tuple[Any, ...] = (
+    *(torch.isnan, torch.isinf, torch.isposinf, torch.isneginf),
+    *(Tensor.isnan, Tensor.isinf, Tensor.isposinf, Tensor.isneginf),
+)
+_OF_FINITE_NUMBERS: dict[Any, bool] = {
+    torch.isfinite: True,
+    Tensor.isfinite: True,
+    **dict.fromkeys(_NOT_OF_FINITE, False),
 }
 """Questions of numbers, and their answer for one that is finite."""
 
@@ -77,7 +81,7 @@ class _Functions(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _OF_FINITE_NUMBERS and isinstance(args[0], FakeTensor):
             return torch.full(args[0].shape, _OF_FINITE_NUMBERS[func])
-        if func is getattr(torch, "_grouped_mm", None):
+        if func is torch._grouped_mm:
             # PyTorch's supports only bfloat16 there; this one has the same shapes and gradients.
             return torch.ops.transformers.grouped_mm_fallback(*args[:2], offs=kwargs["offs"])
         return func(*args, **kwargs)
