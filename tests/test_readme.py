@@ -14,17 +14,17 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # Added to a command to make it cheap. Nothing else is changed, so a wrong path or option in the README fails.
 LESS = {
-    "toy": "--demonstrations 64 --prompts 64 --development 16 --test 16 --hidden_size 32 --layers 2",
+    "toy": "--demonstrations 64 --prompts 64 --development 16 --test 16 --hidden_size 16 --layers 1",
     "fit": "--trainer.enable_progress_bar=false",
-    "fit configs/toy/sft.yaml": "--data.init_args.batch_size=16",
+    "fit configs/toy/sft.yaml": "--data.init_args.batch_size=4",
     "fit configs/toy/dpr.yaml": "--trainer.max_steps=2",
     "fit configs/toy/self_play.yaml": "--trainer.max_steps=2",
     "fit configs/toy/verifier_head.yaml": "--trainer.max_steps=2 --trainer.limit_val_batches=1",
-    "best_of": "--samples 4 --limit 8 --max_new_tokens 32",
-    "preview": "--samples 4 --limit 8 --max_new_tokens 32",
-    "audit": "--samples 2 --limit 8 --max_new_tokens 32",
+    "best_of": "--samples 2 --limit 8 --max_new_tokens 16",
+    "preview": "--samples 2 --limit 8 --max_new_tokens 16",
+    "audit": "--samples 2 --limit 8 --max_new_tokens 16",
     "generate": "--limit 4 --max_new_tokens 32",
-    "evaluate": "--limit 8 --max_new_tokens 32",
+    "evaluate": "--limit 8 --max_new_tokens 16",
 }
 
 

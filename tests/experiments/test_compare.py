@@ -51,19 +51,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-@pytest.fixture(scope="module")
-def recipes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The packaged recipes with short answers, and without runs of W&B."""
-    folder, paths = tmp_path_factory.mktemp("recipes"), {}
-    for name in ("sft", "dpr", "self_play"):
-        content = yaml.safe_load(files("dpr_lightning.configs").joinpath("toy", f"{name}.yaml").read_text())
-        content["run"] = {**content.get("run", {}), "wandb": None}
-        content["data"]["init_args"].get("sampling", {})["max_new_tokens"] = 16
-        paths[name] = str(folder / f"{name}.yaml")
-        Path(paths[name]).write_text(yaml.safe_dump(content))
-    return paths
-
-
 @pytest.fixture
 def configured(tmp_path: Path, data: str, recipes: dict[str, str]) -> Callable[..., list[str]]:
     def write(**options: Any) -> list[str]:

@@ -29,14 +29,14 @@ def shrunk(value: Any, sft_steps: int) -> Any:
     "recipe",
     [pytest.param(path, id=path.stem, marks=() if path.stem == "toy" else pytest.mark.slow) for path in RECIPES],
 )
-def test_every_arm_runs(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_arm_runs(recipe: Path, recipes: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     toy = tmp_path / "toy"
     sizes = ["--demonstrations", "40", "--prompts", "64", "--development", "8", "--test", "4"]
     assert main(["toy", "--output", str(toy), *sizes, "--hidden_size", "32", "--layers", "2"]) == 0
     content = yaml.safe_load(recipe.read_text())
     config = shrunk(content, content.get("sft_steps", 400)) | {
         "seeds": [1], "output": str(tmp_path / "out"), "data": str(toy), "sft_steps": STEPS, "dpr_steps": 1,
-        "samples": 1, "preview_samples": 2, "preview_prompts": 2,
+        "samples": 1, "preview_samples": 2, "preview_prompts": 2, **recipes,
     }  # fmt: skip
     path = tmp_path / "compare.yaml"
     path.write_text(yaml.safe_dump(config))
