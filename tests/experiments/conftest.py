@@ -7,6 +7,9 @@ import pytest
 import yaml
 
 from dpr_lightning.experiments import flops
+from tests.cli.conftest import dpr_config, sft_config, workspace
+
+__all__ = ["dpr_config", "sft_config", "workspace"]
 
 
 @pytest.fixture(autouse=True)
