@@ -18,7 +18,7 @@ from dpr_lightning.engine.lockstep import minimal_forward
 from dpr_lightning.errors import InputError
 from dpr_lightning.policies.adapters import base_of, changes_nothing_else, is_adapter, load_adapter, resolve_adapter
 from dpr_lightning.policies.build import build_policy
-from dpr_lightning.policies.outline import materialise, outline_policy
+from dpr_lightning.policies.outline import materialise, on_meta_device, outline_policy
 from dpr_lightning.policies.policy_spec import AUTO, Dtype, PolicySpec
 from dpr_lightning.policies.sharding import Weights, distribute, holds_whole
 from dpr_lightning.policies.sources import lasting_source
@@ -107,10 +107,12 @@ class FrozenPolicies:
         """
         if has_adapters(policy) and all(is_adapter(folder) or not Path(folder).exists() for folder in folders.values()):
             active = policy.active_adapter
-            for name in folders:
-                config = copy(policy.peft_config[active])
-                config.inference_mode = True
-                policy.add_adapter(name, config)
+            config = copy(policy.peft_config[active])
+            config.inference_mode = True
+            with on_meta_device():  # to be materialised, as peft moves no weight from there
+                for name in folders:
+                    policy.add_adapter(name, config)
+            materialise(policy)
             policy.set_adapter(active)
             return cls({name: policy for name in folders}, shared=policy)
         spec = replace(policy_spec, dtype=dtype, attention=attention, lora=None, checkpoint=None)

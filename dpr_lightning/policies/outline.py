@@ -1,6 +1,7 @@
 """A policy without weights: shapes and dtypes alone, from which memory and operations are counted."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,6 +21,13 @@ from dpr_lightning.policies.verifier_model import full_model_of
 from dpr_lightning.policies.wrapped_models import recompute_layers
 
 
+@contextmanager
+def on_meta_device() -> Iterator[None]:
+    """Inside, tensors are created on PyTorch's meta device, whatever mode is active outside."""
+    with _disable_current_modes(), torch.device("meta"):
+        yield
+
+
 def outline_policy(spec: PolicySpec, *, trainable: bool = True) -> nn.Module:
     """The model of ``spec`` on PyTorch's meta device; only ``config.json`` of its folder is read.
 
@@ -31,7 +39,7 @@ def outline_policy(spec: PolicySpec, *, trainable: bool = True) -> nn.Module:
         InputError: there is no configuration.
     """
     # Some architectures compute constants while they are built, which is not possible on tensors without content.
-    with _disable_current_modes(), torch.device("meta"):
+    with on_meta_device():
         model = _from_config(spec, lambda config: auto_class(config, str(spec.source)), trainable=trainable)
         if trainable:
             freeze_parts_without_text(model)
@@ -51,7 +59,7 @@ def outline_verifier_head(spec: PolicySpec) -> nn.Module:
     """
     full_model_of(spec)
     try:
-        with _disable_current_modes(), torch.device("meta"):
+        with on_meta_device():
             model = _from_config(spec, lambda _: AutoModelForSequenceClassification, num_labels=1)
     except (ValueError, KeyError) as error:
         if isinstance(error, InputError):
@@ -86,7 +94,7 @@ def _from_config(
 
 
 def materialise(model: nn.Module) -> nn.Module:
-    """Allocate every weight of an outline, tied ones once; numbers are undefined and integers 0.
+    """Allocate what a model has on the meta device, tied weights once; numbers are undefined and integers 0.
 
     Inside :func:`dpr_lightning.policies.without_content.without_content` weights use no memory.
     """
@@ -94,7 +102,7 @@ def materialise(model: nn.Module) -> nn.Module:
     for module in model.modules():
         for tensors in (module._parameters, module._buffers):
             for name, value in tensors.items():
-                if value is None:
+                if value is None or value.device.type != "meta":
                     continue
                 if id(value) not in created:
                     new = torch.empty if value.is_floating_point() else torch.zeros

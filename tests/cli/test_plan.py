@@ -174,6 +174,17 @@ def test_a_copy_that_draws_ahead(folder: Path, tmp_path: Path) -> None:
     assert float(saved[1].replace(",", "")) == pytest.approx((ahead.peak - alone.peak) / 2**20, abs=0.1)
 
 
+def test_frozen_adapters_lie_on_the_base_of_the_policy(folder: Path, tmp_path: Path) -> None:
+    """Those of π_SFT and a reference, which need not be there yet, take as much as two moments of one in training."""
+    rows = str(folder / "rows.jsonl")
+    workspace = Workspace(str(folder / "sft"), str(tmp_path / "later"), rows, rows)
+    config = write_dpr_config(tmp_path, workspace, max_prompt_length=4)
+    planned = plan(["--config", config, "--model.policy.lora.rank", "2", "--data.sft", str(tmp_path / "sft_later")])
+    frozen = planned.stays["2 frozen adapters on its base"]
+    assert frozen == pytest.approx(planned.stays["optimizer"], rel=0.01)
+    assert 0 < frozen < planned.stays["weights"] / 10
+
+
 def test_float16_takes_as_much_as_bfloat16(folder: Path, tmp_path: Path) -> None:
     result = []
     for precision in ("16-mixed", "bf16-mixed", "32-true"):
