@@ -65,6 +65,21 @@ class ModelOptions:
         return next((int(value) for value in self.values(*POSITIONS) if value), None)
 
     @property
+    def layers(self) -> set[str]:
+        """Kinds of the layers, such as ``full_attention``; empty where the family has one kind."""
+        return {kind for kinds in self.values("layer_types", "layers_block_type") for kind in kinds}
+
+    @property
+    def sliding_window(self) -> int | None:
+        """Tokens that a layer of sliding attention sees; None without a limit."""
+        return next(self.values("sliding_window"), None)
+
+    @property
+    def is_rotary(self) -> bool:
+        """Whether positions are rotations, which go on past the last one."""
+        return any(self.values("rope_parameters"))
+
+    @property
     def router_coefficient(self) -> float:
         """Coefficient of the load-balancing loss where the configuration enables it, else 0."""
         enabled = any(self.values(ROUTER_LOSS))

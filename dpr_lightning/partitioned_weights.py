@@ -1,7 +1,7 @@
 """Weights that DeepSpeed's ZeRO-3 has partitioned over ranks: their whole size, and the shard of this rank."""
 
 import sys
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -13,12 +13,18 @@ class PartitionedWeight(Protocol):
     ds_numel: int
     ds_shape: torch.Size
     ds_tensor: Tensor
+    ds_status: Any
 
 
 def is_partitioned(weight: Tensor) -> bool:
     """Whether ZeRO-3 has partitioned a weight."""
     zero = sys.modules.get("deepspeed.runtime.zero.partition_parameters")  # no weight is before that is imported
     return zero is not None and bool(zero.is_zero_param(weight))
+
+
+def is_gathered(weight: Tensor) -> bool:
+    """Whether the tensor has all of a weight now: ZeRO-3 has not partitioned it, or has gathered it for a layer."""
+    return not is_partitioned(weight) or _partitioned(weight).ds_status.name == "AVAILABLE"
 
 
 def whole_numel(weight: Tensor) -> int:

@@ -12,7 +12,7 @@ from dpr_lightning.engine.forward import (
 )
 from dpr_lightning.engine.fused_head import ActionValues, HeadLoss, TokenLoss, head_logprobs, head_loss
 from dpr_lightning.engine.half_precision import autocasts, multiplies_bfloat16
-from dpr_lightning.engine.known_decoders import inside_of_adapters, is_known_decoder, is_silu
+from dpr_lightning.engine.known_decoders import has_adapters, inside_of_adapters, is_known_decoder, is_silu
 from dpr_lightning.engine.lockstep import Lockstep
 from dpr_lightning.engine.model_inputs import packs_rows
 from dpr_lightning.engine.model_mode import evaluating, model_device
@@ -50,6 +50,7 @@ __all__ = [
     "disable_dropout",
     "evaluating",
     "fetches_weights",
+    "has_adapters",
     "head_logprobs",
     "head_loss",
     "inside_of_adapters",

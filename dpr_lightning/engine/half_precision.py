@@ -35,7 +35,7 @@ def attended(
         )
     shape = (*hidden_states.shape[:-1], -1, module.head_dim)
     query, key, value = (part(hidden_states).view(shape) for part in (module.q_proj, module.k_proj, module.v_proj))
-    if hasattr(module, "q_norm"):
+    if "q_norm" in module._modules:  # Qwen3
         query, key = module.q_norm(query), module.k_norm(key)
     cosine, turned = (
         table.expand(len(hidden_states), -1, -1)

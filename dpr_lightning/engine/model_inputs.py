@@ -1,16 +1,17 @@
 """Inputs of a forward pass over rows: padded, packed, or after prompts that are read once."""
 
 import logging
-from typing import Any, cast
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from dpr_lightning.engine.known_decoders import is_known_decoder
+from dpr_lightning.engine.known_decoders import attention_of, inside_of_adapters, is_known_decoder
 from dpr_lightning.engine.positions import check_positions
 from dpr_lightning.engine.shared_prompts import with_shared_prompts
 from dpr_lightning.engine.weight_shards import fetches_weights
+from dpr_lightning.model_options import ModelOptions
 
 log = logging.getLogger(__name__)
 Inputs = dict[str, Any]
@@ -27,12 +28,11 @@ def packs_rows(model: nn.Module) -> bool:
     With flash attention, where every layer is attention that separates rows by their positions, which is tried once for
     unknown decoders.
     """
-    attention = str(getattr(model.config, "_attn_implementation", None))
+    attention, single = str(attention_of(model)), inside_of_adapters(model)
     if "flash" not in attention:
         return False
-    config = cast(Any, model.config).get_text_config()
-    layers = set(getattr(config, "layer_types", None) or ()) | set(getattr(config, "layers_block_type", None) or ())
-    if getattr(model, "_is_stateful", False) or not layers <= ATTENTION_LAYERS:
+    options = ModelOptions.of_text(single.config)
+    if single._is_stateful or not options.layers <= ATTENTION_LAYERS:
         return False
     if is_known_decoder(model) or fetches_weights(model):
         return True
@@ -42,7 +42,7 @@ def packs_rows(model: nn.Module) -> bool:
             log.warning(
                 "The %s attention of this %s does not see where a packed row ends; its rows are padded instead.",
                 attention,
-                config.model_type,
+                options.config.model_type,
             )
     return _apart[model]
 

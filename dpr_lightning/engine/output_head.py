@@ -7,7 +7,9 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from dpr_lightning.engine.known_decoders import inside_of_adapters
 from dpr_lightning.engine.model_mode import evaluating
 
 _plain: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
@@ -22,7 +24,7 @@ def output_head(model: nn.Module) -> nn.Module:
 
 def bare_head(model: nn.Module) -> nn.Linear | None:
     """The output head, where it is a linear layer without a bias."""
-    head = output_head(model) if hasattr(model, "get_output_embeddings") else None
+    head = output_head(model) if isinstance(inside_of_adapters(model), PreTrainedModel) else None
     return head if type(head) is nn.Linear and head.bias is None else None
 
 

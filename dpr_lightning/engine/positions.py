@@ -13,10 +13,9 @@ from dpr_lightning.engine.known_decoders import inside_of_adapters
 from dpr_lightning.engine.model_mode import evaluating, model_device
 from dpr_lightning.engine.weight_shards import fetches_weights
 from dpr_lightning.errors import InputError
+from dpr_lightning.model_options import ModelOptions
 
 log = logging.getLogger(__name__)
-NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
-"""Names of the number of positions in configurations."""
 _TRIED = 8192
 """Positions up to which a model is tried past its end; longer ones are rotary in practice."""
 _limits: WeakKeyDictionary[nn.Module, int | None] = WeakKeyDictionary()
@@ -35,11 +34,10 @@ def positions_of(model: nn.Module) -> int | None:
 def _limit(single: Any) -> int | None:
     if not isinstance(single, PreTrainedModel):
         return None  # not a module of transformers: unknown
-    config = single.config.get_text_config()
-    limit = next((int(value) for name in NAMES if (value := getattr(config, name, None))), None)
+    limit = ModelOptions.of_text(single.config).positions
     table = _table(single)
     if table is not None:
-        # OPT skips the first rows of the table; RoBERTa starts after the padding row.
+        # OPT skips the first rows of the table, by an attribute of its class; RoBERTa starts after the padding row.
         skipped = getattr(table, "offset", 0) or (0 if table.padding_idx is None else table.padding_idx + 1)
         rows = table.num_embeddings - int(skipped)
         limit = rows if limit is None else min(limit, rows)
@@ -89,8 +87,7 @@ def ends_at(model: nn.Module, limit: int) -> bool:
     single: Any = inside_of_adapters(model)
     if _table(single) is not None:
         return True
-    config = single.config.get_text_config()
-    rotary = bool(getattr(config, "rope_parameters", None))
+    rotary = ModelOptions.of_text(single.config).is_rotary
     if rotary or limit > _TRIED or fetches_weights(model) or model_device(model).type != "cpu":
         return False
     if single not in _ends:

@@ -10,8 +10,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from dpr_lightning.engine.known_decoders import inside_of_adapters, is_known_decoder
+from dpr_lightning.engine.known_decoders import attention_of, inside_of_adapters, is_known_decoder
 from dpr_lightning.engine.weight_shards import fetches_weights
 
 WORTH = 0.85
@@ -127,7 +128,7 @@ def prefill_shared(model: nn.Module, tokens: Tensor, prompts: Prompts, width: in
     of_prompt = torch.arange(read.shape[1], device=tokens.device) < before.unsqueeze(1)
     of_rest = (offset <= offset.unsqueeze(1)).expand(len(tokens), width, width)
     seen = torch.cat([of_prompt.unsqueeze(1).expand(-1, width, -1), of_rest], -1).unsqueeze(1)
-    if _attention(model) == "eager":  # which adds its mask to the scores
+    if attention_of(model) == "eager":  # which adds its mask to the scores
         dtype = cast(Any, model).dtype
         added = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
         seen = added.masked_fill_(~seen, torch.finfo(dtype).min)
@@ -148,9 +149,7 @@ def shares_prompts(model: nn.Module) -> bool:
     """
     if not is_known_decoder(model) or fetches_weights(model):
         return False
-    recomputes = model.training and any(getattr(part, "gradient_checkpointing", False) for part in model.modules())
-    return _attention(model) in ("sdpa", "eager") and not recomputes
-
-
-def _attention(model: nn.Module) -> str | None:
-    return getattr(inside_of_adapters(model).config, "_attn_implementation", None)
+    recomputes = model.training and any(
+        isinstance(part, GradientCheckpointingLayer) and part.gradient_checkpointing for part in model.modules()
+    )
+    return attention_of(model) in ("sdpa", "eager") and not recomputes

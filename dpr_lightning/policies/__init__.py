@@ -1,5 +1,6 @@
 """Policies: their specification, and how they are built, frozen and saved."""
 
+from dpr_lightning.engine import has_adapters
 from dpr_lightning.policies.build import build_policy, check_policy
 from dpr_lightning.policies.capabilities import Capabilities, capabilities_of
 from dpr_lightning.policies.export import save_policy
@@ -26,7 +27,6 @@ from dpr_lightning.policies.verifier_model import (
     response_scores,
     score_responses,
 )
-from dpr_lightning.policies.wrapped_models import has_adapters
 
 __all__ = [
     "AUTO",

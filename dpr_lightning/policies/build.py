@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from dpr_lightning.engine import inside_of_adapters, weight_bytes
+from dpr_lightning.engine import has_adapters, inside_of_adapters, weight_bytes
 from dpr_lightning.engine.recompute import recompute_activations
 from dpr_lightning.errors import InputError, counted
 from dpr_lightning.partitioned_weights import whole_shape
@@ -39,7 +39,7 @@ from dpr_lightning.policies.sources import not_a_policy
 from dpr_lightning.policies.special_tokens import carry_padding, set_padding, special_tokens
 from dpr_lightning.policies.tokenizers import load_tokenizer
 from dpr_lightning.policies.unreadable_files import UNREADABLE, complaint
-from dpr_lightning.policies.wrapped_models import has_adapters, recompute_layers, transformers_model
+from dpr_lightning.policies.wrapped_models import recompute_layers, transformers_model
 
 log = logging.getLogger(__name__)
 

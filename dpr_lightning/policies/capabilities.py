@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dpr_lightning.engine import evaluating, is_sharded, model_device, positions_of
+from dpr_lightning.engine import evaluating, has_adapters, is_sharded, model_device, positions_of
 from dpr_lightning.errors import InputError, first_line
 from dpr_lightning.model_options import ModelOptions
 from dpr_lightning.policies.architectures import not_causal
-from dpr_lightning.policies.wrapped_models import has_adapters, transformers_model
+from dpr_lightning.policies.wrapped_models import transformers_model
 
 log = logging.getLogger(__name__)
 _TOKENS = 8

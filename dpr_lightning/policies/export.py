@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from dpr_lightning.engine import is_sharded, weight_bytes
+from dpr_lightning.engine import has_adapters, is_sharded, weight_bytes
 from dpr_lightning.folders import whole_folder
 from dpr_lightning.policies.adapters import describe_base, is_adapter
 from dpr_lightning.policies.attention_choice import save_attention
@@ -18,7 +18,7 @@ from dpr_lightning.policies.policy_spec import PolicySpec
 from dpr_lightning.policies.probe import probe, probe_tokens
 from dpr_lightning.policies.saved_check import LARGEST_REREAD, check_adapter, check_saved_policy, check_weights
 from dpr_lightning.policies.sharding import tensors_of_state
-from dpr_lightning.policies.wrapped_models import has_adapters, transformers_model
+from dpr_lightning.policies.wrapped_models import transformers_model
 
 
 def save_policy(

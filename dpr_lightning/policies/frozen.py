@@ -13,7 +13,7 @@ import torch.distributed
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from dpr_lightning.engine import Lockstep, weight_bytes
+from dpr_lightning.engine import Lockstep, has_adapters, weight_bytes
 from dpr_lightning.engine.lockstep import minimal_forward
 from dpr_lightning.errors import InputError
 from dpr_lightning.policies.adapters import base_of, changes_nothing_else, is_adapter, load_adapter, resolve_adapter
@@ -23,7 +23,6 @@ from dpr_lightning.policies.policy_spec import AUTO, Dtype, PolicySpec
 from dpr_lightning.policies.sharding import Weights, distribute, holds_whole
 from dpr_lightning.policies.sources import lasting_source
 from dpr_lightning.policies.tokenizers import load_tokenizer, same_vocabulary
-from dpr_lightning.policies.wrapped_models import has_adapters
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -10,9 +10,9 @@ from torch.distributed.checkpoint import state_dict_loader
 from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
+from dpr_lightning.engine import has_adapters
 from dpr_lightning.errors import InputError, counted, last_line
 from dpr_lightning.policies.unreadable_files import UNREADABLE, complaint
-from dpr_lightning.policies.wrapped_models import has_adapters
 
 _ADAPTER_NAMES = (re.compile(r"\.\w+$"), re.compile(r"\.\w+(?=\.\w+$)"))
 """Positions of an adapter's name in peft's names of weights: last, or before ``weight``."""

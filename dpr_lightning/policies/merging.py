@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from dpr_lightning.engine import is_sharded
+from dpr_lightning.engine import has_adapters, is_sharded
 from dpr_lightning.errors import InputError, first_line
 from dpr_lightning.model_options import ModelOptions
 from dpr_lightning.policies.probe import difference, probe, probe_tokens, tolerance
 from dpr_lightning.policies.sharding import tensors_of_state
-from dpr_lightning.policies.wrapped_models import has_adapters, transformers_model
+from dpr_lightning.policies.wrapped_models import transformers_model
 
 if TYPE_CHECKING:
     from peft import PeftModel

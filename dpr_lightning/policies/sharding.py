@@ -16,8 +16,8 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from dpr_lightning.engine.host_memory import release_freed_memory
+from dpr_lightning.engine.known_decoders import has_adapters
 from dpr_lightning.partitioned_weights import is_partitioned
-from dpr_lightning.policies.wrapped_models import has_adapters
 
 log = logging.getLogger(__name__)
 Weights = Literal["auto", "whole", "shards"]

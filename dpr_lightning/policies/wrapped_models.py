@@ -1,21 +1,9 @@
 """What a policy's module is: a model of transformers, with or without adapters of peft around it."""
 
-import sys
-from typing import TYPE_CHECKING, TypeGuard
-
 from torch import nn
 from transformers import PreTrainedModel
 
-from dpr_lightning.engine import inside_of_adapters
-
-if TYPE_CHECKING:
-    from peft import PeftModel
-
-
-def has_adapters(model: nn.Module) -> "TypeGuard[PeftModel]":
-    """Whether ``model`` has adapters of peft."""
-    peft = sys.modules.get("peft")  # optional and slow to import; no model has adapters before it is imported
-    return peft is not None and isinstance(model, peft.PeftModel)
+from dpr_lightning.engine import has_adapters, inside_of_adapters
 
 
 def transformers_model(model: nn.Module) -> PreTrainedModel:

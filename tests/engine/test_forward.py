@@ -5,7 +5,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, Lfm2Config, LlamaConfig
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Lfm2Config,
+    Lfm2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from dpr_lightning.engine import action_logits, disable_dropout, last_logits, packs_rows, state_logits
 
@@ -100,15 +108,15 @@ def test_packed_rows_are_as_long_as_their_tokens(policy: torch.nn.Module) -> Non
     handle.remove()
     assert seen == [6 + 7 + 8 + 7, MASK.numel()]
     assert not packs_rows(policy)
-    flash = torch.nn.Module()
-    flash.config = LlamaConfig(attn_implementation="flash_attention_2")  # type: ignore[assignment]
+    sizes = {"vocab_size": 9, "hidden_size": 8, "num_attention_heads": 1, "num_key_value_heads": 1}
+    flash = LlamaForCausalLM(LlamaConfig(num_hidden_layers=1, **sizes))
+    flash.config._attn_implementation = "flash_attention_2"
     assert packs_rows(flash)
-    flash._is_stateful = True  # type: ignore[assignment]
+    flash._is_stateful = True
     assert not packs_rows(flash)
-    convolution = torch.nn.Module()
-    convolution.config = Lfm2Config(
-        attn_implementation="flash_attention_2", num_hidden_layers=2, layer_types=["conv", "full_attention"]
-    )  # type: ignore[assignment]
+    config = Lfm2Config(num_hidden_layers=2, layer_types=["conv", "full_attention"], **sizes)
+    convolution = Lfm2ForCausalLM(config)
+    convolution.config._attn_implementation = "flash_attention_2"
     assert not packs_rows(convolution)
 
 

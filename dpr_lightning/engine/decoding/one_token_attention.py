@@ -51,7 +51,7 @@ class Attention:
     def __init__(self, index: int, layer: Any) -> None:
         self._layer_index, self._group = index, layer.num_key_value_groups
         self._width, self._scale = layer.head_dim, layer.scaling
-        self._norms = (Norm(layer.q_norm), Norm(layer.k_norm)) if hasattr(layer, "q_norm") else None
+        self._norms = (Norm(layer.q_norm), Norm(layer.k_norm)) if "q_norm" in layer._modules else None
 
     def __call__(self, projected: Tensor, seen: AttentionContext, cache: PreallocatedKVLayer) -> Tensor:
         """Output of all heads, [B, H·width].

@@ -76,10 +76,8 @@ class PackedLinear:
 
     @cached_property
     def _laid_out(self) -> "PackedWeight | _OneDnnLinear":
-        weights, biases = (
-            [tensor.detach() for layer in self._layers if (tensor := getattr(layer, name)) is not None]
-            for name in ("weight", "bias")
-        )
+        weights = [layer.weight.detach() for layer in self._layers]
+        biases = [layer.bias.detach() for layer in self._layers if layer.bias is not None]
         weight = weights[0] if len(weights) == 1 else torch.cat(weights)
         return (PackedWeight if self._compiled else _OneDnnLinear)(weight, torch.cat(biases) if biases else None)
 
@@ -125,7 +123,8 @@ def _fit_onednn(layers: Sequence[Any]) -> bool:
 
 @cache
 def _packed_types() -> tuple[torch.dtype, ...]:
-    if not hasattr(_ops(), "_linear_pointwise") or not torch.backends.mkldnn.is_available():
+    known = "mkldnn::_linear_pointwise" in torch._C._dispatch_get_all_op_names()
+    if not known or not torch.backends.mkldnn.is_available():
         return ()
     half = (torch.bfloat16,) if _ops()._is_mkldnn_bf16_supported() else ()
     return (torch.float32, *half)

@@ -49,7 +49,8 @@ def load() -> ctypes.CDLL | None:
             try:
                 library = make(compiler, cache_folder)
             except (OSError, subprocess.SubprocessError) as error:
-                failures.append(f"{' '.join(compiler)}: {str(getattr(error, 'stderr', None) or error).strip()[-2000:]}")
+                output = error.stderr if isinstance(error, subprocess.CalledProcessError) else None
+                failures.append(f"{' '.join(compiler)}: {str(output or error).strip()[-2000:]}")
             else:
                 if library is not None:
                     log.info("Kernels for decoding: %s.", library._name)
