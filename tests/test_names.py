@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -82,3 +83,13 @@ def test_no_two_classes_have_the_same_name() -> None:
     assert not _shared([
         (node.name, path) for tree, path in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)
     ])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("pattern", "most"), [(r"\b(?:get|has)attr\(", 5), (r"#\s*type:\s*ignore", 25)], ids=["attributes", "types"]
+)
+def test_attributes_are_declared_and_types_are_checked(pattern: str, most: int) -> None:
+    """What an object has is a matter of its type: a Protocol, a base class, or a reader of foreign configurations."""
+    lines = [line for path in SOURCES for line in path.read_text(encoding="utf-8").splitlines()]
+    uses = [line.strip() for line in lines if re.search(pattern, line)]
+    assert len(uses) <= most, uses

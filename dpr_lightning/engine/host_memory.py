@@ -1,13 +1,19 @@
 """Freed memory of a CPU, returned to the system at once."""
 
 import ctypes
-import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 # Of glibc's malloc.h: the size from which an allocation is a separate mapping, which is returned when freed, and the
 # largest such size, up to which glibc itself raises it.
 _M_MMAP_THRESHOLD, _LARGEST = -3, 32 * 2**20
+
+
+@cache
+def _is_glibc() -> bool:
+    return platform.libc_ver()[0] == "glibc"
 
 
 @contextmanager
@@ -17,10 +23,10 @@ def release_freed_memory() -> Iterator[None]:
     A parameter is whole for a moment before it is sharded, and after it is gathered. In a heap, those moments added up
     to more than half of the model (docs/scaling.md).
     """
-    library = ctypes.CDLL(None) if os.name == "posix" else None
-    if library is None or not hasattr(library, "mallopt"):
+    if not _is_glibc():
         yield
         return
+    library = ctypes.CDLL(None)
     library.mallopt(_M_MMAP_THRESHOLD, 2**20)
     try:
         yield

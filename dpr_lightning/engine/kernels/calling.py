@@ -48,25 +48,42 @@ def is_watched() -> bool:
     return compiles or _get_current_dispatch_mode() is not None
 
 
+class Kernels:
+    """The functions of a compiled library, with their argument types.
+
+    Attributes:
+        lanes: function without arguments: numbers of a vector.
+        panel: function without arguments: columns of a packed weight that are stored together.
+        functions: by name and type of the numbers.
+    """
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self.lanes, self.panel = library.lanes, library.panel
+        self.functions: dict[tuple[str, torch.dtype], Any] = {}
+        for name, arguments in SIGNATURES.items():
+            for dtype, kind in TYPES.items():
+                called = library[f"{name}_{kind}"]
+                called.argtypes, called.restype = arguments, None
+                self.functions[name, dtype] = called
+
+
 @cache
-def compiled() -> Any:
-    """The compiled library; None where there is none."""
+def compiled() -> Kernels | None:
+    """The compiled kernels; None where there are none."""
     library = compiling.load()
-    return None if library is None else with_signatures(library)
+    return None if library is None else Kernels(library)
 
 
-def with_signatures(library: ctypes.CDLL) -> ctypes.CDLL:
-    """``library``, with the argument types of its functions set."""
-    for name, arguments in SIGNATURES.items():
-        for kind in TYPES.values():
-            called = getattr(library, f"{name}_{kind}")
-            called.argtypes, called.restype = arguments, None
-    return library
+def loaded() -> Kernels:
+    """The compiled kernels, for callers that know of them by :func:`has_kernels`."""
+    kernels = compiled()
+    assert kernels is not None
+    return kernels
 
 
 def function(name: str, dtype: torch.dtype) -> Any:
     """The function ``name`` for numbers of this type."""
-    return getattr(compiled(), f"{name}_{TYPES[dtype]}")
+    return loaded().functions[name, dtype]
 
 
 def address(tensor: Tensor | None) -> int | None:
@@ -77,4 +94,4 @@ def address(tensor: Tensor | None) -> int | None:
 @cache
 def lanes() -> int:
     """Numbers of a vector register; some functions require widths that are multiples of it."""
-    return int(compiled().lanes())
+    return int(loaded().lanes())

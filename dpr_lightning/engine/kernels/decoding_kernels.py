@@ -8,14 +8,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dpr_lightning.engine.kernels.calling import address, compiled, function, has_kernels, is_plain, lanes
+from dpr_lightning.engine.kernels.calling import address, function, has_kernels, is_plain, lanes, loaded
 
 _THEN = {"none": 0, "silu": 1, "times": 2, "plus": 3}
 
 
 def packed_bytes(columns: int, width: int, dtype: torch.dtype) -> int:
     """Bytes of the copy that :class:`PackedWeight` makes of weights [columns, width]."""
-    panel = int(compiled().panel())
+    panel = int(loaded().panel())
     return -(-columns // panel) * panel * width * dtype.itemsize
 
 

@@ -25,9 +25,8 @@ def vectors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if calling.compiled() is None:
         pytest.skip("there is no C++ compiler here")
     if request.param in OTHERS:
-        library = calling.with_signatures(_compiled_for(OTHERS[request.param]))
+        library = calling.Kernels(_compiled_for(OTHERS[request.param]))
         monkeypatch.setattr(calling, "compiled", lambda: library)
-        monkeypatch.setattr("dpr_lightning.engine.kernels.decoding_kernels.compiled", lambda: library)
     calling.lanes.cache_clear()
     yield
     calling.lanes.cache_clear()
