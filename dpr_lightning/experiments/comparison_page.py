@@ -88,7 +88,7 @@ def page(
             "FLOPs are those of an arm's training after SFT in the first seed: counted over eight steps, times the "
             "steps. An arm that trains takes as many steps as the FLOPs of the DPR recipe pay for.",
             "Reverse KL is Σ log π − log π_SFT over a sampled response, in nats; of greedy answers it is not measured.",
-            foresight(preview),
+            *([foresight(preview)] if preview["all"]["runs"] > 1 else []),
         ],
     )
     if first is None:

@@ -192,7 +192,7 @@ def _conclude(
     console.print(arms_table(means))
     console.print(paired_table(paired))
     console.print(verdict, highlight=False)
-    if len(preview["runs"]) > 1 or len(experiment.seeds) > 1:
+    if preview["all"]["runs"] > 1:
         console.print(foresight(preview), highlight=False)
     content = page(
         experiment.title, experiment.seeds, specs, means, paired, verdict, preview, first, experiment.commands
