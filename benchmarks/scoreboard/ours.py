@@ -14,6 +14,7 @@ from benchmarks.scoreboard.gradients import write_gradients
 from benchmarks.scoreboard.workloads import Workload
 from dpr_lightning.data import DemonstrationDataModule, RewardDataModule
 from dpr_lightning.engine import sequence_logprobs
+from dpr_lightning.engine.host_memory import retain_freed_memory
 from dpr_lightning.modules import CreditSpec, DensePathReinforce, SupervisedIRL
 from dpr_lightning.policies import PolicySpec, build_policy
 from dpr_lightning.rewards import RewardSpec
@@ -151,5 +152,6 @@ WORK = {"sft": train_sft, "score": score, "decode": decode, "dpr": train_dpr}
 
 
 if __name__ == "__main__":
+    retain_freed_memory()  # as `dpr` does
     _, workload, side, where = sys.argv
     WORK[workload](Gate(), Path(where), Workload.read(Path(where) / f"{workload}.json"), side)

@@ -73,7 +73,7 @@ def _commands() -> dict[str, Callable[..., Any]]:
 
 
 def _settle_libraries() -> None:
-    """Set how long waiting threads spin, and silence output of libraries."""
+    """Set how long waiting threads spin and how freed memory is reused, and silence output of libraries."""
     # Threads that spin while they wait, OpenMP's default, cost several times the step where another process wants the
     # core; those that sleep at once make decoding take half as long again. These spin for some 50 µs (measured, see
     # docs/results.md). Has to be set before torch is imported.
@@ -82,8 +82,11 @@ def _settle_libraries() -> None:
     import torch
     from transformers.utils import logging as transformers_logging
 
+    from dpr_lightning.engine.host_memory import retain_freed_memory
+
     if not torch.accelerator.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        retain_freed_memory()
     # peft reads this attribute of transformers' models by its older name.
     warnings.filterwarnings("ignore", message=".*`is_gradient_checkpointing` is deprecated.*")
     transformers_logging.disable_progress_bar()

@@ -22,6 +22,7 @@ from dpr_lightning.distributed import mark, sum_over_ranks
 from dpr_lightning.engine import is_sharded
 from dpr_lightning.engine.decoding import sampling_route
 from dpr_lightning.engine.fused_optimizer import use_fused_step
+from dpr_lightning.engine.host_memory import retain_freed_memory
 from dpr_lightning.engine.master_weights import HALF, MasterWeights
 from dpr_lightning.errors import InputError
 from dpr_lightning.modules.non_finite import NonFinitePolicy, NonFiniteSteps
@@ -95,12 +96,14 @@ class PolicyModule(LightningModule):
         return ("train/loss", "train/gradient_norm", *skipped, *self.step_metrics)
 
     def setup(self, stage: str) -> None:
-        """Called by the trainer before it starts: leave the precision of batches unchanged, whatever the trainer's is.
+        """Called before training: leave the precision of batches unchanged, and retain freed memory on a CPU.
 
         A policy is given token ids alone. The numbers beside them (token counts, rewards, log-probabilities) are no
         inputs of a model, and in bfloat16 a count of 1,001 tokens is 1,000 and a log-probability of −8.03 is −8.
         """
         self.trainer.precision_plugin.convert_input = _unchanged  # type: ignore[method-assign]
+        if self.trainer.strategy.root_device.type == "cpu":
+            retain_freed_memory()
 
     def check_policy(self) -> None:
         """Called before anything is read: refuse a policy that its configuration shows to be impossible.
