@@ -46,9 +46,11 @@ class LiveBytes(TorchDispatchMode):
     def _note(self, tensor: Any) -> None:
         if is_traceable_wrapper_subclass(tensor):
             # Such as a DTensor, whose operations on the tensors inside are not dispatched here. This method names the
-            # attributes with those tensors, by PyTorch's protocol of such classes.
-            for name in tensor.__tensor_flatten__()[0]:
-                self._note(getattr(tensor, name))
+            # attributes with those tensors, by PyTorch's protocol of such classes, and a DTensor's mesh with them.
+            parts = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
+            for part in parts:
+                if isinstance(part, Tensor):
+                    self._note(part)
             return
         if tensor.device.type == "meta":
             return

@@ -59,7 +59,7 @@ class DprParser(LightningArgumentParser):
         """The config as text."""
         if "run" in cfg:
             cfg = cfg.clone()
-            settle_run(cfg, config_files(sys.argv))
+            settle_run(cfg, config_files(sys.argv[1:]))
         text: str = super().dump(cfg, *arguments, **options)
         return text
 
@@ -95,7 +95,7 @@ class DprCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Add what the `run:` section stands for, check every path, and lock those that are written until the end."""
-        config, files = self.config[self.subcommand], config_files(sys.argv)
+        config, files = self.config[self.subcommand], config_files(sys.argv[1:])
         check_trainer(config.get("trainer") or {}, str(self.subcommand))
         if settle_run(config, files) and is_first_rank():
             log.warning("`%s` is left out: the run is in %s.", ROOT, config[ROOT])

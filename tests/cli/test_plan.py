@@ -112,7 +112,7 @@ def test_layers_that_look_at_what_is_in_tensors_are_said(
         ({"estimator": "all_actions", "credit": {"discount": 0.0}}, 1),
         ({"estimator": "all_actions", "credit": {"discount": 0.0}}, 4),
         # Rollouts take more than learning does, in parts of two answers.
-        ({"estimator": "reinforce"}, 8),
+        pytest.param({"estimator": "reinforce"}, 8, marks=pytest.mark.slow),
         ({"policy": {"lora": {"rank": 2}}, "estimator": "reinforce"}, 1),
     ],
 )
@@ -135,7 +135,10 @@ def test_reinforcement(model: dict[str, Any], accumulate: int, folder: Path, tmp
 
 @pytest.mark.parametrize(
     ("model", "accumulate"),
-    [({"estimator": "reinforce"}, 1), ({"estimator": "all_actions", "credit": {"discount": 0.0}}, 2)],
+    [
+        pytest.param({"estimator": "reinforce"}, 1, marks=pytest.mark.slow),
+        ({"estimator": "all_actions", "credit": {"discount": 0.0}}, 2),
+    ],
 )
 def test_prompts_that_are_read_once(model: dict[str, Any], accumulate: int, folder: Path, tmp_path: Path) -> None:
     """Eight answers to each of four prompts that are longer than they."""
@@ -156,6 +159,7 @@ def test_prompts_that_are_read_once(model: dict[str, Any], accumulate: int, fold
     assert planned.peak < 0.8 * _planned(str(config)).peak
 
 
+@pytest.mark.slow
 def test_a_copy_that_draws_ahead(folder: Path, tmp_path: Path) -> None:
     """Its weights stay, and what it takes comes on top of what the policy does meanwhile."""
     rows = str(folder / "rows.jsonl")

@@ -1,6 +1,7 @@
 """The `run:` section: what a config without callbacks and loggers leaves, where, and what takes its place."""
 
 import csv
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,10 @@ def kinds(added: RunParts) -> dict[str, dict[str, Any]]:
     return {default.kind.__name__: default.options for default in (*added.callbacks, *added.loggers)}
 
 
-def test_a_minimal_config_leaves_a_run_that_goes_on(case: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_minimal_config_leaves_a_run_that_goes_on(
+    case: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["-c"])  # the name of a program that `python -c` runs, and no option
     fit = [*minimal(), "--run.wandb=off"]
     assert main(fit) == 0
     assert "`trainer.default_root_dir` is left out: the run is in runs/mine." in caplog.text
