@@ -301,7 +301,7 @@ def measure(workload: str, parts: list[str], repeats: int) -> None:
 
 
 def main() -> None:
-    """Measure each workload in a process of its own."""
+    """Measure each workload in a separate process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--workloads", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS))

@@ -58,9 +58,19 @@ class ArmConfigs:
 
     @cached_property
     def budget(self) -> float:
-        """Floating-point operations of the DPR recipe's training."""
+        """Floating-point operations of the DPR recipe's training.
+
+        Raises:
+            InputError: it does not say how many steps it takes.
+        """
         config = self.dpr()
-        return self._flops_of_a_step(config) * int(read_config(config)["trainer"]["max_steps"])
+        steps = read_config(config)["trainer"].get("max_steps")
+        if not isinstance(steps, int) or steps < 1:
+            raise InputError(
+                f"The cost of {self.recipes.dpr} is the budget of all arms, and it has no number of steps: set "
+                f"`{STEPS}` in it, or `dpr_steps`."
+            )
+        return self._flops_of_a_step(config) * steps
 
     def arm(self, name: str, arm: ArmSpec) -> Path:
         """Write the config of an arm, with as many steps as the budget pays for unless its changes name them.

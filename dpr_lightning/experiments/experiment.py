@@ -163,9 +163,9 @@ def _run_seed(experiment: Experiment, folder: Path, seed: int) -> tuple[SeedPrev
     controls = {name: spec for name, spec in specs.items() if name != focus}
     on_cpu = read_config(run.configs.arm(focus, specs[focus]))["trainer"].get("accelerator") == "cpu"
     with run_in_background(folder / BACKGROUND_LOG, allowed=on_cpu) as begin:
-        others = begin(run_arms, folder, seed, experiment.recipes, experiment.samples, controls)
+        control_runs = begin(run_arms, folder, seed, experiment.recipes, experiment.samples, controls)
         ours = run.run(focus, specs[focus])
-        runs: dict[str, ArmRun] = others()
+        runs: dict[str, ArmRun] = control_runs()
     return preview, {name: ours if name == focus else runs[name] for name in specs}
 
 

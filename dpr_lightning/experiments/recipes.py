@@ -76,8 +76,12 @@ def recipe_config(name: str, recipes: Recipes, folder: Path, seed: int, changes:
         folder: of one seed.
         seed: of order, weights and samples.
         changes: dotted options and their new values; None leaves the config's value.
+
+    Raises:
+        InputError: it is no config of ``dpr fit`` with a module, its policy and data.
     """
-    config: Config = move_paths(dict(yaml.safe_load(recipe_text(name))), recipes.home, str(folder))
+    config: Config = move_paths(yaml.safe_load(recipe_text(name)), recipes.home, str(folder))
+    _check_sections(config, name)
     config["seed_everything"] = seed
     for section in ("model", "data"):
         config[section]["init_args"]["seed"] = seed
@@ -96,10 +100,33 @@ def recipe_config(name: str, recipes: Recipes, folder: Path, seed: int, changes:
     return config
 
 
+def _check_sections(config: Any, name: str) -> None:
+    """Refuse a recipe without the sections that an experiment changes."""
+    for option in ("model.init_args.policy.source", "data.init_args"):
+        section = config
+        for key in option.split("."):
+            section = section.get(key) if isinstance(section, dict) else None
+        if section is None:
+            raise InputError(
+                f"The config {name} has no `{option}`. A recipe of an experiment is a whole config of `dpr fit`: a "
+                "module with its policy, and data, each by `class_path` and `init_args`."
+            )
+
+
 def continue_from(config: Config, sft: Path, seed: int) -> None:
-    """Change the recipe of SFT to go on from π_SFT at a tenth of its learning rate, and to save its end alone."""
+    """Change the recipe of SFT to go on from π_SFT at a tenth of its learning rate, and to save its end alone.
+
+    Raises:
+        InputError: it names no learning rate.
+    """
     config["model"]["init_args"]["policy"]["source"] = str(sft)
-    config["model"]["init_args"]["optimizer"]["init_args"]["lr"] /= 10
+    try:
+        config["model"]["init_args"]["optimizer"]["init_args"]["lr"] /= 10
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            "`train: continued_sft` takes a tenth of the learning rate of SFT, and the SFT recipe names none in "
+            "`model.init_args.optimizer.init_args.lr`."
+        ) from error
     config["data"]["init_args"]["seed"] = seed + 1
     config["run"]["references"] = []
     config["trainer"] |= {"max_steps": 1, "val_check_interval": None, "limit_val_batches": 0, "callbacks": []}
@@ -179,9 +206,9 @@ def checkpoint(policies: Path, name: str) -> Path:
 
 
 def learns_token_reward(config: Config) -> bool:
-    """Whether a recipe learns from the token reward of references alone, which the preview can follow."""
-    data = config["data"]["init_args"]
-    return "references" in data and "verifier" not in data and "kl" in config["model"]["init_args"]
+    """Whether a recipe learns from the token reward of references alone, at a β that the preview can take."""
+    data, kl = config["data"]["init_args"], config["model"]["init_args"].get("kl") or {}
+    return "references" in data and "verifier" not in data and "coefficient" in kl
 
 
 def beta_of(config: Config) -> float:
@@ -197,5 +224,21 @@ def reward_of(config: Config) -> RewardSpec:
 
 def answers_of(config: Config) -> SamplingOptions:
     """Where the answers of a recipe end; temperature 1, whatever the config has."""
-    sampling = config["data"]["init_args"]["sampling"]
-    return SamplingOptions(int(sampling["max_new_tokens"]), stop_strings=tuple(sampling.get("stop_strings") or ()))
+    sampling = config["data"]["init_args"].get("sampling") or {}
+    length = int(sampling.get("max_new_tokens", SamplingOptions.max_new_tokens))
+    return SamplingOptions(length, stop_strings=tuple(sampling.get("stop_strings") or ()))
+
+
+def references_of(config: Config, name: str) -> list[str]:
+    """Names of the checkpoints that the DPR recipe ``name`` measures its reward from.
+
+    Raises:
+        InputError: there are none.
+    """
+    references = config["data"]["init_args"].get("references")
+    if not references:
+        raise InputError(
+            f"{name} names no `data.init_args.references`, which arms without `references` take and which score the "
+            "answers on the page: name earlier checkpoints of the SFT run."
+        )
+    return [Path(reference).name for reference in references]

@@ -25,6 +25,7 @@ from dpr_lightning.experiments.recipes import (
     checkpoint,
     learns_token_reward,
     read_config,
+    references_of,
     reward_of,
 )
 from dpr_lightning.experiments.run_folder import STAGE_FILES, fit
@@ -66,7 +67,7 @@ class SeedRun:
         self.sft_key = self._train(self.configs.sft(), folder / BASE, content_hash(folder / "data"))
         self.configs.sft_key = self.sft_key
         recipe = read_config(self.configs.dpr())
-        self.references = [Path(reference).name for reference in recipe["data"]["init_args"]["references"]]
+        self.references = references_of(recipe, recipes.dpr)
         self.options, self.reward = answers_of(recipe), reward_of(recipe)
 
     def run(self, name: str, arm: ArmSpec) -> ArmRun:

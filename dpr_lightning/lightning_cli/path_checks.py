@@ -87,8 +87,8 @@ def _recover_written(writes: Iterable[tuple[PathUse, Writes]]) -> None:
     """Clean up after earlier commands that were killed while they wrote to the same paths."""
     for use, how in writes:
         path = Path(os.path.abspath(use.path))
-        for written in [path / name for name in how.names] or [path.with_name(glob.escape(path.name))]:
-            recover_all(written.parent, written.name, locked=not how.shared)
+        for output in [path / name for name in how.names] or [path.with_name(glob.escape(path.name))]:
+            recover_all(output.parent, output.name, locked=not how.shared)
 
 
 def _refuse_locked(writes: Iterable[tuple[PathUse, Writes]]) -> None:

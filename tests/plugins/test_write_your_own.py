@@ -126,8 +126,8 @@ def test_they_are_arms_of_a_comparison(tmp_path: Path, monkeypatch: pytest.Monke
     config = snippet(2) | {"data": "mine", "seeds": [1], "samples": 1, "sft_steps": 8, "dpr_steps": 1}
     config |= {"preview_samples": 2, "preview_prompts": 2}
     for name, arm in config["arms"].items():
-        size = {"data.init_args.batch_size": 3} if "preference" in name else {"data.init_args.prompts_per_rollout": 6}
-        arm["changes"] = arm.get("changes", {}) | short | size
+        rows = {"data.init_args.batch_size": 3} if "preference" in name else {"data.init_args.prompts_per_rollout": 6}
+        arm["changes"] = arm.get("changes", {}) | short | rows
     Path("compare.yaml").write_text(yaml.safe_dump(config))
     assert main(["compare", "--config", "compare.yaml"]) == 0
     result = json.loads(Path("runs/compare/mine/compare.json").read_text())
