@@ -5,8 +5,8 @@ make bench BENCH_ARGS=--gpu                             # the rows of a GPU: hal
 python -m benchmarks.scoreboard.run --workloads sft     # one row
 python -m benchmarks.scoreboard.run --shape tiny        # to try the script itself
 
-Two sides at a time take turns, each a separate process that runs one step per turn, so that both meet the same load of
-the machine, and fit into 24 GB.
+Two sides at a time take turns, each a separate process that runs one step per turn: both meet the same load of the
+machine, and no more than two are in memory.
 The results go to a JSON file; `benchmarks.scoreboard.report` turns that into docs/performance.md.
 """
 
@@ -114,7 +114,7 @@ def _seconds_of_product(left: torch.Tensor, right: torch.Tensor) -> float:
 def measure(
     work: Workload, sides: list[str], peers: str, folder: Path, warmups: int, rounds: int, ends: float
 ) -> dict[str, Any]:
-    """Measure the first side against each of the other ones in turn: two processes at a time fit into 24 GB.
+    """Measure the first side against each of the other ones in turn, so that two processes are in memory at a time.
 
     Args:
         work: of a turn.

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from dpr_lightning.cli.plan_ranks import Ranks, StepMemory, gathered_in_a_pass
 from dpr_lightning.data import PolicyDataModule
 from dpr_lightning.errors import counted
-from dpr_lightning.live_bytes import LiveBytes
+from dpr_lightning.live_bytes import LiveBytes, tensors_in
 from dpr_lightning.modules.base import PolicyModule
 from dpr_lightning.policies import FrozenPolicies, PolicyStrategy, Weights
 from dpr_lightning.policies.outline import materialise
@@ -51,7 +51,7 @@ class CountedRun(Callback):
         self.phases: dict[str, int] = {}
         self.largest = (0, 0)
         self._live = LiveBytes()
-        self._before_step: int | None = None
+        self._steps = False
         self._optimizer: int | None = None
         self._frozen = 0
         self._is_first = False
@@ -140,18 +140,19 @@ class CountedRun(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Note the bytes before the optimizer has a state."""
-        self._before_step, self._gradients = self._live.live, self._live.gradients
+        """Note that this batch ends a step, and the bytes of its gradients."""
+        self._steps, self._gradients = True, self._live.gradients
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """After a step, count the optimizer's state; the module frees the gradients next."""
-        if self._before_step is None:
+        if not self._steps:
             return
         if self._optimizer is None:
-            self._optimizer, self._is_first = self._copies + self._live.live - self._before_step, True
-        self._before_step = None
+            state = list(trainer.optimizers[0].state.values())
+            self._optimizer, self._is_first = self._copies + sum(part.nbytes for part in tensors_in(state)), True
+        self._steps = False
         self._live.gradients_freed()
 
 

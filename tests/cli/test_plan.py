@@ -185,7 +185,7 @@ def test_frozen_adapters_lie_on_the_base_of_the_policy(folder: Path, tmp_path: P
     config = write_dpr_config(tmp_path, workspace, max_prompt_length=4)
     planned = plan(["--config", config, "--model.policy.lora.rank", "2", "--data.sft", str(tmp_path / "sft_later")])
     frozen = planned.stays["2 frozen adapters on its base"]
-    assert frozen == pytest.approx(planned.stays["optimizer"], rel=0.1)
+    assert frozen == pytest.approx(planned.stays["optimizer"], rel=0.01)  # and a number of steps for each weight
     assert 0 < frozen < planned.stays["weights"] / 10
 
 
