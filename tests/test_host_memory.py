@@ -39,6 +39,7 @@ print(given_back, retained, within, afterwards)
 """
 
 
+@pytest.mark.slow
 def test_pages_are_asked_for_once_or_every_time() -> None:
     command = [sys.executable, "-c", PROGRAM]
     result = subprocess.run(
@@ -80,6 +81,7 @@ def huge_bytes(before: str = "") -> int:
     return int(result.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="nothing tells of what pages memory is")
 def test_what_is_kept_lies_in_huge_pages() -> None:
     limited = "resource.setrlimit(resource.RLIMIT_DATA, (2**31, 2**31))"

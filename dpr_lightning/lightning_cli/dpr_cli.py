@@ -81,6 +81,11 @@ class DprCLI(LightningCLI):
                     raise
                 raise InputError(with_full_names(str(error), config.as_dict())) from error
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The command that runs alone, with its arguments that are no options: parsers of all take longer to build."""
+        return {name: skipped for name, skipped in LightningCLI.subcommands().items() if name == sys.argv[1]}
+
     def _parse_ckpt_path(self) -> None:
         """Take no hyper-parameters from a checkpoint: those of the command line are used."""
 
@@ -243,6 +248,6 @@ def _cli(kind: type[DprCLI] = DprCLI) -> DprCLI:
             "prog": "dpr",
             "allow_abbrev": False,
             **quiet,
-            **{command: quiet for command in LIGHTNING_COMMANDS},
+            sys.argv[1]: quiet,
         },
     )

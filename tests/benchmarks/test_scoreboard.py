@@ -39,6 +39,7 @@ def test_a_step_of_policy_gradients_takes_six_forward_passes() -> None:
         assert 1.0 < least_operations(work) / (6 * decoding) < ratio
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "works"),
     [([], CPU), (["--gpu", "--rows", "16", "--workloads", "sft", "decode", "--minutes", "0"], GPU)],

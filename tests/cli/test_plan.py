@@ -110,7 +110,7 @@ def test_layers_that_look_at_what_is_in_tensors_are_said(
     [
         ({"estimator": "reinforce"}, 1),
         ({"estimator": "all_actions", "credit": {"discount": 0.0}}, 1),
-        ({"estimator": "all_actions", "credit": {"discount": 0.0}}, 4),
+        pytest.param({"estimator": "all_actions", "credit": {"discount": 0.0}}, 4, marks=pytest.mark.slow),
         # Rollouts take more than learning does, in parts of two answers.
         pytest.param({"estimator": "reinforce"}, 8, marks=pytest.mark.slow),
         ({"policy": {"lora": {"rank": 2}}, "estimator": "reinforce"}, 1),
@@ -136,10 +136,11 @@ def test_reinforcement(model: dict[str, Any], accumulate: int, folder: Path, tmp
 @pytest.mark.parametrize(
     ("model", "accumulate"),
     [
-        pytest.param({"estimator": "reinforce"}, 1, marks=pytest.mark.slow),
+        ({"estimator": "reinforce"}, 1),
         ({"estimator": "all_actions", "credit": {"discount": 0.0}}, 2),
     ],
 )
+@pytest.mark.slow
 def test_prompts_that_are_read_once(model: dict[str, Any], accumulate: int, folder: Path, tmp_path: Path) -> None:
     """Eight answers to each of four prompts that are longer than they."""
     rows = tmp_path / "prompts.jsonl"
@@ -189,6 +190,7 @@ def test_frozen_adapters_lie_on_the_base_of_the_policy(folder: Path, tmp_path: P
     assert 0 < frozen < planned.stays["weights"] / 10
 
 
+@pytest.mark.slow
 def test_float16_takes_as_much_as_bfloat16(folder: Path, tmp_path: Path) -> None:
     result = []
     for precision in ("16-mixed", "bf16-mixed", "32-true"):

@@ -58,6 +58,7 @@ def test_words_name_the_best_and_what_is_gamed() -> None:
     assert "Picked by bad, the best of 16 is worse than one sample: the reward is gamed." in words
 
 
+@pytest.mark.slow
 def test_rankings_that_know_nothing_are_not_called_gamed() -> None:
     generator = np.random.default_rng(5)
     score = (generator.random((200, 64)) < generator.random((200, 1))).astype(float)

@@ -25,10 +25,8 @@ def shrunk(value: Any, sft_steps: int) -> Any:
     return value
 
 
-@pytest.mark.parametrize(
-    "recipe",
-    [pytest.param(path, id=path.stem, marks=() if path.stem == "toy" else pytest.mark.slow) for path in RECIPES],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_arm_runs(recipe: Path, recipes: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     toy = tmp_path / "toy"
     sizes = ["--demonstrations", "40", "--prompts", "64", "--development", "8", "--test", "4"]

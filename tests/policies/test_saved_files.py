@@ -196,7 +196,9 @@ def save(base: Path, folder: Path, lora: LoraSpec | None = None, **options: Any)
     return result
 
 
-@pytest.mark.parametrize("kind", ["whole", "merged", "adapter"])
+@pytest.mark.parametrize(
+    "kind", ["adapter", *(pytest.param(name, marks=pytest.mark.slow) for name in ("whole", "merged"))]
+)
 def test_a_moved_folder_loads_in_an_empty_process(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_base(tmp_path / "base")
     monkeypatch.chdir(tmp_path)

@@ -43,7 +43,7 @@ def ranks(tmp_path: Path) -> list[Rank]:
     return start_ranks(["dpr_lightning.cli.main", "fit", "--config", config], 2, tmp_path / "logs")
 
 
-@pytest.mark.parametrize("dies", [False, True])
+@pytest.mark.parametrize("dies", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_rank_is_named_that_the_other_waits_for(dies: bool, ranks: list[Rank], tmp_path: Path) -> None:
     deadline = time.monotonic() + 90
     try:

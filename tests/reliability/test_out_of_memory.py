@@ -123,6 +123,7 @@ def test_of_two_ranks_the_same_command_goes_on(workspace: Workspace, tmp_path: P
     assert (tmp_path / "small" / "policies" / "final" / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_it_gives_up(workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = sft(workspace, tmp_path / "none", "NoMemory")
     for _ in range(3):
@@ -138,6 +139,7 @@ def test_it_gives_up(workspace: Workspace, tmp_path: Path, capsys: pytest.Captur
     assert "`dpr plan --what_helps` with the same arguments" in message
 
 
+@pytest.mark.slow
 def test_what_would_help_is_counted(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -32,13 +32,15 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_chaos(tmp_path: Path) -> None:
-    """Twenty deaths at random moments, and in the middle of checkpoints, rollouts, policies and caches."""
-    command = [sys.executable, "-m", "tests.reliability.chaos", "--kills", "20", "--folder", str(tmp_path / "chaos")]
+@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.slow)])
+def test_chaos(kills: int, tmp_path: Path) -> None:
+    """Deaths at random moments, and in the middle of checkpoints, rollouts, policies and caches."""
+    options = ["--kills", str(kills), "--folder", str(tmp_path / "chaos")]
+    command = [sys.executable, "-m", "tests.reliability.chaos", *options]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
     assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-4000:]
     summary = json.loads(ended.stdout[ended.stdout.index("{") :])
-    assert summary["kills"] == 20
+    assert summary["kills"] == kills
     assert summary["identical"] == summary["runs"] > 1
 
 

@@ -29,8 +29,7 @@ ON_DISK = [*COMPILED, pytest.mark.skipif(not Path("/usr/include/libaio.h").exist
     "overlay",
     [
         "zero2",
-        "zero3",
-        pytest.param("fsdp2", marks=pytest.mark.slow),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("zero3", "fsdp2")),
         pytest.param("zero2_offload", marks=COMPILED),
         pytest.param("zero3_offload", marks=COMPILED),
         pytest.param("zero3_nvme", marks=ON_DISK),

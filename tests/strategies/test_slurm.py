@@ -64,6 +64,7 @@ def logs(cluster: Path) -> str:
     return "".join(path.read_text(errors="replace")[-2000:] for path in cluster.glob("task_*.log"))
 
 
+@pytest.mark.slow
 def test_a_job_trains_on_all_its_tasks(cluster: Path) -> None:
     job = start(cluster, 4)
     assert job.wait(200) == 0, logs(cluster)
