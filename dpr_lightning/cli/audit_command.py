@@ -85,7 +85,7 @@ def audit(
     answers = corrupted = None
     with progress_bar("audit", len(data) * (samples + len(references) * (2 + samples))) as advance:
         for reference in references:
-            dense = DenseReward.from_folders(sft, [reference], dtype=dtype)
+            dense = DenseReward.from_folders(sft, [reference], RewardSpec(), dtype=dtype)
             dense.frozen.to(best_device())
             if answers is None or corrupted is None:
                 with dense.frozen.use(SFT) as policy:

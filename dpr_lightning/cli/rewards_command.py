@@ -54,7 +54,7 @@ def rewards(
     tokens, mask, *_ = data.batch(np.arange(len(data)), 1.0, int(tokenizer.pad_token_id))
     starts = mask.long().argmax(1).tolist()
     prompts = [decode_tokens(tokenizer, row[:start].tolist()) for row, start in zip(tokens, starts, strict=True)]
-    dense = DenseReward.from_folders(sft, references, reward, dtype=dtype)
+    dense = DenseReward.from_folders(sft, references, reward or RewardSpec(), dtype=dtype)
     dense.frozen.to(best_device())
     with progress_bar("responses scored", len(data)) as advance:
         scores = dense.score(tokens, mask, token_budget=token_budget, divergence=True, progress=advance)

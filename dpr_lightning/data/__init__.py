@@ -14,6 +14,7 @@ from dpr_lightning.data.reward_datamodule import RewardDataModule
 from dpr_lightning.data.rollout_loader import RolloutLoader
 from dpr_lightning.data.rows import Row, RowFile, Rows, open_rows
 from dpr_lightning.data.self_play_datamodule import SelfPlayDataModule, SelfPlayLoader, last_turn
+from dpr_lightning.data.text_reward import TextReward
 from dpr_lightning.data.tokenization import (
     TokenizedExample,
     tokenize_example,
@@ -41,6 +42,7 @@ __all__ = [
     "Rows",
     "SelfPlayDataModule",
     "SelfPlayLoader",
+    "TextReward",
     "TokenBudgetBatchSampler",
     "TokenizationReport",
     "TokenizedDataset",

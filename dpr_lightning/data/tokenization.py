@@ -178,7 +178,7 @@ def _tokenize_plain(
     for example, spells, completion, prompt, answer in zip(
         examples, changed, completions, prompts, encoded, strict=True
     ):
-        if not answer:
+        if not answer and completion:
             raise InputError(f"{example.location}: the completion has no tokens, though its text is not empty.")
         expected = encoder.restore(completion) if spells else completion
         notice_altered(tokenizer, answer, expected, example.location, notices)

@@ -78,7 +78,7 @@ def preview_arms(
         sft = first["data"]["init_args"]["sft"]
         tokenizer = load_tokenizer(sft)
         questions = PromptSet.load(str(prompts), tokenizer, limit=limit)
-        dense = DenseReward.from_folders(sft, list(references))
+        dense = DenseReward.from_folders(sft, list(references), RewardSpec())
         dense.frozen.to(best_device())
         rewards = {name: reward_of(config) for name, config in group.items()}
         plain = {form_name(reward): reward for reward in rewards.values() if reward == RewardSpec(form=reward.form)}

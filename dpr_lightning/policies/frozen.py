@@ -36,9 +36,18 @@ class FrozenPolicies:
     Not an ``nn.Module``, so that checkpoints, optimizers and gradient synchronisation do not include them.
     """
 
-    def __init__(self, models: Mapping[str, nn.Module], shared: "PeftModel | None" = None) -> None:
-        """Full ``models`` by name; or, with ``shared``, names of adapters on that peft model."""
+    def __init__(
+        self,
+        models: Mapping[str, nn.Module],
+        shared: "PeftModel | None" = None,
+        folders: Mapping[str, str] | None = None,
+    ) -> None:
+        """Full ``models`` by name; or, with ``shared``, names of adapters on that peft model.
+
+        ``folders``: from which they were loaded, by name; None: from none.
+        """
         self._models = dict(models)
+        self.folders = dict(folders or {})
         self._shared = shared
         if shared is None:
             for model in self._models.values():
@@ -77,7 +86,7 @@ class FrozenPolicies:
                 for name, adapter in adapters.items():
                     load_adapter(policy, str(adapter), trainable=False, name=name)
                 log.info("π_SFT and its references: adapters on the policy's base, for they have the same one.")
-                return cls({name: policy for name in folders}, shared=policy)
+                return cls({name: policy for name in folders}, shared=policy, folders=folders)
         specs = {name: PolicySpec(source=folder, dtype=dtype, attention=attention) for name, folder in folders.items()}
         ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
         may_share = weights != "whole" and ranks > 1 and device is not None
@@ -94,7 +103,7 @@ class FrozenPolicies:
                     mesh = init_device_mesh(device.type, (ranks,))
             if mesh is not None:
                 distribute(models[name], mesh, trained=False)  # before the next one is loaded
-        return cls(models)
+        return cls(models, folders=folders)
 
     @classmethod
     def outline(

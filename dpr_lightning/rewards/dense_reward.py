@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -43,9 +43,12 @@ class DenseReward:
     """
 
     def __init__(self, frozen: FrozenPolicies, spec: RewardSpec | None = None) -> None:
-        """Use the models in ``frozen``: a policy named ``sft``, and at least one reference of any other name."""
+        """Use the models in ``frozen``: a policy named ``sft``, and at least one reference of any other name.
+
+        ``spec``: form of the reward; None: :meth:`RewardSpec.recommended`.
+        """
         self.frozen = frozen
-        self.spec = spec if spec is not None else RewardSpec()
+        self.spec = spec if spec is not None else RewardSpec.recommended()
         self.references = [name for name in frozen.names if name != SFT]
         if SFT not in frozen.names or not self.references:
             raise InputError(f"A dense reward needs π_SFT and at least one reference; found {frozen.names}.")
@@ -63,13 +66,15 @@ class DenseReward:
         policy_spec: PolicySpec | None = None,
         weights: Weights = "whole",
         device: torch.device | None = None,
-    ) -> "DenseReward":
+    ) -> Self:
         """Load π_SFT and the references from folders (full models, or adapters of one base).
+
+        Any trainer may have written them, if they have one tokenizer.
 
         Args:
             sft: folder of π_SFT.
-            references: folders of weaker checkpoints of the same run.
-            spec: form of the reward.
+            references: folders of weaker policies: earlier checkpoints of the same run, or the model before it.
+            spec: form of the reward; None: :meth:`RewardSpec.recommended`.
             dtype: of the frozen copies' parameters; log-probabilities are always subtracted in float32.
             attention: transformers' attention implementation.
             policy: a policy in training whose base the adapters may share.

@@ -22,7 +22,7 @@ from dpr_lightning.experiments.run_folder import fresh_folder
 from dpr_lightning.lightning_cli.dpr_cli import run_lightning
 from dpr_lightning.modules import SupervisedIRL
 from dpr_lightning.policies import PolicySpec, build_policy, build_verifier_head, load_tokenizer, save_policy
-from dpr_lightning.rewards import DenseReward
+from dpr_lightning.rewards import DenseReward, RewardSpec
 from tests.tiny import write_tiny_policy
 from tests.training import quiet_trainer, write_adapter
 from tests.workspace import Workspace
@@ -81,7 +81,7 @@ def test_rewards_are_those_of_the_library(workspace: Workspace, tmp_path: Path) 
     assert main(["rewards", *arguments, "--responses", workspace.demonstrations, "--output", str(output)]) == 0
     rows = Dataset.from_parquet(str(output / "rewards.parquet")).to_list()
     assert len(rows) == 16
-    dense = DenseReward.from_folders(workspace.sft, [workspace.reference])
+    dense = DenseReward.from_folders(workspace.sft, [workspace.reference], RewardSpec())
     tokenizer = load_tokenizer(workspace.sft)
     for row in rows[:4]:
         prompt = tokenizer(row["prompt"])["input_ids"]

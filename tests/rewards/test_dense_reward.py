@@ -203,7 +203,7 @@ def test_a_token_that_only_the_reference_excludes(excluded_by_sft: bool, folders
     for name, model in models.items():
         if name == "r" or excluded_by_sft:
             model.set_output_embeddings(Excluding(model.get_output_embeddings()))
-    dense, tokens = DenseReward(FrozenPolicies(models)), TOKENS.masked_fill(TOKENS == 5, 6)
+    dense, tokens = DenseReward(FrozenPolicies(models), RewardSpec()), TOKENS.masked_fill(TOKENS == 5, 6)
     dense.score(tokens, MASK)
     if excluded_by_sft:
         reward = dense.score_actions(tokens, MASK)[1].scores(torch.arange(3)).reward
