@@ -7,6 +7,7 @@ from dpr_lightning.callbacks.micro_batch_halving import MicroBatchHalving
 from dpr_lightning.callbacks.reference_checkpoints import ReferenceCheckpoints
 from dpr_lightning.callbacks.resumable_checkpoints import ResumableCheckpoints
 from dpr_lightning.callbacks.rollout_samples import RolloutSamples
+from dpr_lightning.callbacks.run_manifest_file import RunManifestFile
 from dpr_lightning.callbacks.wandb_logger import WandbLogger
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "ReferenceCheckpoints",
     "ResumableCheckpoints",
     "RolloutSamples",
+    "RunManifestFile",
     "WandbLogger",
 ]

@@ -192,6 +192,18 @@ class DemonstrationDataModule(PolicyDataModule):
         validation = self.validation
         return None if validation is None or isinstance(validation, float) else (validation, self.columns)
 
+    def manifest_entry(self) -> dict[str, Any]:
+        """The rows, the names of their columns, and the tokens of the longest demonstration and answer."""
+        assert self.train_data is not None
+        held_out = self.held_out_rows()
+        return {
+            "train": self.train,
+            "held_out": None if held_out is None else held_out[0],
+            "columns": self.columns,
+            "max_length": self.max_length,
+            "max_new_tokens": int(self.train_data.acted_tokens.max(initial=1)),
+        }
+
     def attach_policy(self, policy: nn.Module, spec: PolicySpec, tokenizer: PreTrainedTokenizerBase) -> None:
         """Put the format that the policy learns into the policy, which is saved with it.
 

@@ -94,6 +94,10 @@ class PolicyDataModule(LightningDataModule):
         """
         return None
 
+    def manifest_entry(self) -> dict[str, Any]:
+        """Plain values for ``run.json``, once the data are read: later commands take their options from them."""
+        return {}
+
     def split_micro_batches(self, parts: int) -> None:
         """Called before training where memory ran out: cut each micro-batch into ``parts``, in the same order.
 

@@ -172,6 +172,10 @@ class RewardDataModule(PolicyDataModule):
         self.reward: DenseReward | None = None
         self._saved: RolloutBatch | None = None
 
+    def manifest_entry(self) -> dict[str, Any]:
+        """The prompts, and the length limit of answers."""
+        return {"prompts": self.prompts_path, "max_new_tokens": self.sampling.max_new_tokens}
+
     def setup(self, stage: str) -> None:
         """Read the prompts and refuse those that evaluation or held-out demonstrations also have."""
         if self.prompts is not None:

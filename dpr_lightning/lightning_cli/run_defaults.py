@@ -16,6 +16,7 @@ from dpr_lightning.callbacks import (
     ReferenceCheckpoints,
     ResumableCheckpoints,
     RolloutSamples,
+    RunManifestFile,
     WandbLogger,
 )
 from dpr_lightning.data import PolicyDataModule, RewardDataModule
@@ -23,6 +24,7 @@ from dpr_lightning.errors import InputError
 from dpr_lightning.modules import RolloutAlgorithm
 from dpr_lightning.modules.base import PolicyModule
 from dpr_lightning.paths import import_class
+from dpr_lightning.run_manifest import MANIFEST
 
 log = logging.getLogger(__name__)
 ROOT = "trainer.default_root_dir"
@@ -42,10 +44,13 @@ class RunDefaults:
             checkpoints.
         keep_checkpoints: number of the newest checkpoints that stay.
         samples_every_n_rollouts: rollouts between saved samples, for rollout algorithms. None: no samples.
-        verifier: name, or ``module:function``, of what scores these samples. None: no scores.
+        verifier: name, or ``module:function``, of what scores these samples, and answers in later commands. None: no
+            scores.
         held_out_every_n_steps: optimizer steps between measurements of the reward on ``data.held_out``, for rollout
             algorithms. None: no measurements.
         held_out_limit: number of the first demonstrations of ``data.held_out`` that are measured.
+        manifest: file that names the policies and data of the run, for the option ``--run`` of other commands; stages
+            of one run share it. None: ``run.json`` in the folder.
         csv: whether metrics are written to ``metrics.csv``.
         wandb: whether metrics go to Weights & Biases: ``offline``, to files in the folder around the run's; ``online``,
             which takes an account. ``off``, which YAML reads as false: they do not.
@@ -62,6 +67,7 @@ class RunDefaults:
     verifier: str | None = None
     held_out_every_n_steps: int | None = 10
     held_out_limit: int = 64
+    manifest: str | None = None
     csv: bool = True
     wandb: Literal["offline", "online", "off"] | bool = "offline"
     wandb_project: str = "dpr-lightning"
@@ -207,6 +213,8 @@ def _callbacks(run: RunDefaults, root: Path, config: Mapping[str, Any]) -> Itera
     if run.resume_every_n_steps is not None and config["trainer"].get("enable_checkpointing") is not False:
         options = {"every_n_steps": run.resume_every_n_steps, "keep": run.keep_checkpoints}
         yield Default(ResumableCheckpoints, {"folder": str(root / "checkpoints"), **options})
+    if issubclass(module, PolicyModule):
+        yield Default(RunManifestFile, {"path": run.manifest or str(root / MANIFEST), "verifier": run.verifier})
 
 
 def _loggers(run: RunDefaults, root: Path, subcommand: str) -> list[Default]:

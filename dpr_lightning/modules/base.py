@@ -68,6 +68,8 @@ class PolicyModule(LightningModule):
     """What this module logs in training, beside the loss and the gradient: callbacks may monitor it."""
     validation_metrics: ClassVar[tuple[str, ...]] = ()
     """What it logs where there is validation."""
+    stage: ClassVar[str] = "sft"
+    """Name of this module's entry in the manifest of a run."""
     reference_fractions: ClassVar[tuple[float, ...]] = (0.25, 0.5, 0.75)
     """Shares of a run at which `dpr fit` saves the policy by default, as references of a dense reward."""
 

@@ -58,6 +58,7 @@ class RolloutAlgorithm(PolicyModule):
         non_finite: what to do about a gradient that is not finite: ``stop``, or ``skip`` the step and count it.
     """
 
+    stage: ClassVar[str] = "rl"
     whole_groups: ClassVar[bool] = False
     """Whether the loss compares the responses to one prompt, so that micro-batches must not separate them."""
     reference_fractions = ()

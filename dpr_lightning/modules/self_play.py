@@ -1,5 +1,7 @@
 """Self-play imitation: SPIN and GSIL learn to tell demonstrations from the policy's own earlier answers."""
 
+from typing import ClassVar
+
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
@@ -34,6 +36,7 @@ class SelfPlay(PolicyModule):
     Source: Chen et al. 2024, arXiv:2401.01335; Xiao et al. 2024, arXiv:2410.10093.
     """
 
+    stage: ClassVar[str] = "self_play"
     reference_fractions = ()
     step_metrics = ("train/demonstrated", "train/generated", "train/preferred")
     validation_metrics = ("validation/preferred",)

@@ -1,5 +1,7 @@
 """A verifier trained on what SFT was trained on: demonstrations preferred to the policy's own answers."""
 
+from typing import ClassVar
+
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
@@ -29,6 +31,8 @@ class VerifierHead(SelfPlay):
 
     Source: Bradley & Terry 1952; as a reward model Ouyang et al. 2022, arXiv:2203.02155.
     """
+
+    stage: ClassVar[str] = "verifier_head"
 
     def __init__(
         self,

@@ -63,7 +63,7 @@ def test_a_minimal_config_leaves_a_run_that_goes_on(
     }
     output = files("runs/mine")
     assert policies | {"policies/references.json", "checkpoints/step_0000004/state.ckpt"} <= output
-    assert {path for path in output if "/" not in path} == {"metrics.csv", "config.yaml"}
+    assert {path for path in output if "/" not in path} == {"metrics.csv", "config.yaml", "run.json"}
     before = snapshot(case / "runs")
     assert main(fit) == 0
     assert "nothing was left to do" in caplog.text
@@ -96,7 +96,7 @@ def test_a_run_can_write_nothing(case: Path) -> None:
 
 def test_the_config_is_in_the_run_where_no_logger_has_a_folder(case: Path) -> None:
     assert main([*minimal(), "--run.wandb=off", "--run.csv=false", "--run.resume_every_n_steps=null"]) == 0
-    assert {name for name in files("runs") if "policies" not in name} == {"mine/config.yaml"}
+    assert {name for name in files("runs") if "policies" not in name} == {"mine/config.yaml", "mine/run.json"}
     before = snapshot(case / "runs")
     assert main(["validate", *minimal()[1:], "--data.validation=0.25", "--run.wandb=off", "--run.csv=false"]) == 0
     assert snapshot(case / "runs") == before
@@ -115,7 +115,7 @@ def test_rollouts_have_samples_and_a_held_out_reward(tmp_path: Path, workspace: 
     arguments = ["--config", config, *QUIET, "--run.verifier=answer", "--run.held_out_limit=3"]
     added = kinds(parts(*arguments))
     assert list(added) == [
-        *("ReferenceCheckpoints", "RolloutSamples", "HeldOutReward", "ResumableCheckpoints"),
+        *("ReferenceCheckpoints", "RolloutSamples", "HeldOutReward", "ResumableCheckpoints", "RunManifestFile"),
         *("CSVLogger", "WandbLogger"),
     ]
     assert added["ReferenceCheckpoints"]["fractions"] == []
@@ -125,7 +125,9 @@ def test_rollouts_have_samples_and_a_held_out_reward(tmp_path: Path, workspace: 
         parts("--config", write_dpr_config(tmp_path, workspace), *QUIET, "--run.csv=true")
     )
     off = ["--run.samples_every_n_rollouts=null", "--run.held_out_every_n_steps=null", "--run.wandb=off"]
-    assert list(kinds(parts(*arguments, *off))) == ["ReferenceCheckpoints", "ResumableCheckpoints", "CSVLogger"]
+    assert list(kinds(parts(*arguments, *off))) == [
+        *("ReferenceCheckpoints", "ResumableCheckpoints", "RunManifestFile", "CSVLogger"),
+    ]
 
 
 def test_what_the_config_names_takes_the_place_of_a_default(tmp_path: Path, workspace: Workspace) -> None:
@@ -136,8 +138,10 @@ def test_what_the_config_names_takes_the_place_of_a_default(tmp_path: Path, work
     trainer = {"callbacks": entries, "enable_checkpointing": None, "logger": None}
     config = write_sft_config(tmp_path, {"source": workspace.sft}, workspace.demonstrations, trainer=trainer)
     named = ["--config", config, "--run.keep_checkpoints=1"]
-    assert list(kinds(parts(*named))) == ["ResumableCheckpoints", "CSVLogger", "WandbLogger"]
-    assert list(kinds(parts(*named, "--trainer.logger=false"))) == ["ResumableCheckpoints"]
+    assert list(kinds(parts(*named))) == [
+        *("ResumableCheckpoints", "RunManifestFile", "CSVLogger", "WandbLogger"),
+    ]
+    assert list(kinds(parts(*named, "--trainer.logger=false"))) == ["ResumableCheckpoints", "RunManifestFile"]
     assert list(kinds(parts(*named, "--trainer.enable_checkpointing=false"))) == ["CSVLogger", "WandbLogger"]
     assert kinds(parts("--config", config)) == {}
     assert kinds(parts(*named, "--trainer.barebones=true")) == {}
