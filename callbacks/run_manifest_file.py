@@ -3,7 +3,6 @@
 import shlex
 import sys
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -57,7 +56,6 @@ class RunManifestFile(Callback):
                 "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
                 "folder": str(Path.cwd()),
                 "versions": {library: version(library) for library in LIBRARIES},
-                "started": datetime.now(UTC).isoformat(timespec="seconds"),
             },
         )
 
