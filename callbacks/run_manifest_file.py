@@ -13,6 +13,7 @@ from dpr_lightning.callbacks.reference_checkpoints import ReferenceCheckpoints
 from dpr_lightning.data import PolicyDataModule
 from dpr_lightning.modules.base import PolicyModule
 from dpr_lightning.paths import Writes
+from dpr_lightning.policies import PolicySpec
 from dpr_lightning.run_manifest import MARK, map_paths, record_stage
 from dpr_lightning.trainer_attributes import callbacks_of, datamodule_of, is_trial
 
@@ -42,7 +43,7 @@ class RunManifestFile(Callback):
         saved = next((each for each in callbacks_of(trainer) if isinstance(each, ReferenceCheckpoints)), None)
         entry: dict[str, Any] = {
             "module": f"{type(pl_module).__module__}.{type(pl_module).__qualname__}",
-            "model": _absolute(pl_module.policy_spec.source),
+            "policy": _changed(pl_module.policy_spec),
             "policies": None if saved is None else str(saved.folder),
             "verifier": self.verifier,
         }
@@ -58,6 +59,12 @@ class RunManifestFile(Callback):
                 "versions": {library: version(library) for library in LIBRARIES},
             },
         )
+
+
+def _changed(spec: PolicySpec) -> dict[str, Any]:
+    """The fields of a policy that are not those by default, with the paths among them absolute."""
+    default, changed = PolicySpec(source="").to_dict(), spec.to_dict()
+    return {name: _absolute(value) for name, value in changed.items() if value != default[name]}
 
 
 def _plain(entry: Mapping[str, Any]) -> dict[str, Any]:

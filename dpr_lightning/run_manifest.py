@@ -140,12 +140,14 @@ class RunManifest:
     @property
     def max_new_tokens(self) -> int | None:
         """Tokens that the longest answer of the demonstrations takes, or the length limit of reinforcement learning."""
-        return self._newest("max_new_tokens")
+        limit: int | None = self._newest("max_new_tokens")
+        return limit
 
     @property
     def verifier(self) -> str | None:
         """Name, or ``module:function``, of what scores answers."""
-        return self._newest("verifier")
+        name: str | None = self._newest("verifier")
+        return name
 
     def _newest(self, name: str) -> Any:
         values = [self.stages[stage].get(name) for stage in TRAINED if stage in self.stages]
@@ -162,7 +164,7 @@ class RunManifest:
         return map_paths(lambda path: str(inside) if (inside := self.folder / path).exists() else path, value)
 
     def _policies(self, stage: str) -> Path:
-        policies = self._entry(stage).get("policies")
+        policies: str | None = self._entry(stage).get("policies")
         if policies is None:
             raise InputError(f"The stage {stage!r} of {self.path} saved no policies.")
         return self.folder / policies
