@@ -62,7 +62,7 @@ def write_config(folder: Path, run_folder: Path, stage: str, policy: dict[str, A
     policies = run_folder / "sft" / "policies"
     if stage == "sft":
         data: dict[str, Any] = {"train": str(folder / "rows.jsonl"), "max_length": LENGTH, "token_budget": 16 * LENGTH}
-        data |= {"cache_dir": str(folder / "cache")}
+        data |= {"cache_dir": str(folder / "cache"), "validation": None}
     else:
         model |= {"policy": {"source": str(policies / "final")}, "estimator": "all_actions", "check_start": False}
         data = {

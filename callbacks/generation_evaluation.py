@@ -7,7 +7,7 @@ import torch
 from lightning import Trainer
 
 from dpr_lightning.callbacks.periodic_evaluation import PeriodicEvaluation
-from dpr_lightning.data import PolicyDataModule, PromptSet, Rows
+from dpr_lightning.data import PolicyDataModule, PromptSet, Rows, RowSource
 from dpr_lightning.distributed import sum_over_ranks
 from dpr_lightning.errors import InputError
 from dpr_lightning.evaluation.evaluated_answers import collect_answers
@@ -85,7 +85,7 @@ class GenerationEvaluation(PeriodicEvaluation):
                 scores[f"evaluation/length_{name}"] = length / count
         return scores
 
-    def _rows(self, trainer: Trainer) -> tuple[Rows, dict[str, str] | None]:
+    def _rows(self, trainer: Trainer) -> tuple[Rows | RowSource, dict[str, str] | None]:
         """The rows with the prompts, and the names of their columns.
 
         Raises:
@@ -96,8 +96,8 @@ class GenerationEvaluation(PeriodicEvaluation):
         if self.prompts_path is None:
             if rows is None:
                 raise InputError(
-                    "GenerationEvaluation has no `prompts`, and the run's data hold out no rows of a file: set "
-                    "`data.validation` (of demonstrations) or `data.held_out` to one, or `prompts` of the callback."
+                    "GenerationEvaluation has no `prompts`, and the run's data hold out no rows: set `data.validation` "
+                    "(of demonstrations) or `data.held_out` to a file, or `prompts` of the callback."
                 )
             return rows
         if rows is not None and self.prompts_path != rows[0] and trainer.is_global_zero:

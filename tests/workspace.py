@@ -50,7 +50,7 @@ def write_sft_config(
     **data: Any,
 ) -> str:
     """A config that imitates a data file for two steps."""
-    data = {"train": train, "batch_size": 4, "cache_dir": str(folder / "cache")} | data
+    data = {"train": train, "validation": None, "batch_size": 4, "cache_dir": str(folder / "cache")} | data
     config = {
         "model": {
             "class_path": "dpr_lightning.modules.SupervisedIRL",

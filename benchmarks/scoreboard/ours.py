@@ -76,7 +76,11 @@ def _optimizer(parameters: Any) -> torch.optim.Optimizer:
 def train_sft(gate: Gate, folder: Path, work: Workload, side: str) -> None:
     """C1 through the Trainer, as `dpr fit` runs it."""
     data = DemonstrationDataModule(
-        str(folder / "sft.jsonl"), batch_size=work.rows, max_length=work.length, cache_dir=str(folder / "cache")
+        str(folder / "sft.jsonl"),
+        batch_size=work.rows,
+        max_length=work.length,
+        cache_dir=str(folder / "cache"),
+        validation=None,
     )
     module = SupervisedIRL(_policy(folder, work, side), optimizer=_optimizer)
     _trainer(_Turns(gate, folder / f"{side}.safetensors"), work).fit(module, data)

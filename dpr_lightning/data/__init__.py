@@ -4,6 +4,7 @@ from dpr_lightning.data.batching import PlannedBatch, TokenBudgetBatchSampler
 from dpr_lightning.data.chat_format import carried_format, choose_format
 from dpr_lightning.data.conversations import Example, to_demonstration, to_prompt
 from dpr_lightning.data.demonstrations import DemonstrationDataModule
+from dpr_lightning.data.held_out import holds_out
 from dpr_lightning.data.loader import DemonstrationLoader
 from dpr_lightning.data.messages import Message
 from dpr_lightning.data.over_length import OverLength, TokenizationReport
@@ -12,7 +13,7 @@ from dpr_lightning.data.policy_data import PausingLoader, PolicyDataModule
 from dpr_lightning.data.prompts import PromptSet
 from dpr_lightning.data.reward_datamodule import RewardDataModule
 from dpr_lightning.data.rollout_loader import RolloutLoader
-from dpr_lightning.data.rows import Row, RowFile, Rows, open_rows
+from dpr_lightning.data.rows import Row, RowFile, Rows, RowSource, open_rows
 from dpr_lightning.data.self_play_datamodule import SelfPlayDataModule, SelfPlayLoader, last_turn
 from dpr_lightning.data.text_reward import TextReward
 from dpr_lightning.data.tokenization import (
@@ -39,6 +40,7 @@ __all__ = [
     "RolloutLoader",
     "Row",
     "RowFile",
+    "RowSource",
     "Rows",
     "SelfPlayDataModule",
     "SelfPlayLoader",
@@ -50,6 +52,7 @@ __all__ = [
     "carried_format",
     "check_overlap",
     "choose_format",
+    "holds_out",
     "last_turn",
     "open_rows",
     "to_demonstration",

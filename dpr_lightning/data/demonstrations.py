@@ -1,7 +1,8 @@
 """Demonstrations as a LightningDataModule."""
 
 import warnings
-from typing import Annotated, Any, cast
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
@@ -12,15 +13,15 @@ from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.data.batching import TokenBudgetBatchSampler
 from dpr_lightning.data.chat_format import Format, SpecialText, carry_format, check_setting, choose_format
+from dpr_lightning.data.held_out import AUTO, SelectedRows, holds_out, report_split, split_off, write_rows
 from dpr_lightning.data.largest_batches import RepeatedBatch, largest_demonstrations
 from dpr_lightning.data.learnt_parts import OnDropped
 from dpr_lightning.data.loader import BatchLoader, DemonstrationLoader
 from dpr_lightning.data.over_length import OverLength
 from dpr_lightning.data.overlap import check_overlap
 from dpr_lightning.data.policy_data import ConfiguredLearner, Learner, MemoryCount, PolicyDataModule
-from dpr_lightning.data.prompt_identity import hold_out_prompts
-from dpr_lightning.data.prompts import PromptSet
 from dpr_lightning.data.row_columns import check_columns
+from dpr_lightning.data.row_types import RowSource
 from dpr_lightning.data.rows import Rows, open_rows
 from dpr_lightning.data.tokenized import TokenizedDataset
 from dpr_lightning.data.tokenized_sources import check_longest, log_counts, tokenize_or_load
@@ -30,7 +31,7 @@ from dpr_lightning.paths import ReadPath, Writes
 from dpr_lightning.policies import PolicySpec, load_tokenizer
 from dpr_lightning.policies.adapters import resolve_adapter
 from dpr_lightning.policies.special_tokens import token_id
-from dpr_lightning.trainer_attributes import callbacks_of
+from dpr_lightning.trainer_attributes import callbacks_of, is_trial
 
 DEFAULT_TOKEN_BUDGET = 8192
 CACHE = Writes("?" * 32, shared=True)
@@ -45,7 +46,8 @@ class DemonstrationDataModule(PolicyDataModule):
             lists: a file, a folder, a pattern such as ``shards/*.jsonl``, a ``datasets`` name (``owner/name:split``),
             or a list of these, ``{path: …, weight: …}`` for those that count more or less often; see
             :func:`~dpr_lightning.data.rows.open_rows`.
-        validation: rows of another source; or a share in (0, 1) of the prompts of ``train`` to hold out; or None.
+        validation: rows of another source; or a share in (0, 1) of the prompts of ``train`` to hold out; ``auto``: 5%
+            of them, or more until they have 20 rows, at most a fifth of prompts and rows; None: nothing.
         test: rows of another source; None: the validation rows.
         tokenizer: hub id or folder; None: that of the policy in training.
         columns: the files' own names of our columns, such as ``{prompt: question, completion: answer}``.
@@ -71,6 +73,8 @@ class DemonstrationDataModule(PolicyDataModule):
             ``tokens``, or ``error`` (refused). The policy is saved with it. None: as the checkpoint was trained, else
             ``text``.
         max_unknown: largest share of the tokens to learn that may be `<unk>`; with more, the file is refused.
+        held_out_file: file that the rows held out of ``train`` are written to when training begins, as JSON lines with
+            their own columns. None: they are not written; `dpr fit` writes ``held_out.jsonl`` to the run's folder.
 
     Attributes:
         train_data: the tokenised demonstrations; None before ``setup``.
@@ -84,7 +88,7 @@ class DemonstrationDataModule(PolicyDataModule):
     def __init__(
         self,
         train: Rows,
-        validation: float | Rows | None = None,
+        validation: float | Literal["auto"] | Rows | None = AUTO,
         test: Rows | None = None,
         tokenizer: ReadPath | None = None,
         columns: dict[str, str] | None = None,
@@ -104,6 +108,7 @@ class DemonstrationDataModule(PolicyDataModule):
         allow_overlap: bool = False,
         special_tokens_in_text: SpecialText | None = None,
         max_unknown: float = 0.01,
+        held_out_file: Annotated[str, Writes()] | None = None,
     ) -> None:
         super().__init__()
         check_columns(columns)
@@ -132,6 +137,8 @@ class DemonstrationDataModule(PolicyDataModule):
         check_setting(special_tokens_in_text)
         self.special_tokens_in_text: SpecialText | None = special_tokens_in_text
         self.max_unknown = max_unknown
+        self.held_out_file = held_out_file
+        self._wrote_held_out = False
         self.train_data: TokenizedDataset | None = None
         self.validation_data: TokenizedDataset | None = None
         self.test_data: TokenizedDataset | None = None
@@ -187,10 +194,15 @@ class DemonstrationDataModule(PolicyDataModule):
         assert self.train_data is not None
         return self.train_data.where(row)
 
-    def held_out_rows(self) -> tuple[Rows, dict[str, str] | None] | None:
-        """The rows of ``validation``, unless it is a share of the training rows."""
-        validation = self.validation
-        return None if validation is None or isinstance(validation, float) else (validation, self.columns)
+    def held_out_rows(self) -> tuple[Rows | RowSource, dict[str, str] | None] | None:
+        """The rows of ``validation``; of those held out of the training rows the file, where it was written."""
+        if not holds_out(self.validation):
+            return None if self.validation is None else (cast(Rows, self.validation), self.columns)
+        if self.validation_data is None:
+            return None
+        if self._wrote_held_out and self.held_out_file is not None:
+            return self.held_out_file, self.columns
+        return self._validation_rows(self.validation_data), self.columns
 
     def manifest_entry(self) -> dict[str, Any]:
         """The rows, the names of their columns, and the tokens of the longest demonstration and answer."""
@@ -198,7 +210,7 @@ class DemonstrationDataModule(PolicyDataModule):
         held_out = self.held_out_rows()
         return {
             "train": self.train,
-            "held_out": None if held_out is None else held_out[0],
+            "held_out": held_out[0] if held_out is not None and isinstance(held_out[0], (str, list)) else None,
             "columns": self.columns,
             "max_length": self.max_length,
             "max_new_tokens": int(self.train_data.acted_tokens.max(initial=1)),
@@ -236,13 +248,15 @@ class DemonstrationDataModule(PolicyDataModule):
         sources = self._sources()
         data = [self._tokenized(source, progress=self._global_rank == 0) for source in sources]
         self.train_data = data[sources.index(self.train)]
-        if isinstance(self.validation, float):
-            whole = self.train_data
-            held_out = hold_out_prompts(whole.prompt_hashes, self.validation, self.seed, whole.file)
-            self.train_data = whole.select(np.flatnonzero(~held_out))
-            self.validation_data = whole.select(np.flatnonzero(held_out))
+        if holds_out(self.validation):
+            share = cast(float | str, self.validation)
+            self.train_data, self.validation_data = split = split_off(self.train_data, share, self.seed)
+            if self.validation == AUTO:
+                rank_zero_info(report_split(split, self.train_data.file))
+            if stage == "fit":
+                self._write_held_out()
         elif self.validation is not None:
-            self.validation_data = data[sources.index(self.validation)]
+            self.validation_data = data[sources.index(cast(Rows, self.validation))]
         self.test_data = data[sources.index(self.test)] if self.test is not None else self.validation_data
         for tokenized in data:
             rank_zero_info(str(tokenized.report))
@@ -309,32 +323,25 @@ class DemonstrationDataModule(PolicyDataModule):
         """Every test example once: what ``dpr predict`` scores."""
         return self._evaluation_loader(self.test_data)
 
-    def validation_prompts(self) -> PromptSet:
-        """The prompts of the validation rows with their metadata, for callbacks that generate and verify answers.
+    def _validation_rows(self, data: TokenizedDataset) -> SelectedRows:
+        source = self.train if holds_out(self.validation) else cast(Rows, self.validation)
+        return SelectedRows(open_rows(source), data.numbers.tolist())
 
-        Raises:
-            InputError: there is no validation set.
-        """
-        self.setup()
-        if self.validation_data is None:
-            raise InputError("There is no validation set: set `validation` to a file, or to a share such as 0.1.")
-        source = self.train if self.validation is None or isinstance(self.validation, float) else self.validation
-        prompts = PromptSet.load(
-            source,
-            self.tokenizer,
-            columns=self.columns,
-            chat_template=self.chat_template,
-            chat_template_kwargs=self.chat_template_kwargs,
-            special_tokens_in_text=self.special_tokens_in_text,
-            limit=self.limit,
-        )
-        return prompts.select(np.flatnonzero(np.isin(prompts.numbers, self.validation_data.numbers)))
+    def _write_held_out(self) -> None:
+        """Write the rows held out on rank 0; Lightning has all ranks wait for each other after ``setup``."""
+        trainer, data = self.trainer, self.validation_data
+        if self.held_out_file is None or data is None or (trainer is not None and is_trial(trainer)):
+            return
+        if self._global_rank == 0:
+            write_rows(self._validation_rows(data), Path(self.held_out_file).expanduser())
+        self._wrote_held_out = True
 
     def _sources(self) -> list[Rows]:
         """The sources of training, validation and test, each once."""
         sources: list[Rows] = [self.train]
-        for source in (self.validation, self.test):
-            if source is not None and not isinstance(source, float) and source not in sources:
+        validation = None if holds_out(self.validation) else cast(Rows | None, self.validation)
+        for source in (validation, self.test):
+            if source is not None and source not in sources:
                 sources.append(source)
         return sources
 

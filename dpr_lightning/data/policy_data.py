@@ -8,6 +8,7 @@ from lightning import LightningDataModule
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from dpr_lightning.data.row_types import RowSource
 from dpr_lightning.data.rows import Rows
 from dpr_lightning.policies import FrozenPolicies, PolicySpec, Weights
 from dpr_lightning.policies.policy_spec import Dtype
@@ -87,10 +88,10 @@ class PolicyDataModule(LightningDataModule):
         """``file:number`` of a training row, by its index; called to name a row in a message."""
         return str(row)
 
-    def held_out_rows(self) -> tuple[Rows, dict[str, str] | None] | None:
-        """Rows that the run does not learn from and that callbacks may evaluate, with the names of their columns.
+    def held_out_rows(self) -> tuple[Rows | RowSource, dict[str, str] | None] | None:
+        """Rows that the run does not learn from and that callbacks evaluate, with the names of their columns.
 
-        None: there are none, or no file that holds them alone.
+        Called after ``setup``. None: there are none.
         """
         return None
 

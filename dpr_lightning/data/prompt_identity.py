@@ -39,12 +39,12 @@ def hold_out_prompts(prompt_hashes: NDArray[np.int64], fraction: float, seed: in
             "`validation` a separate file."
         )
     selected_prompts = np.zeros(len(unique), dtype=np.bool_)
-    selected_prompts[np.argsort(_scrambled(unique, seed), kind="stable")[:held_out]] = True
+    selected_prompts[np.argsort(scrambled(unique, seed), kind="stable")[:held_out]] = True
     held_out_rows: NDArray[np.bool_] = selected_prompts[inverse]
     return held_out_rows
 
 
-def _scrambled(values: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
+def scrambled(values: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
     """A pseudo-random number for each value and seed (the finaliser of SplitMix64, Steele et al. 2014)."""
     mixed = values.astype(np.uint64) + np.uint64((0x9E3779B97F4A7C15 * (2 * seed + 1)) % 2**64)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):

@@ -16,7 +16,7 @@ from dpr_lightning.data.over_length import over_length_message
 from dpr_lightning.data.progress import progress_bar
 from dpr_lightning.data.prompt_identity import prompt_hash
 from dpr_lightning.data.rendering import demonstrated_metadata
-from dpr_lightning.data.row_types import first_rows, locate, row_key
+from dpr_lightning.data.row_types import RowSource, first_rows, locate, row_key
 from dpr_lightning.data.rows import Rows, open_rows
 from dpr_lightning.data.tokenization import tokenize_prompts
 from dpr_lightning.data.tokenized import CHUNK
@@ -113,7 +113,7 @@ class PromptSet:
     @classmethod
     def load(
         cls,
-        source: Rows,
+        source: Rows | RowSource,
         tokenizer: PreTrainedTokenizerBase,
         *,
         columns: Mapping[str, str] | None = None,

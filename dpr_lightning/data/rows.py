@@ -33,7 +33,7 @@ SPLITS = {
 """Names of the files of a data set's splits."""
 
 
-def open_rows(source: Rows | Path) -> RowSource:
+def open_rows(source: Rows | Path | RowSource) -> RowSource:
     """Open rows by the name of a file, a folder, a pattern or a data set, or by a list of such names.
 
     Args:
@@ -41,13 +41,15 @@ def open_rows(source: Rows | Path) -> RowSource:
             ``.parquet`` file, texts also compressed (``.gz``, ``.bz2``, ``.xz``, ``.zst``); a folder of such files, or
             one that ``save_to_disk`` wrote; a pattern such as ``shards/*.jsonl`` or ``data/**/*.parquet``; a data
             set, ``owner/name``, ``owner/name:split`` or ``owner/name:configuration:split`` (split: ``train``); or a
-            list of these.
+            list of these. Rows that are open already are returned.
 
     Raises:
         InputError: there is no such file or data set, its format is unknown, or it is empty.
     """
     if isinstance(source, list):
         return _open_list(source)
+    if not isinstance(source, (str, Path)):
+        return source
     text = str(source)
     path = Path(text).expanduser()
     if path.is_file():

@@ -15,6 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from dpr_lightning.callbacks.run_ends import limit_time_of_process
+from dpr_lightning.data import DemonstrationDataModule
 from dpr_lightning.errors import REQUEUE, InputError, TryAgain, causes
 from dpr_lightning.lightning_cli.averages import check_averages
 from dpr_lightning.lightning_cli.configs import config_files
@@ -68,7 +69,7 @@ class DprCLI(LightningCLI):
     """LightningCLI whose configs name module, data, strategy and callbacks by ``class_path``."""
 
     parts = RunParts([], [])
-    """Callbacks and loggers of the `run:` section."""
+    """What the `run:` section stands for."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self.config, self.subcommand = Namespace(), None  # where parsing fails
@@ -109,6 +110,8 @@ class DprCLI(LightningCLI):
         self.parts = parts_of_run(options, str(self.subcommand))
         if not saves_config(options):
             self.save_config_callback = None
+        if self.parts.held_out_file is not None:
+            options["data"]["init_args"]["held_out_file"] = self.parts.held_out_file
         uses = uses_of_run(options, str(self.subcommand), self.parts.entries())
         self.locks.enter_context(protected(uses, files))
 
@@ -120,6 +123,8 @@ class DprCLI(LightningCLI):
         """
         with self._explained(of_options=True):
             super().instantiate_classes()
+        if self.parts.held_out_file is not None and isinstance(self.datamodule, DemonstrationDataModule):
+            self.datamodule.held_out_file = self.parts.held_out_file
         if isinstance(self.model, PolicyModule):
             self.model.check_policy()
 

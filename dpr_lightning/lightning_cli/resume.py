@@ -33,9 +33,11 @@ OUTPUTS = {"precomputed"}
 # Options that may change when a run is resumed: how steps are computed, not what is learned from.
 CHANGEABLE = {
     "optimizer", "schedule", "cache_dir", "token_budget", "gradient_checkpointing", "check_start", "non_finite",
-    "frozen_weights",
+    "frozen_weights", "held_out_file",
 }  # fmt: skip
-ROWS = re.compile(r"data\.(?:init_args\.)?(?:train|validation|test|prompts|held_out|evaluation)(?:\[\d+\])?(?:\.path)?")
+ROWS = re.compile(
+    r"data\.(?:init_args\.)?(?:train|validation|test|prompts|exclude|held_out|evaluation)(?:\[\d+\])?(?:\.path)?"
+)
 """Options that name rows."""
 STEP = ("accumulate_grad_batches", "gradient_clip_val", "precision")
 """Trainer options that change the result of a step."""

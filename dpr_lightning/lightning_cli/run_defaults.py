@@ -19,7 +19,7 @@ from dpr_lightning.callbacks import (
     RunManifestFile,
     WandbLogger,
 )
-from dpr_lightning.data import PolicyDataModule, RewardDataModule
+from dpr_lightning.data import DemonstrationDataModule, PolicyDataModule, RewardDataModule, holds_out
 from dpr_lightning.errors import InputError
 from dpr_lightning.modules import RolloutAlgorithm
 from dpr_lightning.modules.base import PolicyModule
@@ -106,10 +106,15 @@ class Default(NamedTuple):
 
 
 class RunParts(NamedTuple):
-    """The callbacks and loggers that a `run:` section adds to those that the config names."""
+    """What a `run:` section adds to what the config names.
+
+    ``held_out_file``: option of the DataModule, a path in the run's folder, and so no part of the saved config; None
+    where the DataModule has no such option, the config sets it, or no rows are held out.
+    """
 
     callbacks: list[Default]
     loggers: list[Default]
+    held_out_file: str | None = None
 
     def entries(self) -> dict[str, Any]:
         """The same as options of a trainer."""
@@ -171,7 +176,7 @@ def settle_run(config: Namespace, config_files: Sequence[Path]) -> bool:
 
 
 def parts_of_run(config: Mapping[str, Any], subcommand: str) -> RunParts:
-    """The callbacks and loggers of the `run:` section of a settled config, without those that the config names.
+    """What the `run:` section of a settled config stands for, without what the config names itself.
 
     Args:
         config: of a LightningCLI command.
@@ -196,7 +201,16 @@ def parts_of_run(config: Mapping[str, Any], subcommand: str) -> RunParts:
             if not any(issubclass(kind, default.kind) for kind in named)
         ],
         loggers,
+        str(root / "held_out.jsonl") if _holds_out(config) else None,
     )
+
+
+def _holds_out(config: Mapping[str, Any]) -> bool:
+    """Whether rows are held out of those to learn from, and the config names no file for them."""
+    if not issubclass(_class_of(config.get("data")), DemonstrationDataModule):
+        return False
+    options = config["data"].get("init_args") or {}
+    return holds_out(options.get("validation")) and options.get("held_out_file") is None
 
 
 def _callbacks(run: RunDefaults, root: Path, config: Mapping[str, Any]) -> Iterable[Default]:

@@ -7,7 +7,7 @@ from typing import Any
 from lightning import Trainer
 
 from dpr_lightning.callbacks import ReferenceCheckpoints, ResumableCheckpoints
-from dpr_lightning.data import DemonstrationDataModule, RewardDataModule, Rows
+from dpr_lightning.data import DemonstrationDataModule, RewardDataModule, Rows, RowSource
 from dpr_lightning.reports.console import console
 from dpr_lightning.trainer_attributes import callbacks_of, is_trial
 
@@ -43,9 +43,10 @@ def print_saved(trainer: Trainer, data: Any) -> None:
 
 def _prompts(data: Any) -> list[str]:
     """Options of ``dpr generate`` for the first prompts that the run did not learn from, or else of those it did."""
-    rows: Rows | float | None = None
+    rows: Rows | RowSource | None = None
     if isinstance(data, DemonstrationDataModule):
-        rows = data.train if data.validation is None or isinstance(data.validation, float) else data.validation
+        held_out = data.held_out_rows()
+        rows = data.train if held_out is None or not isinstance(held_out[0], (str, list)) else held_out[0]
     elif isinstance(data, RewardDataModule):
         rows = data.evaluation_path or data.held_out_path or data.prompts_path
     else:

@@ -58,7 +58,9 @@ def forward(rows: int, length: int, acted: int) -> float:
 
 
 def test_imitation_is_three_forward_passes(folder: Path, tmp_path: Path) -> None:
-    data = DemonstrationDataModule(str(folder / "sft.jsonl"), batch_size=SFT.rows, cache_dir=str(tmp_path))
+    data = DemonstrationDataModule(
+        str(folder / "sft.jsonl"), batch_size=SFT.rows, cache_dir=str(tmp_path), validation=None
+    )
     counted = SecondStep()
     quiet_trainer(tmp_path, max_steps=2, callbacks=[counted]).fit(SupervisedIRL(policy(folder)), data)
     expected = 3 * forward(SFT.rows, SFT.length, SFT.completion)
@@ -140,7 +142,7 @@ def test_twice_the_demonstrations_cost_twice_as_much(tmp_path: Path, folder: Pat
         file = tmp_path / f"{copies}.jsonl"
         copied = [{**row, "prompt": f"w{2 + copy} " + row["prompt"]} for copy in range(copies) for row in rows]
         file.write_text("".join(json.dumps(row) + "\n" for row in copied))
-        data = DemonstrationDataModule(str(file), batch_size=SFT.rows, cache_dir=str(tmp_path))
+        data = DemonstrationDataModule(str(file), batch_size=SFT.rows, cache_dir=str(tmp_path), validation=None)
         with FlopCounterMode(display=False) as counter:
             quiet_trainer(tmp_path, max_epochs=1).fit(SupervisedIRL(policy(folder)), data)
         costs.append(counter.get_total_flops())

@@ -1,5 +1,6 @@
 """GenerationEvaluation answers the rows that the run's data hold out, unless it names others."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,37 @@ def test_demonstrations_of_validation(tmp_path: Path, workspace: Workspace, capl
     assert "not of the run's data" not in caplog.text
     assert answered(config(prompts=workspace.prompts, limit=2)) == {"0 + 0 =", "0 + 1 ="}
     assert f"the prompts are those of {workspace.prompts}, not of the run's data" in caplog.text
+
+
+@pytest.mark.parametrize("validation", ["auto", 0.5])
+def test_rows_held_out_of_the_demonstrations(
+    tmp_path: Path, workspace: Workspace, caplog: pytest.LogCaptureFixture, validation: Any
+) -> None:
+    """They are there with a file and without."""
+    train, file = write_rows(tmp_path / "train.jsonl", TRAINED), str(tmp_path / "held_out.jsonl")
+    options: dict[str, Any] = {"validation": validation, "columns": COLUMNS}
+
+    def config(held_out_file: str | None = None, **of_callback: Any) -> str:
+        policy, trainer = {"source": workspace.sft}, evaluation(**of_callback)
+        return write_sft_config(tmp_path, policy, train, trainer=trainer, held_out_file=held_out_file, **options)
+
+    held_out = answered(config())
+    assert len(held_out) == (1 if validation == "auto" else 4)
+    assert answered(config(file)) == held_out
+    assert {json.loads(line)["question"] for line in Path(file).read_text().splitlines()} == held_out
+    assert "not of the run's data" not in caplog.text
+    PROMPTS.clear()
+    assert main(["fit", "--config", config(file), "--trainer.fast_dev_run=true"]) == 0
+    assert held_out == PROMPTS
+
+
+def test_nothing_held_out_is_refused(tmp_path: Path, workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    train = write_rows(tmp_path / "train.jsonl", TRAINED[:3])
+    config = write_sft_config(
+        tmp_path, {"source": workspace.sft}, train, trainer=evaluation(), validation="auto", columns=COLUMNS
+    )
+    assert main(["fit", "--config", config]) == 2
+    assert "the run's data hold out no rows: set `data.validation`" in capsys.readouterr().err
 
 
 def test_held_out_rows_of_prompts(tmp_path: Path, workspace: Workspace) -> None:

@@ -27,7 +27,9 @@ class Kept(DummyLogger):
 def test_it_is_asked_at_the_start_every_so_often_and_at_the_end(
     tiny_policy_folder: Path, harness_tasks: str, tmp_path: Path
 ) -> None:
-    data = DemonstrationDataModule(write_demonstrations(tmp_path / "rows.jsonl"), batch_size=4, cache_dir=None)
+    data = DemonstrationDataModule(
+        write_demonstrations(tmp_path / "rows.jsonl"), batch_size=4, cache_dir=None, validation=None
+    )
     logger = Kept()
     module = SupervisedIRL(PolicySpec(source=str(tiny_policy_folder)))
     evaluation = HarnessEvaluation(["doubled"], harness_tasks, every_n_steps=2, limit=2)

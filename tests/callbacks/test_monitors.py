@@ -89,7 +89,7 @@ def test_answers_are_scored_at_the_start_on_the_way_and_at_the_end(
     )
     module = SupervisedIRL(PolicySpec(source=str(tiny_policy_folder)), optimizer=SGD, schedule=CONSTANT)
     rows = write_demonstrations(tmp_path / "rows.jsonl")
-    data = DemonstrationDataModule(rows, batch_size=2, cache_dir=str(tmp_path / "cache"))
+    data = DemonstrationDataModule(rows, batch_size=2, cache_dir=str(tmp_path / "cache"), validation=None)
     run = quiet_trainer(tmp_path, callbacks=[callback], logger=logger, max_steps=3, accumulate_grad_batches=2)
     run.fit(module, datamodule=data)
     result = {step: scores for step, scores in logger.rows if "evaluation/greedy" in scores}

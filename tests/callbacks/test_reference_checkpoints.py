@@ -42,7 +42,7 @@ def train(tiny_policy_folder: Path, tmp_path: Path) -> Any:
             schedule=ScheduleSpec("constant", 0.0, total_steps=10),
         )
         rows = write_demonstrations(tmp_path / "rows.jsonl")
-        data = DemonstrationDataModule(rows, batch_size=2, cache_dir=str(tmp_path / "cache"))
+        data = DemonstrationDataModule(rows, batch_size=2, cache_dir=str(tmp_path / "cache"), validation=None)
         quiet_trainer(tmp_path, callbacks=[steps, callback], **options).fit(module, datamodule=data)
         return steps
 

@@ -313,7 +313,10 @@ def test_a_checkpoint_of_training_is_extrapolated_too(workspace: Workspace, tmp_
     checkpoint = tmp_path / "kept.ckpt"
     module = SupervisedIRL(PolicySpec(source=workspace.sft))
     trainer = quiet_trainer(tmp_path, max_steps=1)
-    trainer.fit(module, datamodule=DemonstrationDataModule(workspace.demonstrations, batch_size=4, cache_dir=None))
+    trainer.fit(
+        module,
+        datamodule=DemonstrationDataModule(workspace.demonstrations, batch_size=4, cache_dir=None, validation=None),
+    )
     trainer.save_checkpoint(checkpoint)
     arguments = ["--source", workspace.sft, "--checkpoint", str(checkpoint), "--reference", workspace.reference]
     assert main(["export", *arguments, "--extrapolation", "0.5", "--output", str(tmp_path / "moved")]) == 0

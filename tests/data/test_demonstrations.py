@@ -45,6 +45,7 @@ def make(tmp_path: Path, write_rows: Writer, tokenizer_folder: str) -> Callable[
             "tokenizer": tokenizer_folder,
             "batch_size": 4,
             "cache_dir": str(tmp_path / "cache"),
+            "validation": None,
         }
         return DemonstrationDataModule(**{**arguments, **options})
 
@@ -185,7 +186,9 @@ def test_validation_is_held_out_by_prompt(
     assert sorted(module.validated) == list(range(len(data.validation_data)))
     assert len(data.train_data) + len(data.validation_data) == 50
     assert not set(data.train_data.prompt_hashes) & set(data.validation_data.prompt_hashes)
-    prompts = data.validation_prompts()
+    held_out = data.held_out_rows()
+    assert held_out is not None
+    prompts = PromptSet.load(held_out[0], data.tokenizer)
     assert prompts.numbers == data.validation_data.numbers.tolist()
     assert all("completion" in metadata for metadata in prompts.metadata)
     other = write_rows([{"prompt": "What is 3?" if shared else "What is 99?", "completion": "x"}], "other.jsonl")
@@ -212,8 +215,6 @@ def test_options_that_cannot_work_are_refused(make: Callable[..., DemonstrationD
     for options, says in cases:
         with pytest.raises(InputError, match=says):
             make(**options).train_dataloader()
-    with pytest.raises(InputError, match="no validation set"):
-        make().validation_prompts()
 
 
 def test_the_tokenizer_may_be_the_policys(

@@ -233,7 +233,9 @@ def test_rows_of_many_files_are_told_apart(tmp_path: Path) -> None:
             dataset.where(row) for dataset in (data.train_data, data.validation_data) for row in range(len(dataset))
         ]
         assert sorted(indices) == [f"{tmp_path}/shards/{file}.jsonl:{row}" for file in range(3) for row in range(1, 7)]
-        prompts = data.validation_prompts()
+        held_out = data.held_out_rows()
+        assert held_out is not None
+        prompts = PromptSet.load(held_out[0], tokenizer)
         assert len(prompts) == len(data.validation_data)
         assert [prompts.where(row) for row in range(len(prompts))] == [
             data.validation_data.where(row) for row in range(len(prompts))

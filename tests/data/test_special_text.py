@@ -177,7 +177,9 @@ def test_unknown_characters_are_counted_named_and_refused_above_a_share(
 
     def data(rows: list[dict[str, str]], **options: Any) -> DemonstrationDataModule:
         path = write_rows(rows)
-        module = DemonstrationDataModule(path, tokenizer=folder, batch_size=2, cache_dir=str(tmp_path / "c"), **options)
+        module = DemonstrationDataModule(
+            path, tokenizer=folder, batch_size=2, cache_dir=str(tmp_path / "c"), validation=None, **options
+        )
         module.setup()
         return module
 
@@ -223,7 +225,7 @@ def test_the_setting_is_part_of_the_cache(write_rows: Writer, tmp_path: Path) ->
     lengths = []
     for setting in ("text", "tokens", "text"):
         data = DemonstrationDataModule(
-            path, tokenizer=folder, batch_size=1, cache_dir=str(cache), special_tokens_in_text=setting
+            path, tokenizer=folder, batch_size=1, cache_dir=str(cache), special_tokens_in_text=setting, validation=None
         )
         data.setup()
         assert data.train_data is not None

@@ -57,7 +57,7 @@ def test_a_run_steps_so_and_clips(options: dict[str, Any], tiny_policy_folder: P
     from dpr_lightning.data import DemonstrationDataModule
 
     module = SupervisedIRL(PolicySpec(source=str(tiny_policy_folder)))
-    data = DemonstrationDataModule(write_demonstrations(tmp_path / "rows.jsonl", 4), batch_size=2)
+    data = DemonstrationDataModule(write_demonstrations(tmp_path / "rows.jsonl", 4), batch_size=2, validation=None)
     trainer = quiet_trainer(tmp_path, max_steps=2, **options)
     trainer.fit(module, data)
     assert [group["fused"] for group in trainer.optimizers[0].param_groups] == [True]

@@ -173,7 +173,7 @@ def test_a_policy_in_bfloat16_learns_at_a_small_rate(
     spec = PolicySpec(source=str(tiny_policy_folder), dtype="bfloat16", master_weights=master_weights)
     module = SupervisedIRL(spec, optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-6, weight_decay=0.0))
     data = DemonstrationDataModule(
-        write_demonstrations(tmp_path / "rows.jsonl"), batch_size=4, cache_dir=str(tmp_path / "cache")
+        write_demonstrations(tmp_path / "rows.jsonl"), batch_size=4, cache_dir=str(tmp_path / "cache"), validation=None
     )
     trainer = quiet_trainer(tmp_path, max_steps=12, gradient_clip_val=1.0)
     trainer.fit(module, data)

@@ -166,7 +166,12 @@ def imitation(policy: dict[str, Any], loss: str, rows: Path, **model: Any) -> di
         },
         "data": {
             "class_path": "dpr_lightning.data.DemonstrationDataModule",
-            "init_args": {"train": str(rows), "batch_size": 3, "cache_dir": str(rows.parent / "cache")},
+            "init_args": {
+                "train": str(rows),
+                "validation": None,
+                "batch_size": 3,
+                "cache_dir": str(rows.parent / "cache"),
+            },
         },
     }
 
@@ -210,6 +215,7 @@ def self_play(inputs: Path) -> dict[str, Any]:
             "class_path": "dpr_lightning.data.SelfPlayDataModule",
             "init_args": {
                 "train": str(inputs / "rows.jsonl"),
+                "validation": None,
                 "opponent": str(inputs / "policy"),
                 "sampling": {"max_new_tokens": 12},
                 "batch_size": 3,

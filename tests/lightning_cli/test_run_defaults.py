@@ -63,7 +63,12 @@ def test_a_minimal_config_leaves_a_run_that_goes_on(
     }
     output = files("runs/mine")
     assert policies | {"policies/references.json", "checkpoints/step_0000004/state.ckpt"} <= output
-    assert {path for path in output if "/" not in path} == {"metrics.csv", "config.yaml", "run.json"}
+    assert {path for path in output if "/" not in path} == {"metrics.csv", "config.yaml", "held_out.jsonl", "run.json"}
+    rows, held_out = (
+        Path(name).read_text().splitlines() for name in ("demonstrations.jsonl", "runs/mine/held_out.jsonl")
+    )
+    assert len(held_out) == 3
+    assert set(held_out) < set(rows)
     before = snapshot(case / "runs")
     assert main(fit) == 0
     assert "nothing was left to do" in caplog.text
@@ -96,10 +101,25 @@ def test_a_run_can_write_nothing(case: Path) -> None:
 
 def test_the_config_is_in_the_run_where_no_logger_has_a_folder(case: Path) -> None:
     assert main([*minimal(), "--run.wandb=off", "--run.csv=false", "--run.resume_every_n_steps=null"]) == 0
-    assert {name for name in files("runs") if "policies" not in name} == {"mine/config.yaml", "mine/run.json"}
+    expected = {"mine/config.yaml", "mine/held_out.jsonl", "mine/run.json"}
+    assert {name for name in files("runs") if "policies" not in name} == expected
     before = snapshot(case / "runs")
     assert main(["validate", *minimal()[1:], "--data.validation=0.25", "--run.wandb=off", "--run.csv=false"]) == 0
     assert snapshot(case / "runs") == before
+
+
+def test_held_out_rows_have_a_file_where_the_config_names_none(case: Path) -> None:
+    def file(*options: str, **sections: Any) -> str | None:
+        return parts(*minimal(**sections)[1:], *options).held_out_file
+
+    assert file() == file("--data.validation=0.1") == "runs/mine/held_out.jsonl"
+    assert file("--data.validation=null") is file("--data.validation=demonstrations.jsonl") is None
+    assert file("--data.held_out_file=mine.jsonl") is file(run=None) is None
+    assert main([*minimal(), "--run=null", "--data.held_out_file=mine.jsonl", "--trainer.max_steps=1"]) == 0
+    assert len(Path("mine.jsonl").read_text().splitlines()) == 3
+    assert main([*minimal(), "--data.held_out_file=demonstrations.jsonl"]) == 2
+    assert main([*minimal(), "--run=null", "--data.held_out_file=new.jsonl", "--trainer.fast_dev_run=true"]) == 0
+    assert not Path("new.jsonl").exists()
 
 
 def test_an_evaluation_has_a_table_in_the_folder_of_the_run(case: Path) -> None:

@@ -59,7 +59,7 @@ def test_imitation(name: str, demonstrations: str, tiny_policy_folder: Path, tra
     def trained(batch_size: int, accumulate: int) -> torch.Tensor:
         spec = PolicySpec(source=str(tiny_policy_folder))
         module = SupervisedIRL(spec, optimizer=SGD, schedule=CONSTANT, **LOSSES[name])
-        data = DemonstrationDataModule(demonstrations, batch_size=batch_size, cache_dir=str(tmp_path))
+        data = DemonstrationDataModule(demonstrations, batch_size=batch_size, cache_dir=str(tmp_path), validation=None)
         trainer(max_steps=1, accumulate_grad_batches=accumulate).fit(module, datamodule=data)
         return weights(module)
 

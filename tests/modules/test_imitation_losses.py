@@ -81,7 +81,7 @@ def test_gradient_of_a_step_is_that_of_the_plain_model(
         def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
             batches.append(batch)
 
-    data = DemonstrationDataModule(demonstrations, batch_size=3, cache_dir=str(tmp_path))
+    data = DemonstrationDataModule(demonstrations, batch_size=3, cache_dir=str(tmp_path), validation=None)
     trainer(max_steps=1, accumulate_grad_batches=2, callbacks=[Keep()]).fit(module, datamodule=data)
     plain = AutoModelForCausalLM.from_pretrained(tiny_policy_folder)
     total = sum(int(batch.mask.sum()) for batch in batches)
@@ -99,7 +99,7 @@ def test_logged_likelihood_is_that_of_the_whole_step(
     def logged(batch_size: int, accumulate: int) -> dict[str, float]:
         metrics = Metrics()
         module = SupervisedIRL(PolicySpec(source=str(tiny_policy_folder)))
-        data = DemonstrationDataModule(demonstrations, batch_size=batch_size, cache_dir=str(tmp_path))
+        data = DemonstrationDataModule(demonstrations, batch_size=batch_size, cache_dir=str(tmp_path), validation=None)
         run = trainer(max_steps=1, accumulate_grad_batches=accumulate, callbacks=[metrics])
         run.fit(module, datamodule=data)
         return metrics.steps[0]

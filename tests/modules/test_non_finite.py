@@ -52,7 +52,7 @@ class Weights(Callback):
 
 def _data(tmp_path: Path, policy: Path) -> DemonstrationDataModule:
     rows = write_demonstrations(tmp_path / "rows.jsonl", 24)
-    return DemonstrationDataModule(rows, tokenizer=str(policy), batch_size=4, cache_dir=None)
+    return DemonstrationDataModule(rows, tokenizer=str(policy), batch_size=4, cache_dir=None, validation=None)
 
 
 def _module(policy: Path, **options: Any) -> Breaking:

@@ -32,7 +32,7 @@ class Recording(SupervisedIRL):
 def one_step(folder: Path, source: str, batch_size: int, **options: Any) -> Recording:
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     module = Recording(PolicySpec(source=source), optimizer=lambda weights: torch.optim.SGD(weights, lr=1.0), **options)
-    data = DemonstrationDataModule(str(folder / "rows.jsonl"), batch_size=batch_size, cache_dir=None)
+    data = DemonstrationDataModule(str(folder / "rows.jsonl"), batch_size=batch_size, cache_dir=None, validation=None)
     trainer = quiet_trainer(folder, max_steps=1, accumulate_grad_batches=len(ROWS) // batch_size)
     trainer.fit(module, datamodule=data)
     module.logged = {name: float(value) for name, value in trainer.logged_metrics.items()}  # type: ignore[assignment]

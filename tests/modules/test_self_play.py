@@ -30,8 +30,8 @@ def data(tmp_path: Path, tiny_policy_folder: Path) -> Callable[..., SelfPlayData
     rows = write_demonstrations(tmp_path / "rows.jsonl")
 
     def make(opponent: str = str(tiny_policy_folder), **options: Any) -> SelfPlayDataModule:
-        held = {"batch_size": 4, "sampling": SamplingOptions(7), "cache_dir": None}
-        return SelfPlayDataModule(rows, opponent, **(held | options))
+        defaults = {"batch_size": 4, "sampling": SamplingOptions(7), "cache_dir": None, "validation": None}
+        return SelfPlayDataModule(rows, opponent, **(defaults | options))
 
     return make
 

@@ -48,8 +48,7 @@ def test_metrics_are_weighted_by_tokens(
 ) -> None:  # fmt: skip
     data = DemonstrationDataModule(
         rows, test=rows, tokenizer=str(tiny_policy_folder), batch_size=batch_size,
-        validation_batch_size=batch_size, cache_dir=str(tmp_path), allow_overlap=True,
-    )  # fmt: skip
+        validation_batch_size=batch_size, cache_dir=str(tmp_path), allow_overlap=True, validation=None)  # fmt: skip
     module = SupervisedIRL(PolicySpec(source=str(tiny_policy_folder)))
     result = trainer().test(module, datamodule=data, verbose=False)[0]
     logprob, right = (torch.cat(parts) for parts in zip(*truth, strict=True))
@@ -63,7 +62,13 @@ def test_predictions_are_the_log_probabilities_of_each_row(
     tmp_path: Path,
 ) -> None:  # fmt: skip
     data = DemonstrationDataModule(
-        rows, test=rows, tokenizer=str(tiny_policy_folder), batch_size=2, cache_dir=str(tmp_path), allow_overlap=True
+        rows,
+        test=rows,
+        tokenizer=str(tiny_policy_folder),
+        batch_size=2,
+        cache_dir=str(tmp_path),
+        allow_overlap=True,
+        validation=None,
     )
     batches = trainer().predict(SupervisedIRL(PolicySpec(source=str(tiny_policy_folder))), datamodule=data)
     seen = {}

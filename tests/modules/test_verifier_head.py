@@ -35,7 +35,7 @@ def trained(trainer: Trainers, tiny_policy_folder: Path, tmp_path: Path) -> Call
 
     def run(**options: Any) -> tuple[VerifierHead, Metrics]:
         data = SelfPlayDataModule(
-            rows, str(tiny_policy_folder), batch_size=8, sampling=SamplingOptions(7), cache_dir=None
+            rows, str(tiny_policy_folder), batch_size=8, sampling=SamplingOptions(7), cache_dir=None, validation=None
         )
         module = VerifierHead(
             PolicySpec(source=str(tiny_policy_folder)),
@@ -123,7 +123,7 @@ class InLayers(SingleDeviceStrategy, PolicyStrategy):
 def test_fsdp2_is_refused(trainer: Trainers, tiny_policy_folder: Path, tmp_path: Path) -> None:
     """It gathers weights where the whole model is called."""
     rows = write_demonstrations(tmp_path / "rows.jsonl")
-    data = SelfPlayDataModule(rows, str(tiny_policy_folder), batch_size=8, cache_dir=None)
+    data = SelfPlayDataModule(rows, str(tiny_policy_folder), batch_size=8, cache_dir=None, validation=None)
     module = VerifierHead(PolicySpec(source=str(tiny_policy_folder)))
     with pytest.raises(InputError, match="zero3"):
         trainer(max_steps=1, strategy=InLayers("cpu")).fit(module, datamodule=data)

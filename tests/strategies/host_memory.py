@@ -62,4 +62,6 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     trainer: Any = quiet_trainer(Path(Watched.file).parent, strategy=STRATEGIES[name](), devices=2, max_steps=1)
     rows = str(Path(folder).parent / "rows.jsonl")
-    trainer.fit(Watched(PolicySpec(source=folder)), datamodule=DemonstrationDataModule(rows, batch_size=1))
+    trainer.fit(
+        Watched(PolicySpec(source=folder)), datamodule=DemonstrationDataModule(rows, batch_size=1, validation=None)
+    )
