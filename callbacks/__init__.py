@@ -8,6 +8,7 @@ from dpr_lightning.callbacks.reference_checkpoints import ReferenceCheckpoints
 from dpr_lightning.callbacks.resumable_checkpoints import ResumableCheckpoints
 from dpr_lightning.callbacks.rollout_samples import RolloutSamples
 from dpr_lightning.callbacks.run_manifest_file import RunManifestFile
+from dpr_lightning.callbacks.training_progress import ProgressLines, TrainingBar
 from dpr_lightning.callbacks.wandb_logger import WandbLogger
 
 __all__ = [
@@ -15,9 +16,11 @@ __all__ = [
     "HarnessEvaluation",
     "HeldOutReward",
     "MicroBatchHalving",
+    "ProgressLines",
     "ReferenceCheckpoints",
     "ResumableCheckpoints",
     "RolloutSamples",
     "RunManifestFile",
+    "TrainingBar",
     "WandbLogger",
 ]

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 
+from dpr_lightning.callbacks.training_progress import score_line
 from dpr_lightning.errors import InputError
 
 
@@ -64,3 +65,5 @@ class PeriodicEvaluation(Callback, ABC):
         trainer.callback_metrics.update({name: torch.tensor(score) for name, score in scores.items()})
         for logger in trainer.loggers:
             logger.log_metrics(scores, trainer.global_step)
+        if trainer.progress_bar_callback is not None and trainer.is_global_zero:
+            trainer.progress_bar_callback.print(score_line(trainer, scores))

@@ -1,8 +1,12 @@
 """A Weights & Biases logger that never ends a run, and that goes on with it."""
 
 import logging
+import netrc
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from lightning import Trainer
 from lightning.fabric.loggers.logger import rank_zero_experiment
@@ -16,20 +20,39 @@ class WandbLogger(loggers.WandbLogger):
 
     Args:
         init_timeout: seconds for which the service is waited for.
+        offline: whether the run is logged to files on this machine. None: unless a key of the service is set up.
         arguments: of :class:`lightning.pytorch.loggers.WandbLogger`.
     """
 
-    def __init__(self, init_timeout: float = 90.0, **arguments: Any) -> None:
+    def __init__(self, init_timeout: float = 90.0, offline: bool | None = None, **arguments: Any) -> None:
         import wandb
 
+        self._lacks_key = offline is None and not _is_set_up()
         # LightningCLI fills in every option of `wandb.init`; `resume: None` would replace Lightning's "allow".
         arguments = {name: value for name, value in arguments.items() if value is not None}
-        super().__init__(settings=wandb.Settings(init_timeout=init_timeout), **arguments)
+        settings = wandb.Settings(init_timeout=init_timeout, silent=True)
+        super().__init__(settings=settings, offline=offline or self._lacks_key, **arguments)
+        del self._wandb_init["anonymous"]  # wandb warns of it, whatever its value
+        if self._offline:
+            self._wandb_init["mode"] = "offline"
 
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The run of wandb, begun when it is first asked for."""
+        """The run of wandb, begun when it is first used."""
+        begins = self._experiment is None
+        run = self._begun()
+        if begins and self._lacks_key:
+            log.warning(
+                "Weights & Biases has no key on this machine: metrics are logged to %s. `wandb login` and `wandb sync` "
+                "send them, `run.wandb: off` leaves them out.",
+                Path(self.save_dir or ".") / "wandb",
+            )
+        elif begins and not run.offline and run.url:
+            log.warning("Weights & Biases: %s", run.url)
+        return run
+
+    def _begun(self) -> Any:
         import wandb
 
         try:
@@ -54,6 +77,25 @@ class WandbLogger(loggers.WandbLogger):
             self._offline = True
             self._wandb_init["mode"] = "offline"
             return super().experiment
+
+
+def _is_set_up() -> bool:
+    """Whether there is a key for the service, as ``wandb login`` or WANDB_API_KEY leave one, or wandb needs none.
+
+    It needs none where WANDB_MODE, or its settings, say that it is offline or disabled.
+    """
+    import wandb
+
+    settings = wandb.setup().settings
+    if os.environ.get("WANDB_MODE", "online") != "online" or settings.mode != "online":
+        return True
+    if os.environ.get("WANDB_API_KEY") or settings.api_key or settings.identity_token_file:
+        return True
+    try:
+        entries = netrc.netrc(os.environ.get("NETRC")).hosts
+    except (OSError, netrc.NetrcParseError):
+        return False
+    return bool({urlsplit(settings.base_url).netloc, "api.wandb.ai"} & set(entries))
 
 
 def wandb_run_ids(trainer: Trainer) -> list[str | None]:

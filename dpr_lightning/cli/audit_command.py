@@ -19,8 +19,9 @@ from dpr_lightning.paths import ReadPath, Writes
 from dpr_lightning.policies import load_tokenizer, special_tokens
 from dpr_lightning.policies.inference_policy import best_device
 from dpr_lightning.policies.policy_spec import Dtype
+from dpr_lightning.progress import progress_bar
 from dpr_lightning.reports import audit_table
-from dpr_lightning.reports.console import console, progress_bar
+from dpr_lightning.reports.console import console
 from dpr_lightning.rewards import SFT, DenseReward, RewardSpec, token_rewards
 from dpr_lightning.rollouts import SamplingOptions
 from dpr_lightning.types import TokenScores

@@ -19,8 +19,9 @@ from dpr_lightning.paths import REPORT_MARKS, ReadPath, Writes
 from dpr_lightning.policies import load_tokenizer, load_verifier_head, score_responses
 from dpr_lightning.policies.inference_policy import best_device
 from dpr_lightning.policies.policy_spec import Dtype
+from dpr_lightning.progress import progress_bar
 from dpr_lightning.reports import Panel, Report, Series, arms_table
-from dpr_lightning.reports.console import console, progress_bar
+from dpr_lightning.reports.console import console
 from dpr_lightning.rewards import SFT, DenseReward, RewardSpec, token_rewards
 from dpr_lightning.rollouts import SamplingOptions
 

@@ -19,7 +19,8 @@ from dpr_lightning.paths import ReadPath, Writes
 from dpr_lightning.policies.frozen import check_one_vocabulary
 from dpr_lightning.policies.inference_policy import frozen_policy
 from dpr_lightning.policies.policy_spec import Dtype
-from dpr_lightning.reports.console import console, progress_bar
+from dpr_lightning.progress import progress_bar
+from dpr_lightning.reports.console import console
 from dpr_lightning.rewards import RewardSpec, decode_time_optimum
 from dpr_lightning.rollouts import SamplingOptions
 

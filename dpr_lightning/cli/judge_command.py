@@ -10,7 +10,8 @@ from dpr_lightning.errors import counted
 from dpr_lightning.evaluation.judge import JudgeReport, answers_of, match_answers, parse_verdict, summarise
 from dpr_lightning.evaluation.judge_endpoint import Endpoint, EndpointSpec
 from dpr_lightning.paths import Writes
-from dpr_lightning.reports.console import console, progress_bar
+from dpr_lightning.progress import progress_bar
+from dpr_lightning.reports.console import console
 
 
 def judge(

@@ -38,6 +38,12 @@ From demonstrations to a dense reward to a better policy.
 
 `dpr COMMAND --help` lists its options. --debug, anywhere, shows the traceback of an error."""
 
+_LIBRARIES = (
+    r"(dpr_lightning|torch|lightning|transformers|peft|accelerate|datasets|huggingface_hub|safetensors"
+    r"|torchmetrics|torchao|deepspeed|vllm|wandb|jsonargparse|pydantic|multiprocess|dill)(\.|$)"
+)
+"""Modules whose warnings about a later version of a library no user can act on."""
+
 
 def _commands() -> dict[str, Callable[..., Any]]:
     """The commands by name. Imported here, so that `dpr --help` does not wait for torch."""
@@ -87,8 +93,9 @@ def _settle_libraries() -> None:
     if not torch.accelerator.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         retain_freed_memory()
-    # peft reads this attribute of transformers' models by its older name.
-    warnings.filterwarnings("ignore", message=".*`is_gradient_checkpointing` is deprecated.*")
+    if not sys.warnoptions:  # `python -W` or PYTHONWARNINGS show them
+        for category in (FutureWarning, DeprecationWarning, PendingDeprecationWarning):
+            warnings.filterwarnings("ignore", category=category, module=_LIBRARIES)
     transformers_logging.disable_progress_bar()
 
 

@@ -13,8 +13,9 @@ from dpr_lightning.paths import REPORT_MARKS, ReadPath, Writes
 from dpr_lightning.policies import load_tokenizer
 from dpr_lightning.policies.inference_policy import best_device
 from dpr_lightning.policies.policy_spec import Dtype
+from dpr_lightning.progress import progress_bar
 from dpr_lightning.reports import token_responses, write_heatmap
-from dpr_lightning.reports.console import console, progress_bar
+from dpr_lightning.reports.console import console
 from dpr_lightning.rewards import DenseReward, RewardSpec
 from dpr_lightning.rollouts import decode_tokens
 

@@ -13,7 +13,6 @@ from dpr_lightning.data.chat_format import SpecialText, choose_format
 from dpr_lightning.data.conversations import to_prompt
 from dpr_lightning.data.notices import Notices, log_lines
 from dpr_lightning.data.over_length import over_length_message
-from dpr_lightning.data.progress import progress_bar
 from dpr_lightning.data.prompt_identity import prompt_hash
 from dpr_lightning.data.rendering import demonstrated_metadata
 from dpr_lightning.data.row_types import RowSource, first_rows, locate, row_key
@@ -22,6 +21,7 @@ from dpr_lightning.data.tokenization import tokenize_prompts
 from dpr_lightning.data.tokenized import CHUNK
 from dpr_lightning.engine import check_positions
 from dpr_lightning.errors import InputError, counted
+from dpr_lightning.progress import progress_bar
 
 
 def check_prompt_positions(model: nn.Module, prompts: "PromptSet", new_tokens: int, option: str) -> None:

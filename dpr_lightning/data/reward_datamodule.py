@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal, Protocol, cast
 
 import torch
 from torch import nn
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.data.chat_format import SpecialText, check_setting, choose_format
@@ -29,6 +28,7 @@ from dpr_lightning.paths import ReadPath, Writes
 from dpr_lightning.policies import AUTO, PolicySpec, Weights, load_tokenizer, special_tokens
 from dpr_lightning.policies.policy_spec import Dtype
 from dpr_lightning.policies.tokenizers import same_vocabulary
+from dpr_lightning.progress import progress_bar
 from dpr_lightning.rewards import SFT, DenseReward, RewardSpec
 from dpr_lightning.rewards.cache import policy_hash
 from dpr_lightning.rewards.dense_reward import reward_folders
@@ -461,10 +461,11 @@ class RewardDataModule(PolicyDataModule):
         assert self.reward is not None
         self.reward.frozen.to(self._device)
         total = len(self.prompts) * self.samples_per_prompt
-        with self.reward.frozen.use(SFT) as policy, tqdm(total=total, desc="rollouts of π_SFT") as bar:
-            rollouts = self._schedule.answers(policy, list(range(len(self.prompts))), self.seed, bar.update)
-        with tqdm(total=total, desc="rewards") as bar:
-            return self.score(rollouts, bar.update)
+        shows = self.trainer is None or self.trainer.is_global_zero
+        with self.reward.frozen.use(SFT) as policy, progress_bar("rollouts of π_SFT", total, shows) as advance:
+            rollouts = self._schedule.answers(policy, list(range(len(self.prompts))), self.seed, advance)
+        with progress_bar("rewards", total, shows) as advance:
+            return self.score(rollouts, advance)
 
     @property
     def _learner(self) -> RolloutLearner:

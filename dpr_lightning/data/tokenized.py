@@ -16,11 +16,11 @@ from dpr_lightning.data.learnt_parts import OnDropped
 from dpr_lightning.data.learnt_text import UnknownTokens
 from dpr_lightning.data.notices import Notices
 from dpr_lightning.data.over_length import LengthLimit, OverLength, TokenizationReport
-from dpr_lightning.data.progress import progress_bar
 from dpr_lightning.data.prompt_identity import prompt_hash
 from dpr_lightning.data.row_types import RowSource, first_rows, locate, row_key
 from dpr_lightning.data.tokenization import TokenizedExample, tokenize_examples
 from dpr_lightning.errors import InputError
+from dpr_lightning.progress import progress_bar
 from dpr_lightning.types import DemonstrationBatch
 
 CHUNK = 512

@@ -13,7 +13,7 @@ from dpr_lightning.engine.decoding import Combine, single_model
 from dpr_lightning.evaluation.evaluated_answers import EvaluatedAnswers, collect_answers, judge_answers
 from dpr_lightning.evaluation.selection import best_of
 from dpr_lightning.policies import special_tokens
-from dpr_lightning.reports.console import progress_bar
+from dpr_lightning.progress import progress_bar
 from dpr_lightning.rewards import DenseReward
 from dpr_lightning.rollouts import SamplingOptions
 from dpr_lightning.types import Rollouts

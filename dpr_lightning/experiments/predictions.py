@@ -16,7 +16,7 @@ from dpr_lightning.experiments.arm_specs import BASE
 from dpr_lightning.experiments.recipes import Config, answers_of, beta_of, reward_of
 from dpr_lightning.policies import load_tokenizer
 from dpr_lightning.policies.inference_policy import best_device
-from dpr_lightning.reports.console import progress_bar
+from dpr_lightning.progress import progress_bar
 from dpr_lightning.rewards import DenseReward, RewardSpec
 
 

@@ -3,7 +3,6 @@
 import logging
 import pickle
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -25,7 +24,9 @@ from dpr_lightning.lightning_cli.option_names import with_full_names
 from dpr_lightning.lightning_cli.path_checks import protected
 from dpr_lightning.lightning_cli.resume import ANEW, evaluate_from, report_replaced_tables, resume_from, what_is_saved
 from dpr_lightning.lightning_cli.run_defaults import ROOT, RunDefaults, RunParts, parts_of_run, settle_run
+from dpr_lightning.lightning_cli.run_output import progress_options, quieten
 from dpr_lightning.lightning_cli.run_paths import OWN_FOLDER, saves_config, separate_evaluation_logs, uses_of_run
+from dpr_lightning.lightning_cli.run_record import log_record
 from dpr_lightning.lightning_cli.trainer_options import check_trainer
 from dpr_lightning.locking import is_first_rank
 from dpr_lightning.modules.base import PolicyModule
@@ -44,13 +45,17 @@ class SaveConfigToGoOn(SaveConfigCallback):
         super().__init__(parser, config, save_to_log_dir=False, **options)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write it on rank 0 to the folder of a logger that has one for each run; else, of a training, to the run's."""
+        """Write it on rank 0 to the folder of a logger that has one for each run; else, of a training, to the run's.
+
+        Loggers receive it too, with the command and the commit.
+        """
         loggers = [logger for logger in trainer.loggers if isinstance(logger, OWN_FOLDER)]
         if not loggers and stage != "fit":
             return
         folder = Path((loggers[0].log_dir if loggers else None) or trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         self.parser.save(self.config, folder / self.config_filename, skip_none=False, overwrite=True)
+        log_record(trainer, self.config.as_dict())
 
 
 class DprParser(LightningArgumentParser):
@@ -129,9 +134,11 @@ class DprCLI(LightningCLI):
             self.model.check_policy()
 
     def instantiate_trainer(self, **options: Any) -> Trainer:
-        """Create the trainer, with the callbacks and loggers of the `run:` section."""
+        """Create the trainer, with the callbacks and loggers of the `run:` section, and its output."""
         trainer = self.config_init[self.subcommand]["trainer"]
-        return super().instantiate_trainer(**self.parts.trainer_options(trainer), **options)
+        added = self.parts.trainer_options(trainer)
+        added |= progress_options({**trainer, **added})
+        return super().instantiate_trainer(**added, **options)
 
     @contextmanager
     def _explained(self, *, of_options: bool = False) -> Iterator[None]:
@@ -182,21 +189,10 @@ class DprCLI(LightningCLI):
             report_replaced_tables(self.trainer)
 
 
-def _quieten() -> None:
-    """Drop an advertisement, a deprecation inside Lightning, and a warning that is wrong where a run is resumed."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: "Tip:" not in record.getMessage()
-    )
-    warnings.filterwarnings("ignore", message=r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*")
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    # Said of any folder that is not empty; `report_replaced_tables` names the files that are replaced.
-    warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
-
-
 @contextmanager
 def _as_argv(arguments: Sequence[str]) -> Iterator[None]:
     """Within, sys.argv has the arguments: LightningCLI reads them there, and starts further ranks with them."""
-    _quieten()
+    quieten()
     before, sys.argv = sys.argv, [sys.argv[0], *arguments]
     try:
         yield

@@ -52,8 +52,9 @@ class RunDefaults:
         manifest: file that names the policies and data of the run, for the option ``--run`` of other commands; stages
             of one run share it. None: ``run.json`` in the folder.
         csv: whether metrics are written to ``metrics.csv``.
-        wandb: whether metrics go to Weights & Biases: ``offline``, to files in the folder around the run's; ``online``,
-            which takes an account. ``off``, which YAML reads as false: they do not.
+        wandb: whether metrics go to Weights & Biases: ``online``; ``offline``, to files in the folder around the run's;
+            ``auto``, online where this machine has a key of an account. ``off``, which YAML reads as false: they do
+            not.
         wandb_project: project of the Weights & Biases run, whose name is the folder's path.
 
     Raises:
@@ -69,7 +70,7 @@ class RunDefaults:
     held_out_limit: int = 64
     manifest: str | None = None
     csv: bool = True
-    wandb: Literal["offline", "online", "off"] | bool = "offline"
+    wandb: Literal["auto", "offline", "online", "off"] | bool = "auto"
     wandb_project: str = "dpr-lightning"
 
     def __post_init__(self) -> None:
@@ -81,7 +82,7 @@ class RunDefaults:
                     "end of the run is always saved."
                 )
         if self.wandb is True:
-            raise InputError("`run.wandb`: found true. It is `offline`, `online` or `off`.")
+            raise InputError("`run.wandb`: found true. It is `auto`, `offline`, `online` or `off`.")
         optional = {
             "resume_every_n_steps": self.resume_every_n_steps,
             "samples_every_n_rollouts": self.samples_every_n_rollouts,
@@ -237,9 +238,8 @@ def _loggers(run: RunDefaults, root: Path, subcommand: str) -> list[Default]:
     if run.wandb not in (False, "off"):
         name = "-".join([part for part in root.relative_to(root.anchor).parts if part != RUNS.name][-3:])
         options = {"project": run.wandb_project, "name": name or None}
-        loggers.append(
-            Default(WandbLogger, {**options, "save_dir": str(root.parent), "offline": run.wandb == "offline"})
-        )
+        offline = None if run.wandb == "auto" else run.wandb == "offline"
+        loggers.append(Default(WandbLogger, {**options, "save_dir": str(root.parent), "offline": offline}))
     return loggers
 
 

@@ -104,6 +104,7 @@ def _written_by_logger(logger: Any, root: Path, subcommand: str) -> Iterator[Pat
     folder /= version if isinstance(version, str) else f"version_{version}"
     if _is(logger, CSVLogger):
         yield PathUse(option, folder, Writes("metrics.csv", marks=("step",)))
+        yield PathUse(option, folder, Writes("hparams.yaml", marks=("command: dpr ",)))
     if subcommand == "fit":
         yield PathUse(option, folder, SAVED_CONFIG)
 

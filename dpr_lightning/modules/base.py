@@ -70,6 +70,8 @@ class PolicyModule(LightningModule):
     """What it logs where there is validation."""
     stage: ClassVar[str] = "sft"
     """Name of this module's entry in the manifest of a run."""
+    unit: ClassVar[str] = "tokens"
+    """What its loss is an average of, for a rate of training."""
     reference_fractions: ClassVar[tuple[float, ...]] = (0.25, 0.5, 0.75)
     """Shares of a run at which `dpr fit` saves the policy by default, as references of a dense reward."""
 
@@ -89,6 +91,7 @@ class PolicyModule(LightningModule):
         self.non_finite = NonFiniteSteps(non_finite)
         self.router_coefficient = 0.0
         self._step_sums: Tensor | None = None
+        self._units: Tensor | None = None
         self._gradient_norm: float | None = None
 
     @property
@@ -291,10 +294,15 @@ class PolicyModule(LightningModule):
         if self.trainer.fit_loop._should_accumulate():
             return
         total, self._step_sums = sum_over_ranks(self._step_sums), None
+        self._units = total[-2] if self._units is None else self._units + total[-2]
         count = total[-2].clamp_min(1)
-        self.log("train/loss", total[-1])
+        self.log("train/loss", total[-1], prog_bar=True)
         for name, value in zip(sums, total, strict=False):
             self.log(f"train/{name}", value / count, prog_bar=name in prog_bar)
+
+    def trained_units(self) -> float:
+        """The number of tokens (or what else :attr:`unit` names) in all steps of this process, over all ranks."""
+        return 0.0 if self._units is None else float(self._units)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Know the gradient's norm before clipping; without a finite one, let the optimizer find no gradients."""

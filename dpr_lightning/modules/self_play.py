@@ -37,6 +37,7 @@ class SelfPlay(PolicyModule):
     """
 
     stage: ClassVar[str] = "self_play"
+    unit = "pairs"
     reference_fractions = ()
     step_metrics = ("train/demonstrated", "train/generated", "train/preferred")
     validation_metrics = ("validation/preferred",)

@@ -89,7 +89,9 @@ class SupervisedIRL(PolicyModule):
             loss, logprob, mask = self._imitated(batch)
             sums = {}
         self.non_finite.watch(batch.row, {"log_probability": logprob}, mask)
-        self.log_step({"nll": -masked_sum(logprob, mask), **sums}, mask.sum(), loss, prog_bar=("nll",))
+        apart = self.loss != "sft" or self.router_coefficient != 0  # else the loss is the same number
+        nll = -masked_sum(logprob, mask)
+        self.log_step({"nll": nll, **sums}, mask.sum(), loss, prog_bar=("nll",) if apart else ())
         self.log("train/tokens", batch.num_tokens)
         return self.to_step_loss(loss)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import wandb
 
-from dpr_lightning.callbacks import WandbLogger
+from dpr_lightning.callbacks import WandbLogger, wandb_logger
 from dpr_lightning.cli.main import main
 from tests.workspace import make_workspace, write_resumable_config
 
@@ -34,8 +34,17 @@ def test_a_service_that_does_not_answer(
     assert saved.stat().st_size > 0
 
 
+@pytest.mark.parametrize(
+    ("offline", "says"),
+    [(None, ["has no key on this machine", "`run.wandb: off`"]), (False, ["No API key", "`offline: true`"])],
+)
 def test_a_service_without_a_key(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    offline: bool | None,
+    says: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
@@ -45,13 +54,39 @@ def test_a_service_without_a_key(
     monkeypatch.delenv("WANDB_MODE", raising=False)
     wandb.finish()
     wandb.teardown()
-    logger = WandbLogger(init_timeout=2.0, project="test", save_dir=str(tmp_path))
+    logger = WandbLogger(init_timeout=2.0, offline=offline, project="test", save_dir=str(tmp_path))
     logger.log_metrics({"loss": 1.0}, step=0)
-    assert "No API key" in caplog.text
-    assert "`offline: true`" in caplog.text
+    (record,) = (record for record in caplog.records if record.name == wandb_logger.log.name)
+    assert all(text in record.getMessage() for text in [*says, str(tmp_path)])
+    assert "wandb:" not in "".join(capfd.readouterr())
     logger.experiment.finish()
     wandb.teardown()
     assert list(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
+
+
+@pytest.mark.parametrize(
+    ("environment", "file", "is_set_up"),
+    [
+        ({}, "", False),
+        ({}, "machine elsewhere.org login user password 0\n", False),
+        ({}, "machine wandb.example login user password 0\n", True),
+        ({"WANDB_API_KEY": "0" * 40}, "", True),
+        ({"WANDB_MODE": "disabled"}, "", True),
+    ],
+)
+def test_a_key_is_looked_for_where_wandb_looks(
+    environment: dict[str, str], file: str, is_set_up: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "netrc").write_text(file)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example")
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    wandb.teardown()
+    assert wandb_logger._is_set_up() is is_set_up
+    wandb.teardown()
 
 
 def test_a_run_that_goes_on_is_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,7 +94,7 @@ def test_a_run_that_goes_on_is_the_same_run(tmp_path: Path, monkeypatch: pytest.
     ids: list[Any] = []
 
     class Run:
-        name, config = "run", type("Config", (), {"update": lambda *_, **__: None})()
+        name, config, offline = "run", type("Config", (), {"update": lambda *_, **__: None})(), True
 
         def __init__(self, identifier: str) -> None:
             self.id = identifier

@@ -1,6 +1,7 @@
 """The `run:` section: what a config without callbacks and loggers leaves, where, and what takes its place."""
 
 import csv
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from dpr_lightning.callbacks import ReferenceCheckpoints, ResumableCheckpoints, 
 from dpr_lightning.cli.main import main
 from dpr_lightning.lightning_cli.dpr_cli import parse_lightning
 from dpr_lightning.lightning_cli.run_defaults import RunParts, parts_of_run, settle_run
+from dpr_lightning.provenance import provenance
 from tests.cli.path_kit import snapshot
 from tests.workspace import Workspace, write_dpr_config, write_sft_config
 
@@ -63,7 +65,8 @@ def test_a_minimal_config_leaves_a_run_that_goes_on(
     }
     output = files("runs/mine")
     assert policies | {"policies/references.json", "checkpoints/step_0000004/state.ckpt"} <= output
-    assert {path for path in output if "/" not in path} == {"metrics.csv", "config.yaml", "held_out.jsonl", "run.json"}
+    expected = {"metrics.csv", "hparams.yaml", "config.yaml", "held_out.jsonl", "run.json"}
+    assert {path for path in output if "/" not in path} == expected
     rows, held_out = (
         Path(name).read_text().splitlines() for name in ("demonstrations.jsonl", "runs/mine/held_out.jsonl")
     )
@@ -73,6 +76,30 @@ def test_a_minimal_config_leaves_a_run_that_goes_on(
     assert main(fit) == 0
     assert "nothing was left to do" in caplog.text
     assert snapshot(case / "runs") == before
+
+
+def test_the_record_of_a_run_has_its_command_commit_and_files(case: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    git = ["git", "-c", "user.name=me", "-c", "user.email=me@example.org", "-C", str(case)]
+    for arguments in (["init", "-q"], ["add", "demonstrations.jsonl"], ["commit", "-q", "-m", "data"]):
+        subprocess.run([*git, *arguments], check=True)
+    fit = [*minimal(), "--run.wandb=off", "--trainer.max_steps=1"]
+    assert main(fit) == 0
+    record = yaml.safe_load(Path("runs/mine/hparams.yaml").read_text())
+    assert record["command"] == "dpr " + " ".join(fit)
+    assert (record["config_files"], record["seed_everything"]) == (["mine.yaml"], 0)
+    assert record["git"] == {"commit": git_output(git, "rev-parse", "HEAD"), "dirty": False}
+    assert record["content"]["data.init_args.train"].startswith("file ")
+    assert record["model"]["init_args"]["policy"]["source"] == "sft"
+    assert set(record["versions"]) == {"python", "dpr_lightning", "torch", "transformers", "lightning"}
+    with Path("demonstrations.jsonl").open("a") as file:
+        file.write("\n")
+    assert provenance(["fit"])["git"]["dirty"]
+    monkeypatch.setenv("PATH", "")
+    assert "git" not in provenance(["fit"])
+
+
+def git_output(git: list[str], *arguments: str) -> str:
+    return subprocess.run([*git, *arguments], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def test_the_saved_config_is_complete_and_moves_with_one_option(case: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,7 +152,7 @@ def test_held_out_rows_have_a_file_where_the_config_names_none(case: Path) -> No
 def test_an_evaluation_has_a_table_in_the_folder_of_the_run(case: Path) -> None:
     validate = ["validate", *minimal()[1:], "--data.validation=0.25", "--run.wandb=off"]
     assert main(validate) == 0
-    assert {"validate/metrics.csv"} <= files("runs/mine") <= {"validate/metrics.csv", "validate/config.yaml"}
+    assert files("runs/mine") - {"validate/config.yaml"} == {"validate/metrics.csv", "validate/hparams.yaml"}
     with Path("runs/mine/validate/metrics.csv").open() as file:
         assert "validation/nll" in next(csv.DictReader(file))
 
@@ -196,8 +223,9 @@ def test_weights_and_biases_runs_are_named_by_their_folder(
     root: str, name: str | None, folder: str, case: Path
 ) -> None:
     options = kinds(parts(*minimal()[1:], "--trainer.default_root_dir", root))["WandbLogger"]
-    assert (options["name"], options["save_dir"], options["offline"]) == (name, folder, True)
-    assert not kinds(parts(*minimal()[1:], "--run.wandb=online"))["WandbLogger"]["offline"]
+    assert (options["name"], options["save_dir"], options["offline"]) == (name, folder, None)
+    for mode, offline in (("online", False), ("offline", True)):
+        assert kinds(parts(*minimal()[1:], f"--run.wandb={mode}"))["WandbLogger"]["offline"] is offline
 
 
 def test_a_policy_is_saved_after_an_average_is_in_it_and_before_the_rest(case: Path) -> None:
