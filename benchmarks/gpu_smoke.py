@@ -64,7 +64,8 @@ def write_config(folder: Path, run_folder: Path, stage: str, policy: dict[str, A
         data: dict[str, Any] = {"train": str(folder / "rows.jsonl"), "max_length": LENGTH, "token_budget": 16 * LENGTH}
         data |= {"cache_dir": str(folder / "cache"), "validation": None}
     else:
-        model |= {"policy": {"source": str(policies / "final")}, "estimator": "all_actions", "check_start": False}
+        model |= {"policy": {"source": str(policies / "final")}, "check_start": False}
+        model |= {"credit": {"discount": 1.0, "baseline": "leave_one_out"}, "kl": {"coefficient": 1.0}}
         data = {
             "prompts": str(folder / "rows.jsonl"),
             "sft": str(policies / "final"),

@@ -11,6 +11,13 @@ from tests.training import QUIET, write_weaker_policy
 
 TRAINER = {**QUIET, "use_distributed_sampler": False}
 
+SAMPLED: dict[str, Any] = {
+    "estimator": "reinforce",
+    "credit": {"discount": 1.0, "baseline": "leave_one_out"},
+    "kl": {"coefficient": 1.0},
+}
+"""The published estimator, as arguments of DensePathReinforce."""
+
 
 class Workspace(NamedTuple):
     """Folders and files that commands are tried on."""
@@ -95,7 +102,7 @@ def write_dpr_config(
     config = {
         "model": {
             "class_path": "dpr_lightning.modules.DensePathReinforce",
-            "init_args": {"policy": {"source": policy or workspace.sft}} | (model or {}),
+            "init_args": {"policy": {"source": policy or workspace.sft}, **SAMPLED} | (model or {}),
         },
         "data": {"class_path": "dpr_lightning.data.RewardDataModule", "init_args": arguments | data},
         "trainer": {"max_steps": 2, **TRAINER, "default_root_dir": str(folder), **(trainer or {})},

@@ -15,7 +15,7 @@ from benchmarks.scoreboard.workloads import Workload
 from dpr_lightning.data import DemonstrationDataModule, RewardDataModule
 from dpr_lightning.engine import sequence_logprobs
 from dpr_lightning.engine.host_memory import retain_freed_memory
-from dpr_lightning.modules import CreditSpec, DensePathReinforce, SupervisedIRL
+from dpr_lightning.modules import CreditSpec, DensePathReinforce, KLSpec, SupervisedIRL
 from dpr_lightning.policies import PolicySpec, build_policy
 from dpr_lightning.rewards import RewardSpec
 from dpr_lightning.rollouts import SamplingOptions, sample
@@ -102,7 +102,8 @@ def train_dpr(gate: Gate, folder: Path, work: Workload, side: str) -> None:
         _policy(folder, work, side),
         optimizer=_optimizer,
         estimator="reinforce",
-        credit=CreditSpec(discount=1.0),
+        credit=CreditSpec(discount=1.0, baseline="leave_one_out"),
+        kl=KLSpec(coefficient=1.0),
     )
     _trainer(_Turns(gate), work).fit(module, data)
 

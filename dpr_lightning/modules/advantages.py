@@ -24,7 +24,8 @@ class CreditSpec:
     """How rewards become the weight of each token.
 
     Args:
-        discount: γ; at 1 the telescoping that recovers the reward is exact.
+        discount: γ. At 0, as in the recipes, a token is credited with its own reward alone; at 1 the telescoping that
+            recovers the reward is exact.
         baseline: what is subtracted from the return to lower its variance.
         level: ``token`` gives each token its reward-to-go; ``sentence`` gives all of them the response's whole reward
             (the paper's ablation).
@@ -35,8 +36,8 @@ class CreditSpec:
             samples of the prompt, or of the rollout where there is one sample a prompt.
     """
 
-    discount: float = 1.0
-    baseline: Literal["none", "batch", "position", "leave_one_out", "response"] = "leave_one_out"
+    discount: float = 0.0
+    baseline: Literal["none", "batch", "position", "leave_one_out", "response"] = "position"
     level: Literal["token", "sentence"] = "token"
     whiten: bool = False
     dense_weight: float = 1.0

@@ -32,14 +32,15 @@ class KLSpec:
     """How the policy is held near π_SFT.
 
     Args:
-        coefficient: β, nats of reward per nat of KL(π_θ‖π_SFT). 1/β is the extrapolation strength of the optimum
-            π* ∝ π_SFT·(π_SFT/π_ref)^{1/β} of the published reward; β well below 1 destroys policies under it.
+        coefficient: β, nats of reward per nat of KL(π_θ‖π_SFT). The default is of the recommended reward. 1/β is the
+            extrapolation strength of the optimum π* ∝ π_SFT·(π_SFT/π_ref)^{1/β} of the published reward, ``log_ratio``;
+            β well below 1 destroys policies under it.
         target: nats a token at which an adaptive β aims; None keeps β fixed.
         horizon: rollouts over which a fully missed target multiplies or divides β by e. After Ziegler et al. 2019.
         reference_coefficient: nats of reward per nat of KL(π_θ‖π_ref), a second, small hold; 0 is none.
     """
 
-    coefficient: float = 1.0
+    coefficient: float = 0.25
     target: float | None = None
     horizon: int = 50
     reference_coefficient: float = 0.0
@@ -57,10 +58,13 @@ class KLSpec:
 class DensePathReinforce(RolloutAlgorithm):
     """Improves a policy on its token reward:  ∇J = E Σ_t ∇log π_θ(a_t|s_t)·(G_t − b_t).
 
+    The defaults are those of the recipes in ``configs/``. The published estimator is
+    ``DensePathReinforce(policy, "reinforce", CreditSpec(discount=1.0, baseline="leave_one_out"), KLSpec(1.0))``.
+
     Args:
         policy: what to train; it starts as π_SFT.
-        estimator: ``reinforce`` samples everything; ``all_actions`` differentiates the immediate term exactly over the
-            vocabulary and samples only the future (none at discount 0).
+        estimator: ``all_actions`` differentiates the immediate term exactly over the vocabulary and samples only the
+            future (none at discount 0); ``reinforce`` samples everything.
         credit: discount, baseline, whitening, tokens or sentences.
         kl: the hold on π_SFT.
         clip_range: ε of the ratio clip for rollouts used more than once, or drawn ahead; at ratio 1 it changes nothing.
@@ -88,7 +92,7 @@ class DensePathReinforce(RolloutAlgorithm):
     def __init__(
         self,
         policy: PolicySpec,
-        estimator: Literal["reinforce", "all_actions"] = "reinforce",
+        estimator: Literal["reinforce", "all_actions"] = "all_actions",
         credit: CreditSpec | None = None,
         kl: KLSpec | None = None,
         clip_range: float = 0.2,
@@ -112,7 +116,10 @@ class DensePathReinforce(RolloutAlgorithm):
         if estimator not in ("reinforce", "all_actions"):
             raise InputError(f"There is no estimator {estimator!r}; they are reinforce and all_actions.")
         if estimator == "all_actions" and self.credit_spec.level != "token":
-            raise InputError("The all-actions estimator needs token rewards; `credit.level: sentence` has none.")
+            raise InputError(
+                "The all-actions estimator needs token rewards; `credit.level: sentence` has none. Set "
+                "`model.estimator: reinforce`, or `model.credit.level: token`."
+            )
         if estimator == "all_actions" and self.credit_spec.whiten and self.credit_spec.discount > 0:
             raise InputError(
                 "`credit.whiten` would change the scale of the sampled future alone, and so its weight against the "

@@ -100,7 +100,9 @@ def reinforced(folder: Path, tmp_path: Path) -> SecondStep:
         prompts_per_rollout=DPR.rows // DPR.samples,
         attention="eager",
     )
-    module = DensePathReinforce(policy(folder), estimator="reinforce", credit=CreditSpec(discount=1.0))
+    module = DensePathReinforce(
+        policy(folder), estimator="reinforce", credit=CreditSpec(discount=1.0, baseline="leave_one_out")
+    )
     counted = SecondStep()
     quiet_trainer(tmp_path, max_steps=2, callbacks=[counted]).fit(module, data)
     return counted

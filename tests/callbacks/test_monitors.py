@@ -66,8 +66,8 @@ def reference(tiny_policy_folder: Path, tmp_path: Path) -> str:
 def learn(prompts: str, tiny_policy_folder: Path, reference: str, tmp_path: Path) -> Any:
     def run(callbacks: list[Any], data: dict[str, Any] | None = None, **options: Any) -> DensePathReinforce:
         module = DensePathReinforce(
-            PolicySpec(source=str(tiny_policy_folder)), credit=CreditSpec(baseline="position"), optimizer=SGD,
-            schedule=CONSTANT,
+            PolicySpec(source=str(tiny_policy_folder)), "reinforce", CreditSpec(discount=1.0, baseline="position"),
+            optimizer=SGD, schedule=CONSTANT,
         )  # fmt: skip
         rollouts = RewardDataModule(
             prompts, str(tiny_policy_folder), [reference], sampling=SamplingOptions(6), samples_per_prompt=2,

@@ -69,7 +69,7 @@ def run(
     saved = Keep()
     optimizer: Any = lambda weights: torch.optim.SGD(weights, lr=rate)  # noqa: E731
     policy = options.pop("policy", PolicySpec(source=folders["policy"]))
-    module = DensePathReinforce(policy, credit=CreditSpec(baseline="position"), optimizer=optimizer)
+    module = DensePathReinforce(policy, "reinforce", CreditSpec(discount=1.0, baseline="position"), optimizer=optimizer)
     saves = lightning.pytorch.callbacks.ModelCheckpoint(root / "saved", every_n_train_steps=every, save_top_k=-1)
     settings = {"enable_checkpointing": True, "max_steps": steps, "max_epochs": max_epochs, "callbacks": [saved, saves]}
     quiet_trainer(root, **settings).fit(module, datamodule=data_of(folders, **options), ckpt_path=ckpt_path)

@@ -173,7 +173,9 @@ def rollouts_of(
         def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
             saved.append(batch)
 
-    module = DensePathReinforce(PolicySpec(source=policy), estimator, credit=CreditSpec(baseline="position"))
+    module = DensePathReinforce(
+        PolicySpec(source=policy), estimator, credit=CreditSpec(discount=1.0, baseline="position")
+    )
     quiet_trainer(folder, max_steps=steps, max_epochs=-1, callbacks=[Keep()], **options).fit(module, datamodule=data)
     return saved
 

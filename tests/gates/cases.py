@@ -37,6 +37,7 @@ ESTIMATORS: dict[str, Any] = {
         "model": {
             "estimator": "reinforce",
             "credit": {"discount": 1.0, "baseline": "leave_one_out"},
+            "kl": {"coefficient": 1.0},
             "clip_range": 0.005,
             "improbable_floor": 0.02,
         },

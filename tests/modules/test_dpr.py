@@ -41,7 +41,9 @@ def reference(tiny_policy_folder: Path, tmp_path_factory: pytest.TempPathFactory
 
 def module_on(folder: Path, **options: Any) -> DensePathReinforce:
     settings: dict[str, Any] = {
-        "credit": CreditSpec(baseline="position"),
+        "estimator": "reinforce",
+        "credit": CreditSpec(discount=1.0, baseline="position"),
+        "kl": KLSpec(coefficient=1.0),
         "optimizer": partial(torch.optim.SGD, lr=1.0),
         "schedule": ScheduleSpec(kind="constant", warmup_fraction=0.0),
     }
@@ -174,7 +176,8 @@ def test_lora_trains_the_adapter_alone_and_shares_its_base(
         folders[name] = str(save_policy(model, tokenizer, tmp_path / name, spec))
     module = DensePathReinforce(
         PolicySpec(source=folders["sft"], lora=shape),
-        credit=CreditSpec(baseline="position"),
+        "reinforce",
+        credit=CreditSpec(discount=1.0, baseline="position"),
         optimizer=partial(torch.optim.SGD, lr=1.0),
     )
     data = RewardDataModule(

@@ -135,7 +135,7 @@ def test_a_push_on_an_improbable_token_is_bounded(floor: float) -> None:
     """Below the floor the gradient of −A·log π shrinks with π; above it nothing changes."""
     sft = LANGUAGE.random_logits(0)
     table = torch.zeros(LANGUAGE.states, LANGUAGE.vocabulary, dtype=torch.float64)
-    module = DensePathReinforce(PolicySpec(source="nowhere"), improbable_floor=floor, check_start=False)
+    module = DensePathReinforce(PolicySpec(source="nowhere"), "reinforce", improbable_floor=floor, check_start=False)
     module.policy = TabularPolicy(table)
     trainer = Trainer()
     module.trainer = trainer  # type: ignore[assignment]

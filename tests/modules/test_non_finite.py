@@ -168,7 +168,13 @@ def test_the_row_with_a_broken_reward_is_named(tiny_policy_folder: Path, trainer
         write_prompts(tmp_path / "prompts.jsonl"), sft, [write_weaker_policy(sft, tmp_path / "weaker")],
         sampling=SamplingOptions(max_new_tokens=6), samples_per_prompt=2, prompts_per_rollout=4,
     )  # fmt: skip
-    module = DensePathReinforce(PolicySpec(source=sft), kl=KLSpec(target=0.01), non_finite="skip", check_start=False)
+    module = DensePathReinforce(
+        PolicySpec(source=sft),
+        "reinforce",
+        kl=KLSpec(coefficient=1.0, target=0.01),
+        non_finite="skip",
+        check_start=False,
+    )
     saved = Weights()
     trainer(max_steps=1, callbacks=[saved]).fit(module, datamodule=data)
     assert (saved.held[0] == saved.held[1]).all()

@@ -29,7 +29,7 @@ def advantages(group_size: int, future_only: bool = False, outcome: Any = OUTCOM
     return estimate_advantages(
         rollout,
         MASK,
-        CreditSpec(**({"baseline": "none"} | credit)),
+        CreditSpec(**({"discount": 1.0, "baseline": "none"} | credit)),
         kl_coefficient=1.0,
         group_size=group_size,
         future_only=future_only,
@@ -83,7 +83,7 @@ def test_a_policy_learns_what_the_verifier_wants(
     module = DensePathReinforce(
         PolicySpec(source=str(tiny_policy_folder)),
         estimator=estimator,
-        credit=CreditSpec(discount=1.0, dense_weight=0.0),
+        credit=CreditSpec(discount=1.0, baseline="leave_one_out", dense_weight=0.0),
         kl=KLSpec(coefficient=0.01),
         optimizer=partial(torch.optim.Adam, lr=1e-2),
         schedule=ScheduleSpec(kind="constant", warmup_fraction=0.0),

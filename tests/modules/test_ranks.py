@@ -31,7 +31,7 @@ class SaveWeights(lightning.Callback):
 @pytest.mark.parametrize(
     ("estimator", "credit"),
     [
-        ("reinforce", CreditSpec(baseline="position", whiten=True)),
+        ("reinforce", CreditSpec(discount=1.0, baseline="position", whiten=True)),
         ("all_actions", CreditSpec(discount=0.9, baseline="batch")),
     ],
 )

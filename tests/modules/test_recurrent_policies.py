@@ -29,7 +29,8 @@ def test_a_run_of_dpr(
     reference = write_weaker_policy(folder, tmp_path / "reference")
     module = DensePathReinforce(
         PolicySpec(source=str(folder), lora=lora),
-        credit=CreditSpec(baseline="position"),
+        "reinforce",
+        credit=CreditSpec(discount=1.0, baseline="position"),
         optimizer=partial(torch.optim.SGD, lr=0.1),
     )
     data = RewardDataModule(

@@ -40,7 +40,8 @@ def reference(tiny_policy_folder: Path, tmp_path_factory: pytest.TempPathFactory
 def learner(tiny_policy_folder: Path) -> Callable[..., DensePathReinforce]:
     def make(**options: Any) -> DensePathReinforce:
         settings: dict[str, Any] = {
-            "credit": CreditSpec(baseline="position"),
+            "estimator": "reinforce",
+            "credit": CreditSpec(discount=1.0, baseline="position"),
             "optimizer": partial(torch.optim.SGD, lr=1.0),
             "schedule": ScheduleSpec(kind="constant", warmup_fraction=0.0),
         }
@@ -146,7 +147,7 @@ def test_the_hold_on_sft_is_felt_where_others_drew_the_rollout(
 ) -> None:
     """Precomputed rollouts are π_SFT's own: their behaviour log-probabilities make every KL 0."""
     keep = KeepRollouts()
-    credit = CreditSpec(baseline="none")
+    credit = CreditSpec(discount=1.0, baseline="none")
     module = learner(credit=credit, kl=KLSpec(coefficient=2.0), check_start=False)
     options: dict[str, Any] = {"precomputed": str(tmp_path / "kept")}
     if source == "temperature":
@@ -174,7 +175,9 @@ def test_adaptive_coefficient_needs_samples_of_the_policy(
 
 
 def test_a_policy_that_is_not_sft_is_refused(trainer: Trainers, data: Any, reference: str) -> None:
-    module = DensePathReinforce(PolicySpec(source=reference), credit=CreditSpec(baseline="position"))
+    module = DensePathReinforce(
+        PolicySpec(source=reference), "reinforce", CreditSpec(discount=1.0, baseline="position")
+    )
     with pytest.raises(InputError, match=r"(?s)does not start as π_SFT.*model\.policy.*data\.sft"):
         trainer(max_steps=1).fit(module, datamodule=data())
 
@@ -231,7 +234,7 @@ def test_numbers_of_a_batch_keep_their_precision(precision: Any, trainer: Traine
         (lambda: KLSpec(coefficient=-1.0), "negative"),
         (lambda: KLSpec(target=0.0), r"kl\.target"),
         (
-            lambda: DensePathReinforce(PolicySpec(source="x"), "all_actions", CreditSpec(whiten=True)),
+            lambda: DensePathReinforce(PolicySpec(source="x"), "all_actions", CreditSpec(discount=1.0, whiten=True)),
             "exact immediate term",
         ),
         (lambda: DensePathReinforce(PolicySpec(source="x"), "all_actions", CreditSpec(level="sentence")), "token"),
@@ -249,6 +252,8 @@ def test_sentence_baseline_counts_samples_that_have_ended() -> None:
     none = torch.zeros_like(reward)
     whole = torch.zeros(2, dtype=torch.int64)
     rollout = RolloutBatch(whole, mask, whole, whole, none, none, none, reward, none, torch.tensor(4.0))
-    result = estimate_advantages(rollout, mask, CreditSpec(level="sentence"), kl_coefficient=1.0, group_size=2)
+    result = estimate_advantages(
+        rollout, mask, CreditSpec(level="sentence", baseline="leave_one_out"), kl_coefficient=1.0, group_size=2
+    )
     expected = torch.tensor([[4.0, 4.0, 4.0], [-4.0, 0.0, 0.0]], dtype=torch.float64)
     torch.testing.assert_close(result, expected)

@@ -150,7 +150,7 @@ def learnt(folder: Path, sft: Path, noise: float, **model: Any) -> tuple[DensePa
         sampler=VllmSampler(),
     )
     credit = CreditSpec(discount=1.0, baseline="none")
-    module = DensePathReinforce(PolicySpec(source=str(sft)), credit=credit, **model)
+    module = DensePathReinforce(PolicySpec(source=str(sft)), **({"estimator": "reinforce", "credit": credit} | model))
     trainer = quiet_trainer(folder, max_steps=2)
     trainer.fit(module, datamodule=data)
     assert LLM.instances[0].calls[-1] == "shutdown"

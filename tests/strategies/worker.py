@@ -110,6 +110,7 @@ def dpr(folder: Path, scale: int, **options: Any) -> tuple[Any, Any, int]:
     """Rollouts that serve two steps each."""
     module = DensePathReinforce(
         PolicySpec(source=str(folder / "policy")),
+        "reinforce",
         credit=CreditSpec(discount=0.9, baseline="position"),
         kl=KLSpec(coefficient=0.5, target=0.05),
         optimizer=OPTIMIZER,
