@@ -27,6 +27,7 @@ LEVELS = {
     "callbacks": 7,
     "lightning_cli": 8,
     "experiments": 9,
+    "integrations": 9,
     "cli": 10,
 }
 # The package's own names lead to every folder, and nothing inside it imports them.

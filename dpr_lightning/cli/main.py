@@ -29,6 +29,8 @@ From demonstrations to a dense reward to a better policy.
   audit       before any reinforcement learning: does the reward separate right from wrong?
   best_of     the best of n samples, by the reward, by a trained verifier head, by an oracle
   rewards     token rewards for a file of prompt/response pairs, with a heat-map
+  serve-reward
+              the reward over HTTP, for OpenRLHF and other trainers
   generate    answers to prompts, plain or with decode-time contrast
   evaluate    verifier score, length and reverse KL of a policy
   harness     benchmarks of lm-eval, on a policy folder
@@ -58,6 +60,7 @@ def _commands() -> dict[str, Callable[..., Any]]:
     from dpr_lightning.cli.quickstart_command import quickstart
     from dpr_lightning.cli.report_command import report
     from dpr_lightning.cli.rewards_command import rewards
+    from dpr_lightning.cli.serve_reward_command import serve_reward
     from dpr_lightning.cli.smollm2_command import smollm2
     from dpr_lightning.cli.toy_command import toy
 
@@ -75,7 +78,7 @@ def _commands() -> dict[str, Callable[..., Any]]:
         report,
         export,
     )
-    return {function.__name__: function for function in functions}
+    return {function.__name__: function for function in functions} | {"serve-reward": serve_reward}
 
 
 def _settle_libraries() -> None:

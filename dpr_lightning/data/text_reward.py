@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -18,13 +18,22 @@ from dpr_lightning.engine import check_positions
 from dpr_lightning.errors import InputError
 from dpr_lightning.policies import load_tokenizer
 from dpr_lightning.policies.inference_policy import best_device
-from dpr_lightning.rewards import SFT, DenseReward
+from dpr_lightning.policies.policy_spec import Dtype
+from dpr_lightning.rewards import SFT, DenseReward, RewardSpec
 from dpr_lightning.rollouts import decode_tokens
+from dpr_lightning.run_manifest import RunManifest
 
 Prompt = str | Sequence[Mapping[str, Any]]
 """A text, or chat messages {role, content}; with a chat template a text is a message of the user."""
 PAIR = "pair"
 """Name of a prompt with its completion in messages: ``pair:3`` is the third."""
+
+
+class TokenRow(NamedTuple):
+    """Token ids of a prompt with its completion, and True for each that the policy wrote."""
+
+    tokens: list[int]
+    mask: list[bool]
 
 
 class TextReward(DenseReward):
@@ -36,6 +45,35 @@ class TextReward(DenseReward):
         frozen: the models, loaded from folders.
         spec: form of the reward; None: :meth:`RewardSpec.recommended`.
     """
+
+    @classmethod
+    def from_run(
+        cls,
+        run: str,
+        form: str | dict[str, float] | RewardSpec | None = None,
+        reference: float | None = None,
+        *,
+        dtype: Dtype = "float32",
+    ) -> Self:
+        """The reward of a run: its π_SFT against one of the policies that it saved on the way.
+
+        Args:
+            run: folder of the run, with run.json.
+            form: of the reward, as in :class:`~dpr_lightning.rewards.RewardSpec`; None: the recommended one.
+            reference: share of the SFT run at which the reference was saved, the nearest is taken; None: a quarter, as
+                in the recipes.
+            dtype: of the models' parameters.
+
+        Raises:
+            InputError: the folder has no run, or its SFT has not ended or saved no references.
+        """
+        manifest = RunManifest.load(run)
+        folder = manifest.reference
+        if reference is not None:
+            shares = manifest.references
+            folder = shares[min(shares, key=lambda share: abs(float(share) - reference))]
+        spec = form if form is None or isinstance(form, RewardSpec) else RewardSpec(form)
+        return cls.from_folders(manifest.sft, [folder], spec, dtype=dtype)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -72,30 +110,26 @@ class TextReward(DenseReward):
         Raises:
             InputError: the lists differ in length, or a pair cannot be tokenised (``pair:3`` is the third).
         """
-        if ended is not None and len(ended) != len(completions):
-            raise InputError(f"There are {len(completions)} completions and {len(ended)} entries in `ended`.")
-        examples = self._examples(prompts, completions)
-        tokenized = tokenize_examples(examples, self.tokenizer, self.text_format)
-        rows = []
-        for index, example in enumerate(tokenized):
-            mask = list(example.mask)
-            if ended is not None and not ended[index] and example.terminated:
-                mask[-1] = False
-            rows.append((example.tokens, mask))
-        return self._token_rewards(rows, token_budget)
+        rows = self.encode_texts(prompts, completions, ended=ended)
+        rewards = self.score_rows(rows, token_budget=token_budget)
+        return [
+            list(zip(self.token_texts(row), values, strict=True)) for row, values in zip(rows, rewards, strict=True)
+        ]
 
     def score_completion_ids(
         self, prompts: Sequence[Prompt], completion_ids: Sequence[Sequence[int]], *, token_budget: int | None = None
-    ) -> list[list[tuple[str, float]]]:
-        """As :meth:`score_texts`, for completions that a policy sampled: no text is encoded again, and none is ended.
+    ) -> list[list[float]]:
+        """The reward of each token of completions that a policy sampled, in nats.
+
+        No text is encoded again, and no end is added to a completion that was cut.
 
         Args:
             prompts: N texts, or lists of messages; they are encoded as for sampling.
             completion_ids: N lists of token ids; a token that ended the completion is the last of them.
-            token_budget: tokens of a forward pass.
+            token_budget: tokens of a forward pass, padding included.
 
         Returns:
-            N lists of (text of the token, its reward), as long as ``completion_ids``.
+            N lists of rewards, as long as those of ``completion_ids``.
 
         Raises:
             InputError: the lists differ in length, or a prompt cannot be tokenised.
@@ -110,8 +144,8 @@ class TextReward(DenseReward):
         completion_ids: Sequence[Sequence[int]],
         *,
         token_budget: int | None = None,
-    ) -> list[list[tuple[str, float]]]:
-        """As :meth:`score_texts`, of token ids alone.
+    ) -> list[list[float]]:
+        """As :meth:`score_completion_ids`, with prompts that are token ids too.
 
         Raises:
             InputError: the lists differ in length, or a prompt has no token.
@@ -121,40 +155,52 @@ class TextReward(DenseReward):
         if empty is not None:
             raise InputError(f"{PAIR}:{empty + 1}: the prompt has no tokens. Give it at least one word.")
         rows = [
-            ([*prompt, *completion], [False] * len(prompt) + [True] * len(completion))
+            TokenRow([*prompt, *completion], [False] * len(prompt) + [True] * len(completion))
             for prompt, completion in zip(prompt_ids, completion_ids, strict=True)
         ]
-        return self._token_rewards(rows, token_budget)
+        return self.score_rows(rows, token_budget=token_budget)
 
-    def _examples(self, prompts: Sequence[Prompt], completions: Sequence[Prompt]) -> list[Example]:
+    def encode_texts(
+        self, prompts: Sequence[Prompt], completions: Sequence[Prompt], *, ended: Sequence[bool] | None = None
+    ) -> list[TokenRow]:
+        """The tokens that :meth:`score_texts` scores."""
         _check_lengths(len(prompts), len(completions))
-        return [
+        if ended is not None and len(ended) != len(completions):
+            raise InputError(f"There are {len(completions)} completions and {len(ended)} entries in `ended`.")
+        examples = [
             replace(example, completion=_completion(example, completion))
             for example, completion in zip(_prompts(prompts), completions, strict=True)
         ]
+        rows = []
+        for index, example in enumerate(tokenize_examples(examples, self.tokenizer, self.text_format)):
+            mask = list(example.mask)
+            if ended is not None and not ended[index] and example.terminated:
+                mask[-1] = False
+            rows.append(TokenRow(example.tokens, mask))
+        return rows
 
-    def _token_rewards(
-        self, rows: Sequence[tuple[Sequence[int], Sequence[bool]]], token_budget: int | None
-    ) -> list[list[tuple[str, float]]]:
-        """The rewards of the tokens of each row that its mask marks."""
-        self.frozen.to(best_device())
-        if not any(any(mask) for _, mask in rows):
+    def token_texts(self, row: TokenRow) -> list[str]:
+        """The text of each token of a row that the policy wrote."""
+        written = [token for token, acted in zip(row.tokens, row.mask, strict=True) if acted]
+        return [decode_tokens(self.tokenizer, [token]) for token in written]
+
+    def score_rows(self, rows: Sequence[TokenRow], *, token_budget: int | None = None) -> list[list[float]]:
+        """The rewards of the tokens of each row that the policy wrote, in nats.
+
+        Raises:
+            InputError: a row is longer than the models' positions, or the models cannot be told apart.
+        """
+        if not any(any(row.mask) for row in rows):
             return [[] for _ in rows]
-        longest = max(range(len(rows)), key=lambda index: len(rows[index][0]))
+        self.frozen.to(best_device())
+        longest = max(range(len(rows)), key=lambda index: len(rows[index].tokens))
+        length = len(rows[longest].tokens)
+        what = f"{PAIR}:{longest + 1} has {length:,} tokens, prompt and completion"
         for name in self.frozen.names:
             with self.frozen.use(name) as model:
-                tokens = len(rows[longest][0])
-                what = f"{PAIR}:{longest + 1} has {tokens:,} tokens, prompt and completion"
-                check_positions(model, tokens, what, lambda limit: f"Shorten it to at most {limit:,}.")
-        ids, mask = _padded(rows, int(self.tokenizer.pad_token_id))
-        scores = self.score(ids, mask, token_budget=token_budget)
-        return [
-            [
-                (decode_tokens(self.tokenizer, [token]), reward)
-                for token, reward in zip(row[acted].tolist(), rewards[scored].tolist(), strict=True)
-            ]
-            for row, acted, rewards, scored in zip(ids, mask, scores.reward, scores.mask, strict=True)
-        ]
+                check_positions(model, length, what, lambda limit: f"Shorten it to at most {limit:,}.")
+        scores = self.score(*_padded(rows, int(self.tokenizer.pad_token_id)), token_budget=token_budget)
+        return [rewards[scored].tolist() for rewards, scored in zip(scores.reward, scores.mask, strict=True)]
 
 
 def _check_lengths(prompts: int, completions: int) -> None:
@@ -178,12 +224,12 @@ def _completion(example: Example, completion: Prompt) -> str | tuple[Message, ..
     return messages
 
 
-def _padded(rows: Sequence[tuple[Sequence[int], Sequence[bool]]], pad: int) -> tuple[Tensor, Tensor]:
+def _padded(rows: Sequence[TokenRow], pad: int) -> tuple[Tensor, Tensor]:
     """Token ids and masks [N, L], padded on the right."""
-    width = max(len(tokens) for tokens, _ in rows)
+    width = max(len(row.tokens) for row in rows)
     ids = torch.full((len(rows), width), pad)
     mask = torch.zeros(len(rows), width, dtype=torch.bool)
-    for index, (tokens, acted) in enumerate(rows):
-        ids[index, : len(tokens)] = torch.tensor(tokens)
-        mask[index, : len(acted)] = torch.tensor(acted)
+    for index, row in enumerate(rows):
+        ids[index, : len(row.tokens)] = torch.tensor(row.tokens)
+        mask[index, : len(row.mask)] = torch.tensor(row.mask)
     return ids, mask

@@ -222,8 +222,8 @@ class DenseReward:
             return question(model, *(part.to(model_device(model)) for part in inputs))
 
     def _check_different(self, policy: Tensor, references: Tensor, mask: Tensor) -> None:
-        if not mask.any():
-            return
+        if not (mask & (policy != 0)).any():
+            return  # no token, or only tokens of probability 1, which may well agree
         for index, reference in enumerate(references):
             if torch.equal(policy, reference):
                 raise InputError(

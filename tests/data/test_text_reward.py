@@ -57,8 +57,10 @@ def log_ratio(folders: tuple[str, str], tokens: list[int], mask: list[bool]) -> 
     return [float(logprobs[0][at - 1, tokens[at]] - logprobs[1][at - 1, tokens[at]]) for at in positions]
 
 
-def assert_close(scored: list[tuple[str, float]], expected: list[float]) -> None:
-    torch.testing.assert_close(torch.tensor([value for _, value in scored]), torch.tensor(expected), atol=1e-5, rtol=0)
+def assert_close(scored: Any, expected: list[float]) -> None:
+    """Rewards, with the texts of their tokens or without."""
+    rewards = [part[1] if isinstance(part, tuple) else part for part in scored]
+    torch.testing.assert_close(torch.tensor(rewards), torch.tensor(expected), atol=1e-5, rtol=0)
 
 
 def test_plain_texts_are_scored_with_the_token_that_ends_them(folders: tuple[str, str], reward: DenseReward) -> None:
