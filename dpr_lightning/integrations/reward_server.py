@@ -27,7 +27,7 @@ SKIPPED_AT_ONCE = 1 << 16
 """Bytes of a body that is too large, read at once."""
 
 
-class Route(NamedTuple):
+class ScoredRoute(NamedTuple):
     """How requests to a path are served: from content to rows, and from their rewards to content."""
 
     rows: Callable[[Mapping[str, Any]], list[TokenRow]]
@@ -61,8 +61,8 @@ class RewardServer:
 
     def __init__(self, requests: RewardRequests, queue: ScoringQueue, *, host: str, port: int, max_bytes: int) -> None:
         self.queue, self.max_bytes = queue, max_bytes
-        openrlhf = Route(requests.openrlhf_rows, requests.openrlhf_response)
-        self.routes = {"/get_reward": openrlhf, "/score": Route(requests.text_rows, requests.text_response)}
+        openrlhf = ScoredRoute(requests.openrlhf_rows, requests.openrlhf_response)
+        self.routes = {"/get_reward": openrlhf, "/score": ScoredRoute(requests.text_rows, requests.text_response)}
         try:
             self._server = _Server((host, port), partial(_Handler, self))
         except (OSError, OverflowError) as error:

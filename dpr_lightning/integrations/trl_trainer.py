@@ -14,7 +14,7 @@ from dpr_lightning.functional import position_baseline, returns_to_go
 from dpr_lightning.integrations.response_rewards import response_reward
 
 try:
-    from trl import GRPOTrainer
+    from trl.trainer.grpo_trainer import GRPOTrainer
 except ImportError as missing:
     raise InputError("TokenRewardGRPOTrainer needs the package trl: pip install trl.") from missing
 
@@ -45,7 +45,7 @@ class TokenRewardGRPOTrainer(GRPOTrainer):
 
         def dense_reward(
             prompts: Sequence[Prompt], completion_ids: Sequence[Sequence[int]], **columns: Any
-        ) -> list[float]:
+        ) -> list[float | None]:
             self._token_rewards = reward.score_completion_ids(prompts, completion_ids)
             return [response_reward(rewards, "mean") for rewards in self._token_rewards]
 

@@ -190,11 +190,11 @@ def test_a_request_without_a_length_and_one_that_breaks_off_harm_nothing(serve: 
     assert call(f"{server.url}/health")[0] == 200
 
 
-def test_a_port_in_use_is_refused(serve: Any) -> None:
+def test_a_port_in_use_is_refused(serve: Any, reward: DenseReward) -> None:
     server = serve()
     port = int(server.url.rpartition(":")[2])
     with pytest.raises(InputError, match=f"Cannot listen on port {port} of 127.0.0.1.*`--port`"):
-        RewardServer(server, server.queue, host="127.0.0.1", port=port, max_bytes=1)
+        RewardServer(RewardRequests(reward, "mean"), server.queue, host="127.0.0.1", port=port, max_bytes=1)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -16,7 +16,7 @@ def row(token: int) -> TokenRow:
 
 
 class Scores:
-    """Gives every row its token as its reward; waits where it is told to, and refuses token 13."""
+    """Gives every row its token as its reward; waits where it is told to, and refuses token 99."""
 
     def __init__(self) -> None:
         self.batches: list[int] = []
@@ -28,8 +28,8 @@ class Scores:
         self.batches.append(len(rows))
         self.scoring.set()
         assert self.may_score.wait(10)
-        if any(13 in row.tokens for row in rows):
-            raise InputError("13 is refused")
+        if any(99 in row.tokens for row in rows):
+            raise InputError("99 is refused")
         return [[float(row.tokens[1])] for row in rows]
 
 
@@ -92,10 +92,10 @@ def test_a_full_queue_refuses_and_goes_on(make: Any) -> None:
 def test_an_error_is_that_of_its_request_alone(make: Any) -> None:
     queue, scores = make()
     block(queue, scores)
-    good, bad = queue.submit([row(2)]), queue.submit([row(13)])
+    good, bad = queue.submit([row(2)]), queue.submit([row(99)])
     scores.may_score.set()
     assert good.result(10) == [[2.0]]
-    with pytest.raises(InputError, match="13"):
+    with pytest.raises(InputError, match="99"):
         bad.result(10)
     assert queue.submit([row(5)]).result(10) == [[5.0]]
 
