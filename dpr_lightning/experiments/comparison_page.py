@@ -16,9 +16,9 @@ from dpr_lightning.experiments.training_curves import (
     SFT_PANELS,
     over_optimisation,
     panels,
-    read_curves,
 )
 from dpr_lightning.reports import Answer, Pair, Panel, Point, Report, Response, Sample, Scatter, Series, arm_name
+from dpr_lightning.reports.metrics_table import read_curves
 
 Examples = Mapping[str, Mapping[str, Any]]
 # Arms in one panel; more could not be distinguished.

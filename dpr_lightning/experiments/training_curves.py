@@ -1,6 +1,5 @@
 """Curves of a run, read from the CSV files of its logger."""
 
-import csv
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,8 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from dpr_lightning.reports import Panel, Series
-
-Curves = dict[str, list[tuple[float, float]]]
+from dpr_lightning.reports.metrics_table import Curves, read_curves
 
 SFT_PANELS = (
     ("Negative log-likelihood", "nats per token", ("train/nll", "validation/nll")),
@@ -28,21 +26,6 @@ DPR_PANELS = (
     ("Likelihood of held-out demonstrations", "nats per token", ("held_out/nll",)),
     ("Gradient norm", "", ("train/gradient_norm",)),
 )  # fmt: skip
-
-
-def read_curves(path: str | Path) -> Curves:
-    """Every column of a metrics.csv as (step, value) pairs; empty when there is no such file."""
-    path = Path(path)
-    curves: Curves = {}
-    if not path.is_file():
-        return curves
-    with path.open(newline="") as handle:
-        for row in csv.DictReader(handle):
-            step = float(row.get("step") or 0)
-            for name, value in row.items():
-                if value and name not in ("step", "epoch"):
-                    curves.setdefault(name, []).append((step, float(value)))
-    return curves
 
 
 def panels(path: str | Path, layout: tuple[tuple[str, str, tuple[str, ...]], ...]) -> list[Panel]:

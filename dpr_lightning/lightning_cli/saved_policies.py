@@ -1,56 +1,100 @@
-"""Print at the end of ``dpr fit`` where the policies and checkpoints are, and the next command."""
+"""Print at the end of ``dpr fit`` what was saved, what the run measured first and last, and the next commands."""
 
 import json
 import shlex
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from lightning import Trainer
+from lightning.pytorch.loggers import CSVLogger
 
 from dpr_lightning.callbacks import ReferenceCheckpoints, ResumableCheckpoints
-from dpr_lightning.data import DemonstrationDataModule, RewardDataModule, Rows, RowSource
+from dpr_lightning.data import DemonstrationDataModule, PolicyDataModule, RewardDataModule, Rows
 from dpr_lightning.reports.console import console
+from dpr_lightning.reports.metrics_table import read_curves
 from dpr_lightning.trainer_attributes import callbacks_of, is_trial
 
 FINAL = "final"
 FIRST_PROMPTS = 4
+MEASURED = ("validation/", "evaluation/", "held_out/", "rollout/reward", "rollout/verifier")
+"""Beginnings of the metrics whose first and last values are printed."""
+DETAILS = ("length", "perplexity", "per_token")
+"""Parts of names that are left out: they say the same again, or belong on the report's page."""
 
 
 def print_saved(trainer: Trainer, data: Any) -> None:
-    """Print, on rank 0 and where something was saved, one line with the paths and a command that uses the policy.
+    """Print, on rank 0 and where something was saved, the paths, the scores, and commands that use the policy.
 
     Args:
         trainer: after the run.
-        data: its DataModule, whose prompts the command answers.
+        data: its DataModule, whose prompts the commands answer.
     """
+    if trainer.is_global_zero and not is_trial(trainer):
+        for line in (*_saved(trainer), *_scores(trainer), *_commands(trainer, data)):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _saved(trainer: Trainer) -> Iterator[str]:
     callbacks: list[Any] = callbacks_of(trainer)
-    policies = next((callback for callback in callbacks if isinstance(callback, ReferenceCheckpoints)), None)
+    policies = _policies(trainer)
     checkpoints = next((callback for callback in callbacks if isinstance(callback, ResumableCheckpoints)), None)
-    if not trainer.is_global_zero or is_trial(trainer):
-        return
     parts = []
-    if policies is not None and FINAL in policies.written:
+    if policies is not None:
         earlier = [f"{name} ({fraction:.0%})" for name, fraction in policies.written.items() if fraction < 1.0]
         references = f", its references in the same folder: {', '.join(earlier)}" if earlier else ""
         parts.append(f"The policy is in {policies.folder / FINAL}{references}.")
     if checkpoints is not None and checkpoints.store.steps():
         parts.append(f"Checkpoints: {checkpoints.store.folder}.")
-    if policies is not None and FINAL in policies.written:
-        command = ["dpr", "generate", "--policy", str(policies.folder / FINAL), *_prompts(data)]
-        parts.append(f"Next: {shlex.join(command)}")
     if parts:
-        console.print(" ".join(parts), highlight=False, markup=False, soft_wrap=True)
+        yield " ".join(parts)
 
 
-def _prompts(data: Any) -> list[str]:
-    """Options of ``dpr generate`` for the first prompts that the run did not learn from, or else of those it did."""
-    rows: Rows | RowSource | None = None
-    if isinstance(data, DemonstrationDataModule):
-        held_out = data.held_out_rows()
-        rows = data.train if held_out is None or not isinstance(held_out[0], (str, list)) else held_out[0]
+def _scores(trainer: Trainer) -> Iterator[str]:
+    """What the tables of metrics have of the whole run, also of the parts before it was resumed."""
+    tables = [Path(logger.log_dir) / "metrics.csv" for logger in trainer.loggers if isinstance(logger, CSVLogger)]
+    parts = [
+        f"{name.replace('/', ' ').replace('_', ' ')} {points[0][1]:.4g} → {points[-1][1]:.4g}"
+        for table in tables[:1]
+        for name, points in sorted(read_curves(table).items())
+        if name.startswith(MEASURED) and not any(detail in name for detail in DETAILS) and len(points) > 1
+    ]
+    if parts:
+        yield f"First → last: {', '.join(parts)}."
+
+
+def _commands(trainer: Trainer, data: Any) -> Iterator[str]:
+    policies = _policies(trainer)
+    if policies is None:
+        return
+    final = str(policies.folder / FINAL)
+    references = [str(policies.folder / name) for name, fraction in policies.written.items() if fraction < 1.0]
+    prompts, columns = _prompts(data)
+    generate = ["dpr", "generate", "--policy", final, *(prompts or ["--prompts", "FILE"]), *columns]
+    yield f"Next, its answers: {shlex.join([*generate, '--limit', str(FIRST_PROMPTS)])}"
+    held_out = data.held_out_rows() if isinstance(data, DemonstrationDataModule) else None
+    if references and held_out is not None and prompts:
+        preview = ["dpr", "preview", "--sft", final, "--references", json.dumps(references), *prompts, *columns]
+        yield f"Next, where their reward leads: {shlex.join(preview)}"
+
+
+def _policies(trainer: Trainer) -> ReferenceCheckpoints | None:
+    """The callback that saved the policy at the end; None where none did."""
+    callbacks: list[Any] = callbacks_of(trainer)
+    saving = (callback for callback in callbacks if isinstance(callback, ReferenceCheckpoints))
+    return next((callback for callback in saving if FINAL in callback.written), None)
+
+
+def _prompts(data: Any) -> tuple[list[str], list[str]]:
+    """Options that name the prompts which the run did not learn from, or else those it did, and their columns."""
+    held_out = data.held_out_rows() if isinstance(data, PolicyDataModule) else None
+    rows: Rows | None = None
+    columns = None
+    if held_out is not None and isinstance(held_out[0], (str, list)):
+        rows, columns = held_out[0], held_out[1]
+    elif isinstance(data, DemonstrationDataModule):
+        rows, columns = data.train, data.columns
     elif isinstance(data, RewardDataModule):
-        rows = data.evaluation_path or data.held_out_path or data.prompts_path
-    else:
-        return ["--prompts", "FILE"]
-    columns = ["--columns", json.dumps(data.columns)] if data.columns else []
-    prompts = rows if isinstance(rows, str) else json.dumps(rows)
-    return ["--prompts", prompts, *columns, "--limit", str(FIRST_PROMPTS)]
+        rows, columns = data.evaluation_path or data.prompts_path, data.columns
+    named = [] if rows is None else ["--prompts", rows if isinstance(rows, str) else json.dumps(rows)]
+    return named, ["--columns", json.dumps(columns)] if columns else []
