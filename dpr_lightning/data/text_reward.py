@@ -181,8 +181,8 @@ class TextReward(DenseReward):
 
     def token_texts(self, row: TokenRow) -> list[str]:
         """The text of each token of a row that the policy wrote."""
-        written = [token for token, acted in zip(row.tokens, row.mask, strict=True) if acted]
-        return [decode_tokens(self.tokenizer, [token]) for token in written]
+        pairs = zip(row.tokens, row.mask, strict=True)
+        return [decode_tokens(self.tokenizer, [token]) for token, acted in pairs if acted]
 
     def score_rows(self, rows: Sequence[TokenRow], *, token_budget: int | None = None) -> list[list[float]]:
         """The rewards of the tokens of each row that the policy wrote, in nats.

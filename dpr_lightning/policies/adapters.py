@@ -13,6 +13,7 @@ from torch import nn
 from dpr_lightning.errors import InputError, counted, first_line, last_line
 from dpr_lightning.policies.architectures import parts_without_text
 from dpr_lightning.policies.lora_targets import ALL_LINEAR, check_targets, fused_experts, tell_targets
+from dpr_lightning.policies.mistaken_paths import not_a_policy
 from dpr_lightning.policies.policy_spec import LoraSpec, PolicySpec
 from dpr_lightning.policies.sources import (
     ADAPTER_CONFIG,
@@ -177,14 +178,9 @@ def describe_base(spec: PolicySpec, target: Path, folder: Path) -> None:
 
 def _refuse_several_adapters(source: str) -> None:
     """Refuse a folder with several adapters, which peft writes into subfolders of their names."""
-    if not Path(source).is_dir() or (Path(source) / "config.json").is_file():
-        return
-    names = sorted(path.parent.name for path in Path(source).glob(f"*/{ADAPTER_CONFIG}"))
-    if names:
-        raise InputError(
-            f"{source!r} is no policy, and has adapters in its folders {', '.join(names)}. Name one of them, for "
-            f"example {str(Path(source) / names[0])!r}."
-        )
+    path = Path(source)
+    if path.is_dir() and not (path / "config.json").is_file() and any(path.glob(f"*/{ADAPTER_CONFIG}")):
+        raise InputError(not_a_policy(source))
 
 
 def report_other_rank(folder: str, spec: LoraSpec | None) -> None:

@@ -33,9 +33,9 @@ from dpr_lightning.policies.architectures import auto_class, freeze_parts_withou
 from dpr_lightning.policies.attention_choice import attention_for, tell_attention
 from dpr_lightning.policies.lightning_state import load_lightning_weights
 from dpr_lightning.policies.merging import merge_adapters
+from dpr_lightning.policies.mistaken_paths import not_a_policy
 from dpr_lightning.policies.policy_spec import PolicySpec
 from dpr_lightning.policies.sharding import sharded_construction
-from dpr_lightning.policies.sources import not_a_policy
 from dpr_lightning.policies.special_tokens import carry_padding, set_padding, special_tokens
 from dpr_lightning.policies.tokenizers import load_tokenizer
 from dpr_lightning.policies.unreadable_files import UNREADABLE, complaint

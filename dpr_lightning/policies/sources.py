@@ -2,7 +2,6 @@
 
 import os
 import re
-from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,8 +11,6 @@ from transformers.utils.hub import cached_file
 ADAPTER_CONFIG = "adapter_config.json"
 _REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _SNAPSHOT = re.compile(r"models--([\w.-]+?)(?:--([\w.-]+))?/snapshots/([0-9a-f]{40})")
-_LISTED = 6
-"""Most policies of a folder that a message names."""
 _ADAPTER_FILES = ("adapter_*", "*.json", "*.jinja", "*.model", "*.txt")
 
 
@@ -82,30 +79,6 @@ def lasting_source(source: str, revision: str | None = None) -> tuple[str, str |
 def is_missing_path(source: str) -> bool:
     """Whether ``source`` can only be a local path, and does not exist."""
     return not Path(source).exists() and not _REPOSITORY.fullmatch(source)
-
-
-def not_a_policy(source: str) -> str | None:
-    """Why ``source``, which could not be loaded, is no policy, and similar names; None where it may be one."""
-    path = Path(source)
-    if path.is_dir():
-        inner = [] if _has_config(path) else sorted(filter(_has_config, path.iterdir()))
-        if not inner:
-            return None
-        listed = ", ".join(str(folder) for folder in inner[:_LISTED]) + ", …" * (len(inner) > _LISTED)
-        return f"{source!r} is no policy, but a folder of them: {listed}. Name one of these."
-    if path.exists():
-        return None
-    around = path.parent.iterdir() if path.parent.is_dir() else ()
-    folders = {folder.name: folder for folder in around if _has_config(folder)}
-    near = get_close_matches(path.name, folders, n=1)
-    if not near and not is_missing_path(source):
-        return None  # perhaps a hub id
-    meant = f"Did you mean {folders[near[0]]}?" if near else "Name a folder with config.json, or a hub id."
-    return f"There is no folder {source!r}. {meant}"
-
-
-def _has_config(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("config.json", ADAPTER_CONFIG))
 
 
 def relative_source(source: str, folder: Path) -> str | None:

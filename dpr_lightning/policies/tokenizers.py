@@ -6,7 +6,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from dpr_lightning.errors import InputError, first_line
-from dpr_lightning.policies.sources import not_a_policy
+from dpr_lightning.policies.mistaken_paths import not_a_policy
 from dpr_lightning.policies.special_tokens import set_padding, special_tokens
 
 
@@ -46,13 +46,19 @@ def load_tokenizer(
     except (OSError, ValueError, KeyError) as error:
         if (reason := not_a_policy(source)) is not None:
             raise InputError(reason) from error
-        files = ""
+        files, remedy = (
+            "",
+            "Point `tokenizer` at a hub id or at a folder with tokenizer.json and tokenizer_config.json.",
+        )
         if Path(source).is_dir():
             names = sorted(path.name for path in Path(source).iterdir() if path.name[0] != ".")[:12]
             files = f" The folder holds: {', '.join(names) or 'nothing'}."
+            remedy = (
+                "Copy tokenizer.json and tokenizer_config.json of its base into it, or, where a policy is trained, "
+                "point `model.policy.tokenizer` at a folder or hub id that has them."
+            )
         raise InputError(
-            f"No tokenizer could be loaded from {source!r}.{files} Point `tokenizer` at a hub id or at a folder with "
-            f"tokenizer.json and tokenizer_config.json. ({first_line(error)})"
+            f"No tokenizer could be loaded from {source!r}.{files} {remedy} ({first_line(error)})"
         ) from error
     if tokenizer.eos_token_id is None:
         raise InputError(

@@ -106,7 +106,7 @@ def test_what_cannot_carry_a_head_is_refused(tiny_policy_folder: Path, tmp_path:
     for spec in (PolicySpec(source=str(adapter)), PolicySpec(source=str(tiny_policy_folder), lora=LoraSpec())):
         with pytest.raises(InputError, match="full model folder"):
             build_verifier_head(spec)
-    with pytest.raises(InputError, match="has adapters in its folders"):
+    with pytest.raises(InputError, match="is no policy, but a folder of them"):
         build_verifier_head(PolicySpec(source=str(tmp_path), tokenizer=str(tiny_policy_folder)))
     empty = tmp_path / "empty"
     empty.mkdir()
