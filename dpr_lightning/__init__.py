@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from dpr_lightning.callbacks import ReferenceCheckpoints as ReferenceCheckpoints
     from dpr_lightning.callbacks import ResumableCheckpoints as ResumableCheckpoints
     from dpr_lightning.callbacks import RolloutSamples as RolloutSamples
+    from dpr_lightning.callbacks import RunManifestFile as RunManifestFile
     from dpr_lightning.data import DemonstrationDataModule as DemonstrationDataModule
     from dpr_lightning.data import RewardDataModule as RewardDataModule
     from dpr_lightning.data import SelfPlayDataModule as SelfPlayDataModule
@@ -30,12 +31,14 @@ if TYPE_CHECKING:
     from dpr_lightning.policies import save_policy as save_policy
     from dpr_lightning.rewards import RewardSpec as RewardSpec
     from dpr_lightning.rollouts import SamplingOptions as SamplingOptions
+    from dpr_lightning.run_manifest import RunManifest as RunManifest
 
     DenseReward = TextReward
 
 _NAMES = {
     "callbacks": (
         *("GenerationEvaluation", "HeldOutReward", "ReferenceCheckpoints", "ResumableCheckpoints", "RolloutSamples"),
+        "RunManifestFile",
     ),
     "data": ("DemonstrationDataModule", "RewardDataModule", "SelfPlayDataModule"),
     "errors": ("InputError",),
@@ -46,6 +49,7 @@ _NAMES = {
     "policies": ("LoraSpec", "PolicySpec", "save_policy"),
     "rewards": ("RewardSpec",),
     "rollouts": ("SamplingOptions",),
+    "run_manifest": ("RunManifest",),
 }
 """Folder or module of each name."""
 _SOURCES = {name: (source, name) for source, names in _NAMES.items() for name in names}

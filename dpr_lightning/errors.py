@@ -1,7 +1,10 @@
 """Errors that the user can resolve: they name the input, the likely cause and the remedy."""
 
+import os
 from collections.abc import Iterator
 
+DEBUG = "DPR_DEBUG"
+"""Environment variable: where it is set, errors that the user can correct keep their whole traceback too."""
 REQUEUE = 75
 """Exit code of a run that the same command resumes: EX_TEMPFAIL, "try again"."""
 INTERRUPTED = 130
@@ -29,6 +32,16 @@ def causes(error: BaseException) -> Iterator[BaseException]:
     while current is not None:
         yield current
         current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
+
+
+def shorten_traceback(error: BaseException) -> None:
+    """Called where a run of the trainer fails: of an :class:`InputError` the message is left, and where the run began.
+
+    Python prints the frames of the trainer, some sixty lines, only of other errors. ``DPR_DEBUG=1`` keeps them all.
+    """
+    if isinstance(error, InputError) and DEBUG not in os.environ:
+        error.__traceback__ = None
+        error.__cause__, error.__suppress_context__ = None, True
 
 
 def first_line(error: BaseException) -> str:

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from io import TextIOWrapper
 from typing import Any
 
-from dpr_lightning.errors import REQUEUE, InputError, TryAgain
+from dpr_lightning.errors import DEBUG, REQUEUE, InputError, TryAgain
 
 HELP = """usage: dpr COMMAND [options]
 
@@ -169,6 +169,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     _print_any_character()
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
+    if debug:
+        os.environ[DEBUG] = "1"
     arguments = [argument for argument in arguments if argument != "--debug"]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(HELP)

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.data.row_types import RowSource
 from dpr_lightning.data.rows import Rows
+from dpr_lightning.errors import shorten_traceback
 from dpr_lightning.policies import FrozenPolicies, PolicySpec, Weights
 from dpr_lightning.policies.policy_spec import Dtype
 
@@ -98,6 +99,10 @@ class PolicyDataModule(LightningDataModule):
     def manifest_entry(self) -> dict[str, Any]:
         """Plain values for ``run.json``, once the data are read: later commands take their options from them."""
         return {}
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Called by the trainer when a run fails."""
+        shorten_traceback(exception)
 
     def split_micro_batches(self, parts: int) -> None:
         """Called before training where memory ran out: cut each micro-batch into ``parts``, in the same order.

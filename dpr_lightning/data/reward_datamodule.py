@@ -425,6 +425,7 @@ class RewardDataModule(PolicyDataModule):
 
     def on_exception(self, exception: BaseException) -> None:
         """As at the end of a run."""
+        super().on_exception(exception)
         self.teardown("fit")
 
     def _saved_rollout(self, epoch: int, index: int) -> RolloutBatch:
