@@ -222,10 +222,9 @@ class DenseReward:
             return question(model, *(part.to(model_device(model)) for part in inputs))
 
     def _check_different(self, policy: Tensor, references: Tensor, mask: Tensor) -> None:
-        if not (mask & (policy != 0)).any():
-            return  # no token, or only tokens of probability 1, which may well agree
         for index, reference in enumerate(references):
-            if torch.equal(policy, reference):
+            # Tokens of probability 1 may well agree. Compared first: `dpr plan` counts with floats without content.
+            if torch.equal(policy, reference) and (mask & (policy != 0)).any():
                 raise InputError(
                     f"π_SFT and reference number {index + 1} of {len(references)} give every token the same "
                     "probability, so every reward is 0. The reference's folder holds the same weights; use an earlier "
