@@ -100,10 +100,25 @@ class RunManifest:
         return {f"{share:.3g}": str(policies / name) for share, name in earlier}
 
     @property
+    def reference_share(self) -> str:
+        """The share of the run, among :attr:`references`, that is nearest to a quarter."""
+        return min(self.references, key=lambda share: abs(float(share) - REFERENCE))
+
+    @property
     def reference(self) -> str:
-        """The folder among :attr:`references` that is nearest to a quarter of the run."""
+        """The folder of the reference nearest to a quarter of the run."""
+        return self.references[self.reference_share]
+
+    def reference_at(self, share: str) -> str:
+        """The folder among :attr:`references` that was saved at a share of the run.
+
+        Raises:
+            InputError: there is none.
+        """
         references = self.references
-        return references[min(references, key=lambda share: abs(float(share) - REFERENCE))]
+        if share not in references:
+            raise InputError(f"The SFT of {self.folder} has no reference at {share}, but at {', '.join(references)}.")
+        return references[share]
 
     @property
     def policy(self) -> str:
@@ -112,6 +127,11 @@ class RunManifest:
             if stage in self.stages and (self._policies(stage) / FINAL).is_dir():
                 return self._final(stage)
         return self.sft
+
+    @property
+    def policy_options(self) -> dict[str, Any]:
+        """Options of the policy that SFT trained, those by default aside."""
+        return dict(self._entry("sft").get("policy") or {})
 
     @property
     def train(self) -> Any:

@@ -28,6 +28,7 @@ LEVELS = {
     "lightning_cli": 8,
     "experiments": 9,
     "integrations": 9,
+    "workflow": 9,
     "cli": 10,
 }
 # The package's own names lead to every folder, and nothing inside it imports them.

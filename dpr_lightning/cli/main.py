@@ -5,14 +5,25 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from importlib import import_module
 from io import TextIOWrapper
 from typing import Any
 
+from dpr_lightning.cli.recipes_command import with_recipe_paths
+from dpr_lightning.cli.run_options import with_configs_of_run, with_run_options
 from dpr_lightning.errors import DEBUG, REQUEUE, InputError, TryAgain
 
 HELP = """usage: dpr COMMAND [options]
 
 From demonstrations to a dense reward to a better policy.
+
+  sft         fine-tune a model on a file of demonstrations, and keep earlier checkpoints as references
+  check       is the reward of that run worth training on? Preview and audit
+  rl          improve the policy on that reward: Dense-Path REINFORCE
+  chat        talk to the policy; token rewards of its answers in colour
+  export      the policy as a plain Hugging Face folder
+  init        write the config of a run, to read and change before `dpr fit`
+  recipes     list the packaged configs, for --config recipe:NAME
 
   fit         train: a config's class_path picks SupervisedIRL or DensePathReinforce   (LightningCLI)
   validate    metrics of a policy on held-out demonstrations                           (LightningCLI)
@@ -36,7 +47,6 @@ From demonstrations to a dense reward to a better policy.
   harness     benchmarks of lm-eval, on a policy folder
   judge       which of two policies answers better, judged by another model
   report      the HTML report of a run folder
-  export      a policy as a plain Hugging Face folder
 
 `dpr COMMAND --help` lists its options. --debug, anywhere, shows the traceback of an error."""
 
@@ -45,6 +55,17 @@ _LIBRARIES = (
     r"|torchmetrics|torchao|deepspeed|vllm|wandb|jsonargparse|pydantic|multiprocess|dill)(\.|$)"
 )
 """Modules whose warnings about a later version of a library no user can act on."""
+
+
+WORKFLOW = {
+    "sft": "sft_command",
+    "init": "sft_command",
+    "check": "check_command",
+    "rl": "rl_command",
+    "chat": "chat_command",
+    "recipes": "recipes_command",
+}
+"""The modules of commands whose help needs no library."""
 
 
 def _commands() -> dict[str, Callable[..., Any]]:
@@ -81,6 +102,13 @@ def _commands() -> dict[str, Callable[..., Any]]:
     return {function.__name__: function for function in functions} | {"serve-reward": serve_reward}
 
 
+def _workflow_command(name: str) -> Callable[[Sequence[str]], Any]:
+    """The function of a command of :data:`WORKFLOW`, which parses its arguments itself."""
+    module = import_module(f"dpr_lightning.cli.{WORKFLOW[name]}")
+    function: Callable[[Sequence[str]], Any] = vars(module)[name]
+    return function
+
+
 def _settle_libraries() -> None:
     """Set how long waiting threads spin and how freed memory is reused, and silence output of libraries."""
     # Threads that spin while they wait, OpenMP's default, cost several times the step where another process wants the
@@ -111,12 +139,17 @@ def _print_any_character() -> None:
 
 def run(arguments: Sequence[str]) -> Any:
     """Run one command; errors come as exceptions."""
+    command, *rest = arguments
+    if command == "recipes" or (command in WORKFLOW and {"-h", "--help"} & {*rest}):
+        return _workflow_command(command)(rest)
     _settle_libraries()
     from dpr_lightning.lightning_cli.configs import check_configs, config_files
     from dpr_lightning.lightning_cli.dpr_cli import LIGHTNING_COMMANDS, run_lightning
 
-    command, rest = arguments[0], list(arguments[1:])
+    rest = with_recipe_paths(rest)
     check_configs(rest)
+    if command in WORKFLOW:
+        return _workflow_command(command)(rest)
     if command in LIGHTNING_COMMANDS:
         ended = run_lightning([command, *rest])
         if command == "fit":
@@ -127,12 +160,13 @@ def run(arguments: Sequence[str]) -> Any:
     if command == "plan":
         from dpr_lightning.cli.plan_command import WHAT_HELPS, plan, what_helps
 
+        rest = with_configs_of_run(rest)
         fit_arguments = [argument for argument in rest if argument != WHAT_HELPS]
         print(plan(fit_arguments) if fit_arguments == rest else what_helps(fit_arguments))
         return 0
     commands = _commands()
     if command not in commands:
-        names = [*LIGHTNING_COMMANDS, "plan", *commands]
+        names = [*WORKFLOW, *LIGHTNING_COMMANDS, "plan", *commands]
         near = get_close_matches(command, names, n=1)
         meant = f" Did you mean {near[0]!r}?" if near else ""
         raise InputError(f"There is no command {command!r}.{meant} Commands are: {', '.join(names)}.")
@@ -142,7 +176,7 @@ def run(arguments: Sequence[str]) -> Any:
 
     return auto_cli(
         guarded(commands[command], config_files(rest)),
-        args=rest,
+        args=with_run_options(command, rest),
         prog=f"dpr {command}",
         as_positional=False,
         exit_on_error=False,

@@ -6,7 +6,9 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Annotated, Any, Literal, Protocol, cast
 
+import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -75,6 +77,7 @@ class RewardDataModule(PolicyDataModule):
             of sampling from the current policy. Refused when it was made from anything else.
         held_out: demonstrations the reward is monitored on, and that must not share prompts with ``prompts``.
         evaluation: prompts kept for evaluation, that must not share any with ``prompts``.
+        exclude: rows whose prompts are left out of ``prompts``, such as those that SFT held out of the same file.
         allow_overlap: only report shared prompts.
         columns: names of the columns when they are not ``prompt`` or ``messages``.
         chat_template_kwargs: values for variables of the chat template, such as ``{enable_thinking: false}``, beyond
@@ -112,6 +115,7 @@ class RewardDataModule(PolicyDataModule):
         precomputed: Annotated[str, Writes(shared=True)] | None = None,
         held_out: Rows | None = None,
         evaluation: Rows | None = None,
+        exclude: Rows | None = None,
         allow_overlap: bool = False,
         columns: dict[str, str] | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
@@ -151,6 +155,7 @@ class RewardDataModule(PolicyDataModule):
         self.draw_ahead = draw_ahead
         self._ahead: RolloutPrefetcher | None = None
         self.prompts_path, self.held_out_path, self.evaluation_path = prompts, held_out, evaluation
+        self.exclude_path = exclude
         self.sft, self.references = sft, list(references)
         self.reward_spec = reward if reward is not None else RewardSpec.recommended()
         self.verifier = verifier
@@ -184,7 +189,7 @@ class RewardDataModule(PolicyDataModule):
             ranks = self.trainer.world_size if self.trainer is not None else 1
             self._ahead = RolloutPrefetcher(self.sft, self.attention, prefetch_device(self.draw_ahead, ranks))
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(self.sft)
-        self.prompts = self._read_prompts(self.prompts_path)
+        self.prompts = self._without_excluded(self._read_prompts(self.prompts_path))
         check_ground_truth(self.prompts, self.verifier)
         further_rows = {"held-out demonstrations": self.held_out_path, "evaluation prompts": self.evaluation_path}
         sets = {"prompts": self.prompts}
@@ -197,6 +202,16 @@ class RewardDataModule(PolicyDataModule):
                 f"{self.prompts_per_rollout}. "
                 "Lower `data.prompts_per_rollout`, or bring more prompts."
             )
+
+    def _without_excluded(self, prompts: PromptSet) -> PromptSet:
+        """The prompts that are not among those to exclude."""
+        if self.exclude_path is None:
+            return prompts
+        excluded = np.isin(prompts.prompt_hashes, self._read_prompts(self.exclude_path).prompt_hashes)
+        rank_zero_info(f"{prompts.file}: {counted(int(excluded.sum()), 'prompt')} of {self.exclude_path} left out.")
+        if excluded.all():
+            raise InputError(f"`data.exclude` ({self.exclude_path}) has all prompts of {prompts.file}.")
+        return prompts.select(np.flatnonzero(~excluded))
 
     def _read_prompts(self, path: Rows) -> PromptSet:
         return PromptSet.load(

@@ -46,15 +46,16 @@ def answer(prompt: str, completion: str, metadata: Mapping[str, Any]) -> float:
     return float(result is not None and result == metadata["answer"])
 
 
-@needs({"answer": number})
+@needs({"answer|completion": number})
 def numeric(prompt: str, completion: str, metadata: Mapping[str, Any]) -> float:
-    """1 when the last number of the completion equals that of ``metadata["answer"]``.
+    """1 when the last number of the completion equals that of ``metadata["answer"]``, or without it ``["completion"]``.
 
     After ``####`` (GSM8K) or ``Answer:`` only what follows the last marker counts. ``1,234.0``, ``$1234`` and ``1234``
     are equal.
     """
-    result = last_number(completion)
-    return float(result is not None and math.isclose(result, metadata["answer"], rel_tol=1e-9, abs_tol=1e-9))
+    result, truth = last_number(completion), metadata.get("answer")
+    expected = metadata["completion"] if truth is None else truth
+    return float(result is not None and math.isclose(result, expected, rel_tol=1e-9, abs_tol=1e-9))
 
 
 def _check_reasoning_gym(metadata: Mapping[str, Any]) -> None:

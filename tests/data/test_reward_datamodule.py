@@ -314,6 +314,19 @@ def test_prompts_kept_for_evaluation_are_not_learnt_on(
     rollouts_of(make(evaluation=prompts, allow_overlap=True), str(tiny_policy_folder), tmp_path)
 
 
+def test_excluded_prompts_are_not_learnt_on(make: Any, tiny_policy_folder: Path, tmp_path: Path) -> None:
+    """One file serves fine-tuning and reinforcement learning, without what the first held out."""
+    lines = Path(make().prompts_path).read_text().splitlines()
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text("\n".join(lines[:2]) + "\n")
+    data = make(exclude=str(held_out), held_out=str(held_out))
+    rollouts_of(data, str(tiny_policy_folder), tmp_path)
+    assert data.prompts is not None
+    assert data.prompts.numbers == list(range(3, len(lines) + 1))
+    with pytest.raises(InputError, match=r"`data\.exclude`.*has all prompts"):
+        rollouts_of(make(exclude=make().prompts_path), str(tiny_policy_folder), tmp_path)
+
+
 def test_greedy_rollouts_are_refused(make: Any) -> None:
     with pytest.raises(InputError, match="temperature"):
         make(sampling=SamplingOptions(5, temperature=0))

@@ -64,6 +64,8 @@ def test_numeric_compares_values_not_text():
     assert numeric("", "so it is 1,234.0", {"answer": "steps\n#### 1234"}) == 1.0
     assert numeric("", "so it is 1,235", {"answer": "1234"}) == 0.0
     assert numeric("", "none", {"answer": "0"}) == 0.0
+    assert numeric("", "it is 7", {"completion": "4 + 3 = 7"}) == 1.0
+    assert numeric("", "it is 7", {"completion": "4 + 3 = 7", "answer": "8"}) == 0.0
     with pytest.raises(InputError, match="has no number"):
         numeric("", "3", {"answer": "three"})
     assert numeric("", "it is 0.00000015", {"answer": 1.5e-07}) == 1.0

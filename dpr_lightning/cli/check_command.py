@@ -1,0 +1,101 @@
+"""``dpr check``: preview and audit of a run; is its reward worth training on?"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from dpr_lightning.cli.option_parser import OptionParser
+from dpr_lightning.errors import InputError
+
+EXIT_CODES = {"train": 0, "nothing_found": 3, "not_ranked": 4}
+
+
+def check(arguments: Sequence[str]) -> int:
+    """Run both on the rows that SFT did not learn from, and write ``check/`` into the folder of the run.
+
+    Returns:
+        exit code: 0: train on it; 3: nothing was found; 4: no answer, or every one, was right.
+
+    Raises:
+        InputError: an option is wrong, or the run held out no rows.
+    """
+    parser = OptionParser(
+        "check",
+        "Is the reward of a run worth training on? Exit code 0: yes; 3: nothing was found; 4: no answer was right, or "
+        "every one, so that nothing can be ranked.",
+    )
+    parser.add_argument("--run", required=True, metavar="FOLDER", help="folder of the run")
+    parser.add_argument("--verifier", help="what scores answers (default: that of the run)")
+    parser.add_argument("--prompts", type=int, default=100, metavar="N", help="held-out rows used (default: 100)")
+    parser.add_argument("--samples", type=int, default=16, help="answers to each (default: 16)")
+    parser.add_argument("--max_new_tokens", type=int, help="of an answer (default: the longest demonstrated)")
+    parser.add_argument("--reference", metavar="SHARE", help="reference by its share of SFT (default: nearest to 0.25)")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+
+    from dpr_lightning.cli.audit_command import audit
+    from dpr_lightning.cli.preview_command import preview
+    from dpr_lightning.evaluation.reward_preview import default_forms, form_name
+    from dpr_lightning.reports.console import console
+    from dpr_lightning.rewards import RewardSpec
+    from dpr_lightning.run_manifest import RunManifest
+    from dpr_lightning.workflow import CHECK, combine
+
+    manifest = RunManifest.load(options.run)
+    rows = manifest.held_out
+    if rows is None:
+        raise InputError(
+            f"{options.run} held out no rows, and a check on rows that were trained on would flatter the reward. Train "
+            "again with --validation."
+        )
+    share = options.reference or manifest.reference_share
+    reference = manifest.reference_at(share)
+    verifier = options.verifier or manifest.verifier
+    limit = options.max_new_tokens or manifest.max_new_tokens or 256
+    folder = (manifest.folder / CHECK).parent
+    audit_file, preview_file = str(folder / "audit.json"), str(folder / "preview.json")
+    console.rule("audit")
+    audit(
+        manifest.sft,
+        list(manifest.references.values()),
+        rows,
+        verifier=verifier,
+        limit=options.prompts,
+        max_new_tokens=limit,
+        columns=manifest.columns,
+        seed=options.seed,
+        output=audit_file,
+    )
+    previewed = None
+    if verifier is not None:
+        console.rule("preview")
+        preview(
+            manifest.sft,
+            [reference],
+            rows,
+            verifier=verifier,
+            samples=options.samples,
+            limit=options.prompts,
+            max_new_tokens=limit,
+            columns=manifest.columns,
+            seed=options.seed,
+            output=preview_file,
+        )
+        previewed = _read(preview_file)
+    forms = {form_name(spec): asdict(spec) for spec in default_forms(RewardSpec.recommended()).values()}
+    result = combine(_read(audit_file), previewed, forms, share)
+    result.save(manifest.folder)
+    console.rule("check")
+    for reason in result.reasons:
+        console.print(reason, highlight=False, markup=False, soft_wrap=True)
+    code = EXIT_CODES[result.outcome]
+    ending = "" if code == 0 else " --anyway"
+    verdict = "Worth training on." if code == 0 else "Not worth training on."
+    console.print(f"{verdict} Next: dpr rl --run {options.run}{ending}", highlight=False, markup=False, soft_wrap=True)
+    return code
+
+
+def _read(path: str) -> dict[str, object]:
+    with open(path, encoding="utf-8") as stream:
+        content: dict[str, object] = json.load(stream)
+    return content

@@ -1,0 +1,96 @@
+"""``--run FOLDER``: options that a command takes from the manifest of a run unless they are given."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dpr_lightning.errors import InputError
+from dpr_lightning.run_manifest import RunManifest
+
+RUN = "--run"
+Values = Mapping[str, Callable[[RunManifest], Any]]
+
+
+def _held_out(manifest: RunManifest) -> Any:
+    """Rows that the run did not learn from; where it held none out, those that it learnt from."""
+    return manifest.held_out if manifest.held_out is not None else manifest.train
+
+
+_ANSWERS: Values = {"columns": lambda run: run.columns, "max_new_tokens": lambda run: run.max_new_tokens}
+_REWARD: Values = {"sft": lambda run: run.sft, "references": lambda run: [run.reference]}
+_SCORED: Values = {**_ANSWERS, "verifier": lambda run: run.verifier}
+OPTIONS: dict[str, Values] = {
+    "preview": {**_REWARD, **_SCORED, "prompts": _held_out},
+    "audit": {
+        **_SCORED,
+        "sft": lambda run: run.sft,
+        "references": lambda run: list(run.references.values()),
+        "demonstrations": _held_out,
+    },
+    "best_of": {**_REWARD, **_SCORED, "prompts": _held_out, "output": lambda run: str(run.folder / "best_of")},
+    "rewards": {
+        **_REWARD,
+        "columns": lambda run: run.columns,
+        "responses": _held_out,
+        "output": lambda run: str(run.folder / "rewards"),
+    },
+    "generate": {**_ANSWERS, "policy": lambda run: run.policy, "prompts": _held_out},
+    "evaluate": {**_SCORED, "policy": lambda run: run.policy, "sft": lambda run: run.sft, "prompts": _held_out},
+    "harness": {"policy": lambda run: run.policy},
+    "export": {"source": lambda run: run.policy},
+}
+"""By command, its options and their values. `report` has an option of this name itself."""
+
+
+def with_configs_of_run(arguments: Sequence[str]) -> list[str]:
+    """The arguments of `dpr plan`, with the config of the newest stage for ``--run FOLDER``.
+
+    ``--run`` is also a section of configs, of which a folder is no value.
+    """
+    result: list[str] = []
+    for argument in arguments:
+        folder = argument if result[-1:] == [RUN] else argument.removeprefix(f"{RUN}=")
+        configs = [path for name in ("rl.yaml", "sft.yaml") if (path := Path(folder) / name).is_file()]
+        if configs and (result[-1:] == [RUN] or argument.startswith(f"{RUN}=")):
+            result = result[:-1] if result[-1:] == [RUN] else result
+            result += ["--config", str(configs[0])]
+        else:
+            result.append(argument)
+    return result
+
+
+def with_run_options(command: str, arguments: Sequence[str]) -> list[str]:
+    """The arguments of a command, with those for which ``--run FOLDER`` stands.
+
+    Args:
+        command: one of :data:`OPTIONS`; the arguments of others are not changed.
+        arguments: of the command line. An option that is there is left as it is.
+
+    Raises:
+        InputError: there is no manifest, or it lacks what the command needs.
+    """
+    if command not in OPTIONS:
+        return list(arguments)
+    remaining: list[str] = []
+    folder: str | None = None
+    for argument in arguments:
+        if argument.startswith(f"{RUN}="):
+            folder = argument.partition("=")[2]
+        elif remaining[-1:] == [RUN]:
+            remaining.pop()
+            folder = argument
+        else:
+            remaining.append(argument)
+    if remaining[-1:] == [RUN]:
+        raise InputError(f"`{RUN}` takes the folder of a run.")
+    if folder is None:
+        return remaining
+    manifest = RunManifest.load(folder)
+    present = {argument.partition("=")[0].partition(".")[0] for argument in remaining if argument.startswith("--")}
+    added = [
+        f"--{option}={value if isinstance(value, str) else json.dumps(value)}"
+        for option, read in OPTIONS[command].items()
+        if f"--{option}" not in present and (value := read(manifest)) is not None
+    ]
+    return [*added, *remaining]

@@ -1,0 +1,182 @@
+"""The path of a newcomer: a model and a file of their own, `dpr sft`, `check`, `rl`, `chat`, `export`, no YAML."""
+
+import io
+import json
+import random
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from dpr_lightning.cli.main import main
+from dpr_lightning.run_manifest import RunManifest
+from tests.tiny import write_tiny_policy
+from tests.workspace import write_rows
+
+SFT = ["--train", "mine.jsonl", "--output", "runs/mine", "--verifier", "numeric"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a user after SFT: their model, their rows with columns of their own, and a run."""
+    folder = tmp_path_factory.mktemp("user")
+    write_tiny_policy(folder / "base", hidden_size=64)
+    rows = [{"question": f"{a}+{b}=", "answer": f"sum {a + b}"} for a in range(16) for b in range(8)]
+    random.Random(0).shuffle(rows)
+    write_rows(folder / "mine.jsonl", rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        arguments = ["--epochs", "5", "--learning_rate", "3e-3", "--set", "run.wandb=off"]
+        assert main(["sft", "--model", "base", *SFT, *arguments]) == 0
+    return folder
+
+
+@pytest.fixture
+def user(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of that folder, in which the test runs."""
+    shutil.copytree(trained, tmp_path / "user")
+    monkeypatch.chdir(tmp_path / "user")
+    return tmp_path / "user"
+
+
+def test_sft_leaves_a_run_that_its_config_repeats(user: Path) -> None:
+    config = yaml.safe_load(Path("runs/mine/sft.yaml").read_text())
+    assert config["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 3e-3
+    assert config["trainer"]["max_epochs"] == 5
+    assert config["run"]["wandb"] is False  # as YAML reads `off`
+    held_out = [json.loads(line) for line in Path("runs/mine/held_out.jsonl").read_text().splitlines()]
+    assert len(held_out) == 20
+    assert set(held_out[0]) == {"question", "answer"}
+    manifest = RunManifest.load("runs/mine")
+    assert list(manifest.references) == ["0.25", "0.5", "0.75"]
+    assert manifest.held_out == "runs/mine/held_out.jsonl"
+    before = Path("runs/mine/sft/policies/final/model.safetensors").read_bytes()
+    assert main(["fit", "--config", "runs/mine/sft.yaml", "--ckpt_path", "none"]) == 0
+    assert Path("runs/mine/sft/policies/final/model.safetensors").read_bytes() == before
+
+
+def test_from_check_to_an_exported_policy(
+    user: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = main(["check", "--run", "runs/mine", "--prompts", "12", "--samples", "4"])
+    result = json.loads(Path("runs/mine/check/check.json").read_text())
+    assert code == {"train": 0, "nothing_found": 3, "not_ranked": 4}[result["outcome"]]
+    assert result["reasons"][0] in " ".join(capsys.readouterr().out.split())
+
+    Path("runs/mine/check/check.json").write_text(json.dumps({"outcome": "nothing_found", "reasons": ["It is noise."]}))
+    assert main(["rl", "--run", "runs/mine", "--steps", "2"]) == 3
+    assert "It is noise. To train on it nevertheless, add --anyway." in capsys.readouterr().out
+    assert not Path("runs/mine/rl").exists()
+
+    reward = {"form": "one_sided"}
+    content = {"outcome": "train", "reasons": [], "reward": reward, "beta": 0.5, "reference": "0.5"}
+    Path("runs/mine/check/check.json").write_text(json.dumps(content))
+    arguments = ["--steps", "2", "--learning_rate", "1e-3", "--set", "run.wandb=off"]
+    assert main(["rl", "--run", "runs/mine", *arguments]) == 0
+    config = yaml.safe_load(Path("runs/mine/rl.yaml").read_text())
+    assert config["data"]["init_args"]["reward"] == reward
+    assert config["data"]["init_args"]["references"] == [RunManifest.load("runs/mine").references["0.5"]]
+    assert config["model"]["init_args"]["kl"] == {"coefficient": 0.5}
+    assert RunManifest.load("runs/mine").policy == "runs/mine/rl/policies/final"
+
+    monkeypatch.setattr(sys, "stdin", io.StringIO("3+4=\n\n5+1=\n"))
+    assert main(["chat", "--run", "runs/mine", "--temperature", "0"]) == 0
+    answers = re.findall(r"\[reward [+-]\d+\.\d\d nats over \d+ tokens\]", capsys.readouterr().out)
+    assert len(answers) == 2
+
+    assert main(["export", "--run", "runs/mine", "--output", "my-model"]) == 0
+    model = AutoModelForCausalLM.from_pretrained("my-model")
+    tokenizer = AutoTokenizer.from_pretrained("my-model")
+    expected = AutoModelForCausalLM.from_pretrained("runs/mine/rl/policies/final")
+    prompt = tokenizer("3+4=", return_tensors="pt")
+    assert model(**prompt).logits.equal(expected(**prompt).logits)
+
+
+@pytest.mark.parametrize(
+    ("command", "output"),
+    [
+        (["evaluate", "--limit", "4"], None),
+        (["generate", "--limit", "2"], None),
+        (["rewards", "--limit", "4"], "rewards/heatmap.html"),
+        (["preview", "--limit", "4", "--samples", "2"], None),
+        (["audit", "--limit", "4", "--samples", "1"], None),
+        (["best_of", "--limit", "4", "--samples", "2"], "best_of/best_of.json"),
+        (["report"], "report.html"),
+        (["plan"], None),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_other_commands_take_the_run(command: list[str], output: str | None, user: Path) -> None:
+    assert main([*command[:1], "--run", "runs/mine", *command[1:]]) in (0, 3, 4)
+    if output is not None:
+        assert Path("runs/mine", output).is_file()
+
+
+def test_options_of_the_command_line_take_precedence(user: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "--run=runs/mine", "--policy", "nowhere", "--limit", "2"]) == 2
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_overlays_and_options_are_in_the_config(user: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A class that an overlay names brings its own options."""
+    Path("overlay.yaml").write_text(
+        "model: {init_args: {optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.5}}}}\n"
+        "trainer: {max_steps: 7}\n"
+    )
+    arguments = ["--config", "overlay.yaml", "--config", "recipe:strategy/ddp", "--set", "model.schedule.kind=constant"]
+    arguments += ["--set=model.optimizer.lr=1e-2", "--lora", "4", "--limit", "30", "--write_only"]
+    assert main(["init", "new", "--model", "base", "--train", "mine.jsonl", *arguments]) == 0
+    config = yaml.safe_load(Path("new/sft.yaml").read_text())
+    options = config["model"]["init_args"]
+    assert options["optimizer"] == {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.01}}
+    assert options["schedule"] == {"kind": "constant", "warmup_fraction": 0.06}
+    assert options["policy"]["lora"] == {"rank": 4, "alpha": 8.0, "target_modules": "all-linear"}
+    assert config["trainer"]["max_steps"] == 7
+    assert config["trainer"]["strategy"] == "ddp"
+    assert not Path("new/sft").exists()
+    assert "Next: dpr fit --config new/sft.yaml" in capsys.readouterr().out
+    assert main(["plan", "--config", "new/sft.yaml", "--trainer.strategy=auto"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["sft", "--model", "base"], "arguments are required: --train"),
+        (["sft", "--model", "base", "--train", "no.jsonl"], "no.jsonl"),
+        (["sft", "--model", "nowhere", "--train", "mine.jsonl"], "nowhere"),
+        (["sft", "--model", "base", *SFT, "--epochs", "1.5"], "whole number, or below 1"),
+        (["sft", "--model", "base", *SFT, "--lora", "-1"], "at least 1"),
+        (["sft", "--model", "base", *SFT, "--set", "trainer.max_step=3"], "max_step"),
+        (["sft", "--model", "base", *SFT, "--set", "max_steps"], "write OPTION=VALUE"),
+        (["sft", "--model", "base", *SFT, "--config", "recipe:toy/stf"], "Did you mean recipe:toy/sft?"),
+        (["sft", "--model", "base", *SFT, "--columns", "question"], "write prompt=question,completion=answer"),
+        (["rl", "--run", "runs/mine"], "was not checked: run `dpr check --run runs/mine`"),
+        (["rl", "--run", "elsewhere"], "there is no such folder"),
+        (["check", "--run", "runs/mine", "--reference", "0.3"], "has no reference at 0.3, but at 0.25, 0.5, 0.75"),
+        (["chat"], "takes --run FOLDER or --policy FOLDER"),
+        (["evaluate", "--run"], "`--run` takes the folder of a run"),
+    ],
+)
+def test_wrong_input_is_named(arguments: list[str], says: str, user: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(map(str, Path("runs").rglob("*")))
+    assert main(arguments) == 2
+    assert says in " ".join(capsys.readouterr().err.split())
+    assert sorted(map(str, Path("runs").rglob("*"))) == before
+
+
+def test_help_and_recipes_load_no_library() -> None:
+    code = (
+        "import sys; from dpr_lightning.cli.main import main\n"
+        "for arguments in (['recipes'], ['sft', '--help']):\n"
+        "    try:\n        main(arguments)\n    except SystemExit as ended:\n        assert not ended.code\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0
+    assert "recipe:toy/sft" in ended.stdout
+    assert max(map(len, ended.stdout[ended.stdout.index("usage:") :].splitlines())) <= 110
