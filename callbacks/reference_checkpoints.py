@@ -193,14 +193,9 @@ class ReferenceCheckpoints(Callback):
 
     def _write(self, trainer: Trainer, module: LightningModule, name: str, fraction: float) -> None:
         self.written[name] = fraction
-        learner: Any = module
-        policy = learner.policy
-        weights = gathered_weights(policy, keep=trainer.is_global_zero) if is_sharded(policy) else None
+        write_policy(trainer, module, self.folder / name, check=self.check)
         if trainer.is_global_zero:
-            target, spec = self.folder / name, learner.policy_spec
-            save_policy(policy, learner.tokenizer, target, spec, weights=weights, check=self.check)
             self._list()
-        trainer.strategy.barrier(f"reference {name}")
 
     def _list(self) -> None:
         with whole_file(self.folder / "references.json") as stream:
@@ -237,6 +232,16 @@ class ReferenceCheckpoints(Callback):
         self.written = dict(state_dict["written"])
         self._average = dict(state_dict["average"])
         self._spares = list(state_dict.get("spares", []))
+
+
+def write_policy(trainer: Trainer, module: LightningModule, folder: Path, *, check: bool) -> None:
+    """Write the policy of a module to a folder; called on all ranks, rank 0 writes."""
+    learner: Any = module
+    policy = learner.policy
+    weights = gathered_weights(policy, keep=trainer.is_global_zero) if is_sharded(policy) else None
+    if trainer.is_global_zero:
+        save_policy(policy, learner.tokenizer, folder, learner.policy_spec, weights=weights, check=check)
+    trainer.strategy.barrier(f"policy {folder.name}")
 
 
 def _trained(module: LightningModule) -> dict[str, Tensor]:

@@ -16,7 +16,8 @@ STAGE_FILES = (
     "metrics.csv", "hparams.yaml", "config.yaml", "rollout_samples.jsonl", "non_finite.jsonl", "micro_batches.json",
     *(f"{evaluation}/{name}" for evaluation in ("validate", "test") for name in ("metrics.csv", "hparams.yaml")),
     "begun.json", "done.json", LOCK, "lightning_logs/**/*",
-    "policies/references.json", "policies/final", "policies/ema", "policies/interrupted", "policies/step_*",
+    "policies/references.json", "policies/final", "policies/ema", "policies/interrupted", "policies/best",
+    "policies/step_*", "held_out.jsonl",
     "checkpoints/*step_*/manifest.json", "checkpoints/*step_*/metrics_?.csv", "checkpoints/*step_*/state.ckpt",
     "checkpoints/*step_*/state.ckpt/**/*",
 )  # fmt: skip

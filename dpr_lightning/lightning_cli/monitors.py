@@ -7,14 +7,14 @@ from typing import Any
 from lightning import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
-from dpr_lightning.callbacks import ResumableCheckpoints
+from dpr_lightning.callbacks import BestPolicy, ResumableCheckpoints
 from dpr_lightning.callbacks.periodic_evaluation import PeriodicEvaluation
 from dpr_lightning.data import DemonstrationDataModule
 from dpr_lightning.errors import InputError
 from dpr_lightning.modules.base import PolicyModule
 from dpr_lightning.trainer_attributes import callbacks_of
 
-MONITORING = (EarlyStopping, ModelCheckpoint, ResumableCheckpoints)
+MONITORING = (BestPolicy, EarlyStopping, ModelCheckpoint, ResumableCheckpoints)
 KNOWN = ("lightning.", "dpr_lightning.")
 """Packages whose callbacks log declared names only."""
 

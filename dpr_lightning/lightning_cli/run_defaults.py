@@ -8,18 +8,21 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from jsonargparse import Namespace
-from lightning.pytorch.callbacks import Checkpoint, StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger
 
 from dpr_lightning.callbacks import (
+    BestPolicy,
     HeldOutReward,
     ReferenceCheckpoints,
     ResumableCheckpoints,
     RolloutSamples,
     RunManifestFile,
+    ValidateAtEnds,
     WandbLogger,
 )
 from dpr_lightning.data import DemonstrationDataModule, PolicyDataModule, RewardDataModule, holds_out
+from dpr_lightning.data.held_out import AUTO
 from dpr_lightning.errors import InputError
 from dpr_lightning.modules import RolloutAlgorithm
 from dpr_lightning.modules.base import PolicyModule
@@ -49,6 +52,10 @@ class RunDefaults:
         held_out_every_n_steps: optimizer steps between measurements of the reward on ``data.held_out``, for rollout
             algorithms. None: no measurements.
         held_out_limit: number of the first demonstrations of ``data.held_out`` that are measured.
+        validate_at_ends: whether the validation set is evaluated before the first step and after the last, also where
+            the trainer validates at other times.
+        best: whether the policy with the best validation is saved to ``policies/best`` too.
+        early_stopping: number of validations in a row without a better one after which the run ends. None: it does not.
         manifest: file that names the policies and data of the run, for the option ``--run`` of other commands; stages
             of one run share it. None: ``run.json`` in the folder.
         csv: whether metrics are written to ``metrics.csv``.
@@ -68,6 +75,9 @@ class RunDefaults:
     verifier: str | None = None
     held_out_every_n_steps: int | None = 10
     held_out_limit: int = 64
+    validate_at_ends: bool = True
+    best: bool = False
+    early_stopping: int | None = None
     manifest: str | None = None
     csv: bool = True
     wandb: Literal["auto", "offline", "online", "off"] | bool = "auto"
@@ -87,6 +97,7 @@ class RunDefaults:
             "resume_every_n_steps": self.resume_every_n_steps,
             "samples_every_n_rollouts": self.samples_every_n_rollouts,
             "held_out_every_n_steps": self.held_out_every_n_steps,
+            "early_stopping": self.early_stopping,
         }
         required = {"keep_checkpoints": self.keep_checkpoints, "held_out_limit": self.held_out_limit}
         for name, value in (optional | required).items():
@@ -218,6 +229,16 @@ def _callbacks(run: RunDefaults, root: Path, config: Mapping[str, Any]) -> Itera
     module, data = _class_of(config.get("model")), _class_of(config.get("data"))
     if issubclass(module, PolicyModule):
         yield Default(ReferenceCheckpoints, {"folder": str(root / "policies"), "fractions": run.references})
+    if run.validate_at_ends and not issubclass(data, RewardDataModule):  # which has no validation
+        yield Default(ValidateAtEnds, {})
+    if run.best or run.early_stopping is not None:
+        monitor, mode = _selection_metric(config, "run.best" if run.best else "run.early_stopping")
+        compared = {"monitor": monitor, "mode": mode}
+        if run.best:
+            yield Default(BestPolicy, {"folder": str(root / "policies"), **compared})
+        if run.early_stopping is not None:
+            patience = {"patience": run.early_stopping, "check_on_train_epoch_end": False}
+            yield Default(EarlyStopping, {**compared, **patience})
     if issubclass(module, RolloutAlgorithm) and issubclass(data, RewardDataModule):
         if run.samples_every_n_rollouts is not None:
             options = {"every_n_rollouts": run.samples_every_n_rollouts, "verifier": run.verifier}
@@ -230,6 +251,28 @@ def _callbacks(run: RunDefaults, root: Path, config: Mapping[str, Any]) -> Itera
         yield Default(ResumableCheckpoints, {"folder": str(root / "checkpoints"), **options})
     if issubclass(module, PolicyModule):
         yield Default(RunManifestFile, {"path": run.manifest or str(root / MANIFEST), "verifier": run.verifier})
+
+
+def _selection_metric(config: Mapping[str, Any], option: str) -> tuple[str, str]:
+    """The metric of validation by which policies are compared, and whether less or more is better.
+
+    Raises:
+        InputError: the run has no validation.
+    """
+    module, data = _class_of(config.get("model")), _class_of(config.get("data"))
+    metric = module.selection_metric if issubclass(module, PolicyModule) else None
+    if metric is None:
+        raise InputError(
+            f"`{option}` compares policies by their validation, and {module.__name__} has none. Leave it out."
+        )
+    options = (config["data"] or {}).get("init_args") or {}
+    without_rows = issubclass(data, DemonstrationDataModule) and options.get("validation", AUTO) is None
+    if without_rows or config["trainer"].get("limit_val_batches") == 0:
+        raise InputError(
+            f"`{option}` compares policies by {metric[0]}, and this run has no validation. Set `data.validation` to a "
+            "file, a share or `auto`, and leave `trainer.limit_val_batches` above 0."
+        )
+    return metric
 
 
 def _loggers(run: RunDefaults, root: Path, subcommand: str) -> list[Default]:

@@ -9,7 +9,8 @@ from typing import Any
 from lightning import Trainer
 from lightning.pytorch.loggers import CSVLogger
 
-from dpr_lightning.callbacks import ReferenceCheckpoints, ResumableCheckpoints
+from dpr_lightning.callbacks import BestPolicy, ReferenceCheckpoints, ResumableCheckpoints
+from dpr_lightning.callbacks.best_policy import BEST
 from dpr_lightning.data import DemonstrationDataModule, PolicyDataModule, RewardDataModule, Rows
 from dpr_lightning.reports.console import console
 from dpr_lightning.reports.metrics_table import read_curves
@@ -39,11 +40,14 @@ def _saved(trainer: Trainer) -> Iterator[str]:
     callbacks: list[Any] = callbacks_of(trainer)
     policies = _policies(trainer)
     checkpoints = next((callback for callback in callbacks if isinstance(callback, ResumableCheckpoints)), None)
+    best = next((callback for callback in callbacks if isinstance(callback, BestPolicy)), None)
     parts = []
     if policies is not None:
         earlier = [f"{name} ({fraction:.0%})" for name, fraction in policies.written.items() if fraction < 1.0]
         references = f", its references in the same folder: {', '.join(earlier)}" if earlier else ""
         parts.append(f"The policy is in {policies.folder / FINAL}{references}.")
+    if best is not None and best.step is not None:
+        parts.append(f"The one with the best validation, of step {best.step:,}, is in {best.folder / BEST}.")
     if checkpoints is not None and checkpoints.store.steps():
         parts.append(f"Checkpoints: {checkpoints.store.folder}.")
     if parts:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -68,6 +68,9 @@ class PolicyModule(LightningModule):
     """What this module logs in training, beside the loss and the gradient: callbacks may monitor it."""
     validation_metrics: ClassVar[tuple[str, ...]] = ()
     """What it logs where there is validation."""
+    selection_metric: ClassVar[tuple[str, Literal["min", "max"]] | None] = None
+    """The one of them by which `run.best` and `run.early_stopping` compare policies, and whether less or more is
+    better."""
     stage: ClassVar[str] = "sft"
     """Name of this module's entry in the manifest of a run."""
     unit: ClassVar[str] = "tokens"

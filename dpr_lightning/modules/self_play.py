@@ -41,6 +41,7 @@ class SelfPlay(PolicyModule):
     reference_fractions = ()
     step_metrics = ("train/demonstrated", "train/generated", "train/preferred")
     validation_metrics = ("validation/preferred",)
+    selection_metric = ("validation/preferred", "max")
 
     def __init__(
         self,

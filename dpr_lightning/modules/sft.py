@@ -57,6 +57,7 @@ class SupervisedIRL(PolicyModule):
 
     step_metrics = ("train/nll", "train/tokens")
     validation_metrics = ("validation/nll", "validation/perplexity", "validation/token_accuracy")
+    selection_metric = ("validation/nll", "min")
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ import yaml
 from jsonargparse import dict_to_namespace
 from lightning.pytorch.callbacks import EarlyStopping, StochasticWeightAveraging
 
-from dpr_lightning.callbacks import ReferenceCheckpoints, ResumableCheckpoints, RunManifestFile
+from dpr_lightning.callbacks import ReferenceCheckpoints, ResumableCheckpoints, RunManifestFile, ValidateAtEnds
 from dpr_lightning.cli.main import main
 from dpr_lightning.lightning_cli.dpr_cli import parse_lightning
 from dpr_lightning.lightning_cli.run_defaults import RunParts, parts_of_run, settle_run
@@ -186,11 +186,13 @@ def test_what_the_config_names_takes_the_place_of_a_default(tmp_path: Path, work
     config = write_sft_config(tmp_path, {"source": workspace.sft}, workspace.demonstrations, trainer=trainer)
     named = ["--config", config, "--run.keep_checkpoints=1"]
     assert list(kinds(parts(*named))) == [
-        *("ResumableCheckpoints", "RunManifestFile", "CSVLogger", "WandbLogger"),
+        *("ValidateAtEnds", "ResumableCheckpoints", "RunManifestFile", "CSVLogger", "WandbLogger"),
     ]
-    assert list(kinds(parts(*named, "--trainer.logger=false"))) == ["ResumableCheckpoints", "RunManifestFile"]
+    assert list(kinds(parts(*named, "--trainer.logger=false", "--run.validate_at_ends=false"))) == [
+        *("ResumableCheckpoints", "RunManifestFile"),
+    ]
     assert list(kinds(parts(*named, "--trainer.enable_checkpointing=false"))) == [
-        *("RunManifestFile", "CSVLogger", "WandbLogger"),
+        *("ValidateAtEnds", "RunManifestFile", "CSVLogger", "WandbLogger"),
     ]
     assert kinds(parts("--config", config)) == {}
     assert kinds(parts(*named, "--trainer.barebones=true")) == {}
@@ -233,9 +235,9 @@ def test_a_policy_is_saved_after_an_average_is_in_it_and_before_the_rest(case: P
     named = [EarlyStopping("train/nll"), StochasticWeightAveraging(0.1), EarlyStopping("train/nll")]
     options = added.trainer_options({"callbacks": named, "logger": False, "enable_checkpointing": None})
     callbacks = options["callbacks"]
-    assert [callbacks.index(callback) for callback in named] == [0, 1, 5]
-    assert [type(callback) for callback in callbacks[2:5]] == [
-        *(ReferenceCheckpoints, ResumableCheckpoints, RunManifestFile),
+    assert [callbacks.index(callback) for callback in named] == [0, 1, 6]
+    assert [type(callback) for callback in callbacks[2:6]] == [
+        *(ReferenceCheckpoints, ValidateAtEnds, ResumableCheckpoints, RunManifestFile),
     ]
     assert set(options) == {"callbacks"}
 

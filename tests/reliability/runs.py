@@ -14,8 +14,9 @@ from tests.tiny import write_tiny_policy
 from tests.training import write_weaker_policy
 
 STAGES = ("sft", "dpr")
-# These have times, or checksums of files with times; `.metadata` has a name that PyTorch generates for each checkpoint.
-UNLIKE = {"manifest.json", "config.yaml", ".metadata"}
+# These have times, checksums of files with times, or the command, which is another where it limits the time;
+# `.metadata` has a name that PyTorch generates for each checkpoint.
+UNLIKE = {"manifest.json", "config.yaml", ".metadata", "hparams.yaml", "run.json"}
 # Lightning counts a validation twice when it goes on from where one was due; nothing reads this count.
 UNREAD = ".val_loop.batch_progress"
 
