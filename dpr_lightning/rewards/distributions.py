@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dpr_lightning.engine import ActedStates
 from dpr_lightning.engine.fused_head import rows_at_a_time
+from dpr_lightning.errors import InputError
 from dpr_lightning.functional import action_positions, check_finite_rewards
 from dpr_lightning.rewards.forms import expected_log_ratio, reward_of_logprobs
 from dpr_lightning.rewards.reward_spec import RewardSpec
@@ -68,6 +69,14 @@ class ActionDistributions:
 
     def _logprobs(self, index: Tensor) -> tuple[Tensor, Tensor]:
         policy, *references = (states.logprobs(index.to(states.hidden.device)) for states in self.states)
+        widths = [policy.shape[-1], *(reference.shape[-1] for reference in references)]
+        if len(set(widths)) > 1:
+            fewest = min(widths)
+            raise InputError(
+                f"π_SFT and its references have output heads of {', '.join(map(str, widths))} tokens, and their whole "
+                "distributions are compared. Save the larger ones again after "
+                f"`model.resize_token_embeddings({fewest})`, or use a form that does without, such as `one_sided`."
+            )
         return policy, torch.stack(references)
 
     def _blocks(self, acted: Tensor) -> Iterator[Tensor]:

@@ -1,5 +1,7 @@
 """The rewards of texts against two plain forward passes over the tokens that training would use."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from dpr_lightning import DenseReward, RewardSpec
 from dpr_lightning.data import carried_format, to_demonstration, tokenize_examples
 from dpr_lightning.data.row_types import Row
 from dpr_lightning.errors import InputError
+from dpr_lightning.run_manifest import record_stage
 from tests.tiny import write_decoder
 from tests.training import write_weaker_policy
 
@@ -154,3 +157,36 @@ def test_texts_longer_than_the_model_are_refused(tmp_path: Path) -> None:
 def test_ids_without_a_prompt_are_refused(reward: DenseReward) -> None:
     with pytest.raises(InputError, match="pair:2: the prompt has no tokens"):
         reward.score_ids([[5], []], [[6], [7]])
+
+
+@pytest.fixture
+def run(folders: tuple[str, str], tmp_path: Path) -> Path:
+    """A run with references at a tenth, a quarter and a half."""
+    policies = tmp_path / "sft" / "policies"
+    shutil.copytree(folders[0], policies / "final")
+    saved = {"step_0000010": 0.1, "step_0000025": 0.25, "step_0000050": 0.5}
+    for name in saved:
+        shutil.copytree(folders[1], policies / name)
+    (policies / "references.json").write_text(json.dumps({**saved, "final": 1.0}))
+    record_stage(tmp_path / "run.json", "sft", {"policies": str(policies)})
+    return tmp_path
+
+
+@pytest.mark.parametrize(("share", "name"), [(None, "step_0000025"), (0.6, "step_0000050"), (0.0, "step_0000010")])
+def test_a_run_names_its_policies(run: Path, share: float | None, name: str) -> None:
+    reward = DenseReward.from_run(str(run), reference=share)
+    policies = run / "sft" / "policies"
+    assert list(reward.frozen.folders.values()) == [str(policies / "final"), str(policies / name)]
+    assert reward.spec == RewardSpec.recommended()
+
+
+@pytest.mark.parametrize("form", ["log_ratio", RewardSpec("log_ratio")])
+def test_the_form_of_a_run_is_named(run: Path, reward: DenseReward, form: Any) -> None:
+    scored = DenseReward.from_run(str(run), form).score_texts(PROMPTS, COMPLETIONS)
+    for ours, theirs in zip(scored, reward.score_texts(PROMPTS, COMPLETIONS), strict=True):
+        assert_close(ours, [value for _, value in theirs])
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is no folder of a run"):
+        DenseReward.from_run(str(tmp_path))

@@ -56,6 +56,26 @@ def _generate(kit: Kit) -> list[str]:
     return ["generate", "--policy", kit.workspace.sft, "--prompts", prompts, "--output"]
 
 
+def _rewards(kit: Kit, reference: Path) -> list[str]:
+    arguments = ["--sft", kit.workspace.sft, "--references", f"[{reference}]", "--output", str(kit.folder / "scored")]
+    return ["rewards", "--responses", kit.workspace.demonstrations, *arguments]
+
+
+def _serve(kit: Kit, *arguments: str) -> list[str]:
+    return ["serve-reward", "--sft", kit.workspace.sft, "--references", f"[{kit.workspace.reference}]", *arguments]
+
+
+def _file(path: Path) -> Path:
+    torch.save({}, path)
+    return path
+
+
+def _trainer_run(kit: Kit) -> Path:
+    for step in (2, 10):
+        shutil.copytree(kit.workspace.reference, kit.folder / "trained" / f"checkpoint-{step}")
+    return kit.folder / "trained"
+
+
 def _locked(kit: Kit) -> list[str]:
     (kit.folder / "run").mkdir()
     owner = {"pid": 7, "host": "node3", "since": "2031-01-01T09:00:00+01:00", "command": "dpr fit --config sft.yaml"}
@@ -150,6 +170,21 @@ POLICY_CASES: dict[str, dict[str, Case]] = {
         ),
         "a folder of policies": Case(
             lambda kit: kit.fit(policy={"source": str(Path(kit.workspace.sft).parent)}), ("Name one of these",)
+        ),
+        "a checkpoint of Lightning as a reference": Case(
+            lambda kit: _rewards(kit, _file(kit.folder / "last.ckpt")), ("checkpoint of Lightning", "dpr export")
+        ),
+        "the folder of a trainer's run as a reference": Case(
+            lambda kit: _rewards(kit, _trainer_run(kit)), ("checkpoint-2", "checkpoint-10", "Name one of these")
+        ),
+        "a file of weights as a reference": Case(
+            lambda kit: _rewards(kit, Path(kit.workspace.reference) / "model.safetensors"), ("Name its folder",)
+        ),
+        "a reward server without a reward": Case(
+            lambda kit: ["serve-reward", "--port", "0"], ("`--run`", "`--sft`", "`--references`")
+        ),
+        "a reward server on a port that is no number of one": Case(
+            lambda kit: _serve(kit, "--port", "99999"), ("99999", "`--port`")
         ),
         "a folder without weights": Case(lambda kit: _without(kit, "*.safetensors"), ("policy",)),
         "a folder without a tokenizer": Case(lambda kit: _without(kit, "tokenizer*"), ("policy", "tokenizer")),

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from dpr_lightning.errors import InputError
 from dpr_lightning.functional import FORMS
-from dpr_lightning.policies import FrozenPolicies, PolicySpec, build_policy, save_policy
+from dpr_lightning.policies import FrozenPolicies, PolicySpec, build_policy, load_tokenizer, save_policy
 from dpr_lightning.rewards import DenseReward, RewardSpec
 from dpr_lightning.rewards.cache import load_cached, store_cached
 
@@ -211,3 +211,28 @@ def test_a_token_that_only_the_reference_excludes(excluded_by_sft: bool, folders
     else:
         with pytest.raises(InputError, match="not finite"):
             dense.score_actions(tokens, MASK)[1].scores(torch.arange(3))
+
+
+def test_output_heads_of_different_widths_are_refused_where_distributions_are_compared(
+    folders: list[str], tmp_path: Path
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folders[1])
+    tokens = model.config.vocab_size
+    model.resize_token_embeddings(tokens + 7)
+    wider = str(tmp_path / "wider")
+    model.save_pretrained(wider)
+    load_tokenizer(folders[1]).save_pretrained(wider)
+    DenseReward.from_folders(folders[0], [wider], RewardSpec("one_sided")).score(TOKENS, MASK)
+    with pytest.raises(InputError, match=rf"{tokens}, {tokens + 7} tokens.*resize_token_embeddings\({tokens}\)"):
+        DenseReward.from_folders(folders[0], [wider]).score(TOKENS, MASK)
+    model.resize_token_embeddings(tokens)
+    model.save_pretrained(wider)
+    DenseReward.from_folders(folders[0], [wider]).score(TOKENS, MASK)
+
+
+def test_tokens_of_probability_one_under_both_are_no_sign_of_equal_models(folders: list[str]) -> None:
+    dense = DenseReward.from_folders(folders[0], folders[1:2])
+    certain, mask = torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool)
+    dense._check_different(certain, certain.unsqueeze(0), mask)
+    with pytest.raises(InputError, match="every reward is 0"):
+        dense._check_different(certain - 1, certain.unsqueeze(0) - 1, mask)
