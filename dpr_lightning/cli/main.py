@@ -3,110 +3,22 @@
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from difflib import get_close_matches
-from importlib import import_module
+from collections.abc import Sequence
 from io import TextIOWrapper
 from typing import Any
 
+from dpr_lightning.cli.command_table import WORKFLOW, check_command, command_function, overview
+from dpr_lightning.cli.help_pages import FLAGS, help_page, without_topic
 from dpr_lightning.cli.recipes_command import with_recipe_paths
 from dpr_lightning.cli.run_options import with_configs_of_run, with_run_options
 from dpr_lightning.errors import DEBUG, REQUEUE, InputError, TryAgain
-
-HELP = """usage: dpr COMMAND [options]
-
-From demonstrations to a dense reward to a better policy.
-
-  sft         fine-tune a model on a file of demonstrations, and keep earlier checkpoints as references
-  check       is the reward of that run worth training on? Preview and audit
-  rl          improve the policy on that reward: Dense-Path REINFORCE
-  chat        talk to the policy; token rewards of its answers in colour
-  export      the policy as a plain Hugging Face folder
-  init        write the config of a run, to read and change before `dpr fit`
-  recipes     list the packaged configs, for --config recipe:NAME
-
-  fit         train: a config's class_path picks SupervisedIRL or DensePathReinforce   (LightningCLI)
-  validate    metrics of a policy on held-out demonstrations                           (LightningCLI)
-  test        the same on a test set                                                   (LightningCLI)
-  predict     LightningCLI's predict                                                   (LightningCLI)
-
-  plan        the memory that `fit` with the same arguments takes on each rank; --what_helps: options that lower it
-
-  toy         a tiny policy and demonstrations with a verifier, to try the configs on
-  quickstart  the whole path on a toy, in minutes on a CPU
-  smollm2     the whole path with SmolLM2-135M and LoRA; about 50 minutes on two CPU cores
-  compare     many arms, over seeds, from one config: what is better than SFT, and how sure are we?
-  preview     before any reinforcement learning: where would this reward lead?
-  audit       before any reinforcement learning: does the reward separate right from wrong?
-  best_of     the best of n samples, by the reward, by a trained verifier head, by an oracle
-  rewards     token rewards for a file of prompt/response pairs, with a heat-map
-  serve-reward
-              the reward over HTTP, for OpenRLHF and other trainers
-  generate    answers to prompts, plain or with decode-time contrast
-  evaluate    verifier score, length and reverse KL of a policy
-  harness     benchmarks of lm-eval, on a policy folder
-  judge       which of two policies answers better, judged by another model
-  report      the HTML report of a run folder
-
-`dpr COMMAND --help` lists its options. --debug, anywhere, shows the traceback of an error."""
+from dpr_lightning.lightning_cli import LIGHTNING_COMMANDS
 
 _LIBRARIES = (
     r"(dpr_lightning|torch|lightning|transformers|peft|accelerate|datasets|huggingface_hub|safetensors"
     r"|torchmetrics|torchao|deepspeed|vllm|wandb|jsonargparse|pydantic|multiprocess|dill)(\.|$)"
 )
 """Modules whose warnings about a later version of a library no user can act on."""
-
-
-WORKFLOW = {
-    "sft": "sft_command",
-    "init": "sft_command",
-    "check": "check_command",
-    "rl": "rl_command",
-    "chat": "chat_command",
-    "recipes": "recipes_command",
-}
-"""The modules of commands whose help needs no library."""
-
-
-def _commands() -> dict[str, Callable[..., Any]]:
-    """The commands by name. Imported here, so that `dpr --help` does not wait for torch."""
-    from dpr_lightning.cli.audit_command import audit
-    from dpr_lightning.cli.best_of_command import best_of
-    from dpr_lightning.cli.compare_command import compare
-    from dpr_lightning.cli.export_command import export
-    from dpr_lightning.cli.generate_command import evaluate, generate
-    from dpr_lightning.cli.harness_command import harness
-    from dpr_lightning.cli.judge_command import judge
-    from dpr_lightning.cli.preview_command import preview
-    from dpr_lightning.cli.quickstart_command import quickstart
-    from dpr_lightning.cli.report_command import report
-    from dpr_lightning.cli.rewards_command import rewards
-    from dpr_lightning.cli.serve_reward_command import serve_reward
-    from dpr_lightning.cli.smollm2_command import smollm2
-    from dpr_lightning.cli.toy_command import toy
-
-    before_training = (preview, audit, best_of, rewards)
-    functions = (
-        toy,
-        quickstart,
-        smollm2,
-        compare,
-        *before_training,
-        generate,
-        evaluate,
-        harness,
-        judge,
-        report,
-        export,
-    )
-    return {function.__name__: function for function in functions} | {"serve-reward": serve_reward}
-
-
-def _workflow_command(name: str) -> Callable[[Sequence[str]], Any]:
-    """The function of a command of :data:`WORKFLOW`, which parses its arguments itself."""
-    module = import_module(f"dpr_lightning.cli.{WORKFLOW[name]}")
-    function: Callable[[Sequence[str]], Any] = vars(module)[name]
-    return function
 
 
 def _settle_libraries() -> None:
@@ -140,16 +52,16 @@ def _print_any_character() -> None:
 def run(arguments: Sequence[str]) -> Any:
     """Run one command; errors come as exceptions."""
     command, *rest = arguments
-    if command == "recipes" or (command in WORKFLOW and {"-h", "--help"} & {*rest}):
-        return _workflow_command(command)(rest)
+    if command == "recipes" or (command in WORKFLOW and {*FLAGS} & {*rest}):
+        return command_function(command)(rest)
     _settle_libraries()
     from dpr_lightning.lightning_cli.configs import check_configs, config_files
-    from dpr_lightning.lightning_cli.dpr_cli import LIGHTNING_COMMANDS, run_lightning
+    from dpr_lightning.lightning_cli.dpr_cli import run_lightning
 
     rest = with_recipe_paths(rest)
     check_configs(rest)
     if command in WORKFLOW:
-        return _workflow_command(command)(rest)
+        return command_function(command)(rest)
     if command in LIGHTNING_COMMANDS:
         ended = run_lightning([command, *rest])
         if command == "fit":
@@ -164,18 +76,12 @@ def run(arguments: Sequence[str]) -> Any:
         fit_arguments = [argument for argument in rest if argument != WHAT_HELPS]
         print(plan(fit_arguments) if fit_arguments == rest else what_helps(fit_arguments))
         return 0
-    commands = _commands()
-    if command not in commands:
-        names = [*WORKFLOW, *LIGHTNING_COMMANDS, "plan", *commands]
-        near = get_close_matches(command, names, n=1)
-        meant = f" Did you mean {near[0]!r}?" if near else ""
-        raise InputError(f"There is no command {command!r}.{meant} Commands are: {', '.join(names)}.")
     from jsonargparse import auto_cli
 
     from dpr_lightning.lightning_cli.path_checks import guarded
 
     return auto_cli(
-        guarded(commands[command], config_files(rest)),
+        guarded(command_function(command), config_files(rest)),
         args=with_run_options(command, rest),
         prog=f"dpr {command}",
         as_positional=False,
@@ -207,10 +113,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ[DEBUG] = "1"
     arguments = [argument for argument in arguments if argument != "--debug"]
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(HELP)
+        print(overview())
         return 0
     try:
-        result = run(arguments)
+        check_command(arguments[0])
+        page = help_page(arguments)
+    except InputError as error:
+        print(f"dpr {arguments[0]}: {error}", file=sys.stderr)
+        return 2
+    if page is not None:
+        print(page)
+        return 0
+    try:
+        result = run(without_topic(arguments))
     except TryAgain as again:
         print(f"dpr {arguments[0]}: {again}", file=sys.stderr)
         sys.stderr.flush()

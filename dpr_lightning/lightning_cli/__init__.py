@@ -1,1 +1,3 @@
 """``dpr fit|validate|test|predict``: LightningCLI with checks before the first step, resuming, and plain errors."""
+
+LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")

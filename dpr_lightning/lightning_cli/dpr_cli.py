@@ -32,7 +32,6 @@ from dpr_lightning.locking import is_first_rank
 from dpr_lightning.modules.base import PolicyModule
 
 log = logging.getLogger(__name__)
-LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
 
 
 class SaveConfigToGoOn(SaveConfigCallback):

@@ -10,7 +10,7 @@ import pytest
 from lightning import Callback, LightningDataModule, LightningModule
 
 from dpr_lightning import callbacks, data, modules
-from dpr_lightning.cli.main import _commands
+from dpr_lightning.cli.command_table import MODULES, command_function
 from dpr_lightning.errors import InputError
 from dpr_lightning.evaluation.harness import HarnessSpec
 from dpr_lightning.evaluation.judge_endpoint import EndpointSpec
@@ -49,7 +49,8 @@ def _declared_parameters() -> Iterator[tuple[str, str, Any]]:
     kinds = (LightningDataModule, LightningModule, Callback)
     classes = [part for part in parts if inspect.isclass(part) and issubclass(part, kinds)]
     assert len(classes) >= 12
-    for part in (*_commands().values(), *classes, *specifications):
+    commands = [command_function(name) for name in MODULES]
+    for part in (*commands, *classes, *specifications):
         for name, annotation in parameters_of(part).items():
             yield part.__name__, name, annotation
 

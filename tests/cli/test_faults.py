@@ -135,9 +135,7 @@ def test_letters_that_a_terminal_lacks_are_escaped(encoding: str, monkeypatch: p
     output, errors = io.BytesIO(), io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(output, encoding=encoding, write_through=True))
     monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(errors, encoding=encoding, write_through=True))
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["generate", "--help"])
-    assert ended.value.code == 0
+    assert cli.main(["generate", "--help"]) == 0
     assert b"\\u03c0" in output.getvalue()
     assert cli.main(["generate", "--β"]) == 2
     assert b"--\\u03b2" in errors.getvalue()
