@@ -35,6 +35,7 @@ OPTIONS: dict[str, Values] = {
         "responses": _held_out,
         "output": lambda run: str(run.folder / "rewards"),
     },
+    "serve-reward": _REWARD,
     "generate": {**_ANSWERS, "policy": lambda run: run.policy, "prompts": _held_out},
     "evaluate": {**_SCORED, "policy": lambda run: run.policy, "sft": lambda run: run.sft, "prompts": _held_out},
     "harness": {"policy": lambda run: run.policy},

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from functools import partial
 
 from dpr_lightning.data import TextReward
-from dpr_lightning.errors import InputError
 from dpr_lightning.integrations.response_rewards import Reduction
 from dpr_lightning.integrations.reward_requests import RewardRequests
 from dpr_lightning.integrations.reward_server import RewardServer
@@ -24,9 +23,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def serve_reward(
-    sft: ReadPath | None = None,
-    references: list[ReadPath] | None = None,
-    run: ReadPath | None = None,
+    sft: ReadPath,
+    references: list[ReadPath],
     reward: RewardSpec | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
@@ -46,7 +44,6 @@ def serve_reward(
     Args:
         sft: folder of π_SFT.
         references: folders of earlier checkpoints of the same run.
-        run: folder of a run, instead of ``sft`` and ``references``.
         reward: form of the reward; None: the recommended one.
         host: address to listen on. Anybody who reaches it can use the models: there is no password.
         port: to listen on; 0: a free one, which is printed.
@@ -58,11 +55,7 @@ def serve_reward(
         dtype: of the models' parameters.
         token_budget: tokens of a forward pass; None: as many as have a GiB of logits.
     """
-    if (run is None) == (sft is None and not references):
-        raise InputError("`dpr serve-reward` takes `--run`, or `--sft` and `--references`.")
-    if run is None and (sft is None or not references):
-        raise InputError("A dense reward takes both `--sft` and `--references`.")
-    dense = _load(sft, references or [], run, reward, dtype)
+    dense = TextReward.from_folders(sft, references, reward, dtype=dtype)
     score = partial(dense.score_rows, token_budget=token_budget)
     queue = ScoringQueue(score, max_batch=max_batch, max_wait_s=max_wait_ms / 1000, max_waiting=max_waiting)
     requests = RewardRequests(dense, reduction)
@@ -75,15 +68,6 @@ def serve_reward(
         stopped.wait()
         console.print("Stopping: the requests that wait are answered.")
         server.close()
-
-
-def _load(
-    sft: str | None, references: list[str], run: str | None, reward: RewardSpec | None, dtype: Dtype
-) -> TextReward:
-    if run is not None:
-        return TextReward.from_run(run, reward, dtype=dtype)
-    assert sft is not None
-    return TextReward.from_folders(sft, references, reward, dtype=dtype)
 
 
 @contextmanager

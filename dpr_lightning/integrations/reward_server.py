@@ -67,7 +67,8 @@ class RewardServer:
             self._server = _Server((host, port), partial(_Handler, self))
         except (OSError, OverflowError) as error:
             raise InputError(
-                f"Cannot listen on port {port} of {host}: {error}. Choose another one by `--port`, or 0 for a free one."
+                f"Cannot listen on port {port} of {host} ({str(error).rstrip('.')}). Choose another one by `--port`, "
+                "or 0 for a free one."
             ) from error
         self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)
 

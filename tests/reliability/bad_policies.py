@@ -181,7 +181,7 @@ POLICY_CASES: dict[str, dict[str, Case]] = {
             lambda kit: _rewards(kit, Path(kit.workspace.reference) / "model.safetensors"), ("Name its folder",)
         ),
         "a reward server without a reward": Case(
-            lambda kit: ["serve-reward", "--port", "0"], ("`--run`", "`--sft`", "`--references`")
+            lambda kit: ["serve-reward", "--port", "0"], ("required: sft, references",)
         ),
         "a reward server on a port that is no number of one": Case(
             lambda kit: _serve(kit, "--port", "99999"), ("99999", "`--port`")
