@@ -3,13 +3,14 @@
 import logging
 from typing import Any
 
+import numpy as np
 import torch
 from lightning import Trainer
 
 from dpr_lightning.callbacks.periodic_evaluation import PeriodicEvaluation
 from dpr_lightning.data import PolicyDataModule, PromptSet, Rows, RowSource
 from dpr_lightning.distributed import sum_over_ranks
-from dpr_lightning.errors import InputError
+from dpr_lightning.errors import InputError, counted
 from dpr_lightning.evaluation.evaluated_answers import collect_answers
 from dpr_lightning.evaluation.verifiers import load_verifier
 from dpr_lightning.rollouts import SamplingOptions
@@ -63,6 +64,8 @@ class GenerationEvaluation(PeriodicEvaluation):
         if self._prompts is None:
             rows, columns = self._rows(trainer)
             self._prompts = PromptSet.load(rows, module.tokenizer, columns=columns, limit=self.limit)
+            if trainer.is_global_zero:
+                self._report(self._prompts, trainer)
         share = list(range(trainer.global_rank, len(self._prompts), trainer.world_size))
         scores: dict[str, float] = {}
         with module.policy_for_inference() as policy:
@@ -100,9 +103,23 @@ class GenerationEvaluation(PeriodicEvaluation):
                     "(of demonstrations) or `data.held_out` to a file, or `prompts` of the callback."
                 )
             return rows
-        if rows is not None and self.prompts_path != rows[0] and trainer.is_global_zero:
-            log.warning("GenerationEvaluation: the prompts are those of %s, not of the run's data.", self.prompts_path)
         return self.prompts_path, self.columns
+
+    def _report(self, prompts: PromptSet, trainer: Trainer) -> None:
+        """Log that the prompts are not those of the run's data, and how many of them are learnt from."""
+        data = datamodule_of(trainer)
+        if self.prompts_path is None or not isinstance(data, PolicyDataModule):
+            return
+        rows, learnt = data.held_out_rows(), data.learnt_prompt_hashes()
+        if rows is None or self.prompts_path != rows[0]:
+            log.warning("GenerationEvaluation: the prompts are those of %s, not of the run's data.", self.prompts_path)
+        shared = int(np.isin(prompts.prompt_hashes, learnt).sum())
+        if shared:
+            log.warning(
+                "GenerationEvaluation: the run also learns from %s of its %s: scores tell what was learnt by heart.",
+                f"{shared:,}",
+                counted(len(prompts), "prompt"),
+            )
 
 
 def _name(temperature: float) -> str:

@@ -117,6 +117,12 @@ class TokenBudgetBatchSampler:
             self.position += 1
             yield batches[self.position - 1]
 
+    def plans_as(self, other: "TokenBudgetBatchSampler") -> bool:
+        """Whether another sampler plans the same batches in the same order, whatever the positions in it."""
+        position = ("epoch", "position")
+        state, rest = self.state_dict(), other.state_dict()
+        return self.rank == other.rank and all(state[name] == rest[name] for name in state if name not in position)
+
     def state_dict(self) -> dict[str, Any]:
         """The position, with the options and sizes on which its meaning depends."""
         return {

@@ -24,11 +24,11 @@ from dpr_lightning.data.row_columns import check_columns
 from dpr_lightning.data.row_types import RowSource
 from dpr_lightning.data.rows import Rows, open_rows
 from dpr_lightning.data.tokenized import TokenizedDataset
-from dpr_lightning.data.tokenized_sources import check_longest, log_counts, tokenize_or_load
+from dpr_lightning.data.tokenized_sources import check_longest, log_counts, tokenize_or_load, tokenizer_of_data
 from dpr_lightning.engine import longest_row
 from dpr_lightning.errors import InputError
 from dpr_lightning.paths import ReadPath, Writes
-from dpr_lightning.policies import PolicySpec, load_tokenizer
+from dpr_lightning.policies import PolicySpec
 from dpr_lightning.policies.adapters import resolve_adapter
 from dpr_lightning.policies.special_tokens import token_id
 from dpr_lightning.trainer_attributes import callbacks_of, is_trial
@@ -154,18 +154,7 @@ class DemonstrationDataModule(PolicyDataModule):
             InputError: none was named and there is no policy to take it from, or it cannot be loaded.
         """
         if self._tokenizer is None:
-            options: dict[str, Any] = {"for_training": True}
-            source, spec = self.tokenizer_source, self._policy_spec
-            if spec is not None:
-                options["pad_token"] = spec.pad_token
-            if source is None:
-                if spec is None:
-                    raise InputError("No tokenizer: set `tokenizer` to a hub id or a folder.")
-                source = spec.tokenizer_source
-                if spec.tokenizer is None:
-                    options["gguf_file"] = spec.gguf_file
-                options["trust_remote_code"] = spec.trust_remote_code
-            self._tokenizer = load_tokenizer(source, **options)
+            self._tokenizer = tokenizer_of_data(self.tokenizer_source, self._policy_spec)
         return self._tokenizer
 
     @property
@@ -203,6 +192,11 @@ class DemonstrationDataModule(PolicyDataModule):
         if self._wrote_held_out and self.held_out_file is not None:
             return self.held_out_file, self.columns
         return self._validation_rows(self.validation_data), self.columns
+
+    def learnt_prompt_hashes(self) -> NDArray[np.int64]:
+        """Those of the demonstrations that are not held out."""
+        assert self.train_data is not None
+        return self.train_data.prompt_hashes
 
     def manifest_entry(self) -> dict[str, Any]:
         """The rows, the names of their columns, and the tokens of the longest demonstration and answer."""
@@ -292,7 +286,7 @@ class DemonstrationDataModule(PolicyDataModule):
             )
         sampler = self._sampler(self.train_data, accumulate=accumulate, shuffle=True)
         loader = self._train_loader
-        if loader is not None and _same_plan(loader.batches, sampler):
+        if loader is not None and loader.batches.plans_as(sampler):
             return loader
         limit = None if trainer is None else trainer.limit_train_batches
         if limit is not None:
@@ -415,10 +409,3 @@ class DemonstrationDataModule(PolicyDataModule):
         return self._loader(
             data, self._sampler(data, accumulate=1, shuffle=False, batch_size=self.validation_batch_size)
         )
-
-
-def _same_plan(first: TokenBudgetBatchSampler, second: TokenBudgetBatchSampler) -> bool:
-    """Whether two samplers plan the same batches in the same order, whatever their positions in it."""
-    position = ("epoch", "position")
-    state, other = first.state_dict(), second.state_dict()
-    return first.rank == second.rank and all(state[name] == other[name] for name in state if name not in position)

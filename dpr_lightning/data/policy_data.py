@@ -4,7 +4,9 @@ from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 from lightning import LightningDataModule
+from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -95,6 +97,13 @@ class PolicyDataModule(LightningDataModule):
         Called after ``setup``. None: there are none.
         """
         return None
+
+    def learnt_prompt_hashes(self) -> NDArray[np.int64]:
+        """[N] hashes of the prompts that the run learns from; called after ``setup`` to warn of an evaluation on them.
+
+        None are known: empty.
+        """
+        return np.zeros(0, dtype=np.int64)
 
     def manifest_entry(self) -> dict[str, Any]:
         """Plain values for ``run.json``, once the data are read: later commands take their options from them."""

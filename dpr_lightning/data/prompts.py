@@ -110,6 +110,28 @@ class PromptSet:
             files=self.files,
         )
 
+    def without(self, exclude: Rows, columns: Mapping[str, str] | None) -> "PromptSet":
+        """The prompts that other rows do not have; one line says how many that leaves out.
+
+        Args:
+            exclude: the other rows; see :func:`~dpr_lightning.data.rows.open_rows`. They are not tokenised.
+            columns: their names of our columns.
+
+        Raises:
+            InputError: they have all of the prompts, or one of them is malformed.
+        """
+        hashes = (prompt_hash(to_prompt(row, columns).prompt_text) for row in open_rows(exclude))
+        is_excluded = np.isin(self.prompt_hashes, np.fromiter(hashes, dtype=np.int64))
+        count = int(is_excluded.sum())
+        if count == len(self):
+            raise InputError(
+                f"`data.exclude` ({exclude}) has all prompts of {self.file}: nothing is left to learn from. Name the "
+                "rows that were held out of it."
+            )
+        number = f"{count:,} of its {counted(len(self), 'prompt')}" if count else "none of its prompts"
+        log_lines(self.file, [f"`data.exclude` ({exclude}) leaves out {number}."])
+        return self.select(np.flatnonzero(~is_excluded))
+
     @classmethod
     def load(
         cls,

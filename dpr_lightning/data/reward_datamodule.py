@@ -1,33 +1,33 @@
 """Prompts become rollouts with rewards before the policy-gradient step sees them."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Annotated, Any, Literal, Protocol, cast
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.data.chat_format import SpecialText, check_setting, choose_format
-from dpr_lightning.data.ground_truth import check_ground_truth, verifier_scores
+from dpr_lightning.data.ground_truth import check_ground_truth
 from dpr_lightning.data.largest_batches import largest_samples
 from dpr_lightning.data.overlap import check_overlap
-from dpr_lightning.data.policy_data import Learner, MemoryCount, PolicyDataModule
+from dpr_lightning.data.policy_data import MemoryCount
 from dpr_lightning.data.precomputed import hash_of_prompts, hashed_options, saved_rollouts
 from dpr_lightning.data.prompts import PromptSet, check_prompt_positions
-from dpr_lightning.data.rewarded import rewarded
 from dpr_lightning.data.rollout_loader import CountedRollouts, RolloutLoader
 from dpr_lightning.data.rollout_schedule import RolloutSchedule
 from dpr_lightning.data.rows import Rows
+from dpr_lightning.data.scored_rollouts import ScoredRollouts
 from dpr_lightning.distributed import mark, sum_over_ranks
-from dpr_lightning.engine import default_token_budget, longest_row, sequence_logprobs, shares_prompts
+from dpr_lightning.engine import longest_row, shares_prompts
 from dpr_lightning.errors import InputError, counted
 from dpr_lightning.paths import ReadPath, Writes
-from dpr_lightning.policies import AUTO, PolicySpec, Weights, load_tokenizer, special_tokens
+from dpr_lightning.policies import AUTO, PolicySpec, Weights, load_tokenizer
 from dpr_lightning.policies.policy_spec import Dtype
 from dpr_lightning.policies.tokenizers import same_vocabulary
 from dpr_lightning.progress import progress_bar
@@ -38,7 +38,6 @@ from dpr_lightning.rollouts import (
     ExternalSampler,
     RolloutPrefetcher,
     SamplingOptions,
-    decode_answers,
     decode_longest,
     prefetch_device,
 )
@@ -47,18 +46,7 @@ from dpr_lightning.types import RolloutBatch, Rollouts
 log = logging.getLogger(__name__)
 
 
-class RolloutLearner(Learner, Protocol):
-    """The module that learns from rollouts."""
-
-    needs_action_rewards: bool
-    whole_groups: bool
-
-    def learn_from(self, rollouts: RolloutLoader) -> Iterator[RolloutBatch]:
-        """Credit each rollout once, and yield the micro-batches of its steps."""
-        ...
-
-
-class RewardDataModule(PolicyDataModule):
+class RewardDataModule(ScoredRollouts):
     """Samples from the current policy, scores with frozen models, and yields token ids, masks and rewards.
 
     Token ids travel from the sampler to the loss; text is never encoded again.
@@ -177,6 +165,11 @@ class RewardDataModule(PolicyDataModule):
         self.reward: DenseReward | None = None
         self._saved: RolloutBatch | None = None
 
+    def learnt_prompt_hashes(self) -> NDArray[np.int64]:
+        """Those of the prompts that are answered."""
+        assert self.prompts is not None
+        return self.prompts.prompt_hashes
+
     def manifest_entry(self) -> dict[str, Any]:
         """The prompts, and the length limit of answers."""
         return {"prompts": self.prompts_path, "max_new_tokens": self.sampling.max_new_tokens}
@@ -189,7 +182,9 @@ class RewardDataModule(PolicyDataModule):
             ranks = self.trainer.world_size if self.trainer is not None else 1
             self._ahead = RolloutPrefetcher(self.sft, self.attention, prefetch_device(self.draw_ahead, ranks))
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(self.sft)
-        self.prompts = self._without_excluded(self._read_prompts(self.prompts_path))
+        self.prompts = self._read_prompts(self.prompts_path)
+        if self.exclude_path is not None:
+            self.prompts = self.prompts.without(self.exclude_path, self.columns)
         check_ground_truth(self.prompts, self.verifier)
         further_rows = {"held-out demonstrations": self.held_out_path, "evaluation prompts": self.evaluation_path}
         sets = {"prompts": self.prompts}
@@ -202,16 +197,6 @@ class RewardDataModule(PolicyDataModule):
                 f"{self.prompts_per_rollout}. "
                 "Lower `data.prompts_per_rollout`, or bring more prompts."
             )
-
-    def _without_excluded(self, prompts: PromptSet) -> PromptSet:
-        """The prompts that are not among those to exclude."""
-        if self.exclude_path is None:
-            return prompts
-        excluded = np.isin(prompts.prompt_hashes, self._read_prompts(self.exclude_path).prompt_hashes)
-        rank_zero_info(f"{prompts.file}: {counted(int(excluded.sum()), 'prompt')} of {self.exclude_path} left out.")
-        if excluded.all():
-            raise InputError(f"`data.exclude` ({self.exclude_path}) has all prompts of {prompts.file}.")
-        return prompts.select(np.flatnonzero(~excluded))
 
     def _read_prompts(self, path: Rows) -> PromptSet:
         return PromptSet.load(
@@ -365,64 +350,6 @@ class RewardDataModule(PolicyDataModule):
         last = 0 <= trainer.max_steps <= trainer.global_step + self.refresh_every
         return self._schedule.rollout(epoch, index, policy, last=last, epochs=trainer.max_epochs)
 
-    def _with_policy_logprob(self, batch: RolloutBatch) -> RolloutBatch:
-        """Add log π_θ of tokens that another distribution sampled; after another program's, it stands for behaviour."""
-        off_policy = self.precomputed is not None or self.sampling.temperature != 1.0 or self.sampling.top_p < 1.0
-        if not off_policy and self.sampler is None:
-            return batch
-        logprob = sequence_logprobs(self._learner.policy, batch.tokens, batch.mask, token_budget=self._budget)
-        if self.sampler is not None:
-            batch = batch._replace(behaviour_logprob=logprob, sampler_logprob=batch.behaviour_logprob)
-        return batch._replace(policy_logprob=logprob) if off_policy else batch
-
-    def _with_outcome(self, batch: RolloutBatch) -> RolloutBatch:
-        """Add the verifier's score of each response, if there is a verifier."""
-        if self.verifier is None:
-            return batch
-        assert self.prompts is not None
-        texts = decode_answers(
-            batch.tokens, batch.mask, self.tokenizer, special_tokens(self.tokenizer, self._learner.policy)
-        )
-        scores = verifier_scores(self.verifier, self.prompts, batch.prompt.tolist(), texts)
-        return batch._replace(outcome=torch.tensor(scores, device=batch.reward.device))
-
-    def _score_for_learner(self, rollouts: Rollouts) -> RolloutBatch:
-        """Rewards, and with them those of every token where the estimator needs them and they can be held.
-
-        Where a frozen model's distributions can only be held whole, those of several micro-batches would be too much:
-        each is then scored again in its turn.
-        """
-        assert self.trainer is not None
-        assert self.reward is not None
-        parts = self.trainer.accumulate_grad_batches
-        if not self._learner.needs_action_rewards or (parts > 1 and not self.reward.keeps_states):
-            return self.score(rollouts)
-        self.reward.frozen.to(self._device)
-        return rewarded(rollouts, *self.reward.score_actions(rollouts.tokens, rollouts.mask, self._budget))
-
-    @property
-    def _budget(self) -> int | None:
-        """Tokens to score at once; None: as many as the model's kind allows."""
-        if self._parts == 1:
-            return self.token_budget
-        budget = self.token_budget if self.token_budget is not None else default_token_budget(self._learner.policy)
-        return max(1, budget // self._parts)
-
-    def score(self, rollouts: Rollouts, progress: Callable[[int], None] | None = None) -> RolloutBatch:
-        """Rollouts with their rewards; advantages are still 0."""
-        assert self.reward is not None
-        self.reward.frozen.to(self._device)
-        scores = self.reward.score(rollouts.tokens, rollouts.mask, token_budget=self._budget, progress=progress)
-        return rewarded(rollouts, scores)
-
-    def with_actions(self, batch: RolloutBatch) -> RolloutBatch:
-        """Add the scores of every token when the estimator asks for them; only ever for one micro-batch."""
-        if batch.actions is not None or not self._learner.needs_action_rewards:
-            return batch
-        assert self.reward is not None
-        self.reward.frozen.to(self._device)
-        return batch._replace(actions=self.reward.score_actions(batch.tokens, batch.mask, self._budget)[1])
-
     def state_dict(self) -> dict[str, Any]:
         """Nothing is kept, and what was drawn ahead is not used: a run goes on from a checkpoint with fresh answers.
 
@@ -482,12 +409,3 @@ class RewardDataModule(PolicyDataModule):
             rollouts = self._schedule.answers(policy, list(range(len(self.prompts))), self.seed, advance)
         with progress_bar("rewards", total, shows) as advance:
             return self.score(rollouts, advance)
-
-    @property
-    def _learner(self) -> RolloutLearner:
-        assert self.trainer is not None
-        return cast(RolloutLearner, self.trainer.lightning_module)
-
-    @property
-    def _device(self) -> torch.device:
-        return next(self._learner.policy.parameters()).device

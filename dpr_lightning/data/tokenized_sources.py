@@ -13,6 +13,31 @@ from dpr_lightning.data.row_types import RowSource
 from dpr_lightning.data.token_cache import cache_key, load_or_tokenize
 from dpr_lightning.data.tokenized import TokenizedDataset, tokenize_rows
 from dpr_lightning.engine import check_positions
+from dpr_lightning.errors import InputError
+from dpr_lightning.policies import PolicySpec, load_tokenizer
+
+
+def tokenizer_of_data(source: str | None, spec: PolicySpec | None) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that the data name, or else that of the policy in training.
+
+    Args:
+        source: hub id or folder; None: that of the policy.
+        spec: of the policy; None where there is none yet.
+
+    Raises:
+        InputError: neither names one, or it cannot be loaded.
+    """
+    options: dict[str, Any] = {"for_training": True}
+    if spec is not None:
+        options["pad_token"] = spec.pad_token
+    if source is None:
+        if spec is None:
+            raise InputError("No tokenizer: set `tokenizer` to a hub id or a folder.")
+        source = spec.tokenizer_source
+        if spec.tokenizer is None:
+            options["gguf_file"] = spec.gguf_file
+        options["trust_remote_code"] = spec.trust_remote_code
+    return load_tokenizer(source, **options)
 
 
 def tokenize_or_load(

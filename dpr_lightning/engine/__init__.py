@@ -24,6 +24,7 @@ from dpr_lightning.engine.scoring import (
     acted_states,
     default_token_budget,
     keeps_states,
+    scored_actions,
     sequence_logprobs,
     token_budget_for,
 )
@@ -69,6 +70,7 @@ __all__ = [
     "positions_of",
     "rotate",
     "sampled_logits",
+    "scored_actions",
     "sequence_logprobs",
     "shares_prompts",
     "signed_sine",

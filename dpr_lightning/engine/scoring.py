@@ -1,13 +1,13 @@
 """Forward passes for scoring, without gradients: logits exist for one block of states at a time."""
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from dpr_lightning.engine.forward import logits_at
-from dpr_lightning.engine.fused_head import head_logprobs
+from dpr_lightning.engine.fused_head import head_logprobs, rows_at_a_time
 from dpr_lightning.engine.lockstep import Lockstep
 from dpr_lightning.engine.model_inputs import Inputs, model_inputs
 from dpr_lightning.engine.model_mode import model_device
@@ -43,6 +43,13 @@ class ActedStates:
     def take(self, rows: Tensor, actions: int) -> "ActedStates":
         """The states of ``rows``, cut to ``actions``."""
         return ActedStates(self.hidden[rows.to(self.hidden.device), :actions], self.weight)
+
+
+class ScoredActions(NamedTuple):
+    """``logprob`` [N] of the acted tokens of all rows, nats; ``is_first`` [N]: the model finds no token likelier."""
+
+    logprob: Tensor
+    is_first: Tensor
 
 
 def keeps_states(model: nn.Module) -> bool:
@@ -91,7 +98,7 @@ def states_at(model: nn.Module, head: nn.Module, inputs: Inputs, index: Tensor) 
     """The inputs [B, T, D] of ``head`` at ``index`` [B, T], counted through all rows."""
 
     def select(hidden: Tensor) -> Tensor:
-        return hidden.flatten(0, 1).index_select(0, index.flatten()).view(*index.shape, -1)
+        return hidden.flatten(0, 1).index_select(0, index.flatten()).view(*index.shape, hidden.shape[-1])
 
     with head_does(head, select):
         states: Tensor = model(**inputs).logits
@@ -113,6 +120,31 @@ def acted_logprobs(model: nn.Module, tokens: Tensor, mask: Tensor, *, packed: bo
     inputs, start = model_inputs(model, tokens, mask, packed, sampled=True)
     logprob = logprobs_at(model, head, inputs, (start.unsqueeze(1) + state)[acted], actions[acted])
     return logprob.new_zeros(acted.shape).masked_scatter(acted, logprob)
+
+
+@torch.no_grad()
+def scored_actions(model: nn.Module, tokens: Tensor, mask: Tensor) -> ScoredActions:
+    """How likely a model finds the acted tokens, and whether each is its first choice.
+
+    Called in validation: logits of a block of states exist at a time where the head is a plain one and not sharded.
+
+    Args:
+        model: a causal language model of transformers, possibly wrapped by peft.
+        tokens: [B, L] right-padded.
+        mask: [B, L] True where the policy acted.
+    """
+    position, acted = action_positions(mask)
+    actions, states = tokens.gather(1, position)[acted], acted_states(model, tokens, mask)
+    rows = rows_at_a_time(states.hidden.flatten(0, 1).T if states.weight is None else states.weight)  # of [V, …]
+    logprob = states.hidden.new_zeros(len(actions), dtype=torch.promote_types(states.hidden.dtype, torch.float32))
+    is_first = torch.zeros_like(actions, dtype=torch.bool)
+    index = acted.flatten().nonzero().flatten()
+    for start in range(0, len(actions), rows):
+        part = slice(start, start + rows)
+        logprobs = states.logprobs(index[part])
+        logprob[part] = logprobs.gather(1, actions[part, None]).squeeze(1)
+        is_first[part] = logprobs.argmax(-1) == actions[part]
+    return ScoredActions(logprob, is_first)
 
 
 def logprobs_at(model: nn.Module, head: nn.Module, inputs: Inputs, index: Tensor, actions: Tensor) -> Tensor:

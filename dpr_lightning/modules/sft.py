@@ -9,7 +9,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from dpr_lightning.engine import ActionLogits, acted_loss, action_logits, state_logits
+from dpr_lightning.engine import ActionLogits, acted_loss, action_logits, scored_actions, state_logits
 from dpr_lightning.errors import InputError
 from dpr_lightning.functional import ValueForm, dft_loss, iq_learn_loss, masked_sum, sft_loss, token_logprobs
 from dpr_lightning.modules.base import PolicyModule, default_optimizer
@@ -157,12 +157,10 @@ class SupervisedIRL(PolicyModule):
 
     def validation_step(self, batch: DemonstrationBatch, batch_idx: int) -> None:
         """Accumulate token-weighted metrics over the whole validation set and all ranks."""
-        scored = action_logits(self.policy, batch.tokens, batch.mask)
-        count = scored.mask.sum()
-        logprob = token_logprobs(scored.logits, scored.tokens)
-        hits = (scored.logits.argmax(-1) == scored.tokens) & scored.mask
-        self._metric("nll").update(-(logprob * scored.mask).sum() / count.clamp_min(1), count)
-        self._metric("token_accuracy").update(hits.sum() / count.clamp_min(1), count)
+        scored = scored_actions(self.policy, batch.tokens, batch.mask)
+        count = torch.tensor(len(scored.logprob), device=scored.logprob.device)
+        self._metric("nll").update(-scored.logprob.sum() / count.clamp_min(1), count)
+        self._metric("token_accuracy").update(scored.is_first.sum() / count.clamp_min(1), count)
 
     def on_validation_epoch_end(self) -> None:
         """Log negative log-likelihood (nats a token), perplexity and token accuracy."""

@@ -49,6 +49,9 @@ def test_demonstrations_of_validation(tmp_path: Path, workspace: Workspace, capl
     assert "not of the run's data" not in caplog.text
     assert answered(config(prompts=workspace.prompts, limit=2)) == {"0 + 0 =", "0 + 1 ="}
     assert f"the prompts are those of {workspace.prompts}, not of the run's data" in caplog.text
+    assert "the run also learns from 1 of its 2 prompts" in caplog.text
+    assert len(answered(config(prompts=train, columns=COLUMNS, limit=5))) == 5
+    assert "the run also learns from 5 of its 5 prompts" in caplog.text
 
 
 @pytest.mark.parametrize("validation", ["auto", 0.5])
@@ -82,8 +85,11 @@ def test_nothing_held_out_is_refused(tmp_path: Path, workspace: Workspace, capsy
     assert "the run's data hold out no rows: set `data.validation`" in capsys.readouterr().err
 
 
-def test_held_out_rows_of_prompts(tmp_path: Path, workspace: Workspace) -> None:
+def test_held_out_rows_of_prompts(tmp_path: Path, workspace: Workspace, caplog: pytest.LogCaptureFixture) -> None:
     prompts, rows = write_rows(tmp_path / "train.jsonl", TRAINED), write_rows(tmp_path / "held.jsonl", HELD_OUT)
     data = {"prompts": prompts, "held_out": rows, "columns": COLUMNS}
     config = write_dpr_config(tmp_path, workspace, trainer=evaluation(), **data)
     assert answered(config) == {row["question"] for row in HELD_OUT}
+    named = write_dpr_config(tmp_path, workspace, trainer=evaluation(prompts=prompts, columns=COLUMNS), **data)
+    assert answered(named) == {row["question"] for row in TRAINED}
+    assert "the run also learns from 8 of its 8 prompts" in caplog.text

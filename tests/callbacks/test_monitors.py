@@ -200,7 +200,14 @@ def test_held_out_demonstrations(
     assert result["held_out/nll"] != pytest.approx(nll / tokens, rel=1e-6)
 
 
-def test_nothing_held_out_is_nothing_to_watch(learn: Any, tmp_path: Path) -> None:
+def test_nothing_held_out_is_nothing_to_watch(
+    learn: Any, tmp_path: Path, tiny_policy_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     logger = CSVLogger(tmp_path, "", "")
     learn([HeldOutReward(every_n_steps=1)], logger=logger)
     assert "held_out" not in (tmp_path / "metrics.csv").read_text()
+    assert caplog.text.count("HeldOutReward measures nothing: set `data.held_out`") == 1
+    data = DemonstrationDataModule(write_demonstrations(tmp_path / "rows.jsonl"), batch_size=4, cache_dir=None)
+    module = SupervisedIRL(PolicySpec(source=str(tiny_policy_folder)))
+    with pytest.raises(InputError, match="DemonstrationDataModule has none"):
+        quiet_trainer(tmp_path, callbacks=[HeldOutReward()]).fit(module, datamodule=data)

@@ -1,5 +1,6 @@
 """Rollouts with rewards: order, cutting, resuming, what is refused, and what is saved."""
 
+import json
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -314,17 +315,26 @@ def test_prompts_kept_for_evaluation_are_not_learnt_on(
     rollouts_of(make(evaluation=prompts, allow_overlap=True), str(tiny_policy_folder), tmp_path)
 
 
-def test_excluded_prompts_are_not_learnt_on(make: Any, tiny_policy_folder: Path, tmp_path: Path) -> None:
+def test_excluded_prompts_are_not_learnt_on(
+    make: Any, tiny_policy_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """One file serves fine-tuning and reinforcement learning, without what the first held out."""
     lines = Path(make().prompts_path).read_text().splitlines()
     held_out = tmp_path / "held_out.jsonl"
     held_out.write_text("\n".join(lines[:2]) + "\n")
-    data = make(exclude=str(held_out), held_out=str(held_out))
+    data = make(exclude=str(held_out), held_out=str(held_out), max_prompt_length=20)
     rollouts_of(data, str(tiny_policy_folder), tmp_path)
+    assert f"`data.exclude` ({held_out}) leaves out 2 of its {len(lines)} prompts." in caplog.text
     assert data.prompts is not None
     assert data.prompts.numbers == list(range(3, len(lines) + 1))
     with pytest.raises(InputError, match=r"`data\.exclude`.*has all prompts"):
         rollouts_of(make(exclude=make().prompts_path), str(tiny_policy_folder), tmp_path)
+    # Rows of a benchmark, say, however long they are.
+    other = tmp_path / "other.jsonl"
+    other.write_text(json.dumps({"prompt": "another question " * 20}) + "\n")
+    rollouts_of(make(exclude=[str(other), str(held_out)], max_prompt_length=20), str(tiny_policy_folder), tmp_path)
+    rollouts_of(make(exclude=str(other)), str(tiny_policy_folder), tmp_path)
+    assert f"`data.exclude` ({other}) leaves out none of its prompts." in caplog.text
 
 
 def test_greedy_rollouts_are_refused(make: Any) -> None:

@@ -1,6 +1,7 @@
 """Log-probabilities and states through the head, against whole logits."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -8,7 +9,14 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, PreTrainedModel
 
-from dpr_lightning.engine import acted_logprobs, acted_states, action_logits, keeps_states, sequence_logprobs
+from dpr_lightning.engine import (
+    acted_logprobs,
+    acted_states,
+    action_logits,
+    keeps_states,
+    scored_actions,
+    sequence_logprobs,
+)
 from dpr_lightning.engine import fused_head as head
 from dpr_lightning.functional import token_logprobs
 from dpr_lightning.live_bytes import LiveBytes
@@ -53,6 +61,25 @@ def test_they_are_those_of_whole_logits(name: str, packed: bool, monkeypatch: py
     torch.testing.assert_close(second.logprobs(torch.arange(3)), whole.logits.log_softmax(-1)[1, :3])
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_first_choices_are_those_of_whole_logits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "_BLOCK", 80)  # two states
+    model, tokens = MODELS[name](), tokens_of(MASK)
+    with torch.no_grad():
+        whole = action_logits(model, tokens, MASK)
+    tokens[MASK] = torch.where(
+        torch.arange(int(MASK.sum())) % 2 == 0, whole.logits.argmax(-1)[whole.mask], tokens[MASK]
+    )
+    with torch.no_grad():
+        whole = action_logits(model, tokens, MASK)
+    scored = scored_actions(model, tokens, MASK)
+    torch.testing.assert_close(scored.logprob, token_logprobs(whole.logits, whole.tokens)[whole.mask])
+    assert torch.equal(scored.is_first, (whole.logits.argmax(-1) == whole.tokens)[whole.mask])
+    assert 0 < int(scored.is_first.sum()) < len(scored.is_first)
+    blank = scored_actions(model, tokens, torch.zeros_like(MASK))  # of a rank that has no rows left
+    assert len(blank.logprob) == len(blank.is_first) == 0
+
+
 def test_no_logits_of_all_states_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """The head's memory is that of a block, for any number of states."""
     monkeypatch.setattr(head, "_BLOCK", 2 * 2000)
@@ -61,7 +88,8 @@ def test_no_logits_of_all_states_are_made(monkeypatch: pytest.MonkeyPatch) -> No
     mask[:, 0] = False
     tokens = tokens_of(mask)
     keeps_states(model)  # which looks at the head once
-    with LiveBytes() as live:
-        sequence_logprobs(model, tokens, mask, token_budget=10_000)
     whole = 8 * 32 * 2000 * 4
-    assert live.peak < whole / 4
+    for score in (partial(sequence_logprobs, token_budget=10_000), scored_actions):
+        with LiveBytes() as live:
+            score(model, tokens, mask)
+        assert live.peak < whole / 4

@@ -72,6 +72,7 @@ def pairs_config(runs: Runs) -> dict[str, Any]:
     config["model"]["init_args"] |= {"policy": {"source": str(inputs / "policy")}, "optimizer": OPTIMIZER}
     config["data"]["init_args"] |= {
         "train": str(inputs / "rows.jsonl"),
+        "validation": None,
         "opponent": str(inputs / "policy"),
         "cache_dir": str(runs.folder / "cache"),
         "batch_size": 3,

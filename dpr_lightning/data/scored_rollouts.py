@@ -1,0 +1,113 @@
+"""What happens to a rollout after it is sampled: rewards, the verifier's scores and the policy's log-probabilities."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol, cast
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from dpr_lightning.data.ground_truth import verifier_scores
+from dpr_lightning.data.policy_data import Learner, PolicyDataModule
+from dpr_lightning.data.prompts import PromptSet
+from dpr_lightning.data.rewarded import rewarded
+from dpr_lightning.data.rollout_loader import RolloutLoader
+from dpr_lightning.engine import default_token_budget, sequence_logprobs
+from dpr_lightning.policies import special_tokens
+from dpr_lightning.rewards import DenseReward
+from dpr_lightning.rollouts import ExternalSampler, SamplingOptions, decode_answers
+from dpr_lightning.types import RolloutBatch, Rollouts
+
+
+class RolloutLearner(Learner, Protocol):
+    """The module that learns from rollouts."""
+
+    needs_action_rewards: bool
+    whole_groups: bool
+
+    def learn_from(self, rollouts: RolloutLoader) -> Iterator[RolloutBatch]:
+        """Credit each rollout once, and yield the micro-batches of its steps."""
+        ...
+
+
+class ScoredRollouts(PolicyDataModule):
+    """Base of data whose rollouts are scored by frozen models, and by a verifier if there is one.
+
+    A subclass sets the attributes; the module that learns is a :class:`RolloutLearner`.
+    """
+
+    prompts: PromptSet | None
+    tokenizer: PreTrainedTokenizerBase
+    reward: DenseReward | None
+    verifier: Callable[[str, str, Mapping[str, Any]], float] | None
+    sampling: SamplingOptions
+    sampler: ExternalSampler | None
+    precomputed: str | None
+    token_budget: int | None
+    _parts: int
+
+    def _with_policy_logprob(self, batch: RolloutBatch) -> RolloutBatch:
+        """Add log π_θ of tokens that another distribution sampled; after another program's, it stands for behaviour."""
+        off_policy = self.precomputed is not None or self.sampling.temperature != 1.0 or self.sampling.top_p < 1.0
+        if not off_policy and self.sampler is None:
+            return batch
+        logprob = sequence_logprobs(self._learner.policy, batch.tokens, batch.mask, token_budget=self._budget)
+        if self.sampler is not None:
+            batch = batch._replace(behaviour_logprob=logprob, sampler_logprob=batch.behaviour_logprob)
+        return batch._replace(policy_logprob=logprob) if off_policy else batch
+
+    def _with_outcome(self, batch: RolloutBatch) -> RolloutBatch:
+        """Add the verifier's score of each response, if there is a verifier."""
+        if self.verifier is None:
+            return batch
+        assert self.prompts is not None
+        texts = decode_answers(
+            batch.tokens, batch.mask, self.tokenizer, special_tokens(self.tokenizer, self._learner.policy)
+        )
+        scores = verifier_scores(self.verifier, self.prompts, batch.prompt.tolist(), texts)
+        return batch._replace(outcome=torch.tensor(scores, device=batch.reward.device))
+
+    def _score_for_learner(self, rollouts: Rollouts) -> RolloutBatch:
+        """Rewards, and with them those of every token where the estimator needs them and they can be held.
+
+        Where a frozen model's distributions can only be held whole, those of several micro-batches would be too much:
+        each is then scored again in its turn.
+        """
+        assert self.trainer is not None
+        assert self.reward is not None
+        parts = self.trainer.accumulate_grad_batches
+        if not self._learner.needs_action_rewards or (parts > 1 and not self.reward.keeps_states):
+            return self.score(rollouts)
+        self.reward.frozen.to(self._device)
+        return rewarded(rollouts, *self.reward.score_actions(rollouts.tokens, rollouts.mask, self._budget))
+
+    @property
+    def _budget(self) -> int | None:
+        """Tokens to score at once; None: as many as the model's kind allows."""
+        if self._parts == 1:
+            return self.token_budget
+        budget = self.token_budget if self.token_budget is not None else default_token_budget(self._learner.policy)
+        return max(1, budget // self._parts)
+
+    def score(self, rollouts: Rollouts, progress: Callable[[int], None] | None = None) -> RolloutBatch:
+        """Rollouts with their rewards; advantages are still 0."""
+        assert self.reward is not None
+        self.reward.frozen.to(self._device)
+        scores = self.reward.score(rollouts.tokens, rollouts.mask, token_budget=self._budget, progress=progress)
+        return rewarded(rollouts, scores)
+
+    def with_actions(self, batch: RolloutBatch) -> RolloutBatch:
+        """Add the scores of every token when the estimator asks for them; only ever for one micro-batch."""
+        if batch.actions is not None or not self._learner.needs_action_rewards:
+            return batch
+        assert self.reward is not None
+        self.reward.frozen.to(self._device)
+        return batch._replace(actions=self.reward.score_actions(batch.tokens, batch.mask, self._budget)[1])
+
+    @property
+    def _learner(self) -> RolloutLearner:
+        assert self.trainer is not None
+        return cast(RolloutLearner, self.trainer.lightning_module)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self._learner.policy.parameters()).device
