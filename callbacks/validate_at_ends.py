@@ -22,6 +22,10 @@ class ValidateAtEnds(Callback):
         super().__init__()
         self._last = -1
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave out Lightning's trial of the first batches: all are validated before the first step."""
+        trainer.num_sanity_val_steps = 0
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validate before the first step; a run that goes on from a checkpoint is beyond it."""
         if trainer.global_step == 0 and self._last < 0:

@@ -95,6 +95,17 @@ def test_the_first_and_the_last_policy_are_validated(config: Path, workspace: Wo
         assert value == pytest.approx(expected, rel=1e-5)
 
 
+class NoTrial(Callback):
+    """Fails where Lightning tries a few batches before it validates all of them."""
+
+    def on_sanity_check_start(self, trainer: Trainer, *_: Any) -> None:
+        raise AssertionError
+
+
+def test_no_batch_is_tried_before_all_are_validated(config: Path) -> None:
+    assert steps(fit(config, "run", *NEVER, f"--trainer.callbacks+={__name__}.NoTrial")) == [0, STEPS]
+
+
 @pytest.mark.parametrize(
     ("interval", "plain_steps", "all_steps"), [(BETWEEN, [1, 3, 5], [0, 1, 3, 5]), (NEVER, [], [0, 6])]
 )
