@@ -1,0 +1,36 @@
+"""Each message on docs/troubleshooting.md is one that `dpr` prints."""
+
+import html
+import re
+
+import pytest
+
+from dpr_lightning.workflow import combine
+from tests.pages.blocks import ROOT, blocks
+
+MESSAGES = [
+    block.code.strip()
+    for block in blocks((ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8"))
+    if block.language == "text"
+]
+
+
+def printed() -> list[str]:
+    """Messages that `dpr` prints: the table, of which another test makes every case, and the results of `dpr check`."""
+    table = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| [^|]+ \| (.+) \|$", table, re.MULTILINE)
+    checks = [
+        combine({"audits": []}, {"score": {"mean": score}, "best": None, "rewards": []}, {}, "0.25").reasons[0]
+        for score in (0.0, 0.5)
+    ]
+    return [html.unescape(row).replace("\\", "") for row in rows] + checks
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: message[:40])
+def test_a_message_is_printed(message: str) -> None:
+    pattern = ".*".join(re.escape(part.strip()) for part in message.split("…"))
+    assert any(re.match(pattern, candidate) for candidate in printed())
+
+
+def test_there_are_enough() -> None:
+    assert len(MESSAGES) >= 20
