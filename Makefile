@@ -64,9 +64,9 @@ bench: $(DEV_STAMP) ## this package against TRL on the same work, into docs/perf
 # where their dotted names say.
 docs: $(DOCS_STAMP) ## the documentation as a site in .cache/site; a broken link or an unknown name is an error
 	@rm -rf $(PAGES) && mkdir -p $(PAGES)/dpr_lightning
-	@ln -s $(addprefix $(CURDIR)/,README.md CHANGELOG.md LICENSE benchmarks callbacks configs docs tests) $(PAGES)/
+	@ln -s $(addprefix $(CURDIR)/,README.md CHANGELOG.md LICENSE constraints.txt benchmarks callbacks configs docs tests) $(PAGES)/
 	@ln -s $(CURDIR)/dpr_lightning/* $(CURDIR)/callbacks $(CURDIR)/configs $(PAGES)/dpr_lightning/
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --config-file docs/mkdocs.yml
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --config-file docs/mkdocs.yml
 
 checks: check-format check-lint types ## formatting, lint and types; `make -k checks` goes on after a failure
 

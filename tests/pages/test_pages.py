@@ -34,6 +34,8 @@ LESS = {
 }
 CODES = {"audit": (0, 3), "check": (0, 3, 4), "rl": (0, 3), "preview": (0, 4)}
 """Exit codes that say whether a reward is worth training on, which on so small a policy it need not be."""
+SLOW = {"docs/compare.md", "docs/reliability.md", "docs/scaling.md"}
+"""Pages whose commands other tests run too."""
 STEPS = (100, 200, 300)
 
 
@@ -75,10 +77,10 @@ RUN = [page for page, steps in STEPS_OF.items() if any("file" not in step for st
 @pytest.fixture(scope="module")
 def errors(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The error of each page that is tested in this session, by its name; empty where everything ran."""
-    chosen = {item.callspec.params["page"] for item in request.session.items if "errors" in item.fixturenames}
+    selected = {item.callspec.params["page"] for item in request.session.items if "errors" in item.fixturenames}
     layout = make_layout(tmp_path_factory.mktemp("pages") / "layout")
     pages = []
-    for number, page in enumerate(sorted(chosen)):
+    for number, page in enumerate(sorted(selected)):
         folder = layout.with_name(f"page_{number}")
         shutil.copytree(layout, folder, symlinks=True)
         pages.append({"page": page, "folder": str(folder), "steps": STEPS_OF[page]})
@@ -97,7 +99,9 @@ def errors(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return {result["page"]: result["error"] for result in results}
 
 
-@pytest.mark.parametrize("page", RUN)
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=pytest.mark.slow if page in SLOW else ()) for page in RUN], ids=RUN
+)
 def test_a_page_runs(page: str, errors: dict[str, str]) -> None:
     assert not errors[page], errors[page]
 
@@ -112,7 +116,7 @@ def test_every_block_is_run_or_says_why_not(page: Path) -> None:
 
 
 def make_layout(folder: Path) -> Path:
-    """A user's folder: a model, a file of rows, a run of TRL's and the toy run, with policies that nobody trained."""
+    """A user's folder: a model, a file of rows, a run of TRL's and the toy run, with policies that are not trained."""
     base = create_toy_policy(
         folder / "HuggingFaceTB" / "SmolLM2-135M-Instruct", [string.printable], hidden_size=32, layers=1, heads=2
     )
