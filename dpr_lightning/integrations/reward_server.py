@@ -3,9 +3,9 @@
 import json
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import TimeoutError as NotInTime
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,8 +21,13 @@ RETRY_AFTER_S = 1
 """Seconds after which a client that was refused may try again."""
 READ_TIMEOUT_S = 30
 """Seconds without a byte after which a request is given up."""
+STOP_WITHIN_S = 0.1
+"""Seconds between looks at whether the server is to stop."""
+MAX_REQUESTS = 256
+"""Requests that are read and answered at once; each takes a thread and its body's memory."""
 ANSWER_TIMEOUT_S = 600
 """Seconds after which a request that is not scored is given up."""
+FULL = "Too many responses wait to be scored. Try again later."
 SKIPPED_AT_ONCE = 1 << 16
 """Bytes of a body that is too large, read at once."""
 
@@ -54,13 +59,24 @@ class RewardServer:
         host: address to listen on.
         port: to listen on; 0: a free one.
         max_bytes: of the body of a request.
+        max_requests: that are read and answered at once; above it they are refused as from a full queue.
 
     Raises:
         InputError: the address cannot be listened on.
     """
 
-    def __init__(self, requests: RewardRequests, queue: ScoringQueue, *, host: str, port: int, max_bytes: int) -> None:
+    def __init__(
+        self,
+        requests: RewardRequests,
+        queue: ScoringQueue,
+        *,
+        host: str,
+        port: int,
+        max_bytes: int,
+        max_requests: int = MAX_REQUESTS,
+    ) -> None:
         self.queue, self.max_bytes = queue, max_bytes
+        self.free = threading.Semaphore(max_requests)
         openrlhf = ScoredRoute(requests.openrlhf_rows, requests.openrlhf_response)
         self.routes = {"/get_reward": openrlhf, "/score": ScoredRoute(requests.text_rows, requests.text_response)}
         try:
@@ -70,7 +86,8 @@ class RewardServer:
                 f"Cannot listen on port {port} of {host} ({str(error).rstrip('.')}). Choose another one by `--port`, "
                 "or 0 for a free one."
             ) from error
-        self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)
+        serve = partial(self._server.serve_forever, poll_interval=STOP_WITHIN_S)
+        self._thread = threading.Thread(target=serve, name="http", daemon=True)
 
     @property
     def url(self) -> str:
@@ -121,8 +138,7 @@ class RewardServer:
         except InputError as error:
             raise Refused(HTTPStatus.BAD_REQUEST, str(error)) from error
         except QueueFull as error:
-            message = "Too many responses wait to be scored. Try again later."
-            raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, message) from error
+            raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, FULL) from error
         except QueueClosed as error:
             raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, "The server is stopping.") from error
         except NotInTime as error:
@@ -163,7 +179,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """Called for POST: the rewards."""
         try:
-            content = self._rewards.answer(self.path, self._body())
+            with self._one_of_max_requests():
+                content = self._rewards.answer(self.path, self._body())
         except Refused as refused:
             self._refuse(refused)
         except Exception:
@@ -173,16 +190,30 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._send(HTTPStatus.OK, content)
 
-    def _body(self) -> bytes:
-        length, limit = self.headers.get("Content-Length", ""), self._rewards.max_bytes
+    @contextmanager
+    def _one_of_max_requests(self) -> Iterator[None]:
+        if not self._rewards.free.acquire(blocking=False):
+            self._skip(self._length())
+            raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, FULL)
+        try:
+            yield
+        finally:
+            self._rewards.free.release()
+
+    def _length(self) -> int:
+        length = self.headers.get("Content-Length", "")
         if not length.isdigit():
             raise Refused(HTTPStatus.LENGTH_REQUIRED, "The request has no Content-Length.")
-        if int(length) > limit:
-            self._skip(int(length))
-            message = f"The body has {int(length):,} bytes, and at most {limit:,} are read (`--max_megabytes`)."
+        return int(length)
+
+    def _body(self) -> bytes:
+        length, limit = self._length(), self._rewards.max_bytes
+        if length > limit:
+            self._skip(length)
+            message = f"The body has {length:,} bytes, and at most {limit:,} are read (`--max_megabytes`)."
             raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message)
         try:
-            return self.rfile.read(int(length))
+            return self.rfile.read(length)
         except TimeoutError as error:
             message = f"The body has not come within {READ_TIMEOUT_S} s."
             raise Refused(HTTPStatus.REQUEST_TIMEOUT, message) from error

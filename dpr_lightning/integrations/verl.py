@@ -9,6 +9,7 @@ verl passes a reward function no prompt, so that the data have to bring it along
 With ``reward_model.reward_manager=batch`` name :func:`compute_scores`, which scores a batch at once.
 """
 
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -18,6 +19,9 @@ from dpr_lightning.data.text_reward import Prompt
 from dpr_lightning.errors import InputError
 from dpr_lightning.integrations.response_rewards import Reduction, check_reduction, response_reward
 from dpr_lightning.rewards import RewardSpec
+
+_SCORING = threading.Lock()
+"""Locked while the models and the tokenizer are used: verl may call from several threads."""
 
 
 def compute_score(
@@ -65,7 +69,8 @@ def compute_scores(
         InputError: neither ``run`` nor folders are named, or a row has no prompt.
     """
     check_reduction(reduction)
-    reward = _reward(run, sft, tuple(map(str, references)), _hashable(form))
+    with _SCORING:
+        reward = _reward(run, sft, tuple(map(str, references)), _hashable(form))
     infos = [info or {} for info in extra_infos]
     missing = next((index for index, info in enumerate(infos) if prompt_key not in info), None)
     if missing is not None:
@@ -76,7 +81,9 @@ def compute_scores(
             "`custom_reward_function.reward_kwargs.prompt_key` to the key that has it."
         )
     prompts: list[Prompt] = [_plain(info[prompt_key]) for info in infos]
-    scored = reward.score_texts(prompts, solution_strs, ended=[not info.get("truncated", False) for info in infos])
+    ended = [not info.get("truncated", False) for info in infos]
+    with _SCORING:
+        scored = reward.score_texts(prompts, solution_strs, ended=ended)
     return [response_reward([value for _, value in tokens], reduction) for tokens in scored]
 
 

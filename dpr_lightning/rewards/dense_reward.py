@@ -39,6 +39,9 @@ SFT = "sft"
 class DenseReward:
     """r̂_t = log π_SFT(a_t|s_t) − log π_ref(a_t|s_t), in nats per token, and the forms derived from it.
 
+    It scores token ids; ``from dpr_lightning import DenseReward`` imports the one that reads texts too,
+    :class:`dpr_lightning.data.TextReward`.
+
     Source: Li et al. 2025, arXiv:2510.02493, for one reference and ``log_ratio``; the other forms are ours.
     """
 

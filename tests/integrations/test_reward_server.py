@@ -5,18 +5,20 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dpr_lightning import DenseReward
+from dpr_lightning.cli.main import main
+from dpr_lightning.cli.serve_reward_command import stop_signal
 from dpr_lightning.errors import InputError
 from dpr_lightning.integrations.reward_requests import RewardRequests
 from dpr_lightning.integrations.reward_server import RewardServer
@@ -30,10 +32,19 @@ PROMPTS, ANSWERS = ["1 + 1 =", "20 + 3 ="], ["Answer: 2", "23"]
 def serve(reward: DenseReward) -> Iterator[Callable[..., RewardServer]]:
     servers: list[RewardServer] = []
 
-    def start(score: Any = reward.score_rows, max_bytes: int = 1 << 20, reduction: Any = "mean", **queue: Any) -> Any:
+    def start(
+        score: Any = reward.score_rows, reduction: Any = "mean", max_requests: int = 8, **queue: Any
+    ) -> RewardServer:
         options = {"max_batch": 8, "max_wait_s": 0.005, "max_waiting": 16} | queue
         requests = RewardRequests(reward, reduction)
-        server = RewardServer(requests, ScoringQueue(score, **options), host="127.0.0.1", port=0, max_bytes=max_bytes)
+        server = RewardServer(
+            requests,
+            ScoringQueue(score, **options),
+            host="127.0.0.1",
+            port=0,
+            max_bytes=1 << 20,
+            max_requests=max_requests,
+        )
         server.start()
         servers.append(server)
         return server
@@ -90,7 +101,7 @@ def test_an_answer_without_tokens_has_no_reward(serve: Any) -> None:
 
 
 def test_many_clients_at_once_get_their_answers(serve: Any, reward: DenseReward) -> None:
-    server = serve(max_waiting=64)
+    server = serve(max_waiting=64, max_requests=64)
     answers = [str(number) * (1 + number % 3) for number in range(24)]
     results: dict[int, Any] = {}
 
@@ -108,7 +119,8 @@ def test_many_clients_at_once_get_their_answers(serve: Any, reward: DenseReward)
     assert [results[number] for number in range(len(answers))] == pytest.approx(means, abs=1e-5)
 
 
-def test_a_full_queue_is_status_503_with_retry_after(serve: Any, reward: DenseReward) -> None:
+@pytest.mark.parametrize("limits", [{"max_waiting": 1}, {"max_requests": 2}], ids=["responses", "requests"])
+def test_a_full_queue_is_status_503_with_retry_after(limits: dict[str, int], serve: Any, reward: DenseReward) -> None:
     scoring, may_score = threading.Event(), threading.Event()
 
     def slow(rows: Any) -> Any:
@@ -116,7 +128,7 @@ def test_a_full_queue_is_status_503_with_retry_after(serve: Any, reward: DenseRe
         assert may_score.wait(30)
         return reward.score_rows(rows)
 
-    server = serve(slow, max_waiting=1, max_wait_s=0.0)
+    server = serve(slow, max_wait_s=0.0, **limits)
     request = {"prompts": PROMPTS[:1], "completions": ANSWERS[:1]}
     results: list[int] = []
     clients = [
@@ -199,22 +211,43 @@ def test_a_port_in_use_is_refused(serve: Any, reward: DenseReward) -> None:
         RewardServer(RewardRequests(reward, "mean"), server.queue, host="127.0.0.1", port=port, max_bytes=1)
 
 
+def test_the_command_serves_a_run_until_it_is_stopped(
+    folders: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    policies = tmp_path / "sft" / "policies"
+    for folder, name in zip(folders, ("final", "step_0000010"), strict=True):
+        shutil.copytree(folder, policies / name)
+    (policies / "references.json").write_text('{"step_0000010": 0.25, "final": 1.0}')
+    record_stage(tmp_path / "run.json", "sft", {"policies": str(policies)})
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    results: list[Any] = []
+
+    def call_and_stop() -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not results:
+            with suppress(urllib.error.URLError):
+                request = {"prompts": PROMPTS, "completions": ANSWERS}
+                results.append(call(f"http://127.0.0.1:{port}/score", request)[:2])
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    client = threading.Thread(target=call_and_stop)
+    client.start()
+    assert main(["serve-reward", "--run", str(tmp_path), "--port", str(port)]) == 0
+    client.join()
+    assert results[0][0] == 200
+    assert len(results[0][1]["rewards"]) == 2
+    output = capsys.readouterr().out
+    assert f"http://127.0.0.1:{port}" in output
+    assert "Stopping" in output
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_command_serves_until_it_is_stopped(folders: tuple[str, str], number: int, tmp_path: Path) -> None:
-    named = ["--sft", folders[0], "--references", f"[{folders[1]}]"]
-    if number == signal.SIGINT:  # the same, from a run
-        for folder, name in zip(folders, ("final", "step_0000010"), strict=True):
-            shutil.copytree(folder, tmp_path / "sft" / "policies" / name)
-        (tmp_path / "sft" / "policies" / "references.json").write_text('{"step_0000010": 0.25, "final": 1.0}')
-        record_stage(tmp_path / "run.json", "sft", {"policies": str(tmp_path / "sft" / "policies")})
-        named = ["--run", str(tmp_path)]
-    command = [sys.executable, "-u", "-m", "dpr_lightning.cli.main", "serve-reward", *named, "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "200"}) as process:
-        assert process.stdout is not None
-        url = process.stdout.readline().split()[2].rstrip(":")
-        status, content, _ = call(f"{url}/score", {"prompts": PROMPTS, "completions": ANSWERS})
-        assert status == 200
-        assert len(content["rewards"]) == 2
-        process.send_signal(number)
-        assert "Stopping" in process.stdout.read()
-    assert process.returncode == 0
+def test_a_signal_stops_the_server_and_means_what_it_did_before_afterwards(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with stop_signal() as stopped:
+        assert not stopped.is_set()
+        os.kill(os.getpid(), number)
+        assert stopped.wait(10)
+    assert signal.getsignal(number) is before

@@ -45,8 +45,7 @@ def trainer(kind: str, reward: Any, folder: Path, policy: str, **more: Any) -> A
     )
 
 
-@pytest.mark.parametrize("kind", ["GRPOTrainer", "RLOOTrainer"])
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize(("kind", "reduction"), [("GRPOTrainer", "mean"), ("RLOOTrainer", "sum")])
 def test_the_reward_function_trains(
     kind: str, reduction: Any, reward: DenseReward, folders: tuple[str, str], tmp_path: Path
 ) -> None:
