@@ -36,7 +36,7 @@ LESS = {
 
 
 # Exit codes that say whether a reward is worth training on, which on so small a toy it need not be.
-ALLOWED = {"audit": (0, 3), "check": (0, 3, 4), "rl": (0, 3)}
+ALLOWED = {"audit": (0, 3), "check": (0, 3, 4), "preview": (0, 4), "rl": (0, 3)}
 PAGES = {
     "README.md": {"toy", "fit", "preview", "evaluate", "report"},
     "docs/start.md": {"sft", "check", "rl", "chat", "export", "toy", "fit", "preview", "evaluate", "report"},

@@ -1,9 +1,9 @@
 """``dpr generate`` and ``dpr evaluate``: the answers of a policy to prompts, and their scores by a verifier."""
 
-import json
 from dataclasses import dataclass
+from json import dumps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -12,7 +12,7 @@ from dpr_lightning.data import PromptSet, Rows
 from dpr_lightning.engine.decoding import Combine, single_model
 from dpr_lightning.errors import InputError, counted
 from dpr_lightning.evaluation.evaluated_answers import EvaluatedAnswers, collect_answers
-from dpr_lightning.evaluation.statistics import mean_interval, pass_at_k
+from dpr_lightning.evaluation.evaluation_words import evaluation_lines, evaluation_result
 from dpr_lightning.evaluation.tasks import write_jsonl
 from dpr_lightning.evaluation.verifiers import verifier_named
 from dpr_lightning.paths import ReadPath, Writes
@@ -99,8 +99,9 @@ def evaluate(
     dtype: Dtype = "float32",
     seed: int = 0,
     output: Annotated[str | None, Writes(marks=('"low": ',))] = None,
+    json: bool = False,
 ) -> None:
-    """Score a policy on prompts with a verifier: mean with 95% interval, pass@k, length, reverse KL to π_SFT.
+    """Score a policy on prompts with a verifier: right answers with a 95% interval, pass@k, length, reverse KL.
 
     Args:
         policy: folder or hub id.
@@ -120,29 +121,19 @@ def evaluate(
         dtype: of the models' parameters.
         seed: of the samples.
         output: JSON file to write.
+        json: print the content of that file, and nothing else, to standard output.
     """
     options = SamplingOptions(max_new_tokens, temperature, 1.0, batch_size, stop_strings)
     request = _DecodingRequest(policy, references or [], reward, beta, dtype)
-    answers, _ = _answer(request, prompts, options, samples, limit, columns, seed, verifier, sft)
-    assert answers.scores is not None
-    grouped = [answers.scores[start : start + samples] for start in range(0, len(answers.scores), samples)]
-    interval = mean_interval([sum(group) / samples for group in grouped])
-    result: dict[str, Any] = {
-        "score": interval.mean,
-        "low": interval.low,
-        "high": interval.high,
-        "length": answers.length,
-        "prompts": len(grouped),
-        "samples": samples,
-    }
-    correct = [[score > 0.5 for score in group] for group in grouped]
-    powers = [2**exponent for exponent in range(1, samples.bit_length())]
-    result |= {f"pass@{k}": pass_at_k(correct, k) for k in powers}
-    if answers.reverse_kl is not None:
-        result["reverse_kl"] = sum(answers.reverse_kl) / len(answers.reverse_kl)
-    console.print_json(data=result)
+    answers, questions = _answer(request, prompts, options, samples, limit, columns, seed, verifier, sft)
+    result = evaluation_result(answers, samples)
+    if json:
+        console.print_json(data=result)
+    else:
+        for line in evaluation_lines(answers, questions, result, max_new_tokens):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
     if output is not None:
-        Path(output).write_text(json.dumps(result, indent=2) + "\n")
+        Path(output).write_text(dumps(result, indent=2) + "\n")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 from dpr_lightning.data import PromptSet, Rows
-from dpr_lightning.evaluation.preview import BETAS, describe
+from dpr_lightning.evaluation.preview import BETAS, describe, nothing_to_rank
 from dpr_lightning.evaluation.reward_preview import form_name, preview_reward
 from dpr_lightning.evaluation.verifiers import verifier_named
 from dpr_lightning.paths import ReadPath, Writes
@@ -17,6 +17,9 @@ from dpr_lightning.reports import preview_table
 from dpr_lightning.reports.console import console
 from dpr_lightning.rewards import DenseReward, RewardSpec
 from dpr_lightning.rollouts import SamplingOptions
+
+NOT_RANKED = 4
+"""Exit code where the samples rank no reward; 3 is that of `dpr audit` where none passes."""
 
 
 def preview(
@@ -36,7 +39,7 @@ def preview(
     dtype: Dtype = "float32",
     seed: int = 0,
     output: Annotated[str | None, Writes(marks=('"verdict"',))] = None,
-) -> None:
+) -> int:
     """Estimate the policy that each form of the reward is heading for at each β, from samples of π_SFT alone.
 
     Args:
@@ -56,6 +59,9 @@ def preview(
         dtype: of the models' parameters.
         seed: of the samples.
         output: JSON file to write.
+
+    Returns:
+        The exit code: 4 where nothing can be ranked, as no sample was right, or every one.
     """
     spec = reward if reward is not None else RewardSpec.recommended()
     tokenizer = load_tokenizer(sft)
@@ -74,11 +80,14 @@ def preview(
             seed=seed,
             progress=advance,
         )
-    result = run.preview.to_dict()
-    console.print(preview_table(result))
+    unranked = nothing_to_rank(run.preview)
+    result = run.preview.to_dict() | {"unranked": unranked}
+    if unranked is None:
+        console.print(preview_table(result))
     words = describe(run.preview, form_name(spec), beta)
-    console.print(words)
+    console.print(words, highlight=False, markup=False)
     if output is not None:
         Path(output).parent.mkdir(parents=True, exist_ok=True)
         Path(output).write_text(json.dumps(result | {"verdict": words}, indent=2) + "\n")
         console.print(f"Written to {output}")
+    return 0 if unranked is None else NOT_RANKED

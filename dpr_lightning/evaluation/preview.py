@@ -26,7 +26,7 @@ from dpr_lightning.evaluation.preview_results import (
     RewardPreview,
     numbers,
 )
-from dpr_lightning.evaluation.preview_words import describe
+from dpr_lightning.evaluation.preview_words import describe, nothing_to_rank
 from dpr_lightning.evaluation.ranking import auc_within_groups
 from dpr_lightning.evaluation.statistics import mean_interval, paired_comparison
 
@@ -39,6 +39,7 @@ __all__ = [
     "RewardPreview",
     "best_weights",
     "describe",
+    "nothing_to_rank",
     "optimum_weights",
     "preview",
 ]
@@ -55,6 +56,7 @@ def preview(
     *,
     score: ArrayLike | None = None,
     sft_logprob: ArrayLike | None = None,
+    cut: ArrayLike | None = None,
     betas: Sequence[float] = BETAS,
     confidence: float = 0.95,
     resamples: int = 2_000,
@@ -99,7 +101,8 @@ def preview(
         )
         for name, (values, control) in named.items()
     )
-    best, best_control = _surest(rewards, control=False), _surest(rewards, control=True)
+    varies = None if scores is None else bool((scores != scores[:, :1]).any())
+    best, best_control = (_surest(rewards, control=control) if varies else None for control in (False, True))
     against = None
     if scores is not None and best and best_control:
         ours, theirs = ((optimum_weights(named[n][0], b) * scores).sum(axis=1) for n, b in (best, best_control))
@@ -109,6 +112,8 @@ def preview(
         samples=lengths.shape[1],
         score=None if scores is None else mean_interval(scores.mean(axis=1), **options),
         length=float(lengths.mean()),
+        varies=varies,
+        cut=None if cut is None else float(_samples("cut", cut, lengths.shape).mean()),
         rewards=rewards,
         best=best,
         best_control=best_control,

@@ -72,14 +72,18 @@ class Preview:
     """All rewards and β, compared with samples of π_SFT.
 
     ``prompts`` N, ``samples`` n per prompt; ``score`` (None without a verifier) and ``length`` of the unweighted
-    samples; ``best`` and ``best_control``: (name, β) whose gain is surest; ``best_against_control``: the score of the
-    one minus that of the other, paired by prompt.
+    samples; ``varies``: whether the samples of some prompt differ in score, without which nothing can be ranked (None
+    without a verifier); ``cut``: share of the samples that the length limit ended (None where it is not known);
+    ``best`` and ``best_control``: (name, β) whose gain is surest; ``best_against_control``: the score of the one minus
+    that of the other, paired by prompt.
     """
 
     prompts: int
     samples: int
     score: MeanInterval | None
     length: float
+    varies: bool | None
+    cut: float | None
     rewards: tuple[RewardPreview, ...]
     best: tuple[str, float] | None
     best_control: tuple[str, float] | None

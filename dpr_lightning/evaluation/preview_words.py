@@ -1,7 +1,10 @@
 """A preview in plain words: may the optimum of this reward be worth the training?"""
 
-from dpr_lightning.evaluation.preview_results import Preview, PreviewPoint, RewardPreview
+from dpr_lightning.evaluation.preview_results import LEAST_EFFECTIVE_SAMPLES, Preview, PreviewPoint, RewardPreview
 from dpr_lightning.evaluation.statistics import verdict
+
+NOTED_CUTS, MANY_CUTS = 0.05, 0.2
+"""Shares of cut samples: from the first on they are mentioned, from the second on longer ones are the first remedy."""
 
 
 def describe(result: Preview, reward: str, beta: float) -> str:
@@ -12,9 +15,14 @@ def describe(result: Preview, reward: str, beta: float) -> str:
     """
     selected = result.reward(reward)
     point = selected.at(beta)
+    reason = nothing_to_rank(result)
+    if reason is not None:
+        return reason
     change = point.length / result.length - 1 if result.length else 0.0
     percent = f"{100 * change:+.0f}%".replace("-0%", "+0%").replace("-", "−")
     lines = [_optimum_sentence(result, selected, point)]
+    if result.cut is not None and result.cut >= NOTED_CUTS:
+        lines.append(f"{_cut(result.cut)}, and hardly ever count as right: raise it, or train for shorter answers.")
     lines.append(f"Its expected length is {point.length:.1f} tokens against {result.length:.1f} ({percent}).")
     if selected.auc is not None:
         lines.append(
@@ -24,6 +32,37 @@ def describe(result: Preview, reward: str, beta: float) -> str:
     if result.score is not None:
         lines.append(_best_sentence(result))
     return "\n".join(lines)
+
+
+def nothing_to_rank(result: Preview) -> str | None:
+    """Why no reward can be ranked by these samples, and what to do; None where one can be, and without a verifier."""
+    if result.varies is not False or result.score is None:
+        return None
+    mean, count = result.score.mean, result.prompts * result.samples
+    if mean == 0:
+        cut = f" {_cut(result.cut)}." if result.cut else ""
+        first = (
+            "Raise `max_new_tokens` first. Else"
+            if (result.cut or 0.0) >= MANY_CUTS
+            else "See with `dpr evaluate` whether the answers have the form that the verifier reads. If they do,"
+        )
+        return (
+            f"No sample was right: nothing can be ranked ({count:,} samples of {result.prompts:,} prompts).{cut} "
+            f"{first} train SFT for longer, or take easier prompts."
+        )
+    if mean == 1:
+        return (
+            f"Every sample was right: nothing can be ranked ({count:,} samples of {result.prompts:,} prompts), and "
+            "nothing is left to learn from them. Take harder prompts."
+        )
+    return (
+        f"The samples of each prompt score the same ({mean:.3f} on average): nothing can be ranked, since a reward "
+        "ranks answers to one prompt. Draw more (`samples`), or take prompts of which π_SFT answers some."
+    )
+
+
+def _cut(share: float) -> str:
+    return f"{share:.0%} of the samples were cut at `max_new_tokens`"
 
 
 def _optimum_sentence(result: Preview, selected: RewardPreview, point: PreviewPoint) -> str:
@@ -41,7 +80,7 @@ def _optimum_sentence(result: Preview, selected: RewardPreview, point: PreviewPo
         way = {"worse": "leads down", "better": "leads up"}.get(point.verdict or "", "leads neither up nor down")
         return (
             f"{subject} cannot be estimated from these samples: only {reach}. As far as they reach, the way there "
-            f"{way}: {gap}. Raise β, or draw more samples."
+            f"{way}: {gap}. {_further(result)}."
         )
     words = {
         "worse": "is WORSE than SFT: reinforcement learning that succeeds would lose accuracy",
@@ -51,10 +90,15 @@ def _optimum_sentence(result: Preview, selected: RewardPreview, point: PreviewPo
     return f"{subject} {words} — {gap}; {reach}."
 
 
+def _further(result: Preview) -> str:
+    """How an optimum comes into the samples' reach: so few samples carry too little weight at every β."""
+    return "Draw more samples" if result.samples < 2 * LEAST_EFFECTIVE_SAMPLES else "Raise β, or draw more samples"
+
+
 def _best_sentence(result: Preview) -> str:
     """A sentence on which reward and β look best, and whether they beat the sharpening of π_SFT."""
     if result.best is None:
-        return "No reward and β tried is within the reach of these samples: raise β, or draw more."
+        return f"No reward and β tried is within the reach of these samples. {_further(result)}."
     name, beta = result.best
     point = result.reward(name).at(beta)
     text = f"Of the rewards and β tried {name} at β={beta:g} looks best ({point.score:.3f}"

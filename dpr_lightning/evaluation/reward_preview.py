@@ -94,6 +94,7 @@ def preview_reward(
         torch.tensor(answers.lengths).reshape(shape).numpy(),
         score=None if answers.scores is None else torch.tensor(answers.scores).reshape(shape).numpy(),
         sft_logprob=(scores.policy_logprob * scores.mask).sum(1).reshape(shape).numpy(),
+        cut=answers.rollouts.terminated.logical_not().reshape(shape).float().numpy(),
         betas=sorted(betas, reverse=True),
         seed=seed,
     )

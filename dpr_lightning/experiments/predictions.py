@@ -107,9 +107,10 @@ def preview_arms(
         if table is None:
             table = preview.to_dict()
             ours = describe(preview, names[next(iter(group))], beta_of(first))
-            words = (
-                f"{ours}\nAs published, the reward is log_ratio with β around 1: {describe(preview, 'log_ratio', 1.0)}"
-            )
+            published = describe(preview, "log_ratio", 1.0)
+            words = ours  # the same where nothing can be ranked
+            if published != ours:
+                words += f"\nAs published, the reward is log_ratio with β around 1: {published}"
     return SeedPreview(promises, table, words)
 
 

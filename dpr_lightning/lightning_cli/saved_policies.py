@@ -9,7 +9,7 @@ from typing import Any
 from lightning import Trainer
 from lightning.pytorch.loggers import CSVLogger
 
-from dpr_lightning.callbacks import BestPolicy, ReferenceCheckpoints, ResumableCheckpoints
+from dpr_lightning.callbacks import BestPolicy, ReferenceCheckpoints, ResumableCheckpoints, RunManifestFile
 from dpr_lightning.callbacks.best_policy import BEST
 from dpr_lightning.data import DemonstrationDataModule, PolicyDataModule, RewardDataModule, Rows
 from dpr_lightning.reports.console import console
@@ -77,7 +77,13 @@ def _commands(trainer: Trainer, data: Any) -> Iterator[str]:
     generate = ["dpr", "generate", "--policy", final, *(prompts or ["--prompts", "FILE"]), *columns]
     yield f"Next, its answers: {shlex.join([*generate, '--limit', str(FIRST_PROMPTS)])}"
     held_out = data.held_out_rows() if isinstance(data, DemonstrationDataModule) else None
-    if references and held_out is not None and prompts:
+    if not references or held_out is None:
+        return
+    callbacks: list[Any] = callbacks_of(trainer)
+    manifest = next((callback.path for callback in callbacks if isinstance(callback, RunManifestFile)), None)
+    if manifest is not None:
+        yield f"Next, is their reward worth training on: {shlex.join(['dpr', 'check', '--run', str(manifest.parent)])}"
+    elif prompts:
         preview = ["dpr", "preview", "--sft", final, "--references", json.dumps(references), *prompts, *columns]
         yield f"Next, where their reward leads: {shlex.join(preview)}"
 

@@ -79,15 +79,9 @@ def combine(
         outcome: Outcome = "train" if passing else "nothing_found"
         note = "Without a verifier, whether training on it raises scores is not known; with --verifier it is estimated."
         return CheckResult(outcome, [found, note], reference=reference)
+    if preview["unranked"] is not None:
+        return CheckResult("not_ranked", [preview["unranked"]])
     score = preview["score"]["mean"]
-    if score in (0.0, 1.0):
-        wrong = "no sample was right" if score == 0.0 else "every sample was right"
-        remedy = (
-            "Train SFT longer, raise max_new_tokens if answers were cut, or see whether the verifier reads this format."
-            if score == 0.0
-            else "There is nothing left to gain on these prompts; bring harder ones."
-        )
-        return CheckResult("not_ranked", [f"{wrong[0].upper()}{wrong[1:]}: nothing can be ranked. {remedy}"])
     best = preview["best"]
     point = _point(preview, best) if best is not None else None
     if best is None or point is None or point["verdict"] != "better":

@@ -6,6 +6,7 @@ import runpy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ from tests.tiny import write_tiny_policy
 from tests.training import quiet_trainer, write_adapter
 from tests.workspace import Workspace
 
+EVEN = "tests.cli.test_commands:even_length"
 MARKS = {"better": "▲", "no detectable difference": "≈", "worse": "▼"}
 
 
@@ -75,6 +77,33 @@ def test_evaluate_reports_score_interval_length_and_kl(workspace: Workspace, tmp
     assert abs(result["reverse_kl"]) > 1e-4
 
 
+def test_an_evaluation_in_words_and_as_json(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["evaluate", "--policy", workspace.sft, "--prompts", workspace.prompts, "--verifier", "answer"]
+    options = ["--max_new_tokens", "3", "--limit", "4", "--json"]
+    assert main([*command, *options, "false"]) == 0
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert first == "0/4 right [0%, 49%]; 4/4 cut at 3 tokens"
+    assert "wrong, cut: 0 + 0 =" in rest
+    assert "  expected: 0" in rest
+    assert main([*command, *options, "true"]) == 0
+    assert json.loads(capsys.readouterr().out)["cut"] == 4
+
+
+def test_a_preview_without_a_right_sample(
+    workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "preview.json"
+    arguments = ["--sft", workspace.sft, "--references", f"[{workspace.reference}]", "--prompts", workspace.prompts]
+    options = ["--samples", "2", "--limit", "3", "--max_new_tokens", "2", "--verifier", "answer", "--output", str(path)]
+    assert main(["preview", *arguments, *options]) == 4
+    output = capsys.readouterr().out
+    assert output.startswith("No sample was right: nothing can be ranked (6 samples of 3 prompts).")
+    assert "▲" not in output
+    result = json.loads(path.read_text())
+    assert result["unranked"] == result["verdict"]
+    assert result["varies"] is False
+
+
 def test_rewards_are_those_of_the_library(workspace: Workspace, tmp_path: Path) -> None:
     arguments = ["--sft", workspace.sft, "--references", f"[{workspace.reference}]"]
     output = tmp_path / "rewards"
@@ -95,12 +124,17 @@ def test_rewards_are_those_of_the_library(workspace: Workspace, tmp_path: Path) 
     assert page.count('class="token') >= sum(len(row["tokens"]) for row in rows)
 
 
+def even_length(prompt: str, answer: str, metadata: dict[str, Any]) -> float:
+    """A verifier that a policy without training answers right now and then."""
+    return float(len(answer) % 2 == 0)
+
+
 def test_preview_writes_every_form_and_a_verdict(
     workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "preview.json"
     arguments = ["--sft", workspace.sft, "--references", f"[{workspace.reference}]", "--prompts", workspace.prompts]
-    options = ["--samples", "4", "--max_new_tokens", "5", "--verifier", "answer", "--beta", "3", "--output", str(path)]
+    options = ["--samples", "4", "--max_new_tokens", "5", "--verifier", EVEN, "--beta", "3", "--output", str(path)]
     assert main(["preview", *arguments, *options]) == 0
     assert json.loads(path.read_text())["verdict"].startswith("The optimum of one_sided_centred + ½ log π_SFT at β=3")
     capsys.readouterr()

@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from dpr_lightning.errors import InputError
-from dpr_lightning.evaluation.preview import SHARPENING, best_weights, describe, optimum_weights, preview
+from dpr_lightning.evaluation.preview import (
+    SHARPENING,
+    best_weights,
+    describe,
+    nothing_to_rank,
+    optimum_weights,
+    preview,
+)
 from dpr_lightning.evaluation.reward_preview import default_forms
 from dpr_lightning.functional import FORMS
 from dpr_lightning.rewards import RewardSpec
@@ -171,3 +178,38 @@ def test_every_form_is_previewed_once():
     assert set(default_forms(RewardSpec("log_policy"))) == set(plain)
     other = default_forms(RewardSpec({"centred": 0.25, "log_policy": 1.0}))
     assert set(other) - set(plain) == {"0.25 centred + log π_SFT"}
+
+
+@pytest.mark.parametrize(
+    ("score", "cut", "says"),
+    [
+        ([[0, 0], [0, 0]], 0, "No sample was right: nothing can be ranked (4 samples of 2 prompts). See with `dpr eva"),
+        (
+            [[0, 0], [0, 0]],
+            1,
+            "prompts). 25% of the samples were cut at `max_new_tokens`. Raise `max_new_tokens` first",
+        ),
+        ([[1, 1], [1, 1]], 0, "Every sample was right: nothing can be ranked"),
+        ([[0, 0], [1, 1]], 0, "The samples of each prompt score the same (0.500 on average): nothing can be ranked"),
+        ([[0.5, 0.5], [0.2, 0.2]], 0, "The samples of each prompt score the same (0.350"),
+    ],
+)
+def test_nothing_can_be_ranked(score: list[list[float]], cut: int, says: str) -> None:
+    cuts = np.arange(4).reshape(2, 2) < cut
+    result = preview({"r": [[0.1, 0.9], [0.3, 0.2]]}, np.ones((2, 2)), score=score, cut=cuts, betas=(1.0,), **QUICK)
+    reason = nothing_to_rank(result)
+    assert says in str(reason)
+    assert describe(result, "r", 1.0) == reason
+    assert "β" not in str(reason)
+    assert (result.best, result.best_control, result.cut) == (None, None, cut / 4)
+
+
+def test_what_can_be_ranked() -> None:
+    returns, length = {"r": [[0.1, 0.9], [0.3, 0.2]]}, np.ones((2, 2))
+    scored = preview(returns, length, score=[[0, 1], [0, 0]], cut=np.eye(2), betas=(1.0,), **QUICK)
+    assert nothing_to_rank(scored) is None
+    text = describe(scored, "r", 1.0)
+    assert "50% of the samples were cut at `max_new_tokens`" in text
+    assert "Draw more samples." in text
+    assert "Raise β" not in text  # two samples a prompt are too few at every β
+    assert nothing_to_rank(preview(returns, length, betas=(1.0,), **QUICK)) is None

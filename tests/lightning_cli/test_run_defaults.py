@@ -54,12 +54,16 @@ def kinds(added: RunParts) -> dict[str, dict[str, Any]]:
 
 
 def test_a_minimal_config_leaves_a_run_that_goes_on(
-    case: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    case: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["-c"])  # the name of a program that `python -c` runs, and no option
     fit = [*minimal(), "--run.wandb=off"]
     assert main(fit) == 0
     assert "`trainer.default_root_dir` is left out: the run is in runs/mine." in caplog.text
+    assert capsys.readouterr().out.endswith(": dpr check --run runs/mine\n")
     policies = {
         f"policies/{name}/model.safetensors" for name in ("step_0000001", "step_0000002", "step_0000003", "final")
     }
