@@ -8,11 +8,16 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dpr_lightning import DenseReward
+from dpr_lightning import DenseReward, RewardSpec
 from dpr_lightning.errors import InputError
 from dpr_lightning.integrations.trl import dense_reward_function
 
 trl = pytest.importorskip("trl")
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role[0] + ':' + m.content }}"
+    "{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'a:' }}{% endif %}"
+)
 PROMPTS = ["1 + 1 =", "20 + 3 =", "4 + 44 =", "5 + 5 ="]
 
 
@@ -112,3 +117,34 @@ def test_every_token_has_its_own_advantage(reward: DenseReward, folders: tuple[s
     run.train()
     assert run.state.global_step == 2
     assert any((old != new).any() for old, new in zip(before, run.model.parameters(), strict=True))
+
+
+def test_a_conversation_is_encoded_as_trl_samples_from_it(
+    reward: DenseReward, folders: tuple[str, str], tmp_path: Path
+) -> None:
+    names = []
+    for number, folder in enumerate(folders):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer.chat_template = TEMPLATE
+        names.append(str(tmp_path / str(number)))
+        AutoModelForCausalLM.from_pretrained(folder).save_pretrained(names[-1])
+        tokenizer.save_pretrained(names[-1])
+    chat = DenseReward.from_folders(names[0], names[1:], RewardSpec("log_ratio"))
+    scored: list[tuple[list[Any], list[list[int]], list[float]]] = []
+
+    def dense(prompts: list[Any], completions: list[Any], completion_ids: list[list[int]], **more: Any) -> list[float]:
+        result = dense_reward_function(chat, "sum")(prompts, completions, completion_ids, **more)
+        scored.append((prompts, completion_ids, result))
+        return result
+
+    run = trl.GRPOTrainer(
+        AutoModelForCausalLM.from_pretrained(names[0]),
+        dense,
+        args=trl.GRPOConfig(**options(tmp_path)),
+        train_dataset=Dataset.from_list([{"prompt": [{"role": "user", "content": prompt}]} for prompt in PROMPTS]),
+        processing_class=AutoTokenizer.from_pretrained(names[0]),
+    )
+    batch = run._generate_and_score_completions(next(iter(run.get_train_dataloader())))
+    encoded = [ids[mask.bool()].tolist() for ids, mask in zip(batch["prompt_ids"], batch["prompt_mask"], strict=True)]
+    _, ids, result = scored[0]
+    assert result == pytest.approx([sum(rewards) for rewards in chat.score_ids(encoded, ids)], abs=1e-5)
