@@ -46,6 +46,8 @@ class Writes:
         marks: texts of which one is in every file that this package writes there; any other file is refused.
         shared: several runs may write there at once, so it is not locked.
         resumes: ``--ckpt_path`` may name a file there, from which the run that wrote it resumes.
+        suffix: the file that is written has the path of the option with this suffix, such as ``.html``; None: without
+            a change.
     """
 
     def __init__(
@@ -55,8 +57,10 @@ class Writes:
         marks: tuple[str, ...] = (),
         shared: bool = False,
         resumes: bool = False,
+        suffix: str | None = None,
     ) -> None:
         self.names = names
+        self.suffix = suffix
         self.whole = whole
         self.marks = marks
         self.shared = shared
@@ -122,7 +126,10 @@ def path_uses(annotation: Any, value: Any, option: str) -> Iterator[PathUse]:
         inner, *marks = get_args(annotation)
         uses = [mark for mark in marks if isinstance(mark, (Reads, Writes))]
         if uses and isinstance(value, (str, os.PathLike)):
-            yield from (PathUse(option, Path(os.path.expanduser(value)), use) for use in uses)
+            path = Path(os.path.expanduser(value))
+            for use in uses:
+                suffix = use.suffix if isinstance(use, Writes) else None
+                yield PathUse(option, path if suffix is None else path.with_suffix(suffix), use)
             return
         yield from path_uses(inner, value, option)
     elif isinstance(value, Mapping) and "class_path" in value:

@@ -8,14 +8,15 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 
-from dpr_lightning.data import PromptSet, Rows, carried_format, last_turn, open_rows, tokenize_rows
+from dpr_lightning.cli.suspicious_rows import PAGE, AuditedRows, list_suspects, list_trained, load_demonstrations
+from dpr_lightning.data import PromptSet, Rows, last_turn
 from dpr_lightning.errors import InputError
 from dpr_lightning.evaluation.audit import RewardAudit, Rewarded, audit_reward, recommend
 from dpr_lightning.evaluation.corruption import corrupt_one_token
 from dpr_lightning.evaluation.evaluated_answers import collect_answers
-from dpr_lightning.evaluation.suspects import Suspect, suspects
+from dpr_lightning.evaluation.suspects import Suspect
 from dpr_lightning.evaluation.verifiers import verifier_named
-from dpr_lightning.paths import ReadPath, Writes
+from dpr_lightning.paths import REPORT_MARKS, ReadPath, Writes
 from dpr_lightning.policies import load_tokenizer, special_tokens
 from dpr_lightning.policies.inference_policy import best_device
 from dpr_lightning.policies.policy_spec import Dtype
@@ -29,6 +30,9 @@ from dpr_lightning.types import TokenScores
 CONTROL = "log_policy"
 AUDITED = ("log_ratio", "centred", "one_sided", "one_sided_centred", CONTROL)
 FAILED = 3
+HELD_OUT_LIMIT = 200
+MARKS = ('"audits"',)
+"""Text in every file of this command."""
 
 
 def audit(
@@ -37,52 +41,75 @@ def audit(
     demonstrations: Rows,
     verifier: str | None = None,
     samples: int = 4,
-    limit: int = 200,
+    limit: int | None = None,
     max_new_tokens: int = 256,
     stop_strings: tuple[str, ...] = (),
     batch_size: int = 512,
-    suspicious: int = 20,
+    suspicious: int = 200,
     columns: dict[str, str] | None = None,
     dtype: Dtype = "float32",
     seed: int = 0,
-    output: Annotated[str | None, Writes(marks=('"audits"',))] = None,
+    output: Annotated[str | None, Writes(marks=MARKS), Writes(marks=REPORT_MARKS, suffix=PAGE)] = None,
+    rows: AuditedRows = "held_out",
+    exclude: Rows | None = None,
+    max_length: int | None = None,
 ) -> int:
     """Test the reward of each reference on demonstrations, on corrupted ones and on samples of π_SFT.
 
     Exit code 0: a reward passes; 3: none locates the wrong token, and RL on it would follow noise; 2: bad input.
+    With ``rows=train`` no reward is tested: demonstrations that were trained on are listed, those that SFT learnt late
+    first, since mistakes are among them.
 
     Args:
         sft: folder of π_SFT.
         references: folders of earlier checkpoints of the same run; each is audited separately.
-        demonstrations: file of demonstrations that were not trained on.
+        demonstrations: file of demonstrations, by default some that were not trained on.
         verifier: name of a verifier or module:function, for the agreement of reward and verifier on samples.
         samples: samples of π_SFT a prompt.
-        limit: demonstrations used.
+        limit: demonstrations used; by default 200, and of those that were trained on all.
         max_new_tokens: length limit of a sample.
         stop_strings: texts that end an answer.
         batch_size: sequences decoded at once.
-        suspicious: demonstrations listed whose worst token has the lowest reward.
+        suspicious: demonstrations on the page, the most suspicious ones; the first 20 are printed too.
         columns: names of columns.
         dtype: of the models' parameters.
         seed: of corruptions and samples.
-        output: JSON file to write.
+        output: JSON file to write, and beside it a page of the same name, ``.html``, of the demonstrations to check.
+        rows: ``held_out``: the demonstrations were not trained on; ``train``: they were.
+        exclude: with ``rows=train``, rows whose prompts are left out, such as those held out of the same file.
+        max_length: with ``rows=train``, tokens of the longest demonstration that was trained on; longer ones are left
+            out.
 
     Returns:
         The exit code.
     """
+    path = _output(output)
+    if not references:
+        raise InputError("`references`: an audit takes at least one.")
+    if rows == "held_out" and (exclude is not None or max_length is not None):
+        raise InputError("`exclude` and `max_length` are options of `rows: train` alone. Leave them out.")
+    if limit is None and rows == "held_out":
+        limit = HELD_OUT_LIMIT
     tokenizer = load_tokenizer(sft)
-    form = carried_format(tokenizer, sft)
-    data = tokenize_rows(open_rows(demonstrations), tokenizer, form, columns=columns, on_dropped="warn", limit=limit)
-    data.report.log_notes()
+    data = load_demonstrations(
+        demonstrations, tokenizer, sft, columns=columns, limit=limit, exclude=exclude, max_length=max_length
+    )
+    if rows == "train":
+        listed = list_trained(
+            demonstrations, data, sft, references[0], tokenizer, count=suspicious, dtype=dtype, output=path
+        )
+        if path is not None:
+            _write(path, [], "", listed)
+        return 0
     tokens, mask, *_ = data.batch(np.arange(len(data)), 1.0, int(tokenizer.pad_token_id))
     prompts = PromptSet.load(demonstrations, tokenizer, columns=columns, limit=limit)
     answers_prompt = last_turn(mask)
     _check_same_prompts(tokens, answers_prompt, prompts)
     earlier = (mask & ~answers_prompt).sum(1, keepdim=True)
-    if len(references) == 0 or len(data) < 2:
-        raise InputError("An audit takes at least one reference and two demonstrations.")
+    if len(data) < 2:
+        raise InputError(f"An audit takes at least two demonstrations, and {data.file} has {len(data)}.")
     audits: list[RewardAudit] = []
-    token_reward_of: dict[tuple[str, str], torch.Tensor] = {}
+    scores_of: dict[str, TokenScores] = {}
     answers = corrupted = None
     with progress_bar("audit", len(data) * (samples + len(references) * (2 + samples))) as advance:
         for reference in references:
@@ -108,10 +135,10 @@ def audit(
                 return dense.score(ids, acted, divergence=True, progress=advance)
 
             ours, twins = score(tokens, mask), score(corrupted.tokens, mask)
+            scores_of[reference] = ours
             samples_scored = score(answers.rollouts.tokens, answers.rollouts.mask)
             for name in AUDITED:
                 spec = RewardSpec(name)
-                token_reward_of[reference, name] = token_rewards(ours, spec)
                 audits.append(
                     audit_reward(
                         reference,
@@ -128,12 +155,12 @@ def audit(
     best, words = recommend(audits, CONTROL)
     console.print(words)
     selected = best if best is not None else audits[0]
-    names = [data.where(row) for row in range(len(data))]
-    selected_reward = token_reward_of[selected.reference, selected.form]
-    listed = suspects(selected_reward, tokens, mask, tokenizer, names)[:suspicious]
-    _print_suspects(listed, selected)
-    if output is not None:
-        _write(Path(output), audits, words, listed)
+    scored = scores_of[selected.reference]
+    scored = scored._replace(reward=token_rewards(scored, RewardSpec(selected.form)))
+    reward = f"{selected.form} against {selected.reference}"
+    listed = list_suspects(demonstrations, data, scored, tokenizer, reward, count=suspicious, output=path)
+    if path is not None:
+        _write(path, audits, words, listed)
     return 0 if best is not None else FAILED
 
 
@@ -153,12 +180,10 @@ def _rewarded(scores: TokenScores, spec: RewardSpec, after: torch.Tensor | int =
     return Rewarded(token_rewards(scores, spec).double().numpy(), mask.numpy())
 
 
-def _print_suspects(listed: list[Suspect], selected: RewardAudit) -> None:
-    console.print("\nDemonstrations to look at, by their lowest token reward:", style="bold")
-    console.print(f"  {selected.form} against {selected.reference}", highlight=False, markup=False)
-    for suspect in listed:
-        line = f"  {suspect.reward:+8.2f}  {suspect.where}  {suspect.before!r} [{suspect.token!r}] {suspect.after!r}"
-        console.print(line, highlight=False, markup=False)
+def _output(output: str | None) -> Path | None:
+    if output is not None and Path(output).suffix == PAGE:
+        raise InputError(f"`output` is a JSON file, and its page is beside it: found {output}. Write a name in .json.")
+    return None if output is None else Path(output)
 
 
 def _write(path: Path, audits: list[RewardAudit], words: str, listed: list[Suspect]) -> None:

@@ -1,6 +1,7 @@
 """``dpr check``: preview and audit of a run; is its reward worth training on?"""
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -88,6 +89,15 @@ def check(arguments: Sequence[str]) -> int:
     console.rule("check")
     for reason in result.reasons:
         console.print(reason, highlight=False, markup=False, soft_wrap=True)
+    run = shlex.quote(options.run)
+    console.print(
+        f"Wrong rows? Mark them on {folder / 'audit.html'}, export flagged.jsonl there, and write the rest of the "
+        f"training rows: dpr clean --run {run} --flagged flagged.jsonl --output cleaned.jsonl. The page has rows that "
+        f"were not trained on; for the others: dpr audit --run {run} --rows train",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
     code = EXIT_CODES[result.outcome]
     ending = "" if code == 0 else " --anyway"
     verdict = "Worth training on." if code == 0 else "Not worth training on."

@@ -33,6 +33,7 @@ GROUPS = {
         "sft": _workflow("fine-tune a model on demonstrations, and keep checkpoints as references", "sft_command"),
         "check": _workflow("is the reward of that run worth training on? Preview and audit", "check_command"),
         "rl": _workflow("improve the policy on that reward: Dense-Path REINFORCE", "rl_command"),
+        "clean": _workflow("the training rows without those that you marked as wrong", "clean_command"),
         "chat": _workflow("talk to the policy; token rewards of its answers in colour", "chat_command"),
         "export": _command("the policy as a plain Hugging Face folder", "export_command"),
         "init": _workflow("write the config of a run, to read and change before `dpr fit`", "sft_command"),

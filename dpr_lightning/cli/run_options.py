@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,16 @@ def _held_out(manifest: RunManifest) -> Any:
 _ANSWERS: Values = {"columns": lambda run: run.columns, "max_new_tokens": lambda run: run.max_new_tokens}
 _REWARD: Values = {"sft": lambda run: run.sft, "references": lambda run: [run.reference]}
 _SCORED: Values = {**_ANSWERS, "verifier": lambda run: run.verifier}
+_AUDIT_OF_TRAINED: Values = {
+    "sft": lambda run: run.sft,
+    "references": lambda run: [run.reference],
+    "columns": lambda run: run.columns,
+    "demonstrations": lambda run: run.train,
+    "exclude": lambda run: run.held_out,
+    "max_length": lambda run: run.max_length,
+    "output": lambda run: str(run.folder / "audit" / "train.json"),
+}
+"""Options of `dpr audit --rows train`."""
 OPTIONS: dict[str, Values] = {
     "preview": {**_REWARD, **_SCORED, "prompts": _held_out},
     "audit": {
@@ -27,6 +38,7 @@ OPTIONS: dict[str, Values] = {
         "sft": lambda run: run.sft,
         "references": lambda run: list(run.references.values()),
         "demonstrations": _held_out,
+        "output": lambda run: str(run.folder / "audit" / "audit.json"),
     },
     "best_of": {**_REWARD, **_SCORED, "prompts": _held_out, "output": lambda run: str(run.folder / "best_of")},
     "rewards": {
@@ -88,10 +100,18 @@ def with_run_options(command: str, arguments: Sequence[str]) -> list[str]:
     if folder is None:
         return remaining
     manifest = RunManifest.load(folder)
+    options = OPTIONS[command]
+    if command == "audit" and _lists_trained(remaining):
+        options = _AUDIT_OF_TRAINED
     present = {argument.partition("=")[0].partition(".")[0] for argument in remaining if argument.startswith("--")}
     added = [
         f"--{option}={value if isinstance(value, str) else json.dumps(value)}"
-        for option, read in OPTIONS[command].items()
+        for option, read in options.items()
         if f"--{option}" not in present and (value := read(manifest)) is not None
     ]
     return [*added, *remaining]
+
+
+def _lists_trained(arguments: Sequence[str]) -> bool:
+    """Whether ``--rows train`` is among the arguments."""
+    return "--rows=train" in arguments or ("--rows", "train") in pairwise(arguments)

@@ -1,6 +1,7 @@
 """A row, and the interface of every source of rows."""
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -75,6 +76,12 @@ def row_key(file: int, number: int) -> int:
 def locate(files: Sequence[str], key: int) -> tuple[str, int]:
     """File and number of a row, from its :func:`row_key`."""
     return files[key >> FILE_SHIFT], key & ((1 << FILE_SHIFT) - 1)
+
+
+def row_hash(values: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits that identify a row by its content, whatever its file and the order of its columns."""
+    text = json.dumps(dict(values), ensure_ascii=False, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def file_hash(path: Path) -> str:

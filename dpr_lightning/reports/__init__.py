@@ -1,6 +1,18 @@
 """Pages and tables of results from plain data: self-contained HTML, and tables for the console."""
 
-from dpr_lightning.reports.content import Answer, Pair, Panel, Point, Report, Response, Sample, Scatter, Series
+from dpr_lightning.reports.audit_page import write_audit_page
+from dpr_lightning.reports.content import (
+    Answer,
+    AuditedRow,
+    Pair,
+    Panel,
+    Point,
+    Report,
+    Response,
+    Sample,
+    Scatter,
+    Series,
+)
 from dpr_lightning.reports.page import write_heatmap, write_report
 from dpr_lightning.reports.results import arm_name, number, verdict_lines
 from dpr_lightning.reports.tables import arms_table, audit_table, paired_table, preview_table
@@ -8,6 +20,7 @@ from dpr_lightning.reports.token_responses import token_responses
 
 __all__ = [
     "Answer",
+    "AuditedRow",
     "Pair",
     "Panel",
     "Point",
@@ -24,6 +37,7 @@ __all__ = [
     "preview_table",
     "token_responses",
     "verdict_lines",
+    "write_audit_page",
     "write_heatmap",
     "write_report",
 ]

@@ -67,6 +67,20 @@ class Response:
 
 
 @dataclass(frozen=True)
+class AuditedRow:
+    """A demonstration to check: row ``row`` of ``file``, whose content has the hash ``hash``.
+
+    ``token`` is the index of the suspicious token in ``response``.
+    """
+
+    file: str
+    row: int
+    hash: str
+    token: int
+    response: Response
+
+
+@dataclass(frozen=True)
 class Pair:
     """A right and a wrong response to one prompt, for display side by side."""
 

@@ -33,7 +33,7 @@ def write_report(path: str | Path, report: Report) -> Path:
     limit = colour_limit(response for pair in report.pairs for response in (pair.correct, pair.wrong))
     betas, rewards = results.preview_rows(report.preview) if report.preview else ([], [])
     html = (
-        _environment()
+        page_environment()
         .get_template("report.html.jinja")
         .render(
             report=report,
@@ -54,7 +54,7 @@ def write_report(path: str | Path, report: Report) -> Path:
             machine=flattened(report.machine),
         )
     )
-    return _write(Path(path), html)
+    return write_page(Path(path), html)
 
 
 def write_heatmap(
@@ -75,7 +75,7 @@ def write_heatmap(
     first_rows = list(islice(iter(rows), limit))
     full = colour_limit(first_rows)
     html = (
-        _environment()
+        page_environment()
         .get_template("heatmap.html.jinja")
         .render(
             title=title,
@@ -85,7 +85,7 @@ def write_heatmap(
             limit=full,
         )
     )
-    return _write(Path(path), html)
+    return write_page(Path(path), html)
 
 
 def flattened(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -100,7 +100,8 @@ def flattened(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, 
     return rows
 
 
-def _environment() -> jinja2.Environment:
+def page_environment() -> jinja2.Environment:
+    """Templates of this package, with style and script for all pages."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -125,7 +126,8 @@ def _lines(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.strip()]
 
 
-def _write(path: Path, html: str) -> Path:
+def write_page(path: Path, html: str) -> Path:
+    """Write a page atomically, and return its path."""
     with whole_file(path) as stream:
         stream.write(html)
     return path

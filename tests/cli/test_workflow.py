@@ -1,9 +1,11 @@
 """The path of a newcomer: a model and a file of their own, `dpr sft`, `check`, `rl`, `chat`, `export`, no YAML."""
 
+import html
 import io
 import json
 import random
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,10 +16,12 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dpr_lightning.cli.main import main
-from dpr_lightning.run_manifest import RunManifest
+from dpr_lightning.data.row_types import row_hash
+from dpr_lightning.run_manifest import RunManifest, record_stage
 from tests.tiny import write_tiny_policy
 from tests.workspace import write_rows
 
+CLEAN = ["clean", "--run", "runs/mine"]
 SFT = ["--train", "mine.jsonl", "--output", "runs/mine", "--verifier", "numeric"]
 
 
@@ -66,7 +70,10 @@ def test_from_check_to_an_exported_policy(
     code = main(["check", "--run", "runs/mine", "--prompts", "12", "--samples", "4"])
     result = json.loads(Path("runs/mine/check/check.json").read_text())
     assert code == {"train": 0, "nothing_found": 3, "not_ranked": 4}[result["outcome"]]
-    assert result["reasons"][0] in " ".join(capsys.readouterr().out.split())
+    printed = " ".join(capsys.readouterr().out.split())
+    assert result["reasons"][0] in printed
+    assert "Mark them on runs/mine/check/audit.html" in printed
+    assert len(page_rows("runs/mine/check/audit.html")) == 12
 
     Path("runs/mine/check/check.json").write_text(json.dumps({"outcome": "nothing_found", "reasons": ["It is noise."]}))
     assert main(["rl", "--run", "runs/mine", "--steps", "2"]) == 3
@@ -97,6 +104,55 @@ def test_from_check_to_an_exported_policy(
     assert model(**prompt).logits.equal(expected(**prompt).logits)
 
 
+def page_rows(page: str) -> list[dict[str, object]]:
+    """The rows of an audit's page, as its button exports them."""
+    return [json.loads(html.unescape(row)) for row in re.findall(r"data-row='(.*?)'", Path(page).read_text("utf-8"))]
+
+
+@pytest.mark.parametrize("rows", ["train", "held_out"])
+def test_from_the_page_of_an_audit_to_a_run_on_cleaned_rows(
+    rows: str, user: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--rows", "train"] if rows == "train" else ["--samples", "1"]
+    assert main(["audit", "--run", "runs/mine", *arguments]) in (0, 3)
+    printed = capsys.readouterr().out
+    assert ("their rewards are flattered" in printed) == (rows == "train")
+    exported = page_rows("runs/mine/audit/train.html" if rows == "train" else "runs/mine/audit/audit.html")
+    assert len(exported) == {"train": 108, "held_out": 20}[rows]
+    # Rows that were held out are not among those that were trained on.
+    held_out = Path("runs/mine/held_out.jsonl").read_text().splitlines()
+    mine = Path("mine.jsonl").read_text().splitlines()
+    lines = {"train": mine, "held_out": held_out}[rows]
+    listed = [lines[int(str(row["row"])) - 1] for row in exported]
+    assert set(listed).isdisjoint(held_out) == (rows == "train")
+
+    write_rows(Path("flagged.jsonl"), exported[:3])
+    assert main(["clean", "--run", "runs/mine", "--flagged", "flagged.jsonl", "--output", "cleaned.jsonl"]) == 0
+    assert Path("cleaned.jsonl").read_text().splitlines() == [line for line in mine if line not in listed[:3]]
+    printed = capsys.readouterr().out
+    assert "cleaned.jsonl: 125 rows. 3 rows dropped; 3 rows flagged." in printed
+    command = shlex.split(printed.partition("Next: dpr ")[2])
+    assert main([*command, "--epochs", "0.1", "--set", "run.wandb=off"]) == 0
+    assert RunManifest.load("runs/cleaned").train == str(user / "cleaned.jsonl")
+
+
+def test_cleaned_rows_do_not_get_among_those_that_they_replace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    rows = [{"prompt": f"{n}", "completion": "c"} for n in range(3)]
+    write_rows(Path("data/mine.jsonl"), rows)
+    record_stage(Path("run/run.json"), "sft", {"train": str(tmp_path / "data"), "policy": {}})
+    flag = {"file": "data/mine.jsonl", "row": 2, "hash": row_hash(rows[1]), "action": "drop"}
+    write_rows(Path("flagged.jsonl"), [flag])
+    arguments = ["clean", "--run", "run", "--flagged", "flagged.jsonl", "--output"]
+    assert main([*arguments, "data/cleaned.jsonl"]) == 2
+    assert "which the run's `train` reads" in capsys.readouterr().err
+    assert main([*arguments, "cleaned.jsonl"]) == 0
+    assert [json.loads(line) for line in Path("cleaned.jsonl").read_text().splitlines()] == [rows[0], rows[2]]
+
+
 @pytest.mark.parametrize(
     ("command", "output"),
     [
@@ -104,7 +160,7 @@ def test_from_check_to_an_exported_policy(
         (["generate", "--limit", "2"], None),
         (["rewards", "--limit", "4"], "rewards/heatmap.html"),
         (["preview", "--limit", "4", "--samples", "2"], None),
-        (["audit", "--limit", "4", "--samples", "1"], None),
+        (["audit", "--limit", "4", "--samples", "1"], "audit/audit.html"),
         (["best_of", "--limit", "4", "--samples", "2"], "best_of/best_of.json"),
         (["report"], "report.html"),
         (["plan"], None),
@@ -158,11 +214,21 @@ def test_overlays_and_options_are_in_the_config(user: Path, capsys: pytest.Captu
         (["rl", "--run", "runs/mine"], "was not checked: run `dpr check --run runs/mine`"),
         (["rl", "--run", "elsewhere"], "there is no such folder"),
         (["check", "--run", "runs/mine", "--reference", "0.3"], "has no reference at 0.3, but at 0.25, 0.5, 0.75"),
+        ([*CLEAN, "--flagged", "no.jsonl", "--output", "new.jsonl"], "no.jsonl"),
+        ([*CLEAN, "--flagged", "mine.jsonl", "--output", "new.jsonl"], "mine.jsonl:1: 'file' is None"),
+        ([*CLEAN, "--flagged", "mine.jsonl", "--output", "new.csv"], "new.csv is written as JSON lines"),
+        ([*CLEAN, "--flagged", "flags.jsonl", "--output", "mine.jsonl"], "mine.jsonl exists already"),
+        ([*CLEAN, "--flagged", "flags.jsonl", "--output", "flags.jsonl"], "which `flagged` reads"),
+        ([*CLEAN, "--flagged", "mine.jsonl", "--output", "base/a.jsonl"], "'file' is None"),
+        ([*CLEAN, "--flagged", "mine.jsonl", "--output", "flags.jsonl"], "flags.jsonl exists already"),
+        (["audit", "--run", "runs/mine", "--max_length", "9"], "options of `rows: train` alone"),
+        (["audit", "--run", "runs/mine", "--output", "new.html"], "Write a name in .json"),
         (["chat"], "takes --run FOLDER or --policy FOLDER"),
         (["evaluate", "--run"], "`--run` takes the folder of a run"),
     ],
 )
 def test_wrong_input_is_named(arguments: list[str], says: str, user: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_rows(Path("flags.jsonl"), [{"file": "mine.jsonl", "row": 1, "hash": "ab", "action": "drop"}])
     before = sorted(map(str, Path("runs").rglob("*")))
     assert main(arguments) == 2
     assert says in " ".join(capsys.readouterr().err.split())

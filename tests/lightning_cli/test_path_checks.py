@@ -223,6 +223,10 @@ FOREIGN: dict[str, tuple[str, list[str]]] = {
     "evaluate": ("notes.json", ["evaluate", *POLICY, "--output", "notes.json"]),
     "evaluate over a folder": ("notes/a.json", ["evaluate", *POLICY, "--output", "notes"]),
     "rewards": ("r/heatmap.html", ["rewards", *REWARD, "--responses", "prompts.jsonl", "--output", "r"]),
+    "the page beside an audit": (
+        "a.html",
+        ["audit", *REWARD, "--demonstrations", "demonstrations.jsonl", "--output", "a.json"],
+    ),
     "report": ("r/report.html", ["report", "--run", "sft", "--output", "r/report.html"]),
     "toy": ("mine/data/test.jsonl", ["toy", "--output", "mine"]),
     "toy's policy": ("mine/base/model.safetensors", ["toy", "--output", "mine"]),

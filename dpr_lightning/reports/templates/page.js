@@ -25,7 +25,8 @@ function describe(element) {
     return Number.isFinite(p) ? ` (p = ${p < 0.001 ? p.toExponential(1) : p.toFixed(3)})` : "";
   };
   const { sft, reference, reward } = element.dataset;
-  return `“${element.textContent}”\nr̂ ${signed(reward)} nats\nlog π_SFT ${minus(sft)}${chance(sft)}\nlog π_ref ${minus(reference)}${chance(reference)}`;
+  const name = element.closest(".audit") ? "reward" : "r̂";
+  return `“${element.textContent}”\n${name} ${signed(reward)} nats\nlog π_SFT ${minus(sft)}${chance(sft)}\nlog π_ref ${minus(reference)}${chance(reference)}`;
 }
 const target = (event) => (event.target instanceof Element ? event.target.closest(".token, [data-tip]") : null);
 function point(element) {
@@ -112,4 +113,53 @@ for (const browser of document.querySelectorAll(".browser")) {
     box.addEventListener("change", toggle);
     toggle();
   }
+}
+
+// The page of an audit: order, marks, keys, and a download of the marked rows. Nothing leaves the browser.
+for (const audit of document.querySelectorAll(".audit")) {
+  const list = audit.querySelector(".rows");
+  const rows = [...list.querySelectorAll(".sample")];
+  const order = audit.querySelector(".order");
+  const button = audit.querySelector(".export");
+  const box = (row) => row.querySelector("input[type=checkbox]");
+  const marked = () => [...list.querySelectorAll(".sample")].filter((row) => box(row).checked);
+  let exported = "";
+  const columns = ["file", "row", "hash", "token", "reward", "action"];
+  const lines = () => marked().map((row) => JSON.stringify(JSON.parse(row.dataset.row), columns) + "\n").join("");
+  const sort = () => {
+    const key = order.value;
+    list.append(...[...rows].sort((a, b) => Number(a.dataset[key]) - Number(b.dataset[key])));
+  };
+  const update = () => {
+    const count = marked().length;
+    for (const row of rows) row.classList.toggle("wrong", box(row).checked);
+    button.disabled = count === 0;
+    audit.querySelector(".marked").textContent = `${count || "none"} marked wrong`;
+  };
+  order.addEventListener("change", sort);
+  list.addEventListener("change", update);
+  button.addEventListener("click", () => {
+    const link = document.createElement("a");
+    exported = lines();
+    link.href = URL.createObjectURL(new Blob([exported], { type: "application/x-ndjson" }));
+    link.download = "flagged.jsonl";
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+  });
+  document.addEventListener("keydown", (event) => {
+    const typing = event.target instanceof Element && event.target.matches("input[type=search], select");
+    if (typing || event.ctrlKey || event.metaKey || event.altKey || !["j", "k", "x"].includes(event.key)) return;
+    const visible = [...list.querySelectorAll(".sample:not([hidden])")];
+    const current = visible.indexOf(event.target.closest?.(".sample"));
+    event.preventDefault();
+    if (event.key === "x") {
+      if (current >= 0) box(visible[current]).click();
+      return;
+    }
+    const next = visible[current < 0 ? 0 : current + (event.key === "j" ? 1 : -1)];
+    if (next) next.focus();
+  });
+  window.addEventListener("beforeunload", (event) => { if (lines() !== exported) event.preventDefault(); });
+  sort();
+  update();
 }
