@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from dpr_lightning.data.row_types import row_hash
 from tests.tiny import write_tiny_policy
 from tests.workspace import write_rows
 
@@ -39,7 +40,20 @@ LESS = {
 ALLOWED = {"audit": (0, 3), "check": (0, 3, 4), "preview": (0, 4), "rl": (0, 3)}
 PAGES = {
     "README.md": {"toy", "fit", "preview", "evaluate", "report"},
-    "docs/start.md": {"sft", "check", "rl", "chat", "export", "toy", "fit", "preview", "evaluate", "report"},
+    "docs/start.md": {
+        "sft",
+        "check",
+        "audit",
+        "clean",
+        "rl",
+        "chat",
+        "export",
+        "toy",
+        "fit",
+        "preview",
+        "evaluate",
+        "report",
+    },
 }
 
 
@@ -52,6 +66,8 @@ def test_commands_run_one_after_the_other(page: str, tmp_path: Path) -> None:
     write_tiny_policy(tmp_path / "HuggingFaceTB" / "SmolLM2-135M-Instruct")
     rows = [{"prompt": f"{a}+{b}=", "completion": str(a + b)} for a in range(8) for b in range(8)]
     write_rows(tmp_path / "mine.jsonl", rows)
+    flag = {"file": "mine.jsonl", "row": 3, "hash": row_hash(rows[2]), "action": "drop"}
+    write_rows(tmp_path / "flagged.jsonl", [flag])  # which a reader exports from a page
     listed = [{"arguments": [*command, *less(command)], "codes": ALLOWED.get(command[0], (0,))} for command in commands]
     done = subprocess.run(
         [sys.executable, "-m", "tests.run_commands"],
