@@ -127,9 +127,9 @@ def path_uses(annotation: Any, value: Any, option: str) -> Iterator[PathUse]:
         uses = [mark for mark in marks if isinstance(mark, (Reads, Writes))]
         if uses and isinstance(value, (str, os.PathLike)):
             path = Path(os.path.expanduser(value))
-            for use in uses:
-                suffix = use.suffix if isinstance(use, Writes) else None
-                yield PathUse(option, path if suffix is None else path.with_suffix(suffix), use)
+            for mark in uses:
+                suffix = mark.suffix if isinstance(mark, Writes) else None
+                yield PathUse(option, path if suffix is None else path.with_suffix(suffix), mark)
             return
         yield from path_uses(inner, value, option)
     elif isinstance(value, Mapping) and "class_path" in value:

@@ -58,7 +58,7 @@ def clean(arguments: Sequence[str]) -> None:
         else ""
     )
     console.print(
-        f"{output}: {counted(cleaned.written, 'row')}. {counted(cleaned.dropped, 'row')} dropped{copies}; "
+        f"{output}: {counted(cleaned.remaining, 'row')}. {counted(cleaned.dropped, 'row')} dropped{copies}; "
         f"{counted(len(flagged), 'row')} flagged.\nNext: {_next_command(manifest, output)}",
         highlight=False,
         markup=False,

@@ -28,9 +28,9 @@ class FlaggedRow(NamedTuple):
 
 
 class Cleaned(NamedTuple):
-    """Counts of rows: ``written``, and ``dropped`` because they, or exact ``copies`` of them, were flagged."""
+    """Counts of rows: ``remaining`` ones, ``dropped`` ones, and ``copies`` of flagged rows among these."""
 
-    written: int
+    remaining: int
     dropped: int
     copies: int
 
@@ -64,7 +64,7 @@ def write_cleaned(source: RowSource, flagged: list[FlaggedRow], output: Path) ->
     files = {os.path.realpath(file) for file in source.files}
     expected = {(file, row.number): row for row in flagged if (file := os.path.realpath(row.file)) in files}
     by_content: Counter[str] = Counter()
-    written = 0
+    remaining = 0
     with whole_file(output) as stream:
         for row in source:
             content = row_hash(row.values)
@@ -77,13 +77,13 @@ def write_cleaned(source: RowSource, flagged: list[FlaggedRow], output: Path) ->
             if content in contents:
                 by_content[content] += 1
                 continue
-            written += 1
+            remaining += 1
             stream.write(json.dumps(dict(row.values), ensure_ascii=False, default=str) + "\n")
         _check_all_there(source, flagged, [*expected.values()], by_content)
-        if not written:
+        if not remaining:
             raise InputError(f"All rows of {source.name} are flagged, so that none would remain.")
     flags = Counter(row.content for row in flagged)
-    return Cleaned(written, by_content.total(), (by_content - flags).total())
+    return Cleaned(remaining, by_content.total(), (by_content - flags).total())
 
 
 def _check_all_there(

@@ -38,8 +38,8 @@ def test_files_are_joined_and_recognised_however_they_are_spelt(tmp_path: Path) 
         flag(3, {"id": "2", "frage": "y", "antwort": "z"}, "./more.csv"),
     ]
     assert write_cleaned(open_rows(["mine.jsonl", "more.csv"]), flagged, Path("cleaned.jsonl")) == (6, 2, 0)
-    written = [json.loads(line) for line in Path("cleaned.jsonl").read_text("utf-8").splitlines()]
-    assert written == [*ROWS[1:], {"id": "1", "frage": "x"}]
+    values = [json.loads(line) for line in Path("cleaned.jsonl").read_text("utf-8").splitlines()]
+    assert values == [*ROWS[1:], {"id": "1", "frage": "x"}]
 
 
 def test_exact_copies_are_dropped_too_and_counted() -> None:
