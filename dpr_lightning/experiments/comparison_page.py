@@ -150,7 +150,7 @@ def scatters(
         for name, runs in preview.get("runs", {}).items()
         for position, run in enumerate(runs, 1)
     ]
-    if promised:
+    if len(promised) > 1:  # one point shows no relation
         plots.append(
             Scatter("Preview and result", "gain promised", "gain reached", promised, "Sampled answers.", diagonal=True)
         )

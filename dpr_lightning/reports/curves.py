@@ -12,6 +12,8 @@ WIDTH, HEIGHT = 360.0, 180.0
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 8.0, 8.0, 22.0
 # More points than pixels only enlarge the page; a longer curve has means of neighbouring steps.
 MOST_POINTS = 240
+MARGIN = 0.05
+"""Share of the values' range that a vertical axis has above and below it."""
 
 Points = list[tuple[float, float]]
 
@@ -65,7 +67,7 @@ def draw(panel: Panel) -> Drawing:
     x_low, x_high = (min(steps), max(steps)) if steps else (0.0, 1.0)
     x_high = x_high if x_high > x_low else x_low + 1.0
     marks = ticks(min(values), max(values), 4) if values else [0.0, 1.0]
-    y_low, y_high = marks[0], marks[-1]
+    y_low, y_high = _fitted(values, marks)
 
     def x(step: float) -> float:
         return LEFT + (step - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)
@@ -87,7 +89,7 @@ def draw(panel: Panel) -> Drawing:
         curves=curves,
         levels=[Level(name, y(value), f"{name} {short(value)}") for name, value in panel.levels.items()],
         horizontal=[Tick(x(step), short(step)) for step in ticks(x_low, x_high, 4) if x_low <= step <= x_high],
-        vertical=[Tick(y(value), short(value)) for value in marks],
+        vertical=[Tick(y(value), short(value)) for value in marks if y_low <= value <= y_high],
         hover={
             "over": panel.over,
             "x": [x_low, x_high],
@@ -100,6 +102,15 @@ def draw(panel: Panel) -> Drawing:
             _in_words(series, series_runs, panel.over) for series, series_runs in zip(panel.series, runs, strict=True)
         ),
     )
+
+
+def _fitted(values: Sequence[float], marks: Sequence[float]) -> tuple[float, float]:
+    """The ends of an axis: those of the values with a margin, and no further than the first and the last tick."""
+    low, high = (min(values), max(values)) if values else (marks[0], marks[-1])
+    margin = MARGIN * (high - low)
+    if not margin:
+        return marks[0], marks[-1]
+    return max(marks[0], low - margin), min(marks[-1], high + margin)
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:

@@ -39,7 +39,8 @@ def test_arms_are_ranked_behind_sft() -> None:
 
 
 def test_scatters_show_sft_and_what_training_took_furthest() -> None:
-    preview = {"runs": {"far": [{"promised": 0.2, "reached": -0.4, "reliable": True}]}}
+    runs = [{"promised": 0.2, "reached": reached, "reliable": True} for reached in (-0.4, 0.1)]
+    preview = {"runs": {"far": runs}}
     first, second, policies, promised = scatters(EXAMPLES, SPECS, ARMS, preview)
     assert [(point.x, point.y, point.correct) for point in first.points] == [(3, -1.0, True), (4, -3.0, False)]
     assert second.title.endswith("answers of far")
@@ -47,9 +48,10 @@ def test_scatters_show_sft_and_what_training_took_furthest() -> None:
         ("SFT", -2.0, 0.5),
         ("far", 1.5, 0.0),
     ]
-    assert [(point.x, point.y) for point in promised.points] == [(0.2, -0.4)]
+    assert [(point.x, point.y) for point in promised.points] == [(0.2, -0.4), (0.2, 0.1)]
     assert promised.diagonal
-    assert len(scatters(EXAMPLES, SPECS, ARMS, {"runs": {}})) == 3
+    for few in ({}, {"far": runs[:1]}):
+        assert len(scatters(EXAMPLES, SPECS, ARMS, {"runs": few})) == 3
 
 
 def test_samples_keep_the_order_asked_for() -> None:
