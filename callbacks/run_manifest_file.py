@@ -35,7 +35,7 @@ class RunManifestFile(Callback):
         self.path = Path(path)
         self.verifier = verifier
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write it, on rank 0."""
         data = datamodule_of(trainer)
         if not trainer.is_global_zero or is_trial(trainer) or not isinstance(pl_module, PolicyModule):
