@@ -181,6 +181,20 @@ OPTION_CASES: dict[str, dict[str, Case]] = {
         "an unknown verifier of samples": Case(
             lambda kit: [*kit.dpr(), "--run.verifier=anser", "--run.wandb=off"], ("anser", "answer")
         ),
+        "the best policy of a run without validation": Case(
+            lambda kit: [*kit.fit(), "--run.best=true", "--run.wandb=off"],
+            ("`run.best`", "no validation", "`data.validation`"),
+        ),
+        "the best policy of a rollout algorithm": Case(
+            lambda kit: [*kit.dpr(), "--run.best=true", "--run.wandb=off"],
+            ("`run.best`", "DensePathReinforce has none"),
+        ),
+        "an early end after no validation": Case(
+            lambda kit: [*kit.fit(), "--run.early_stopping=0"], ("`run.early_stopping`: found 0", "null")
+        ),
+        "prompts that are all excluded": Case(
+            lambda kit: kit.dpr(exclude=kit.workspace.prompts), ("`data.exclude`", "all prompts")
+        ),
         "an evaluation without prompts": Case(
             lambda kit: kit.fit(
                 trainer={"callbacks": [{"class_path": "dpr_lightning.callbacks.GenerationEvaluation"}]}
