@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from dpr_lightning.data.row_types import row_hash
+from tests.pages.blocks import blocks
 from tests.tiny import write_tiny_policy
 from tests.workspace import write_rows
 
@@ -84,8 +85,7 @@ def test_commands_run_one_after_the_other(page: str, tmp_path: Path) -> None:
 
 
 def test_opens_with_the_two_commands() -> None:
-    first = bash_blocks(README)[0]
-    assert [line.partition("#")[0].strip() for line in first] == ["make quickstart", "make test"]
+    assert blocks(README)[0].commands == [["make", "quickstart"], ["make", "test"]]
 
 
 def test_make_targets_exist() -> None:
@@ -106,21 +106,11 @@ def test_files_and_links_exist(page: Path) -> None:
     assert not missing
 
 
-def bash_blocks(text: str) -> list[list[str]]:
-    """Lines of each ```bash block; a line that ends in a backslash goes on in the next one."""
-    blocks = re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    return [[line for line in block.replace("\\\n", " ").splitlines() if line.strip()] for block in blocks]
-
-
 def runnable_commands(text: str) -> list[list[str]]:
-    """Arguments of `dpr` in the blocks that hold nothing else and read no config but the toy's."""
-    commands = []
-    for block in bash_blocks(text):
-        words = [split for line in block if (split := shlex.split(line, comments=True))]
-        reads = [word for line in words for word in line if word.startswith("configs/")]
-        if words and all(line[0] == "dpr" for line in words) and all(path.startswith("configs/toy/") for path in reads):
-            commands += [line[1:] for line in words]
-    return commands
+    """Arguments of `dpr` in the blocks of bash that are run."""
+    return [
+        command[1:] for block in blocks(text) if block.language == "bash" and block.is_run for command in block.commands
+    ]
 
 
 def less(command: list[str]) -> list[str]:

@@ -32,6 +32,11 @@ class Block(NamedTuple):
         return [words for line in lines if (words := shlex.split(line, comments=True))]
 
     @property
+    def is_run(self) -> bool:
+        """Whether a test runs it."""
+        return not (self.reason or self.installs)
+
+    @property
     def installs(self) -> bool:
         """Whether all it does is to install."""
         return self.language == "bash" and all(words[0] in INSTALLS for words in self.commands)

@@ -55,7 +55,7 @@ def steps_of(page: Path) -> list[dict[str, Any]]:
     """What is run of a page."""
     steps: list[dict[str, Any]] = []
     for block in blocks(page.read_text(encoding="utf-8")):
-        if block.reason or block.installs or runs_elsewhere(page, block):
+        if not block.is_run or runs_elsewhere(page, block):
             continue
         if block.file:
             steps.append({"line": block.line, "file": block.file, "code": block.code})
@@ -109,7 +109,7 @@ def test_a_page_runs(page: str, errors: dict[str, str]) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_block_is_run_or_says_why_not(page: Path) -> None:
     for block in blocks(page.read_text(encoding="utf-8")):
-        if block.language == "bash" and not (block.reason or block.installs):
+        if block.language == "bash" and block.is_run:
             commands = [command[1:] if command[0] == "PYTHONPATH=." else command for command in block.commands]
             strangers = {command[0] for command in commands} - {"dpr"}
             assert not strangers, f"line {block.line} runs {strangers}: write `<!-- not run: REASON -->` before it"

@@ -5,6 +5,9 @@ import re
 
 import pytest
 
+from dpr_lightning.evaluation.preview_results import Preview
+from dpr_lightning.evaluation.preview_words import nothing_to_rank
+from dpr_lightning.evaluation.statistics import MeanInterval
 from dpr_lightning.workflow import combine
 from tests.pages.blocks import ROOT, blocks
 
@@ -19,10 +22,9 @@ def printed() -> list[str]:
     """Messages that `dpr` prints: the table, of which another test makes every case, and the results of `dpr check`."""
     table = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| [^|]+ \| (.+) \|$", table, re.MULTILINE)
-    checks = [
-        combine({"audits": []}, {"score": {"mean": score}, "best": None, "rewards": []}, {}, "0.25").reasons[0]
-        for score in (0.0, 0.5)
-    ]
+    preview = Preview(4, 2, MeanInterval(0.0, 0.0, 0.0, 0.0, 8), 9.0, False, 0.0, (), None, None, None)
+    content = {"unranked": None, "score": {"mean": 0.5}, "best": None, "rewards": []}
+    checks = [nothing_to_rank(preview) or "", *combine({"audits": []}, content, {}, "0.25").reasons]
     return [html.unescape(row).replace("\\", "") for row in rows] + checks
 
 
