@@ -43,10 +43,17 @@ class TrainingBar(RichProgressBar):
         super().on_train_start(trainer, pl_module)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """The step and the metrics that the module marks for the bar, without a logger's version."""
+        """The step, and what the module marks for the bar: not a logger's version, nor validation, which has a line."""
         metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
-        metrics.pop("v_num", None)
-        return {"step": share_done(trainer.global_step, _total_steps(trainer)), **metrics}
+        short = {name.removeprefix("train/"): value for name, value in metrics.items() if "validation/" not in name}
+        short.pop("v_num", None)
+        return {"step": share_done(trainer.global_step, _total_steps(trainer)), **short}
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print what a validation in training measured, above the bar."""
+        super().on_validation_end(trainer, pl_module)
+        if self.is_enabled and (line := _validation_line(trainer)):
+            self.print(line)
 
     def _get_train_description(self, current_epoch: int) -> str:
         epochs = self.trainer.max_epochs
@@ -140,10 +147,8 @@ class ProgressLines(ProgressBar):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print what a validation in training measured; that of ``dpr validate`` is in Lightning's table."""
-        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
-            scores = {name: value for name, value in trainer.callback_metrics.items() if name.startswith("validation/")}
-            if scores:
-                self.print(score_line(trainer, scores))
+        if line := _validation_line(trainer):
+            self.print(line)
 
     def _log(self, title: str, batches: list[Any]) -> ProgressLog | None:
         total = sum(batches)
@@ -174,6 +179,14 @@ class ProgressLines(ProgressBar):
         parts.append(times(now - (self._began_s or now), step - self._first_step, remaining))
         self.print(f"{_step(trainer)}: {', '.join(parts)}")
         self._printed_s, self._printed_step = now, step
+
+
+def _validation_line(trainer: Trainer) -> str | None:
+    """What a validation measured; None outside training, where Lightning prints a table of it."""
+    if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+        return None
+    scores = {name: value for name, value in trainer.callback_metrics.items() if name.startswith("validation/")}
+    return score_line(trainer, scores) if scores else None
 
 
 def score_line(trainer: Trainer, scores: Mapping[str, Any]) -> str:

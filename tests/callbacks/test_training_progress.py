@@ -132,3 +132,28 @@ def test_a_bar_counts_steps_and_epochs_from_one(tmp_path: Path) -> None:
     assert bar._get_train_description(0) == "Epoch 1 of 3"
     bar._trainer = quiet_trainer(tmp_path, max_steps=3)
     assert bar._get_train_description(1).strip() == "Epoch 2"
+
+
+def test_a_bar_on_a_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has the step and the loss; what is measured has lines above it."""
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    metrics: list[dict[str, Any]] = []
+    original = TrainingBar.get_metrics
+    monkeypatch.setattr(TrainingBar, "get_metrics", lambda *each: metrics.append(original(*each)) or metrics[-1])
+    workspace = make_workspace(tmp_path)
+    rows = {"validation": workspace.prompts, "allow_overlap": True}
+    config = write_sft_config(
+        tmp_path,
+        {"source": workspace.sft},
+        workspace.demonstrations,
+        trainer={**VISIBLE, "val_check_interval": 2},
+        **rows,
+    )
+    assert main(["fit", "--config", config]) == 0
+    output = capsys.readouterr().out
+    assert "step 1 to 2." in output
+    assert "step 2/2 (100%): validation nll" in output
+    assert set(metrics[-1]) == {"step", "loss"}
+    assert metrics[-1]["step"] == "2/2 (100%)"
