@@ -175,8 +175,8 @@ class RunManifest:
 
     def _entry(self, stage: str) -> dict[str, Any]:
         if stage not in self.stages:
-            found = ", ".join(self.stages) or "no stage"
-            raise InputError(f"{self.path} has {found}, and not {stage!r}. Run `dpr {stage}` first.")
+            stages = ", ".join(self.stages) or "no stage"
+            raise InputError(f"{self.path} has {stages}, and not {stage!r}. Run `dpr {stage}` first.")
         return self.stages[stage]
 
     def _inside(self, value: Any) -> Any:

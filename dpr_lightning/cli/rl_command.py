@@ -47,7 +47,7 @@ def rl(arguments: Sequence[str]) -> Any:
         reasons = " ".join(check.reasons)
         print(f"dpr rl: not started. {reasons} To train on it nevertheless, add --anyway.")
         return NOTHING_FOUND
-    chosen = RlOptions(
+    selected = RlOptions(
         prompts=options.prompts,
         columns=options.columns,
         steps=options.steps,
@@ -58,6 +58,6 @@ def rl(arguments: Sequence[str]) -> Any:
         verifier=options.verifier,
         seed=options.seed,
     )
-    config, lines = rl_config(manifest, check, chosen)
+    config, lines = rl_config(manifest, check, selected)
     path = finish_config(config, lines, options, manifest.folder / RL_YAML, f"dpr rl {shlex.join(arguments)}")
     return None if options.write_only else fit_config(path)

@@ -33,9 +33,9 @@ def finish_config(config: Config, lines: Sequence[str], options: Namespace, path
     for option, value in read_settings(options.settings).items():
         apply_setting(config, option, value)
     with TemporaryDirectory() as folder:  # a config with a mistake replaces none
-        written = Path(folder) / path.name
-        write_config(config, written, command)
-        parse_lightning(["fit", "--config", str(written)])
+        draft = Path(folder) / path.name
+        write_config(config, draft, command)
+        parse_lightning(["fit", "--config", str(draft)])
     write_config(config, path, f"Written by: {command}\nRuns as: dpr fit --config {path}")
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)

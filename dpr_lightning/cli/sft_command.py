@@ -81,7 +81,7 @@ def _write(options: Namespace, output: str, command: str) -> Path:
     from dpr_lightning.data import open_rows
     from dpr_lightning.workflow import BaseModel, SftOptions, sft_config
 
-    chosen = SftOptions(
+    selected = SftOptions(
         model=options.model,
         train=options.train,
         output=output,
@@ -98,5 +98,5 @@ def _write(options: Namespace, output: str, command: str) -> Path:
         limit=options.limit,
     )
     open_rows(options.train)  # a file that is missing is named before the model is read
-    config, lines = sft_config(chosen, BaseModel.read(options.model))
+    config, lines = sft_config(selected, BaseModel.read(options.model))
     return finish_config(config, lines, options, Path(output) / SFT_YAML, command)

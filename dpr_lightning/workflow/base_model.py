@@ -79,8 +79,8 @@ class BaseModel:
         """One line: name and size."""
         if self.parameters is None:
             return f"{self.source} (an adapter)"
-        size = f"{self.parameters / 1e9:.2f}B" if self.parameters >= SMALL else f"{self.parameters / 1e6:.1f}M"
-        return f"{self.source} ({size} parameters)"
+        count = f"{self.parameters / 1e9:.2f}B" if self.parameters >= SMALL else f"{self.parameters / 1e6:.1f}M"
+        return f"{self.source} ({count} parameters)"
 
 
 def check_rank(rank: int) -> None:

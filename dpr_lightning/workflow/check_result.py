@@ -70,7 +70,7 @@ def combine(
         reference: share of SFT at which the preview's reference was saved.
     """
     passing = [record for record in audit["audits"] if record["passes"] and record["form"] != CONTROL]
-    found = (
+    audited = (
         "The reward finds wrong tokens in demonstrations: it passes the audit."
         if passing
         else "No form of the reward passes the audit: none finds wrong tokens in demonstrations surely enough."
@@ -78,7 +78,7 @@ def combine(
     if preview is None:
         outcome: Outcome = "train" if passing else "nothing_found"
         note = "Without a verifier, whether training on it raises scores is not known; with --verifier it is estimated."
-        return CheckResult(outcome, [found, note], reference=reference)
+        return CheckResult(outcome, [audited, note], reference=reference)
     if preview["unranked"] is not None:
         return CheckResult("not_ranked", [preview["unranked"]])
     score = preview["score"]["mean"]
@@ -86,11 +86,11 @@ def combine(
     point = _point(preview, best) if best is not None else None
     if best is None or point is None or point["verdict"] != "better":
         reason = "No reward and β that was tried looks better than π_SFT, as far as these samples reach."
-        return CheckResult("nothing_found", [reason, found], reference=reference)
+        return CheckResult("nothing_found", [reason, audited], reference=reference)
     name, beta = best
     gain = point["score"] - score
     reason = f"The optimum of {name} at β={beta:g} is estimated at {point['score']:.3f}, {gain:+.3f} to π_SFT."
-    return CheckResult("train", [reason, found], forms.get(name), beta, reference)
+    return CheckResult("train", [reason, audited], forms.get(name), beta, reference)
 
 
 def _point(preview: Mapping[str, Any], best: tuple[str, float]) -> Mapping[str, Any] | None:

@@ -63,13 +63,13 @@ def rl_config(manifest: RunManifest, check: CheckResult | None, options: RlOptio
     policy |= {name: value for name, value in manifest.policy_options.items() if name not in OF_THE_BASE}
     adapters = policy.get("lora") is not None
     rate = options.learning_rate if options.learning_rate is not None else 3e-4 if adapters else 1e-5
-    own = options.prompts is None
-    columns = manifest.columns if own else options.columns
+    from_sft = options.prompts is None
+    columns = manifest.columns if from_sft else options.columns
     held_out = manifest.held_out if columns == manifest.columns else None
     data: Config = {
-        "prompts": manifest.train if own else options.prompts,
+        "prompts": manifest.train if from_sft else options.prompts,
         "columns": columns,
-        "exclude": held_out if own else None,
+        "exclude": held_out if from_sft else None,
         "held_out": held_out,
         "sft": manifest.sft,
         "references": [reference],
