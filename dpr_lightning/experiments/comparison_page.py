@@ -27,7 +27,7 @@ ARM_PANELS = (
     ("Verifier score of samples", "", "rollout/verifier"),
     ("Reverse KL to π_SFT", "nats per response", "rollout/reverse_kl"),
     ("Length", "tokens", "rollout/length"),
-    ("Likelihood of held-out demonstrations", "nats per token", "held_out/nll"),
+    ("NLL of held-out demonstrations", "nats per token", "held_out/nll"),
 )
 # A training writes 16 or so answers a step: a curve shows means over this share of the run.
 WINDOW_SHARE = 0.05

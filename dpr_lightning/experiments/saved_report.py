@@ -66,6 +66,7 @@ def load_report(path: Path) -> Report:
         Sample(sample["prompt"], [Answer(**answer) for answer in sample["answers"]])
         for sample in content.get("samples", [])
     ]
+    content["rollouts"] = [Response(**response) for response in content.get("rollouts", [])]
     return Report(**content)
 
 

@@ -21,9 +21,9 @@ DPR_PANELS = (
     ("Reverse KL to π_SFT", "nats per response", ("rollout/reverse_kl",)),
     ("Length", "tokens", ("rollout/length",)),
     ("Entropy", "nats per token", ("train/entropy",)),
-    ("Reward per token: samples and held-out demonstrations", "nats per token",
+    ("Reward per token", "nats per token",
      ("rollout/reward_per_token", "held_out/reward_per_token")),
-    ("Likelihood of held-out demonstrations", "nats per token", ("held_out/nll",)),
+    ("NLL of held-out demonstrations", "nats per token", ("held_out/nll",)),
     ("Gradient norm", "", ("train/gradient_norm",)),
 )  # fmt: skip
 

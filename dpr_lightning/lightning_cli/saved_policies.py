@@ -13,15 +13,11 @@ from dpr_lightning.callbacks import BestPolicy, ReferenceCheckpoints, ResumableC
 from dpr_lightning.callbacks.best_policy import BEST
 from dpr_lightning.data import DemonstrationDataModule, PolicyDataModule, RewardDataModule, Rows
 from dpr_lightning.reports.console import console
-from dpr_lightning.reports.metrics_table import read_curves
+from dpr_lightning.reports.metrics_table import first_to_last, read_curves
 from dpr_lightning.trainer_attributes import callbacks_of, is_trial
 
 FINAL = "final"
 FIRST_PROMPTS = 4
-MEASURED = ("validation/", "evaluation/", "held_out/", "rollout/reward", "rollout/verifier")
-"""Beginnings of the metrics whose first and last values are printed."""
-DETAILS = ("length", "perplexity", "per_token")
-"""Parts of names that are left out: they say the same again, or belong on the report's page."""
 
 
 def print_saved(trainer: Trainer, data: Any) -> None:
@@ -57,12 +53,7 @@ def _saved(trainer: Trainer) -> Iterator[str]:
 def _scores(trainer: Trainer) -> Iterator[str]:
     """What the tables of metrics have of the whole run, also of the parts before it was resumed."""
     tables = [Path(logger.log_dir) / "metrics.csv" for logger in trainer.loggers if isinstance(logger, CSVLogger)]
-    parts = [
-        f"{name.replace('/', ' ').replace('_', ' ')} {points[0][1]:.4g} → {points[-1][1]:.4g}"
-        for table in tables[:1]
-        for name, points in sorted(read_curves(table).items())
-        if name.startswith(MEASURED) and not any(detail in name for detail in DETAILS) and len(points) > 1
-    ]
+    parts = [part for table in tables[:1] for part in first_to_last(read_curves(table))]
     if parts:
         yield f"First → last: {', '.join(parts)}."
 

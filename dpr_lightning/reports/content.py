@@ -51,16 +51,17 @@ class Scatter:
 
 @dataclass(frozen=True)
 class Response:
-    """A response with its token rewards; the four lists have one entry a token.
+    """A response with its token rewards; the lists have one entry a token.
 
     ``reward`` is r̂ in nats, ``policy_logprob`` log π_SFT, ``reference_logprob`` log π_ref (of several references the
-    combined one of the reward). ``correct`` is None without a verifier. ``label`` names the source.
+    combined one of the reward); both are empty where they were not saved. ``correct`` is None without a verifier.
+    ``label`` names the source.
     """
 
     tokens: Sequence[str]
     reward: Sequence[float]
-    policy_logprob: Sequence[float]
-    reference_logprob: Sequence[float]
+    policy_logprob: Sequence[float] = ()
+    reference_logprob: Sequence[float] = ()
     prompt: str = ""
     correct: bool | None = None
     label: str = ""
@@ -123,6 +124,8 @@ class Report:
         pairs: right and wrong responses side by side.
         scatters: the reward against length and correctness.
         samples: answers of the policies to the same prompts, with a search field.
+        rollouts: samples of reinforcement learning at several steps, in order; the label names the step.
+        records: by name of the stage, what it came from: commit, config, seed, hashes of files, versions.
         commands: command lines that repeat the run.
         settings: options of the run; keys of nested mappings are joined by dots.
         machine: processor, threads, GPU and versions.
@@ -139,6 +142,8 @@ class Report:
     pairs: Sequence[Pair] = ()
     scatters: Sequence[Scatter] = ()
     samples: Sequence[Sample] = ()
+    rollouts: Sequence[Response] = ()
+    records: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     commands: Sequence[str] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     machine: Mapping[str, Any] = field(default_factory=dict)

@@ -1,7 +1,7 @@
 """Token rewards as colours: a diverging scale around 0, the same for all responses of a page."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from dpr_lightning.errors import InputError
@@ -18,7 +18,8 @@ class Token:
     """A coloured token.
 
     ``text`` for display, with signs for invisible characters; ``breaks`` when a new line follows; ``strength`` in
-    [0, 100], per cent of full colour; ``sign`` "more", "less", or "" without a colour.
+    [0, 100], per cent of full colour; ``sign`` "more", "less", or "" without a colour. A log-probability that was not
+    saved is None.
     """
 
     text: str
@@ -26,9 +27,9 @@ class Token:
     breaks: bool
     sign: str
     strength: int
-    policy_logprob: float
-    reference_logprob: float
     reward: float
+    policy_logprob: float | None
+    reference_logprob: float | None
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,10 @@ def heat_map(response: Response, limit: float) -> HeatMap:
     Raises:
         InputError: its lists differ in length.
     """
-    lengths = {
-        "tokens": len(response.tokens),
-        "reward": len(response.reward),
-        "policy_logprob": len(response.policy_logprob),
-        "reference_logprob": len(response.reference_logprob),
-    }
+    lengths = {"tokens": len(response.tokens), "reward": len(response.reward)}
+    if response.policy_logprob or response.reference_logprob:
+        lengths["policy_logprob"] = len(response.policy_logprob)
+        lengths["reference_logprob"] = len(response.reference_logprob)
     if len(set(lengths.values())) > 1:
         raise InputError(
             f"A response has {', '.join(f'{count} {name}' for name, count in lengths.items())}: one entry a token is "
@@ -88,7 +87,7 @@ def visible(text: str) -> str:
 
 
 def _tokens(response: Response, limit: float) -> list[Token]:
-    def token(text: str, reward: float, policy: float, reference: float) -> Token:
+    def token(text: str, reward: float, policy: float | None, reference: float | None) -> Token:
         finite = math.isfinite(reward)
         return Token(
             text=visible(text),
@@ -96,10 +95,11 @@ def _tokens(response: Response, limit: float) -> list[Token]:
             breaks="\n" in text,
             sign=("more" if reward > 0 else "less") if finite and reward else "",
             strength=min(100, round(100 * abs(reward) / limit)) if finite else 0,
+            reward=reward,
             policy_logprob=policy,
             reference_logprob=reference,
-            reward=reward,
         )
 
-    columns: tuple[Sequence[float], ...] = (response.reward, response.policy_logprob, response.reference_logprob)
-    return [token(text, *numbers) for text, *numbers in zip(response.tokens, *columns, strict=True)]
+    unknown = [None] * len(response.tokens)
+    columns = (response.policy_logprob or unknown, response.reference_logprob or unknown)
+    return [token(*values) for values in zip(response.tokens, response.reward, *columns, strict=True)]

@@ -31,6 +31,7 @@ def write_report(path: str | Path, report: Report) -> Path:
         InputError: a response whose lists differ in length.
     """
     limit = colour_limit(response for pair in report.pairs for response in (pair.correct, pair.wrong))
+    rollout_limit = colour_limit(report.rollouts)
     betas, rewards = results.preview_rows(report.preview) if report.preview else ([], [])
     html = (
         page_environment()
@@ -50,6 +51,9 @@ def write_report(path: str | Path, report: Report) -> Path:
             scatters=[draw_scatter(scatter) for scatter in report.scatters],
             policies=results.policies_of(report.samples),
             limit=limit,
+            rollouts=[heat_map(response, rollout_limit) for response in report.rollouts],
+            rollout_limit=rollout_limit,
+            records={name: flattened(facts) for name, facts in report.records.items()},
             settings=flattened(report.settings),
             machine=flattened(report.machine),
         )

@@ -91,6 +91,14 @@ def test_from_check_to_an_exported_policy(
     assert config["model"]["init_args"]["kl"] == {"coefficient": 0.5}
     assert RunManifest.load("runs/mine").policy == "runs/mine/rl/policies/final"
 
+    assert main(["report", "--run", "runs/mine"]) == 0
+    page = Path("runs/mine/report.html").read_text("utf-8")
+    assert page.index("<h3>sft: SupervisedIRL</h3>") < page.index("<h3>rl: DensePathReinforce</h3>")
+    assert page.count("<figcaption>Gradient norm") == 2
+    assert re.search(r'<article class="sample" data-is="step \d+">.*?data-reward="-?\d', page, re.DOTALL)
+    assert re.search(r"data.train</th><td>file [0-9a-f]{16}", page)
+    capsys.readouterr()
+
     monkeypatch.setattr(sys, "stdin", io.StringIO("3+4=\n\n5+1=\n"))
     assert main(["chat", "--run", "runs/mine", "--temperature", "0"]) == 0
     answers = re.findall(r"\[reward [+-]\d+\.\d\d nats over \d+ tokens\]", capsys.readouterr().out)

@@ -74,6 +74,13 @@ def example_report(pairs: int = 8) -> Report:
         pairs=[example_pair(seed) for seed in range(pairs)],
         scatters=[example_scatter()],
         samples=[example_sample(seed) for seed in range(10)],
+        rollouts=[
+            Response(
+                ["1", "+", HARM], [0.0, -2.0, 0.5], prompt=f"prompt {index}", correct=index > 0, label=f"step {index}"
+            )
+            for index in range(3)
+        ],
+        records={"sft: SupervisedIRL": {"command": f"dpr sft {HARM}", "commit": "ab12", "versions": {"torch": "2.13"}}},
         commands=["make quickstart", "dpr quickstart --seed 0 --folder runs/quickstart"],
         settings={
             "policy": {"hidden_size": 128, "layers": 4},

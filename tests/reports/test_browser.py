@@ -15,11 +15,11 @@ def test_tokens_show_their_rewards_on_hover_and_focus(open_page, report_path):
     page = open_page(report_path)
     pairs = example_report().pairs
     expected = sum(len(side.tokens) for pair in pairs for side in (pair.correct, pair.wrong))
-    assert page.locator(".token").count() == expected
+    assert page.locator("#tokens .token").count() == expected
     tooltip = page.locator("#tooltip")
     assert not tooltip.is_visible()
 
-    first = page.locator(".token").first
+    first = page.locator("#tokens .token").first
     first.hover()
     assert tooltip.is_visible()
     sft = f"{pairs[0].correct.policy_logprob[0]:.3f}".replace("-", "−")
@@ -33,7 +33,7 @@ def test_tokens_show_their_rewards_on_hover_and_focus(open_page, report_path):
     assert tooltip.is_visible()
     page.keyboard.press("ArrowRight")
     assert f"“{pairs[0].correct.tokens[1]}”" in tooltip.inner_text()
-    assert page.evaluate("document.querySelectorAll('.token[tabindex=\"0\"]').length") == 2 * len(pairs)
+    assert page.evaluate("document.querySelectorAll('#tokens .token[tabindex=\"0\"]').length") == 2 * len(pairs)
 
 
 def test_colours_follow_the_rewards(open_page, report_path):
@@ -151,3 +151,18 @@ def test_heatmap_of_responses(open_page, tmp_path):
     assert page.locator(".count").inner_text() == "30 of 60"
     page.set_viewport_size({"width": 390, "height": 844})
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_samples_over_training_have_their_rewards_and_steps(open_page, report_path):
+    page = open_page(report_path)
+    samples, count = page.locator("#rollouts .sample:visible"), page.locator("#rollouts .count")
+    assert count.inner_text() == "3 of 3"
+    page.locator("#rollouts .which").select_option("step 1")
+    assert samples.locator(".prompt").all_text_contents() == ["prompt 1"]
+    token = samples.locator(".token").nth(1)
+    assert "less" in token.get_attribute("class").split()
+    token.hover()
+    assert page.locator("#tooltip").inner_text() == "“+”\nreward −2.000 nats"
+    assert "ab12" in page.locator("#reproduce .facts").first.inner_text()
+    # Elsewhere on the page all is as before.
+    assert page.locator("#tokens .sample:visible").count() == 8

@@ -28,7 +28,8 @@ def test_the_page_names_no_address(html):
 
 def test_every_token_is_there(html):
     report = example_report()
-    tokens = sum(len(side.tokens) for pair in report.pairs for side in (pair.correct, pair.wrong))
+    responses = [side for pair in report.pairs for side in (pair.correct, pair.wrong)] + [*report.rollouts]
+    tokens = sum(len(response.tokens) for response in responses)
     assert len(re.findall(r'<span class="token[ "]', html)) == tokens
 
 

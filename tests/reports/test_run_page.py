@@ -23,8 +23,9 @@ def test_the_page_of_a_run_says_what_it_came_from(tmp_path: Path) -> None:
     assert main(["report", "--run", str(tmp_path)]) == 0
     page = (tmp_path / "report.html").read_text()
     assert page.count(">Gradient norm") == 1
-    origin = "commit 0123456789ab, with files changed since; config mine.yaml; seed 7; data.train file 89ab."
-    assert origin in page
+    facts = {"commit": "0123456789ab, with files changed since", "config": "mine.yaml", "seed": "7"}
+    for name, value in {**facts, "data.train": "file 89ab"}.items():
+        assert f'<th scope="row">{name}</th><td>{value}</td>' in page
     assert "<code>dpr fit --config mine.yaml</code>" in page
     assert "model.class_path" in page
     (tmp_path / "hparams.yaml").unlink()

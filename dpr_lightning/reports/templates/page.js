@@ -25,8 +25,10 @@ function describe(element) {
     return Number.isFinite(p) ? ` (p = ${p < 0.001 ? p.toExponential(1) : p.toFixed(3)})` : "";
   };
   const { sft, reference, reward } = element.dataset;
-  const name = element.closest(".audit") ? "reward" : "r̂";
-  return `“${element.textContent}”\n${name} ${signed(reward)} nats\nlog π_SFT ${minus(sft)}${chance(sft)}\nlog π_ref ${minus(reference)}${chance(reference)}`;
+  const name = element.closest(".audit, .rollouts") ? "reward" : "r̂";
+  const total = `“${element.textContent}”\n${name} ${signed(reward)} nats`;
+  if (sft === undefined) return total;
+  return `${total}\nlog π_SFT ${minus(sft)}${chance(sft)}\nlog π_ref ${minus(reference)}${chance(reference)}`;
 }
 const target = (event) => (event.target instanceof Element ? event.target.closest(".token, [data-tip]") : null);
 function point(element) {
