@@ -17,7 +17,7 @@ STAGE_FILES = (
     *(f"{evaluation}/{name}" for evaluation in ("validate", "test") for name in ("metrics.csv", "hparams.yaml")),
     "begun.json", "done.json", LOCK, "lightning_logs/**/*",
     "policies/references.json", "policies/final", "policies/ema", "policies/interrupted", "policies/best",
-    "policies/step_*", "held_out.jsonl",
+    "policies/step_*", "held_out.jsonl", "run.json",
     "checkpoints/*step_*/manifest.json", "checkpoints/*step_*/metrics_?.csv", "checkpoints/*step_*/state.ckpt",
     "checkpoints/*step_*/state.ckpt/**/*",
 )  # fmt: skip
