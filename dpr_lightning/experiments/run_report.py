@@ -69,7 +69,10 @@ def _stages(folder: Path) -> list[Stage]:
     stages = []
     for stage in folders:
         path = stage / RECORD
-        record = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+        try:
+            record = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+        except yaml.YAMLError as error:
+            raise InputError(f"{path} is not a record that this package writes. Move it away.") from error
         record = record if isinstance(record, dict) else {}
         name = str(stage.relative_to(folder)) if stage != folder else stage.resolve().name
         module = str(record["model"].get("class_path", "")) if isinstance(record.get("model"), dict) else ""
@@ -85,22 +88,32 @@ def _measured(stage: Stage) -> str:
 
 def _check(folder: Path) -> list[str]:
     """The reasons that `dpr check` gave."""
-    path = folder / CHECK
-    reasons = json.loads(path.read_text(encoding="utf-8")).get("reasons", []) if path.is_file() else []
+    reasons = _read(folder / CHECK).get("reasons", [])
     return [f"Check before reinforcement learning: {' '.join(reasons)}"] if reasons else []
 
 
 def _preview(folder: Path) -> dict[str, Any] | None:
-    path = folder / PREVIEW
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    content = _read(folder / PREVIEW)
     return content if content.get("rewards") and content.get("verdict") else None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The content of a file of `dpr check`; empty where there is none."""
+    if not path.is_file():
+        return {}
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is damaged. Run `dpr check` again, or delete it.") from error
+    return content
 
 
 def _samples(stage: Stage) -> list[Response]:
     """Samples of a stage at several steps, in order, labelled by the step."""
     path = stage.folder / SAMPLES
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    rows = [row for line in lines if (row := json.loads(line)).get("token_rewards")]
+    lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else [""]
+    # What follows the last line break is a row that is being written, or that a run which was killed cut short.
+    rows = [row for line in lines[:-1] if (row := json.loads(line)).get("token_rewards")]
     steps = sorted({row["step"] for row in rows})
     count = min(len(steps), SAMPLED_STEPS)
     selected = {steps[round(index * (len(steps) - 1) / max(count - 1, 1))] for index in range(count)}

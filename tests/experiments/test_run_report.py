@@ -93,6 +93,8 @@ def test_samples_are_of_steps_far_apart(run: Path) -> None:
     assert [sample.correct for sample in samples[:2]] == [True, None]
     assert (samples[0].prompt, samples[0].tokens, samples[0].reward) == ("p0", ["a", "b"], [-1.0, 0.5])
     write_samples(run / "rl", 1)
+    with (run / "rl" / "rollout_samples.jsonl").open("a") as stream:
+        stream.write('{"step": 20, "prom')  # of a run that was killed
     assert [sample.label for sample in run_report(run).rollouts] == ["step 0", "step 0"]
 
 
@@ -119,3 +121,11 @@ def test_a_folder_without_curves_is_refused(tmp_path: Path) -> None:
     write_stage(tmp_path / "sft", "step,lr\n0,1\n")
     with pytest.raises(InputError, match="has no curve of a training run"):
         run_report(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["check/check.json", "check/preview.json", "sft/hparams.yaml"])
+def test_damaged_files_are_named(name: str, run: Path) -> None:
+    (run / "check").mkdir()
+    (run / name).write_text("a: !!python/name:os.system\n{")
+    with pytest.raises(InputError, match=name):
+        run_report(run)
