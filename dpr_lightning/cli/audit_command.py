@@ -85,7 +85,7 @@ def audit(
     """
     path = _output(output)
     if not references:
-        raise InputError("`references`: an audit takes at least one.")
+        raise InputError("`references` is empty, and an audit takes at least one reference.")
     if rows == "held_out" and (exclude is not None or max_length is not None):
         raise InputError("`exclude` and `max_length` are options of `rows: train` alone. Leave them out.")
     if limit is None and rows == "held_out":
