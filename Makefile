@@ -28,7 +28,7 @@ PEERS := .cache/peers
 PAGES := .cache/pages
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev quickstart quickstart-smollm2 test test-slow chaos gates bench docs checks check-format check-lint format types lock clean
+.PHONY: help install install-dev recipes quickstart quickstart-smollm2 test test-slow chaos gates bench docs checks check-format check-lint format types lock clean
 
 help: ## list the commands
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 22
@@ -39,6 +39,9 @@ quickstart: $(RUN_STAMP) ## demonstrations, SFT, dense reward, DPR and a report,
 
 quickstart-smollm2: $(SMOLLM2_STAMP) ## the same with SmolLM2-135M, whose weights come from the package index
 	$(BIN)/dpr smollm2
+
+recipes: $(DEV_STAMP) ## write configs/ of models by hub id, from the table in dpr_lightning/workflow/model_recipes.py
+	$(BIN)/python -m dpr_lightning.workflow.model_recipes
 
 test: $(DEV_STAMP) ## the tests that need neither a GPU nor minutes each
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile $(PYTEST_ARGS)

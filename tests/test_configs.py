@@ -13,6 +13,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from dpr_lightning.cli.main import main
+from dpr_lightning.workflow.model_recipes import MODELS
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -30,7 +31,14 @@ def test_there_are_configs() -> None:
     assert len(STEPPED) >= 3
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=name)
+def alike(path: Path) -> bool:
+    """Whether a recipe differs in its model alone from others, which are parsed."""
+    return path.parent.name in {model.name for model in MODELS} - {"qwen3_8b"}
+
+
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, marks=pytest.mark.slow if alike(path) else (), id=name(path)) for path in CONFIGS]
+)
 def test_config_parses(path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(ROOT)
     arguments = own_command(path)
