@@ -1,5 +1,8 @@
 """``dpr recipes``, and the names ``recipe:FOLDER/NAME`` of packaged configs."""
 
+import itertools
+import re
+import textwrap
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from importlib.resources import files
@@ -10,20 +13,44 @@ from dpr_lightning.cli.option_parser import OptionParser
 from dpr_lightning.errors import InputError
 
 PREFIX = "recipe:"
+WIDTH = 110
+MODELS = "Models by hub id: fine-tuning (sft, sft_lora), then Dense-Path REINFORCE (dpr)"
+GROUPS = {
+    "8b": "An 8B model on 8 GPUs",
+    "smollm2": "The example of `dpr smollm2`",
+    "toy": "The example of `dpr quickstart`",
+    "compare": "Comparisons, for `dpr compare`",
+    "strategy": "Strategies, to add to another recipe",
+}
+"""Titles by folder; all other folders are of models."""
 
 
 def recipes(arguments: Sequence[str]) -> None:
-    """List the packaged configs, each with the first line of its comment.
+    """List the packaged configs by group, each with the first sentence of its comment.
 
     Raises:
         InputError: an option is wrong.
     """
     OptionParser("recipes", "List the packaged configs: dpr fit --config recipe:NAME").parse_args(arguments)
-    packaged = dict(_packaged(files("dpr_lightning.configs")))
-    width = max(map(len, packaged))
-    for name, file in packaged.items():
-        first = next(iter(file.read_text(encoding="utf-8").splitlines()), "")
-        print(f"{PREFIX}{name:<{width}}  {first.removeprefix('#').strip()}")
+    packaged = list(_packaged(files("dpr_lightning.configs")))
+    width = max(len(name) for name, _ in packaged)
+    groups: dict[str, list[str]] = {title: [] for title in (MODELS, *GROUPS.values())}
+    for name, file in packaged:
+        title = GROUPS.get(name.partition("/")[0], MODELS)
+        groups[title].append(_line(f"{PREFIX}{name:<{width}} ", _first_sentence(file)))
+    print("\n\n".join("\n".join([f"{title}:", *lines]) for title, lines in groups.items() if lines))
+
+
+def _line(begin: str, text: str) -> str:
+    """A line of at most ``WIDTH`` characters: ``begin``, and as many words of ``text`` as fit."""
+    return f"{begin} {textwrap.shorten(text, WIDTH - len(begin) - 1, placeholder=' …')}"
+
+
+def _first_sentence(file: Traversable) -> str:
+    """The first sentence of a config's comment."""
+    comment = itertools.takewhile(lambda line: line.startswith("# "), file.read_text(encoding="utf-8").splitlines())
+    text = " ".join(line.removeprefix("#").strip() for line in comment if not line.startswith("#  "))
+    return re.split(r"[.]\s|: ", text, maxsplit=1)[0].removesuffix(".")
 
 
 def with_recipe_paths(arguments: Sequence[str]) -> list[str]:

@@ -252,5 +252,8 @@ def test_help_and_recipes_load_no_library() -> None:
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert ended.returncode == 0
-    assert "recipe:toy/sft" in ended.stdout
-    assert max(map(len, ended.stdout[ended.stdout.index("usage:") :].splitlines())) <= 110
+    lines = ended.stdout.splitlines()
+    assert max(map(len, lines)) <= 110
+    listed = [line.split(None, 1) for line in lines if line.startswith("recipe:")]
+    assert {name for name, _ in listed} >= {"recipe:qwen3_0.6b/sft", "recipe:toy/sft", "recipe:strategy/ddp"}
+    assert all(text for _, text in listed)
