@@ -11,6 +11,7 @@ import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from dpr_lightning.cli.main import main
+from dpr_lightning.run_manifest import RunManifest
 from dpr_lightning.workflow.model_recipes import KINDS, MODELS, ModelRecipe, recipe, table_row
 from tests.tiny import tiny_tokenizer
 from tests.workspace import write_rows
@@ -103,6 +104,7 @@ def test_a_recipe_trains_its_architecture(model: ModelRecipe, tmp_path: Path, mo
     references = f"--data.references=[{policies}/step_0000001]"
     assert main([*dpr.split(), references, "--trainer.max_steps=1", *less]) == 0
     assert losses(run / "rl") == [0]
+    assert RunManifest.load(run).policy == str(run / "rl" / "policies" / "final")
 
 
 def losses(folder: Path) -> list[int]:
