@@ -1,10 +1,10 @@
 """Count by `dpr plan` the memory of the recipes of models by hub id, from their sizes alone.
 
-    python -m benchmarks.recipe_memory              every model, a line each
+    python -m benchmarks.recipe_memory              every model, a line a recipe
     python -m benchmarks.recipe_memory qwen3_0.6b   one
 
-Weights are not read, and no GPU is needed. The lines are the `memory` of each model in
-`dpr_lightning/workflow/model_recipes.py`, in GiB on each device: sft, sft_lora, dpr.
+Weights are not read, and no GPU is needed; a recipe takes minutes. The numbers are the `memory` of each model in
+`dpr_lightning/workflow/model_recipes.py`, in GiB on each device.
 """
 
 import json
@@ -56,8 +56,8 @@ def main(names: list[str]) -> None:
         write_recipes(Path(folder))
         for model in MODELS:
             if not names or model.name in names:
-                counted = [round(memory(model, kind, Path(folder)), 1) for kind in KINDS]
-                print(model.name, *counted, flush=True)
+                for kind in KINDS:
+                    print(f"{model.name}/{kind}: {memory(model, kind, Path(folder)):.1f} GiB", flush=True)
 
 
 if __name__ == "__main__":

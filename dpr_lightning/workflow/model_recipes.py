@@ -96,7 +96,11 @@ _ROPE: dict[str, Any] = {
 
 MODELS = (
     ModelRecipe(
-        "smollm2_135m", "HuggingFaceTB/SmolLM2-135M-Instruct", 0.13, _llama(576, 1536, 30, 9, 3, 49152)
+        "smollm2_135m",
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+        0.13,
+        _llama(576, 1536, 30, 9, 3, 49152),
+        (5.1, 8.4, 6.8),
     ),
     ModelRecipe(
         "smollm2_360m", "HuggingFaceTB/SmolLM2-360M-Instruct", 0.36, _llama(960, 2560, 32, 15, 5, 49152)
