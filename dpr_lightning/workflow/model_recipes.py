@@ -86,13 +86,20 @@ _NO_THINKING: dict[str, Any] = {
 _QWEN3: dict[str, Any] = {"model_type": "qwen3", "head_dim": 128}
 _LLAMA3_PAD: dict[str, Any] = {"model.policy.pad_token": "<|finetune_right_pad_id|>"}
 _LLAMA3_COMMENTS = {"model.policy.pad_token": "the tokenizer names none; <|eot_id|>, its EOS, closes turns"}
-_ROPE: dict[str, Any] = {
-    "rope_type": "llama3",
-    "rope_theta": 5e5,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
+
+
+def _positions(factor: float) -> dict[str, Any]:
+    """The rotary positions of Llama 3.1 and 3.2."""
+    rope = {
+        "rope_type": "llama3",
+        "rope_theta": 5e5,
+        "factor": factor,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    return {"max_position_embeddings": 131072, "rope_parameters": rope}
+
 
 MODELS = (
     ModelRecipe(
@@ -131,7 +138,7 @@ MODELS = (
         "llama3.2_1b",
         "meta-llama/Llama-3.2-1B-Instruct",
         1.24,
-        _llama(2048, 8192, 16, 32, 8, 128256, head_dim=64, rope_parameters={**_ROPE, "factor": 32.0}),
+        _llama(2048, 8192, 16, 32, 8, 128256, head_dim=64, **_positions(32.0)),
         settings={**_LLAMA3_PAD, _THINKING: {"date_string": "26 Jul 2024"}},
         comments={**_LLAMA3_COMMENTS, _THINKING: "else the template writes the day of each run"},
     ),
@@ -141,7 +148,7 @@ MODELS = (
         8.03,
         _llama(
             4096, 14336, 32, 32, 8, 128256,
-            rope_parameters={**_ROPE, "factor": 8.0}, tie_word_embeddings=False,
+            **_positions(8.0), tie_word_embeddings=False,
         ),
         settings=_LLAMA3_PAD,
         comments=_LLAMA3_COMMENTS,
