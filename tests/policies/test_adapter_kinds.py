@@ -171,7 +171,7 @@ def test_activated_lora_is_refused(tiny_policy_folder: Path, tmp_path: Path) -> 
 
 def test_several_adapters_in_folders(tiny_policy_folder: Path, tmp_path: Path) -> None:
     expected = write_adapter(tiny_policy_folder, tmp_path / "adapter", KINDS["lora"](), name="math")
-    with pytest.raises(InputError, match=r"adapters in its folders math\. Name one of them, for example '.*/math'"):
+    with pytest.raises(InputError, match=r"a folder of them: .*/adapter/math\. Name one of these"):
         build_policy(PolicySpec(source=str(tmp_path / "adapter")))
     spec = PolicySpec(source=str(tmp_path / "adapter" / "math"), tokenizer=str(tiny_policy_folder))
     assert close(logits(build_policy(spec, trainable=False)[0]), expected)
