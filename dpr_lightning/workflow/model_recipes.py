@@ -139,6 +139,7 @@ MODELS = (
         "meta-llama/Llama-3.2-1B-Instruct",
         1.24,
         _llama(2048, 8192, 16, 32, 8, 128256, head_dim=64, **_positions(32.0)),
+        (19.4, None, None),
         settings={**_LLAMA3_PAD, _THINKING: {"date_string": "26 Jul 2024"}},
         comments={**_LLAMA3_COMMENTS, _THINKING: "else the template writes the day of each run"},
     ),
