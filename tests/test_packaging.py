@@ -97,7 +97,7 @@ def test_a_wheel_built_from_the_sdist_is_the_same(sdist: Path, wheel: Path, tmp_
         assert {i.filename: i.CRC for i in first.infolist()} == {i.filename: i.CRC for i in second.infolist()}
 
 
-@pytest.mark.parametrize("kind", ["wheel", "editable"])
+@pytest.mark.parametrize("kind", ["wheel", pytest.param("editable", marks=pytest.mark.slow)])
 def test_installs_into_a_clean_environment(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     python = clean_environment(tmp_path / "venv")
     install = [sys.executable, "-m", "pip", "--python", str(python), "install", *PIP_OPTIONS]

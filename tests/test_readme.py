@@ -57,6 +57,7 @@ PAGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_run_one_after_the_other(page: str, tmp_path: Path) -> None:
     commands = runnable_commands((ROOT / page).read_text(encoding="utf-8"))

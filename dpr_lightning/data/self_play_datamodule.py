@@ -37,6 +37,7 @@ class SelfPlayDataModule(DemonstrationDataModule):
         sampling: options of its answers.
         dtype: of its parameters.
         attention: its attention implementation.
+        validation: as there; none by default, since an answer is sampled for every row of it.
         options: everything else that :class:`DemonstrationDataModule` takes; a token budget counts demonstrations.
 
     Raises:
@@ -50,9 +51,10 @@ class SelfPlayDataModule(DemonstrationDataModule):
         sampling: SamplingOptions | None = None,
         dtype: Dtype = "float32",
         attention: str = AUTO,
+        validation: float | Rows | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(train, **options)
+        super().__init__(train, validation, **options)
         self.opponent = opponent
         self.sampling = sampling if sampling is not None else SamplingOptions()
         if self.sampling.temperature == 0:

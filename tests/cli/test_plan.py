@@ -58,7 +58,7 @@ def test_imitation(
     assert planned.peak == pytest.approx(measured, rel=TOLERANCE)
 
 
-@pytest.mark.parametrize("kind", ["SelfPlay", "VerifierHead"])
+@pytest.mark.parametrize("kind", ["SelfPlay", pytest.param("VerifierHead", marks=pytest.mark.slow)])
 def test_pairs(kind: str, folder: Path, tmp_path: Path) -> None:
     """Long prompts with long answers, and long demonstrations, in one micro-batch."""
     rows = [{"prompt": "1", "completion": "1" * 62}, {"prompt": "2" * 62, "completion": "1"}]
@@ -108,7 +108,7 @@ def test_layers_that_look_at_what_is_in_tensors_are_said(
 @pytest.mark.parametrize(
     ("model", "accumulate"),
     [
-        ({"estimator": "reinforce"}, 1),
+        pytest.param({"estimator": "reinforce"}, 1, marks=pytest.mark.slow),
         ({"estimator": "all_actions", "credit": {"discount": 0.0}}, 1),
         pytest.param({"estimator": "all_actions", "credit": {"discount": 0.0}}, 4, marks=pytest.mark.slow),
         # Rollouts take more than learning does, in parts of two answers.

@@ -60,12 +60,14 @@ def test_what_goes_wrong_there_goes_wrong_here(cores: Any, tmp_path: Path) -> No
         begin(refuses)()
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_is_not_waited_for(cores: Any, tmp_path: Path) -> None:
     cores(64)
     with pytest.raises(BrokenProcessPool), run_in_background(tmp_path / "log") as begin:
         begin(dies)()
 
 
+@pytest.mark.slow
 def test_it_is_given_up_when_what_is_beside_it_fails(cores: Any, tmp_path: Path) -> None:
     cores(64)
     started = time.monotonic()

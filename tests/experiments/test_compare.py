@@ -78,6 +78,7 @@ def _cost(seed: Path, config: str) -> float:
     return float(json.loads((seed / "flops" / f"{config}.json").read_text())["flops_of_a_step"])
 
 
+@pytest.mark.slow
 def test_arms_over_seeds_are_made_once(
     configured: Callable[..., list[str]],
     tmp_path: Path,

@@ -83,6 +83,7 @@ def test_steps_stay_what_they_were(stage: Any, kind: str, expected: int, workspa
     assert norm({name: weights[name] - before[name] for name in weights}) > 1e-3 * norm(weights)
 
 
+@pytest.mark.slow
 def test_the_command_starts_itself_again(workspace: Workspace, tmp_path: Path) -> None:
     config = sft(workspace, tmp_path / "small", "SmallSFT")
     content = yaml.safe_load(Path(config).read_text())

@@ -82,7 +82,9 @@ def named(folder: Path) -> dict[str, float]:
     return listed
 
 
-@pytest.mark.parametrize(("stage", "seconds", "first"), [("sft", 16, 10), ("dpr", 4, 12)])
+@pytest.mark.parametrize(
+    ("stage", "seconds", "first"), [pytest.param("sft", 16, 10, marks=pytest.mark.slow), ("dpr", 4, 12)]
+)
 def test_time_is_that_of_a_process_and_the_run_goes_on_to_the_bit(
     stage: str,
     seconds: int,

@@ -7,7 +7,10 @@ import pytest
 from tests.strategies.parity import difference, moved, steps, trained, write_inputs
 
 CASES = ["dpr_frozen_in_shards:1", "dpr_frozen_in_shards:3"]
-STRATEGIES = ["ddp", "zero3_asked_in_shards", "fsdp2_asked_in_shards"]
+STRATEGIES = [
+    "zero3_asked_in_shards",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("ddp", "fsdp2_asked_in_shards")),
+]
 
 
 @pytest.fixture(scope="module")

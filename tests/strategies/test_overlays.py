@@ -25,6 +25,7 @@ COMPILED = [pytest.mark.slow, pytest.mark.skipif(shutil.which("g++") is None, re
 ON_DISK = [*COMPILED, pytest.mark.skipif(not Path("/usr/include/libaio.h").exists(), reason="no libaio")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overlay",
     [

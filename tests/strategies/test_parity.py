@@ -16,7 +16,7 @@ HALF = ["sft:3:bf16", "dpr:3:bf16"]
 CASES = [*EXACT, *CLOSE, BROKEN, *HALF]
 # In bfloat16 DeepSpeed computes with rounded copies of its float32 weights, half a unit in the ninth place off.
 BFLOAT16 = 2.0**-9
-STRATEGIES = ["ddp", "zero3", *(pytest.param(name, marks=pytest.mark.slow) for name in ("zero1", "zero2", "fsdp2"))]
+STRATEGIES = ["ddp", *(pytest.param(name, marks=pytest.mark.slow) for name in ("zero1", "zero2", "zero3", "fsdp2"))]
 
 
 @pytest.fixture(scope="module")

@@ -115,7 +115,8 @@ def test_where_the_compiler_that_is_asked_for_fails_another_serves(
 
 
 @needs_compiler
-@pytest.mark.parametrize("length", [4, pytest.param(60_000, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("length", [4, 60_000])
 def test_a_damaged_library_is_made_again(cache: Path, length: int) -> None:
     """Loading a truncated library would end the process."""
     assert fresh() is not None
