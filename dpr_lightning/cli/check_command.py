@@ -4,6 +4,7 @@ import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 from dpr_lightning.cli.option_parser import OptionParser
 from dpr_lightning.errors import InputError
@@ -37,10 +38,11 @@ def check(arguments: Sequence[str]) -> int:
     from dpr_lightning.cli.audit_command import audit
     from dpr_lightning.cli.preview_command import preview
     from dpr_lightning.evaluation.reward_preview import default_forms, form_name
+    from dpr_lightning.lightning_cli.path_checks import guarded
     from dpr_lightning.reports.console import console
     from dpr_lightning.rewards import RewardSpec
-    from dpr_lightning.run_manifest import RunManifest
-    from dpr_lightning.workflow import CHECK, combine
+    from dpr_lightning.run_manifest import AUDIT, PREVIEW, RunManifest
+    from dpr_lightning.workflow import combine
 
     manifest = RunManifest.load(options.run)
     rows = manifest.held_out
@@ -53,34 +55,33 @@ def check(arguments: Sequence[str]) -> int:
     reference = manifest.reference_at(share)
     verifier = options.verifier or manifest.verifier
     limit = options.max_new_tokens or manifest.max_new_tokens or 256
-    folder = (manifest.folder / CHECK).parent
-    audit_file, preview_file = str(folder / "audit.json"), str(folder / "preview.json")
+    audit_file, preview_file = manifest.folder / AUDIT, manifest.folder / PREVIEW
     console.rule("audit")
-    audit(
-        manifest.sft,
-        list(manifest.references.values()),
-        rows,
+    guarded(audit, [])(
+        sft=manifest.sft,
+        references=list(manifest.references.values()),
+        demonstrations=rows,
         verifier=verifier,
         limit=options.prompts,
         max_new_tokens=limit,
         columns=manifest.columns,
         seed=options.seed,
-        output=audit_file,
+        output=str(audit_file),
     )
     previewed = None
     if verifier is not None:
         console.rule("preview")
-        preview(
-            manifest.sft,
-            [reference],
-            rows,
+        guarded(preview, [])(
+            sft=manifest.sft,
+            references=[reference],
+            prompts=rows,
             verifier=verifier,
             samples=options.samples,
             limit=options.prompts,
             max_new_tokens=limit,
             columns=manifest.columns,
             seed=options.seed,
-            output=preview_file,
+            output=str(preview_file),
         )
         previewed = _read(preview_file)
     forms = {form_name(spec): asdict(spec) for spec in default_forms(RewardSpec.recommended()).values()}
@@ -91,9 +92,9 @@ def check(arguments: Sequence[str]) -> int:
         console.print(reason, highlight=False, markup=False, soft_wrap=True)
     run = shlex.quote(options.run)
     console.print(
-        f"Wrong rows? Mark them on {folder / 'audit.html'}, export flagged.jsonl there, and write the rest of the "
-        f"training rows: dpr clean --run {run} --flagged flagged.jsonl --output cleaned.jsonl. The page has rows that "
-        f"were not trained on; for the others: dpr audit --run {run} --rows train",
+        f"Wrong rows? Mark them on {audit_file.with_suffix('.html')}, export flagged.jsonl there, and write the rest "
+        f"of the training rows: dpr clean --run {run} --flagged flagged.jsonl --output cleaned.jsonl. The page has "
+        f"rows that were not trained on; for the others: dpr audit --run {run} --rows train",
         highlight=False,
         markup=False,
         soft_wrap=True,
@@ -105,7 +106,6 @@ def check(arguments: Sequence[str]) -> int:
     return code
 
 
-def _read(path: str) -> dict[str, object]:
-    with open(path, encoding="utf-8") as stream:
-        content: dict[str, object] = json.load(stream)
+def _read(path: Path) -> dict[str, object]:
+    content: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
     return content

@@ -11,10 +11,9 @@ from dpr_lightning.errors import InputError
 from dpr_lightning.experiments.training_curves import DPR_PANELS, SFT_PANELS, panels
 from dpr_lightning.reports import Panel, Report, Response
 from dpr_lightning.reports.metrics_table import first_to_last, read_curves
-from dpr_lightning.run_manifest import TRAINED
+from dpr_lightning.run_manifest import CHECK, PREVIEW, TRAINED
 
 METRICS, RECORD, SAMPLES = "metrics.csv", "hparams.yaml", "rollout_samples.jsonl"
-CHECK, PREVIEW = Path("check", "check.json"), Path("check", "preview.json")
 EVALUATIONS = ("validate", "test")
 """Folders of `dpr validate` and `dpr test` in that of a stage; their tables have one point a metric, and no curve."""
 ORDER = {stage: index for index, stage in enumerate(reversed(TRAINED))}

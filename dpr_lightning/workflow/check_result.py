@@ -8,9 +8,8 @@ from typing import Any, Literal
 
 from dpr_lightning.errors import InputError
 from dpr_lightning.folders import whole_file
+from dpr_lightning.run_manifest import CHECK
 
-CHECK = Path("check") / "check.json"
-"""Path in a run's folder."""
 CONTROL = "log_policy"
 """Form of the audit that needs no reference."""
 Outcome = Literal["train", "nothing_found", "not_ranked"]

@@ -122,12 +122,12 @@ def write_tiny(model: ModelRecipe, folder: Path) -> None:
     tokenizer.add_special_tokens({"additional_special_tokens": tokens})
     tokenizer.chat_template, tokenizer.eos_token, tokenizer.pad_token = template, eos, pad
     tokenizer.save_pretrained(folder)
-    own = model.architecture
+    original = model.architecture
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    sizes["num_key_value_heads"] = max(1, 4 * own["num_key_value_heads"] // own["num_attention_heads"])
-    sizes |= {name: 16 for name in ("head_dim", "sliding_window") if name in own}
-    layers = {"layer_types": ["sliding_attention", "full_attention"]} if "sliding_window" in own else {}
+    sizes["num_key_value_heads"] = max(1, 4 * original["num_key_value_heads"] // original["num_attention_heads"])
+    sizes |= {name: 16 for name in ("head_dim", "sliding_window") if name in original}
+    layers = {"layer_types": ["sliding_attention", "full_attention"]} if "sliding_window" in original else {}
     special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
-    config = AutoConfig.for_model(**(own | sizes | layers | special | {"vocab_size": len(tokenizer)}))
+    config = AutoConfig.for_model(**(original | sizes | layers | special | {"vocab_size": len(tokenizer)}))
     built: Any = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     built.save_pretrained(folder)

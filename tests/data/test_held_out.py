@@ -109,12 +109,12 @@ def test_held_out_rows_are_written_as_they_are(tmp_path: Path, tokenizer: str, v
     data = data_module(train, tokenizer, held_out_file=str(file), **options)
     data.setup("fit")
     assert data.held_out_rows() == (str(file), columns)
-    written = [json.loads(line) for line in file.read_text().splitlines()]
+    saved = [json.loads(line) for line in file.read_text().splitlines()]
     held_out = data.validation_data
     assert held_out is not None
-    assert len(written) == len(held_out) == (20 if validation == "auto" else 25)
-    assert all(row in first + second for row in written)
-    assert max(Counter(row["Frage"] for row in written).values()) == 1  # whatever its weight
+    assert len(saved) == len(held_out) == (20 if validation == "auto" else 25)
+    assert all(row in first + second for row in saved)
+    assert max(Counter(row["Frage"] for row in saved).values()) == 1  # whatever its weight
     prompts = PromptSet.load(str(file), data.tokenizer, columns=columns)
     assert set(prompts.prompt_hashes) == set(held_out.prompt_hashes)
     assert data.train_data is not None
@@ -159,7 +159,7 @@ def test_rows_of_tables_and_of_parquet(tmp_path: Path, tokenizer: str) -> None:
         file = tmp_path / f"{name}.held.jsonl"
         data = data_module(str(tmp_path / name), tokenizer, held_out_file=str(file))
         data.setup("fit")
-        written = [json.loads(line) for line in file.read_text().splitlines()]
+        saved = [json.loads(line) for line in file.read_text().splitlines()]
         expected = rows if name.endswith("parquet") else [{k: v for k, v in row.items() if v} for row in rows]
-        assert len(written) == 6
-        assert all(row in expected for row in written)
+        assert len(saved) == 6
+        assert all(row in expected for row in saved)

@@ -34,8 +34,8 @@ def test_the_page_of_a_run_says_what_it_came_from(tmp_path: Path) -> None:
 
 
 def test_an_axis_ends_near_its_values() -> None:
-    drawing = draw(Panel("norm", [Series("norm", [0, 1, 2], [0.1, 6.2, 0.3])]))
-    assert [tick.label for tick in drawing.vertical] == ["0", "2", "4", "6"]  # and not up to 8
-    assert min(float(part.split()[1]) for part in drawing.curves[0].path[1:].split("L")) < TOP + 0.06 * HEIGHT
+    plot = draw(Panel("norm", [Series("norm", [0, 1, 2], [0.1, 6.2, 0.3])]))
+    assert [tick.label for tick in plot.vertical] == ["0", "2", "4", "6"]  # and not up to 8
+    assert min(float(part.split()[1]) for part in plot.curves[0].path[1:].split("L")) < TOP + 0.06 * HEIGHT
     constant = draw(Panel("norm", [Series("norm", [0, 1], [2.0, 2.0])]))
     assert len(constant.vertical) > 1
