@@ -19,6 +19,7 @@ from dpr_lightning.paths import REPORT_MARKS, ReadPath, Writes
 from dpr_lightning.policies import load_tokenizer, load_verifier_head, score_responses
 from dpr_lightning.policies.inference_policy import best_device
 from dpr_lightning.policies.policy_spec import Dtype
+from dpr_lightning.policies.weights_dtype import dtype_of
 from dpr_lightning.progress import progress_bar
 from dpr_lightning.reports import Panel, Report, Series, arms_table
 from dpr_lightning.reports.console import console
@@ -121,7 +122,7 @@ def best_of(
         panels={"Best of n": _curves(results, counts)},
         settings={"sft": sft, "references": references, "prompts": prompts, "verifier": verifier, "head": head}
         | {"samples": samples, "max_new_tokens": max_new_tokens, "stop_strings": list(stop_strings)}
-        | {"seed": seed, "dtype": dtype},
+        | {"seed": seed, "dtype": dtype_of(sft, dtype)},
         machine=machine(),
         notes=[
             f"{counted(len(questions), 'prompt')}. Curves are exact over all subsets of the {samples} samples of a "

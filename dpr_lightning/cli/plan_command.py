@@ -17,8 +17,10 @@ from dpr_lightning.engine.decoding import packed_bytes
 from dpr_lightning.errors import InputError, counted, first_line
 from dpr_lightning.lightning_cli.dpr_cli import parse_lightning
 from dpr_lightning.modules.base import PolicyModule
-from dpr_lightning.policies import PolicySpec
-from dpr_lightning.policies.outline import outline_policy
+from dpr_lightning.policies import AUTO, PolicySpec
+from dpr_lightning.policies.adapters import resolve_adapter
+from dpr_lightning.policies.outline import config_of, outline_policy
+from dpr_lightning.policies.weights_dtype import automatic_dtype, saved_dtype
 
 WHAT_HELPS = "--what_helps"
 
@@ -92,8 +94,8 @@ def plan(arguments: Sequence[str]) -> Plan:
 
     Args:
         arguments: configs and options, as ``dpr fit`` takes them. No weights are read and nothing is trained. Devices
-            that are not a number (``auto``) count as one; weights that are whole or in shards by their size (``auto``)
-            count as whole, since the memory of the device is not known here.
+            that are not a number (``auto``) count as one, and as a GPU unless ``accelerator`` is cpu; weights that are
+            whole or in shards by their size (``auto``) count as whole, since the size of the device is not known here.
 
     Raises:
         InputError: module or data cannot be counted, a configuration is missing, or what runs depends on numbers.
@@ -101,6 +103,7 @@ def plan(arguments: Sequence[str]) -> Plan:
     config = parse_lightning(["fit", *arguments])
     trainer, ranks = config["trainer"], Ranks.of(config["trainer"])
     module, data = _instances(config)
+    module.policy_spec = _with_dtype(module.policy_spec, on_gpu=trainer["accelerator"] != "cpu")
     module.policy_spec, precision = _precision(module.policy_spec, str(trainer["precision"]), ranks)
     run = CountedRun(module, data, ranks)
     try:
@@ -165,6 +168,14 @@ def _instances(config: dict[str, Any]) -> tuple[PolicyModule, PolicyDataModule]:
                 f"`dpr plan` counts for a {kind.__name__}, and {type(part).__name__} is not derived from it. {_MEASURE}"
             )
     return parts.model, parts.data
+
+
+def _with_dtype(spec: PolicySpec, *, on_gpu: bool) -> PolicySpec:
+    """The policy with the dtype that ``auto`` is on a GPU or on this CPU; called before it is built."""
+    if spec.dtype != AUTO:
+        return spec
+    dtype, _ = automatic_dtype(saved_dtype(config_of(resolve_adapter(spec)[0])), on_gpu=on_gpu)
+    return replace(spec, dtype=dtype)
 
 
 def _precision(spec: PolicySpec, precision: str, ranks: Ranks) -> tuple[PolicySpec, Precision]:

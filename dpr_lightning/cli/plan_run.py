@@ -20,7 +20,7 @@ from dpr_lightning.live_bytes import LiveBytes, tensors_in
 from dpr_lightning.modules.base import PolicyModule
 from dpr_lightning.policies import FrozenPolicies, PolicyStrategy, Weights
 from dpr_lightning.policies.outline import materialise
-from dpr_lightning.policies.policy_spec import Dtype
+from dpr_lightning.policies.policy_spec import AUTO, Dtype
 from dpr_lightning.policies.without_content import without_content
 
 Precision = Literal["32-true", "bf16-mixed"]
@@ -101,6 +101,7 @@ class CountedRun(Callback):
     ) -> FrozenPolicies:
         """As :class:`MemoryCount` describes it."""
         before, spec = self._live.live, self.module.policy_spec
+        dtype = spec.dtype if dtype == AUTO else dtype  # the models are counted in the shape of the policy
         frozen = FrozenPolicies.outline(folders, dtype=dtype, attention=attention, policy=self.policy, policy_spec=spec)
         self._frozen = of_rank = self._live.live - before
         if frozen.is_shared:

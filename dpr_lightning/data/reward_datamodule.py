@@ -30,6 +30,7 @@ from dpr_lightning.paths import ReadPath, Writes
 from dpr_lightning.policies import AUTO, PolicySpec, Weights, load_tokenizer
 from dpr_lightning.policies.policy_spec import Dtype
 from dpr_lightning.policies.tokenizers import same_vocabulary
+from dpr_lightning.policies.weights_dtype import dtype_of
 from dpr_lightning.progress import progress_bar
 from dpr_lightning.rewards import SFT, DenseReward, RewardSpec
 from dpr_lightning.rewards.cache import policy_hash
@@ -392,7 +393,7 @@ class RewardDataModule(ScoredRollouts):
             "sampling": hashed_options(self.sampling),
             "samples_per_prompt": self.samples_per_prompt,
             "seed": self.seed,
-            "dtype": self.dtype,
+            "dtype": dtype_of(self.sft, self.dtype),
         }
         writes = self.trainer is None or self.trainer.is_global_zero
         return saved_rollouts(self.precomputed, key, self._sft_rollouts, writes=writes)

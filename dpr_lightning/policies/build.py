@@ -39,6 +39,7 @@ from dpr_lightning.policies.sharding import sharded_construction
 from dpr_lightning.policies.special_tokens import carry_padding, set_padding, special_tokens
 from dpr_lightning.policies.tokenizers import load_tokenizer
 from dpr_lightning.policies.unreadable_files import UNREADABLE, complaint
+from dpr_lightning.policies.weights_dtype import saved_dtype, weights_dtype
 from dpr_lightning.policies.wrapped_models import recompute_layers, transformers_model
 
 log = logging.getLogger(__name__)
@@ -136,12 +137,13 @@ def _unreadable(spec: PolicySpec, error: Exception) -> InputError:
 def _load_base(
     spec: PolicySpec, tokenizer: PreTrainedTokenizerBase, choose_attention: Callable[[Any, Any], str | None]
 ) -> PreTrainedModel:
-    options: dict[str, Any] = {"dtype": spec.torch_dtype, "trust_remote_code": spec.trust_remote_code}
+    options: dict[str, Any] = {"trust_remote_code": spec.trust_remote_code}
     if spec.architecture is not None:
         config = architecture_config(spec, tokenizer)
         make = auto_class(config, str(config.model_type))
         attention = choose_attention(make, config)
-        built: PreTrainedModel = make.from_config(config, attn_implementation=attention, **options)
+        dtype = weights_dtype(spec, config)
+        built: PreTrainedModel = make.from_config(config, attn_implementation=attention, dtype=dtype, **options)
         tell_attention(built, attention)
         return built
     assert spec.source is not None
@@ -156,6 +158,7 @@ def _load_base(
         loaded: Any = make.from_pretrained(
             spec.source,
             attn_implementation=attention,
+            dtype=weights_dtype(spec, config),
             output_loading_info=True,
             ignore_mismatched_sizes=True,
             **options,
@@ -176,8 +179,7 @@ def _load_base(
 
 def _tell_wider(spec: PolicySpec, model: nn.Module) -> None:
     """Log once the memory that it costs to train weights as float32 that were saved in half precision."""
-    config = read_config(spec)
-    saved = str(config.dtype or config.get_text_config().dtype).removeprefix("torch.")
+    saved = saved_dtype(read_config(spec))
     if spec.dtype == "float32" and saved in ("bfloat16", "float16"):
         total = weight_bytes(model)
         log.warning(

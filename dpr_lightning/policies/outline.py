@@ -18,6 +18,7 @@ from dpr_lightning.policies.build import architecture_config
 from dpr_lightning.policies.policy_spec import PolicySpec
 from dpr_lightning.policies.tokenizers import load_tokenizer
 from dpr_lightning.policies.verifier_model import full_model_of
+from dpr_lightning.policies.weights_dtype import weights_dtype
 from dpr_lightning.policies.wrapped_models import recompute_layers
 
 
@@ -74,23 +75,31 @@ def _from_config(
     spec: PolicySpec, choose: Callable[[Any], Any], *, trainable: bool = True, **changes: Any
 ) -> nn.Module:
     base, _ = resolve_adapter(spec)
-    try:
-        if base.architecture is not None:
-            config = architecture_config(base, load_tokenizer(base.tokenizer_source))
-        else:
-            config = read_config(base)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"The configuration of {base.source!r} cannot be read: {first_line(error)} Name a folder with a "
-            "config.json or a hub id as `model.policy.source`; the weights need not be there."
-        ) from error
+    config = config_of(base)
     for name, value in changes.items():
         setattr(config, name, value)
     make = choose(config)
     attention = attention_for(spec, make, config, trainable=trainable)
     options = {"attn_implementation": attention, "trust_remote_code": base.trust_remote_code}
-    model: nn.Module = make.from_config(config, dtype=base.torch_dtype, **options)
+    model: nn.Module = make.from_config(config, dtype=weights_dtype(base, config), **options)
     return model
+
+
+def config_of(spec: PolicySpec) -> Any:
+    """The configuration of a full model, in transformers.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        if spec.architecture is not None:
+            return architecture_config(spec, load_tokenizer(spec.tokenizer_source))
+        return read_config(spec)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"The configuration of {spec.source!r} cannot be read: {first_line(error)} Name a folder with a "
+            "config.json or a hub id as `model.policy.source`; the weights need not be there."
+        ) from error
 
 
 def materialise(model: nn.Module) -> nn.Module:

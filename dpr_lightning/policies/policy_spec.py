@@ -8,9 +8,9 @@ import torch
 from dpr_lightning.errors import InputError
 from dpr_lightning.paths import ReadPath
 
-AUTO = "auto"
-"""Default of ``attention``."""
-Dtype = Literal["float32", "bfloat16", "float16"]
+AUTO: Literal["auto"] = "auto"
+"""A value of ``attention``, its default, and of ``dtype``."""
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 DTYPES: dict[Dtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -53,7 +53,8 @@ class PolicySpec:
         gguf_file: name of the GGUF file in ``source``; it is dequantised and trained like any other base.
         checkpoint: weights to start from instead of the source's: a folder written by this package (a full model, or
             an adapter of this base) or a Lightning ``.ckpt`` file.
-        dtype: of the parameters.
+        dtype: of the parameters. ``auto``: as those of ``source`` are saved, except float32 on a CPU without
+            instructions for bfloat16.
         master_weights: for parameters in half precision, the optimizer updates float32 copies, in which small changes
             are not lost. DeepSpeed has such copies anyway; under FSDP2 use float32 as `dtype` instead and set the
             trainer's precision, in which it computes.
@@ -107,11 +108,6 @@ class PolicySpec:
         source = self.tokenizer or self.source
         assert source is not None
         return source
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        """The ``dtype`` of the parameters as PyTorch's."""
-        return DTYPES[self.dtype]
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values, for JSON."""

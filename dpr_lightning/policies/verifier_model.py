@@ -15,6 +15,7 @@ from dpr_lightning.policies.architectures import read_config
 from dpr_lightning.policies.attention_choice import attention_for
 from dpr_lightning.policies.policy_spec import Dtype, PolicySpec
 from dpr_lightning.policies.tokenizers import load_tokenizer, same_vocabulary
+from dpr_lightning.policies.weights_dtype import weights_dtype
 from dpr_lightning.policies.wrapped_models import transformers_model
 
 HEAD = "score"
@@ -39,11 +40,12 @@ def build_verifier_head(spec: PolicySpec, *, trainable: bool = True) -> tuple[nn
     # Silence transformers' warning that the head is new.
     logging.set_verbosity_error()
     try:
-        attention = attention_for(spec, AutoModelForSequenceClassification, read_config(base))
+        config = read_config(base)
+        attention = attention_for(spec, AutoModelForSequenceClassification, config)
         model, info = AutoModelForSequenceClassification.from_pretrained(
             base.source,
             num_labels=1,
-            dtype=base.torch_dtype,
+            dtype=weights_dtype(base, config),
             attn_implementation=attention,
             trust_remote_code=base.trust_remote_code,
             output_loading_info=True,

@@ -2,15 +2,12 @@
 
 from dataclasses import dataclass
 
-import torch
-
-from dpr_lightning.engine import multiplies_bfloat16
 from dpr_lightning.errors import InputError, counted
 from dpr_lightning.policies import PolicySpec
-from dpr_lightning.policies.adapters import is_adapter
-from dpr_lightning.policies.architectures import read_config
-from dpr_lightning.policies.outline import outline_policy
-from dpr_lightning.policies.policy_spec import DTYPES, Dtype
+from dpr_lightning.policies.adapters import is_adapter, resolve_adapter
+from dpr_lightning.policies.outline import config_of, outline_policy
+from dpr_lightning.policies.policy_spec import Dtype
+from dpr_lightning.policies.weights_dtype import automatic_dtype, saved_dtype
 
 SMALL = 1_000_000_000
 """Parameters below which a model learns at a higher rate."""
@@ -40,13 +37,10 @@ class BaseModel:
         Raises:
             InputError: there is none.
         """
-        if is_adapter(source):
-            return cls(source, None, None)
         spec = PolicySpec(source=source, trust_remote_code=trust_remote_code)
         outline = outline_policy(spec, trainable=False)
-        saved = read_config(spec).dtype
-        dtype = next((name for name, value in DTYPES.items() if saved in (name, value)), None)
-        return cls(source, sum(weight.numel() for weight in outline.parameters()), dtype)
+        parameters = None if is_adapter(source) else sum(weight.numel() for weight in outline.parameters())
+        return cls(source, parameters, saved_dtype(config_of(resolve_adapter(spec)[0])))
 
     @property
     def is_small(self) -> bool:
@@ -59,21 +53,11 @@ class BaseModel:
         return LORA_RANK if self.parameters is not None and self.parameters >= LARGE else None
 
     def dtype(self) -> tuple[Dtype, str]:
-        """The dtype to train in on this machine, and the reason in a few words.
+        """The dtype that ``auto`` is on this machine, and the reason in a few words.
 
-        That of the saved weights, except that a CPU without instructions for bfloat16, and every CPU for float16, takes
-        float32. Half precision trains with float32 copies in the optimizer.
+        Half precision trains with float32 copies in the optimizer.
         """
-        saved = self.saved_dtype or "float32"
-        if torch.accelerator.is_available():
-            if saved == "float16":
-                return "bfloat16", "the weights are float16, which has too small a range for gradients"
-            return saved, "as the weights are saved"
-        if saved == "float32":
-            return "float32", "as the weights are saved"
-        if multiplies_bfloat16():
-            return "bfloat16", "this CPU multiplies bfloat16"
-        return "float32", f"the weights are saved in {saved}, for which this CPU has no instructions"
+        return automatic_dtype(self.saved_dtype)
 
     def describe(self) -> str:
         """One line: name and size."""

@@ -194,7 +194,7 @@ def recipe(model: ModelRecipe, kind: str) -> str:
 
 def _sft(model: ModelRecipe, kind: str) -> Config:
     rank = LORA_RANK if kind == "sft_lora" else 0
-    options = SftOptions(model=model.hub_id, train=TRAIN, output=model.run(kind), lora=rank, dtype="bfloat16")
+    options = SftOptions(model=model.hub_id, train=TRAIN, output=model.run(kind), lora=rank)
     config, _ = sft_config(options, model.base)
     if not model.base.is_small:
         apply_setting(config, "model.policy.gradient_checkpointing", True)
@@ -248,7 +248,7 @@ def _heading(model: ModelRecipe, kind: str) -> list[str]:
 
 
 def _comments(model: ModelRecipe, kind: str) -> dict[str, str]:
-    dtype = "as saved; `float32` on a CPU without instructions for bfloat16"
+    dtype = "as saved, bfloat16; float32 on a CPU without instructions for it"
     if kind == "dpr":
         return {
             "model.policy.dtype": dtype,

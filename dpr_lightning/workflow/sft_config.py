@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dpr_lightning.data import Rows
 from dpr_lightning.errors import InputError
-from dpr_lightning.policies import LoraSpec
+from dpr_lightning.policies import AUTO, LoraSpec
 from dpr_lightning.policies.policy_spec import Dtype
 from dpr_lightning.run_manifest import MANIFEST
 from dpr_lightning.workflow.base_model import BaseModel, check_rank
@@ -29,7 +29,7 @@ class SftOptions:
         lora: rank of adapters; 0: every parameter; None: adapters from 3B parameters on.
         max_length: tokens of the longest demonstration; longer ones are dropped and counted.
         batch_size: demonstrations an optimizer step on each device.
-        dtype: None: as the weights are saved, where this machine computes in it.
+        dtype: ``auto``: as the weights are saved, where this machine computes in it.
         verifier: name of what scores answers in later commands.
         seed: of order and adapters.
         limit: read only so many rows.
@@ -45,7 +45,7 @@ class SftOptions:
     lora: int | None = None
     max_length: int = 1024
     batch_size: int = 8
-    dtype: Dtype | None = None
+    dtype: Dtype = AUTO
     verifier: str | None = None
     seed: int = 0
     limit: int | None = None
@@ -66,11 +66,11 @@ def sft_config(options: SftOptions, model: BaseModel) -> tuple[Config, list[str]
     rank = model.default_rank if options.lora is None else options.lora or None
     if rank is not None:
         check_rank(rank)
-    dtype, reason = (options.dtype, "as requested") if options.dtype is not None else model.dtype()
+    dtype, reason = model.dtype() if options.dtype == AUTO else (options.dtype, "as requested")
     rate = options.learning_rate
     if rate is None:
         rate = (1e-4 if model.is_small else 2e-5) * (10 if rank is not None else 1)
-    policy: Config = {"source": options.model, "dtype": dtype}
+    policy: Config = {"source": options.model, "dtype": options.dtype}
     trained = "every parameter"
     if rank is not None:
         policy["lora"] = {"rank": rank, "alpha": 2.0 * rank, "target_modules": LoraSpec.target_modules}
