@@ -50,6 +50,14 @@ OPTIONS: dict[str, Values] = {
     "serve-reward": _REWARD,
     "generate": {**_ANSWERS, "policy": lambda run: run.policy, "prompts": _held_out},
     "evaluate": {**_SCORED, "policy": lambda run: run.policy, "sft": lambda run: run.sft, "prompts": _held_out},
+    "judge": {
+        **_ANSWERS,
+        "policy": lambda run: run.policy,
+        "sft": lambda run: run.sft,
+        "prompts": _held_out,
+        "cache": lambda run: str(run.folder / "judge" / "replies.jsonl"),
+        "output": lambda run: str(run.folder / "judge" / "judge.json"),
+    },
     "harness": {"policy": lambda run: run.policy},
     "export": {"source": lambda run: run.policy},
 }

@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 
 from dpr_lightning.cli.main import main
+from dpr_lightning.run_manifest import record_stage
+from tests.tiny import write_tiny_policy
+from tests.training import write_weaker_policy
 from tests.workspace import write_rows
 
 pytest.importorskip("openai")
@@ -211,6 +214,41 @@ def test_answers_in_several_files_are_read_as_rows_are(
     assert f"{parts[1]}:1 has the keys 'question'" in capsys.readouterr().err
     assert ask("--output", str(parts[0]), "--second", str(tmp_path / "shards" / "*.jsonl")) == 2
     assert "which `second` reads" in capsys.readouterr().err
+
+
+def test_a_run_is_judged_by_the_answers_of_its_policies(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sft = write_tiny_policy(tmp_path / "run/sft/policies/final")
+    rows = [{"question": f"{number} + 1 =", "solution": str(number + 1)} for number in range(4)]
+    entry = {
+        "policies": "run/sft/policies", "held_out": write_rows(tmp_path / "run/held_out.jsonl", rows),
+        "columns": {"prompt": "question", "completion": "solution"}, "max_new_tokens": 5,
+    }  # fmt: skip
+    record_stage(Path("run/run.json"), "sft", entry)
+    endpoint = ["--endpoint.model", "m", "--endpoint.api_key", KEY]
+    command = ["judge", "--run", "run", "--endpoint.base_url", f"http://127.0.0.1:{server.server_address[1]}/v1"]
+    command += endpoint
+    assert main(command) == 2
+    assert "are the same policy, run/sft/policies/final" in capsys.readouterr().err
+
+    write_weaker_policy(sft, tmp_path / "run/rl/policies/final", noise=0.5)
+    record_stage(Path("run/run.json"), "rl", {"policies": "run/rl/policies"})
+    assert main(command) == 0
+    assert "First: run/rl/policies/final. Second: run/sft/policies/final." in capsys.readouterr().out
+    assert json.loads(Path("run/judge/judge.json").read_text())["judged"] == 4
+    assert server.requests == saved_replies(tmp_path / "run/judge") == 8
+
+    # The same answers as `dpr generate` samples, for which the replies are there already.
+    generate = ["generate", "--run", "run", "--policy", str(sft), "--output", "sft.jsonl"]
+    assert main(generate) == 0
+    for limit, judged in (("4", 4), ("2", 2)):
+        assert main([*command, "--second", "sft.jsonl", "--limit", limit]) == 0
+        assert json.loads(Path("run/judge/judge.json").read_text())["judged"] == judged
+    assert server.requests == 8
+    assert main(["judge", "--first", "sft.jsonl", "--sft", str(sft), *endpoint]) == 2
+    assert "Name a file of answers as `second`, or a policy as `sft` and `prompts`" in capsys.readouterr().err
 
 
 def test_half_a_line_in_the_cache_is_no_reply(ask: Callable[..., int], server: Server, tmp_path: Path) -> None:
