@@ -131,8 +131,9 @@ def _command(command: str) -> str:
         lines += ["instead of " + ", ".join(f"--{name}" for name in OPTIONS[command]) + ":"]
         lines += [*option_lines([Option("run", None, "folder of a run, whose run.json has their values.")]), ""]
     lines += ["options, with their defaults:", *option_lines(optional), ""]
-    sections = [name for name in TOPICS if any(option.name == name for option in signature.options)]
-    fields = [f"`dpr {command} --help {name}` lists the fields of {name} (--{name}.FIELD)." for name in sections]
+    fields = [
+        f"`dpr {command} --help {name}` lists the fields of {name} (--{name}.FIELD)." for name in _specs(signature)
+    ]
     lines += [
         *fields,
         f"Lists are written as in JSON; `--config FILE.yaml` sets all; `dpr {command} --help all`: types.",
@@ -140,12 +141,29 @@ def _command(command: str) -> str:
     return "\n".join(lines)
 
 
+def _specs(signature: Signature) -> dict[str, str]:
+    """Options of a command that are specifications with fields, and the classes of these."""
+    return {option.name: kind for option in signature.options for kind in option.types if kind.endswith("Spec")}
+
+
 def _topic(command: str, topic: str) -> str:
+    return _topic_of_function(command, topic) if command in MODULES else _topic_of_config(command, topic)
+
+
+def _topic_of_function(command: str, topic: str) -> str:
+    module = MODULES[command]
+    specs = _specs(read_signature(module, function_name(command)))
+    if topic not in specs:
+        raise InputError(f"`--help` has no topic {topic!r}. Topics are {', '.join([*specs, ALL])}.")
+    return _listed(read_signature(module, specs[topic]), f"--{topic}.")
+
+
+def _topic_of_config(command: str, topic: str) -> str:
     section, _, name = topic.partition(".")
     if topic in TOPICS:
         prefix, module, kind = TOPICS[topic]
-        return _listed(read_signature(module, kind), f"--{topic}." if command in MODULES else prefix)
-    if section in CLASSES and command not in MODULES:
+        return _listed(read_signature(module, kind), prefix)
+    if section in CLASSES:
         prefix, package, classes = CLASSES[section]
         classes = classes or tuple(public_classes(package))
         if name in classes:
@@ -158,7 +176,7 @@ def _topic(command: str, topic: str) -> str:
             return "\n".join([f"Classes for {section}:", *summaries, "", more])
         known = [f"{section}.{each}" for each in classes]
     else:
-        known = [*TOPICS, *(CLASSES if command not in MODULES else ()), ALL]
+        known = [*TOPICS, *CLASSES, ALL]
     yours = (
         f" `--{section}.help my_module.MyClass` lists the options of a class of yours." if section in CLASSES else ""
     )

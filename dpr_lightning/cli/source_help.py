@@ -5,8 +5,8 @@ import importlib.util
 import re
 import shutil
 import textwrap
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from docstring_parser import parse
@@ -21,11 +21,19 @@ WIDEST = 110
 
 @dataclass(frozen=True)
 class Option:
-    """A parameter: ``default`` as in the source, None where it is required; ``text`` of the docstring."""
+    """A parameter.
+
+    Attributes:
+        name: of the parameter.
+        default: as in the source; None where it is required.
+        text: of the docstring.
+        types: names in its annotation.
+    """
 
     name: str
     default: str | None
     text: str
+    types: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -108,11 +116,11 @@ def _source(module: str) -> Path:
 def _constants(tree: ast.Module) -> dict[str, str]:
     """Names of texts and numbers that defaults refer to."""
     return {
-        node.targets[0].id: repr(node.value.value)
+        target.id: repr(node.value.value)
         for node in tree.body
-        if isinstance(node, ast.Assign)
-        and isinstance(node.targets[0], ast.Name)
-        and isinstance(node.value, ast.Constant)
+        if isinstance(node, ast.Assign | ast.AnnAssign)
+        for target in (node.targets[0] if isinstance(node, ast.Assign) else node.target,)
+        if isinstance(target, ast.Name) and isinstance(node.value, ast.Constant)
     }
 
 
@@ -127,22 +135,43 @@ def _signature(node: ast.FunctionDef | ast.ClassDef, constants: Mapping[str, str
     parsed = [parse(docstring) for docstring in docstrings]
     texts = {each.arg_name: each.description or "" for docstring in parsed for each in docstring.params}
     options = [
-        Option(name, constants.get(str(default), default), _flat(texts.get(name, ""))) for name, default in parameters
+        replace(
+            option, default=constants.get(str(option.default), option.default), text=_flat(texts.get(option.name, ""))
+        )
+        for option in parameters
     ]
     return Signature(_flat(next(filter(None, docstrings), "").partition("\n\n")[0]), options)
 
 
-def _parameters(node: ast.FunctionDef) -> list[tuple[str, str | None]]:
+def _option(name: str, default: ast.expr | None, annotation: ast.expr | None) -> Option:
+    types = () if annotation is None else tuple(_type_names(annotation))
+    return Option(name, None if default is None else ast.unparse(default), "", types)
+
+
+def _type_names(annotation: ast.expr) -> Iterator[str]:
+    """The names of types in an annotation, without what ``Annotated`` adds to one."""
+    if isinstance(annotation, ast.Name):
+        yield annotation.id
+    elif isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) == "Annotated":
+        assert isinstance(annotation.slice, ast.Tuple)
+        yield from _type_names(annotation.slice.elts[0])
+    else:
+        for part in ast.iter_child_nodes(annotation):
+            if isinstance(part, ast.expr):
+                yield from _type_names(part)
+
+
+def _parameters(node: ast.FunctionDef) -> list[Option]:
     arguments = node.args
     positional = [*arguments.posonlyargs, *arguments.args]
     defaults = [None] * (len(positional) - len(arguments.defaults)) + list(arguments.defaults)
     pairs = [*zip(positional, defaults, strict=True), *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)]
-    return [(each.arg, None if value is None else ast.unparse(value)) for each, value in pairs if each.arg != "self"]
+    return [_option(each.arg, value, each.annotation) for each, value in pairs if each.arg != "self"]
 
 
-def _fields(node: ast.ClassDef) -> list[tuple[str, str | None]]:
+def _fields(node: ast.ClassDef) -> list[Option]:
     return [
-        (each.target.id, None if each.value is None else ast.unparse(each.value))
+        _option(each.target.id, each.value, each.annotation)
         for each in node.body
         if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name)
     ]

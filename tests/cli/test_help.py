@@ -119,6 +119,19 @@ def test_fields_of_an_option_of_another_command() -> None:
     assert "--reward.form log_ratio" in str(help_page(["preview", "--help", "reward"]))
     assert re.search(r"  every_s +least time", str(help_page(["fit", "--help", "callbacks.ProgressLines"])))
     assert "`dpr preview --help reward`" in str(help_page(["preview", "--help"]))
+    assert "`dpr judge --help endpoint`" in str(help_page(["judge", "--help"]))
+    assert "--endpoint.base_url " in str(help_page(["judge", "--help", "endpoint"]))
+    assert "--lora.rank 16" in str(help_page(["export", "--help", "lora"]))
+
+
+def test_a_path_has_no_fields() -> None:
+    assert "--help policy" not in str(help_page(["evaluate", "--help"]))
+    with pytest.raises(InputError, match=r"no topic 'policy'\. Topics are reward, all"):
+        help_page(["evaluate", "--help", "policy"])
+
+
+def test_a_default_by_the_name_of_a_constant_is_its_value() -> None:
+    assert "--model.policy.attention auto" in str(help_page(["fit", "--help", "policy"]))
 
 
 @pytest.mark.parametrize("topic", ["nothing", "model.Nothing", "data."])
