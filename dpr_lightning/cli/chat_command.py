@@ -35,9 +35,9 @@ def chat(arguments: Sequence[str]) -> None:
 
     from rich.text import Text
 
+    from dpr_lightning.data import TextReward
     from dpr_lightning.policies.inference_policy import best_device, frozen_policy
     from dpr_lightning.reports.console import console
-    from dpr_lightning.rewards import DenseReward
     from dpr_lightning.rollouts import SamplingOptions
     from dpr_lightning.run_manifest import RunManifest
     from dpr_lightning.workflow.conversation import Conversation
@@ -49,7 +49,7 @@ def chat(arguments: Sequence[str]) -> None:
         policy = manifest.policy
         limit = options.max_new_tokens or 2 * (manifest.max_new_tokens or 128)
         if not options.no_rewards:
-            reward = DenseReward.from_folders(manifest.sft, [manifest.reference])
+            reward = TextReward.from_run(options.run)
             reward.frozen.to(best_device())
     model, tokenizer = frozen_policy(policy)
     sampling = SamplingOptions(limit, options.temperature)

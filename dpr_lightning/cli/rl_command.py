@@ -32,9 +32,10 @@ def rl(arguments: Sequence[str]) -> Any:
     parser.add_config_options()
     options = parser.parse_args(arguments)
 
+    from dpr_lightning.check_result import CheckResult
     from dpr_lightning.cli.run_config import finish_config, fit_config
     from dpr_lightning.run_manifest import RunManifest
-    from dpr_lightning.workflow import CheckResult, RlOptions, rl_config
+    from dpr_lightning.workflow import RlOptions, rl_config
 
     manifest = RunManifest.load(options.run)
     check = CheckResult.load(manifest.folder)

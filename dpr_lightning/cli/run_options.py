@@ -1,11 +1,13 @@
 """``--run FOLDER``: options that a command takes from the manifest of a run unless they are given."""
 
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from dpr_lightning.check_result import CheckResult
 from dpr_lightning.errors import InputError
 from dpr_lightning.run_manifest import RunManifest
 
@@ -18,12 +20,21 @@ def _held_out(manifest: RunManifest) -> Any:
     return manifest.held_out if manifest.held_out is not None else manifest.train
 
 
+def _check(manifest: RunManifest) -> CheckResult | None:
+    return CheckResult.load(manifest.folder)
+
+
 _ANSWERS: Values = {"columns": lambda run: run.columns, "max_new_tokens": lambda run: run.max_new_tokens}
-_REWARD: Values = {"sft": lambda run: run.sft, "references": lambda run: [run.reference]}
+_SFT_AND_REFERENCE: Values = {"sft": lambda run: run.sft, "references": lambda run: [run.reference]}
+_REWARD: Values = {
+    "sft": lambda run: run.sft,
+    "references": lambda run: [run.reference if (check := _check(run)) is None else check.reference_in(run)],
+    "reward": lambda run: None if (check := _check(run)) is None else check.reward,
+}
+"""The reward that `dpr check` found, else the one by default."""
 _SCORED: Values = {**_ANSWERS, "verifier": lambda run: run.verifier}
 _AUDIT_OF_TRAINED: Values = {
-    "sft": lambda run: run.sft,
-    "references": lambda run: [run.reference],
+    **_SFT_AND_REFERENCE,
     "columns": lambda run: run.columns,
     "demonstrations": lambda run: run.train,
     "exclude": lambda run: run.held_out,
@@ -32,7 +43,7 @@ _AUDIT_OF_TRAINED: Values = {
 }
 """Options of `dpr audit --rows train`."""
 OPTIONS: dict[str, Values] = {
-    "preview": {**_REWARD, **_SCORED, "prompts": _held_out},
+    "preview": {**_SFT_AND_REFERENCE, **_SCORED, "prompts": _held_out},
     "audit": {
         **_SCORED,
         "sft": lambda run: run.sft,
@@ -112,11 +123,15 @@ def with_run_options(command: str, arguments: Sequence[str]) -> list[str]:
     if command == "audit" and _lists_trained(remaining):
         options = _AUDIT_OF_TRAINED
     present = {argument.partition("=")[0].partition(".")[0] for argument in remaining if argument.startswith("--")}
-    added = [
-        f"--{option}={value if isinstance(value, str) else json.dumps(value)}"
+    values = {
+        option: value
         for option, read in options.items()
         if f"--{option}" not in present and (value := read(manifest)) is not None
-    ]
+    }
+    if "reward" in values:
+        form = values["reward"].get("form")
+        print(f"The reward is {form}, as `dpr check` found; `--reward.form` changes it.", file=sys.stderr)
+    added = [f"--{option}={value if isinstance(value, str) else json.dumps(value)}" for option, value in values.items()]
     return [*added, *remaining]
 
 

@@ -1,5 +1,6 @@
 """The dense reward of texts: prompts and completions in, the reward of each token out."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from dpr_lightning.check_result import CheckResult
 from dpr_lightning.data.chat_format import Format, carried_format
 from dpr_lightning.data.conversations import Example, to_prompt
 from dpr_lightning.data.messages import Message, read_messages
@@ -23,6 +25,7 @@ from dpr_lightning.rewards import SFT, DenseReward, RewardSpec
 from dpr_lightning.rollouts import decode_tokens
 from dpr_lightning.run_manifest import RunManifest
 
+log = logging.getLogger(__name__)
 Prompt = str | Sequence[Mapping[str, Any]]
 """A text, or chat messages {role, content}; with a chat template a text is a message of the user."""
 PAIR = "pair"
@@ -59,20 +62,26 @@ class TextReward(DenseReward):
 
         Args:
             run: folder of the run, with run.json.
-            form: of the reward, as in :class:`~dpr_lightning.rewards.RewardSpec`; None: the recommended one.
-            reference: share of the SFT run at which the reference was saved, the nearest is taken; None: a quarter, as
-                in the recipes.
+            form: of the reward, as in :class:`~dpr_lightning.rewards.RewardSpec`; None: that which `dpr check` found,
+                else the recommended one.
+            reference: share of the SFT run at which the reference was saved, the nearest is taken; None: that which was
+                checked, else a quarter, as in the recipes.
             dtype: of the models' parameters.
 
         Raises:
             InputError: the folder has no run, or its SFT has not ended or saved no references.
         """
         manifest = RunManifest.load(run)
-        folder = manifest.reference
+        check = CheckResult.load(manifest.folder)
         if reference is not None:
             shares = manifest.references
             folder = shares[min(shares, key=lambda share: abs(float(share) - reference))]
+        else:
+            folder = manifest.reference if check is None else check.reference_in(manifest)
         spec = form if form is None or isinstance(form, RewardSpec) else RewardSpec(form)
+        if spec is None and check is not None and check.reward is not None:
+            spec = RewardSpec(**check.reward)
+            log.info("The reward of %s is %s against %s, as `dpr check` found.", run, spec.form, folder)
         return cls.from_folders(manifest.sft, [folder], spec, dtype=dtype)
 
     @cached_property

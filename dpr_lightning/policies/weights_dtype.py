@@ -23,8 +23,9 @@ def weights_dtype(spec: PolicySpec, config: Any) -> torch.dtype:
     """
     if spec.dtype != AUTO:
         return DTYPES[spec.dtype]
-    dtype, reason = automatic_dtype(saved_dtype(config))
-    _log_choice(spec.source or str(config.model_type), dtype, reason)
+    saved = saved_dtype(config)
+    dtype, reason = automatic_dtype(saved)
+    _log_choice(dtype, reason, logging.INFO if saved in (dtype, None) else logging.WARNING)
     return DTYPES[dtype]
 
 
@@ -71,5 +72,5 @@ def automatic_dtype(saved: Dtype | None, *, on_gpu: bool | None = None) -> tuple
 
 
 @cache
-def _log_choice(source: str, dtype: Dtype, reason: str) -> None:
-    log.info("`dtype: auto` of %r is %s: %s.", source, dtype, reason)
+def _log_choice(dtype: Dtype, reason: str, level: int) -> None:
+    log.log(level, "`dtype: auto` is %s here: %s.", dtype, reason)

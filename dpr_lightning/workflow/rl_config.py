@@ -3,11 +3,11 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from dpr_lightning.check_result import CheckResult
 from dpr_lightning.data import Rows
 from dpr_lightning.errors import InputError
 from dpr_lightning.rewards import RewardSpec
 from dpr_lightning.run_manifest import MANIFEST, RunManifest
-from dpr_lightning.workflow.check_result import CheckResult
 from dpr_lightning.workflow.config_settings import Config
 
 RL = "rl"
@@ -54,8 +54,7 @@ def rl_config(manifest: RunManifest, check: CheckResult | None, options: RlOptio
     Raises:
         InputError: the run lacks π_SFT or references.
     """
-    share = check.reference if check is not None else None
-    reference = manifest.reference if share is None else manifest.reference_at(share)
+    reference = manifest.reference if check is None else check.reference_in(manifest)
     reward = check.reward if check is not None and check.reward is not None else asdict(RewardSpec.recommended())
     checked = check.beta if check is not None else None
     beta = options.beta if options.beta is not None else checked if checked is not None else BETA

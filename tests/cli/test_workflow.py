@@ -11,11 +11,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from dpr_lightning.check_result import CheckResult
 from dpr_lightning.cli.main import main
+from dpr_lightning.cli.run_options import with_run_options
 from dpr_lightning.data.row_types import row_hash
 from dpr_lightning.run_manifest import RunManifest, record_stage
 from tests.tiny import write_tiny_policy
@@ -179,6 +182,25 @@ def test_other_commands_take_the_run(command: list[str], output: str | None, use
     assert main([*command[:1], "--run", "runs/mine", *command[1:]]) in (0, 3, 4)
     if output is not None:
         assert Path("runs/mine", output).is_file()
+
+
+@pytest.mark.parametrize("command", ["rewards", "best_of", "serve-reward"])
+def test_commands_on_the_reward_take_what_the_check_found(command: str, user: Path) -> None:
+    CheckResult("train", reward={"form": "one_sided"}, reference="0.5").save(Path("runs/mine"))
+    arguments = with_run_options(command, ["--run", "runs/mine"])
+    assert '--reward={"form": "one_sided"}' in arguments
+    assert f'--references=["{RunManifest.load("runs/mine").references["0.5"]}"]' in arguments
+    assert not [each for each in with_run_options("preview", ["--run", "runs/mine"]) if each.startswith("--reward")]
+    for own in ("--reward.form=log_ratio", "--reward={form: log_ratio}"):
+        assert [own] == [each for each in with_run_options(command, ["--run=runs/mine", own]) if "--reward" in each]
+
+
+def test_token_rewards_are_those_of_the_check(user: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    CheckResult("train", reward={"form": "one_sided"}, reference="0.5").save(Path("runs/mine"))
+    assert main(["rewards", "--run", "runs/mine", "--limit", "4"]) == 0
+    assert "The reward is one_sided, as `dpr check` found" in capsys.readouterr().err
+    rewards = pq.read_table("runs/mine/rewards/rewards.parquet")["reward"].to_pylist()
+    assert max(value for row in rewards for value in row) <= 0
 
 
 def test_options_of_the_command_line_take_precedence(user: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """The rewards of texts against two plain forward passes over the tokens that training would use."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dpr_lightning import DenseReward, RewardSpec
+from dpr_lightning.check_result import CheckResult
 from dpr_lightning.data import carried_format, to_demonstration, tokenize_examples
 from dpr_lightning.data.row_types import Row
 from dpr_lightning.errors import InputError
@@ -178,6 +180,33 @@ def test_a_run_names_its_policies(run: Path, share: float | None, name: str) -> 
     policies = run / "sft" / "policies"
     assert list(reward.frozen.folders.values()) == [str(policies / "final"), str(policies / name)]
     assert reward.spec == RewardSpec.recommended()
+
+
+def test_what_a_check_found_is_the_default(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    CheckResult("train", reward={"form": "one_sided"}, reference="0.5").save(run)
+    half = str(run / "sft" / "policies" / "step_0000050")
+    with caplog.at_level(logging.INFO):
+        reward = DenseReward.from_run(str(run))
+    assert (reward.spec, reward.frozen.folders["reference_0"]) == (RewardSpec("one_sided"), half)
+    assert f"The reward of {run} is one_sided against {half}, as `dpr check` found." in caplog.messages
+    changed = DenseReward.from_run(str(run), "log_ratio", reference=0.1)
+    assert changed.spec == RewardSpec("log_ratio")
+    assert changed.frozen.folders["reference_0"].endswith("step_0000010")
+
+
+def test_a_check_that_found_nothing_changes_no_form(run: Path) -> None:
+    CheckResult("nothing_found", reference="0.1").save(run)
+    reward = DenseReward.from_run(str(run))
+    assert reward.spec == RewardSpec.recommended()
+    assert reward.frozen.folders["reference_0"].endswith("step_0000010")
+
+
+@pytest.mark.parametrize("content", ["[]", '{"outcome": "good"}', '{"outcome": "train", "reward": "one_sided"}'])
+def test_a_damaged_check_is_named(run: Path, content: str) -> None:
+    (run / "check").mkdir()
+    (run / "check" / "check.json").write_text(content)
+    with pytest.raises(InputError, match=r"check\.json is no result of `dpr check`\. Run it again\."):
+        DenseReward.from_run(str(run))
 
 
 @pytest.mark.parametrize("form", ["log_ratio", RewardSpec("log_ratio")])

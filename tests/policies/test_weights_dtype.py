@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -88,13 +89,21 @@ def test_random_weights_are_float32(half: str, expected: torch.dtype) -> None:
 
 
 def test_the_choice_is_logged_once(
-    half: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    half: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     pretend_cpu(monkeypatch, multiplies=True)
+    copied = str(shutil.copytree(half, tmp_path / "copied"))
     with caplog.at_level(logging.INFO, weights_dtype.__name__):
-        for _ in range(2):
-            build_policy(PolicySpec(source=half, dtype=AUTO), trainable=False)
-    assert caplog.messages == [f"`dtype: auto` of {half!r} is bfloat16: this CPU multiplies bfloat16."]
+        for source in (half, half, copied):
+            build_policy(PolicySpec(source=source, dtype=AUTO), trainable=False)
+        pretend_cpu(monkeypatch, multiplies=False)
+        build_policy(PolicySpec(source=half, dtype=AUTO), trainable=False)
+    first, second = caplog.records
+    assert first.getMessage() == "`dtype: auto` is bfloat16 here: this CPU multiplies bfloat16."
+    assert second.getMessage().endswith(
+        "is float32 here: the weights are saved in bfloat16, for which this CPU has no instructions."
+    )
+    assert [first.levelname, second.levelname] == ["INFO", "WARNING"]
 
 
 def test_saved_rollouts_have_the_dtype_that_they_were_scored_in(half: str, monkeypatch: pytest.MonkeyPatch) -> None:
