@@ -45,7 +45,6 @@ from dpr_lightning.engine.decoding import (
     routes,
     sample_tokens,
     single_model,
-    token_sampling,
 )
 from dpr_lightning.engine.decoding.cached_state import CachedState
 from dpr_lightning.engine.decoding.decode_batch import DecodeBatch
@@ -246,7 +245,6 @@ PARTS: dict[str, tuple[Context, Context, list[str]]] = {
     "kernels, products against oneDNN": (nullcontext, replaced((packed_linear, "_fit_kernels", _no)), DECODING),
     "kernels, norms": (nullcontext, replaced((rms_norm, "kernels", NONE_HERE)), DECODING),
     "kernels, attention": (nullcontext, replaced((one_token_attention, "kernels", NONE_HERE)), DECODING),
-    "kernels, sampling": (nullcontext, replaced((token_sampling, "kernels", NONE_HERE)), DECODING),
     "one_token, no kernels": (replaced(ALONE), replaced(ALONE, (routes, "has_one_token_pass", _no)), DECODING),
     "packed_linear, no kernels": (
         replaced(ALONE),

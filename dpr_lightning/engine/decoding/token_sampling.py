@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor
 
-from dpr_lightning.engine import kernels
-
 _BLOCK = 256
 """Tokens of the vocabulary whose probabilities are summed first, before the search within one block."""
 
@@ -26,8 +24,6 @@ def sample_tokens(
     if temperature == 0:
         tokens = logits.argmax(-1)
         return tokens, torch.zeros_like(tokens, dtype=torch.float32)
-    if top_p == 1 and kernels.serves(logits):
-        return kernels.sample_tokens(logits, uniform, temperature)
     scaled = logits.float()
     if temperature != 1:
         scaled = scaled / temperature

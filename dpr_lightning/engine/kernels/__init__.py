@@ -11,7 +11,6 @@ from dpr_lightning.engine.kernels.decoding_kernels import (
     attend,
     packed_bytes,
     root_mean_square_norm,
-    sample_tokens,
 )
 
 __all__ = [
@@ -23,6 +22,5 @@ __all__ = [
     "lanes",
     "packed_bytes",
     "root_mean_square_norm",
-    "sample_tokens",
     "serves",
 ]

@@ -17,7 +17,6 @@ SIGNATURES: dict[str, list[Any]] = {
     "product": [POINTER] * 5 + [LONG] * 3 + [INT] * 2,
     "norm": [POINTER] * 3 + [LONG] * 2 + [FLOAT, INT],
     "attend": [POINTER] * 12 + [LONG] * 8 + [FLOAT, INT],
-    "sample": [POINTER] * 4 + [LONG] * 2 + [FLOAT, INT],
 }
 """Arguments of the functions ``NAME_TYPE`` of decoding.cpp."""
 

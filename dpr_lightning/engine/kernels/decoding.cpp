@@ -1,4 +1,4 @@
-// One token for each of a few rows: products with weights, norms, attention to cached keys and values, and sampling.
+// One token for each of a few rows: products with weights, norms, and attention to cached keys and values.
 //
 // Sums are float. A row's result depends neither on the number of rows nor on the number of threads.
 
@@ -263,58 +263,6 @@ void attend(const Number* projected, const Number* cosine, const Number* sine, N
     }
 }
 
-// ----------------------------------------------------------------------------------------------------------- sampling
-
-// The token of each row at which the sum of the probabilities before and with it exceeds `uniform`.
-template <typename Number>
-void sample(const Number* logits, const double* uniform, int64_t* tokens, float* logprob, long rows, long columns,
-          float temperature, int threads) {
-    constexpr long BLOCK = 256;
-    const long blocks = (columns + BLOCK - 1) / BLOCK;
-#pragma omp parallel num_threads(threads)
-    {
-        std::vector<float> of_row(blocks * BLOCK, -INFINITY);
-        std::vector<double> until(blocks);
-        float* wide_row = of_row.data();
-#pragma omp for schedule(static)
-        for (long row = 0; row < rows; row++) {
-            const Number* input = logits + row * columns;
-            Floats highest = all(-INFINITY);
-            const long whole = columns / LANES * LANES;
-            for (long c = 0; c < whole; c += LANES) store(wide_row + c, load(input + c) / temperature);
-            for (long c = whole; c < columns; c++) wide_row[c] = wide(input[c]) / temperature;
-            for (long c = 0; c < columns; c += LANES) highest = larger(highest, load(wide_row + c));
-            const float top = largest(highest);
-            double total = 0;
-            for (long block = 0; block < blocks; block++) {
-                Floats weight{};
-                for (long i = 0; i < BLOCK; i += LANES)
-                    weight += exponential(load(wide_row + block * BLOCK + i) - top);
-                until[block] = total += sum(weight);
-            }
-            // The first block, and token in it, above the target; where rounding leads to none, the last with a weight.
-            const double target = uniform[row] * total;
-            long block = 0;
-            while (block + 1 < blocks && !(until[block] > target)) block++;
-            while (block > 0 && until[block] == until[block - 1]) block--;
-            double reached = block ? until[block - 1] : 0;
-            long token = block * BLOCK;
-            for (long i = 0; i < BLOCK && block * BLOCK + i < columns; i += LANES) {
-                Floats weight = exponential(load(wide_row + block * BLOCK + i) - top);
-                for (int lane = 0; lane < LANES; lane++) {
-                    if (!(weight[lane] > 0)) continue;
-                    token = block * BLOCK + i + lane;
-                    reached += weight[lane];
-                    if (reached > target) goto found;
-                }
-            }
-        found:
-            tokens[row] = token;
-            logprob[row] = wide_row[token] - top - float(std::log(total));
-        }
-    }
-}
-
 }  // namespace
 
 #define FOR_EACH_TYPE(NAME, NUMBER)                                                                                    \
@@ -337,10 +285,6 @@ void sample(const Number* logits, const double* uniform, int64_t* tokens, float*
         attend(projected, cosine, sine, keys, values, bias, prompt_keys, prompt_values, prompt_bias, prompt, order,    \
                out, Shape{rows, key_heads, group, width, capacity, length, prompt_length, bias_stride}, scale,         \
                threads);                                                                                               \
-    }                                                                                                                  \
-    void sample_##NAME(const NUMBER* logits, const double* uniform, int64_t* tokens, float* logprob, long rows,        \
-                     long columns, float temperature, int threads) {                                                   \
-        sample(logits, uniform, tokens, logprob, rows, columns, temperature, threads);                                 \
     }
 
 extern "C" {

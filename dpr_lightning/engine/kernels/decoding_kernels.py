@@ -1,4 +1,4 @@
-"""Products, norms, attention and sampling of one token a row on a CPU, in float32 and bfloat16 (``decoding.cpp``).
+"""Products, norms and attention of one token a row on a CPU, in float32 and bfloat16 (``decoding.cpp``).
 
 Sums are float32. A row's result depends neither on the number of rows nor on the number of threads.
 """
@@ -191,35 +191,3 @@ def attend(
         torch.get_num_threads(),
     )
     return result
-
-
-def sample_tokens(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """The token of each row at which the sum of probabilities, in the vocabulary's order, exceeds ``uniform``.
-
-    Args:
-        logits: [B, V], divided by ``temperature``.
-        uniform: [B] in [0, 1), float64.
-
-    Returns:
-        tokens [B] and their log-probabilities [B] in float32; NaN where a row's logits are NaN.
-
-    Raises:
-        ValueError: shapes or devices that do not fit.
-    """
-    if logits.dim() != 2 or uniform.shape != logits.shape[:1] or not (logits.is_cpu and uniform.is_cpu):
-        raise ValueError(
-            f"Logits {tuple(logits.shape)} on {logits.device}, {tuple(uniform.shape)} on {uniform.device}."
-        )
-    logits, uniform = logits.contiguous(), uniform.double().contiguous()
-    tokens = torch.empty(len(logits), dtype=torch.int64, device="cpu")
-    logprob = torch.empty(len(logits), dtype=torch.float32, device="cpu")
-    function("sample", logits.dtype)(
-        logits.data_ptr(),
-        uniform.data_ptr(),
-        tokens.data_ptr(),
-        logprob.data_ptr(),
-        *logits.shape,
-        temperature,
-        torch.get_num_threads(),
-    )
-    return tokens, logprob

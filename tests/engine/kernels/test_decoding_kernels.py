@@ -10,7 +10,6 @@ from torch.nn.functional import silu
 from torch.testing._internal.two_tensor import TwoTensor
 
 from dpr_lightning.engine import kernels, rotate, signed_sine
-from dpr_lightning.engine.decoding import sample_tokens
 
 pytestmark = pytest.mark.usefixtures("vectors")
 ALLOWED = {torch.float32: 3e-6, torch.bfloat16: 1e-2}
@@ -78,10 +77,6 @@ def test_what_does_not_fit_is_refused() -> None:
         kernels.PackedWeight(random(6, 8), random(5))
     with pytest.raises(ValueError, match="Weights that are TwoTensor"):
         kernels.PackedWeight(TwoTensor(random(6, 8), random(6, 8)), None)
-    with pytest.raises(ValueError, match="on meta"):
-        kernels.sample_tokens(random(2, 8), torch.empty(2, dtype=torch.float64, device="meta"), 1.0)
-    with pytest.raises(ValueError, match=r"\(1,\) on cpu"):
-        kernels.sample_tokens(random(2, 8), torch.rand(1, dtype=torch.float64), 1.0)
     with pytest.raises(ValueError, match="A norm"):
         kernels.root_mean_square_norm(random(2, 64), random(32), 1e-5)
 
@@ -196,55 +191,13 @@ def test_prompts_that_do_not_fit_are_refused() -> None:
             case.attend(None, wrong)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("columns", [1, 15, 16, 300, 5000])
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_draws(columns: int, temperature: float, dtype: torch.dtype) -> None:
-    logits = (3 * random(40, columns)).to(dtype)
-    uniform = torch.rand(40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    uniform[:2] = torch.tensor([0.0, 1.0 - 2**-53])
-    exact = (logits.double() / temperature).log_softmax(-1)
-    sampled, logprob = kernels.sample_tokens(logits, uniform, temperature)
-    near(logprob, exact.gather(1, sampled[:, None]).squeeze(1), 2e-6)
-    until = exact.exp().cumsum(-1)
-    reached = until.gather(1, sampled[:, None]).squeeze(1)
-    before = reached - exact.exp().gather(1, sampled[:, None]).squeeze(1)
-    assert ((before <= uniform + 1e-6) & (uniform <= reached + 1e-6)).all()
-
-
-def test_impossible_tokens_are_never_drawn_and_strange_logits_are_seen() -> None:
-    logits = torch.full((4, 600), float("-inf"))
-    logits[:, 5], logits[:, 300] = 0.0, 0.0
-    logits[2, 7], logits[3] = float("nan"), float("-inf")
-    sampled, logprob = kernels.sample_tokens(
-        logits, torch.tensor([0.0, 1.0 - 2**-53, 0.5, 0.5], dtype=torch.float64), 1.0
-    )
-    assert sampled[:2].tolist() == [5, 300]
-    assert logprob[2:].isnan().all()
-    assert ((sampled >= 0) & (sampled < 600)).all()
-    near(logprob[:2], torch.full((2,), 0.5).double().log(), 1e-6)
-
-
-def test_draws_are_those_of_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
-    logits, uniform = random(500, 700), torch.rand(500, dtype=torch.float64)
-    sampled, logprob = sample_tokens(logits, uniform, temperature=0.9)
-    monkeypatch.setattr(kernels, "serves", lambda *_: False)
-    expected, wanted_logprob = sample_tokens(logits, uniform, temperature=0.9)
-    same = sampled == expected  # a draw at the border between two tokens may fall to the other side
-    assert same.sum() >= 498
-    torch.testing.assert_close(logprob[same], wanted_logprob[same], atol=2e-6, rtol=0)
-
-
 @pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
 def test_the_default_dtype_changes_nothing(default: torch.dtype) -> None:
-    logits, uniform = random(3, 50), torch.rand(3, dtype=torch.float64)
-    expected = kernels.sample_tokens(logits, uniform, 1.0)
+    weight = random(3, 50)
     torch.set_default_dtype(default)
     try:
         with torch.device("meta"):
-            result = kernels.sample_tokens(logits, uniform, 1.0)
-            product = kernels.PackedWeight(logits, None)(logits)
+            product = kernels.PackedWeight(weight, None)(weight)
     finally:
         torch.set_default_dtype(torch.float32)
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(result, expected, strict=True))
-    near(product, logits.double() @ logits.double().T, 3e-6)
+    near(product, weight.double() @ weight.double().T, 3e-6)
