@@ -1,15 +1,19 @@
 """What every test runs under: one thread, no network, nothing written outside a temporary folder, one seed."""
 
+import gc
 import json
 import os
 import shutil
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 # Before torch, transformers or wandb are imported: they read these once.
 _SCRATCH = Path(tempfile.mkdtemp(prefix="dpr-lightning-tests-"))
+# Processes that run tests side by side share the cache of the one that started them: kernels are compiled once.
+_IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 # One thread: the models are tiny, tests run side by side, and OpenMP's threads wait busily when cores are short.
 _THREADS = 1
 _ENVIRONMENT = {
@@ -30,10 +34,12 @@ _ENVIRONMENT = {
     "WANDB_CACHE_DIR": str(_SCRATCH / "wandb-cache"),
     "WANDB_CONFIG_DIR": str(_SCRATCH / "wandb-config"),
     "WANDB_ARTIFACT_DIR": str(_SCRATCH / "wandb-artifacts"),
-    "XDG_CACHE_HOME": str(_SCRATCH / "cache"),
+    "XDG_CACHE_HOME": os.environ["XDG_CACHE_HOME"] if _IS_WORKER else str(_SCRATCH / "cache"),
     "XDG_CONFIG_HOME": str(_SCRATCH / "config"),
     "XDG_DATA_HOME": str(_SCRATCH / "data"),
     "TORCH_EXTENSIONS_DIR": str(_SCRATCH / "torch-extensions"),
+    # Whether there is CUDA is known without starting it, since no fork can use it after its parent has.
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
     "TRITON_CACHE_DIR": str(_SCRATCH / "triton"),
     "MPLCONFIGDIR": str(_SCRATCH / "matplotlib"),
 }
@@ -46,7 +52,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 import yaml  # noqa: E402
 
-from dpr_lightning.engine.kernels import calling  # noqa: E402
+from dpr_lightning.engine.kernels import calling, compiling  # noqa: E402
 from tests.tiny import write_tiny_policy  # noqa: E402
 
 torch.set_num_threads(_THREADS)
@@ -64,8 +70,25 @@ def with_kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     return bool(request.param)
 
 
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Compile kernels while the processes that run tests start."""
+    if session.config.pluginmanager.hasplugin("dsession"):
+        threading.Thread(target=compiling.load, daemon=True).start()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Start the process that forks others, where a collected test imports it."""
+    # Modules are never garbage, and a collection would look at all of their objects.
+    gc.collect()
+    gc.freeze()
+    if "tests.fork_server" in sys.modules:
+        sys.modules["tests.fork_server"].server()
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Remove what the run wrote."""
+    """End that process, and remove what the run wrote."""
+    if "tests.fork_server" in sys.modules:
+        sys.modules["tests.fork_server"].stop_server()
     shutil.rmtree(_SCRATCH, ignore_errors=True)
 
 

@@ -1,19 +1,18 @@
 """The commands and the Python of every page are run as they are on the page, on small models and data."""
 
-import json
 import os
 import shlex
 import shutil
 import string
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dpr_lightning.policies import create_toy_policy
+from tests.fork_server import server
 from tests.pages.blocks import PAGES, ROOT, Block, blocks
+from tests.pages.run_pages import write_error_of_page
 from tests.test_python_pages import LESS as PYTHON_PAGES
 from tests.test_readme import PAGES as COMMAND_PAGES
 from tests.training import write_weaker_policy
@@ -79,24 +78,19 @@ def errors(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """The error of each page that is tested in this session, by its name; empty where everything ran."""
     selected = {item.callspec.params["page"] for item in request.session.items if "errors" in item.fixturenames}
     layout = make_layout(tmp_path_factory.mktemp("pages") / "layout")
-    pages = []
+    result = {}
     for number, page in enumerate(sorted(selected)):
         folder = layout.with_name(f"page_{number}")
         shutil.copytree(layout, folder, symlinks=True)
-        pages.append({"page": page, "folder": str(folder), "steps": STEPS_OF[page]})
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.pages.run_pages"],
-        cwd=layout,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        input=json.dumps(pages),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=900,
-    )
-    results = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(results) == len(pages), done.stderr[-3000:]
-    return {result["page"]: result["error"] for result in results}
+        error, log = (folder.with_suffix(suffix) for suffix in (".error", ".log"))
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        steps = STEPS_OF[page]
+        process = server().start(
+            write_error_of_page, str(folder), steps, error, environment=environment, folder=folder, log=log
+        )
+        process.wait(900)
+        result[page] = error.read_text() if error.is_file() else f"the page ended its process: {log.read_text()}"
+    return result
 
 
 @pytest.mark.parametrize(

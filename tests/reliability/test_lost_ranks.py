@@ -9,7 +9,8 @@ import pytest
 import yaml
 from lightning import Callback, LightningModule, Trainer
 
-from tests.strategies.launch import Rank, start_ranks
+from tests.fork_server import ForkedProcess
+from tests.strategies.launch import start_ranks
 from tests.workspace import make_workspace, write_sft_config
 
 TIMEOUT = 25
@@ -26,7 +27,7 @@ class Stuck(Callback):
 
 
 @pytest.fixture
-def ranks(tmp_path: Path) -> list[Rank]:
+def ranks(tmp_path: Path) -> list[ForkedProcess]:
     """Two, under DDP, of which one gets stuck."""
     workspace = make_workspace(tmp_path / "workspace")
     strategy = {
@@ -44,7 +45,7 @@ def ranks(tmp_path: Path) -> list[Rank]:
 
 
 @pytest.mark.parametrize("dies", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_the_rank_is_named_that_the_other_waits_for(dies: bool, ranks: list[Rank], tmp_path: Path) -> None:
+def test_the_rank_is_named_that_the_other_waits_for(dies: bool, ranks: list[ForkedProcess], tmp_path: Path) -> None:
     deadline = time.monotonic() + 90
     try:
         while not (tmp_path / "stuck").exists():

@@ -19,8 +19,9 @@ from dpr_lightning.callbacks import checkpoint_store
 from dpr_lightning.callbacks.checkpoint_store import CheckpointStore
 from dpr_lightning.cli.main import main, run
 from dpr_lightning.errors import REQUEUE
+from tests.fork_server import ForkedProcess
 from tests.reliability.runs import differences, write_configs, write_inputs
-from tests.strategies.launch import Rank, run_ranks, start_ranks
+from tests.strategies.launch import run_ranks, start_ranks
 
 ZERO2 = str(Path(__file__).parents[2] / "configs" / "strategy" / "zero2.yaml")
 
@@ -285,7 +286,7 @@ def test_two_ranks_go_on_to_the_bit(strategy: str, stage: str, inputs: Path, tmp
     assert not differences(tmp_path / "clean" / stage, run / stage)
 
 
-def wait_until(reached: Callable[[], bool], processes: list[Rank]) -> None:
+def wait_until(reached: Callable[[], bool], processes: list[ForkedProcess]) -> None:
     deadline = time.monotonic() + 120
     while not reached():
         assert time.monotonic() < deadline
@@ -293,7 +294,7 @@ def wait_until(reached: Callable[[], bool], processes: list[Rank]) -> None:
         time.sleep(0.02)
 
 
-def finish(processes: list[Rank]) -> list[int]:
+def finish(processes: list[ForkedProcess]) -> list[int]:
     """Wait for ranks whose partner died; those that hang are ended as a launcher would."""
     for process in processes:
         try:
