@@ -29,7 +29,8 @@ class DemonstrationBatch(NamedTuple):
 
     ``tokens`` [B, L] int64; ``mask`` [B, L] bool; ``terminated`` [B] bool: the last acted token is a real EOS;
     ``num_tokens`` [] float: acted tokens of the whole optimizer step, over accumulation and ranks;
-    ``row`` [B] int64: place of each example in its dataset.
+    ``row`` [B] int64: index of each example in its data set; ``weights`` [B, L] float32 of the acted tokens' loss;
+    None: all are 1. With weights, ``num_tokens`` is their sum.
     """
 
     tokens: Tensor
@@ -37,6 +38,7 @@ class DemonstrationBatch(NamedTuple):
     terminated: Tensor
     num_tokens: Tensor
     row: Tensor
+    weights: Tensor | None = None
 
 
 class SelfPlayBatch(NamedTuple):

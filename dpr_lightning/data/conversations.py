@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from dpr_lightning.data.loss_spans import LOSS_SPANS, LossSpan, read_loss_spans
 from dpr_lightning.data.messages import Message, read_messages, row_error
 from dpr_lightning.data.row_columns import CanonicalRow
 from dpr_lightning.data.row_shapes import recognise, required
@@ -19,7 +20,7 @@ class Example:
     assistant, and earlier turns of the prompt may be trained on too. ``metadata``: columns for verifiers; ``inputs``:
     those that the chat template reads besides the messages. ``shape``, ``unused`` and ``rest`` are those of
     :class:`~dpr_lightning.data.row_columns.CanonicalRow`; ``demonstrated``: of a prompt alone, the row's own answer,
-    where it is messages.
+    where it is messages. ``loss_spans``: of a demonstration, parts that are learnt with other weights.
     """
 
     file: str
@@ -32,6 +33,7 @@ class Example:
     unused: tuple[str, ...] = ()
     demonstrated: tuple[Message, ...] = ()
     rest: tuple[str, ...] = ()
+    loss_spans: tuple[LossSpan, ...] = ()
 
     @property
     def location(self) -> str:
@@ -141,7 +143,8 @@ def _example(
     inputs = read_template_inputs(row, {name: canonical.label(name) for name in TEMPLATE_COLUMNS})
     turns = demonstrated if completion is None and isinstance(demonstrated, tuple) else ()
     shape, unused, rest = canonical.shape, canonical.unused, canonical.rest
-    return Example(row.file, row.number, prompt, completion, metadata, inputs, shape, unused, turns, rest)
+    spans = () if completion is None else read_loss_spans(row, canonical.label(LOSS_SPANS))
+    return Example(row.file, row.number, prompt, completion, metadata, inputs, shape, unused, turns, rest, spans)
 
 
 def _prompt(canonical: CanonicalRow) -> str | tuple[Message, ...]:

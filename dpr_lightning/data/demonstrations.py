@@ -384,9 +384,9 @@ class DemonstrationDataModule(PolicyDataModule):
             length_ratio=self.length_ratio,
         )
 
-    def _counted(self, data: TokenizedDataset) -> NDArray[np.int64]:
-        """Each example's share of the number by which a step's loss is divided: its tokens to learn."""
-        return data.acted_tokens
+    def _counted(self, data: TokenizedDataset) -> NDArray[Any]:
+        """Each example's share of the number by which a step's loss is divided: the weight of its tokens to learn."""
+        return data.loss_weights
 
     def _loader(
         self,

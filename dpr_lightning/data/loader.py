@@ -88,7 +88,7 @@ class DemonstrationLoader:
                 blank = planned.blank or len(indices) == 0
                 selected = indices if len(indices) else planned.indices[-1:]
                 batch = self.dataset.batch(selected, planned.num_tokens, self.pad, blank=blank)
-                yield DemonstrationBatch(*(value.pin_memory() for value in batch)) if self.pin_memory else batch
+                yield _pinned(batch) if self.pin_memory else batch
 
     def state_dict(self) -> dict[str, Any]:
         """Epoch and position; plain numbers, so that a checkpoint stays loadable with ``weights_only``."""
@@ -103,3 +103,9 @@ class DemonstrationLoader:
         self.batches.load_state_dict(state)
         self._next_epoch = self.batches.epoch + 1
         self._resuming = True
+
+
+def _pinned(batch: DemonstrationBatch) -> DemonstrationBatch:
+    """The batch in page-locked memory, from which a GPU copies without waiting."""
+    fields = {name: value.pin_memory() for name, value in batch._asdict().items() if value is not None}
+    return DemonstrationBatch(**fields)

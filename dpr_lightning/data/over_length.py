@@ -145,4 +145,5 @@ def _cut(example: TokenizedExample, max_length: int, location: str, stop_ids: fr
         )
     end = len(mask) - mask[::-1].index(True)
     # With several turns the cut may fall between two of them; the remaining tokens then end with a real EOS.
-    return TokenizedExample(example.tokens[:end], mask[:end], example.tokens[end - 1] in stop_ids)
+    weights = None if example.weights is None else example.weights[:end]
+    return TokenizedExample(example.tokens[:end], mask[:end], example.tokens[end - 1] in stop_ids, weights)

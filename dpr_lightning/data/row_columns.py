@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from dpr_lightning.data.loss_spans import LOSS_SPANS
 from dpr_lightning.data.messages import REASONING
 from dpr_lightning.data.row_types import Row
 from dpr_lightning.data.template_inputs import TEMPLATE_COLUMNS
 from dpr_lightning.errors import InputError
 
-COLUMNS = ("messages", "prompt", "completion", "answer", "metadata", *TEMPLATE_COLUMNS)
+COLUMNS = ("messages", "prompt", "completion", "answer", "metadata", LOSS_SPANS, *TEMPLATE_COLUMNS)
 MESSAGES = ("messages", "conversations", "conversation", "dialog", "dialogue", "chat")
 PROMPTS = ("prompt", "question", "instruction", "problem", "query", "input", "inputs")
 COMPLETIONS = ("completion", "response", "output", "solution", "target", "targets", "reply", "answer")

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from dpr_lightning.data.chat_turns import form_of, has_roles, parsed_turns, repeats, standard, text_of
+from dpr_lightning.data.loss_spans import LOSS_SPANS
 from dpr_lightning.data.messages import describe_value, row_error
 from dpr_lightning.data.row_columns import (
     CHOSEN,
@@ -78,7 +79,7 @@ class _Reader:
                     self.row, f"has {key!r}", "Only text is learnt. Remove that column where the text alone is enough."
                 )
         result = self._read()
-        template = {name: (self.names[name],) for name in TEMPLATE_COLUMNS}
+        template = {name: (self.names[name],) for name in (LOSS_SPANS, *TEMPLATE_COLUMNS)}
         result = replace(result, columns={**result.columns, **template})
         unused = self._unused(result)
         read = result.used() | self.mapped | {self.names["answer"], self.names["metadata"], *unused}

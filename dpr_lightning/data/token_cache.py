@@ -35,6 +35,8 @@ TYPES = {
     "number": torch.int64,
     "prompt_hash": torch.int64,
 }
+OPTIONAL = {"weights": torch.float32}
+"""Arrays that a data set may lack."""
 
 
 def cache_key(rows: str, tokenizer: PreTrainedTokenizerBase, form: Format, options: Mapping[str, Any]) -> str:
@@ -153,11 +155,12 @@ def _load(entry: Path, key: str, file: str, files: Sequence[str]) -> TokenizedDa
 
 def _check(arrays: Mapping[str, Tensor]) -> None:
     """Check that the arrays have the names, types and shapes of :class:`TokenizedDataset`."""
-    for name, kind in TYPES.items():
+    present = {name: kind for name, kind in OPTIONAL.items() if name in arrays}
+    for name, kind in (TYPES | present).items():
         if arrays[name].dtype != kind or arrays[name].ndim != 1:
             raise ValueError(f"{name} is {arrays[name].dtype} with {arrays[name].ndim} axes")
     examples, end = len(arrays["offsets"]) - 1, int(arrays["offsets"][-1])
     if any(len(arrays[name]) != examples for name in ("terminated", "number", "prompt_hash")):
         raise ValueError("its arrays differ in length")
-    if not end == len(arrays["tokens"]) == len(arrays["mask"]):
+    if any(len(arrays[name]) != end for name in ("tokens", "mask", *present)):
         raise ValueError("its offsets do not fit its tokens")

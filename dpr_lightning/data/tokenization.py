@@ -9,25 +9,28 @@ from dpr_lightning.data.chat_format import Format, choose_format
 from dpr_lightning.data.conversations import Example
 from dpr_lightning.data.learnt_parts import OnDropped
 from dpr_lightning.data.learnt_text import notice_altered, unknown_token
+from dpr_lightning.data.loss_spans import spans_by_turn, token_weights
 from dpr_lightning.data.notices import Notices
 from dpr_lightning.data.rendering import check_no_stop, render_prompt, render_turns
 from dpr_lightning.data.special_text import SpecialTextEncoder
 from dpr_lightning.data.template_use import notice_without_template
 from dpr_lightning.errors import InputError
 
-TOKENIZATION_VERSION = 4
+TOKENIZATION_VERSION = 5
 """Part of every cache's key: raise it when a change of this package changes the tokens or the mask of a text."""
 
 
 class TokenizedExample(NamedTuple):
     """``tokens`` of one demonstration; ``mask``: True for tokens to learn, EOS included; its last entry is True.
 
-    ``terminated``: the last token to learn is a real EOS.
+    ``terminated``: the last token to learn is a real EOS. ``weights`` of the loss of each token to learn, from the
+    row's ``loss_spans``; None: all are 1. A token of weight 0 is not in the mask.
     """
 
     tokens: list[int]
     mask: list[bool]
     terminated: bool
+    weights: list[float] | None = None
 
 
 def tokenize_example(
@@ -94,7 +97,7 @@ def tokenize_examples(
             learnt = turns.whole[len(text) :]
             expected = encoder.restore(learnt) if spells else learnt
             notice_altered(tokenizer, row.tokens[len(prompt) : stop + 1], expected, example.location, notices)
-        tokenized.append(row)
+        tokenized.append(_weighted(example, tokenizer, row, [len(prompt) for prompt in prompts]))
     return tokenized
 
 
@@ -156,6 +159,38 @@ def _mask_turns(
     return TokenizedExample(tokens[:end], mask[:end], True)
 
 
+def _weighted(
+    example: Example, tokenizer: PreTrainedTokenizerBase, row: TokenizedExample, starts: Sequence[int]
+) -> TokenizedExample:
+    """The row with the weights that its ``loss_spans`` give its tokens.
+
+    Args:
+        example: as it is in the file.
+        tokenizer: of the policy.
+        row: its tokens.
+        starts: index of the first token of each turn that is learnt.
+
+    Raises:
+        InputError: a span does not fit the row.
+    """
+    if not example.loss_spans:
+        return row
+    turns = [
+        message.content for message in (*example.prompt_messages(), *example.completion_messages()) if message.train
+    ]
+    weights = [1.0] * len(row.tokens)
+    for start, content, spans in zip(
+        starts, turns, spans_by_turn(example.loss_spans, turns, example.location), strict=True
+    ):
+        end = row.mask.index(False, start) if False in row.mask[start:] else len(row.tokens)
+        if spans:
+            weights[start:end] = token_weights(tokenizer, row.tokens[start:end], content, spans, example.location)
+    mask = [acted and weight > 0 for acted, weight in zip(row.mask, weights, strict=True)]
+    end = len(mask) - mask[::-1].index(True)  # the token that ends the turn is in no span
+    uniform = all(weight == 1 for weight, acted in zip(weights, mask, strict=True) if acted)
+    return TokenizedExample(row.tokens[:end], mask[:end], row.terminated, None if uniform else weights[:end])
+
+
 def _tokenize_plain(
     examples: Sequence[Example],
     tokenizer: PreTrainedTokenizerBase,
@@ -183,7 +218,8 @@ def _tokenize_plain(
         expected = encoder.restore(completion) if spells else completion
         notice_altered(tokenizer, answer, expected, example.location, notices)
         answer = [*answer, int(tokenizer.eos_token_id)]
-        tokenized.append(TokenizedExample(prompt + answer, [False] * len(prompt) + [True] * len(answer), True))
+        row = TokenizedExample(prompt + answer, [False] * len(prompt) + [True] * len(answer), True)
+        tokenized.append(_weighted(example, tokenizer, row, [len(prompt)]))
     return tokenized
 
 

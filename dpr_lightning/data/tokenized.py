@@ -1,6 +1,7 @@
 """A tokenised data set as a few flat arrays: a million demonstrations without a million Python objects."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any, get_args
 
@@ -11,13 +12,13 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.data.chat_format import Format
-from dpr_lightning.data.conversations import to_demonstration
+from dpr_lightning.data.conversations import Example, to_demonstration
 from dpr_lightning.data.learnt_parts import OnDropped
 from dpr_lightning.data.learnt_text import UnknownTokens
 from dpr_lightning.data.notices import Notices
 from dpr_lightning.data.over_length import LengthLimit, OverLength, TokenizationReport
 from dpr_lightning.data.prompt_identity import prompt_hash
-from dpr_lightning.data.row_types import RowSource, first_rows, locate, row_key
+from dpr_lightning.data.row_types import Row, RowSource, first_rows, locate, row_key
 from dpr_lightning.data.tokenization import TokenizedExample, tokenize_examples
 from dpr_lightning.errors import InputError
 from dpr_lightning.progress import progress_bar
@@ -32,7 +33,8 @@ class TokenizedDataset:
 
     Args:
         arrays: ``tokens`` int32 and ``mask`` bool of all examples one after the other; ``offsets`` int64 [N + 1];
-            ``terminated`` bool, ``number`` int64 (row in the file, from 1) and ``prompt_hash`` int64, each [N].
+            ``terminated`` bool, ``number`` int64 (row in the file, from 1) and ``prompt_hash`` int64, each [N];
+            optionally ``weights`` float32 of all examples' tokens, else each weighs 1.
         file: name of the rows' file, for messages.
         report: counts of rows and tokens.
         index: [N] indices of the selected examples; None: all.
@@ -64,10 +66,19 @@ class TokenizedDataset:
             np.add.reduceat(self._mask, self._offsets[:-1], dtype=np.int64) if len(self._mask) else self._offsets[:0]
         )
         self.acted_tokens: NDArray[np.int64] = acted[self.index]
+        self._weights = columns.get("weights")
 
     def __len__(self) -> int:
         """Number of demonstrations."""
         return len(self.index)
+
+    @property
+    def loss_weights(self) -> NDArray[Any]:
+        """[N] weight of each example's loss: the sum over its tokens to learn, or their number."""
+        if self._weights is None:
+            return self.acted_tokens
+        summed = np.add.reduceat(np.where(self._mask, self._weights, 0.0), self._offsets[:-1], dtype=np.float64)
+        return np.asarray(summed[self.index])
 
     def where(self, index: int) -> str:
         """``file:number`` of an example."""
@@ -81,7 +92,10 @@ class TokenizedDataset:
     def example(self, index: int) -> TokenizedExample:
         """One example, as lists."""
         span = slice(int(self.starts[index]), int(self.starts[index] + self.lengths[index]))
-        return TokenizedExample(self._tokens[span].tolist(), self._mask[span].tolist(), bool(self.terminated[index]))
+        weights = None if self._weights is None else self._weights[span].tolist()
+        return TokenizedExample(
+            self._tokens[span].tolist(), self._mask[span].tolist(), bool(self.terminated[index]), weights
+        )
 
     def batch(
         self, indices: NDArray[np.int64], num_tokens: float, pad: int, *, blank: bool = False
@@ -113,6 +127,7 @@ class TokenizedDataset:
             terminated=torch.from_numpy(self.terminated[indices] & (not blank)),
             num_tokens=torch.tensor(num_tokens, dtype=torch.float32),
             row=torch.from_numpy(indices.astype(np.int64)),
+            weights=None if self._weights is None else torch.from_numpy(self._weights[source]),
         )
 
 
@@ -127,6 +142,7 @@ def tokenize_rows(
     on_dropped: OnDropped = "error",
     limit: int | None = None,
     progress: bool = False,
+    weighted: bool = True,
 ) -> TokenizedDataset:
     """Tokenise the demonstrations of a file.
 
@@ -140,6 +156,7 @@ def tokenize_rows(
         on_dropped: ``error`` or ``warn``, where the chat template leaves out a part of a turn to learn.
         limit: read only so many rows.
         progress: show a bar.
+        weighted: False: ``loss_spans`` are ignored, for scoring every token.
 
     Raises:
         InputError: names the row and the reason.
@@ -150,6 +167,7 @@ def tokenize_rows(
     unknown = UnknownTokens(tokenizer, form)
     tokens: list[NDArray[np.int32]] = []
     mask: list[NDArray[np.bool_]] = []
+    weights: list[NDArray[np.float32]] = []
     lengths: list[int] = []
     terminated: list[bool] = []
     numbers: list[int] = []
@@ -157,7 +175,7 @@ def tokenize_rows(
     files = {file: index for index, file in enumerate(source.files)}
     rows = first_rows(source, limit)
     with progress_bar(f"Tokenising {source.name}", source.count() if limit is None else limit, progress) as advance:
-        while examples := [to_demonstration(row, columns) for row in islice(rows, CHUNK)]:
+        while examples := [_read(row, columns, weighted) for row in islice(rows, CHUNK)]:
             chunk = []
             rows_of_chunk = tokenize_examples(examples, tokenizer, form, notices, on_dropped)
             for example, tokenized in zip(examples, rows_of_chunk, strict=True):
@@ -175,6 +193,7 @@ def tokenize_rows(
                     hashes.append(prompt_hash(example.prompt_text))
             tokens.append(np.fromiter((token for result in chunk for token in result.tokens), dtype=np.int32))
             mask.append(np.fromiter((acted for result in chunk for acted in result.mask), dtype=np.bool_))
+            weights.append(_weights_of(chunk))
             advance(len(examples))
     report = bound.finish()
     report.unknown_tokens, report.unknown = unknown.count, unknown.sentence(report.acted_tokens)
@@ -187,4 +206,21 @@ def tokenize_rows(
         "number": torch.tensor(numbers, dtype=torch.int64),
         "prompt_hash": torch.tensor(hashes, dtype=torch.int64),
     }
+    if any((part != 1).any() for part in weights):
+        arrays["weights"] = torch.from_numpy(np.concatenate(weights))
     return TokenizedDataset(arrays, source.name, report, files=source.files)
+
+
+def _read(row: Row, columns: Mapping[str, str] | None, weighted: bool) -> Example:
+    example = to_demonstration(row, columns)
+    return example if weighted else replace(example, loss_spans=())
+
+
+def _weights_of(chunk: Sequence[TokenizedExample]) -> NDArray[np.float32]:
+    """Of all tokens of some rows, one after the other."""
+    lengths = [len(example.tokens) for example in chunk]
+    weights = np.ones(sum(lengths), dtype=np.float32)
+    for example, end in zip(chunk, np.cumsum(lengths), strict=True):
+        if example.weights is not None:
+            weights[end - len(example.tokens) : end] = example.weights
+    return weights

@@ -23,33 +23,42 @@ ValueForm = Literal["value_expert", "v0"]
 
 
 def sft_loss(
-    logprob: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], num_tokens: float | Float[Tensor, ""]
+    logprob: Float[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    num_tokens: float | Float[Tensor, ""],
+    weights: Float[Tensor, "B T"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Negative log-likelihood per token:  L = −Σ m·log π(a|s) / N, nats.
+    """Negative log-likelihood per token:  L = −Σ w·m·log π(a|s) / N, nats.
 
     Args:
         logprob: log π of the demonstrated tokens.
         mask: True where the demonstrator acted, EOS included.
-        num_tokens: N, tokens of the whole optimizer step over accumulation and ranks, so that the parts add up.
+        num_tokens: N, tokens (or the sum of their weights) of the whole optimizer step over accumulation and ranks, so
+            that the parts add up.
+        weights: w of each token; None: 1.
 
     Raises:
         ValueError: shapes that differ, or N ≤ 0.
     """
     expect_positive("num_tokens", num_tokens)
-    return -masked_sum(logprob, mask) / num_tokens
+    return -masked_sum(logprob if weights is None else weights * logprob, mask) / num_tokens
 
 
 def dft_loss(
-    logprob: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], num_tokens: float | Float[Tensor, ""]
+    logprob: Float[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    num_tokens: float | Float[Tensor, ""],
+    weights: Float[Tensor, "B T"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Dynamic fine-tuning, each token weighted by its own probability:  L = −Σ m·sg[π(a|s)]·log π(a|s) / N.
+    """Dynamic fine-tuning, each token weighted by its own probability:  L = −Σ w·m·sg[π(a|s)]·log π(a|s) / N.
 
     Its gradient is that of −Σ m·π / N: the 1/π by which SFT stresses improbable tokens is gone.
 
     Args:
         logprob: log π of the demonstrated tokens, nats.
         mask: True where the demonstrator acted, EOS included.
-        num_tokens: N, tokens of the whole optimizer step over accumulation and ranks.
+        num_tokens: N, tokens (or the sum of their weights) of the whole optimizer step over accumulation and ranks.
+        weights: w of each token; None: 1.
 
     Raises:
         ValueError: shapes that differ, or N ≤ 0.
@@ -58,7 +67,8 @@ def dft_loss(
     expect_positive("num_tokens", num_tokens)
     mask = expect_mask(mask, logprob.shape, "that of logprob")
     inside = logprob.masked_fill(~mask, 0.0)
-    return -masked_sum(inside.detach().exp() * inside, mask) / num_tokens
+    weighted = inside if weights is None else weights * inside
+    return -masked_sum(inside.detach().exp() * weighted, mask) / num_tokens
 
 
 def iq_learn_loss(

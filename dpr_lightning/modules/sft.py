@@ -90,7 +90,8 @@ class SupervisedIRL(PolicyModule):
             loss, logprob, mask = self._imitated(batch)
             sums = {}
         self.non_finite.watch(batch.row, {"log_probability": logprob}, mask)
-        apart = self.loss != "sft" or self.router_coefficient != 0  # else the loss is the same number
+        # Else the loss is the same number.
+        apart = self.loss != "sft" or self.router_coefficient != 0 or batch.weights is not None
         nll = -masked_sum(logprob, mask)
         self.log_step({"nll": nll, **sums}, mask.sum(), loss, prog_bar=("nll",) if apart else ())
         self.log("train/tokens", batch.num_tokens)
@@ -128,15 +129,22 @@ class SupervisedIRL(PolicyModule):
             logprob = token_logprobs(states.logits[:, : states.tokens.shape[1]], states.tokens)
             return self._iq_learn_loss(states, batch), logprob.detach(), states.mask
         of_tokens = dft_loss if self.loss == "dft" else sft_loss
+        weights = None if batch.weights is None else batch.weights[batch.mask]
 
-        def token_loss(logprob: Tensor, _: slice) -> Tensor:
+        def token_loss(logprob: Tensor, part: slice) -> Tensor:
             every = torch.ones_like(logprob, dtype=torch.bool)
-            return of_tokens(logprob.unsqueeze(0), every.unsqueeze(0), batch.num_tokens)
+            weight = None if weights is None else weights[part].unsqueeze(0)
+            return of_tokens(logprob.unsqueeze(0), every.unsqueeze(0), batch.num_tokens, weight)
 
         scored = acted_loss(self.policy, batch.tokens, batch.mask, token_loss)
         return scored.loss, scored.logprob, scored.mask
 
     def _iq_learn_loss(self, scored: ActionLogits, batch: DemonstrationBatch) -> Tensor:
+        if batch.weights is not None:
+            raise InputError(
+                "Rows have `loss_spans` with weights other than 0 and 1, and `loss: iq_learn` takes no weights: the "
+                "value of a state is that of all its tokens. Choose `loss: sft` or `dft`, or set those weights to 0."
+            )
         options = self.iq_learn
         alpha = options.chi2_alpha
         if alpha is not None:

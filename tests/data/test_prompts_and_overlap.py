@@ -26,7 +26,7 @@ def test_prompts_are_those_of_the_demonstrations(write_rows: Writer, chat_tokeni
     prompts = PromptSet.load(file, chat_tokenizer)
     demonstrations = tokenize_rows(open_rows(file), chat_tokenizer, choose_format(chat_tokenizer))
     for index in range(30):
-        tokens, mask, _ = demonstrations.example(index)
+        tokens, mask, *_ = demonstrations.example(index)
         assert prompts.tokens[index] == tokens[: mask.index(True)]
         assert prompts.where(index) == demonstrations.where(index) == f"{file}:{index + 1}"
     assert prompts.texts[4] == "What is 4?"

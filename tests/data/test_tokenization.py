@@ -99,7 +99,7 @@ def test_plain_text_keeps_bos_and_lets_no_eos_stand_before_the_answer() -> None:
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<bos> $A <|end|>", special_tokens=[("<bos>", bos), ("<|end|>", eos)]
     )
-    tokens, mask, _ = tokenize_example(demonstration(prompt="hello", completion="world"), tokenizer)
+    tokens, mask, *_ = tokenize_example(demonstration(prompt="hello", completion="world"), tokenizer)
     assert tokens[0] == bos
     assert tokens.count(bos) == tokens.count(eos) == 1
     assert tokens[-1] == eos

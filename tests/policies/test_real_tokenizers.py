@@ -56,6 +56,24 @@ def test_stops_padding_and_text(built: tuple[Setup, str]) -> None:
         assert text.removeprefix("<|channel|>final<|message|>").strip() == values["completion"]
 
 
+def test_spans_are_located(built: tuple[Setup, str]) -> None:
+    setup, folder = built
+    tokenizer = load(setup, folder)
+    form = choose_format(tokenizer, end_of_turn=setup.options.get("end_of_turn"), policy=folder)
+    content = ROWS[0]["completion"]
+    whole = tokenize_examples([to_demonstration(Row("f", 1, ROWS[0]))], tokenizer, form)[0]
+    for part in ("sum", "2", "日", "yes"):
+        start = content.index(part)
+        row = {**ROWS[0], "loss_spans": [{"start": start, "end": start + len(part), "text": part}]}
+        example = tokenize_examples([to_demonstration(Row("f", 1, row))], tokenizer, form)[0]
+        assert example.tokens == whole.tokens
+        dropped = [index for index in range(len(whole.mask)) if whole.mask[index] and not example.mask[index]]
+        assert part in tokenizer.decode([whole.tokens[index] for index in dropped])
+        for index in (dropped[0], dropped[-1]):  # without the first or the last of them, the part is not whole
+            rest = [whole.tokens[other] for other in dropped if other != index]
+            assert part not in tokenizer.decode(rest)
+
+
 def test_fit_and_where_answers_end(
     built: tuple[Setup, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

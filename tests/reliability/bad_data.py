@@ -114,6 +114,17 @@ DATA_CASES: dict[str, dict[str, Case]] = {
         "a text without markers of turns": Case(
             lambda kit: kit.rows({"text": "1 + 1 = 2"}), ("data.jsonl:1", "without markers", "`completion`")
         ),
+        "a part not learnt, outside the completion": Case(
+            lambda kit: kit.rows(GOOD | {"loss_spans": [{"start": 5, "end": 50}]}), ("data.jsonl:1", "5 to 50", "has 9")
+        ),
+        "a part not learnt whose text has changed": Case(
+            lambda kit: kit.rows(GOOD | {"loss_spans": [{"start": 8, "end": 9, "text": "3"}]}),
+            ("data.jsonl:1", "'3'", "has '2'"),
+        ),
+        "a part of negative weight": Case(
+            lambda kit: kit.rows(GOOD | {"loss_spans": [{"start": 8, "end": 9, "weight": -1}]}),
+            ("data.jsonl:1", "weight", "from 0"),
+        ),
         "rows with images": Case(lambda kit: kit.rows(GOOD | {"images": ["a.png"]}), ("data.jsonl:1", "images")),
         "other names for the columns": Case(
             lambda kit: kit.rows({"frage": "1", "antwort": "2"}), ("data.jsonl:1", "frage", "columns")
