@@ -21,12 +21,12 @@ PIP_OPTIONS = ["--no-deps", "--no-index", "--no-build-isolation", "--ignore-inst
 
 # Run by the clean environment's own Python, away from the repository.
 LOOK_AROUND = """
-import importlib.resources, sys
+import importlib.resources, importlib.util, sys
 from pathlib import Path
-import dpr_lightning, dpr_lightning.callbacks
-import dpr_lightning.functional
-for module in (dpr_lightning, dpr_lightning.callbacks):
-    assert Path(module.__file__).is_relative_to(sys.prefix), f"{module.__file__} is not the installed one"
+import dpr_lightning, dpr_lightning.functional
+for name in ("dpr_lightning", "dpr_lightning.functional", "dpr_lightning.callbacks"):
+    path = importlib.util.find_spec(name).origin
+    assert Path(path).is_relative_to(sys.prefix), f"{path} is not the installed one"
 configs = importlib.resources.files("dpr_lightning.configs")
 print(*sorted(str(path.relative_to(configs)) for path in Path(str(configs)).rglob("*.yaml")), sep="\\n")
 """

@@ -2,8 +2,10 @@
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 
+import lm_eval.tasks
 import pytest
 import torch
 
@@ -50,9 +52,16 @@ def test_command_writes_what_it_found(tiny_policy_folder: Path, harness_tasks: s
     assert 0 <= json.loads(path.read_text())["results"]["doubled"]["acc"] <= 1
 
 
-def test_what_is_not_there_is_named(
-    tiny_policy_folder: Path, harness_tasks: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("all_tasks", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_what_is_missing_is_named(
+    all_tasks: bool,
+    tiny_policy_folder: Path,
+    harness_tasks: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if not all_tasks:  # reading those of lm-eval takes seconds
+        monkeypatch.setattr(lm_eval.tasks, "TaskManager", partial(lm_eval.tasks.TaskManager, include_defaults=False))
     arguments = ["--policy", str(tiny_policy_folder), "--task_folder", harness_tasks]
     assert main(["harness", *arguments, "--tasks", "[tripled]"]) == 2
     assert "There is no task tripled: neither" in capsys.readouterr().err

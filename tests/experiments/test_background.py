@@ -38,7 +38,7 @@ def cores(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 
 @pytest.mark.parametrize(("free", "allowed"), [(64, True), (0, True), (64, False)])
-def test_it_gives_what_the_function_gives(
+def test_results_and_errors_are_those_of_the_function(
     free: int, allowed: bool, cores: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     cores(free)
@@ -46,18 +46,14 @@ def test_it_gives_what_the_function_gives(
     with run_in_background(log, allowed=allowed) as begin:
         waiting = [begin(print_and_count, text, times=3) for text in ("one", "two")]
         result = [wait() for wait in waiting]
+        with pytest.raises(InputError, match=r"It is wrong\. Mend it\."):
+            begin(refuses)()
     elsewhere = free > 0 and allowed
     assert [torch.equal(numbers, torch.arange(3)) for _, numbers in result] == [True, True]
     assert len({process for process, _ in result}) == 1
     assert (result[0][0] != os.getpid()) == elsewhere
     printed = log.read_text() if elsewhere else capfd.readouterr().out
     assert printed.split() == ["one", "two"]
-
-
-def test_what_goes_wrong_there_goes_wrong_here(cores: Any, tmp_path: Path) -> None:
-    cores(64)
-    with pytest.raises(InputError, match=r"It is wrong\. Mend it\."), run_in_background(tmp_path / "log") as begin:
-        begin(refuses)()
 
 
 @pytest.mark.slow

@@ -116,6 +116,7 @@ def test_pairs_learn_the_margin(runs: Runs) -> None:
     assert then[1] < first[1]
 
 
+@pytest.mark.slow
 def test_they_are_arms_of_a_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(flops, "STEPS", 3)

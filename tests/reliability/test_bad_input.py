@@ -3,8 +3,6 @@
 import errno
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ from dpr_lightning.errors import InputError
 from dpr_lightning.folders import WRITTEN
 from tests.reliability.bad_inputs import BEGIN, CASES, END, row
 from tests.reliability.kit import GOOD, Kit, run_case
+from tests.strategies.launch import start_ranks
 from tests.tiny import tiny_tokenizer
 from tests.workspace import Workspace, make_workspace, write_rows, write_sft_config
 
@@ -98,11 +97,11 @@ def test_a_foreign_folder_is_not_overwritten(tmp_path: Path, capsys: pytest.Capt
 
 def test_a_process_says_it_the_same_way(tmp_path: Path, workspace: Workspace) -> None:
     config = Kit(tmp_path, workspace).rows(GOOD, "nonsense")[-1]
-    command = [sys.executable, "-m", "dpr_lightning.cli.main", "fit", "--config", config]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    assert "data.jsonl:2" in done.stderr.strip().splitlines()[-1]
+    (process,) = start_ranks(["dpr_lightning.cli.main", "fit", "--config", config], 1, tmp_path / "logs")
+    assert process.wait(120) == 2
+    printed = (tmp_path / "logs" / "rank_0.log").read_text()
+    assert "Traceback" not in printed
+    assert "data.jsonl:2" in printed.strip().splitlines()[-1]
     with pytest.raises(InputError):
         cli.main(["fit", "--config", config, "--debug"])
 

@@ -9,7 +9,7 @@ from dpr_lightning.policies import create_toy_policy
 from tests.strategies.launch import run_ranks
 
 
-@pytest.mark.parametrize("strategy", ["zero3", "fsdp2"])
+@pytest.mark.parametrize("strategy", ["zero3", pytest.param("fsdp2", marks=pytest.mark.slow)])
 def test_a_rank_reads_its_share(strategy: str, tmp_path: Path) -> None:
     """Its half, and an eighth at most for weights that are whole for a moment and what is imported meanwhile."""
     folder = create_toy_policy(tmp_path / "policy", ["ab1"], hidden_size=1024, layers=6)

@@ -6,24 +6,24 @@ import pytest
 
 from tests.strategies.parity import difference, moved, steps, trained, write_inputs
 
-CASES = ["dpr_frozen_in_shards:1", "dpr_frozen_in_shards:3"]
+WHOLE, PARTS = "dpr_frozen_in_shards:1", "dpr_frozen_in_shards:3"
 STRATEGIES = [
-    "zero3_asked_in_shards",
-    *(pytest.param(name, marks=pytest.mark.slow) for name in ("ddp", "fsdp2_asked_in_shards")),
+    ("zero3_asked_in_shards", [PARTS]),
+    *(
+        pytest.param(name, [WHOLE, PARTS], marks=pytest.mark.slow)
+        for name in ("ddp", "zero3_asked_in_shards", "fsdp2_asked_in_shards")
+    ),
 ]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What every run reads."""
-    return write_inputs(tmp_path_factory.mktemp("in_shards"))
-
-
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_ranks_that_need_different_numbers_of_passes_stay_in_step(strategy: str, folder: Path) -> None:
+@pytest.mark.parametrize(("strategy", "cases"), STRATEGIES)
+def test_ranks_that_need_different_numbers_of_passes_stay_in_step(
+    strategy: str, cases: list[str], tmp_path: Path
+) -> None:
     """Answers end early on one rank and late on the other; what differs in length is scored in different parts."""
-    one, several = trained("one", folder, CASES), trained(strategy, folder, CASES)
-    for case in CASES:
+    folder = write_inputs(tmp_path)
+    one, several = trained("one", folder, cases), trained(strategy, folder, cases)
+    for case in cases:
         assert difference(one, several, case) < 1e-6, case
         assert moved(one, case) > 1e-3
         for here, there in zip(steps(one, case), steps(several, case), strict=True):

@@ -30,17 +30,19 @@ exit $highest
 """
 
 
+# Runs until it gets a signal, as a training does, or ends with $CODE.
+STAND_IN = """#!/bin/bash
+trap 'exit 75' TERM
+echo "$@" > arguments_$SLURM_PROCID
+[ -n "$CODE" ] && exit $CODE
+while true; do sleep 0.05; done
+"""
+
+
 @pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a toy, the script, and programs named as those of SLURM."""
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
-    monkeypatch.chdir(tmp_path)
-    assert main(shlex.split(TOY)) == 0
-    programs = {
-        "srun": SRUN,
-        "scontrol": '#!/bin/bash\necho "$@" > requeued\n',
-        "dpr": f'#!/bin/bash\nexec {sys.executable} -m dpr_lightning.cli.main "$@"\n',
-    }
+def cluster(tmp_path: Path) -> Path:
+    """A folder with the script, and programs named as those of SLURM; its `dpr` trains nothing."""
+    programs = {"srun": SRUN, "scontrol": '#!/bin/bash\necho "$@" > requeued\n', "dpr": STAND_IN}
     (tmp_path / "bin").mkdir()
     for name, text in programs.items():
         (tmp_path / "bin" / name).write_text(text)
@@ -52,11 +54,21 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def start(cluster: Path, steps: int) -> "subprocess.Popen[bytes]":
+@pytest.fixture
+def training_cluster(cluster: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """One with a toy and `dpr` itself."""
+    (cluster / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(cluster)
+    assert main(shlex.split(TOY)) == 0
+    (cluster / "bin" / "dpr").write_text(f'#!/bin/bash\nexec {sys.executable} -m dpr_lightning.cli.main "$@"\n')
+    return cluster
+
+
+def start(cluster: Path, steps: int, **variables: str) -> "subprocess.Popen[bytes]":
     slurm = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1", "SLURM_NODEID": "0"}
     slurm |= {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "dpr", "SLURM_NODELIST": "localhost"}
     indices = {"PATH": f"{cluster / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "ALL": f"{ALL} {steps}"}
-    environment = {**os.environ, **slurm, **indices, "MASTER_PORT": str(free_port())}
+    environment = {**os.environ, **slurm, **indices, **variables, "MASTER_PORT": str(free_port())}
     return subprocess.Popen(["bash", "job.sh"], env=environment, cwd=cluster, start_new_session=True)
 
 
@@ -64,26 +76,41 @@ def logs(cluster: Path) -> str:
     return "".join(path.read_text(errors="replace")[-2000:] for path in cluster.glob("task_*.log"))
 
 
-@pytest.mark.slow
-def test_a_job_trains_on_all_its_tasks(cluster: Path) -> None:
-    job = start(cluster, 4)
-    assert job.wait(200) == 0, logs(cluster)
-    assert "MEMBER: 2/2" in logs(cluster)
-    assert (cluster / "runs/toy/sft/policies/final/model.safetensors").is_file()
-    assert not (cluster / "requeued").exists()
-
-
-def test_a_job_that_is_preempted_saves_and_is_handed_back(cluster: Path) -> None:
-    job = start(cluster, 100_000)
+def preempt(job: "subprocess.Popen[bytes]", cluster: Path, started: str) -> None:
+    """Send the signal to the steps of the job and not to its script, as SLURM does, once a file is there."""
     try:
         deadline = time.monotonic() + 200
-        while not list(cluster.glob("runs/toy/sft/checkpoints/step_*")):
+        while not list(cluster.glob(started)):
             assert job.poll() is None, logs(cluster)
             assert time.monotonic() < deadline, logs(cluster)
-            time.sleep(0.2)
-        # As SLURM does, to the steps of the job and not to its script.
+            time.sleep(0.05)
         subprocess.run(["pkill", "-TERM", "-P", str(job.pid), "srun"], check=True)
         assert job.wait(100) == 75, logs(cluster)
     finally:
         os.killpg(job.pid, signal.SIGKILL) if job.poll() is None else None
     assert (cluster / "requeued").read_text().split() == ["requeue", "7"]
+
+
+def test_the_script_hands_back_a_preempted_job(cluster: Path) -> None:
+    preempt(start(cluster, 4), cluster, "arguments_1")
+    assert (cluster / "arguments_0").read_text().split()[:3] == ["fit", "--config", "configs/toy/sft.yaml"]
+
+
+@pytest.mark.parametrize("code", [0, 2])
+def test_the_script_ends_with_the_code_of_the_run(code: int, cluster: Path) -> None:
+    assert start(cluster, 4, CODE=str(code)).wait(100) == code
+    assert not (cluster / "requeued").exists()
+
+
+@pytest.mark.slow
+def test_a_job_trains_on_all_its_tasks(training_cluster: Path) -> None:
+    job = start(training_cluster, 4)
+    assert job.wait(200) == 0, logs(training_cluster)
+    assert "MEMBER: 2/2" in logs(training_cluster)
+    assert (training_cluster / "runs/toy/sft/policies/final/model.safetensors").is_file()
+    assert not (training_cluster / "requeued").exists()
+
+
+@pytest.mark.slow
+def test_a_training_that_is_preempted_saves_and_is_handed_back(training_cluster: Path) -> None:
+    preempt(start(training_cluster, 100_000), training_cluster, "runs/toy/sft/checkpoints/step_*")
