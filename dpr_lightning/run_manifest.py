@@ -18,6 +18,8 @@ from dpr_lightning.folders import whole_file
 MANIFEST = "run.json"
 CHECK, PREVIEW, AUDIT = (Path("check") / name for name in ("check.json", "preview.json", "audit.json"))
 """Paths in a run's folder of what `dpr check` writes."""
+AUDIT_OF_TRAINED = Path("audit") / "train.json"
+"""Path there of what `dpr audit --rows train` writes."""
 MARK = "dpr_lightning_run"
 """Key of the format's version, which is in every manifest."""
 FINAL = "final"

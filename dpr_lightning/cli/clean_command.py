@@ -50,6 +50,8 @@ def clean(arguments: Sequence[str]) -> None:
     with protected(uses):
         if output.exists():
             raise InputError(f"`--output` {output} exists already, and rows are not overwritten. Name another file.")
+        if not Path(options.flagged).expanduser().exists():
+            raise InputError(f"`--flagged`: there is no file {options.flagged}. {_how_to_flag(manifest)}")
         flagged = read_flagged(options.flagged)
         cleaned = write_cleaned(open_rows(manifest.train), flagged, output)
     copies = (
@@ -63,6 +65,21 @@ def clean(arguments: Sequence[str]) -> None:
         highlight=False,
         markup=False,
         soft_wrap=True,
+    )
+
+
+def _how_to_flag(manifest: Any) -> str:
+    """Where rows of a run are marked: the pages of its audits, or the commands that write one."""
+    from dpr_lightning.run_manifest import AUDIT, AUDIT_OF_TRAINED
+
+    pages = [manifest.folder / audit.with_suffix(".html") for audit in (AUDIT_OF_TRAINED, AUDIT)]
+    present = [str(page) for page in pages if page.is_file()]
+    if present:
+        return f"Mark rows on {' or '.join(present)}, and save them with its button “Export flagged.jsonl”."
+    run = shlex.quote(str(manifest.folder))
+    return (
+        f"`dpr audit --run {run} --rows train` and `dpr check --run {run}` write a page; mark rows there, and save "
+        "them with its button “Export flagged.jsonl”."
     )
 
 

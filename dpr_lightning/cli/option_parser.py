@@ -30,7 +30,11 @@ class OptionParser(argparse.ArgumentParser):
         Raises:
             InputError: always.
         """
-        raise InputError(f"{message}. `{self.prog} --help` lists the options.")
+        from dpr_lightning.cli.parse_errors import plainly
+
+        options = (option.removeprefix("--") for action in self._actions for option in action.option_strings)
+        sentence = plainly(message, options)
+        raise InputError(sentence if sentence != message else f"{message}. `{self.prog} --help` lists the options.")
 
     def add_config_options(self) -> None:
         """Add the options that change the config which the command writes."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from dpr_lightning.check_result import CheckResult
 from dpr_lightning.errors import InputError
-from dpr_lightning.run_manifest import RunManifest
+from dpr_lightning.run_manifest import AUDIT_OF_TRAINED, RunManifest
 
 RUN = "--run"
 Values = Mapping[str, Callable[[RunManifest], Any]]
@@ -39,7 +39,7 @@ _AUDIT_OF_TRAINED: Values = {
     "demonstrations": lambda run: run.train,
     "exclude": lambda run: run.held_out,
     "max_length": lambda run: run.max_length,
-    "output": lambda run: str(run.folder / "audit" / "train.json"),
+    "output": lambda run: str(run.folder / AUDIT_OF_TRAINED),
 }
 """Options of `dpr audit --rows train`."""
 OPTIONS: dict[str, Values] = {

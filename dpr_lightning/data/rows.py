@@ -216,7 +216,7 @@ def _missing(path: Path) -> str:
     if not folder.is_dir():
         existing = next(parent for parent in (*folder.parents, Path("/")) if parent.is_dir())
         return f"There is no file {path}: the folder {folder} does not exist ({existing.resolve()} does)."
-    names = sorted(entry.name for entry in folder.iterdir())
+    names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
     near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
     if near:
         return f"There is no file {path}. Did you mean {' or '.join(str(folder / name) for name in near)}?"
