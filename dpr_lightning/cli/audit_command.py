@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,7 @@ from dpr_lightning.errors import InputError
 from dpr_lightning.evaluation.audit import RewardAudit, Rewarded, audit_reward, recommend
 from dpr_lightning.evaluation.corruption import corrupt_one_token
 from dpr_lightning.evaluation.evaluated_answers import collect_answers
+from dpr_lightning.evaluation.scored_samples import ScoredSamples
 from dpr_lightning.evaluation.suspects import Suspect
 from dpr_lightning.evaluation.verifiers import verifier_named
 from dpr_lightning.paths import REPORT_MARKS, ReadPath, Writes
@@ -88,19 +90,71 @@ def audit(
         raise InputError("`references` is empty, and an audit takes at least one reference.")
     if rows == "held_out" and (exclude is not None or max_length is not None):
         raise InputError("`exclude` and `max_length` are options of `rows: train` alone. Leave them out.")
-    if limit is None and rows == "held_out":
-        limit = HELD_OUT_LIMIT
-    tokenizer = load_tokenizer(sft)
-    data = load_demonstrations(
-        demonstrations, tokenizer, sft, columns=columns, limit=limit, exclude=exclude, max_length=max_length
-    )
     if rows == "train":
+        tokenizer = load_tokenizer(sft)
+        data = load_demonstrations(
+            demonstrations, tokenizer, sft, columns=columns, limit=limit, exclude=exclude, max_length=max_length
+        )
         listed = list_trained(
             demonstrations, data, sft, references[0], tokenizer, count=suspicious, dtype=dtype, output=path
         )
         if path is not None:
             _write(path, [], "", listed)
         return 0
+    return audit_held_out(
+        sft,
+        references,
+        demonstrations,
+        SamplingOptions(max_new_tokens, batch_size=batch_size, stop_strings=stop_strings),
+        verifier=verifier,
+        samples=samples,
+        limit=HELD_OUT_LIMIT if limit is None else limit,
+        suspicious=suspicious,
+        columns=columns,
+        dtype=dtype,
+        seed=seed,
+        path=path,
+    )
+
+
+def audit_held_out(
+    sft: str,
+    references: list[str],
+    demonstrations: Rows,
+    options: SamplingOptions,
+    *,
+    verifier: str | None,
+    samples: int,
+    limit: int,
+    suspicious: int = 200,
+    columns: dict[str, str] | None = None,
+    dtype: Dtype = "float32",
+    seed: int = 0,
+    path: Path | None = None,
+    sampled: Mapping[str, ScoredSamples] | None = None,
+) -> int:
+    """Audit rewards on demonstrations that were not trained on.
+
+    Args:
+        sft: as of :func:`audit`, and so the others that have its names.
+        references: each is audited.
+        demonstrations: file of demonstrations.
+        options: of the sampler.
+        verifier: name of a verifier.
+        samples: samples of π_SFT a prompt.
+        limit: demonstrations used.
+        suspicious: demonstrations on the page.
+        columns: names of columns.
+        dtype: of the models' parameters.
+        seed: of corruptions and samples.
+        path: JSON file to write.
+        sampled: by reference, samples of π_SFT for these prompts that are there already with their scores.
+
+    Returns:
+        The exit code.
+    """
+    tokenizer = load_tokenizer(sft)
+    data = load_demonstrations(demonstrations, tokenizer, sft, columns=columns, limit=limit)
     tokens, mask, *_ = data.batch(np.arange(len(data)), 1.0, int(tokenizer.pad_token_id))
     prompts = PromptSet.load(demonstrations, tokenizer, columns=columns, limit=limit)
     answers_prompt = last_turn(mask)
@@ -110,21 +164,24 @@ def audit(
         raise InputError(f"An audit takes at least two demonstrations, and {data.file} has {len(data)}.")
     audits: list[RewardAudit] = []
     scores_of: dict[str, TokenScores] = {}
-    answers = corrupted = None
-    with progress_bar("audit", len(data) * (samples + len(references) * (2 + samples))) as advance:
+    ready = {} if sampled is None else {name: each.first(samples) for name, each in sampled.items()}
+    answers = next((each.answers for each in ready.values()), None)
+    corrupted = None
+    rounds = 2 * len(references) + samples * (sum(reference not in ready for reference in references) + (not ready))
+    with progress_bar("audit", len(data) * rounds) as advance:
         for reference in references:
             dense = DenseReward.from_folders(sft, [reference], RewardSpec(), dtype=dtype)
             dense.frozen.to(best_device())
-            if answers is None or corrupted is None:
-                with dense.frozen.use(SFT) as policy:
-                    corrupted = corrupt_one_token(
-                        tokens, mask, stops=special_tokens(tokenizer, policy).stops, seed=seed
-                    )
+            with dense.frozen.use(SFT) as policy:
+                if corrupted is None:
+                    stops = special_tokens(tokenizer, policy).stops
+                    corrupted = corrupt_one_token(tokens, mask, stops=stops, seed=seed)
+                if answers is None:
                     answers = collect_answers(
                         policy,
                         tokenizer,
                         prompts,
-                        SamplingOptions(max_new_tokens, batch_size=batch_size, stop_strings=stop_strings),
+                        options,
                         verifier=verifier_named(verifier),
                         num_samples=samples,
                         seed=seed,
@@ -136,7 +193,10 @@ def audit(
 
             ours, twins = score(tokens, mask), score(corrupted.tokens, mask)
             scores_of[reference] = ours
-            samples_scored = score(answers.rollouts.tokens, answers.rollouts.mask)
+            if reference in ready:
+                samples_scored = ready[reference].scores
+            else:
+                samples_scored = score(answers.rollouts.tokens, answers.rollouts.mask)
             for name in AUDITED:
                 spec = RewardSpec(name)
                 audits.append(

@@ -3,7 +3,7 @@
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from dpr_lightning.cli.option_parser import OptionParser
@@ -28,21 +28,26 @@ def check(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--run", required=True, metavar="FOLDER", help="folder of the run")
     parser.add_argument("--verifier", help="what scores answers (default: that of the run)")
-    parser.add_argument("--prompts", type=int, default=100, metavar="N", help="held-out rows used (default: 100)")
-    parser.add_argument("--samples", type=int, default=16, help="answers to each (default: 16)")
+    parser.add_argument(
+        "--prompts", type=int, metavar="N", help="held-out rows used (default: 100; fewer without a GPU)"
+    )
+    parser.add_argument("--samples", type=int, help="answers to each (default: 16; fewer without a GPU)")
     parser.add_argument("--max_new_tokens", type=int, help="of an answer (default: the longest demonstrated)")
     parser.add_argument("--reference", metavar="SHARE", help="reference by its share of SFT (default: nearest to 0.25)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
 
-    from dpr_lightning.cli.audit_command import audit
-    from dpr_lightning.cli.preview_command import preview
+    from dpr_lightning.cli.check_measurements import measure
+    from dpr_lightning.data import open_rows
     from dpr_lightning.evaluation.reward_preview import default_forms, form_name
     from dpr_lightning.lightning_cli.path_checks import guarded
+    from dpr_lightning.policies import PolicySpec
+    from dpr_lightning.policies.inference_policy import best_device
+    from dpr_lightning.policies.outline import outline_policy
     from dpr_lightning.reports.console import console
     from dpr_lightning.rewards import RewardSpec
     from dpr_lightning.run_manifest import AUDIT, PREVIEW, RunManifest
-    from dpr_lightning.workflow import combine
+    from dpr_lightning.workflow import check_size, combine
 
     manifest = RunManifest.load(options.run)
     rows = manifest.held_out
@@ -56,36 +61,37 @@ def check(arguments: Sequence[str]) -> int:
     verifier = options.verifier or manifest.verifier
     limit = options.max_new_tokens or manifest.max_new_tokens or 256
     audit_file, preview_file = manifest.folder / AUDIT, manifest.folder / PREVIEW
-    console.rule("audit")
-    guarded(audit, [])(
+    count = sum(1 for _ in open_rows(rows))
+    outline = outline_policy(PolicySpec(source=manifest.sft), trainable=False)
+    size = check_size(
+        count,
+        sum(weight.numel() for weight in outline.parameters()),
+        limit,
+        tuple(each for each in manifest.references if each != share),
+        prompts=options.prompts,
+        samples=options.samples,
+        on_gpu=best_device().type != "cpu",
+    )
+    if note := size.describe(count):
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
+    guarded(measure, [])(
         sft=manifest.sft,
-        references=list(manifest.references.values()),
-        demonstrations=rows,
+        reference=reference,
+        references=[folder for each, folder in manifest.references.items() if each not in size.left_out],
+        rows=rows,
+        audit=str(audit_file),
+        preview=None if verifier is None else str(preview_file),
         verifier=verifier,
-        limit=options.prompts,
+        prompts=size.prompts,
+        samples=size.samples,
         max_new_tokens=limit,
         columns=manifest.columns,
         seed=options.seed,
-        output=str(audit_file),
     )
-    previewed = None
-    if verifier is not None:
-        console.rule("preview")
-        guarded(preview, [])(
-            sft=manifest.sft,
-            references=[reference],
-            prompts=rows,
-            verifier=verifier,
-            samples=options.samples,
-            limit=options.prompts,
-            max_new_tokens=limit,
-            columns=manifest.columns,
-            seed=options.seed,
-            output=str(preview_file),
-        )
-        previewed = _read(preview_file)
+    previewed = None if verifier is None else _read(preview_file)
     forms = {form_name(spec): asdict(spec) for spec in default_forms(RewardSpec.recommended()).values()}
     result = combine(_read(audit_file), previewed, forms, share)
+    result = replace(result, reasons=[*result.reasons, *([note] if note else [])])
     result.save(manifest.folder)
     console.rule("check")
     for reason in result.reasons:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 from dpr_lightning.data import PromptSet, Rows
-from dpr_lightning.evaluation.preview import BETAS, describe, nothing_to_rank
+from dpr_lightning.evaluation.preview import BETAS, Preview, describe, nothing_to_rank
 from dpr_lightning.evaluation.reward_preview import form_name, preview_reward
 from dpr_lightning.evaluation.verifiers import verifier_named
 from dpr_lightning.paths import ReadPath, Writes
@@ -80,11 +80,26 @@ def preview(
             seed=seed,
             progress=advance,
         )
-    unranked = nothing_to_rank(run.preview)
-    result = run.preview.to_dict() | {"unranked": unranked}
+    return report_preview(run.preview, spec, beta, output)
+
+
+def report_preview(estimate: Preview, spec: RewardSpec, beta: float, output: str | None) -> int:
+    """Print a preview, and write it.
+
+    Args:
+        estimate: of every form.
+        spec: the reward that is intended.
+        beta: the β that is intended.
+        output: JSON file; None: none.
+
+    Returns:
+        The exit code.
+    """
+    unranked = nothing_to_rank(estimate)
+    result = estimate.to_dict() | {"unranked": unranked}
     if unranked is None:
         console.print(preview_table(result))
-    words = describe(run.preview, form_name(spec), beta)
+    words = describe(estimate, form_name(spec), beta)
     console.print(words, highlight=False, markup=False)
     if output is not None:
         Path(output).parent.mkdir(parents=True, exist_ok=True)

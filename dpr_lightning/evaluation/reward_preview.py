@@ -9,10 +9,11 @@ from transformers import PreTrainedTokenizerBase
 from dpr_lightning.data.ground_truth import Verifier
 from dpr_lightning.data.prompts import PromptSet
 from dpr_lightning.errors import InputError
-from dpr_lightning.evaluation.evaluated_answers import EvaluatedAnswers, collect_answers
+from dpr_lightning.evaluation.evaluated_answers import EvaluatedAnswers
 from dpr_lightning.evaluation.preview import BETAS, SHARPENING, Preview, preview
+from dpr_lightning.evaluation.scored_samples import ScoredSamples, sample_and_score
 from dpr_lightning.functional import FORMS
-from dpr_lightning.rewards import SFT, DenseReward, RewardSpec, token_rewards
+from dpr_lightning.rewards import DenseReward, RewardSpec, token_rewards
 from dpr_lightning.rollouts import SamplingOptions
 from dpr_lightning.types import TokenScores
 
@@ -81,15 +82,34 @@ def preview_reward(
         seed: of the samples and of the bootstrap.
         progress: called with the number of sequences sampled.
     """
-    plain = replace(options, temperature=1.0, top_p=1.0)
-    with reward.frozen.use(SFT) as policy:
-        answers = collect_answers(
-            policy, tokenizer, prompts, plain, verifier=verifier, num_samples=num_samples, seed=seed, progress=progress
-        )
-    scores = reward.score(answers.rollouts.tokens, answers.rollouts.mask, divergence=True)
-    shape = (len(prompts), num_samples)
+    samples = sample_and_score(
+        reward,
+        tokenizer,
+        prompts,
+        replace(options, temperature=1.0, top_p=1.0),
+        verifier=verifier,
+        num_samples=num_samples,
+        seed=seed,
+        progress=progress,
+    )
     specs = forms if forms is not None else default_forms(reward.spec)
-    result = preview(
+    return RewardPreviewRun(preview_samples(samples, specs, betas, seed), samples.answers, samples.scores)
+
+
+def preview_samples(
+    samples: ScoredSamples, specs: dict[str, RewardSpec], betas: Sequence[float] = BETAS, seed: int = 0
+) -> Preview:
+    """Estimate the optimum of every form at every β.
+
+    Args:
+        samples: of π_SFT, at temperature 1.
+        specs: forms by name.
+        betas: nats of reward per nat of KL.
+        seed: of the bootstrap.
+    """
+    answers, scores = samples.answers, samples.scores
+    shape = (len(answers.texts) // samples.samples, samples.samples)
+    return preview(
         {name: token_rewards(scores, spec).sum(1).reshape(shape).numpy() for name, spec in specs.items()},
         torch.tensor(answers.lengths).reshape(shape).numpy(),
         score=None if answers.scores is None else torch.tensor(answers.scores).reshape(shape).numpy(),
@@ -98,4 +118,3 @@ def preview_reward(
         betas=sorted(betas, reverse=True),
         seed=seed,
     )
-    return RewardPreviewRun(result, answers, scores)

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -21,6 +22,7 @@ from dpr_lightning.cli.main import main
 from dpr_lightning.cli.run_options import with_run_options
 from dpr_lightning.data.row_types import row_hash
 from dpr_lightning.run_manifest import RunManifest, record_stage
+from dpr_lightning.workflow import check_extent, check_size
 from tests.tiny import write_tiny_policy
 from tests.workspace import write_rows
 
@@ -113,6 +115,67 @@ def test_from_check_to_an_exported_policy(
     expected = AutoModelForCausalLM.from_pretrained("runs/mine/rl/policies/final")
     prompt = tokenizer("3+4=", return_tensors="pt")
     assert model(**prompt).logits.equal(expected(**prompt).logits)
+
+
+def test_a_check_says_what_audit_and_preview_say_of_the_same_samples(user: Path) -> None:
+    arguments = ["--run", "runs/mine", "--max_new_tokens", "12"]
+    assert main(["check", *arguments, "--prompts", "10", "--samples", "4"]) in (0, 3, 4)
+    alone = ["--limit", "10", "--output"]
+    assert main(["audit", *arguments, "--samples", "4", *alone, "audit.json"]) in (0, 3)
+    assert main(["preview", *arguments, "--samples", "4", *alone, "preview.json"]) in (0, 4)
+    for name in ("audit", "preview"):
+        ours = json.loads(Path(f"runs/mine/check/{name}.json").read_text())
+        alike(ours, json.loads(Path(f"{name}.json").read_text()))
+
+
+def alike(ours: Any, theirs: Any) -> None:
+    """Compare JSON, numbers but for rounding."""
+    if isinstance(ours, dict):
+        assert ours.keys() == theirs.keys()
+        ours, theirs = [*ours.values()], [*theirs.values()]
+    if isinstance(ours, list):
+        assert len(ours) == len(theirs)
+        for one, other in zip(ours, theirs, strict=True):
+            alike(one, other)
+    else:
+        assert ours == (pytest.approx(theirs, abs=1e-4) if isinstance(theirs, float) else theirs)
+
+
+def test_a_check_without_a_gpu_says_what_it_did_not_look_at(
+    user: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check_extent, "CPU_BUDGET", 1.0)
+    monkeypatch.setattr(check_extent, "FEWEST_PROMPTS", 6)
+    assert main(["check", "--run", "runs/mine", "--max_new_tokens", "4"]) in (0, 3, 4)
+    note = (
+        "Without a GPU the check looks at 6 of 20 held-out rows with 8 answers to each, and not at the references at "
+        "0.5, 0.75. --prompts 100 --samples 16 looks at as much as on a GPU."
+    )
+    assert note in capsys.readouterr().out
+    assert json.loads(Path("runs/mine/check/check.json").read_text())["reasons"][-1] == note
+    audits = json.loads(Path("runs/mine/check/audit.json").read_text())["audits"]
+    assert {audit["reference"] for audit in audits} == {RunManifest.load("runs/mine").references["0.25"]}
+    assert len(page_rows("runs/mine/check/audit.html")) == 6
+
+
+@pytest.mark.parametrize(
+    ("rows", "billions", "options", "expected"),
+    [
+        (20, 0.135, {}, (20, 8, True)),
+        (400, 0.135, {}, (20, 8, True)),
+        (400, 0.02, {}, (100, 10, True)),
+        (400, 0.001, {}, (100, 16, False)),
+        (400, 8.0, {}, (20, 8, True)),
+        (8, 8.0, {}, (8, 8, True)),
+        (400, 8.0, {"on_gpu": True}, (100, 16, False)),
+        (400, 8.0, {"prompts": 50}, (50, 16, False)),
+        (400, 0.135, {"samples": 4}, (40, 4, True)),
+    ],
+)
+def test_the_size_of_a_check(rows: int, billions: float, options: dict[str, Any], expected: tuple[int, ...]) -> None:
+    size = check_size(rows, int(billions * 1e9), 369, ("0.5",), **({"on_gpu": False} | options))
+    assert (size.prompts, size.samples, size.left_out == ("0.5",)) == expected
+    assert bool(size.describe(rows)) is expected[-1]
 
 
 def page_rows(page: str) -> list[dict[str, object]]:
