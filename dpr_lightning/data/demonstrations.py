@@ -1,6 +1,7 @@
 """Demonstrations as a LightningDataModule."""
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -182,6 +183,11 @@ class DemonstrationDataModule(PolicyDataModule):
         """``file:number`` of a training demonstration, by its index in ``train_data``."""
         assert self.train_data is not None
         return self.train_data.where(row)
+
+    @classmethod
+    def splits_off_rows(cls, options: Mapping[str, Any]) -> bool:
+        """True where ``validation`` is a share of the training rows."""
+        return holds_out(options.get("validation"))
 
     def held_out_rows(self) -> tuple[Rows | RowSource, dict[str, str] | None] | None:
         """The rows of ``validation``; of those held out of the training rows the file, where it was written."""

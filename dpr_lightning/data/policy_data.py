@@ -76,7 +76,19 @@ class MemoryCount(Protocol):
 
 
 class PolicyDataModule(LightningDataModule):
-    """Base of data that a PolicyModule learns from. The defaults do nothing."""
+    """Base of data that a PolicyModule learns from. The defaults do nothing.
+
+    Attributes:
+        held_out_file: file for the rows that the data hold out; ``dpr fit`` sets one where the config names none and
+            :meth:`splits_off_rows` is True.
+    """
+
+    held_out_file: str | None = None
+
+    @classmethod
+    def splits_off_rows(cls, options: Mapping[str, Any]) -> bool:
+        """Whether data with these options hold rows out of those to learn from; called before they are created."""
+        return False
 
     def attach_policy(self, policy: nn.Module, spec: PolicySpec, tokenizer: PreTrainedTokenizerBase) -> None:
         """Called once the policy is built and before it is cut into shards, on every rank.

@@ -14,7 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from dpr_lightning.callbacks.run_ends import limit_time_of_process
-from dpr_lightning.data import DemonstrationDataModule
+from dpr_lightning.data import PolicyDataModule
 from dpr_lightning.errors import REQUEUE, InputError, TryAgain, causes
 from dpr_lightning.lightning_cli.averages import check_averages
 from dpr_lightning.lightning_cli.configs import config_files
@@ -128,7 +128,7 @@ class DprCLI(LightningCLI):
         """
         with self._explained(of_options=True):
             super().instantiate_classes()
-        if self.parts.held_out_file is not None and isinstance(self.datamodule, DemonstrationDataModule):
+        if self.parts.held_out_file is not None and isinstance(self.datamodule, PolicyDataModule):
             self.datamodule.held_out_file = self.parts.held_out_file
         if isinstance(self.model, PolicyModule):
             self.model.check_policy()

@@ -21,7 +21,7 @@ from dpr_lightning.callbacks import (
     ValidateAtEnds,
     WandbLogger,
 )
-from dpr_lightning.data import DemonstrationDataModule, PolicyDataModule, RewardDataModule, holds_out
+from dpr_lightning.data import DemonstrationDataModule, PolicyDataModule, RewardDataModule
 from dpr_lightning.data.held_out import AUTO
 from dpr_lightning.errors import InputError
 from dpr_lightning.modules import RolloutAlgorithm
@@ -219,10 +219,11 @@ def parts_of_run(config: Mapping[str, Any], subcommand: str) -> RunParts:
 
 def _holds_out(config: Mapping[str, Any]) -> bool:
     """Whether rows are held out of those to learn from, and the config names no file for them."""
-    if not issubclass(_class_of(config.get("data")), DemonstrationDataModule):
+    data = _class_of(config.get("data"))
+    if not issubclass(data, PolicyDataModule):
         return False
     options = config["data"].get("init_args") or {}
-    return holds_out(options.get("validation")) and options.get("held_out_file") is None
+    return data.splits_off_rows(options) and options.get("held_out_file") is None
 
 
 def _callbacks(run: RunDefaults, root: Path, config: Mapping[str, Any]) -> Iterable[Default]:

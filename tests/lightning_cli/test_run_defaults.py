@@ -3,6 +3,7 @@
 import csv
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from lightning.pytorch.callbacks import EarlyStopping, StochasticWeightAveraging
 
 from dpr_lightning.callbacks import ReferenceCheckpoints, ResumableCheckpoints, RunManifestFile, ValidateAtEnds
 from dpr_lightning.cli.main import main
+from dpr_lightning.data import PolicyDataModule
+from dpr_lightning.lightning_cli import run_defaults
 from dpr_lightning.lightning_cli.dpr_cli import parse_lightning
 from dpr_lightning.lightning_cli.run_defaults import RunParts, parts_of_run, settle_run
 from dpr_lightning.provenance import provenance
@@ -151,6 +154,21 @@ def test_held_out_rows_have_a_file_where_the_config_names_none(case: Path) -> No
     assert main([*minimal(), "--data.held_out_file=demonstrations.jsonl"]) == 2
     assert main([*minimal(), "--run=null", "--data.held_out_file=new.jsonl", "--trainer.fast_dev_run=true"]) == 0
     assert not Path("new.jsonl").exists()
+
+
+class SplittingData(PolicyDataModule):
+    """Data of a plug-in that hold rows out where their option says so."""
+
+    @classmethod
+    def splits_off_rows(cls, options: Mapping[str, Any]) -> bool:
+        return bool(options.get("share"))
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.1, True), (0.0, False)])
+def test_data_of_a_plug_in_get_a_file_for_held_out_rows(share: float, expected: bool) -> None:
+    data = {"class_path": f"{__name__}.SplittingData", "init_args": {"share": share}}
+    assert run_defaults._holds_out({"data": data}) is expected
+    assert not run_defaults._holds_out({"data": {"class_path": "dpr_lightning.data.RewardDataModule"}})
 
 
 def test_an_evaluation_has_a_table_in_the_folder_of_the_run(case: Path) -> None:
