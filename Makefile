@@ -44,7 +44,7 @@ recipes: $(DEV_STAMP) ## write configs/ of models by hub id, from the table in d
 	$(BIN)/python -m dpr_lightning.workflow.model_recipes
 
 test: $(DEV_STAMP) ## the tests that need neither a GPU nor minutes each
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-slow: $(DEV_STAMP) ## the others: more strategies, larger examples, the scoreboard
 	$(BIN)/python -m pytest -q -m "slow and not gpu" $(PYTEST_ARGS)

@@ -17,7 +17,6 @@ SAMPLE = (
     "lfm2",
     "llama",
     "mamba",
-    "mixtral",
     "qwen3_next",
     "rwkv",
 )

@@ -25,6 +25,7 @@ def test_an_operation_has_its_kind(name: str, kind: str) -> None:
     assert kind_of(name) == kind
 
 
+@pytest.mark.slow
 def test_shares_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--shape", "tiny", "--rows", "4", "--folder", str(tmp_path)]
     monkeypatch.setattr("sys.argv", ["where_time_goes", *options])

@@ -121,7 +121,7 @@ def test_reinforcement(model: dict[str, Any], accumulate: int, folder: Path, tmp
     workspace = Workspace(str(folder / "sft"), str(folder / "reference"), rows, rows)
     config = Path(
         write_dpr_config(
-            tmp_path, workspace, max_prompt_length=1, sampling={"max_new_tokens": 24}, prompts_per_rollout=8
+            tmp_path, workspace, max_prompt_length=1, sampling={"max_new_tokens": 12}, prompts_per_rollout=8
         )
     )
     content = yaml.safe_load(config.read_text())

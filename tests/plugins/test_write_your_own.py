@@ -175,7 +175,7 @@ def test_their_memory_is_counted_by_their_step(runs: Runs, tmp_path: Path) -> No
         config["model"]["class_path"] = f"{kind.__module__}.{kind.__name__}"
         sizes = {"max_prompt_length": 1} if rollouts else {"max_length": 32, "batch_size": 4}
         config["data"]["init_args"] |= {"prompts" if rollouts else "train": rows, **sizes}
-        config["data"]["init_args"]["sampling"] = {"max_new_tokens": 16 if rollouts else 2}
+        config["data"]["init_args"]["sampling"] = {"max_new_tokens": 8 if rollouts else 2}
         path = tmp_path / f"{kind.__name__}.yaml"
         path.write_text(yaml.safe_dump(config | {"trainer": trainer}))
         measured, planned = measured_peak(str(path)), plan(["--config", str(path)]).peak

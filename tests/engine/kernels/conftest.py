@@ -19,7 +19,9 @@ def _compiled_for(architecture: str) -> ctypes.CDLL:
     return compiling.build(compiling.compilers()[0], Path(mkdtemp(dir=compiling.folder())), architecture)
 
 
-@pytest.fixture(params=["this CPU", *OTHERS])
+@pytest.fixture(
+    params=["this CPU", *(pytest.param(name, marks=pytest.mark.slow if name == "AVX2" else ()) for name in OTHERS)]
+)
 def vectors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Run each test once for every vector width."""
     if calling.compiled() is None:
