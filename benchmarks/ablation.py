@@ -48,7 +48,7 @@ from dpr_lightning.engine.decoding import (
 )
 from dpr_lightning.engine.decoding.cached_state import CachedState
 from dpr_lightning.engine.decoding.decode_batch import DecodeBatch
-from dpr_lightning.engine.kernels import calling
+from dpr_lightning.engine.kernels import compiling
 from dpr_lightning.engine.recompute import recompute_activations
 from dpr_lightning.policies import PolicySpec, build_policy, create_toy_policy
 from dpr_lightning.rollouts import SamplingOptions, sample
@@ -211,7 +211,7 @@ WORKLOADS: dict[str, Callable[[], Callable[[], Step]]] = {
 DECODING = ["decode 64", "toy decode 16", "toy decode 512"]
 SHARED = ["decode 8 x 8 of 64", "decode 4 x 8 of 512"]
 LIBRARY = routes.Route(routes.LIBRARY_CACHE)
-ALONE = (calling, "compiled", _none)
+ALONE = (compiling, "load", _none)
 NONE_HERE = SimpleNamespace(has_kernels=_no, serves=_no)
 # A part: what its row compares with, what its absence is, and the workloads of its rows.
 PARTS: dict[str, tuple[Context, Context, list[str]]] = {

@@ -23,7 +23,6 @@ from benchmarks.scoreboard.ours import WORK
 from benchmarks.scoreboard.run import gemm_rate
 from benchmarks.scoreboard.workloads import CPU, SHAPES, least_operations
 from dpr_lightning.engine.kernels import calling
-from dpr_lightning.engine.kernels import decoding_kernels as decoding
 
 LAID_OUT, KERNEL = "mkldnn::_linear_pointwise", "kernel "
 """Names of products and of kernels whose operations the profiler does not count."""
@@ -49,7 +48,6 @@ KINDS = {
         "searchsorted",
         "gather",
         "amax",
-        "kernel sample",
     ),
     "optimizer": ("lerp_", "addcdiv_", "addcmul_", "sqrt", "fused_adamw_", "foreach"),
     "copies": ("copy_", "cat", "index", "index_select", "index_put_impl_", "fill_", "zero_", "clone", "embedding"),
@@ -101,7 +99,7 @@ def show_kernels() -> None:
 
         return run
 
-    decoding.function = profiled  # type: ignore[attr-defined]
+    calling.function = profiled  # type: ignore[assignment]
 
 
 def kind_of(name: str) -> str:

@@ -52,7 +52,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 import yaml  # noqa: E402
 
-from dpr_lightning.engine.kernels import calling, compiling  # noqa: E402
+from dpr_lightning.engine.kernels import compiling  # noqa: E402
 from tests.tiny import write_tiny_policy  # noqa: E402
 
 torch.set_num_threads(_THREADS)
@@ -63,10 +63,10 @@ os.fsync = lambda _: None  # type: ignore[assignment]
 @pytest.fixture(params=[True, False], ids=["kernels", "PyTorch alone"])
 def with_kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Once with this package's kernels, and once as where there is no compiler."""
-    if request.param and calling.compiled() is None:
+    if request.param and compiling.load() is None:
         pytest.skip("there is no C++ compiler here")
     if not request.param:
-        monkeypatch.setattr(calling, "compiled", lambda: None)
+        monkeypatch.setattr(compiling, "load", lambda: None)
     return bool(request.param)
 
 

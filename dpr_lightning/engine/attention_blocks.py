@@ -12,8 +12,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dpr_lightning.functional._checks import expect_dimensions, expect_shape, shape_text
-
 _BLOCK = 64
 """Queries of a block: keys that are hidden from all of them are not read, and scores fit into a CPU's cache."""
 
@@ -42,22 +40,8 @@ def block_attention(
         all heads of a token concatenated, in the type of ``query``. In half precision scores are rounded
         to it (as in transformers' eager attention); the softmax is computed in float32.
 
-    Raises:
-        ValueError: shapes that do not fit.
     Source: Vaswani et al. 2017, eq. 1; Ainslie et al. 2023 (arXiv:2305.13245) for shared keys.
     """
-    for name, tensor, axes in (("query", query, "B H T D"), ("key", key, "B K S D")):
-        expect_dimensions(name, tensor, axes)
-    expect_shape("value", value, key.shape, "that of key")
-    rows, heads, length, width = query.shape
-    expect_shape("key", key, (rows, key.shape[1], key.shape[2], width), "the rows and width of query")
-    if heads % key.shape[1] or length > key.shape[2]:
-        raise ValueError(
-            f"query has shape {shape_text(query.shape)} and key {shape_text(key.shape)}: {heads} heads of {length} "
-            f"queries do not share {key.shape[1]} heads of {key.shape[2]} keys evenly, or stand at the end of them."
-        )
-    if seen is not None:
-        expect_shape("seen", seen, (rows, 1, length, key.shape[2]), "queries by keys")
     attend: Any = _BlockAttention.apply
     result: Tensor = attend(query, key, value, scale, seen)
     return result
@@ -73,13 +57,8 @@ def rotate(
         cosine: of the angles, repeated for both halves.
         turned: their sines, signed by :func:`signed_sine`.
 
-    Raises:
-        ValueError: shapes that do not fit.
     Source: Su et al. 2021 (arXiv:2104.09864), eq. 34.
     """
-    expect_dimensions("heads", heads, "B T H D")
-    for name, table in (("cosine", cosine), ("turned", turned)):
-        expect_shape(name, table, (*heads.shape[:2], heads.shape[3]), "positions by the width of heads")
     turn: Any = _Rotate.apply
     result: Tensor = turn(heads, cosine.unsqueeze(2), turned.unsqueeze(2))
     return result

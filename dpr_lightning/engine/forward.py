@@ -1,6 +1,6 @@
 """Forward passes for training and scoring, with logits only where the policy acted."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dpr_lightning.engine.model_inputs import Inputs, model_inputs
-from dpr_lightning.engine.output_head import output_head
+from dpr_lightning.engine.output_head import output_head, states_at
 from dpr_lightning.functional import action_positions
 
 
@@ -21,38 +21,32 @@ class ActionLogits(NamedTuple):
 
 
 @contextmanager
-def _head_sees(model: nn.Module, index: Tensor) -> Iterator[None]:
-    """Pass only the hidden states at ``index`` [B, T], counted through all rows, to the output head.
+def _head_reads(model: nn.Module, select: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Pass ``select(hidden)`` instead of the hidden states to the output head inside the context.
 
     A hook on the head, so that what an architecture does to its logits afterwards (soft caps, scaling) still happens.
     """
-    head = output_head(model)
-
-    def select(_module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        hidden = arguments[0].flatten(0, 1).index_select(0, index.flatten())
-        return (hidden.view(*index.shape, hidden.shape[-1]), *arguments[1:])
-
-    handle = head.register_forward_pre_hook(select)
+    handle = output_head(model).register_forward_pre_hook(
+        lambda _module, arguments: (select(arguments[0]), *arguments[1:])
+    )
     try:
         yield
     finally:
         handle.remove()
 
 
-def logits_at(
-    model: nn.Module, tokens: Tensor, mask: Tensor, state: Tensor, packed: bool | None, *, sampled: bool = False
-) -> Tensor:
+def logits_at(model: nn.Module, tokens: Tensor, mask: Tensor, state: Tensor, *, sampled: bool = False) -> Tensor:
     """Logits [B, S, V] at the positions ``state`` [B, S] of each row; other arguments as in :func:`action_logits`.
 
     With ``sampled``, prompts that several rows answer may be read once; then no ``state`` may be inside a prompt.
     """
-    inputs, start = model_inputs(model, tokens, mask, packed, sampled=sampled)
+    inputs, start = model_inputs(model, tokens, mask, sampled=sampled)
     return logits_of_inputs(model, inputs, (start.unsqueeze(1) + state).clamp_min(0))
 
 
 def logits_of_inputs(model: nn.Module, inputs: Inputs, index: Tensor) -> Tensor:
     """Logits [B, S, V] of prepared inputs at the states ``index`` [B, S], counted through all rows."""
-    with _head_sees(model, index):
+    with _head_reads(model, lambda hidden: states_at(hidden, index)):
         logits: Tensor = model(**inputs).logits
     return logits
 
@@ -63,17 +57,12 @@ def last_logits(model: nn.Module, **inputs: Any) -> Tensor:
     The head gets those states in a contiguous tensor. With a slice of all states, PyTorch on a CPU in half precision
     would copy the head's weights for every row: 4 of the 11 s that the prefill of 64 prompts of 128 tokens took.
     """
-    handle = output_head(model).register_forward_pre_hook(
-        lambda _module, arguments: (arguments[0].contiguous(), *arguments[1:])
-    )
-    try:
+    with _head_reads(model, Tensor.contiguous):
         logits: Tensor = model(**inputs, logits_to_keep=1).logits
-        return logits[:, -1]
-    finally:
-        handle.remove()
+    return logits[:, -1]
 
 
-def action_logits(model: nn.Module, tokens: Tensor, mask: Tensor, *, packed: bool | None = None) -> ActionLogits:
+def action_logits(model: nn.Module, tokens: Tensor, mask: Tensor) -> ActionLogits:
     """Logits of every acted position, action-aligned, without computing those of any other position.
 
     Args:
@@ -81,24 +70,23 @@ def action_logits(model: nn.Module, tokens: Tensor, mask: Tensor, *, packed: boo
         tokens: [B, L], right-padded; a causal model does not attend to later padding, so no attention mask is passed
             and attention takes its fastest path.
         mask: [B, L] True where the policy acted; the first position never is.
-        packed: concatenate the rows without padding, with positions that restart; None: see :func:`packs_rows`.
 
     Returns:
         logits [B, T, V] in the model's dtype: ``logits[b, t]`` are those of ``tokens[b, t]``.
     """
     position, action_mask = action_positions(mask)
-    logits = logits_at(model, tokens, mask, (position - 1).clamp_min(0), packed)
+    logits = logits_at(model, tokens, mask, position - 1)
     return ActionLogits(logits, tokens.gather(1, position), action_mask)
 
 
 def sampled_logits(model: nn.Module, tokens: Tensor, mask: Tensor) -> ActionLogits:
     """As :func:`action_logits`, for samples: a prompt that several rows respond to may be computed once."""
     position, action_mask = action_positions(mask)
-    logits = logits_at(model, tokens, mask, (position - 1).clamp_min(0), None, sampled=True)
+    logits = logits_at(model, tokens, mask, position - 1, sampled=True)
     return ActionLogits(logits, tokens.gather(1, position), action_mask)
 
 
-def state_logits(model: nn.Module, tokens: Tensor, mask: Tensor, *, packed: bool | None = None) -> ActionLogits:
+def state_logits(model: nn.Module, tokens: Tensor, mask: Tensor) -> ActionLogits:
     """As :func:`action_logits`, with the state after the last action appended.
 
     Returns:
@@ -109,7 +97,7 @@ def state_logits(model: nn.Module, tokens: Tensor, mask: Tensor, *, packed: bool
     position = torch.cat([position, torch.zeros_like(position[:, :1])], 1)
     last = mask.long().mul(torch.arange(mask.shape[1], device=mask.device)).amax(1, keepdim=True)
     is_action = torch.nn.functional.pad(action_mask, (0, 1))
-    logits = logits_at(model, tokens, mask, torch.where(is_action, (position - 1).clamp_min(0), last), packed)
+    logits = logits_at(model, tokens, mask, torch.where(is_action, position - 1, last))
     return ActionLogits(logits, tokens.gather(1, position[:, :-1]), action_mask)
 
 

@@ -42,8 +42,6 @@ def head_loss(
     tokens: Int[Tensor, " N"],
     token_loss: TokenLoss,
     action_values: ActionValues | None = None,
-    *,
-    block: int | None = None,
 ) -> HeadLoss:
     """Σ f(log π(a_n|s_n)), with log π(a|s) = z[a] − logsumexp(z) and z = W·h, for a loss f of each token.
 
@@ -66,7 +64,6 @@ def head_loss(
             log-probability without gradient, as clipped and probability-weighted losses do.
         action_values: q, through which no gradient flows. It may include −β·log π(a), as a penalty of the divergence
             does: the gradient of that has mean 0 under π. Tokens of probability 0 add 0 for any value.
-        block: logits of a block; affects memory and speed alone.
 
     Returns:
         float32 for half-precision states, else of their type. A token whose loss has no gradient adds exactly 0 to all
@@ -76,9 +73,8 @@ def head_loss(
         ValueError: shapes that do not fit.
     Source: ours; the values' term is that of :func:`all_actions_loss`.
     """
-    _check(hidden, weight)
-    expect_shape("tokens", tokens, hidden.shape[:1], "the rows of hidden")
-    rows = rows_at_a_time(weight, block, 1 if action_values is None else _WITH_VALUES)
+    _check(hidden, weight, tokens)
+    rows = rows_at_a_time(len(weight), weight.device, 1 if action_values is None else _WITH_VALUES)
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     with torch.autocast(device, enabled=False):
@@ -86,14 +82,14 @@ def head_loss(
         return HeadLoss(*compute(hidden, weight, tokens.long(), token_loss, action_values, rows, dtype))
 
 
-def rows_at_a_time(weight: Float[Tensor, "V D"], block: int | None = None, smaller: int = 1) -> int:
-    """States of a block of logits: those of ``block``, or the device's default divided by ``smaller``."""
-    logits_at_once = block if block is not None else (_BLOCK_ON_GPU if weight.is_cuda else _BLOCK) // smaller
-    return max(1, logits_at_once // max(1, weight.shape[0]))
+def rows_at_a_time(vocabulary: int, device: torch.device, smaller: int = 1) -> int:
+    """States of a block of logits; blocks have the device's size divided by ``smaller``."""
+    block = _BLOCK_ON_GPU if device.type == "cuda" else _BLOCK
+    return max(1, block // smaller // max(1, vocabulary))
 
 
 def head_logprobs(
-    hidden: Float[Tensor, "N D"], weight: Float[Tensor, "V D"], tokens: Int[Tensor, " N"], *, block: int | None = None
+    hidden: Float[Tensor, "N D"], weight: Float[Tensor, "V D"], tokens: Int[Tensor, " N"]
 ) -> Float[Tensor, " N"]:
     """log π(a_n|s_n) = z[a_n] − logsumexp(z), z = W·h, nats, without gradient and without the logits of all states.
 
@@ -101,7 +97,6 @@ def head_logprobs(
         hidden: states before the head, of scored tokens alone.
         weight: of the head.
         tokens: ``tokens[n]`` was sampled in state n.
-        block: logits of a block.
 
     Returns:
         float32 for half-precision states, else of their type.
@@ -109,9 +104,8 @@ def head_logprobs(
     Raises:
         ValueError: shapes that do not fit.
     """
-    _check(hidden, weight)
-    expect_shape("tokens", tokens, hidden.shape[:1], "the rows of hidden")
-    rows = rows_at_a_time(weight, block)
+    _check(hidden, weight, tokens)
+    rows = rows_at_a_time(len(weight), weight.device)
     result = torch.empty(len(tokens), dtype=at_least_float32(hidden[:0]).dtype, device=hidden.device)
     with torch.no_grad():
         for start in range(0, len(tokens), rows):
@@ -132,10 +126,11 @@ def _strips(logits: Tensor) -> Iterator[slice]:
         yield slice(start, min(start + rows, len(logits)))
 
 
-def _check(hidden: Tensor, weight: Tensor) -> None:
+def _check(hidden: Tensor, weight: Tensor, tokens: Tensor) -> None:
     expect_dimensions("hidden", hidden, "N D")
     expect_dimensions("weight", weight, "V D")
     expect_shape("weight", weight, (weight.shape[0], hidden.shape[1]), "the width of hidden")
+    expect_shape("tokens", tokens, hidden.shape[:1], "the rows of hidden")
 
 
 class _HeadLoss(torch.autograd.Function):

@@ -21,8 +21,8 @@ def attended(
 ) -> tuple[Tensor, Tensor | None]:
     """Forward pass of an attention layer of transformers, whose own is ``library_forward``.
 
-    In bfloat16 on a CPU with instructions for it, by :func:`dpr_lightning.engine.block_attention`, which for 256 tokens
-    takes half the time of PyTorch's attention there. All other cases go to ``library_forward``.
+    In bfloat16 on a CPU with instructions for it, by :func:`block_attention`, which for 256 tokens takes half the time
+    of PyTorch's attention there. All other cases go to ``library_forward``.
     """
     if not _by_blocks(module, hidden_states, attention_mask, more):
         return library_forward(

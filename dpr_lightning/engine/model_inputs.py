@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dpr_lightning.engine.known_decoders import attention_of, inside_of_adapters, is_known_decoder
+from dpr_lightning.engine.model_mode import evaluating
 from dpr_lightning.engine.positions import check_positions
 from dpr_lightning.engine.shared_prompts import with_shared_prompts
 from dpr_lightning.engine.weight_shards import fetches_weights
@@ -53,39 +54,31 @@ def _keeps_rows_apart(model: nn.Module) -> bool:
     model_: Any = model
     vocabulary = model_.config.get_text_config().vocab_size
     tokens = torch.arange(5, 11, device=next(model.parameters()).device).unsqueeze(0) % vocabulary
-    training = model.training
-    model.eval()
-    try:
-        position = torch.arange(3, device=tokens.device).repeat(2).unsqueeze(0)
+    position = torch.arange(3, device=tokens.device).repeat(2).unsqueeze(0)
+    with evaluating([model]):
         together = model_(input_ids=tokens, position_ids=position, use_cache=False).logits[0, 3:].float()
         alone = model_(input_ids=tokens[:, 3:], use_cache=False).logits[0].float()
-    finally:
-        model.train(training)
     spread = (alone - alone.mean(-1, keepdim=True)).abs().amax()
     return bool((together - alone).abs().amax() <= 5e-2 * spread + 1e-6)
 
 
-def model_inputs(
-    model: nn.Module, tokens: Tensor, mask: Tensor, packed: bool | None, *, sampled: bool = False
-) -> tuple[Inputs, Tensor]:
+def model_inputs(model: nn.Module, tokens: Tensor, mask: Tensor, *, sampled: bool = False) -> tuple[Inputs, Tensor]:
     """Inputs of a forward pass, and where each row starts in its output, [B], counted through all rows.
 
     Args:
         model: of the forward pass.
         tokens: [B, L] right-padded.
         mask: [B, L] True where the policy acted.
-        packed: concatenate rows without padding; None: see :func:`packs_rows`.
         sampled: whether several rows may answer one prompt, which is then read once where that takes fewer tokens.
     """
     longest = tokens.shape[1]
     check_positions(model, longest, f"A row has {longest:,} tokens", lambda limit: f"Leave out what exceeds {limit:,}.")
-    columns = torch.arange(tokens.shape[1], device=tokens.device)
-    if not (packs_rows(model) if packed is None else packed):
+    if not packs_rows(model):
         shared = with_shared_prompts(model, tokens, mask) if sampled else None
         if shared is not None:
             return shared
-        start = torch.arange(len(tokens), device=tokens.device) * tokens.shape[1]
-        return {"input_ids": tokens, "use_cache": False}, start
+        return {"input_ids": tokens, "use_cache": False}, torch.arange(len(tokens), device=tokens.device) * longest
+    columns = torch.arange(longest, device=tokens.device)
     length = (mask * (columns + 1)).amax(1).clamp_min(1)
     is_token = columns < length.unsqueeze(1)
     # transformers separates packed rows where positions restart at 0.

@@ -49,6 +49,11 @@ def head_does(head: nn.Module, compute: Callable[[Tensor], Tensor]) -> Iterator[
         del patched.forward
 
 
+def states_at(hidden: Tensor, index: Tensor) -> Tensor:
+    """The states [..., D] of ``hidden`` [B, L, D] at ``index`` [...], counted through all rows."""
+    return hidden.flatten(0, 1).index_select(0, index.flatten()).view(*index.shape, hidden.shape[-1])
+
+
 @torch.no_grad()
 def _ends_with_its_head(model: nn.Module, head: nn.Linear) -> bool:
     """Whether a model returns its head's output unchanged, tried on a few tokens: no configuration says so."""

@@ -122,15 +122,9 @@ class _GatedLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         gate, up, weight = ctx.saved_tensors
-        flat = gradient.flatten(0, -2)
-        product, gate_grad, up_grad = _gated_backward(gate, up, gradient @ weight)
+        flat, inner, active = gradient.flatten(0, -2), gradient @ weight, silu(gate)
+        product = active * up
+        up_grad = active.mul_(inner)
+        gate_grad = torch.ops.aten.silu_backward(inner.mul_(up), gate)
         weight_grad = flat.T @ product.flatten(0, -2) if ctx.needs_input_grad[2] else None
         return gate_grad, up_grad, weight_grad, flat.sum(0) if ctx.needs_input_grad[3] else None
-
-
-def _gated_backward(gate: Tensor, up: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """silu(g) ⊙ u, and the gradients of g and u; ``gradient``, that of the product, is overwritten."""
-    active = silu(gate)
-    product = active * up
-    up_grad = active.mul_(gradient)
-    return product, torch.ops.aten.silu_backward(gradient.mul_(up), gate), up_grad

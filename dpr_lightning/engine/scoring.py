@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from dpr_lightning.engine.forward import logits_at
 from dpr_lightning.engine.fused_head import head_logprobs, rows_at_a_time
 from dpr_lightning.engine.lockstep import Lockstep
-from dpr_lightning.engine.model_inputs import Inputs, model_inputs
+from dpr_lightning.engine.model_inputs import model_inputs
 from dpr_lightning.engine.model_mode import model_device
-from dpr_lightning.engine.output_head import head_does, plain_head
+from dpr_lightning.engine.output_head import head_does, plain_head, states_at
 from dpr_lightning.engine.row_groups import parts_by_length
 from dpr_lightning.engine.shared_prompts import shares_prompts
 from dpr_lightning.engine.weight_shards import fetches_weights
@@ -36,6 +36,12 @@ class ActedStates:
         logits = states if self.weight is None else states @ self.weight.T
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
+    @property
+    def rows_at_a_time(self) -> int:
+        """States whose log-probabilities exist at the same time; see :func:`rows_at_a_time`."""
+        vocabulary = self.hidden.shape[-1] if self.weight is None else len(self.weight)
+        return rows_at_a_time(vocabulary, self.hidden.device)
+
     def allocate(self, rows: int, actions: int) -> "ActedStates":
         """Zeros of the same kind, for ``rows`` rows of ``actions`` actions."""
         return ActedStates(self.hidden.new_zeros(rows, actions, self.hidden.shape[-1]), self.weight)
@@ -58,13 +64,12 @@ def keeps_states(model: nn.Module) -> bool:
 
 
 def default_token_budget(model: nn.Module) -> int:
-    """Tokens of one forward pass by default; see :func:`token_budget_for`."""
-    return token_budget_for(int(cast(Any, model.config).get_text_config().vocab_size), keeps_states(model))
+    """Tokens of one forward pass by default.
 
-
-def token_budget_for(vocabulary: int, keeps_states: bool) -> int:
-    """16,384; for a model whose logits all exist at once, as many as fit into a GiB of float32 logits."""
-    return _TOKENS if keeps_states else max(1, min(_TOKENS, 2**28 // vocabulary))
+    16,384; for a model whose logits all exist at once, as many as fit into a GiB of float32 logits.
+    """
+    vocabulary = int(cast(Any, model.config).get_text_config().vocab_size)
+    return _TOKENS if keeps_states(model) else max(1, min(_TOKENS, 2**28 // vocabulary))
 
 
 def _plain_head_here(model: nn.Module) -> nn.Linear | None:
@@ -76,49 +81,43 @@ def _plain_head_here(model: nn.Module) -> nn.Linear | None:
 
 
 @torch.no_grad()
-def acted_states(model: nn.Module, tokens: Tensor, mask: Tensor, *, packed: bool | None = None) -> ActedStates:
+def acted_states(model: nn.Module, tokens: Tensor, mask: Tensor) -> ActedStates:
     """One forward pass, up to the head where that is a plain one and not sharded.
 
     Args:
         model: a causal language model of transformers, possibly wrapped by peft.
         tokens: [B, L] right-padded.
         mask: [B, L] True where the policy acted.
-        packed: as for :func:`dpr_lightning.policies.action_logits`.
     """
     position, _ = action_positions(mask)
-    state, head = (position - 1).clamp_min(0), _plain_head_here(model)
+    state, head = position - 1, _plain_head_here(model)
     if head is None:
-        return ActedStates(logits_at(model, tokens, mask, state, packed, sampled=True), None)
-    inputs, start = model_inputs(model, tokens, mask, packed, sampled=True)
+        return ActedStates(logits_at(model, tokens, mask, state, sampled=True), None)
+    inputs, start = model_inputs(model, tokens, mask, sampled=True)
     index = (start.unsqueeze(1) + state).clamp_min(0)
-    return ActedStates(states_at(model, head, inputs, index), head.weight)
-
-
-def states_at(model: nn.Module, head: nn.Module, inputs: Inputs, index: Tensor) -> Tensor:
-    """The inputs [B, T, D] of ``head`` at ``index`` [B, T], counted through all rows."""
-
-    def select(hidden: Tensor) -> Tensor:
-        return hidden.flatten(0, 1).index_select(0, index.flatten()).view(*index.shape, hidden.shape[-1])
-
-    with head_does(head, select):
-        states: Tensor = model(**inputs).logits
-        return states
+    with head_does(head, lambda hidden: states_at(hidden, index)):
+        return ActedStates(model(**inputs).logits, head.weight)
 
 
 @torch.no_grad()
-def acted_logprobs(model: nn.Module, tokens: Tensor, mask: Tensor, *, packed: bool | None = None) -> Tensor:
+def acted_logprobs(model: nn.Module, tokens: Tensor, mask: Tensor) -> Tensor:
     """Log-probabilities [B, T] of the acted tokens, nats, at least float32; 0 where a row has no action.
 
     Arguments as for :func:`acted_states`.
     """
     position, acted = action_positions(mask)
-    actions, state = tokens.gather(1, position), (position - 1).clamp_min(0)
-    head = _plain_head_here(model)
+    actions, state, head = tokens.gather(1, position), position - 1, _plain_head_here(model)
     if head is None:
-        logprob = token_logprobs(logits_at(model, tokens, mask, state, packed, sampled=True), actions)
-        return logprob.masked_fill(~acted, 0.0)
-    inputs, start = model_inputs(model, tokens, mask, packed, sampled=True)
-    logprob = logprobs_at(model, head, inputs, (start.unsqueeze(1) + state)[acted], actions[acted])
+        logits = logits_at(model, tokens, mask, state, sampled=True)
+        return token_logprobs(logits, actions).masked_fill(~acted, 0.0)
+    inputs, start = model_inputs(model, tokens, mask, sampled=True)
+    index = (start.unsqueeze(1) + state)[acted]
+
+    def compute(hidden: Tensor) -> Tensor:
+        return head_logprobs(states_at(hidden, index), head.weight, actions[acted]).view(1, 1, -1)
+
+    with head_does(head, compute):
+        logprob: Tensor = model(**inputs).logits.flatten()
     return logprob.new_zeros(acted.shape).masked_scatter(acted, logprob)
 
 
@@ -135,7 +134,7 @@ def scored_actions(model: nn.Module, tokens: Tensor, mask: Tensor) -> ScoredActi
     """
     position, acted = action_positions(mask)
     actions, states = tokens.gather(1, position)[acted], acted_states(model, tokens, mask)
-    rows = rows_at_a_time(states.hidden.flatten(0, 1).T if states.weight is None else states.weight)  # of [V, …]
+    rows = states.rows_at_a_time
     logprob = states.hidden.new_zeros(len(actions), dtype=torch.promote_types(states.hidden.dtype, torch.float32))
     is_first = torch.zeros_like(actions, dtype=torch.bool)
     index = acted.flatten().nonzero().flatten()
@@ -147,19 +146,6 @@ def scored_actions(model: nn.Module, tokens: Tensor, mask: Tensor) -> ScoredActi
     return ScoredActions(logprob, is_first)
 
 
-def logprobs_at(model: nn.Module, head: nn.Module, inputs: Inputs, index: Tensor, actions: Tensor) -> Tensor:
-    """Log-probabilities [N] of ``actions`` [N] in the states at ``index`` [N], counted through all rows."""
-    weighted: Any = head
-
-    def compute(hidden: Tensor) -> Tensor:
-        states = hidden.flatten(0, 1).index_select(0, index)
-        return head_logprobs(states, weighted.weight, actions).view(1, 1, -1)
-
-    with head_does(head, compute):
-        logprob: Tensor = model(**inputs).logits
-        return logprob.flatten()
-
-
 @torch.no_grad()
 def sequence_logprobs(model: nn.Module, tokens: Tensor, mask: Tensor, *, token_budget: int | None = None) -> Tensor:
     """Log-probabilities of the acted tokens under ``model``, without gradients.
@@ -169,7 +155,7 @@ def sequence_logprobs(model: nn.Module, tokens: Tensor, mask: Tensor, *, token_b
         tokens: [B, L] right-padded.
         mask: [B, L] True where the policy acted.
         token_budget: tokens of one forward pass, padding included; None:
-            :func:`dpr_lightning.policies.default_token_budget`.
+            :func:`dpr_lightning.engine.default_token_budget`.
 
     Returns:
         [B, T] float32, nats, on the device of ``tokens``; 0 where a row has no action.

@@ -50,8 +50,8 @@ class Prompts:
         return Prompts(self.tokens, self.prompt[rows], self.before[rows], self.width[rows])
 
     def pays(self) -> bool:
-        """Whether reading prompts once pays for these rows; see :func:`pays`."""
-        return pays(self._once(), self._alone())
+        """Whether reading each prompt once saves enough against reading rows whole."""
+        return self._once() <= WORTH * self._alone()
 
     def to_read(self) -> int:
         """Tokens of a forward pass, padding included."""
@@ -63,11 +63,6 @@ class Prompts:
 
     def _alone(self) -> int:
         return len(self.width) * int((self.before + self.width).max())
-
-
-def pays(once: int, alone: int) -> bool:
-    """Whether reading each prompt once, ``once`` tokens in all, saves enough against ``alone``, rows read whole."""
-    return once <= WORTH * alone
 
 
 class PromptLayer(DynamicLayer):
@@ -106,19 +101,9 @@ def with_shared_prompts(model: nn.Module, tokens: Tensor, mask: Tensor) -> tuple
     if len(tokens) < 2 or not shares_prompts(model):
         return None
     prompts = Prompts.of(tokens, mask)
-    return prefill_shared(model, tokens, prompts, int(prompts.width.max())) if prompts.pays() else None
-
-
-def prefill_shared(model: nn.Module, tokens: Tensor, prompts: Prompts, width: int) -> tuple[dict[str, Any], Tensor]:
-    """As :func:`with_shared_prompts`, for given prompts.
-
-    Args:
-        model: for which :func:`shares_prompts` is true.
-        tokens: [B, L] right-padded.
-        prompts: of these rows.
-        width: tokens of the longest row without its prompt.
-    """
-    before, read = prompts.before, prompts.tokens
+    if not prompts.pays():
+        return None
+    before, read, width = prompts.before, prompts.tokens, int(prompts.width.max())
     cache = DynamicCache(config=cast(Any, model.config))
     inside_of_adapters(model).model(input_ids=read.clamp_min(0), past_key_values=cache, use_cache=True)
     cache.layers = [PromptLayer(layer.keys, layer.values, prompts.prompt) for layer in cast(Any, cache.layers)]

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from dpr_lightning.engine import ActedStates
-from dpr_lightning.engine.fused_head import rows_at_a_time
 from dpr_lightning.errors import InputError
 from dpr_lightning.functional import action_positions, check_finite_rewards
 from dpr_lightning.rewards.forms import expected_log_ratio, reward_of_logprobs
@@ -81,6 +80,4 @@ class ActionDistributions:
 
     def _blocks(self, acted: Tensor) -> Iterator[Tensor]:
         """Positions of the acted states in the flattened [B, T], in blocks whose logits fit the device."""
-        first = self.states[0]
-        rows = rows_at_a_time(first.hidden.flatten(0, 1).T if first.weight is None else first.weight)
-        yield from torch.split(acted.flatten().nonzero().squeeze(1), rows)
+        yield from torch.split(acted.flatten().nonzero().squeeze(1), self.states[0].rows_at_a_time)

@@ -9,7 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from dpr_lightning.engine import attention_blocks as module
-from dpr_lightning.engine import block_attention, rotate, signed_sine
+from dpr_lightning.engine.attention_blocks import block_attention, rotate, signed_sine
 
 ROWS, HEADS, SHARED, WIDTH = 2, 6, 3, 8
 
@@ -95,14 +95,6 @@ def test_only_inputs_are_kept_for_the_backward_pass() -> None:
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
         block_attention(*parts, 0.3)  # type: ignore[arg-type]
     assert {tensor.data_ptr() for tensor in saved} == {part.data_ptr() for part in parts}
-
-
-def test_heads_that_do_not_share_evenly_are_refused() -> None:
-    query, key, value = inputs(4, 4)
-    with pytest.raises(ValueError, match="do not share"):
-        block_attention(query[:, :5], key, value, 0.3)
-    with pytest.raises(ValueError, match="do not share"):
-        block_attention(query, key[:, :, :3], value[:, :, :3], 0.3)
 
 
 def test_rotation_is_that_of_transformers() -> None:

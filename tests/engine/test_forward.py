@@ -15,7 +15,9 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from dpr_lightning.engine import action_logits, disable_dropout, last_logits, packs_rows, state_logits
+from dpr_lightning.engine import action_logits, disable_dropout, model_inputs, state_logits
+from dpr_lightning.engine.forward import last_logits
+from dpr_lightning.engine.model_inputs import packs_rows
 
 # A reply, two turns with a gap, a row cut at the end, and a single action.
 MASK = torch.tensor(
@@ -50,22 +52,28 @@ def soft_capped() -> torch.nn.Module:
     return Gemma2ForCausalLM(config).double().eval()
 
 
+def pack(monkeypatch: pytest.MonkeyPatch, packed: bool) -> None:
+    """Pack rows or not, whatever the attention of a model."""
+    monkeypatch.setattr(model_inputs, "packs_rows", lambda _: packed)
+
+
 @pytest.mark.parametrize(
     ("name", "packed", "tolerance"),
     [
-        ("policy", None, 1e-12),
+        ("policy", False, 1e-12),
         ("policy", True, 1e-12),
-        ("soft_capped", None, 1e-12),
+        ("soft_capped", False, 1e-12),
         ("soft_capped", True, 1e-7),  # eager attention rounds its softmax, now over a longer row, to float32
     ],
 )
 def test_action_logits_are_rows_of_the_whole_forward_pass(
-    name: str, packed: bool | None, tolerance: float, request: pytest.FixtureRequest
+    name: str, packed: bool, tolerance: float, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pack(monkeypatch, packed)
     model = request.getfixturevalue(name)
     tokens = torch.randint(3, 40, MASK.shape)
     whole = model(input_ids=tokens).logits
-    scored = action_logits(model, tokens, MASK, packed=packed)
+    scored = action_logits(model, tokens, MASK)
     assert scored.mask.sum(1).tolist() == MASK.sum(1).tolist()
     for row in range(len(MASK)):
         indices = MASK[row].nonzero().squeeze(1)
@@ -74,11 +82,14 @@ def test_action_logits_are_rows_of_the_whole_forward_pass(
         assert scored.tokens[row, :count].tolist() == tokens[row, indices].tolist()
 
 
-@pytest.mark.parametrize("packed", [None, True])
-def test_state_logits_add_the_state_after_the_last_action(packed: bool | None, policy: torch.nn.Module) -> None:
+@pytest.mark.parametrize("packed", [False, True])
+def test_state_logits_add_the_state_after_the_last_action(
+    packed: bool, policy: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack(monkeypatch, packed)
     tokens = torch.randint(3, 40, MASK.shape)
     whole = policy(input_ids=tokens).logits
-    scored = state_logits(policy, tokens, MASK, packed=packed)
+    scored = state_logits(policy, tokens, MASK)
     assert scored.logits.shape[1] == scored.tokens.shape[1] + 1
     for row in range(len(MASK)):
         indices = MASK[row].nonzero().squeeze(1)
@@ -87,24 +98,28 @@ def test_state_logits_add_the_state_after_the_last_action(packed: bool | None, p
         torch.testing.assert_close(scored.logits[row, count], whole[row, indices[-1]], atol=1e-12, rtol=0)
 
 
-def test_packed_rows_have_the_gradients_of_padded_ones(policy: torch.nn.Module) -> None:
+def test_packed_rows_have_the_gradients_of_padded_ones(
+    policy: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tokens = torch.randint(3, 40, MASK.shape)
     result = []
     for packed in (False, True):
-        scored = action_logits(policy, tokens, MASK, packed=packed)
+        pack(monkeypatch, packed)
+        scored = action_logits(policy, tokens, MASK)
         loss = scored.logits.log_softmax(-1).gather(-1, scored.tokens.unsqueeze(-1)).squeeze(-1)[scored.mask].sum()
         result.append(torch.autograd.grad(loss, list(policy.parameters())))
     torch.testing.assert_close(*result, atol=1e-11, rtol=0)
 
 
-def test_packed_rows_are_as_long_as_their_tokens(policy: torch.nn.Module) -> None:
+def test_packed_rows_are_as_long_as_their_tokens(policy: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing after a row's last action is computed; flash attention turns packing on."""
     seen: list[int] = []
     handle = policy.get_input_embeddings().register_forward_hook(
         lambda _module, arguments, _out: seen.append(arguments[0].numel())
     )
-    action_logits(policy, torch.randint(3, 40, MASK.shape), MASK, packed=True)
-    action_logits(policy, torch.randint(3, 40, MASK.shape), MASK)
+    for packed in (True, False):
+        pack(monkeypatch, packed)
+        action_logits(policy, torch.randint(3, 40, MASK.shape), MASK)
     handle.remove()
     assert seen == [6 + 7 + 8 + 7, MASK.numel()]
     assert not packs_rows(policy)

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dpr_lightning import functional as F
 from dpr_lightning.engine import fused_head as head
-from dpr_lightning.engine import head_logprobs, head_loss
+from dpr_lightning.engine.fused_head import head_logprobs, head_loss
 from dpr_lightning.live_bytes import LiveBytes
 
 N, D, V = 37, 5, 23
@@ -20,6 +20,12 @@ N, D, V = 37, 5, 23
 def _strips(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever part of the logits is worked on at a time."""
     monkeypatch.setattr(head, "_STRIP", request.param)
+
+
+def set_block(monkeypatch: pytest.MonkeyPatch, block: int | None) -> None:
+    """Set the logits of a block."""
+    if block is not None:
+        monkeypatch.setattr(head, "_BLOCK", block)
 
 
 def inputs(dtype: torch.dtype = torch.float64, rows: int = N) -> tuple[Tensor, Tensor, Tensor]:
@@ -55,11 +61,12 @@ def plain(hidden: Tensor, weight: Tensor, tokens: Tensor, token_loss: Callable[.
 
 @pytest.mark.parametrize("token_loss", [constant, clipped, weighted_by_itself])
 @pytest.mark.parametrize("block", [1, 5 * V, None])
-def test_it_is_autograd_on_whole_logits(token_loss: Any, block: int | None) -> None:
+def test_it_is_autograd_on_whole_logits(token_loss: Any, block: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_block(monkeypatch, block)
     hidden, weight, tokens = inputs()
     expected = plain(hidden, weight, tokens, token_loss)
     expected_grads = torch.autograd.grad(3.0 * expected[0], (hidden, weight))
-    result = head_loss(hidden, weight, tokens, token_loss, block=block)
+    result = head_loss(hidden, weight, tokens, token_loss)
     gradients = torch.autograd.grad(3.0 * result.loss, (hidden, weight))
     for ours, theirs in zip((*result, *gradients), (*expected, *expected_grads), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-12)
@@ -82,14 +89,15 @@ def divergence(logprobs: Tensor, part: slice) -> Tensor:
 
 
 @pytest.mark.parametrize("block", [1, 5 * V, None])
-def test_values_of_every_token_are_autograd_on_whole_logits(block: int | None) -> None:
+def test_values_of_every_token_are_autograd_on_whole_logits(block: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_block(monkeypatch, None if block is None else head._WITH_VALUES * block)
     hidden, weight, tokens = inputs()
     logprobs = (hidden @ weight.T).log_softmax(-1)
     values = divergence(logprobs, slice(0, N))
     every = F.all_actions_loss(logprobs[None], values[None], torch.ones(1, N, dtype=torch.bool), 1.0)
     expected = constant(logprobs.gather(-1, tokens[:, None]).squeeze(-1), slice(0, N)) + every
     expected_grads = torch.autograd.grad(3.0 * expected, (hidden, weight))
-    result = head_loss(hidden, weight, tokens, constant, divergence, block=block)
+    result = head_loss(hidden, weight, tokens, constant, divergence)
     gradients = torch.autograd.grad(3.0 * result.loss, (hidden, weight))
     for ours, theirs in zip((result.loss, *gradients), (expected, *expected_grads), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-10)
@@ -112,9 +120,10 @@ def test_a_token_that_cannot_be_chosen_adds_nothing_whatever_its_value() -> None
 
 
 @pytest.mark.parametrize("block", [1, 5 * V, None])
-def test_logprobs_without_a_loss(block: int | None) -> None:
+def test_logprobs_without_a_loss(block: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_block(monkeypatch, block)
     hidden, weight, tokens = inputs()
-    result = head_logprobs(hidden, weight, tokens, block=block)
+    result = head_logprobs(hidden, weight, tokens)
     expected = plain(hidden, weight, tokens, constant)[1]
     torch.testing.assert_close(result, expected.detach(), atol=1e-12, rtol=1e-12)
     assert not result.requires_grad
@@ -134,7 +143,8 @@ def test_nothing_is_wrong_with_no_token() -> None:
     assert (weight.grad == 0).all()
 
 
-def test_a_row_without_gradient_adds_nothing_even_when_it_is_broken() -> None:
+def test_a_row_without_gradient_adds_nothing_even_when_it_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_block(monkeypatch, 3 * V)
     hidden, weight, tokens = inputs()
     with torch.no_grad():
         hidden[4] = float("inf")
@@ -143,16 +153,17 @@ def test_a_row_without_gradient_adds_nothing_even_when_it_is_broken() -> None:
         saved = torch.arange(N)[part] != 4
         return logprob[saved].sum()
 
-    head_loss(hidden, weight, tokens, without, block=3 * V).loss.backward()  # type: ignore[no-untyped-call]
+    head_loss(hidden, weight, tokens, without).loss.backward()  # type: ignore[no-untyped-call]
     assert hidden.grad is not None
     assert weight.grad is not None
     assert (hidden.grad[4] == 0).all()
     assert weight.grad.isfinite().all()
 
 
-def test_half_precision_is_as_near_as_its_rounding() -> None:
+def test_half_precision_is_as_near_as_its_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_block(monkeypatch, 4 * V)
     hidden, weight, tokens = inputs(torch.bfloat16)
-    result = head_loss(hidden, weight, tokens, constant, block=4 * V)
+    result = head_loss(hidden, weight, tokens, constant)
     gradients = torch.autograd.grad(result.loss, (hidden, weight))
     exact = [value.detach().double().requires_grad_() for value in (hidden, weight)]
     expected = torch.autograd.grad(plain(exact[0], exact[1], tokens, constant)[0], exact)
@@ -173,20 +184,22 @@ def test_under_autocast_gradients_have_the_type_of_the_weights() -> None:
         assert torch.cosine_similarity(ours.flatten(), theirs.flatten(), dim=0) > 0.999
 
 
-def test_it_takes_six_operations_a_weight_and_token() -> None:
+def test_it_takes_six_operations_a_weight_and_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_block(monkeypatch, 5 * V)
     hidden, weight, tokens = inputs()
     with FlopCounterMode(display=False) as counter:
-        head_loss(hidden, weight, tokens, constant, block=5 * V).loss.backward()  # type: ignore[no-untyped-call]
+        head_loss(hidden, weight, tokens, constant).loss.backward()  # type: ignore[no-untyped-call]
     assert counter.get_total_flops() == 6 * N * V * D
 
 
-def test_memory_is_a_few_blocks_however_many_tokens() -> None:
+def test_memory_is_a_few_blocks_however_many_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_block(monkeypatch, 64_000)
     peaks = []
     for rows in (256, 2048):
         hidden = torch.randn(rows, 4, requires_grad=True)
         weight = torch.randn(1000, 4, requires_grad=True)
         with LiveBytes() as live:
-            loss = head_loss(hidden, weight, torch.zeros(rows, dtype=torch.long), lambda p, _: p.sum(), block=64_000)
+            loss = head_loss(hidden, weight, torch.zeros(rows, dtype=torch.long), lambda p, _: p.sum())
             peaks.append(live.peak - hidden.numel() * 4 - weight.numel() * 4)
         del loss
     block = 64_000 * 4

@@ -14,6 +14,7 @@ from dpr_lightning.engine import (
     acted_states,
     action_logits,
     keeps_states,
+    model_inputs,
     scored_actions,
     sequence_logprobs,
 )
@@ -46,14 +47,15 @@ def tokens_of(mask: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", MODELS)
 def test_they_are_those_of_whole_logits(name: str, packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(head, "_BLOCK", 80)  # two states
+    monkeypatch.setattr(model_inputs, "packs_rows", lambda _: packed)
     model, tokens = MODELS[name](), tokens_of(MASK)
     with torch.no_grad():
-        whole = action_logits(model, tokens, MASK, packed=packed)
+        whole = action_logits(model, tokens, MASK)
     expected = token_logprobs(whole.logits, whole.tokens).masked_fill(~whole.mask, 0.0)
     assert keeps_states(model) == (name == "plain")
-    result = acted_logprobs(model, tokens, MASK, packed=packed)
+    result = acted_logprobs(model, tokens, MASK)
     torch.testing.assert_close(result, expected, atol=1e-12, rtol=1e-12)
-    states = acted_states(model, tokens, MASK, packed=packed)
+    states = acted_states(model, tokens, MASK)
     assert (states.weight is None) == (name != "plain")
     acted = whole.mask.flatten().nonzero().squeeze(1)
     torch.testing.assert_close(states.logprobs(acted), whole.logits.log_softmax(-1)[whole.mask], atol=1e-12, rtol=1e-12)

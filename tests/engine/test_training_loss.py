@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, PreTrainedModel
 
-from dpr_lightning.engine import acted_loss, action_logits
+from dpr_lightning.engine import acted_loss, action_logits, model_inputs
 from dpr_lightning.engine import training_loss as module
 from dpr_lightning.functional import all_actions_loss, entropy
 from dpr_lightning.policies import LoraSpec, PolicySpec, build_policy
@@ -72,17 +72,18 @@ def test_values_of_every_token_go_through_either_way(name: str) -> None:
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("name", list(MODELS))
-def test_it_is_the_loss_of_whole_logits(name: str, packed: bool) -> None:
+def test_it_is_the_loss_of_whole_logits(name: str, packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_inputs, "packs_rows", lambda _: packed)
     model = MODELS[name]()
     tokens = torch.randint(3, 40, MASK.shape, generator=torch.Generator().manual_seed(1))
-    logits = action_logits(model, tokens, MASK, packed=packed)
+    logits = action_logits(model, tokens, MASK)
     logprobs = logits.logits.log_softmax(-1)
     logprob = logprobs.gather(-1, logits.tokens.unsqueeze(-1)).squeeze(-1)
     loss = squares(logprob[logits.mask], slice(0, 7))
     weights = list(model.parameters())
     expected = torch.autograd.grad(loss, weights)
     with counted() as calls:
-        result = acted_loss(model, tokens, MASK, squares, packed=packed)
+        result = acted_loss(model, tokens, MASK, squares)
     assert len(calls) == (0 if name == "capped" else 1)
     torch.testing.assert_close(result.loss, loss, atol=1e-12, rtol=1e-12)
     torch.testing.assert_close(result.logprob, logprob.detach().masked_fill(~logits.mask, 0.0), atol=1e-12, rtol=1e-12)

@@ -71,7 +71,7 @@ class CachedState:
     def start(self, attention: Tensor | None, length: Tensor, num_samples: int) -> None:
         """As in :class:`DecoderState`."""
         self.cache, self._parts = _joined(self._parts), []
-        self.attention, self.position, self.prompt_keys = attention, length, None
+        self.attention, self.prompt_keys = attention, None
         if self.one_token is not None and num_samples > 1:
             self.prompt_keys = self._share(num_samples)
         else:
@@ -82,10 +82,12 @@ class CachedState:
 
     def step(self, tokens: Tensor) -> Tensor:
         """As in :class:`DecoderState`."""
-        mask = self._lengthened()
+        if self.attention is not None:
+            self.attention = torch.cat([self.attention, self.attention.new_ones(len(self.attention), 1)], 1)
         if self.one_token is not None:
-            answer_mask = mask if self.prompt_keys is None else None  # answers have no padding
-            logits = self.one_token(tokens, self.position, answer_mask, self.cache.layers, self.prompt_keys)
+            # Answers, whose prompts are elsewhere, have no padding.
+            mask = None if self.attention is None or self.prompt_keys is not None else self.attention.bool()
+            logits = self.one_token(tokens, self.position, mask, self.cache.layers, self.prompt_keys)
         else:
             logits = self._forward(self.cache, tokens.unsqueeze(1), self.attention, self.position.unsqueeze(1))
         self.position = self.position + 1
@@ -123,12 +125,6 @@ class CachedState:
         if self._attends:
             inputs |= {"attention_mask": attention, "position_ids": position}
         return last_logits(self.model, **inputs)
-
-    def _lengthened(self) -> Tensor | None:
-        if self.attention is None:
-            return None
-        self.attention = torch.cat([self.attention, self.attention.new_ones(len(self.attention), 1)], 1)
-        return self.attention.bool()
 
     def _share(self, num_samples: int) -> SharedPromptCache:
         """Move the prompts' keys from the cache to a shared one; the cache is then for the answers' tokens."""

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from dpr_lightning.engine.forward import logits_at
+from dpr_lightning.engine.forward import logits_of_inputs
 from dpr_lightning.engine.known_decoders import inside_of_adapters
 
 CACHE_ARGUMENTS = ("past_key_values", "cache_params", "state")
@@ -147,8 +147,8 @@ class RecomputedState:
         self._rows, self._length = self._rows[order], self._length[order]
 
     def _forward(self, rows: Tensor, length: Tensor) -> Tensor:
-        acted = torch.ones_like(rows, dtype=torch.bool)
-        return logits_at(self._model, rows, acted, length.unsqueeze(1) - 1, packed=False)[:, 0]
+        last = torch.arange(len(rows), device=rows.device) * rows.shape[1] + length - 1
+        return logits_of_inputs(self._model, {"input_ids": rows, "use_cache": False}, last.unsqueeze(1))[:, 0]
 
 
 def takes_argument(model: nn.Module, name: str) -> bool:

@@ -29,17 +29,20 @@ class PreallocatedKVLayer(DynamicLayer):
 
     Args:
         longest: tokens of a row at most.
+
+    Attributes:
+        length: tokens of a row so far.
     """
 
     def __init__(self, longest: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._longest = longest
         self._storage: tuple[Tensor, Tensor]
-        self._length = 0
+        self.length = 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Append keys and values [B, heads, new, width]; returns all of them, as views."""
-        rows, start, end = len(key_states), self._length, self._length + key_states.shape[-2]
+        rows, start, end = len(key_states), self.length, self.length + key_states.shape[-2]
         if not self.is_initialized:
             # The prefill is stored without a copy: it is copied for each sample anyway.
             self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
@@ -56,18 +59,13 @@ class PreallocatedKVLayer(DynamicLayer):
         Returns:
             keys and values [rows, heads, capacity, width], all preallocated columns.
         """
-        end = self._length + tokens
+        end = self.length + tokens
         if end > self._storage[0].shape[-2]:
             capacity = max(end, min(end + _SPARE, self._longest))
-            keys, values = (storage[:rows, :, : self._length] for storage in self._storage)
+            keys, values = (storage[:rows, :, : self.length] for storage in self._storage)
             self._storage = _extended(keys, capacity), _extended(values, capacity)
         self._set_length(rows, end)
         return self.preallocated(rows)
-
-    @property
-    def length(self) -> int:
-        """Tokens of a row so far."""
-        return self._length
 
     def preallocated(self, rows: int) -> tuple[Tensor, Tensor]:
         """Keys and values [rows, heads, capacity, width] of the first rows: all columns, zeros beyond the length."""
@@ -80,20 +78,18 @@ class PreallocatedKVLayer(DynamicLayer):
             return
         for storage in self._storage:
             storage[target] = storage[source]
-        self._set_length(rows, self._length)
+        self._set_length(rows, self.length)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Replace every row by ``repeats`` adjacent copies."""
-        if repeats == 1:
-            return
         keys, values = self._storage
         self._storage = (keys.repeat_interleave(repeats, 0), values.repeat_interleave(repeats, 0))
-        self._set_length(len(self._storage[0]), self._length)
+        self._set_length(len(self._storage[0]), self.length)
 
     def _set_length(self, rows: int, length: int) -> tuple[Tensor, Tensor]:
         """Set the length; ``keys`` and ``values``, which transformers reads, become views without spare columns."""
         keys, values = self._storage
-        self.keys, self.values, self._length = keys[:rows, :, :length], values[:rows, :, :length], length
+        self.keys, self.values, self.length = keys[:rows, :, :length], values[:rows, :, :length], length
         return self.keys, self.values
 
 

@@ -94,10 +94,10 @@ class _Layer:
 
     def __call__(self, hidden: Tensor, seen: AttentionContext, cache: PreallocatedKVLayer) -> Tensor:
         mixed = self._attend(self._qkv_projection(self._before(hidden)), seen, cache)
-        hidden = self._output_projection.plus(mixed, hidden)
+        hidden = self._output_projection(mixed, hidden, "plus")
         inner = self._between(hidden)
-        active = self._gate.silu(inner) if is_silu(self._act) else self._act(self._gate(inner))
-        return self._down.plus(self._up.times(inner, active), hidden)
+        active = self._gate(inner, then="silu") if is_silu(self._act) else self._act(self._gate(inner))
+        return self._down(self._up(inner, active, "times"), hidden, "plus")
 
 
 def has_one_token_pass(model: nn.Module) -> bool:
@@ -106,7 +106,8 @@ def has_one_token_pass(model: nn.Module) -> bool:
     if not is_known_decoder(model) or fetches_weights(model):
         return False
     embedding = library_model.get_input_embeddings()
-    if any(_has_hooks(module) for module in model.modules() if module is not embedding):
+    modules = (module for module in model.modules() if module is not embedding)
+    if any(module._forward_hooks or module._forward_pre_hooks for module in modules):
         return False
     if model not in _equal:
         _equal[model] = not has_content(model) or _gives_the_same(model)
@@ -121,10 +122,6 @@ def has_one_token_pass(model: nn.Module) -> bool:
 def packed_bytes(model: nn.Module) -> int:
     """Bytes of the copies that sampling from ``model`` on a CPU makes of its weights."""
     return OneTokenPass(model).packed_bytes if is_known_decoder(model) else 0
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 @torch.no_grad()

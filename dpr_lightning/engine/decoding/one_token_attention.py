@@ -69,13 +69,15 @@ class Attention:
             heads = torch.cat([*normed, heads[:, queries + keys :]], 1)
         if seen.compiled and self._width % kernels.lanes() == 0:
             return self._by_kernel(heads, keys, seen, cache)
-        placed = rotate(heads[:, : queries + keys].unsqueeze(1), seen.cosine, seen.signed_sine).squeeze(1)
-        query = placed[:, :queries].reshape(len(projected), keys, -1, self._width)
-        key, value = placed[:, queries:].unsqueeze(2), heads[:, queries + keys :].unsqueeze(2)
-        by_products = seen.prompts is not None or _multiplies_fast(projected)
+        rotated = rotate(heads[:, : queries + keys].unsqueeze(1), seen.cosine, seen.signed_sine).squeeze(1)
+        query = rotated[:, :queries].reshape(len(projected), keys, -1, self._width)
+        key, value = rotated[:, queries:].unsqueeze(2), heads[:, queries + keys :].unsqueeze(2)
+        # In bfloat16, products of whole tensors are faster than PyTorch's attention, which would copy slices of them.
+        fast = projected.is_cpu and projected.dtype == torch.bfloat16 and multiplies_bfloat16()
+        by_products = seen.prompts is not None or fast
         states = cache.update(key, value)
         length = states[0].shape[-2]
-        if by_products:  # a slice of the tensor would be copied
+        if by_products:
             states = cache.preallocated(len(projected))
         bias = seen.bias(length, states[0].shape[-2], states[0].dtype)
         if by_products:
@@ -91,11 +93,10 @@ class Attention:
             none = heads.new_empty(rows, keys, 0, self._width)
             cache.update(none, none)
         states = cache.lengthen(rows, 1)
-        length = cache.length
         prompts = None if seen.prompts is None else seen.prompts.of_layer(self._layer_index)
-        bias = seen.bias(length, length, torch.float32)
-        sine = seen.signed_sine
-        return kernels.attend(heads.view(rows, -1), seen.cosine, sine, states, length, self._scale, bias, prompts)
+        bias, length = seen.bias(cache.length, cache.length, torch.float32), cache.length
+        tables = seen.cosine, seen.signed_sine
+        return kernels.attend(heads.view(rows, -1), *tables, states, length, self._scale, bias, prompts)
 
     def _by_products(
         self, query: Tensor, states: tuple[Tensor, Tensor], bias: Tensor | None, prompts: SharedPromptCache | None
@@ -113,8 +114,3 @@ class Attention:
         before = of_prompts.shape[-1]
         of_answers = torch.bmm(weight[..., before:].flatten(0, 1), values.flatten(0, 1))
         return prompts.mixed(self._layer_index, weight[..., :before]) + of_answers.view(query.shape)
-
-
-def _multiplies_fast(projected: Tensor) -> bool:
-    """Whether products of whole tensors are faster than PyTorch's attention, which would copy slices of them."""
-    return projected.is_cpu and projected.dtype == torch.bfloat16 and multiplies_bfloat16()

@@ -40,21 +40,15 @@ class PackedLinear:
         self._compiled = _are_plain(layers) and _fit_kernels(layers)
         self.lays_out = self._compiled or (_are_plain(layers) and _fit_onednn(layers))
 
-    def __call__(self, rows: Tensor) -> Tensor:
-        """``layer(rows)``."""
-        return self._laid_out(rows) if self._is_laid_out(rows) else self._called(rows)
-
-    def silu(self, rows: Tensor) -> Tensor:
-        """``silu(layer(rows))``."""
-        return self._laid_out(rows, None, "silu") if self._is_laid_out(rows) else silu(self._called(rows))
-
-    def times(self, rows: Tensor, other: Tensor) -> Tensor:
-        """``layer(rows) * other``."""
-        return self._laid_out(rows, other, "times") if self._is_laid_out(rows) else self._called(rows) * other
-
-    def plus(self, rows: Tensor, other: Tensor) -> Tensor:
-        """``layer(rows) + other``."""
-        return self._laid_out(rows, other, "plus") if self._is_laid_out(rows) else self._called(rows) + other
+    def __call__(self, rows: Tensor, other: Tensor | None = None, then: str = "none") -> Tensor:
+        """``layer(rows)``, followed by ``then``: silu, or times or plus ``other``."""
+        if self._is_laid_out(rows):
+            return self._laid_out(rows, other, then)
+        tensors = [layer(rows) for layer in self._layers]
+        result: Tensor = tensors[0] if len(tensors) == 1 else torch.cat(tensors, -1)
+        if other is None:
+            return silu(result) if then == "silu" else result
+        return result * other if then == "times" else result + other
 
     @property
     def packed_bytes(self) -> int:
@@ -69,10 +63,6 @@ class PackedLinear:
         if not self.lays_out or isinstance(rows, FakeTensor) or torch.is_autocast_enabled("cpu"):
             return False
         return not self._compiled or serves(rows)
-
-    def _called(self, rows: Tensor) -> Tensor:
-        tensors = [layer(rows) for layer in self._layers]
-        return tensors[0] if len(tensors) == 1 else torch.cat(tensors, -1)
 
     @cached_property
     def _laid_out(self) -> "PackedWeight | _OneDnnLinear":
@@ -90,11 +80,11 @@ class _OneDnnLinear:
 
     def __call__(self, rows: Tensor, other: Tensor | None = None, then: str = "none") -> Tensor:
         if other is None:
-            what = {"none": "none", "silu": "swish"}[then]
-            result: Tensor = _ops()._linear_pointwise(rows, self._weight, self._bias, what, [], "")
+            name = {"none": "none", "silu": "swish"}[then]
+            result: Tensor = _ops()._linear_pointwise(rows, self._weight, self._bias, name, [], "")
         else:
-            what = {"times": "mul", "plus": "add"}[then]
-            result = _ops()._linear_pointwise.binary(rows, other, self._weight, self._bias, what)
+            name = {"times": "mul", "plus": "add"}[then]
+            result = _ops()._linear_pointwise.binary(rows, other, self._weight, self._bias, name)
         return result
 
 
@@ -103,9 +93,7 @@ def _are_plain(layers: Sequence[Any]) -> bool:
         return False
     tensors = [tensor for layer in layers for tensor in (layer.weight, layer.bias) if tensor is not None]
     return (
-        all(
-            is_plain(tensor) or isinstance(tensor, FakeTensor) for tensor in tensors
-        )  # `dpr plan` needs their shapes only
+        all(is_plain(tensor) or isinstance(tensor, FakeTensor) for tensor in tensors)  # `dpr plan` has shapes alone
         and len({tensor.dtype for tensor in tensors}) == 1
         and len({layer.bias is not None for layer in layers}) == 1
     )

@@ -51,19 +51,14 @@ def prefill_prompts(
     tokens, attention, length = tokens.to(device), attention.to(device), attention.sum(1).to(device)
     logits: list[list[Tensor]] = []
     lengths = [len(prompt) for prompt in prompts]
-    for part in _parts_for(states, lengths):
+    # One part of all prompts, where the states of several could not be joined.
+    equal, joins = not all(state.pads for state in states), all(state.joins for state in states)
+    for part in _parts(lengths, TOKENS_AT_ONCE, equal=equal) if joins else [slice(0, len(prompts))]:
         first = longest - max(lengths[part])
         lockstep.begin()
         padding = _padded(attention[part, first:])
         logits.append([state.prefill(tokens[part, first:], padding, longest) for state in states])
     return PrefilledPrompts([torch.cat(each) for each in zip(*logits, strict=True)], _padded(attention), length)
-
-
-def _parts_for(states: Sequence[DecoderState], lengths: Sequence[int]) -> list[slice]:
-    """Slices of prompts, one a pass; one slice of all where the states cannot be joined."""
-    if not all(state.joins for state in states):
-        return [slice(0, len(lengths))]
-    return list(_parts(lengths, TOKENS_AT_ONCE, equal=not all(state.pads for state in states)))
 
 
 def _parts(lengths: Sequence[int], at_once: int, *, equal: bool = False) -> Iterator[slice]:

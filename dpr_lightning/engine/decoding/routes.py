@@ -62,7 +62,8 @@ def sampling_route(model: nn.Module) -> Route:
         InputError: there is none, because later tokens change the logits of earlier ones.
     """
     if model not in _routes:
-        route = _routes[model] = _route_by_config(model) if _is_certain(model) else _tried_route(model)
+        certain = is_known_decoder(model) or fetches_weights(model)
+        route = _routes[model] = _route_by_config(model) if certain else _tried_route(model)
         if route.name == NO_CACHE:
             log.warning(
                 "This %s is sampled without a cache, so that every token reads its whole row again, which is slow "
@@ -113,10 +114,6 @@ class Decoder:
 def reads_equal_lengths(states: list[DecoderState]) -> bool:
     """Whether a batch must have prompts of one length."""
     return not all(state.pads for state in states) and not all(state.joins for state in states)
-
-
-def _is_certain(model: nn.Module) -> bool:
-    return is_known_decoder(model) or fetches_weights(model)
 
 
 def _route_by_config(model: nn.Module) -> Route:

@@ -1,6 +1,7 @@
 """Calls of the compiled library: which tensors it takes, and the signatures of its functions."""
 
 import ctypes
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -23,7 +24,7 @@ SIGNATURES: dict[str, list[Any]] = {
 
 def has_kernels(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether there are kernels for this type and device; the first call compiles the library."""
-    return device.type == "cpu" and dtype in TYPES and compiled() is not None
+    return device.type == "cpu" and dtype in TYPES and compiling.load() is not None
 
 
 def serves(*tensors: Tensor) -> bool:
@@ -47,50 +48,40 @@ def is_watched() -> bool:
     return compiles or _get_current_dispatch_mode() is not None
 
 
-class Kernels:
-    """The functions of a compiled library, with their argument types.
-
-    Attributes:
-        lanes: function without arguments: numbers of a vector.
-        panel: function without arguments: columns of a packed weight that are stored together.
-        functions: by name and type of the numbers.
-    """
-
-    def __init__(self, library: ctypes.CDLL) -> None:
-        self.lanes, self.panel = library.lanes, library.panel
-        self.functions: dict[tuple[str, torch.dtype], Any] = {}
-        for name, arguments in SIGNATURES.items():
-            for dtype, kind in TYPES.items():
-                called = library[f"{name}_{kind}"]
-                called.argtypes, called.restype = arguments, None
-                self.functions[name, dtype] = called
+def library() -> ctypes.CDLL:
+    """The compiled library, for callers that know of it by :func:`has_kernels`."""
+    loaded = compiling.load()
+    assert loaded is not None
+    return loaded
 
 
 @cache
-def compiled() -> Kernels | None:
-    """The compiled kernels; None where there are none."""
-    library = compiling.load()
-    return None if library is None else Kernels(library)
-
-
-def loaded() -> Kernels:
-    """The compiled kernels, for callers that know of them by :func:`has_kernels`."""
-    kernels = compiled()
-    assert kernels is not None
-    return kernels
-
-
 def function(name: str, dtype: torch.dtype) -> Any:
-    """The function ``name`` for numbers of this type."""
-    return loaded().functions[name, dtype]
+    """The function ``name`` of :data:`SIGNATURES` for numbers of this type, with the types of its arguments."""
+    called = library()[f"{name}_{TYPES[dtype]}"]
+    called.argtypes, called.restype = SIGNATURES[name], None
+    return called
 
 
-def address(tensor: Tensor | None) -> int | None:
-    """Address of a tensor's first number; None without a tensor."""
-    return None if tensor is None else tensor.data_ptr()
+def run(name: str, dtype: torch.dtype, tensors: Sequence[Tensor | None], *numbers: float) -> None:
+    """Call the function ``name`` for numbers of this type, where :func:`has_kernels` is true for it.
+
+    Args:
+        name: of :data:`SIGNATURES`.
+        dtype: of the tensors' numbers.
+        tensors: passed as the address of their first number; None as a null pointer. Nothing is checked here.
+        numbers: passed after them; PyTorch's number of threads follows.
+    """
+    addresses = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+    function(name, dtype)(*addresses, *numbers, torch.get_num_threads())
 
 
 @cache
 def lanes() -> int:
     """Numbers of a vector register; some functions require widths that are multiples of it."""
-    return int(loaded().lanes())
+    return int(library().lanes())
+
+
+def panel() -> int:
+    """Columns of a packed weight that are stored together."""
+    return int(library().panel())

@@ -8,15 +8,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dpr_lightning.engine.kernels.calling import address, function, has_kernels, is_plain, lanes, loaded
+from dpr_lightning.engine.kernels.calling import has_kernels, is_plain, lanes, panel, run
 
 _THEN = {"none": 0, "silu": 1, "times": 2, "plus": 3}
 
 
 def packed_bytes(columns: int, width: int, dtype: torch.dtype) -> int:
     """Bytes of the copy that :class:`PackedWeight` makes of weights [columns, width]."""
-    panel = int(loaded().panel())
-    return -(-columns // panel) * panel * width * dtype.itemsize
+    return -(-columns // panel()) * panel() * width * dtype.itemsize
 
 
 class PackedWeight:
@@ -38,10 +37,7 @@ class PackedWeight:
             raise ValueError(f"A bias {tuple(bias.shape)} of {bias.dtype} for weights {tuple(weight.shape)}.")
         words = packed_bytes(self._columns, self._width, self._dtype) // 4
         self._panels = torch.empty(words, dtype=torch.int32, device="cpu")
-        self._function = function("product", self._dtype)
-        weight = weight.detach().contiguous()
-        threads = torch.get_num_threads()
-        function("pack", self._dtype)(weight.data_ptr(), self._panels.data_ptr(), self._width, self._columns, threads)
+        run("pack", self._dtype, [weight.detach().contiguous(), self._panels], self._width, self._columns)
 
     def __call__(self, rows: Tensor, other: Tensor | None = None, then: str = "none") -> Tensor:
         """``rows`` [B, width] times the weights, and bias: [B, columns]; ``then`` silu, or times or plus ``other``."""
@@ -52,19 +48,8 @@ class PackedWeight:
             if other.shape != result.shape or other.dtype != result.dtype or not other.is_cpu:
                 raise ValueError(f"{tuple(other.shape)} of {other.dtype} for a product {tuple(result.shape)}.")
             other = other.contiguous()
-        rows = rows.contiguous()
-        self._function(
-            rows.data_ptr(),
-            self._panels.data_ptr(),
-            address(self._bias),
-            address(other),
-            result.data_ptr(),
-            len(rows),
-            self._width,
-            self._columns,
-            _THEN[then],
-            torch.get_num_threads(),
-        )
+        tensors = [rows.contiguous(), self._panels, self._bias, other, result]
+        run("product", self._dtype, tensors, len(rows), self._width, self._columns, _THEN[then])
         return result
 
 
@@ -75,15 +60,7 @@ def root_mean_square_norm(hidden: Tensor, weight: Tensor, epsilon: float) -> Ten
         raise ValueError(f"A norm {tuple(weight.shape)} of {weight.dtype} over {tuple(hidden.shape)} {hidden.dtype}.")
     hidden, weight = hidden.contiguous(), weight.contiguous()
     result = torch.empty_like(hidden)
-    function("norm", hidden.dtype)(
-        hidden.data_ptr(),
-        weight.data_ptr(),
-        result.data_ptr(),
-        hidden.numel() // width,
-        width,
-        epsilon,
-        torch.get_num_threads(),
-    )
+    run("norm", hidden.dtype, [hidden, weight, result], hidden.numel() // width, width, epsilon)
     return result
 
 
@@ -131,7 +108,7 @@ def attend(
     Args:
         projected: [B, (n + 2) · heads · width], of each row n · heads queries, then keys, then values.
         cosine: [B, 1, width], of the rows' positions.
-        signed_sine: [B, 1, width], see :func:`dpr_lightning.engine.signed_sine`.
+        signed_sine: [B, 1, width], see :func:`dpr_lightning.engine.attention_blocks.signed_sine`.
         cache: keys and values [B, heads, capacity, width] of the rows, contiguous; written to. The width is a multiple
             of :func:`dpr_lightning.engine.kernels.lanes`.
         length: tokens of a row, the new one included; at most the capacity.
@@ -165,29 +142,8 @@ def attend(
         prompts.expect(rows, heads, width, projected.dtype)
     bias = None if bias is None else bias.contiguous()
     result = projected.new_empty(rows, group * heads * width)
-    prompt_keys, prompt_values, prompt_bias, prompt, order = prompts or (None,) * 5
-    function("attend", projected.dtype)(
-        projected.data_ptr(),
-        cosine.data_ptr(),
-        signed_sine.data_ptr(),
-        keys.data_ptr(),
-        values.data_ptr(),
-        address(bias),
-        address(prompt_keys),
-        address(prompt_values),
-        address(prompt_bias),
-        address(prompt),
-        address(order),
-        result.data_ptr(),
-        rows,
-        heads,
-        group,
-        width,
-        capacity,
-        length,
-        0 if prompt_keys is None else prompt_keys.shape[2],
-        0 if bias is None or len(bias) == 1 else bias.stride(0),
-        scale,
-        torch.get_num_threads(),
-    )
+    tensors = [*each, bias, *(prompts or (None,) * 5), result]
+    sizes = rows, heads, group, width, capacity, length, 0 if prompts is None else prompts.keys.shape[2]
+    bias_stride = 0 if bias is None or len(bias) == 1 else bias.stride(0)
+    run("attend", projected.dtype, tensors, *sizes, bias_stride, scale)
     return result

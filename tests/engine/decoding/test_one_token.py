@@ -12,7 +12,7 @@ from dpr_lightning.engine.decoding import one_token_attention
 from dpr_lightning.engine.decoding import packed_linear as products
 from dpr_lightning.engine.decoding.kv_cache import preallocated_cache
 from dpr_lightning.engine.decoding.one_token import OneTokenPass, has_one_token_pass
-from dpr_lightning.engine.kernels import calling
+from dpr_lightning.engine.kernels import compiling
 from dpr_lightning.rollouts import SamplingOptions, sample
 from tests.tiny import decoder, unknown_decoder
 
@@ -32,10 +32,10 @@ KINDS: dict[str, Any] = {
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Products by this package's kernels, by oneDNN with packed weights, or by the layers."""
     if request.param == "kernels":
-        if calling.compiled() is None:
+        if compiling.load() is None:
             pytest.skip("there is no C++ compiler here")
     else:
-        monkeypatch.setattr(calling, "compiled", lambda: None)
+        monkeypatch.setattr(compiling, "load", lambda: None)
         monkeypatch.setattr(products, "_MANY_WEIGHTS", 1 if request.param == "laid out" else 1 << 30)
     return str(request.param)
 

@@ -39,9 +39,9 @@ def test_values_are_those_of_the_layer(dtype: torch.dtype, bias: bool, rows: int
     relative = 1e-5 if dtype == torch.float32 else 1.6e-2
     for result, expected in (
         (product(inputs), truth),
-        (product.silu(inputs), silu(truth)),
-        (product.times(inputs, other), truth * other.double()),
-        (product.plus(inputs, other), truth + other.double()),
+        (product(inputs, then="silu"), silu(truth)),
+        (product(inputs, other, "times"), truth * other.double()),
+        (product(inputs, other, "plus"), truth + other.double()),
     ):
         assert result.dtype == dtype
         torch.testing.assert_close(result.double(), expected, atol=relative, rtol=relative)
@@ -64,7 +64,7 @@ def test_under_autocast_the_layer_is_called() -> None:
     product = PackedLinear(linear)
     with torch.autocast("cpu", torch.bfloat16):
         result, expected = product(inputs), linear(inputs)
-        added = product.plus(inputs, expected)
+        added = product(inputs, expected, "plus")
     assert result.dtype == torch.bfloat16
     assert torch.equal(result, expected)
     assert torch.equal(added, expected + expected)
@@ -76,7 +76,7 @@ def test_operations_are_counted() -> None:
     product, inputs = PackedLinear(layer()), torch.randn(5, WIDTH)
     assert product.lays_out
     with FlopCounterMode(display=False) as counter:
-        product.times(inputs, product.silu(inputs))
+        product(inputs, product(inputs, then="silu"), "times")
     assert counter.get_total_flops() == 2 * 2 * 5 * WIDTH * HEIGHT
 
 
@@ -98,7 +98,7 @@ def test_other_layers_are_called(build: object) -> None:
     product = PackedLinear(linear)
     assert not product.lays_out
     assert torch.equal(product(inputs), linear(inputs))
-    assert torch.equal(product.plus(inputs, linear(inputs)), 2 * linear(inputs))
+    assert torch.equal(product(inputs, linear(inputs), "plus"), 2 * linear(inputs))
 
 
 @needs_copies

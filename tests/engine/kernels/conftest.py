@@ -24,11 +24,13 @@ def _compiled_for(architecture: str) -> ctypes.CDLL:
 )
 def vectors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Run each test once for every vector width."""
-    if calling.compiled() is None:
+    if compiling.load() is None:
         pytest.skip("there is no C++ compiler here")
     if request.param in OTHERS:
-        library = calling.Kernels(_compiled_for(OTHERS[request.param]))
-        monkeypatch.setattr(calling, "compiled", lambda: library)
-    calling.lanes.cache_clear()
+        library = _compiled_for(OTHERS[request.param])
+        monkeypatch.setattr(compiling, "load", lambda: library)
+    for cached in (calling.lanes, calling.function):
+        cached.cache_clear()
     yield
-    calling.lanes.cache_clear()
+    for cached in (calling.lanes, calling.function):
+        cached.cache_clear()

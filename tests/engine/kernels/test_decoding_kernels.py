@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn.functional import silu
 from torch.testing._internal.two_tensor import TwoTensor
 
-from dpr_lightning.engine import kernels, rotate, signed_sine
+from dpr_lightning.engine import kernels
+from dpr_lightning.engine.attention_blocks import rotate, signed_sine
 
 pytestmark = pytest.mark.usefixtures("vectors")
 ALLOWED = {torch.float32: 3e-6, torch.bfloat16: 1e-2}
