@@ -96,6 +96,20 @@ def train(model: Any, rows: int, prompt: int, answer: int) -> Callable[[], Step]
     return lambda: step
 
 
+def head_alone(tokens: int, width: int, vocabulary: int, dtype: torch.dtype) -> Callable[[], Step]:
+    """The loss of some tokens and its gradients, from the states before the head on."""
+    torch.manual_seed(0)
+    weight = torch.randn(vocabulary, width, dtype=dtype).mul_(0.02).requires_grad_()
+    hidden = torch.randn(tokens, width, dtype=dtype).requires_grad_()
+    actions = torch.randint(0, vocabulary, (tokens,))
+
+    def step() -> None:
+        fused_head.head_loss(hidden, weight, actions, lambda logprob, _: -logprob.sum()).loss.backward()
+        weight.grad = hidden.grad = None
+
+    return lambda: step
+
+
 def score(model: Any, lengths: list[int], prompt: int, token_budget: int | None = None) -> Callable[[], Step]:
     """Log-probabilities of answers in rows of these lengths."""
     tokens = torch.randint(3, model.config.vocab_size, (len(lengths), max(lengths)))
@@ -197,6 +211,10 @@ WORKLOADS: dict[str, Callable[[], Callable[[], Step]]] = {
     "sft": lambda: train(smollm(), 2, 128, 128),
     "sft, head": lambda: train(smollm(num_hidden_layers=1), 8, 8, 248),
     "sft, layers": lambda: train(smollm(num_hidden_layers=8, vocab_size=1000), 8, 128, 128),
+    "head": lambda: head_alone(2048, 576, 49152, torch.float32),
+    "head, large": lambda: head_alone(2048, 576, 151936, torch.float32),
+    "head, bfloat16": lambda: head_alone(400, 32, 49152, torch.bfloat16),
+    "head, large, bfloat16": lambda: head_alone(400, 32, 151936, torch.bfloat16),
     "score": lambda: score(smollm(), [256] * 4, 128),
     "score uneven": lambda: score(smollm(), [40, 256, 60, 200, 80, 250, 50, 230], 32, 512),
     "dpr": lambda: policy_gradient(smollm(), 2, 4, 64, 24),
@@ -209,6 +227,7 @@ WORKLOADS: dict[str, Callable[[], Callable[[], Step]]] = {
     "toy decode 512": lambda: decode(toy(), 1, 512, 12, 10, 1000),
 }
 DECODING = ["decode 64", "toy decode 16", "toy decode 512"]
+HEAD = ["head", "head, large", "head, bfloat16", "head, large, bfloat16"]
 SHARED = ["decode 8 x 8 of 64", "decode 4 x 8 of 512"]
 LIBRARY = routes.Route(routes.LIBRARY_CACHE)
 ALONE = (compiling, "load", _none)
@@ -220,7 +239,7 @@ PARTS: dict[str, tuple[Context, Context, list[str]]] = {
         replaced((training_loss, "plain_head", _none), (scoring, "plain_head", _none)),
         ["sft", "sft, head", "score", "dpr"],
     ),
-    "fused_head, strips": (nullcontext, replaced((fused_head, "_STRIP", 1 << 60)), ["sft, head", "score"]),
+    "fused_head, strips": (nullcontext, replaced((fused_head, "_STRIP", 1 << 60)), ["sft, head", *HEAD, "score"]),
     "recompute": (nullcontext, replaced((recompute, "autocasts", lambda: True)), ["sft", "sft, layers", "toy train"]),
     "shared_prompts": (nullcontext, replaced((shared_prompts, "is_known_decoder", _no)), ["dpr"]),
     "row_groups": (nullcontext, replaced((row_groups, "_parts", _in_order)), ["score uneven"]),
