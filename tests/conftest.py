@@ -6,7 +6,6 @@ import os
 import shutil
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,13 +48,9 @@ for _name, _value in _ENVIRONMENT.items():
         Path(_value).mkdir(parents=True, exist_ok=True)
 
 import pytest  # noqa: E402
-import torch  # noqa: E402
-import yaml  # noqa: E402
 
-from dpr_lightning.engine.kernels import compiling  # noqa: E402
-from tests.tiny import write_tiny_policy  # noqa: E402
+# What takes seconds to import is imported where it is used: a process that starts others to run tests needs none of it.
 
-torch.set_num_threads(_THREADS)
 # No test is about a loss of power, and waiting for the disk takes milliseconds a file.
 os.fsync = lambda _: None  # type: ignore[assignment]
 
@@ -63,6 +58,8 @@ os.fsync = lambda _: None  # type: ignore[assignment]
 @pytest.fixture(params=[True, False], ids=["kernels", "PyTorch alone"])
 def with_kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Once with this package's kernels, and once as where there is no compiler."""
+    from dpr_lightning.engine.kernels import compiling
+
     if request.param and compiling.load() is None:
         pytest.skip("there is no C++ compiler here")
     if not request.param:
@@ -70,10 +67,12 @@ def with_kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     return bool(request.param)
 
 
-def pytest_sessionstart(session: pytest.Session) -> None:
-    """Compile kernels while the processes that run tests start."""
-    if session.config.pluginmanager.hasplugin("dsession"):
-        threading.Thread(target=compiling.load, daemon=True).start()
+def pytest_collection(session: pytest.Session) -> None:
+    """Before a process that runs tests imports them: set the number of threads."""
+    if not session.config.pluginmanager.hasplugin("dsession"):
+        import torch
+
+        torch.set_num_threads(_THREADS)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -94,6 +93,8 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Say why a GPU test cannot run where somebody asks for it without a GPU."""
+    import torch
+
     if torch.cuda.is_available():
         return
     for item in items:
@@ -104,6 +105,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(autouse=True)
 def _seeded() -> Iterator[None]:
     """Every test starts from the same random state and gives back the default dtype it found."""
+    import torch
+
     dtype = torch.get_default_dtype()
     torch.manual_seed(0)
     yield
@@ -117,12 +120,16 @@ def _seeded() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_policy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A two-layer Llama with a character tokenizer, as an ordinary Hugging Face folder. Do not write into it."""
+    from tests.tiny import write_tiny_policy
+
     return write_tiny_policy(tmp_path_factory.mktemp("tiny") / "policy")
 
 
 @pytest.fixture(scope="session")
 def harness_tasks(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder with one task of lm-eval, ``doubled``: five sums with two choices each."""
+    import yaml
+
     folder = tmp_path_factory.mktemp("tasks")
     rows = [{"question": f"{a}+{a}=", "choices": [str(2 * a), "x"], "gold": 0} for a in range(5)]
     (folder / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

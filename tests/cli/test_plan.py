@@ -45,7 +45,7 @@ def _planned(config: str) -> Plan:
         ({"lora": {"rank": 4}}, {}, {}),
         ({}, {}, {"accumulate_grad_batches": 2}),
         ({}, {}, {"precision": "bf16-mixed"}),
-        ({"dtype": "bfloat16"}, {}, {}),
+        pytest.param({"dtype": "bfloat16"}, {}, {}, marks=pytest.mark.slow),
         ({}, {"loss": "iq_learn", "iq_learn": {"chi2_alpha": 0.5, "chi2_warmup_steps": 0}}, {}),
     ],
 )
@@ -81,7 +81,7 @@ def test_pairs(kind: str, folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "fields"),
     [
-        ("gemma2", {"head_dim": 16}),
+        pytest.param("gemma2", {"head_dim": 16}, marks=pytest.mark.slow),
         ("qwen3_moe", {"head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}),
     ],
 )
@@ -113,7 +113,7 @@ def test_layers_that_look_at_what_is_in_tensors_are_said(
         pytest.param({"estimator": "all_actions", "credit": {"discount": 0.0}}, 4, marks=pytest.mark.slow),
         # Rollouts take more than learning does, in parts of two answers.
         pytest.param({"estimator": "reinforce"}, 8, marks=pytest.mark.slow),
-        ({"policy": {"lora": {"rank": 2}}, "estimator": "reinforce"}, 1),
+        pytest.param({"policy": {"lora": {"rank": 2}}, "estimator": "reinforce"}, 1, marks=pytest.mark.slow),
     ],
 )
 def test_reinforcement(model: dict[str, Any], accumulate: int, folder: Path, tmp_path: Path) -> None:
