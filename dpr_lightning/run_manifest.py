@@ -168,6 +168,12 @@ class RunManifest:
         return limit
 
     @property
+    def longest_demonstration(self) -> int | None:
+        """Tokens that the longest answer of the demonstrations takes."""
+        tokens: int | None = self._entry("sft").get("max_new_tokens")
+        return tokens
+
+    @property
     def verifier(self) -> str | None:
         """Name, or ``module:function``, of what scores answers."""
         name: str | None = self._newest("verifier")

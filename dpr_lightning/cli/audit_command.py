@@ -164,10 +164,11 @@ def audit_held_out(
         raise InputError(f"An audit takes at least two demonstrations, and {data.file} has {len(data)}.")
     audits: list[RewardAudit] = []
     scores_of: dict[str, TokenScores] = {}
-    ready = {} if sampled is None else {name: each.first(samples) for name, each in sampled.items()}
-    answers = next((each.answers for each in ready.values()), None)
+    scored_samples = {} if sampled is None else {name: each.first(samples) for name, each in sampled.items()}
+    answers = next((each.answers for each in scored_samples.values()), None)
     corrupted = None
-    rounds = 2 * len(references) + samples * (sum(reference not in ready for reference in references) + (not ready))
+    rounds = 2 * len(references) + samples * sum(reference not in scored_samples for reference in references)
+    rounds += samples if answers is None else 0
     with progress_bar("audit", len(data) * rounds) as advance:
         for reference in references:
             dense = DenseReward.from_folders(sft, [reference], RewardSpec(), dtype=dtype)
@@ -193,8 +194,8 @@ def audit_held_out(
 
             ours, twins = score(tokens, mask), score(corrupted.tokens, mask)
             scores_of[reference] = ours
-            if reference in ready:
-                samples_scored = ready[reference].scores
+            if reference in scored_samples:
+                samples_scored = scored_samples[reference].scores
             else:
                 samples_scored = score(answers.rollouts.tokens, answers.rollouts.mask)
             for name in AUDITED:

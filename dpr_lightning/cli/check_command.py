@@ -63,27 +63,27 @@ def check(arguments: Sequence[str]) -> int:
     audit_file, preview_file = manifest.folder / AUDIT, manifest.folder / PREVIEW
     count = sum(1 for _ in open_rows(rows))
     outline = outline_policy(PolicySpec(source=manifest.sft), trainable=False)
-    size = check_size(
+    extent = check_size(
         count,
         sum(weight.numel() for weight in outline.parameters()),
-        limit,
+        (manifest.longest_demonstration or limit, limit),
         tuple(each for each in manifest.references if each != share),
         prompts=options.prompts,
         samples=options.samples,
         on_gpu=best_device().type != "cpu",
     )
-    if note := size.describe(count):
+    if note := extent.describe(count):
         console.print(note, highlight=False, markup=False, soft_wrap=True)
     guarded(measure, [])(
         sft=manifest.sft,
         reference=reference,
-        references=[folder for each, folder in manifest.references.items() if each not in size.left_out],
+        references=[folder for each, folder in manifest.references.items() if each not in extent.left_out],
         rows=rows,
         audit=str(audit_file),
         preview=None if verifier is None else str(preview_file),
         verifier=verifier,
-        prompts=size.prompts,
-        samples=size.samples,
+        prompts=extent.prompts,
+        samples=extent.samples,
         max_new_tokens=limit,
         columns=manifest.columns,
         seed=options.seed,

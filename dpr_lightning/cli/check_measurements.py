@@ -18,9 +18,8 @@ from dpr_lightning.progress import progress_bar
 from dpr_lightning.reports.console import console
 from dpr_lightning.rewards import DenseReward, RewardSpec
 from dpr_lightning.rollouts import SamplingOptions
+from dpr_lightning.workflow.check_extent import AUDIT_SAMPLES
 
-AUDIT_SAMPLES = 4
-"""Samples of a prompt that the audit uses; its corrupted demonstrations say more."""
 BETA = 1.0
 
 

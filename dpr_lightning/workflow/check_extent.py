@@ -7,8 +7,10 @@ from dpr_lightning.errors import counted
 PROMPTS, FEWEST_PROMPTS = 100, 20
 SAMPLES, FEWEST_SAMPLES = 16, 8
 """Answers to a prompt. With fewer, the preview sees too little of what a reward prefers among them."""
-CPU_BUDGET = 8e12
-"""Weights times tokens of answers that are sampled by default without a GPU: about four minutes of two CPU cores."""
+CPU_BUDGET = 1.1e13
+"""Weights times tokens that go through a model by default without a GPU: about four minutes of two CPU cores."""
+AUDIT_SAMPLES = 4
+"""Answers to a prompt that the audit uses; its corrupted demonstrations say more."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,8 @@ class CheckSize:
 def check_size(
     rows: int,
     parameters: int,
-    max_new_tokens: int,
-    others: tuple[str, ...],
+    lengths: tuple[int, int],
+    further: tuple[str, ...],
     *,
     prompts: int | None = None,
     samples: int | None = None,
@@ -56,20 +58,34 @@ def check_size(
 ) -> CheckSize:
     """The size of a check: whole on a GPU, and within :data:`CPU_BUDGET` without one, unless the user names it.
 
+    Without a GPU further references are left out first, then answers, then prompts.
+
     Args:
         rows: held-out rows that there are.
         parameters: weights of the policy.
-        max_new_tokens: length limit of an answer.
-        others: shares of SFT of the references that are audited where there is time.
+        lengths: tokens of the longest demonstration, and of the longest answer that is sampled.
+        further: shares of SFT of the references that are audited in addition to the one that is previewed.
         prompts: of the user; None: by default.
         samples: of the user; None: by default.
         on_gpu: whether a GPU computes.
     """
-    most = min(rows, prompts or PROMPTS)
-    whole = CheckSize(most, samples or SAMPLES)
-    affordable = CPU_BUDGET / (parameters * max_new_tokens)
-    if on_gpu or prompts is not None or whole.prompts * whole.samples <= affordable:
+    whole = CheckSize(min(rows, prompts or PROMPTS), samples or SAMPLES)
+    tokens = CPU_BUDGET / parameters
+    if on_gpu or prompts is not None or _tokens(whole, lengths, len(further)) <= tokens:
         return whole
-    each = samples or min(SAMPLES, max(FEWEST_SAMPLES, int(affordable / most)))
-    count = min(most, max(FEWEST_PROMPTS, int(affordable / each)))
-    return CheckSize(count, each, others, reduced=True)
+    each, count = whole.samples, whole.prompts
+    while samples is None and each > FEWEST_SAMPLES and _tokens(CheckSize(count, each), lengths) > tokens:
+        each -= 1
+    while count > min(rows, FEWEST_PROMPTS) and _tokens(CheckSize(count, each), lengths) > tokens:
+        count -= 1
+    return CheckSize(count, each, further, reduced=True)
+
+
+def _tokens(size: CheckSize, lengths: tuple[int, int], further: int = 0) -> int:
+    """Tokens that go through a model at most, prompts aside.
+
+    An answer is sampled, and scored by two models; so are a demonstration and its corrupted twin, for each reference.
+    """
+    demonstration, answer = lengths
+    audited = (1 + further) * 4 * demonstration + further * 2 * AUDIT_SAMPLES * answer
+    return size.prompts * (3 * size.samples * answer + audited)

@@ -161,21 +161,21 @@ def test_a_check_without_a_gpu_says_what_it_did_not_look_at(
 @pytest.mark.parametrize(
     ("rows", "billions", "options", "expected"),
     [
-        (20, 0.135, {}, (20, 8, True)),
-        (400, 0.135, {}, (20, 8, True)),
-        (400, 0.02, {}, (100, 10, True)),
+        (20, 0.1345, {}, (20, 13, True)),
+        (100, 0.135, {}, (27, 8, True)),
+        (400, 0.03, {}, (100, 11, True)),
         (400, 0.001, {}, (100, 16, False)),
         (400, 8.0, {}, (20, 8, True)),
         (8, 8.0, {}, (8, 8, True)),
         (400, 8.0, {"on_gpu": True}, (100, 16, False)),
         (400, 8.0, {"prompts": 50}, (50, 16, False)),
-        (400, 0.135, {"samples": 4}, (40, 4, True)),
+        (400, 8.0, {"samples": 4}, (20, 4, True)),
     ],
 )
 def test_the_size_of_a_check(rows: int, billions: float, options: dict[str, Any], expected: tuple[int, ...]) -> None:
-    size = check_size(rows, int(billions * 1e9), 369, ("0.5",), **({"on_gpu": False} | options))
-    assert (size.prompts, size.samples, size.left_out == ("0.5",)) == expected
-    assert bool(size.describe(rows)) is expected[-1]
+    extent = check_size(rows, int(billions * 1e9), (369, 64), ("0.5",), **({"on_gpu": False} | options))
+    assert (extent.prompts, extent.samples, extent.left_out == ("0.5",)) == expected
+    assert bool(extent.describe(rows)) is expected[-1]
 
 
 def page_rows(page: str) -> list[dict[str, object]]:
