@@ -107,7 +107,8 @@ def test_no_batch_is_tried_before_all_are_validated(config: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("interval", "plain_steps", "all_steps"), [(BETWEEN, [1, 3, 5], [0, 1, 3, 5]), (NEVER, [], [0, 6])]
+    ("interval", "plain_steps", "all_steps"),
+    [(BETWEEN, [1, 3, 5], [0, 1, 3, 5]), pytest.param(NEVER, [], [0, 6], marks=pytest.mark.slow)],
 )
 def test_training_takes_the_same_course_without(
     config: Path, interval: list[str], plain_steps: list[int], all_steps: list[int]
