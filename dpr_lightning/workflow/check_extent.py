@@ -8,7 +8,10 @@ PROMPTS, FEWEST_PROMPTS = 100, 20
 SAMPLES, FEWEST_SAMPLES = 16, 8
 """Answers to a prompt. With fewer, the preview sees too little of what a reward prefers among them."""
 CPU_BUDGET = 1.1e13
-"""Weights times tokens that go through a model by default without a GPU: about four minutes of two CPU cores."""
+"""Weights times tokens that go through a model by default without a GPU: about four minutes of two CPU cores.
+
+Measured with SmolLM2-135M on 20 rows of GSM8K: 435 s of CPU time.
+"""
 AUDIT_SAMPLES = 4
 """Answers to a prompt that the audit uses; its corrupted demonstrations say more."""
 
