@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from dpr_lightning.data.conversations import to_demonstration
 from dpr_lightning.data.row_shapes import recognise
 from dpr_lightning.data.row_types import Row
 from tests.pages.blocks import ROOT, blocks
@@ -29,6 +30,8 @@ def last(turns: Any, role: str) -> str:
 @pytest.mark.parametrize("row", [*rows()], ids=lambda row: "_".join(row))
 def test_a_form_of_row(row: dict[str, Any]) -> None:
     result = recognise(Row("page.jsonl", 1, row))
+    if "loss_spans" in row:
+        assert len(to_demonstration(Row("page.jsonl", 1, row)).loss_spans) == len(row["loss_spans"])
     prompt = last(result.prompt if result.messages is None else result.messages, "user")
     completion = last(result.completion if result.messages is None else result.messages, "assistant")
     assert prompt.removeprefix("No. Again: ") == "128 + 384 ="
