@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 
-from dpr_lightning.cli.suspicious_rows import PAGE, AuditedRows, list_suspects, list_trained, load_demonstrations
+from dpr_lightning.cli.suspicious_rows import LIST, PAGE, AuditedRows, list_suspects, load_demonstrations
+from dpr_lightning.cli.trained_rows import list_trained
 from dpr_lightning.data import PromptSet, Rows, last_turn
 from dpr_lightning.errors import InputError
 from dpr_lightning.evaluation.audit import RewardAudit, Rewarded, audit_reward, recommend
@@ -33,6 +34,7 @@ CONTROL = "log_policy"
 AUDITED = ("log_ratio", "centred", "one_sided", "one_sided_centred", CONTROL)
 FAILED = 3
 HELD_OUT_LIMIT = 200
+LIST_MARKS = ('"loss_spans"',)
 MARKS = ('"audits"',)
 """Text in every file of this command."""
 
@@ -51,7 +53,9 @@ def audit(
     columns: dict[str, str] | None = None,
     dtype: Dtype = "float32",
     seed: int = 0,
-    output: Annotated[str | None, Writes(marks=MARKS), Writes(marks=REPORT_MARKS, suffix=PAGE)] = None,
+    output: Annotated[
+        str | None, Writes(marks=MARKS), Writes(marks=REPORT_MARKS, suffix=PAGE), Writes(marks=LIST_MARKS, suffix=LIST)
+    ] = None,
     rows: AuditedRows = "held_out",
     exclude: Rows | None = None,
     max_length: int | None = None,
@@ -59,12 +63,13 @@ def audit(
     """Test the reward of each reference on demonstrations, on corrupted ones and on samples of π_SFT.
 
     Exit code 0: a reward passes; 3: none locates the wrong token, and RL on it would follow noise; 2: bad input.
-    With ``rows=train`` no reward is tested: demonstrations that were trained on are listed, those that SFT learnt late
-    first, since mistakes are among them.
+    With ``rows=train`` no reward is tested: demonstrations that were trained on are listed, those that the run learnt
+    last first, since mistakes are among them.
 
     Args:
         sft: folder of π_SFT.
-        references: folders of earlier checkpoints of the same run; each is audited separately.
+        references: folders of earlier checkpoints of the same run; each is audited separately, and with ``rows=train``
+            all are taken together.
         demonstrations: file of demonstrations, by default some that were not trained on.
         verifier: name of a verifier or module:function, for the agreement of reward and verifier on samples.
         samples: samples of π_SFT a prompt.
@@ -76,7 +81,8 @@ def audit(
         columns: names of columns.
         dtype: of the models' parameters.
         seed: of corruptions and samples.
-        output: JSON file to write, and beside it a page of the same name, ``.html``, of the demonstrations to check.
+        output: JSON file to write, and beside it a page of the same name, ``.html``, of the demonstrations to check,
+            and a list of them, ``.jsonl``, for `dpr clean`.
         rows: ``held_out``: the demonstrations were not trained on; ``train``: they were.
         exclude: with ``rows=train``, rows whose prompts are left out, such as those held out of the same file.
         max_length: with ``rows=train``, tokens of the longest demonstration that was trained on; longer ones are left
@@ -96,7 +102,15 @@ def audit(
             demonstrations, tokenizer, sft, columns=columns, limit=limit, exclude=exclude, max_length=max_length
         )
         listed = list_trained(
-            demonstrations, data, sft, references[0], tokenizer, count=suspicious, dtype=dtype, output=path
+            demonstrations,
+            data,
+            sft,
+            references,
+            tokenizer,
+            columns=columns,
+            count=suspicious,
+            dtype=dtype,
+            output=path,
         )
         if path is not None:
             _write(path, [], "", listed)
@@ -219,7 +233,9 @@ def audit_held_out(
     scored = scores_of[selected.reference]
     scored = scored._replace(reward=token_rewards(scored, RewardSpec(selected.form)))
     reward = f"{selected.form} against {selected.reference}"
-    listed = list_suspects(demonstrations, data, scored, tokenizer, reward, count=suspicious, output=path)
+    listed = list_suspects(
+        demonstrations, data, scored, tokenizer, reward, columns=columns, count=suspicious, output=path
+    )
     if path is not None:
         _write(path, audits, words, listed)
     return 0 if best is not None else FAILED

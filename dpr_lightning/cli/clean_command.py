@@ -1,35 +1,50 @@
-"""``dpr clean``: the training rows of a run without those that a person marked as wrong."""
+"""``dpr clean``: the training rows of a run without what looks wrong in them."""
 
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from dpr_lightning.cli.option_parser import OptionParser
 from dpr_lightning.errors import InputError
 
 SUFFIX = ".jsonl"
+How = Literal["drop", "mask", "weight"]
 
 
 def clean(arguments: Sequence[str]) -> None:
-    """Write the training rows of a run, with all their columns, but for flagged rows.
+    """Write the training rows of a run, with all their columns; flagged ones are dropped, masked or weighted.
 
     Raises:
         InputError: an option is wrong, a flagged row is not among the training rows, or the output is an existing file.
     """
     parser = OptionParser(
         "clean",
-        "The training rows of a run without those that you marked as wrong. Open check/audit.html in the run's folder, "
-        "or the page of `dpr audit --rows train`, mark rows, and export flagged.jsonl. Nothing is dropped without that "
-        "file.",
+        "The training rows of a run without what looks wrong in them. Open the page of `dpr audit --run FOLDER --rows "
+        "train`, or check/audit.html in the run's folder, mark rows, and export flagged.jsonl; or take the first rows "
+        "of the list beside that page, audit/train.jsonl, with --top. Nothing is changed that no file names, and the "
+        "training rows themselves never.",
     )
     parser.add_argument("--run", required=True, metavar="FOLDER", help="folder of the run")
     parser.add_argument("--flagged", required=True, metavar="FILE", help="flagged.jsonl, exported from the page")
+    parser.add_argument("--top", type=int, metavar="N", help="only the first N rows of that file (default: all)")
+    parser.add_argument(
+        "--how",
+        choices=get_args(How),
+        default="drop",
+        help="drop: rows are left out; mask: their suspicious parts are read and not learnt (loss_spans); weight: the "
+        "loss of these parts is weighted by σ((threshold − suspicion) / temperature)",
+    )
+    parser.add_argument("--threshold", type=float, metavar="NATS", help="of --how weight (default: median suspicion)")
+    parser.add_argument("--temperature", type=float, default=1.0, metavar="NATS", help="of --how weight (default: 1)")
     parser.add_argument("--output", required=True, metavar="FILE", help="JSONL file to write, which must not exist")
     options = parser.parse_args(arguments)
+    if options.how != "weight" and (options.threshold is not None or options.temperature != 1.0):
+        raise InputError("`--threshold` and `--temperature` are options of `--how weight` alone. Leave them out.")
 
     from dpr_lightning.data import open_rows
-    from dpr_lightning.data.cleaning import read_flagged, write_cleaned
+    from dpr_lightning.data.cleaning import change_of, read_flagged, write_cleaned
+    from dpr_lightning.data.loss_spans import LOSS_SPANS
     from dpr_lightning.data.rows import Rows
     from dpr_lightning.errors import counted
     from dpr_lightning.lightning_cli.path_checks import protected
@@ -52,16 +67,22 @@ def clean(arguments: Sequence[str]) -> None:
             raise InputError(f"`--output` {output} exists already, and rows are not overwritten. Name another file.")
         if not Path(options.flagged).expanduser().exists():
             raise InputError(f"`--flagged`: there is no file {options.flagged}. {_how_to_flag(manifest)}")
-        flagged = read_flagged(options.flagged)
-        cleaned = write_cleaned(open_rows(manifest.train), flagged, output)
+        flagged = read_flagged(options.flagged, options.top)
+        change = change_of(options.how, flagged, options.threshold, options.temperature)
+        column = manifest.columns.get(LOSS_SPANS, LOSS_SPANS) if manifest.columns else LOSS_SPANS
+        cleaned = write_cleaned(open_rows(manifest.train), flagged, output, change, column)
     copies = (
         f", {cleaned.copies:,} {'exact copy' if cleaned.copies == 1 else 'exact copies'} among them"
         if cleaned.copies
         else ""
     )
+    done = f"{counted(cleaned.dropped, 'row')} dropped"
+    if options.how != "drop":
+        done = f"Parts of {counted(cleaned.changed, 'row')} {'masked' if options.how == 'mask' else 'weighted'}"
+    left = f" {counted(cleaned.unchanged, 'row')} of them had no part to change." if cleaned.unchanged else ""
     console.print(
-        f"{output}: {counted(cleaned.remaining, 'row')}. {counted(cleaned.dropped, 'row')} dropped{copies}; "
-        f"{counted(len(flagged), 'row')} flagged.\nNext: {_next_command(manifest, output)}",
+        f"{output}: {counted(cleaned.written, 'row')}. {done}{copies}; {counted(len(flagged), 'row')} flagged.{left}"
+        f"\nNext: {_next_command(manifest, output)}",
         highlight=False,
         markup=False,
         soft_wrap=True,

@@ -34,7 +34,8 @@ _REWARD: Values = {
 """The reward that `dpr check` found, else the one by default."""
 _SCORED: Values = {**_ANSWERS, "verifier": lambda run: run.verifier}
 _AUDIT_OF_TRAINED: Values = {
-    **_SFT_AND_REFERENCE,
+    "sft": lambda run: run.sft,
+    "references": lambda run: list(run.references.values()),
     "columns": lambda run: run.columns,
     "demonstrations": lambda run: run.train,
     "exclude": lambda run: run.held_out,

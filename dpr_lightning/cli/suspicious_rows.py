@@ -1,34 +1,31 @@
 """Demonstrations that an audit lists: printed, and on a page from which a reader exports those that are wrong."""
 
+import json
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.data import Rows, TokenizedDataset, carried_format, open_rows, tokenize_rows
+from dpr_lightning.data.cleaning import SUSPICION
+from dpr_lightning.data.conversations import to_demonstration
 from dpr_lightning.data.held_out import SelectedRows
 from dpr_lightning.data.row_types import row_hash
+from dpr_lightning.data.token_spans import spans_of_tokens
 from dpr_lightning.errors import InputError, counted
 from dpr_lightning.evaluation.suspects import Suspect, suspects
-from dpr_lightning.policies.inference_policy import best_device
-from dpr_lightning.policies.policy_spec import Dtype
-from dpr_lightning.progress import progress_bar
+from dpr_lightning.folders import whole_file
 from dpr_lightning.reports import AuditedRow, token_responses, write_audit_page
 from dpr_lightning.reports.console import console
-from dpr_lightning.rewards import DenseReward, RewardSpec
 from dpr_lightning.rollouts import decode_tokens
 from dpr_lightning.types import TokenScores
 
 AuditedRows = Literal["held_out", "train"]
-PAGE = ".html"
+PAGE, LIST = ".html", ".jsonl"
 PRINTED = 20
 """Rows on the console; the page has more."""
-FLATTERED = (
-    "These rows were trained on, so their rewards are flattered: what π_SFT has memorised looks right, mistakes too. "
-    "Listed first are rows that SFT learnt late (a large positive log-ratio). Where it knows its rows by heart, after "
-    "many epochs, mistakes are among them, and so are rare, right rows; after one or two epochs expect little."
-)
 
 
 def load_demonstrations(
@@ -67,6 +64,7 @@ def load_demonstrations(
             over_length="drop",
             on_dropped="warn",
             limit=limit,
+            weighted=False,
         )
 
     data = tokenized(source, limit)
@@ -79,40 +77,6 @@ def load_demonstrations(
     return data
 
 
-def list_trained(
-    source: Rows,
-    data: TokenizedDataset,
-    sft: str,
-    reference: str,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    count: int,
-    dtype: Dtype,
-    output: Path | None,
-) -> list[Suspect]:
-    """List demonstrations that were trained on, by their log-ratio to an early reference.
-
-    Args:
-        source: rows of the demonstrations.
-        data: the same, as tokens.
-        sft: folder of π_SFT.
-        reference: folder of an earlier checkpoint of the same run.
-        tokenizer: of π_SFT.
-        count: demonstrations on the page.
-        dtype: of the models' parameters.
-        output: JSON file beside which the page is written; None: no page.
-    """
-    tokens, mask, *_ = data.batch(np.arange(len(data)), 1.0, int(tokenizer.pad_token_id))
-    spec = RewardSpec()
-    dense = DenseReward.from_folders(sft, [reference], spec, dtype=dtype)
-    dense.frozen.to(best_device())
-    with progress_bar("demonstrations scored", len(data)) as advance:
-        scores = dense.score(tokens, mask, progress=advance)
-    console.print(FLATTERED, highlight=False, markup=False, soft_wrap=True)
-    reward = f"{spec.form} against {reference}"
-    return list_suspects(source, data, scores, tokenizer, reward, count=count, output=output, learnt=True)
-
-
 def list_suspects(
     source: Rows,
     data: TokenizedDataset,
@@ -120,9 +84,10 @@ def list_suspects(
     tokenizer: PreTrainedTokenizerBase,
     reward: str,
     *,
+    columns: dict[str, str] | None,
     count: int,
     output: Path | None,
-    learnt: bool = False,
+    flagged: Tensor | None = None,
 ) -> list[Suspect]:
     """Print the most suspicious demonstrations, and write them as a page.
 
@@ -132,29 +97,40 @@ def list_suspects(
         scores: of all of them.
         tokenizer: decodes.
         reward: its form and reference, in words.
+        columns: the file's names of our columns.
         count: demonstrations on the page.
-        output: JSON file beside which the page is written; None: no page.
-        learnt: the demonstrations were trained on.
+        output: JSON file beside which the page is written, and a list of the same rows with the parts to mask; None:
+            nothing is written.
+        flagged: [B, T] suspicious tokens of rows that were trained on, which are ordered by their mean; None: of each
+            row the token of lowest reward, by which rows are ordered.
 
     Returns:
         the demonstrations on the page, the most suspicious first.
     """
     tokens, mask, *_ = data.batch(np.arange(len(data)), 1.0, int(tokenizer.pad_token_id))
     names = [data.where(row) for row in range(len(data))]
-    every = suspects(scores.reward, tokens, mask, tokenizer, names, learnt=learnt)
+    trained = flagged is not None
+    every = suspects(scores.reward, tokens, mask, tokenizer, names, by_row=trained)
     listed = every[:count]
-    order = "highest total" if learnt else "lowest token"
-    console.print(f"\nDemonstrations to look at, by their {order} reward:", style="bold")
+    order = "mean" if trained else "lowest token reward"
+    console.print(f"\nDemonstrations to look at, by their {order}:", style="bold")
     console.print(f"  {reward}", highlight=False, markup=False)
     for suspect in listed[:PRINTED]:
-        value = suspect.total if learnt else suspect.reward
+        value = suspect.mean if trained else suspect.reward
         line = f"  {value:+8.2f}  {suspect.where}  {suspect.before!r} [{suspect.token!r}] {suspect.after!r}"
         console.print(line, highlight=False, markup=False)
     if output is not None and listed:
-        rows = _audited_rows(source, listed, data, scores, tokenizer)
-        page = write_audit_page(output.with_suffix(PAGE), rows, reward=reward, total=len(every), learnt=learnt)
+        rows = _audited_rows(source, listed, data, scores, tokenizer, columns, flagged)
+        page = write_audit_page(output.with_suffix(PAGE), rows, reward=reward, total=len(every), learnt=trained)
+        flagged_rows = output.with_suffix(LIST)
+        with whole_file(flagged_rows) as stream:
+            stream.writelines(json.dumps(row.exported, ensure_ascii=False) + "\n" for row in rows)
         console.print(
-            f"{counted(len(rows), 'row')} to look at, and to mark as wrong: {page}", highlight=False, markup=False
+            f"{counted(len(rows), 'row')} to look at, and to mark as wrong: {page}\nAll of them, as `dpr clean` takes "
+            f"them: {flagged_rows}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
         )
     return listed
 
@@ -165,8 +141,10 @@ def _audited_rows(
     data: TokenizedDataset,
     scores: TokenScores,
     tokenizer: PreTrainedTokenizerBase,
+    columns: dict[str, str] | None,
+    flagged: Tensor | None,
 ) -> list[AuditedRow]:
-    """The rows of the page, with hashes of their content."""
+    """The rows of the page, with hashes of their content and the characters of their suspicious tokens."""
     indices = np.array([suspect.index for suspect in listed])
     tokens, mask, *_ = data.batch(indices, 1.0, int(tokenizer.pad_token_id))
     prompts = [
@@ -182,13 +160,24 @@ def _audited_rows(
     )
     responses = token_responses(tokens, mask, selected, tokenizer, prompts=prompts)
     rows = {row.location: row for row in SelectedRows(open_rows(source), data.numbers[indices].tolist())}
-    return [
-        AuditedRow(
-            rows[suspect.where].file,
-            rows[suspect.where].number,
-            row_hash(rows[suspect.where].values),
-            suspect.action,
-            response,
+    audited = []
+    for suspect, response in zip(listed, responses, strict=True):
+        row, marks = rows[suspect.where], [False] * len(response.tokens)
+        marks[suspect.action] = True
+        if flagged is not None:
+            marks = flagged[suspect.index, : len(marks)].tolist()
+        marked = spans_of_tokens(to_demonstration(row, columns), data.example(suspect.index), marks, tokenizer)
+        reward = np.array(response.reward)
+        values = [round(-float(reward[list(actions)].mean()), 3) for _, actions in marked]
+        spans = [span for span, _ in marked]
+        audited.append(
+            AuditedRow(
+                row.file,
+                row.number,
+                row_hash(row.values),
+                suspect.action,
+                response,
+                tuple(span.to_dict() | {SUSPICION: value} for span, value in zip(spans, values, strict=True)),
+            )
         )
-        for suspect, response in zip(listed, responses, strict=True)
-    ]
+    return audited

@@ -1,70 +1,135 @@
-"""Training rows without those that a person marked as wrong."""
+"""Training rows with flagged ones dropped, or with their suspicious parts masked or weighted."""
 
 import json
+import math
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
+from dpr_lightning.data.loss_spans import LOSS_SPANS, LossSpan, read_loss_spans
+from dpr_lightning.data.messages import parse_json
 from dpr_lightning.data.row_types import Row, RowSource, row_hash
 from dpr_lightning.data.rows import open_rows
 from dpr_lightning.errors import InputError, counted
 from dpr_lightning.folders import whole_file
 
-DROP = "drop"
+SUSPICION = "suspicion"
+"""Key of a span in a file of flagged rows: its mean suspicion, nats."""
 
 
 class FlaggedRow(NamedTuple):
-    """A row marked as wrong: ``number`` in ``file``, with ``content`` from :func:`row_hash`.
+    """A flagged row: ``number`` in ``file``, with ``content`` from :func:`row_hash`.
 
-    ``location`` is that of its line in the file of flagged rows, for messages.
+    ``location`` is that of its line in the file of flagged rows, for messages; ``spans`` are its suspicious parts, and
+    ``suspicion`` [spans] their means in nats, where they are known.
     """
 
     file: str
     number: int
     content: str
     location: str
+    spans: tuple[LossSpan, ...] = ()
+    suspicion: tuple[float | None, ...] = ()
 
 
 class Cleaned(NamedTuple):
-    """Counts of rows: ``remaining`` ones, ``dropped`` ones, and ``copies`` of flagged rows among these."""
+    """Counts of rows: all that were written, those that were dropped or changed, and copies of flagged rows there.
 
-    remaining: int
+    ``unchanged``: flagged rows that have no suspicious part to mask.
+    """
+
+    written: int
     dropped: int
+    changed: int
     copies: int
+    unchanged: int
 
 
-def read_flagged(path: str) -> list[FlaggedRow]:
-    """The rows that were exported from the page of an audit, each once.
+Change = Callable[[FlaggedRow], tuple[LossSpan, ...] | None]
+"""From a flagged row to the spans that it gets; None: it is dropped."""
+
+
+def change_of(how: str, flagged: list[FlaggedRow], threshold: float | None, temperature: float) -> Change:
+    """What is done with each flagged row.
+
+    Args:
+        how: ``drop`` the row; ``mask`` its suspicious parts, which are then read and not learnt; ``weight`` their loss
+            by w = σ((τ − s)/T), with s the mean suspicion of a part.
+        flagged: all flagged rows.
+        threshold: τ, nats; None: the median suspicion of all parts.
+        temperature: T, nats.
 
     Raises:
-        InputError: there is no such file, it has no rows, or a row is not of that export.
+        InputError: no flagged row has parts, or ``weight`` lacks their suspicion.
     """
+    if how == "drop":
+        return lambda row: None
+    if not any(row.spans for row in flagged):
+        raise InputError(
+            f"No flagged row has {LOSS_SPANS}, so that nothing in them can be masked. Export the rows from a page of "
+            "`dpr audit --rows train`, or choose `--how drop`."
+        )
+    if how == "mask":
+        return lambda row: tuple(replace(span, weight=0.0) for span in row.spans)
+    values = [value for row in flagged for value in row.suspicion]
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        raise InputError(f"`--how weight` needs the `{SUSPICION}` of each of the {LOSS_SPANS}, which some rows lack.")
+    if not temperature > 0:
+        raise InputError(f"`--temperature` is {temperature:g} nats; it must be above 0.")
+    middle = median(known) if threshold is None else threshold
+
+    def weighted(row: FlaggedRow) -> tuple[LossSpan, ...]:
+        weights = [1.0 / (1.0 + math.exp(min(700.0, ((s or 0.0) - middle) / temperature))) for s in row.suspicion]
+        return tuple(replace(span, weight=round(weight, 4)) for span, weight in zip(row.spans, weights, strict=True))
+
+    return weighted
+
+
+def read_flagged(path: str, limit: int | None = None) -> list[FlaggedRow]:
+    """The rows of a file of flagged rows, each once: what a page of an audit exports, or the list beside it.
+
+    Args:
+        path: of the file.
+        limit: only so many, the first of the file; None: all.
+
+    Raises:
+        InputError: there is no such file, it has no rows, or a row is not of that format.
+    """
+    if limit is not None and limit < 1:
+        raise InputError(f"`--top` is {limit}; it is a number of rows, 1 or more.")
     rows = {(row.file, row.number): row for row in map(_flagged, open_rows(path))}
-    return list(rows.values())
+    return list(rows.values())[:limit]
 
 
-def write_cleaned(source: RowSource, flagged: list[FlaggedRow], output: Path) -> Cleaned:
-    """Write the rows of a source as JSON lines, with all their columns, but for flagged ones and exact copies of them.
+def write_cleaned(
+    source: RowSource, flagged: list[FlaggedRow], output: Path, change: Change, column: str = LOSS_SPANS
+) -> Cleaned:
+    """Write the rows of a source as JSON lines, with all their columns; flagged ones and exact copies are changed.
 
     A flagged row of a file of the source is checked at its number there; one of another file, such as that of the rows
     held out, is recognised by its content.
 
     Args:
         source: the training rows.
-        flagged: rows to drop.
+        flagged: rows to change.
         output: file to write.
+        change: from :func:`change_of`.
+        column: the file's name of ``loss_spans``.
 
     Raises:
         InputError: a flagged row is not in the source, since the file has changed or another was audited; or no row
             would remain.
     """
-    contents = {row.content for row in flagged}
+    spans_of = {row.content: change(row) for row in flagged}
     files = {os.path.realpath(file) for file in source.files}
     expected = {(file, row.number): row for row in flagged if (file := os.path.realpath(row.file)) in files}
     by_content: Counter[str] = Counter()
-    remaining = 0
+    written = 0
     with whole_file(output) as stream:
         for row in source:
             content = row_hash(row.values)
@@ -74,16 +139,31 @@ def write_cleaned(source: RowSource, flagged: list[FlaggedRow], output: Path) ->
                     f"{mark.location}: {row.location} has other content than the row that was flagged: the file has "
                     "changed since the audit. Run the audit again, and flag rows on its new page."
                 )
-            if content in contents:
+            values = dict(row.values)
+            if content in spans_of:
                 by_content[content] += 1
-                continue
-            remaining += 1
-            stream.write(json.dumps(dict(row.values), ensure_ascii=False, default=str) + "\n")
+                spans = spans_of[content]
+                if spans is None:
+                    continue
+                if spans:
+                    values[column] = [*_entries(row, column), *(span.to_dict() for span in spans)]
+            written += 1
+            stream.write(json.dumps(values, ensure_ascii=False, default=str) + "\n")
         _check_all_there(source, flagged, [*expected.values()], by_content)
-        if not remaining:
+        if not written:
             raise InputError(f"All rows of {source.name} are flagged, so that none would remain.")
     flags = Counter(row.content for row in flagged)
-    return Cleaned(remaining, by_content.total(), (by_content - flags).total())
+    dropped = sum(count for content, count in by_content.items() if spans_of[content] is None)
+    changed = sum(count for content, count in by_content.items() if spans_of[content])
+    unchanged = by_content.total() - dropped - changed
+    return Cleaned(written, dropped, changed, (by_content - flags).total(), unchanged)
+
+
+def _entries(row: Row, column: str) -> list[Any]:
+    """The spans that a row has already."""
+    value = row.values.get(column)
+    value = parse_json(row, value, repr(column)) if isinstance(value, str) else value
+    return list(value or [])
 
 
 def _check_all_there(
@@ -106,13 +186,14 @@ def _check_all_there(
 
 def _flagged(row: Row) -> FlaggedRow:
     values: Mapping[str, Any] = row.values
-    kinds = {"file": str, "row": int, "hash": str, "action": str}
+    kinds = {"file": str, "row": int, "hash": str}
     for name, kind in kinds.items():
         if not isinstance(values.get(name), kind):
             raise InputError(
                 f"{row.location}: {name!r} is {values.get(name)!r}. `flagged` is the file that the button "
                 "“Export flagged.jsonl” of an audit's page saves; export it again."
             )
-    if values["action"] != DROP:
-        raise InputError(f"{row.location}: `action` is {values['action']!r}, and a row can be dropped alone: {DROP!r}.")
-    return FlaggedRow(values["file"], values["row"], values["hash"], row.location)
+    entries = [dict(entry) if isinstance(entry, Mapping) else entry for entry in _entries(row, LOSS_SPANS)]
+    suspicion = tuple(entry.pop(SUSPICION, None) if isinstance(entry, dict) else None for entry in entries)
+    spans = read_loss_spans(row._replace(values={LOSS_SPANS: entries}), LOSS_SPANS)
+    return FlaggedRow(values["file"], values["row"], values["hash"], row.location, spans, suspicion)

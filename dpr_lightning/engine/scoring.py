@@ -52,10 +52,14 @@ class ActedStates:
 
 
 class ScoredActions(NamedTuple):
-    """``logprob`` [N] of the acted tokens of all rows, nats; ``is_first`` [N]: the model finds no token likelier."""
+    """``logprob`` [N] of the acted tokens of all rows, nats; ``is_first`` [N]: the model finds no token likelier.
+
+    ``best`` [N]: log-probability of the most probable token in the same state, nats.
+    """
 
     logprob: Tensor
     is_first: Tensor
+    best: Tensor
 
 
 def keeps_states(model: nn.Module) -> bool:
@@ -123,9 +127,10 @@ def acted_logprobs(model: nn.Module, tokens: Tensor, mask: Tensor) -> Tensor:
 
 @torch.no_grad()
 def scored_actions(model: nn.Module, tokens: Tensor, mask: Tensor) -> ScoredActions:
-    """How likely a model finds the acted tokens, and whether each is its first choice.
+    """How likely a model finds the acted tokens, and its first choice in their place.
 
-    Called in validation: logits of a block of states exist at a time where the head is a plain one and not sharded.
+    Called in validation, and to look for wrong tokens: logits of a block of states exist at a time where the head is a
+    plain one and not sharded.
 
     Args:
         model: a causal language model of transformers, possibly wrapped by peft.
@@ -136,14 +141,15 @@ def scored_actions(model: nn.Module, tokens: Tensor, mask: Tensor) -> ScoredActi
     actions, states = tokens.gather(1, position)[acted], acted_states(model, tokens, mask)
     rows = states.rows_at_a_time
     logprob = states.hidden.new_zeros(len(actions), dtype=torch.promote_types(states.hidden.dtype, torch.float32))
-    is_first = torch.zeros_like(actions, dtype=torch.bool)
+    best, is_first = torch.zeros_like(logprob), torch.zeros_like(actions, dtype=torch.bool)
     index = acted.flatten().nonzero().flatten()
     for start in range(0, len(actions), rows):
         part = slice(start, start + rows)
         logprobs = states.logprobs(index[part])
         logprob[part] = logprobs.gather(1, actions[part, None]).squeeze(1)
-        is_first[part] = logprobs.argmax(-1) == actions[part]
-    return ScoredActions(logprob, is_first)
+        best[part], first = logprobs.max(-1)
+        is_first[part] = first == actions[part]
+    return ScoredActions(logprob, is_first, best)
 
 
 @torch.no_grad()

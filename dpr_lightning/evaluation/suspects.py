@@ -1,4 +1,4 @@
-"""Demonstrations to check: those with the tokens that fine-tuning moved most, by the reward."""
+"""Demonstrations to check: those with the lowest token rewards."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ class Suspect:
         token: its text.
         after: text after it.
         total: summed reward of the demonstration, nats.
+        mean: reward of the demonstration a token, nats.
         index: of the demonstration in the batch.
         action: index of the token among the actions of the demonstration.
     """
@@ -33,6 +34,7 @@ class Suspect:
     token: str
     after: str
     total: float
+    mean: float
     index: int
     action: int
 
@@ -44,21 +46,17 @@ def suspects(
     tokenizer: PreTrainedTokenizerBase,
     where: Sequence[str],
     *,
-    learnt: bool = False,
+    by_row: bool = False,
 ) -> list[Suspect]:
-    """The most suspicious token of each demonstration; the most suspicious demonstration first.
-
-    Of demonstrations that were not trained on, the token of lowest reward, and the demonstration with the lowest one
-    first. Those that were trained on are memorised, wrong tokens too, and the sign is reversed: what is odd was learnt
-    late, so the token of highest reward, and the demonstration with the highest total first.
+    """The token of lowest reward of each demonstration; the most suspicious demonstration first.
 
     Args:
-        reward: [B, T] token rewards, nats, action-aligned.
+        reward: [B, T] token rewards, nats, action-aligned; or the negative suspicion of tokens that were trained on.
         tokens: [B, L] token ids.
         mask: [B, L] True where the demonstration acts.
         tokenizer: decodes.
         where: file and row of each demonstration; one that is repeated by its weight is listed once.
-        learnt: the demonstrations were trained on.
+        by_row: the demonstration with the lowest mean is first; else the one with the lowest token.
     """
     result: dict[str, Suspect] = {}
     for row, name in enumerate(where):
@@ -66,7 +64,7 @@ def suspects(
             continue
         columns = mask[row].nonzero().squeeze(1)
         rewards = reward[row, : len(columns)]
-        action = int(rewards.argmax() if learnt else rewards.argmin())
+        action = int(rewards.argmin())
         column = int(columns[action])
         ids = tokens[row].tolist()
         end = int(columns[-1]) + 1
@@ -77,7 +75,8 @@ def suspects(
             token=decode_tokens(tokenizer, [ids[column]]),
             after=decode_tokens(tokenizer, ids[column + 1 : min(end, column + 1 + CONTEXT)]),
             total=float(rewards.double().sum()),
+            mean=float(rewards.double().mean()),
             index=row,
             action=action,
         )
-    return sorted(result.values(), key=lambda suspect: -suspect.total if learnt else suspect.reward)
+    return sorted(result.values(), key=lambda suspect: suspect.mean if by_row else suspect.reward)

@@ -40,15 +40,15 @@ def write_audit_page(
         rows: the most suspicious first.
         reward: form and reference of the reward, for the heading.
         total: demonstrations that were scored.
-        learnt: the demonstrations were trained on, so that a high reward is suspicious, and not a low one.
+        learnt: the demonstrations were trained on: rewards are the negative suspicion of tokens, and rows are ordered
+            by their mean.
 
     Raises:
         InputError: a response whose lists differ in length.
     """
     limit = colour_limit(row.response for row in rows)
-    sign = -1.0 if learnt else 1.0
-    by_token = _ranks([sign * row.response.reward[row.token] for row in rows])
-    by_total = _ranks([sign * sum(row.response.reward) for row in rows])
+    by_token = _ranks([row.response.reward[row.token] for row in rows])
+    by_total = _ranks([sum(row.response.reward) / (len(row.response.reward) if learnt else 1) for row in rows])
     entries = [_entry(row, limit, *ranks) for row, *ranks in zip(rows, by_token, by_total, strict=True)]
     template = page_environment().get_template("audit.html.jinja")
     html = template.render(entries=entries, reward=reward, total=total, learnt=learnt, limit=limit)
@@ -59,14 +59,7 @@ def _entry(row: AuditedRow, limit: float, token_rank: int, total_rank: int) -> E
     response, token = row.response, row.token
     return Entry(
         name=f"{row.file}:{row.row}",
-        exported={
-            "file": row.file,
-            "row": row.row,
-            "hash": row.hash,
-            "token": response.tokens[token],
-            "reward": round(response.reward[token], 4),
-            "action": "drop",
-        },
+        exported=row.exported,
         map=heat_map(response, limit),
         token=token,
         token_text=visible(response.tokens[token]),

@@ -71,7 +71,8 @@ class Response:
 class AuditedRow:
     """A demonstration to check: row ``row`` of ``file``, whose content has the hash ``hash``.
 
-    ``token`` is the index of the suspicious token in ``response``.
+    ``token`` is the index of the most suspicious token in ``response``; ``loss_spans``: entries of that column for all
+    suspicious tokens.
     """
 
     file: str
@@ -79,6 +80,19 @@ class AuditedRow:
     hash: str
     token: int
     response: Response
+    loss_spans: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def exported(self) -> dict[str, Any]:
+        """Its line in a file of flagged rows, which `dpr clean` takes."""
+        return {
+            "file": self.file,
+            "row": self.row,
+            "hash": self.hash,
+            "token": self.response.tokens[self.token],
+            "reward": round(self.response.reward[self.token], 4),
+            "loss_spans": list(self.loss_spans),
+        }
 
 
 @dataclass(frozen=True)

@@ -190,7 +190,7 @@ def test_from_the_page_of_an_audit_to_a_run_on_cleaned_rows(
     arguments = ["--rows", "train"] if rows == "train" else ["--samples", "1"]
     assert main(["audit", "--run", "runs/mine", *arguments]) in (0, 3)
     printed = capsys.readouterr().out
-    assert ("their rewards are flattered" in printed) == (rows == "train")
+    assert ("These rows were trained on" in printed) == (rows == "train")
     exported = page_rows("runs/mine/audit/train.html" if rows == "train" else "runs/mine/audit/audit.html")
     assert len(exported) == {"train": 108, "held_out": 20}[rows]
     # Rows that were held out are not among those that were trained on.
@@ -205,6 +205,17 @@ def test_from_the_page_of_an_audit_to_a_run_on_cleaned_rows(
     assert Path("cleaned.jsonl").read_text().splitlines() == [line for line in mine if line not in listed[:3]]
     printed = capsys.readouterr().out
     assert "cleaned.jsonl: 125 rows. 3 rows dropped; 3 rows flagged." in printed
+    if rows == "train":
+        list_of_all = ["--flagged", "runs/mine/audit/train.jsonl", "--top", "5", "--how", "mask"]
+        assert main(["clean", "--run", "runs/mine", *list_of_all, "--output", "masked.jsonl"]) == 0
+        masked = [json.loads(line) for line in Path("masked.jsonl").read_text().splitlines()]
+        assert len(masked) == len(mine)
+        spans = {row["question"]: row["loss_spans"] for row in masked if "loss_spans" in row}
+        assert {json.loads(line)["question"] for line in listed[:5]} >= set(spans)
+        for row in masked:
+            for span in row.get("loss_spans", []):
+                assert row["answer"][span["start"] : span["end"]] == span["text"]
+        assert capsys.readouterr().out.count("had no part to change") == (len(spans) < 5)
     command = shlex.split(printed.partition("Next: dpr ")[2])
     assert main([*command, "--epochs", "0.1", "--set", "run.wandb=off"]) == 0
     assert RunManifest.load("runs/cleaned").train == str(user / "cleaned.jsonl")
@@ -218,7 +229,7 @@ def test_cleaned_rows_do_not_get_among_those_that_they_replace(
     rows = [{"prompt": f"{n}", "completion": "c"} for n in range(3)]
     write_rows(Path("data/mine.jsonl"), rows)
     record_stage(Path("run/run.json"), "sft", {"train": str(tmp_path / "data"), "policy": {}})
-    flag = {"file": "data/mine.jsonl", "row": 2, "hash": row_hash(rows[1]), "action": "drop"}
+    flag = {"file": "data/mine.jsonl", "row": 2, "hash": row_hash(rows[1])}
     write_rows(Path("flagged.jsonl"), [flag])
     arguments = ["clean", "--run", "run", "--flagged", "flagged.jsonl", "--output"]
     assert main([*arguments, "data/cleaned.jsonl"]) == 2

@@ -126,14 +126,14 @@ def test_suspects_are_the_lowest_tokens_with_what_is_around() -> None:
     assert (second.where, second.before, second.token, second.after) == ("f:1", "ab=c", "d", "ef")
 
 
-def test_of_rows_that_were_trained_on_the_highest_token_and_total_are_suspicious() -> None:
+def test_rows_that_were_trained_on_are_ordered_by_their_mean() -> None:
     tokenizer = tiny_tokenizer()
     tokens = torch.tensor([tokenizer.encode(text) for text in ("ab=cd", "gh=ij", "gh=ij")])
     mask = torch.tensor([[False, False, False, True, True]] * 3)
-    reward = torch.tensor([[3.0, -3.0], [1.0, 2.0], [1.0, 2.0]])
-    listed = suspects(reward, tokens, mask, tokenizer, ["f:1", "f:2", "f:2"], learnt=True)
-    assert [(row.where, row.token, row.reward, row.total) for row in listed] == [
-        ("f:2", "j", 2.0, 3.0),
-        ("f:1", "c", 3.0, 0.0),
+    reward = torch.tensor([[-3.0, -0.5], [-1.0, -2.0], [-1.0, -2.0]])
+    listed = suspects(reward, tokens, mask, tokenizer, ["f:1", "f:2", "f:2"], by_row=True)
+    assert [(row.where, row.token, row.reward, row.mean) for row in listed] == [
+        ("f:1", "c", -3.0, -1.75),
+        ("f:2", "j", -2.0, -1.5),
     ]
-    assert [(row.index, row.action) for row in listed] == [(1, 1), (0, 0)]
+    assert [(row.index, row.action) for row in listed] == [(0, 0), (1, 1)]

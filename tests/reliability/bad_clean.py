@@ -24,7 +24,7 @@ def _train(kit: Kit) -> str:
 
 def _flag(kit: Kit, row: int = 1, file: str = "train.jsonl", **changes: Any) -> dict[str, Any]:
     """A row of the export from an audit's page."""
-    flag = {"file": str(kit.folder / file), "row": row, "hash": row_hash(GOOD), "action": "drop"}
+    flag = {"file": str(kit.folder / file), "row": row, "hash": row_hash(GOOD)}
     return flag | changes
 
 
@@ -65,8 +65,21 @@ CLEAN_CASES: dict[str, dict[str, Case]] = {
             ),
             ("All rows of", "none would remain"),
         ),
-        "an action that is not there": Case(
-            lambda kit: _clean(kit, _flag(kit, action="mend")), ("flagged.jsonl:1", "`action` is 'mend'", "'drop'")
+        "rows to mask without their suspicious parts": Case(
+            lambda kit: [*_clean(kit, _flag(kit)), "--how", "mask"], ("No flagged row has loss_spans", "--how drop")
+        ),
+        "parts to weight without their suspicion": Case(
+            lambda kit: [*_clean(kit, _flag(kit, loss_spans=[{"start": 0, "end": 2}])), "--how", "weight"],
+            ("`suspicion`", "lack"),
+        ),
+        "a temperature where nothing is weighted": Case(
+            lambda kit: [*_clean(kit, _flag(kit)), "--temperature", "2"], ("--how weight",)
+        ),
+        "the first 0 of the marked rows": Case(
+            lambda kit: [*_clean(kit, _flag(kit)), "--top", "0"], ("`--top` is 0", "1 or more")
+        ),
+        "a part that ends before it starts": Case(
+            lambda kit: _clean(kit, _flag(kit, loss_spans=[{"start": 4, "end": 2}])), ("flagged.jsonl:1", "4 to 2")
         ),
         "a row number that is a word": Case(
             lambda kit: _clean(kit, _flag(kit) | {"row": "first"}), ("flagged.jsonl:1", "'row' is 'first'")

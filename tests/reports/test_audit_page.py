@@ -8,15 +8,16 @@ import pytest
 from dpr_lightning.reports import AuditedRow, Response, write_audit_page
 from tests.reports.example import HARM
 
+SPAN = {"start": 1, "end": 2, "weight": 0.0, "text": "'<é", "suspicion": 1.5}
 NAMES = ["mine.jsonl:7", "mine.jsonl:3", "mine.jsonl:12"]
 
 
-def audited(number: int, rewards: list[float], token: int, text: str) -> AuditedRow:
+def audited(number: int, rewards: list[float], token: int, text: str, *spans: dict[str, object]) -> AuditedRow:
     tokens = [*"1+1=3"[: len(rewards) - 1], text]
     policy = [-1.0 + min(reward, 0.0) for reward in rewards]
     reference = [logprob - reward for logprob, reward in zip(policy, rewards, strict=True)]
     response = Response(tokens, rewards, policy, reference, prompt=f"question {number}")
-    return AuditedRow("mine.jsonl", number, f"hash{number}", token, response)
+    return AuditedRow("mine.jsonl", number, f"hash{number}", token, response, spans)
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def rows() -> list[AuditedRow]:
     return [
         audited(7, [0.0, 0.0, -3.0], 2, HARM),
         audited(3, [-2.0, -2.0, 0.0], 0, "é'\n"),
-        audited(12, [0.0, -1.0, 0.0], 1, "c"),
+        audited(12, [0.0, -1.0, 0.0], 1, "c", SPAN),
     ]
 
 
@@ -59,18 +60,17 @@ def test_order_and_filter(open_page, rows, tmp_path) -> None:
     assert names(page) == NAMES
 
 
-def test_of_rows_that_were_trained_on_the_sign_is_reversed(open_page, tmp_path) -> None:
+def test_rows_that_were_trained_on_are_ordered_by_their_mean(open_page, tmp_path) -> None:
     rows = [
-        audited(1, [0.5, 0.5, 0.5], 0, "c"),
-        audited(2, [0.0, 1.0, -9.0], 1, "c"),
-        audited(3, [0.1, 0.0, 0.0], 0, "c"),
+        audited(1, [-0.5, -0.5, -0.5, -0.5], 0, "c"),
+        audited(2, [-0.4, -0.1], 0, "c"),
+        audited(3, [0.0, -0.1, -1.8, 0.0, 0.0, 0.0], 2, "c"),
     ]
-    page = open_page(write_audit_page(tmp_path / "train.html", rows, reward="r", total=3, learnt=True))
+    page = open_page(write_audit_page(tmp_path / "train.html", rows, reward="margin", total=3, learnt=True))
     assert names(page) == ["mine.jsonl:1", "mine.jsonl:3", "mine.jsonl:2"]
-    assert "more probable" in page.locator(".sample").first.inner_text()
-    assert "their rewards are flattered" in page.locator("header").inner_text()
+    assert "These rows were trained on" in page.locator("header").inner_text()
     page.locator(".order").select_option("token")
-    assert names(page) == ["mine.jsonl:2", "mine.jsonl:1", "mine.jsonl:3"]
+    assert names(page) == ["mine.jsonl:3", "mine.jsonl:1", "mine.jsonl:2"]
 
 
 def test_rows_are_marked_by_keys_and_exported(open_page, rows, tmp_path) -> None:
@@ -93,10 +93,10 @@ def test_rows_are_marked_by_keys_and_exported(open_page, rows, tmp_path) -> None
     assert download.value.suggested_filename == "flagged.jsonl"
     lines = Path(download.value.path()).read_text("utf-8").splitlines()
     assert [json.loads(line) for line in lines] == [
-        {"file": "mine.jsonl", "row": 3, "hash": "hash3", "token": "1", "reward": -2.0, "action": "drop"},
-        {"file": "mine.jsonl", "row": 12, "hash": "hash12", "token": "+", "reward": -1.0, "action": "drop"},
+        {"file": "mine.jsonl", "row": 3, "hash": "hash3", "token": "1", "reward": -2.0, "loss_spans": []},
+        {"file": "mine.jsonl", "row": 12, "hash": "hash12", "token": "+", "reward": -1.0, "loss_spans": [SPAN]},
     ]
-    assert list(json.loads(lines[0])) == ["file", "row", "hash", "token", "reward", "action"]
+    assert list(json.loads(lines[0])) == ["file", "row", "hash", "token", "reward", "loss_spans"]
 
 
 def test_marks_that_were_not_exported_are_not_lost_by_mistake(open_page, rows, tmp_path) -> None:

@@ -126,8 +126,9 @@ for (const audit of document.querySelectorAll(".audit")) {
   const box = (row) => row.querySelector("input[type=checkbox]");
   const marked = () => [...list.querySelectorAll(".sample")].filter((row) => box(row).checked);
   let exported = "";
-  const columns = ["file", "row", "hash", "token", "reward", "action"];
-  const lines = () => marked().map((row) => JSON.stringify(JSON.parse(row.dataset.row), columns) + "\n").join("");
+  const columns = ["file", "row", "hash", "token", "reward", "loss_spans"];
+  const ordered = (row) => Object.fromEntries(columns.map((name) => [name, row[name]]));
+  const lines = () => marked().map((row) => JSON.stringify(ordered(JSON.parse(row.dataset.row))) + "\n").join("");
   const sort = () => {
     const key = order.value;
     list.append(...[...rows].sort((a, b) => Number(a.dataset[key]) - Number(b.dataset[key])));
