@@ -57,7 +57,8 @@ def compare(
     """Run every arm for every seed from the same SFT run, and compare all of them with SFT.
 
     Finished parts are not repeated: run the same command to go on after an interruption or after adding arms. Arms
-    that train get as many FLOPs as the DPR config costs, counted, unless their changes name `trainer.max_steps`.
+    that train get as many FLOPs as the DPR config costs, counted, unless their changes name `trainer.max_steps` or they
+    have `steps_multiple`.
 
     Args:
         arms: by name; each states how it differs from π_SFT.

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from dpr_lightning.errors import InputError
-from dpr_lightning.experiments.arm_specs import BASE, CONTINUED, ArmSpec
+from dpr_lightning.experiments.arm_specs import BASE, CONTINUED, STEPS, ArmSpec
 from dpr_lightning.experiments.flops import flops_of_a_step
 from dpr_lightning.experiments.json_cache import cached, key_of, write_cached
 from dpr_lightning.experiments.recipes import (
@@ -22,7 +22,6 @@ from dpr_lightning.experiments.recipes import (
     write_config,
 )
 
-STEPS = "trainer.max_steps"
 RESERVED = {BASE, "base", "budget", "cache", "configs", "data", "examples", "flops", "results", "wandb"}
 """Folders of a seed that no arm may be called by."""
 
@@ -73,13 +72,13 @@ class ArmConfigs:
         return self._flops_of_a_step(config) * steps
 
     def arm(self, name: str, arm: ArmSpec) -> Path:
-        """Write the config of an arm, with as many steps as the budget pays for unless its changes name them.
+        """Write the config of an arm, with as many steps as the budget pays for unless the arm determines them.
 
         Raises:
             InputError: as by :meth:`changed`; or what it takes outside its training is all of the budget.
         """
         config = self.changed(name, arm)
-        if not _is_dpr_recipe(arm) and STEPS not in arm.changes:
+        if not _is_dpr_recipe(arm) and STEPS not in arm.changes and arm.steps_multiple is None:
             left = self.budget - arm.extra_flops
             if left <= 0:
                 raise InputError(
@@ -114,16 +113,25 @@ class ArmConfigs:
         """The recipe of an arm with its changes, which trains in the arm's folder; its steps are the recipe's.
 
         Raises:
-            InputError: its paths, references or changes do not fit.
+            InputError: its paths, references, changes or steps do not fit.
         """
         assert arm.train is not None
         output = self.folder / name
-        steps = self.recipes.dpr_steps if arm.train == "dpr" else None
-        recipe = self._recipe(self.recipes.named(arm.train), steps)
+        recipe = self._recipe(self.recipes.named(arm.train), self.recipes.steps_of(arm.train))
+        steps = recipe["trainer"].get("max_steps")
         config: Config = move_paths(recipe, str(recipe["trainer"].get("default_root_dir", output)), str(output))
         config["trainer"]["default_root_dir"] = str(output)
         if arm.train == CONTINUED:
             continue_from(config, self.policies / "final", self.seed)
+        elif arm.train == BASE:
+            config["run"]["references"] = []
+        if arm.steps_multiple is not None:
+            if not isinstance(steps, int) or steps < 1:
+                raise InputError(
+                    f"Arm {name!r} has `steps_multiple`, and {self.recipes.named(arm.train)} has no number of steps: "
+                    f"set `{STEPS}` in it."
+                )
+            config["trainer"]["max_steps"] = max(1, round(arm.steps_multiple * steps))
         if arm.references is not None:
             data = config["data"]["init_args"]
             if "references" not in data:
@@ -150,4 +158,4 @@ class ArmConfigs:
 
 def _is_dpr_recipe(arm: ArmSpec) -> bool:
     """Whether an arm is the recipe that sets the budget, unchanged."""
-    return arm.train == "dpr" and not (arm.changes or arm.references or arm.extra_flops)
+    return arm.train == "dpr" and not (arm.changes or arm.references or arm.extra_flops or arm.steps_multiple)

@@ -1,5 +1,6 @@
 """What an arm of an experiment is, as data: a recipe with changes that is trained, or a rule of decoding."""
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -9,6 +10,7 @@ from dpr_lightning.rewards import RewardSpec
 
 BASE = "sft"
 """The arm that every experiment has: π_SFT, from which all others start and with which they are compared."""
+STEPS = "trainer.max_steps"
 CONTINUED = "continued_sft"
 """The recipe of SFT that goes on from π_SFT at a tenth of its learning rate."""
 
@@ -35,10 +37,13 @@ class ArmSpec:
     """One arm; with everything left out it is π_SFT.
 
     Args:
-        train: the recipe that trains it: ``dpr`` or ``self_play``, the experiment's own; ``continued_sft``, which goes
-            on imitating; or the config of any algorithm, a file or a packaged one such as ``toy/iq_learn.yaml``, whose
-            paths begin with the experiment's ``home``. None trains nothing.
+        train: the recipe that trains it: ``dpr`` or ``self_play``, the experiment's own; ``sft``, the experiment's own
+            from its base policy; ``continued_sft``, which goes on imitating; or the config of any algorithm, a file or
+            a packaged one such as ``toy/iq_learn.yaml``, whose paths begin with the experiment's ``home``. None trains
+            nothing.
         changes: dotted options of the recipe and their values, such as ``model.init_args.credit.discount: 1.0``.
+        steps_multiple: optimizer steps as a multiple of the recipe's ``trainer.max_steps``; None: as many as the budget
+            pays for. ``train: sft`` with 2 is SFT with twice the steps.
         policy: without training: ``sft``, or a saved checkpoint: its name such as ``step_0000100``, or the nearest to a
             fraction of the run such as ``'0.25'``.
         temperature: of the samples.
@@ -53,6 +58,7 @@ class ArmSpec:
 
     train: ReadPath | None = None
     changes: dict[str, Any] = field(default_factory=dict)
+    steps_multiple: float | None = None
     policy: str = BASE
     temperature: float = 1.0
     references: list[str] | None = None
@@ -65,6 +71,14 @@ class ArmSpec:
         """Refuse options that would be ignored."""
         if self.changes and self.train is None:
             raise InputError("`changes` are to the config of a training: they take `train`.")
+        if self.steps_multiple is not None:
+            if self.train is None or STEPS in self.changes:
+                raise InputError(
+                    "`steps_multiple` multiplies the steps of the recipe that `train` names: it takes `train`, and "
+                    f"`changes` without {STEPS!r}."
+                )
+            if not 0 < self.steps_multiple < math.inf:
+                raise InputError(f"`steps_multiple` is {self.steps_multiple:g}: it is a number above 0, such as 2.")
         if self.train is not None and self.policy != BASE:
             raise InputError("Training starts from π_SFT: leave `policy` out where there is `train`.")
         if self.optimum is not None and self.best_of is not None:
@@ -80,6 +94,11 @@ class ArmSpec:
             raise InputError("Weights are extrapolated away from one reference.")
         if not self.extra_flops >= 0:
             raise InputError(f"`extra_flops` is {self.extra_flops}: it is a number of operations, 0 or more.")
+
+    @property
+    def is_longer_sft(self) -> bool:
+        """Whether it is π_SFT with more steps, and nothing else changed."""
+        return self.train == BASE and not self.changes and (self.steps_multiple or 0.0) > 1.0
 
     def to_dict(self) -> dict[str, Any]:
         """The options that differ from their defaults, as plain data."""

@@ -87,6 +87,14 @@ def page(
             "Intervals are 95%, paired by prompt; with several seeds, prompts and seeds both count as random.",
             "FLOPs are those of an arm's training after SFT in the first seed: counted over eight steps, times the "
             "steps. An arm that trains takes as many steps as the FLOPs of the DPR recipe pay for.",
+            *(
+                [
+                    "An arm with `train: sft` trains from the base policy, at the cost of all its steps; with "
+                    "`steps_multiple` it takes so many times the steps of SFT, whatever they cost."
+                ]
+                if any(spec.train == BASE for spec in specs.values())
+                else []
+            ),
             "Reverse KL is Σ log π − log π_SFT over a sampled response, in nats; of greedy answers it is not measured.",
             *([foresight(preview)] if preview["all"]["runs"] > 1 else []),
         ],

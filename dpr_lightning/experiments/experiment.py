@@ -108,7 +108,7 @@ def run_experiment(experiment: Experiment) -> Outcome:
     """Run every arm for every seed from the same SFT run, and compare all of them with π_SFT.
 
     Finished parts are not repeated. Arms that train get as many FLOPs as the DPR recipe costs, counted, unless their
-    changes name ``trainer.max_steps``.
+    changes name ``trainer.max_steps`` or they have ``steps_multiple``.
 
     Raises:
         InputError: an arm's recipe, checkpoint or option does not exist, or a pooled seed is of another experiment.
@@ -186,7 +186,8 @@ def _conclude(
         for name, runs in results.items()
     }
     paired = pooled(results, BASE, experiment.focus)
-    verdict = "\n".join(verdict_lines(paired, experiment.focus or BASE))
+    longer_sft = [name for name, spec in specs.items() if spec.is_longer_sft]
+    verdict = "\n".join(verdict_lines(paired, experiment.focus or BASE, longer_sft))
     preview = predicted(results, [seed.promised for seed in measured])
     announce("Results")
     console.print(arms_table(means))

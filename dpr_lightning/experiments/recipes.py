@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from dpr_lightning.errors import InputError
-from dpr_lightning.experiments.arm_specs import CONTINUED
+from dpr_lightning.experiments.arm_specs import BASE, CONTINUED
 from dpr_lightning.folders import add_written
 from dpr_lightning.rewards import RewardSpec
 from dpr_lightning.rollouts import SamplingOptions
@@ -50,7 +50,11 @@ class Recipes:
 
     def named(self, train: str) -> str:
         """The config that ``train`` of an arm names."""
-        return {"dpr": self.dpr, "self_play": self.self_play, CONTINUED: self.sft}.get(train, train)
+        return {"dpr": self.dpr, "self_play": self.self_play, BASE: self.sft, CONTINUED: self.sft}.get(train, train)
+
+    def steps_of(self, train: str) -> int | None:
+        """Optimizer steps that replace those of that config; None: it has them itself."""
+        return {"dpr": self.dpr_steps, BASE: self.sft_steps, CONTINUED: self.sft_steps}.get(train)
 
 
 def recipe_text(name: str) -> str:

@@ -14,9 +14,10 @@ from dpr_lightning.reports.content import (
     Series,
 )
 from dpr_lightning.reports.page import write_heatmap, write_report
-from dpr_lightning.reports.results import arm_name, number, verdict_lines
+from dpr_lightning.reports.results import arm_name, number
 from dpr_lightning.reports.tables import arms_table, audit_table, paired_table, preview_table
 from dpr_lightning.reports.token_responses import token_responses
+from dpr_lightning.reports.verdicts import verdict_lines
 
 __all__ = [
     "Answer",

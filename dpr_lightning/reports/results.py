@@ -78,36 +78,6 @@ def forests(paired: Paired) -> list[Forest]:
     return plots
 
 
-def verdict_lines(paired: Paired, fixed: str) -> list[str]:
-    """A line for each measure and verdict with its arms, largest difference first.
-
-    Args:
-        paired: by ``"a - b"`` and measure, records of comparisons with ``difference`` and ``verdict``.
-        fixed: the arm that every line compares with: the b of all comparisons ("better than SFT: DPR …") or their a
-            ("DPR better than: SFT …"); comparisons without it are left out.
-    """
-    arms = {name: tuple(name.split(" - ")) for name in paired}
-    baseline = any(second == fixed for _, second in arms.values())
-    comparisons = {
-        (first if baseline else second): paired[name]
-        for name, (first, second) in arms.items()
-        if fixed == (second if baseline else first)
-    }
-    lines = []
-    for measure in dict.fromkeys(measure for by_measure in comparisons.values() for measure in by_measure):
-        entries = {name: by_measure[measure] for name, by_measure in comparisons.items() if measure in by_measure}
-        ranked = sorted(entries, key=lambda name: -float(entries[name]["difference"]))
-        for verdict in MARKS:
-            names = [
-                f"{arm_name(name)} ({number(entries[name]['difference'], 3, signed=True)})"
-                for name in ranked
-                if entries[name]["verdict"] == verdict
-            ]
-            if names:
-                lines.append(f"{measure.capitalize()} answers, {_words(verdict, fixed, baseline)}: {', '.join(names)}.")
-    return lines
-
-
 @dataclass(frozen=True)
 class PreviewCell:
     """One reward at one β: ``tone`` "better", "worse" or "" against SFT; ``reliable``: within the samples' reach."""
@@ -175,13 +145,6 @@ def arm_name(name: str) -> str:
     """An arm's name for readers: SFT low temperature for ``sft_low_temperature``."""
     known = {name: name.upper() for name in ("sft", "dft", "dpr", "gsil", "spin")}
     return " ".join(known.get(word, word) for word in name.replace("_", " ").split(" "))
-
-
-def _words(verdict: str, fixed: str, baseline: bool) -> str:
-    """The beginning of a line of :func:`verdict_lines`, before the names."""
-    if verdict in ("better", "worse"):
-        return f"{verdict} than {arm_name(fixed)}" if baseline else f"{arm_name(fixed)} {verdict} than"
-    return verdict if baseline else f"{verdict} between {arm_name(fixed)} and"
 
 
 def _forest(measure: str, comparisons: Mapping[str, Entry], on_axis: Sequence[Entry]) -> Forest:

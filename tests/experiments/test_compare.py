@@ -224,6 +224,12 @@ def test_seeds_of_another_comparison_are_not_pooled(
         ({"arms": {"x": {"train": "dpr", "references": []}}}, "`references` is []"),
         ({"arms": {"data": {"temperature": 0.5}}}, "Arm 'data' has the name of a folder of each seed"),
         ({"arms": {"x": {"train": "dpr", "extra_flops": -1.0}}}, "`extra_flops` is -1.0"),
+        ({"arms": {"x": {"steps_multiple": 2}}}, "`steps_multiple` multiplies the steps of the recipe"),
+        ({"arms": {"x": {"train": "sft", "steps_multiple": 0}}}, "`steps_multiple` is 0: it is a number above 0"),
+        (
+            {"arms": {"x": {"train": "sft", "steps_multiple": 2, "changes": {"trainer.max_steps": 9}}}},
+            "`changes` without 'trainer.max_steps'",
+        ),
         ({"arms": {"x": {"train": "mine.yaml"}}}, "no config 'mine.yaml'"),
         ({"focus": "dpr", "arms": {"x": {}}}, "`focus` is 'dpr', and the arms are x"),
         ({"samples": 0}, "at least 1 a prompt"),
@@ -299,6 +305,7 @@ def test_imitation_keeps_to_the_budget_and_any_folder_will_do(
         "wide": {"train": "continued_sft", "changes": {"data.init_args.batch_size": 8}},
         "dpr": {"train": "dpr"},
         "cold": {"temperature": 0.0},
+        "sft_doubled": {"train": "sft", "steps_multiple": 2},
     }
     output = tmp_path / "a folder: rünne #1"
     assert main(configured(output=str(output), seeds=[1], arms=arms)) == 0
@@ -307,6 +314,20 @@ def test_imitation_keeps_to_the_budget_and_any_folder_will_do(
     assert steps > 1
     assert abs(steps * wide - _cost(output / "seed_1", "budget")) <= wide / 2
     assert (output / "seed_1" / "dpr" / "policies" / "final").is_dir()
+    # More steps of SFT cost what they cost, and are those of SFT with nothing else changed.
+    once, twice = (
+        yaml.safe_load((output / "seed_1" / "configs" / f"{name}.yaml").read_text()) for name in ("sft", "sft_doubled")
+    )
+    assert (once["trainer"].pop("max_steps"), twice["trainer"].pop("max_steps")) == (8, 16)
+    assert twice["trainer"].pop("default_root_dir") == once["trainer"].pop("default_root_dir") + "_doubled"
+    assert twice["run"].pop("references") == []
+    assert twice == once
+    assert once["model"]["init_args"]["policy"]["source"] == str(output / "seed_1" / "base")
+    saved = {path.name for path in (output / "seed_1" / "sft_doubled" / "policies").iterdir() if path.is_dir()}
+    assert saved == {"final"}
+    flops = {name: arm["teraflops"] for name, arm in json.loads((output / "compare.json").read_text())["arms"].items()}
+    assert flops["sft_doubled"] * 1e12 == pytest.approx(16 * _cost(output / "seed_1", "sft_doubled"))
+    assert flops["sft_doubled"] > flops["dpr"]
     assert "NaN" not in (output / "compare.json").read_text()
 
 

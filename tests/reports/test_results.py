@@ -67,6 +67,49 @@ def test_verdicts_in_words():
     ]
 
 
+def _entry(difference: float, verdict: str = "no detectable difference") -> dict[str, object]:
+    return {"difference": difference, "verdict": verdict}
+
+
+SHORT_SFT = {
+    "sft_doubled - sft": {"sampled": _entry(0.25, "better"), "greedy": _entry(0.175, "better")},
+    "dpr - sft": {"sampled": _entry(0.08, "better"), "greedy": _entry(0.02)},
+    "dft - sft": {"sampled": _entry(-0.3, "worse"), "greedy": _entry(0.25, "better")},
+    "spin - sft": {"sampled": _entry(0.01), "greedy": _entry(0.1, "better")},
+    "dpr - sft_doubled": {"sampled": _entry(-0.17, "worse"), "greedy": _entry(-0.155, "worse")},
+    "dpr - dft": {"sampled": _entry(0.38, "better"), "greedy": _entry(-0.23, "worse")},
+}
+
+
+def test_no_arm_has_a_gain_where_more_steps_of_sft_give_as_much():
+    assert verdict_lines(SHORT_SFT, "sft", ["sft_doubled"]) == [
+        "Finishing SFT gives more than any arm: +25.0 points sampled (SFT doubled), the best arm DPR +8.0. "
+        "Start from a finished SFT.",
+        "Sampled answers, better than SFT: SFT doubled (+0.250).",
+        "Sampled answers, no gain beyond a finished SFT: DPR (+0.080).",
+        "Sampled answers, no detectable difference: SPIN (+0.010).",
+        "Sampled answers, worse than SFT: DFT (−0.300).",
+        "Finishing SFT gives +17.5 points greedy by itself (SFT doubled). Start from a finished SFT.",
+        "Greedy answers, better than SFT: DFT (+0.250), SFT doubled (+0.175).",
+        "Greedy answers, no gain beyond a finished SFT: SPIN (+0.100).",
+        "Greedy answers, no detectable difference: DPR (+0.020).",
+    ]
+    lines = verdict_lines(SHORT_SFT, "dpr", ["sft_doubled"])
+    assert lines[0].startswith("Finishing SFT gives more than any arm")
+    assert lines[1:4] == [
+        "Sampled answers, DPR better than: DFT (+0.380).",
+        "Sampled answers, DPR no gain beyond a finished SFT over: SFT (+0.080).",
+        "Sampled answers, DPR worse than: SFT doubled (−0.170).",
+    ]
+
+
+def test_arms_have_gains_where_more_steps_change_nothing_that_can_be_detected():
+    level = SHORT_SFT | {"sft_doubled - sft": {"sampled": _entry(0.25), "greedy": _entry(-0.05, "worse")}}
+    assert verdict_lines(level, "sft", ["sft_doubled"]) == verdict_lines(level, "sft")
+    assert "Sampled answers, better than SFT: DPR (+0.080)." in verdict_lines(level, "sft", ["sft_doubled"])
+    assert "Sampled answers, better than SFT: SFT doubled (+0.250), DPR (+0.080)." in verdict_lines(SHORT_SFT, "sft")
+
+
 def test_forest_places_bars_on_a_shared_axis():
     plots = {plot.measure: plot for plot in forests(example_report(1).paired)}
     assert list(plots) == ["sampled", "greedy"]
