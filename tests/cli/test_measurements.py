@@ -18,14 +18,18 @@ MARKS = {"better": "▲", "no detectable difference": "≈", "worse": "▼"}
 
 @pytest.mark.parametrize(
     ("folder", "recipe", "options"),
-    [("addition", "toy", []), ("spelling", "toy", OF_SPELLING), ("ahead", "ahead", [])],
+    [
+        ("addition", "docs/measurements/toy.yaml", []),
+        ("spelling", "docs/measurements/toy.yaml", OF_SPELLING),
+        ("ahead", "configs/compare/ahead.yaml", []),
+    ],
 )
 def test_kept_seeds_are_pooled(
     folder: str, recipe: str, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     saved = ROOT / "docs" / "measurements" / folder
     seeds = sorted(int(file.stem.removeprefix("seed_")) for file in saved.glob("seed_*.json"))
-    config = ROOT / "configs" / "compare" / f"{recipe}.yaml"
+    config = ROOT / recipe
     arguments = [*options, "--seeds", json.dumps(seeds), "--pool", json.dumps([str(saved)]), "--output", str(tmp_path)]
     assert main(["compare", "--config", str(config), *arguments]) == 0
     printed = capsys.readouterr().out
