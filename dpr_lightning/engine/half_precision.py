@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dpr_lightning.engine.attention_blocks import block_attention, rotate, signed_sine
+from dpr_lightning.engine.cache_argument import CACHE_ARGUMENTS
 
 
 def attended(
@@ -16,7 +17,6 @@ def attended(
     hidden_states: Tensor,
     position_embeddings: tuple[Tensor, Tensor],
     attention_mask: Tensor | None = None,
-    past_key_values: Any = None,
     **more: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Forward pass of an attention layer of transformers, whose own is ``library_forward``.
@@ -30,7 +30,6 @@ def attended(
             hidden_states,
             position_embeddings=position_embeddings,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
             **more,
         )
     shape = (*hidden_states.shape[:-1], -1, module.head_dim)
@@ -43,8 +42,9 @@ def attended(
     )
     query, key = (rotate(part, cosine, turned).transpose(1, 2) for part in (query, key))
     value = value.transpose(1, 2)
-    if past_key_values is not None:
-        key, value = past_key_values.update(key, value, module.layer_idx)
+    stored = next((more[name] for name in CACHE_ARGUMENTS if more.get(name) is not None), None)
+    if stored is not None:
+        key, value = stored.update(key, value, module.layer_idx)
     seen = None if attention_mask is None else attention_mask.expand(len(query), -1, -1, -1)
     return module.o_proj(block_attention(query, key, value, module.scaling, seen)), None
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from dpr_lightning.engine.cache_argument import cache_argument
 from dpr_lightning.engine.known_decoders import attention_of, inside_of_adapters, is_known_decoder
 from dpr_lightning.engine.weight_shards import fetches_weights
 
@@ -105,7 +106,8 @@ def with_shared_prompts(model: nn.Module, tokens: Tensor, mask: Tensor) -> tuple
         return None
     before, read, width = prompts.before, prompts.tokens, int(prompts.width.max())
     cache = DynamicCache(config=cast(Any, model.config))
-    inside_of_adapters(model).model(input_ids=read.clamp_min(0), past_key_values=cache, use_cache=True)
+    cached = {cache_argument(model): cache, "use_cache": True}
+    inside_of_adapters(model).model(input_ids=read.clamp_min(0), **cached)
     cache.layers = [PromptLayer(layer.keys, layer.values, prompts.prompt) for layer in cast(Any, cache.layers)]
     offset = torch.arange(width, device=tokens.device)
     position = before.unsqueeze(1) + offset
@@ -121,8 +123,7 @@ def with_shared_prompts(model: nn.Module, tokens: Tensor, mask: Tensor) -> tuple
         "input_ids": rest,
         "position_ids": position,
         "attention_mask": seen,
-        "past_key_values": cache,
-        "use_cache": True,
+        **cached,
     }
     return inputs, torch.arange(len(tokens), device=tokens.device) * width - before
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import CacheLayerMixin, DynamicCache
 
-from dpr_lightning.engine.decoding.decoder_state import takes_argument
+from dpr_lightning.engine.cache_argument import cache_argument
 from dpr_lightning.engine.decoding.kv_cache import (
     PreallocatedKVLayer,
     can_join,
@@ -53,10 +53,7 @@ class CachedState:
         layers = preallocated_cache(model, 0).layers
         self.joins = all(map(can_join, layers))
         self.pads = not any(map(is_recurrent, layers))
-        names = [name for name in ("past_key_values", "cache_params") if takes_argument(model, name)]
-        if not names:
-            raise ValueError("its forward pass takes no cache")
-        self._argument = names[0]
+        self._argument = cache_argument(model)
         # Models with recurrent layers alone need not take a mask.
         self._attends = any(isinstance(layer, CacheLayerMixin) for layer in layers)
         self._parts: list[DynamicCache] = []

@@ -1,17 +1,16 @@
 """State of rows between decoding steps: the protocol, and two implementations without this package's cache."""
 
-import inspect
 from collections.abc import MutableMapping
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from dpr_lightning.engine.cache_argument import CACHE_ARGUMENTS, takes_argument
 from dpr_lightning.engine.forward import logits_of_inputs
-from dpr_lightning.engine.known_decoders import inside_of_adapters
 
-CACHE_ARGUMENTS = ("past_key_values", "cache_params", "state")
-"""Names under which models of transformers take and return their cache."""
+_RETURNED = (*CACHE_ARGUMENTS, "state")
+"""Names under which models take and return a cache of any class."""
 
 
 class DecoderState(Protocol):
@@ -58,7 +57,7 @@ class LibraryState:
     """A cache that the model creates, of any class; prompts are equally long, so that no layer sees padding.
 
     Args:
-        model: that returns its cache under one of ``CACHE_ARGUMENTS``.
+        model: that returns its cache under the name of the argument that takes it.
     """
 
     joins = False
@@ -97,7 +96,7 @@ class LibraryState:
             inputs["position_ids"] = position.expand_as(tokens)
         self._length += tokens.shape[1]
         output = self._model(input_ids=tokens, use_cache=True, **inputs)
-        self._cache = {name: output[name] for name in CACHE_ARGUMENTS if output.get(name) is not None}
+        self._cache = {name: value for name, value in output.items() if name in _RETURNED and value is not None}
         if not self._cache:
             raise ValueError("its forward pass returns no cache")
         logits: Tensor = output.logits[:, -1]
@@ -149,11 +148,6 @@ class RecomputedState:
     def _forward(self, rows: Tensor, length: Tensor) -> Tensor:
         last = torch.arange(len(rows), device=rows.device) * rows.shape[1] + length - 1
         return logits_of_inputs(self._model, {"input_ids": rows, "use_cache": False}, last.unsqueeze(1))[:, 0]
-
-
-def takes_argument(model: nn.Module, name: str) -> bool:
-    """Whether a model's forward pass, adapters aside, has an argument of this name."""
-    return name in inspect.signature(inside_of_adapters(model).forward).parameters
 
 
 def select_rows(value: Any, order: Tensor, rows: int) -> Any:

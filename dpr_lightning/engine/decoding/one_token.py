@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from dpr_lightning.engine.cache_argument import cache_argument
 from dpr_lightning.engine.decoding.kv_cache import PreallocatedKVLayer, preallocated_cache
 from dpr_lightning.engine.decoding.one_token_attention import Attention, AttentionContext
 from dpr_lightning.engine.decoding.packed_linear import PackedLinear
@@ -130,7 +131,7 @@ def _gives_the_same(model: nn.Module) -> bool:
     model_: Any = model
     tokens = torch.arange(1, 5, device=model_.device).view(2, 2) % model_.config.vocab_size
     cache = preallocated_cache(model, 3)
-    last_logits(model, input_ids=tokens, past_key_values=cache, use_cache=True)
+    last_logits(model, input_ids=tokens, **{cache_argument(model): cache}, use_cache=True)
     rows = torch.cat([tokens, tokens[:, :1]], 1)
     expected = last_logits(model, input_ids=rows, use_cache=False).float()
     result = OneTokenPass(model)(tokens[:, 0], tokens.new_full((2,), 2), None, cache.layers).float()
