@@ -55,6 +55,11 @@ class GenerationEvaluation(PeriodicEvaluation):
         self.seed = seed
         self._prompts: PromptSet | None = None
 
+    @property
+    def prompt_count(self) -> int | None:
+        """Number of prompts that are answered; None before the first evaluation."""
+        return None if self._prompts is None else len(self._prompts)
+
     def metric_names(self) -> list[str]:
         """A score and a length for each temperature."""
         return [f"evaluation/{kind}{_name(each)}" for each in self.temperatures for kind in ("", "length_")]

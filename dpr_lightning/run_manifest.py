@@ -23,6 +23,8 @@ AUDIT_OF_TRAINED = Path("audit") / "train.json"
 MARK = "dpr_lightning_run"
 """Key of the format's version, which is in every manifest."""
 FINAL = "final"
+FINISHED = "finished"
+"""Key of the entry of SFT, once it has ended."""
 TRAINED = ("rl", "self_play", "sft")
 """Stages that end with a policy, the newest first."""
 REFERENCE = 0.25
@@ -179,6 +181,14 @@ class RunManifest:
         name: str | None = self._newest("verifier")
         return name
 
+    @property
+    def finished_sft(self) -> dict[str, str] | None:
+        """Whether SFT was finished, as a :class:`~dpr_lightning.evaluation.finished_sft.FinishedSft` in plain data;
+        None: it was not validated, or has not ended.
+        """
+        record: dict[str, str] | None = self.stages.get("sft", {}).get(FINISHED)
+        return record
+
     def _newest(self, name: str) -> Any:
         values = [self.stages[stage].get(name) for stage in TRAINED if stage in self.stages]
         return next((value for value in values if value is not None), None)
@@ -232,8 +242,18 @@ def record_stage(path: Path, stage: str, entry: Mapping[str, Any]) -> None:
         for name in ("policies", "held_out")
         if name in entry
     }
+    _write(path, {**stages, stage: {**entry, **changes}})
+
+
+def add_to_stage(path: Path, stage: str, additions: Mapping[str, Any]) -> None:
+    """Add plain values to the entry of a stage, which is there already."""
+    stages = RunManifest.load(path).stages
+    _write(path, {**stages, stage: {**stages[stage], **additions}})
+
+
+def _write(path: Path, stages: Mapping[str, Any]) -> None:
     with whole_file(path) as stream:
-        json.dump({MARK: 1, "stages": {**stages, stage: {**entry, **changes}}}, stream, indent=2)
+        json.dump({MARK: 1, "stages": stages}, stream, indent=2)
         stream.write("\n")
 
 

@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -91,7 +91,7 @@ def check(arguments: Sequence[str]) -> int:
     previewed = None if verifier is None else _read(preview_file)
     forms = {form_name(spec): asdict(spec) for spec in default_forms(RewardSpec.recommended()).values()}
     result = combine(_read(audit_file), previewed, forms, share)
-    result = replace(result, reasons=[*result.reasons, *([note] if note else [])])
+    result = replace(result, reasons=[*_on_sft(manifest.finished_sft), *result.reasons, *([note] if note else [])])
     result.save(manifest.folder)
     console.rule("check")
     for reason in result.reasons:
@@ -110,6 +110,13 @@ def check(arguments: Sequence[str]) -> int:
     verdict = "Worth training on." if code == 0 else "Not worth training on."
     console.print(f"{verdict} Next: dpr rl --run {options.run}{ending}", highlight=False, markup=False, soft_wrap=True)
     return code
+
+
+def _on_sft(noted: Mapping[str, str] | None) -> list[str]:
+    """A warning where more steps of SFT may give more than the reward would."""
+    if noted is None or noted["state"] != "unfinished":
+        return []
+    return [f"{noted['reason']} Reinforcement learning is worth comparing with that."]
 
 
 def _read(path: Path) -> dict[str, object]:

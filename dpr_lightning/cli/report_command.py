@@ -13,7 +13,15 @@ from dpr_lightning.reports.console import console
 
 def report(
     run: Annotated[
-        str, Reads("report.json", "**/metrics.csv", "**/hparams.yaml", "**/rollout_samples.jsonl", "check/*.json")
+        str,
+        Reads(
+            "report.json",
+            "**/metrics.csv",
+            "**/hparams.yaml",
+            "**/rollout_samples.jsonl",
+            "check/*.json",
+            "**/run.json",
+        ),
     ],
     output: Annotated[str | None, Writes(marks=REPORT_MARKS)] = None,
 ) -> None:

@@ -1,7 +1,7 @@
 """The report of a training run: the curves, samples and records of its stages, and its check, from the run's folder."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ from dpr_lightning.errors import InputError
 from dpr_lightning.experiments.training_curves import DPR_PANELS, SFT_PANELS, panels
 from dpr_lightning.reports import Panel, Report, Response
 from dpr_lightning.reports.metrics_table import first_to_last, read_curves
-from dpr_lightning.run_manifest import CHECK, PREVIEW, TRAINED
+from dpr_lightning.run_manifest import CHECK, MANIFEST, PREVIEW, TRAINED, RunManifest
 
 METRICS, RECORD, SAMPLES = "metrics.csv", "hparams.yaml", "rollout_samples.jsonl"
 EVALUATIONS = ("validate", "test")
@@ -51,7 +51,8 @@ def run_report(folder: Path) -> Report:
     preview = _preview(folder)
     return Report(
         title=f"Run {folder.resolve().name}",
-        verdict="\n".join([*filter(None, map(_measured, stages)), *_check(folder)]) or "Curves of a training run.",
+        verdict="\n".join([*filter(None, map(_measured, stages)), *_on_sft(folder, stages), *_check(folder)])
+        or "Curves of a training run.",
         preview=preview,
         preview_words=str(preview["verdict"]) if preview is not None else "",
         panels={name: plots for name, plots in curves.items() if plots},
@@ -83,6 +84,13 @@ def _measured(stage: Stage) -> str:
     """The first and last values of a stage, as a sentence."""
     parts = first_to_last(read_curves(stage.folder / METRICS))
     return f"{stage.name}, first → last: {', '.join(parts)}." if parts else ""
+
+
+def _on_sft(folder: Path, stages: Sequence[Stage]) -> list[str]:
+    """Whether SFT was finished, as `dpr fit` said at its end."""
+    paths = dict.fromkeys(path / MANIFEST for path in (folder, *(stage.folder for stage in stages)))
+    verdicts = [RunManifest.load(path).finished_sft for path in paths if path.is_file()]
+    return [f"Is SFT finished? {verdict['reason']}" for verdict in verdicts if verdict is not None]
 
 
 def _check(folder: Path) -> list[str]:

@@ -3,17 +3,16 @@
 import json
 import shlex
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from lightning import Trainer
-from lightning.pytorch.loggers import CSVLogger
 
 from dpr_lightning.callbacks import BestPolicy, ReferenceCheckpoints, ResumableCheckpoints, RunManifestFile
 from dpr_lightning.callbacks.best_policy import BEST
 from dpr_lightning.data import DemonstrationDataModule, PolicyDataModule, RewardDataModule, Rows
+from dpr_lightning.lightning_cli.sft_verdict import curves_of, finished_sft
 from dpr_lightning.reports.console import console
-from dpr_lightning.reports.metrics_table import first_to_last, read_curves
+from dpr_lightning.reports.metrics_table import first_to_last
 from dpr_lightning.trainer_attributes import callbacks_of, is_trial
 
 FINAL = "final"
@@ -51,11 +50,13 @@ def _saved(trainer: Trainer) -> Iterator[str]:
 
 
 def _scores(trainer: Trainer) -> Iterator[str]:
-    """What the tables of metrics have of the whole run, also of the parts before it was resumed."""
-    tables = [Path(logger.log_dir) / "metrics.csv" for logger in trainer.loggers if isinstance(logger, CSVLogger)]
-    parts = [part for table in tables[:1] for part in first_to_last(read_curves(table))]
+    """What the run measured first and last, and what that says of more steps."""
+    parts = first_to_last(curves_of(trainer))
     if parts:
         yield f"First → last: {', '.join(parts)}."
+    verdict = finished_sft(trainer)
+    if verdict is not None:
+        yield verdict.reason
 
 
 def _commands(trainer: Trainer, data: Any) -> Iterator[str]:

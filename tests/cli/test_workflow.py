@@ -77,6 +77,8 @@ def test_from_check_to_an_exported_policy(
     assert code == {"train": 0, "nothing_found": 3, "not_ranked": 4}[result["outcome"]]
     printed = " ".join(capsys.readouterr().out.split())
     assert result["reasons"][0] in printed
+    assert result["reasons"][0].startswith("Validation loss still falls")
+    assert "`trainer.max_epochs` 10 (`dpr sft`: --epochs 10)" in result["reasons"][0]
     assert "Mark them on runs/mine/check/audit.html" in printed
     assert len(page_rows("runs/mine/check/audit.html")) == 12
 
