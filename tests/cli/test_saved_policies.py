@@ -50,10 +50,11 @@ def test_the_printed_command_answers_prompts(
     }
     Path(config).write_text(yaml.safe_dump(content))
     assert main(["fit", "--config", config]) == 0
-    saved, scores, *commands = capsys.readouterr().out.splitlines()
+    saved, scores, verdict, *commands = capsys.readouterr().out.splitlines()
     assert "The policy is in out/my policies/final, its references in the same folder: step_0000001 (50%)." in saved
     assert "Checkpoints: out/checkpoints." in saved
     assert re.fullmatch(r"First → last: validation nll [\d.]+ → [\d.]+, validation token accuracy .*\.", scores)
+    assert verdict.startswith("Whether SFT is finished is unknown: it was validated twice")
     outputs = []
     for line, purpose in zip(commands, ("Next, its answers: dpr", "Next, where their reward leads: dpr"), strict=True):
         program, *arguments = shlex.split(line.removeprefix(purpose).join(["dpr", ""]))
@@ -76,6 +77,8 @@ def test_rank_0_alone_names_what_was_saved(
 ) -> None:
     policies = ReferenceCheckpoints(str(tmp_path))
     policies.written = {"final": 1.0} if complete else {"step_0000001": 0.5}
-    trainer: Any = SimpleNamespace(callbacks=[policies], loggers=[], is_global_zero=rank_0, fast_dev_run=False)
+    trainer: Any = SimpleNamespace(
+        callbacks=[policies], loggers=[], is_global_zero=rank_0, fast_dev_run=False, lightning_module=None
+    )
     print_saved(trainer, None)
     assert len(capsys.readouterr().out.splitlines()) == lines
