@@ -15,9 +15,12 @@ import yaml
 
 from dpr_lightning.cli.main import main
 from dpr_lightning.evaluation.statistics import hierarchical_comparison, paired_comparison
-from dpr_lightning.experiments import arm_configs, seed_run
-from dpr_lightning.experiments.experiment import pooled
+from dpr_lightning.experiments import arm_configs, experiment, seed_run
+from dpr_lightning.experiments.arm_specs import ArmSpec
+from dpr_lightning.experiments.experiment import Experiment, pooled, run_experiment
 from dpr_lightning.experiments.predictions import Promise, predicted
+from dpr_lightning.experiments.recipes import Recipes
+from dpr_lightning.experiments.seed_results import Measured
 
 ARMS: dict[str, Any] = {
     "reference": {"policy": "step_0000002"},
@@ -389,3 +392,35 @@ def test_a_training_that_was_cut_short_keeps_its_checkpoints(tmp_path: Path, mon
         with pytest.raises(KeyboardInterrupt):
             run._train(config, folder, before)
     assert result == [["begun.json"], ["begun.json", "checkpoints"], ["begun.json"]]
+
+
+def test_an_experiment_calls_no_arm_a_gain_that_a_longer_sft_exceeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = np.random.default_rng(0)
+
+    def scored(mean: float) -> dict[str, Any]:
+        scores = (generator.random(200) < mean).astype(float).tolist()
+        return {"greedy": mean, "sampled": mean, "length": 9.0, "reverse_kl": 0.0,
+                "by_prompt": {"greedy": scores, "sampled": scores}}  # fmt: skip
+
+    arms = {"sft_doubled": ArmSpec("sft", steps_multiple=2), "dpr": ArmSpec("dpr")}
+    shares = {"sft": 0.3, "sft_doubled": 0.9, "dpr": 0.6}
+    measured = {
+        seed: Measured({name: scored(share) for name, share in shares.items()}, {}, dict.fromkeys(shares, 0.0))
+        for seed in (1, 2)
+    }
+    monkeypatch.setattr(experiment, "measured_elsewhere", lambda *_: measured)
+    settings = Experiment(
+        "Short SFT", tmp_path, arms, [1, 2], Recipes("toy/sft.yaml", "toy/dpr.yaml", "runs/toy"),
+        prepare=lambda *_: None, commands=[], samples=1,
+    )  # fmt: skip
+    outcome = run_experiment(settings)
+    assert [line.partition(":")[0] for line in outcome.verdict.splitlines()] == [
+        *("Finishing SFT gives more than any arm", "Sampled answers, better than SFT"),
+        "Sampled answers, no gain beyond a finished SFT",
+        *("Finishing SFT gives more than any arm", "Greedy answers, better than SFT"),
+        "Greedy answers, no gain beyond a finished SFT",
+    ]
+    assert outcome.paired["dpr - sft"]["greedy"]["verdict"] == "better"
+    assert "Start from a finished SFT." in outcome.report.read_text()

@@ -9,6 +9,7 @@ import yaml
 from dpr_lightning.data.precomputed import hashed_options
 from dpr_lightning.errors import InputError
 from dpr_lightning.experiments.arm_configs import ArmConfigs
+from dpr_lightning.experiments.arm_specs import ArmSpec
 from dpr_lightning.experiments.recipes import (
     Recipes,
     answers_of,
@@ -74,3 +75,16 @@ def test_what_is_missing_in_a_recipe_is_named(tmp_path: Path) -> None:
     configs = ArmConfigs(tmp_path, 0, Recipes("sft.yaml", write(mine, WHOLE), home="runs/toy"))
     with pytest.raises(InputError, match=r"has no number of steps: set `trainer\.max_steps` in it, or `dpr_steps`"):
         _ = configs.budget
+
+
+def test_a_multiple_of_steps_takes_steps_to_multiply(tmp_path: Path) -> None:
+    longer, mine = ArmSpec("sft", steps_multiple=2.5), write(tmp_path / "mine.yaml", WHOLE)
+    with pytest.raises(InputError, match=r"`steps_multiple`, and .*mine\.yaml has no number of steps: set `trainer\."):
+        ArmConfigs(tmp_path, 0, Recipes(mine, "dpr.yaml", "runs/toy")).changed("longer", longer)
+    for recipe, steps in ((WHOLE, 4), (WHOLE | {"trainer": {"max_steps": 100}}, None)):
+        configs = ArmConfigs(
+            tmp_path, 0, Recipes(write(tmp_path / "mine.yaml", recipe), mine, "runs/toy", sft_steps=steps)
+        )
+        config = configs.changed("longer", longer)
+        assert config["trainer"]["max_steps"] == 2.5 * (steps or 100)
+        assert config["model"]["init_args"]["policy"]["source"] == str(tmp_path / "base")
