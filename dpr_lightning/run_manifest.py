@@ -165,9 +165,9 @@ class RunManifest:
 
     @property
     def max_new_tokens(self) -> int | None:
-        """Tokens that the longest answer of the demonstrations takes, or the length limit of reinforcement learning."""
-        limit: int | None = self._newest("max_new_tokens")
-        return limit
+        """Tokens of the longest demonstrated answer, or the length limit of reinforcement learning if higher."""
+        limits = [self.stages[stage].get("max_new_tokens") for stage in TRAINED if stage in self.stages]
+        return max((limit for limit in limits if limit is not None), default=None)
 
     @property
     def longest_demonstration(self) -> int | None:

@@ -70,6 +70,11 @@ def test_stages_share_a_manifest(tmp_path: Path) -> None:
     manifest = RunManifest.load(path)
     assert manifest.policy == str(tmp_path / "rl" / "policies" / "final")
     assert manifest.max_new_tokens == 7
+    # A run that was trained on short answers is compared on whole ones.
+    for limit, expected in ((3, 7), (9, 9)):
+        record_stage(path, "rl", {"policies": str(tmp_path / "rl" / "policies"), "max_new_tokens": limit})
+        assert RunManifest.load(path).max_new_tokens == expected
+        assert RunManifest.load(path).longest_demonstration == 7
     assert json.loads(path.read_text())["stages"]["sft"]["held_out"][0] == {"path": "held_out.jsonl", "weight": 2.0}
     assert manifest.held_out[0]["path"] == str(tmp_path / "held_out.jsonl")
     assert manifest.held_out[1] == "owner/name"

@@ -47,7 +47,7 @@ def chat(arguments: Sequence[str]) -> None:
     if options.run is not None:
         manifest = RunManifest.load(options.run)
         policy = manifest.policy
-        limit = options.max_new_tokens or 2 * (manifest.max_new_tokens or 128)
+        limit = options.max_new_tokens or 2 * (manifest.longest_demonstration or 128)
         if not options.no_rewards:
             reward = TextReward.from_run(options.run)
             reward.frozen.to(best_device())

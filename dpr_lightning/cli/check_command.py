@@ -59,7 +59,7 @@ def check(arguments: Sequence[str]) -> int:
     share = options.reference or manifest.reference_share
     reference = manifest.reference_at(share)
     verifier = options.verifier or manifest.verifier
-    limit = options.max_new_tokens or manifest.max_new_tokens or 256
+    limit = options.max_new_tokens or manifest.longest_demonstration or 256
     audit_file, preview_file = manifest.folder / AUDIT, manifest.folder / PREVIEW
     count = sum(1 for _ in open_rows(rows))
     outline = outline_policy(PolicySpec(source=manifest.sft), trainable=False)
@@ -106,9 +106,13 @@ def check(arguments: Sequence[str]) -> int:
         soft_wrap=True,
     )
     code = EXIT_CODES[result.outcome]
-    ending = "" if code == 0 else " --anyway"
-    verdict = "Worth training on." if code == 0 else "Not worth training on."
-    console.print(f"{verdict} Next: dpr rl --run {options.run}{ending}", highlight=False, markup=False, soft_wrap=True)
+    verdict = (
+        f"Worth training on. Next: dpr rl --run {run}"
+        if code == 0
+        else "Not worth training on. Next: train SFT for longer (--epochs), on more or cleaner rows, and check again. "
+        f"To see what training on it does: dpr rl --run {run} --anyway"
+    )
+    console.print(verdict, highlight=False, markup=False, soft_wrap=True)
     return code
 
 

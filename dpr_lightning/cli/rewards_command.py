@@ -78,7 +78,11 @@ def rewards(
         for index, response in enumerate(scored)
     ]
     write_table(Dataset.from_list(table).data.table, folder / "rewards.parquet")
-    write_heatmap(folder / "heatmap.html", scored[:heatmap_rows], note=f"π_SFT: {sft}; references: {references}")
+    write_heatmap(
+        folder / "heatmap.html",
+        scored[:heatmap_rows],
+        note=f"π_SFT: {sft}; {'references' if len(references) > 1 else 'reference'}: {', '.join(references)}",
+    )
     console.print(
         f"{counted(len(data), 'response')}, {counted(int(mask.sum()), 'token')}: {folder}/rewards.parquet, "
         f"{folder}/heatmap.html"

@@ -33,9 +33,7 @@ def rl(arguments: Sequence[str]) -> Any:
     options = parser.parse_args(arguments)
 
     from dpr_lightning.check_result import CheckResult
-    from dpr_lightning.cli.run_config import finish_config, fit_config
     from dpr_lightning.run_manifest import RunManifest
-    from dpr_lightning.workflow import RlOptions, rl_config
 
     manifest = RunManifest.load(options.run)
     check = CheckResult.load(manifest.folder)
@@ -48,6 +46,11 @@ def rl(arguments: Sequence[str]) -> Any:
         reasons = " ".join(check.reasons)
         print(f"dpr rl: not started. {reasons} To train on it nevertheless, add --anyway.")
         return NOTHING_FOUND
+
+    # These import PyTorch, which takes seconds; a refusal does not need it.
+    from dpr_lightning.cli.run_config import finish_config, fit_config
+    from dpr_lightning.workflow import RlOptions, rl_config
+
     selected = RlOptions(
         prompts=options.prompts,
         columns=options.columns,

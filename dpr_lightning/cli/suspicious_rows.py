@@ -118,7 +118,7 @@ def list_suspects(
     for suspect in listed[:PRINTED]:
         value = suspect.mean if trained else suspect.reward
         line = f"  {value:+8.2f}  {suspect.where}  {suspect.before!r} [{suspect.token!r}] {suspect.after!r}"
-        console.print(line, highlight=False, markup=False)
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     if output is not None and listed:
         rows = _audited_rows(source, listed, data, scores, tokenizer, columns, flagged)
         page = write_audit_page(output.with_suffix(PAGE), rows, reward=reward, total=len(every), learnt=trained)

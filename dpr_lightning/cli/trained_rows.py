@@ -69,7 +69,8 @@ def list_trained(
         suspected.mask,
     )
     console.print(TRAINED, highlight=False, markup=False, soft_wrap=True)
-    words = f"margin by which {counted(len(folders), 'checkpoint')} of the run prefer another token, mean, with a minus"
+    count_of_checkpoints = counted(len(folders), "checkpoint")
+    words = f"mean margin by which {count_of_checkpoints} of the run prefer another token, with a minus sign"
     return list_suspects(
         source, data, shown, tokenizer, words, columns=columns, count=count, output=output, flagged=flagged
     )

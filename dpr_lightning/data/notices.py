@@ -3,6 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
@@ -11,6 +12,8 @@ from dpr_lightning.errors import counted
 log = logging.getLogger(__name__)
 _NAMED = 12
 """Columns that a sentence names."""
+_logged: set[tuple[str, str]] = set()
+"""Absolute path of a file, and a warning about it that was logged."""
 
 
 class Notices:
@@ -74,6 +77,9 @@ class Notices:
 
 @rank_zero_only
 def log_lines(source: str, lines: Sequence[str]) -> None:
-    """Log warnings about a file, on the first rank alone."""
+    """Log warnings about a file, each once a process, on the first rank alone: a command may read a file again."""
     for line in lines:
-        log.warning("%s: %s", source, line)
+        key = (str(Path(source).absolute()), line)
+        if key not in _logged:
+            _logged.add(key)
+            log.warning("%s: %s", source, line)

@@ -121,7 +121,14 @@ class LengthLimit:
         if self.too_long and self.policy == "error":
             raise InputError(over_length_message(self.too_long, self.report.rows, "max_length", self.max_length or 0))
         if self.report.kept == 0:
-            raise InputError(f"No row of {self.report.source} is left: {self.report}")
+            why = "it has no rows"
+            if self.too_long:
+                shortest = min(length for _, length in self.too_long)
+                why = (
+                    f"all {counted(self.report.rows, 'row')} are longer than `max_length`, {self.max_length:,} tokens; "
+                    f"the shortest has {shortest:,}. Raise `data.max_length` (`--max_length` of `dpr sft`)"
+                )
+            raise InputError(f"No row of {self.report.source} is left: {why}.")
         return self.report
 
 

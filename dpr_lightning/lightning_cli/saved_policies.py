@@ -66,16 +66,20 @@ def _commands(trainer: Trainer, data: Any) -> Iterator[str]:
     final = str(policies.folder / FINAL)
     references = [str(policies.folder / name) for name, fraction in policies.written.items() if fraction < 1.0]
     prompts, columns = _prompts(data)
-    generate = ["dpr", "generate", "--policy", final, *(prompts or ["--prompts", "FILE"]), *columns]
-    yield f"Next, its answers: {shlex.join([*generate, '--limit', str(FIRST_PROMPTS)])}"
     held_out = data.held_out_rows() if isinstance(data, DemonstrationDataModule) else None
-    if not references or held_out is None:
-        return
     callbacks: list[Any] = callbacks_of(trainer)
     manifest = next((callback.path for callback in callbacks if isinstance(callback, RunManifestFile)), None)
     if manifest is not None:
-        yield f"Next, is their reward worth training on: {shlex.join(['dpr', 'check', '--run', str(manifest.parent)])}"
-    elif prompts:
+        run = shlex.quote(str(manifest.parent))
+        yield f"Next, talk to it: dpr chat --run {run}"
+        if references and held_out is not None:
+            yield f"Next, is their reward worth training on: dpr check --run {run}"
+        else:
+            yield f"Next, a plain Hugging Face folder: dpr export --run {run} --output my-model"
+        return
+    generate = ["dpr", "generate", "--policy", final, *(prompts or ["--prompts", "FILE"]), *columns]
+    yield f"Next, its answers: {shlex.join([*generate, '--limit', str(FIRST_PROMPTS)])}"
+    if references and held_out is not None and prompts:
         preview = ["dpr", "preview", "--sft", final, "--references", json.dumps(references), *prompts, *columns]
         yield f"Next, where their reward leads: {shlex.join(preview)}"
 

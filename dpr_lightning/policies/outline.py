@@ -15,6 +15,7 @@ from dpr_lightning.policies.adapters import add_adapter, resolve_adapter
 from dpr_lightning.policies.architectures import auto_class, freeze_parts_without_text, read_config
 from dpr_lightning.policies.attention_choice import attention_for
 from dpr_lightning.policies.build import architecture_config
+from dpr_lightning.policies.mistaken_paths import not_a_policy
 from dpr_lightning.policies.policy_spec import PolicySpec
 from dpr_lightning.policies.tokenizers import load_tokenizer
 from dpr_lightning.policies.verifier_model import full_model_of
@@ -96,9 +97,11 @@ def config_of(spec: PolicySpec) -> Any:
             return architecture_config(spec, load_tokenizer(spec.tokenizer_source))
         return read_config(spec)
     except (OSError, ValueError) as error:
+        if problem := spec.source and not_a_policy(spec.source):
+            raise InputError(problem) from error
         raise InputError(
             f"The configuration of {spec.source!r} cannot be read: {first_line(error)} Name a folder with a "
-            "config.json or a hub id as `model.policy.source`; the weights need not be there."
+            "config.json or a hub id as `model.policy.source` (`--model` of `dpr sft`); the weights need not be there."
         ) from error
 
 

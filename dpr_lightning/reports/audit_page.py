@@ -49,13 +49,13 @@ def write_audit_page(
     limit = colour_limit(row.response for row in rows)
     by_token = _ranks([row.response.reward[row.token] for row in rows])
     by_total = _ranks([sum(row.response.reward) / (len(row.response.reward) if learnt else 1) for row in rows])
-    entries = [_entry(row, limit, *ranks) for row, *ranks in zip(rows, by_token, by_total, strict=True)]
+    entries = [_entry(row, limit, learnt, *ranks) for row, *ranks in zip(rows, by_token, by_total, strict=True)]
     template = page_environment().get_template("audit.html.jinja")
     html = template.render(entries=entries, reward=reward, total=total, learnt=learnt, limit=limit)
     return write_page(Path(path), html)
 
 
-def _entry(row: AuditedRow, limit: float, token_rank: int, total_rank: int) -> Entry:
+def _entry(row: AuditedRow, limit: float, learnt: bool, token_rank: int, total_rank: int) -> Entry:
     response, token = row.response, row.token
     return Entry(
         name=f"{row.file}:{row.row}",
@@ -64,22 +64,24 @@ def _entry(row: AuditedRow, limit: float, token_rank: int, total_rank: int) -> E
         token=token,
         token_text=visible(response.tokens[token]),
         token_reward=response.reward[token],
-        direction=_direction(response.policy_logprob[token], response.reference_logprob[token]),
+        direction=_direction(response.policy_logprob[token], response.reference_logprob[token], learnt),
         token_rank=token_rank,
         total_rank=total_rank,
     )
 
 
-def _direction(policy_logprob: float, reference_logprob: float) -> str:
-    """Which model finds a token more probable, with both probabilities."""
-    word = "less" if policy_logprob < reference_logprob else "more"
+def _direction(policy_logprob: float, reference_logprob: float, learnt: bool) -> str:
+    """Which model finds a token more probable; of a row that was trained on, the probability at the end of the run."""
     policy, reference = _probability(policy_logprob), _probability(reference_logprob)
+    if learnt:
+        return f"the probability of this token at the end of the run is {policy}"
+    word = "less" if policy_logprob < reference_logprob else "more"
     return f"π_SFT finds this token {word} probable ({policy}) than the reference did ({reference})"
 
 
 def _probability(logprob: float) -> str:
     value = math.exp(logprob)
-    return f"{value:.3f}" if value >= 0.001 else f"{value:.0e}"
+    return f"{value:.3f}" if value >= 0.001 else f"{value:.1e}"
 
 
 def _ranks(values: Sequence[float]) -> list[int]:

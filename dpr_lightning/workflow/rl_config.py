@@ -73,7 +73,10 @@ def rl_config(manifest: RunManifest, check: CheckResult | None, options: RlOptio
         "sft": manifest.sft,
         "references": [reference],
         "reward": _changed(reward),
-        "sampling": {"max_new_tokens": options.max_new_tokens or manifest.max_new_tokens or 256, "batch_size": 64},
+        "sampling": {
+            "max_new_tokens": options.max_new_tokens or manifest.longest_demonstration or 256,
+            "batch_size": 64,
+        },
         "samples_per_prompt": 1,
         "prompts_per_rollout": options.prompts_per_step,
         "over_length": "drop",

@@ -71,10 +71,10 @@ def sft_config(options: SftOptions, model: BaseModel) -> tuple[Config, list[str]
     if rate is None:
         rate = (1e-4 if model.is_small else 2e-5) * (10 if rank is not None else 1)
     policy: Config = {"source": options.model, "dtype": options.dtype}
-    trained = "every parameter"
+    trained = "all weights are trained"
     if rank is not None:
         policy["lora"] = {"rank": rank, "alpha": 2.0 * rank, "target_modules": LoraSpec.target_modules}
-        trained = f"adapters of rank {rank} (--lora 0 trains every parameter)"
+        trained = f"adapters of rank {rank} are trained (--lora 0 trains all weights)"
     data: Config = {
         "train": options.train,
         "validation": options.validation,
@@ -118,7 +118,7 @@ def sft_config(options: SftOptions, model: BaseModel) -> tuple[Config, list[str]
         "run": {"manifest": str(Path(options.output) / MANIFEST), "verifier": options.verifier},
     }
     lines = [
-        f"{model.describe()}: {trained}, in {dtype}: {reason}.",
+        f"{model.describe()}: {trained}, in {dtype} ({reason}).",
         f"Learning rate {rate:g}, {options.batch_size} demonstrations a step, {options.epochs:g} epochs.",
     ]
     return config, lines

@@ -80,6 +80,7 @@ def test_from_check_to_an_exported_policy(
     assert result["reasons"][0].startswith("Validation loss still falls")
     assert "`trainer.max_epochs` 10 (`dpr sft`: --epochs 10)" in result["reasons"][0]
     assert "Mark them on runs/mine/check/audit.html" in printed
+    assert f"Next: {'dpr rl --run runs/mine' if code == 0 else 'train SFT for longer'}" in printed
     assert len(page_rows("runs/mine/check/audit.html")) == 12
 
     Path("runs/mine/check/check.json").write_text(json.dumps({"outcome": "nothing_found", "reasons": ["It is noise."]}))
@@ -92,6 +93,9 @@ def test_from_check_to_an_exported_policy(
     Path("runs/mine/check/check.json").write_text(json.dumps(content))
     arguments = ["--steps", "2", "--learning_rate", "1e-3", "--set", "run.wandb=off"]
     assert main(["rl", "--run", "runs/mine", *arguments]) == 0
+    printed = capsys.readouterr().out
+    assert "Next, talk to it: dpr chat --run runs/mine\n" in printed
+    assert "Next, a plain Hugging Face folder: dpr export --run runs/mine --output my-model\n" in printed
     config = yaml.safe_load(Path("runs/mine/rl.yaml").read_text())
     assert config["data"]["init_args"]["reward"] == reward
     assert config["data"]["init_args"]["references"] == [RunManifest.load("runs/mine").references["0.5"]]
@@ -311,6 +315,7 @@ def test_overlays_and_options_are_in_the_config(user: Path, capsys: pytest.Captu
         (["sft", "--model", "base"], "arguments are required: --train"),
         (["sft", "--model", "base", "--train", "no.jsonl"], "no.jsonl"),
         (["sft", "--model", "nowhere", "--train", "mine.jsonl"], "nowhere"),
+        (["sft", "--model", "./bas", "--train", "mine.jsonl"], "There is no folder './bas'. Did you mean base?"),
         (["sft", "--model", "base", *SFT, "--epochs", "1.5"], "whole number, or below 1"),
         (["sft", "--model", "base", *SFT, "--lora", "-1"], "at least 1"),
         (["sft", "--model", "base", *SFT, "--set", "trainer.max_step=3"], "max_step"),

@@ -137,7 +137,9 @@ def test_sft_and_what_follows_it_compute_in_it(
     rows = make_workspace(tmp_path).demonstrations
     command = ["sft", "--model", half, "--train", rows, "--output", "run", "--set", "run.wandb=off"]
     assert main([*command, "--validation", "none", "--epochs", "1"]) == 0
-    assert "every parameter, in bfloat16: this CPU multiplies bfloat16." in " ".join(capsys.readouterr().out.split())
+    assert "all weights are trained, in bfloat16 (this CPU multiplies bfloat16)." in " ".join(
+        capsys.readouterr().out.split()
+    )
     assert yaml.safe_load(Path("run/sft.yaml").read_text())["model"]["init_args"]["policy"]["dtype"] == AUTO
     assert json.loads(Path("run/sft/policies/final/config.json").read_text())["dtype"] == "bfloat16"
     assert main(["rl", "--run", "run", "--write_only", "--anyway"]) == 0

@@ -68,7 +68,12 @@ def test_rows_that_were_trained_on_are_ordered_by_their_mean(open_page, tmp_path
     ]
     page = open_page(write_audit_page(tmp_path / "train.html", rows, reward="margin", total=3, learnt=True))
     assert names(page) == ["mine.jsonl:1", "mine.jsonl:3", "mine.jsonl:2"]
-    assert "These rows were trained on" in page.locator("header").inner_text()
+    header = page.locator("header").inner_text()
+    assert "These rows were trained on" in header
+    assert "this token preferred" in header  # no reward: margins over other tokens
+    assert "at the end of the run is" in page.locator(".sample").first.inner_text()
+    page.locator(".sample .token").first.hover()
+    assert "margin −0.500 nats" in page.locator("#tooltip").inner_text()
     page.locator(".order").select_option("token")
     assert names(page) == ["mine.jsonl:3", "mine.jsonl:1", "mine.jsonl:2"]
 
