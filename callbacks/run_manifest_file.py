@@ -11,6 +11,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from dpr_lightning.callbacks.reference_checkpoints import ReferenceCheckpoints
 from dpr_lightning.data import PolicyDataModule
+from dpr_lightning.evaluation.verifiers import load_verifier
 from dpr_lightning.modules.base import PolicyModule
 from dpr_lightning.paths import Writes
 from dpr_lightning.policies import PolicySpec
@@ -26,12 +27,17 @@ class RunManifestFile(Callback):
     Args:
         path: of ``run.json``; stages of one run share it.
         verifier: name, or ``module:function``, of what scores answers, for later commands.
+
+    Raises:
+        InputError: there is no such verifier.
     """
 
     def __init__(
         self, path: Annotated[str, Writes(marks=(f'"{MARK}"',), shared=True)], verifier: str | None = None
     ) -> None:
         super().__init__()
+        if verifier is not None:
+            load_verifier(verifier)  # a misspelt name ends the run before it trains, not the commands after it
         self.path = Path(path)
         self.verifier = verifier
 

@@ -316,6 +316,7 @@ def test_overlays_and_options_are_in_the_config(user: Path, capsys: pytest.Captu
         (["sft", "--model", "base", "--train", "no.jsonl"], "no.jsonl"),
         (["sft", "--model", "nowhere", "--train", "mine.jsonl"], "nowhere"),
         (["sft", "--model", "./bas", "--train", "mine.jsonl"], "There is no folder './bas'. Did you mean base?"),
+        (["sft", "--model", "base", *SFT, "--verifier", "numerc"], "There is no verifier 'numerc'. Did you mean 'numeric'"),
         (["sft", "--model", "base", *SFT, "--epochs", "1.5"], "whole number, or below 1"),
         (["sft", "--model", "base", *SFT, "--lora", "-1"], "at least 1"),
         (["sft", "--model", "base", *SFT, "--set", "trainer.max_step=3"], "max_step"),
