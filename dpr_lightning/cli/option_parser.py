@@ -57,6 +57,14 @@ class OptionParser(argparse.ArgumentParser):
         )
         group.add_argument("--write_only", action="store_true", help="write the config, and do not run it")
 
+    def add_resume_option(self) -> None:
+        """Add the option of `dpr fit` that says where the run begins."""
+        self.add_argument(
+            "--ckpt_path",
+            metavar="none",
+            help="`none` begins anew although the folder has checkpoints (default: resume from the newest)",
+        )
+
 
 def rows(text: str) -> Any:
     """A path, or a YAML list of paths."""

@@ -29,6 +29,7 @@ def rl(arguments: Sequence[str]) -> Any:
     parser.add_argument("--prompts_per_step", type=int, default=16, help="prompts answered for a step (default: 16)")
     parser.add_argument("--verifier", help="scores the samples that are saved; no part of the reward")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_resume_option()
     parser.add_config_options()
     options = parser.parse_args(arguments)
 
@@ -64,4 +65,4 @@ def rl(arguments: Sequence[str]) -> Any:
     )
     config, lines = rl_config(manifest, check, selected)
     path = finish_config(config, lines, options, manifest.folder / RL_YAML, f"dpr rl {shlex.join(arguments)}")
-    return None if options.write_only else fit_config(path)
+    return None if options.write_only else fit_config(path, options.ckpt_path)

@@ -44,8 +44,9 @@ def finish_config(config: Config, lines: Sequence[str], options: Namespace, path
     return path
 
 
-def fit_config(path: Path) -> Any:
-    """Run `dpr fit` with a config."""
-    ended = run_lightning(["fit", "--config", str(path)])
+def fit_config(path: Path, ckpt_path: str | None) -> Any:
+    """Run `dpr fit` with a config, and with its option ``--ckpt_path`` unless that is None."""
+    resume = [] if ckpt_path is None else ["--ckpt_path", ckpt_path]
+    ended = run_lightning(["fit", "--config", str(path), *resume])
     print_saved(ended.trainer, ended.datamodule)
     return ended

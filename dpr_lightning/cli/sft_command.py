@@ -20,6 +20,7 @@ def sft(arguments: Sequence[str]) -> Any:
     parser = OptionParser("sft", "Fine-tune a model on demonstrations. The same command again resumes.")
     parser.add_argument("--output", metavar="FOLDER", help="folder of the run (default: runs/NAME of the file)")
     _add_options(parser)
+    parser.add_resume_option()
     parser.add_config_options()
     options = parser.parse_args(arguments)
     output = options.output or str(Path("runs") / Path(str(options.train)).name.partition(".")[0])
@@ -28,7 +29,7 @@ def sft(arguments: Sequence[str]) -> Any:
         return None
     from dpr_lightning.cli.run_config import fit_config
 
-    return fit_config(path)
+    return fit_config(path, options.ckpt_path)
 
 
 def init(arguments: Sequence[str]) -> None:

@@ -213,8 +213,7 @@ def _refuse_another_run(store: CheckpointStore, step: int, current: Mapping[str,
     if lines:
         raise InputError(
             f"The checkpoints in {store.folder} are of another run:\n" + "\n".join(lines) + "\nSet these as they were; "
-            "or begin anew with `--ckpt_path none`, after `dpr sft` or `dpr rl` with the config that it printed (`dpr "
-            "fit --config FILE --ckpt_path none`); or name another folder: `--output` of `dpr sft`, "
+            "or begin anew with `--ckpt_path none`; or name another folder: `--output` of `dpr sft`, "
             "`trainer.default_root_dir`, or `folder` of ResumableCheckpoints where the config has it."
         )
 

@@ -96,6 +96,9 @@ def test_from_check_to_an_exported_policy(
     printed = capsys.readouterr().out
     assert "Next, talk to it: dpr chat --run runs/mine\n" in printed
     assert "Next, a plain Hugging Face folder: dpr export --run runs/mine --output my-model\n" in printed
+    assert main(["rl", "--run", "runs/mine", *arguments, "--beta", "0.6"]) == 2
+    assert "begin anew with `--ckpt_path none`" in capsys.readouterr().err
+    assert main(["rl", "--run", "runs/mine", *arguments, "--ckpt_path", "none"]) == 0
     config = yaml.safe_load(Path("runs/mine/rl.yaml").read_text())
     assert config["data"]["init_args"]["reward"] == reward
     assert config["data"]["init_args"]["references"] == [RunManifest.load("runs/mine").references["0.5"]]
@@ -316,7 +319,10 @@ def test_overlays_and_options_are_in_the_config(user: Path, capsys: pytest.Captu
         (["sft", "--model", "base", "--train", "no.jsonl"], "no.jsonl"),
         (["sft", "--model", "nowhere", "--train", "mine.jsonl"], "nowhere"),
         (["sft", "--model", "./bas", "--train", "mine.jsonl"], "There is no folder './bas'. Did you mean base?"),
-        (["sft", "--model", "base", *SFT, "--verifier", "numerc"], "There is no verifier 'numerc'. Did you mean 'numeric'"),
+        (
+            ["sft", "--model", "base", *SFT, "--verifier", "numerc"],
+            "There is no verifier 'numerc'. Did you mean 'numeric'",
+        ),
         (["sft", "--model", "base", *SFT, "--epochs", "1.5"], "whole number, or below 1"),
         (["sft", "--model", "base", *SFT, "--lora", "-1"], "at least 1"),
         (["sft", "--model", "base", *SFT, "--set", "trainer.max_step=3"], "max_step"),
