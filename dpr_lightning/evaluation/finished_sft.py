@@ -7,10 +7,12 @@ from typing import Any, Literal
 
 State = Literal["finished", "unfinished", "risen", "level", "unknown"]
 Points = Sequence[tuple[float, float]]
-LATE = 0.75
-"""Share of a run after which a change is a change at its end."""
+QUARTER, HALF = 0.75, 0.5
+"""Shares of a run after which changes are looked at: the later, and the one before a learning rate has decayed."""
 LEAST_CHANGE = 0.01
-"""Change of the validation loss, relative to its value, that counts as one."""
+"""Change of the validation loss in the last quarter, relative to its value, that counts as one."""
+LEAST_FALL_OF_HALF = 0.1
+"""Fall in the last half, which counts where the learning rate decays; the decay alone lowers the loss by less."""
 LEAST_VALIDATIONS = 3
 NEARLY_ALL = 0.99
 """Share of right answers from which more steps can add next to nothing, whatever the loss does."""
@@ -75,12 +77,13 @@ class EndChange:
         return self.end / self.before - 1.0 if self.before > 0 else 0.0
 
     @classmethod
-    def in_last_quarter(
-        cls, points: Points, steps: int, best: Callable[..., tuple[float, float]]
+    def since(
+        cls, share: float, points: Points, steps: int, best: Callable[..., tuple[float, float]]
     ) -> "EndChange | None":
-        """The end and the best value after the first step and before the last quarter; None: too few points.
+        """The end, and the best value after the first step and up to a share of the run; None: too few points.
 
         Args:
+            share: of the run.
             points: (optimizer step, value), in order.
             steps: of the run.
             best: ``min`` or ``max``.
@@ -88,13 +91,13 @@ class EndChange:
         after = [point for point in points if point[0] > 0]
         if len(after) < 2:
             return None
-        early = [point for point in after[:-1] if point[0] <= LATE * steps] or after[-2:-1]
+        early = [point for point in after[:-1] if point[0] <= share * steps] or after[:1]
         step, before = best(early, key=lambda point: point[1])
         return cls(before, step / steps, after[-1][1])
 
 
 def judge_finished(loss: Points, length: RunLength, answers: Points = (), prompts: int | None = None) -> FinishedSft:
-    """Compare the end of a run with the best of its first three quarters.
+    """Compare the end of a run with the best of its first three quarters, and of its first half if the rate decays.
 
     Args:
         loss: (optimizer step, validation loss), in order; the first before the first step.
@@ -103,8 +106,9 @@ def judge_finished(loss: Points, length: RunLength, answers: Points = (), prompt
         prompts: number of these answers; None: not known, and then they are not judged.
     """
     finite = [(step, value) for step, value in loss if math.isfinite(value)]
-    change = EndChange.in_last_quarter(finite, length.steps, min)
-    if change is None or len(finite) < LEAST_VALIDATIONS:
+    late = EndChange.since(QUARTER, finite, length.steps, min)
+    half = EndChange.since(HALF, finite, length.steps, min) if length.decays else None
+    if late is None or len(finite) < LEAST_VALIDATIONS:
         times = ("never", "once", "twice")[min(len(finite), 2)]
         return FinishedSft(
             "unknown",
@@ -112,8 +116,8 @@ def judge_finished(loss: Points, length: RunLength, answers: Points = (), prompt
             f"validations: {length.validated_often}.",
         )
     step, lowest = min(finite, key=lambda point: point[1])
-    state, reason = _judge_loss(change, EndChange(lowest, step / length.steps, change.end), length)
-    answered = EndChange.in_last_quarter(answers, length.steps, max) if prompts else None
+    state, reason = _judge_loss(late, half, EndChange(lowest, step / length.steps, late.end), length)
+    answered = EndChange.since(HALF if length.decays else QUARTER, answers, length.steps, max) if prompts else None
     if answered is not None and prompts is not None:
         if answered.end >= NEARLY_ALL:
             words = f"{answered.end:.1%} of {prompts} answers are right: more steps could add next to nothing."
@@ -131,10 +135,13 @@ def judge_finished(loss: Points, length: RunLength, answers: Points = (), prompt
     return FinishedSft(state, reason)
 
 
-def _judge_loss(late: EndChange, since_lowest: EndChange, length: RunLength) -> tuple[State, str]:
-    """What the loss says, from its change in the last quarter and that since it was lowest."""
+def _judge_loss(
+    late: EndChange, half: EndChange | None, since_lowest: EndChange, length: RunLength
+) -> tuple[State, str]:
+    """What the loss says, from its changes in the last quarter and half, and that since it was lowest."""
     fall, rise = -late.relative, since_lowest.relative
-    if rise >= max(LEAST_CHANGE, fall):
+    fall_of_half = 0.0 if half is None or -half.relative < LEAST_FALL_OF_HALF else -half.relative
+    if rise >= max(LEAST_CHANGE, fall, fall_of_half):
         when = f"at {since_lowest.share:.0%} of the run" if since_lowest.share > 0 else "before the first step"
         return "risen", (
             f"Validation loss was lowest {when} and has risen by {rise:.0%} since {_values(since_lowest, length)}: the "
@@ -143,6 +150,11 @@ def _judge_loss(late: EndChange, since_lowest: EndChange, length: RunLength) -> 
     since = f"since {late.share:.0%} of the run {_values(late, length)}"
     if fall >= LEAST_CHANGE:
         return "unfinished", f"Validation loss still falls, by {fall:.0%} {since}."
+    if half is not None and fall_of_half:
+        return "unfinished", (
+            f"Validation loss fell by {fall_of_half:.0%} since {half.share:.0%} of the run {_values(half, length)}, "
+            "until the learning rate had decayed."
+        )
     return "level", f"Validation loss has changed by less than {LEAST_CHANGE:.0%} {since}."
 
 
