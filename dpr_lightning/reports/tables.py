@@ -94,12 +94,16 @@ def preview_table(preview: Mapping[str, Any]) -> Table:
 
 
 def audit_table(audits: Sequence[Mapping[str, Any]]) -> Table:
-    """Table of audits of rewards, by corrupted demonstrations and samples of π_SFT: a row a form and reference."""
+    """Table of audits of rewards, by corrupted demonstrations and samples of π_SFT: a row a form and reference.
+
+    The column of those that pass is left out where none does.
+    """
     table = Table(
         title="corrupted rank: 0% is the lowest reward of its response", title_justify="left", header_style="bold"
     )
     headings = ("above twin", "corrupted rank", "in lowest tenth", "over samples", "verifier", "length", "at end")
-    for heading in ("reference", "reward", *headings, ""):
+    passes = ("passes",) if any(audit["passes"] for audit in audits) else ()
+    for heading in ("reference", "reward", *headings, *passes):
         table.add_column(heading, justify="right" if heading in headings else "left")
     for audit in audits:
         shares = [audit[key] for key in ("twins", "place", "lowest_tenth", "samples_auc", "verifier_auc")]
@@ -109,6 +113,6 @@ def audit_table(audits: Sequence[Mapping[str, Any]]) -> Table:
             *("–" if share is None else f"{share:.0%}" for share in shares),
             number(audit["length_correlation"], 2, signed=True),
             f"{audit['end_share']:.0%}",
-            "✓" if audit["passes"] else "",
+            *("✓" if audit["passes"] else "" for _ in passes),
         )
     return table
