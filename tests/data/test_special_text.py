@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from dpr_lightning.data import DemonstrationDataModule, PromptSet
+from dpr_lightning.data import DemonstrationDataModule, PromptSet, notices
 from dpr_lightning.data.chat_format import Format, carry_format, choose_format
 from dpr_lightning.data.conversations import Example, to_demonstration, to_prompt
 from dpr_lightning.data.notices import Notices
@@ -190,6 +190,7 @@ def test_unknown_characters_are_counted_named_and_refused_above_a_share(
     with caplog.at_level(logging.WARNING):
         for _ in range(2):  # from the cache too
             caplog.clear()
+            notices._logged.clear()  # as in another process
             data_module = data([*good, bad])
             assert "3 of 727 tokens to learn are '<unk>': the tokenizer has no token for 'é', '{', '}'" in caplog.text
     assert data_module.train_data is not None
