@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dpr_lightning.modules import ScheduleSpec as ScheduleSpec
     from dpr_lightning.modules import SelfPlay as SelfPlay
     from dpr_lightning.modules import SupervisedIRL as SupervisedIRL
+    from dpr_lightning.modules import TrimSpec as TrimSpec
     from dpr_lightning.modules import VerifierHead as VerifierHead
     from dpr_lightning.policies import LoraSpec as LoraSpec
     from dpr_lightning.policies import PolicySpec as PolicySpec
@@ -44,7 +45,7 @@ _NAMES = {
     "errors": ("InputError",),
     "modules": (
         *("CreditSpec", "DensePathReinforce", "IQLearnSpec", "KLSpec", "ScheduleSpec", "SelfPlay", "SupervisedIRL"),
-        "VerifierHead",
+        *("TrimSpec", "VerifierHead"),
     ),
     "policies": ("LoraSpec", "PolicySpec", "save_policy"),
     "rewards": ("RewardSpec",),

@@ -12,7 +12,7 @@ from dpr_lightning.functional.baselines import (
     response_baseline,
     whiten,
 )
-from dpr_lightning.functional.imitation import ValueForm, dft_loss, iq_learn_loss, sft_loss
+from dpr_lightning.functional.imitation import ValueForm, dft_loss, iq_learn_loss, is_trimmed, sft_loss
 from dpr_lightning.functional.importance import truncated_importance
 from dpr_lightning.functional.logprobs import (
     entropy,
@@ -62,6 +62,7 @@ __all__ = [
     "dft_loss",
     "entropy",
     "iq_learn_loss",
+    "is_trimmed",
     "kl_divergence",
     "leave_one_out_baseline",
     "length_normalise",

@@ -1,5 +1,6 @@
 """Losses that learn from demonstrations: SFT, its weighted form DFT, and inverse soft-Q learning."""
 
+import math
 from typing import Literal, get_args
 
 import torch
@@ -69,6 +70,33 @@ def dft_loss(
     inside = logprob.masked_fill(~mask, 0.0)
     weighted = inside if weights is None else weights * inside
     return -masked_sum(inside.detach().exp() * weighted, mask) / num_tokens
+
+
+def is_trimmed(
+    logprob: Float[Tensor, "*S"], best: Float[Tensor, "*S"], margin: float, sure: float
+) -> Bool[Tensor, "*S"]:
+    """Where a policy is sure of another token:  log max_b π(b|s) − log π(a|s) ≥ margin and max_b π(b|s) ≥ sure.
+
+    The loss of such tokens is left out of *trimmed* imitation, which learns from the rest. A policy early in training
+    knows the rules that many demonstrations share and not yet single rows, so what contradicts it is often a mistake;
+    as long as it gets no gradient it is not memorised. A right token that the policy is wrong about can come back: once
+    others have taught the policy better, the margin falls below the limit.
+
+    Args:
+        logprob: log π of the demonstrated tokens, nats.
+        best: log-probability of the most probable token of each state, nats.
+        margin: nats, above 0.
+        sure: a probability.
+
+    Raises:
+        ValueError: shapes that differ, or a limit out of range.
+    Source: ours; truncating the loss of improbable labels is Zhang & Sabuncu 2018, arXiv:1805.07836, §3.3.
+    """
+    expect_shape("best", best, logprob.shape, "that of logprob")
+    expect_positive("margin", margin)
+    if not 0 <= sure < 1:
+        raise ValueError(f"sure must be a probability in [0, 1), found {sure}.")
+    return (best - logprob >= margin) & (best >= (math.log(sure) if sure > 0 else -math.inf))
 
 
 def iq_learn_loss(

@@ -5,7 +5,7 @@ from dpr_lightning.modules.dpr import DensePathReinforce, KLSpec
 from dpr_lightning.modules.rollout_algorithm import RolloutAlgorithm, ScoredPart
 from dpr_lightning.modules.schedule import ScheduleSpec
 from dpr_lightning.modules.self_play import SelfPlay
-from dpr_lightning.modules.sft import IQLearnSpec, SupervisedIRL
+from dpr_lightning.modules.sft import IQLearnSpec, SupervisedIRL, TrimSpec
 from dpr_lightning.modules.verifier_head import VerifierHead
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "ScoredPart",
     "SelfPlay",
     "SupervisedIRL",
+    "TrimSpec",
     "VerifierHead",
     "estimate_advantages",
 ]

@@ -9,7 +9,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from dpr_lightning.engine import ActionLogits, acted_loss, action_logits, scored_actions, state_logits
+from dpr_lightning.engine import ActionLogits, Trim, acted_loss, action_logits, scored_actions, state_logits
 from dpr_lightning.errors import InputError
 from dpr_lightning.functional import ValueForm, dft_loss, iq_learn_loss, masked_sum, sft_loss, token_logprobs
 from dpr_lightning.modules.base import PolicyModule, default_optimizer
@@ -39,6 +39,32 @@ class IQLearnSpec:
     chi2_warmup_steps: int = 100
 
 
+@dataclass
+class TrimSpec:
+    """Options of trimmed imitation: tokens of which the policy is sure that they are others are not learnt.
+
+    Early in a run, a policy knows what many demonstrations share and no single row by heart; what contradicts that is
+    often a mistake. See :func:`dpr_lightning.functional.is_trimmed`, and docs/noisy.md for when it pays.
+
+    Args:
+        margin: nats by which the policy prefers its first choice to the demonstrated token, at least.
+        sure: probability of its first choice, at least.
+        after: share of the run from which tokens are trimmed; before, all are learnt.
+    """
+
+    margin: float = 3.0
+    sure: float = 0.5
+    after: float = 0.25
+
+    def __post_init__(self) -> None:
+        """Refuse limits that no run can have."""
+        if not self.margin > 0 or not 0 <= self.sure < 1 or not 0 <= self.after <= 1:
+            raise InputError(
+                f"`trim` has margin {self.margin}, sure {self.sure} and after {self.after}: the margin is in nats and "
+                "above 0, `sure` a probability below 1, and `after` a share of the run."
+            )
+
+
 class SupervisedIRL(PolicyModule):
     """Learns a policy from demonstrations, and with it the reward that explains them.
 
@@ -46,6 +72,7 @@ class SupervisedIRL(PolicyModule):
         policy: what to train.
         loss: ``sft`` (negative log-likelihood), ``iq_learn``, or ``dft`` (−sg[π]·log π).
         iq_learn: options of that loss.
+        trim: leaves tokens out that look wrong while training, for ``sft`` and ``dft``; None: every token is learnt.
         optimizer: called with the trainable parameters.
         schedule: of the learning rate.
         seed: of weights initialised at random.
@@ -64,6 +91,7 @@ class SupervisedIRL(PolicyModule):
         policy: PolicySpec,
         loss: Literal["sft", "iq_learn", "dft"] = "sft",
         iq_learn: IQLearnSpec | None = None,
+        trim: TrimSpec | None = None,
         optimizer: OptimizerCallable = default_optimizer,
         schedule: ScheduleSpec | None = None,
         seed: int = 0,
@@ -74,24 +102,33 @@ class SupervisedIRL(PolicyModule):
         self.router_loss_coefficient = router_loss_coefficient
         if loss not in ("sft", "iq_learn", "dft"):
             raise InputError(f"There is no imitation loss {loss!r}; losses are sft, iq_learn and dft.")
-        self.loss = loss
+        if trim is not None and loss == "iq_learn":
+            raise InputError("`trim` leaves tokens out of `loss: sft` or `dft`; `iq_learn` takes all of them.")
+        self.loss, self.trim = loss, trim
         self.iq_learn = iq_learn if iq_learn is not None else IQLearnSpec()
         self.metrics = torch.nn.ModuleDict({"nll": MeanMetric(), "token_accuracy": MeanMetric()})
+
+    @property
+    def train_metrics(self) -> tuple[str, ...]:
+        """Names of all that is logged in training."""
+        return (*super().train_metrics, *(("train/trimmed_share",) if self.trim is not None else ()))
 
     def training_step(self, batch: DemonstrationBatch, batch_idx: int) -> Tensor:
         """One micro-batch's share of the optimizer step's loss."""
         if self.router_coefficient:
             with router_losses(self.policy, batch.mask) as router:
-                loss, logprob, mask = self._imitated(batch)
+                loss, logprob, mask, trimmed = self._imitated(batch)
             # Each micro-batch weighs as much as it has tokens to learn, so that a step's weights add up to 1.
             loss = loss + self.router_coefficient * router[-1] * mask.sum() / batch.num_tokens
             sums = {"router_loss": router[-1].detach() * mask.sum()}
         else:
-            loss, logprob, mask = self._imitated(batch)
+            loss, logprob, mask, trimmed = self._imitated(batch)
             sums = {}
+        if self.trim is not None:
+            sums["trimmed_share"] = trimmed.to(loss.dtype)
         self.non_finite.watch(batch.row, {"log_probability": logprob}, mask)
         # Else the loss is the same number.
-        apart = self.loss != "sft" or self.router_coefficient != 0 or batch.weights is not None
+        apart = self.loss != "sft" or self.router_coefficient != 0 or batch.weights is not None or self.trim is not None
         nll = -masked_sum(logprob, mask)
         self.log_step({"nll": nll, **sums}, mask.sum(), loss, prog_bar=("nll",) if apart else ())
         self.log("train/tokens", batch.num_tokens)
@@ -121,13 +158,19 @@ class SupervisedIRL(PolicyModule):
             )
         return coefficient
 
-    def _imitated(self, batch: DemonstrationBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """The loss, and log-probabilities [B, T] of the demonstrated tokens with their mask."""
+    def _trim(self) -> Trim | None:
+        """The limits of this step; None: no token is trimmed, or not yet."""
+        if self.trim is None or self.global_step < self.trim.after * self.schedule.steps(self.trainer):
+            return None
+        return Trim(self.trim.margin, self.trim.sure)
+
+    def _imitated(self, batch: DemonstrationBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The loss, log-probabilities [B, T] of the demonstrated tokens with their mask, and how many are trimmed."""
         if self.loss == "iq_learn":
             # The soft value of a state is no function of log-probabilities, so it takes the logits.
             states = state_logits(self.policy, batch.tokens, batch.mask)
             logprob = token_logprobs(states.logits[:, : states.tokens.shape[1]], states.tokens)
-            return self._iq_learn_loss(states, batch), logprob.detach(), states.mask
+            return self._iq_learn_loss(states, batch), logprob.detach(), states.mask, logprob.new_zeros(())
         of_tokens = dft_loss if self.loss == "dft" else sft_loss
         weights = None if batch.weights is None else batch.weights[batch.mask]
 
@@ -136,8 +179,8 @@ class SupervisedIRL(PolicyModule):
             weight = None if weights is None else weights[part].unsqueeze(0)
             return of_tokens(logprob.unsqueeze(0), every.unsqueeze(0), batch.num_tokens, weight)
 
-        scored = acted_loss(self.policy, batch.tokens, batch.mask, token_loss)
-        return scored.loss, scored.logprob, scored.mask
+        scored = acted_loss(self.policy, batch.tokens, batch.mask, token_loss, trim=self._trim())
+        return scored.loss, scored.logprob, scored.mask, scored.trimmed
 
     def _iq_learn_loss(self, scored: ActionLogits, batch: DemonstrationBatch) -> Tensor:
         if batch.weights is not None:

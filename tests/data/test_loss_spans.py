@@ -239,7 +239,7 @@ def test_loss_spans_reach_the_gradient(tiny_policy_folder: Path) -> None:
         module.policy = AutoModelForCausalLM.from_pretrained(tiny_policy_folder, dtype=torch.float64)
         rows = torch.arange(3)
         batch = DemonstrationBatch(tokens, mask, rows > 5, total, rows, weights)
-        result, _, _ = module._imitated(batch)
+        result = module._imitated(batch)[0]
         torch.testing.assert_close(result, expected.sum() / total, check_dtype=False)
         gradient = torch.autograd.grad(expected.sum() / total, model.lm_head.weight, retain_graph=True)[0]
         torch.testing.assert_close(torch.autograd.grad(result, module.policy.lm_head.weight)[0], gradient)

@@ -68,7 +68,7 @@ def test_it_is_autograd_on_whole_logits(token_loss: Any, block: int | None, monk
     expected_grads = torch.autograd.grad(3.0 * expected[0], (hidden, weight))
     result = head_loss(hidden, weight, tokens, token_loss)
     gradients = torch.autograd.grad(3.0 * result.loss, (hidden, weight))
-    for ours, theirs in zip((*result, *gradients), (*expected, *expected_grads), strict=True):
+    for ours, theirs in zip((*result[:3], *gradients), (*expected, *expected_grads), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-12)
     assert not result.logprob.requires_grad
     assert not result.entropy.requires_grad

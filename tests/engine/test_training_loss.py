@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, PreTrainedModel
 
-from dpr_lightning.engine import acted_loss, action_logits, model_inputs
+from dpr_lightning.engine import Trim, acted_loss, action_logits, model_inputs
 from dpr_lightning.engine import training_loss as module
 from dpr_lightning.functional import all_actions_loss, entropy
 from dpr_lightning.policies import LoraSpec, PolicySpec, build_policy
@@ -131,3 +131,26 @@ def test_without_gradients_nothing_is_kept() -> None:
     with torch.no_grad():
         result = acted_loss(model, torch.randint(3, 40, MASK.shape), MASK, squares)
     assert not result.loss.requires_grad
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_trimmed_tokens_add_no_loss_and_no_gradient(name: str) -> None:
+    model = MODELS[name]()
+    tokens = torch.randint(3, 40, MASK.shape, generator=torch.Generator().manual_seed(1))
+    whole = action_logits(model, tokens, MASK)
+    logprobs = whole.logits.log_softmax(-1)[whole.mask]
+    logprob = logprobs.gather(-1, whole.tokens[whole.mask][:, None]).squeeze(-1)
+    margin = logprobs.amax(-1) - logprob
+    trim = Trim(float(margin.median()), float(logprobs.amax(-1).exp().sort().values[1]))
+    trimmed = (margin >= trim.margin) & (logprobs.amax(-1).exp() >= trim.sure)
+    assert 0 < trimmed.sum() < len(trimmed)
+    weights = torch.linspace(0.5, 2.0, 7, dtype=logprob.dtype)
+    expected = (weights * logprob.square())[~trimmed].sum()
+    gradients = torch.autograd.grad(expected, list(model.parameters()))
+    result = acted_loss(model, tokens, MASK, squares, trim=trim)
+    assert result.trimmed == trimmed.sum()
+    torch.testing.assert_close(result.loss, expected)
+    torch.testing.assert_close(result.logprob[result.mask], logprob)  # as the model has it
+    for ours, theirs in zip(torch.autograd.grad(result.loss, list(model.parameters())), gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-10)
+    assert acted_loss(model, tokens, MASK, squares).trimmed == 0

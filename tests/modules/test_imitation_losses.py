@@ -14,7 +14,7 @@ from dpr_lightning.data import DemonstrationDataModule
 from dpr_lightning.engine import state_logits
 from dpr_lightning.errors import InputError
 from dpr_lightning.functional import dft_loss, iq_learn_loss, token_logprobs
-from dpr_lightning.modules import IQLearnSpec, ScheduleSpec, SupervisedIRL
+from dpr_lightning.modules import IQLearnSpec, ScheduleSpec, SupervisedIRL, TrimSpec
 from dpr_lightning.policies import PolicySpec
 from dpr_lightning.types import DemonstrationBatch
 from tests.modules.conftest import weights
@@ -91,6 +91,31 @@ def test_gradient_of_a_step_is_that_of_the_plain_model(
         dft_loss(logprob, batch.mask[:, 1:], total).backward()
     expected = torch.cat([(weight - weight.grad).detach().flatten() for weight in plain.parameters()])
     torch.testing.assert_close(weights(module), expected, atol=1e-6, rtol=0)
+
+
+def test_tokens_are_trimmed_from_a_share_of_the_run_on(
+    demonstrations: str, tiny_policy_folder: Path, trainer: Trainers, tmp_path: Path
+) -> None:
+    metrics = Metrics()
+    module = SupervisedIRL(PolicySpec(source=str(tiny_policy_folder)), trim=TrimSpec(1e-3, 0.0, after=0.5))
+    data = DemonstrationDataModule(demonstrations, batch_size=2, cache_dir=str(tmp_path), validation=None)
+    trainer(max_steps=4, callbacks=[metrics]).fit(module, datamodule=data)
+    shares = [step["train/trimmed_share"] for step in metrics.steps]
+    assert shares[:2] == [0.0, 0.0]
+    assert all(share > 0.5 for share in shares[2:])  # all that are no first choice
+    for step in metrics.steps[2:]:
+        assert step["train/loss"] < (1 - step["train/trimmed_share"]) * step["train/nll"]
+    assert "train/trimmed_share" in module.train_metrics
+
+
+@pytest.mark.parametrize(
+    "options", [{"margin": 0.0}, {"margin": float("nan")}, {"sure": 1.0}, {"sure": -0.1}, {"after": 1.5}]
+)
+def test_impossible_limits_are_refused(options: dict[str, float], tiny_policy_folder: Path) -> None:
+    with pytest.raises(InputError, match="`trim`"):
+        TrimSpec(**options)
+    with pytest.raises(InputError, match="`iq_learn` takes all"):
+        SupervisedIRL(PolicySpec(source=str(tiny_policy_folder)), "iq_learn", trim=TrimSpec())
 
 
 def test_logged_likelihood_is_that_of_the_whole_step(
