@@ -81,7 +81,7 @@ def clean(arguments: Sequence[str]) -> None:
         done = f"Parts of {counted(cleaned.changed, 'row')} {'masked' if options.how == 'mask' else 'weighted'}"
     left = f" {counted(cleaned.unchanged, 'row')} of them had no part to change." if cleaned.unchanged else ""
     console.print(
-        f"{output}: {counted(cleaned.written, 'row')}. {done}{copies}; {counted(len(flagged), 'row')} flagged.{left}"
+        f"{output}: {counted(cleaned.total, 'row')}. {done}{copies}; {counted(len(flagged), 'row')} flagged.{left}"
         f"\nNext: {_next_command(manifest, output)}",
         highlight=False,
         markup=False,

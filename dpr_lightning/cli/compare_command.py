@@ -13,6 +13,7 @@ import yaml
 
 from dpr_lightning.cli.toy_command import ToyTask, toy
 from dpr_lightning.errors import InputError
+from dpr_lightning.evaluation.noise import NoiseKind
 from dpr_lightning.experiments.arm_specs import ArmSpec
 from dpr_lightning.experiments.experiment import Experiment, run_experiment
 from dpr_lightning.experiments.recipes import Recipes
@@ -39,6 +40,8 @@ def compare(
     task: ToyTask = "addition",
     source: ReadPath | None = None,
     demonstrations: int = 400,
+    noise: float = 0.0,
+    noise_kind: NoiseKind = "step",
     test: int = 400,
     samples: int = 4,
     sft: ReadPath = "toy/sft.yaml",
@@ -69,6 +72,8 @@ def compare(
         task: of the toy, as for `dpr toy`.
         source: of the toy's task, where it is read from a file.
         demonstrations: of the toy.
+        noise: share of the toy's demonstrations with a mistake, as for `dpr toy`.
+        noise_kind: of these mistakes.
         test: prompts of the toy's evaluation.
         samples: answers a prompt, in addition to the greedy one.
         sft: packaged config of SFT.
@@ -99,7 +104,13 @@ def compare(
         preview_prompts,
         verifier,
     )
-    toy_options = {"task": task, "source": source, "demonstrations": demonstrations, "test": test}
+    toy_options: dict[str, Any] = {"task": task, "source": source, "demonstrations": demonstrations, "test": test}
+    if noise and data is not None:
+        raise InputError(
+            "`noise` is of the toy that is created, and `data` names rows that exist. Leave one of them out."
+        )
+    if noise:
+        toy_options |= {"noise": noise, "noise_kind": noise_kind}
     contents = {"data": None if data is None else [_content(data, part) for part in PARTS], "source": _digest(source)}
     experiment = Experiment(
         title,

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from dpr_lightning.errors import InputError
+from dpr_lightning.evaluation.noise import NoiseKind, add_noise
 from dpr_lightning.evaluation.scan import read_scan, split_rows
 from dpr_lightning.evaluation.tasks import make_splits, write_jsonl
 from dpr_lightning.paths import ReadPath, Writes
@@ -12,6 +13,7 @@ from dpr_lightning.reports.console import console
 
 ToyTask = Literal["addition", "spelling", "scan"]
 SPLITS = ("test", "development", "prompts", "demonstrations")
+FILES = (*SPLITS, "oracle_masked", "oracle_dropped")
 GENERATORS: dict[str, tuple[str, dict[str, Any]]] = {
     "addition": ("chain_sum", {"operators": "+", "min_terms": 2, "max_terms": 2, "min_digits": 2, "max_digits": 2}),
     "spelling": ("spell_backward", {"min_word_len": 3, "max_word_len": 5}),
@@ -20,7 +22,7 @@ GENERATORS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def toy(
     output: Annotated[
-        str, Writes("base", whole=True), Writes(*(f"data/{split}.jsonl" for split in SPLITS), marks=('"answer"',))
+        str, Writes("base", whole=True), Writes(*(f"data/{name}.jsonl" for name in FILES), marks=('"answer"',))
     ] = "runs/toy",
     task: ToyTask = "addition",
     source: ReadPath | None = None,
@@ -30,6 +32,8 @@ def toy(
     test: int = 400,
     hidden_size: int = 128,
     layers: int = 4,
+    noise: float = 0.0,
+    noise_kind: NoiseKind = "step",
     seed: int = 0,
 ) -> None:
     """Write ``base/`` (a tiny Llama and its tokenizer) and ``data/`` (JSONL splits with disjoint prompts).
@@ -47,6 +51,10 @@ def toy(
         test: for the last evaluation.
         hidden_size: of the Llama.
         layers: of the Llama.
+        noise: share of the demonstrations with a mistake. `oracle_masked.jsonl` is then the same demonstrations with
+            the wrong characters as `loss_spans`, and `oracle_dropped.jsonl` the right ones alone.
+        noise_kind: `step`: a character of a step, and the answer after it; `answer`: the answer alone; `swap`: rows
+            have each other's completions.
         seed: of weights and data.
     """
     sizes = dict(zip(SPLITS, (test, development, prompts, demonstrations), strict=True))
@@ -61,6 +69,11 @@ def toy(
         texts = [row["prompt"] + row["completion"] for row in splits["demonstrations"]]
         texts += ["0123456789"] if task == "addition" else ["abcdefghijklmnopqrstuvwxyz"]
     folder = Path(output)
+    if noise:
+        noisy = add_noise(splits["demonstrations"], noise, noise_kind, seed)
+        wrong = set(noisy.wrong)
+        right = [row for index, row in enumerate(noisy.rows) if index not in wrong]
+        splits |= {"demonstrations": noisy.rows, "oracle_masked": noisy.masked, "oracle_dropped": right}
     for split, rows in splits.items():
         write_jsonl(rows, folder / "data" / f"{split}.jsonl")
     create_toy_policy(folder / "base", texts, hidden_size=hidden_size, layers=layers, seed=seed, words=task == "scan")

@@ -61,7 +61,7 @@ def list_trained(
     listed = suspected.row.argsort(descending=True)[:count]
     flagged = suspicious_tokens(suspected, listed, token_threshold(suspected, TOKEN_SHARE))
     references_logprob = torch.stack([each.logprob for each in scored[:-1]])
-    shown = TokenScores(
+    displayed = TokenScores(
         scored[-1].logprob,
         references_logprob,
         torch.full_like(suspected.token, float("nan")),
@@ -72,5 +72,5 @@ def list_trained(
     count_of_checkpoints = counted(len(folders), "checkpoint")
     words = f"mean margin by which {count_of_checkpoints} of the run prefer another token, with a minus sign"
     return list_suspects(
-        source, data, shown, tokenizer, words, columns=columns, count=count, output=output, flagged=flagged
+        source, data, displayed, tokenizer, words, columns=columns, count=count, output=output, flagged=flagged
     )

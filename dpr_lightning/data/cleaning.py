@@ -37,12 +37,12 @@ class FlaggedRow(NamedTuple):
 
 
 class Cleaned(NamedTuple):
-    """Counts of rows: all that were written, those that were dropped or changed, and copies of flagged rows there.
+    """Counts of rows: the total of the file, those that were dropped or changed, and copies of flagged rows there.
 
     ``unchanged``: flagged rows that have no suspicious part to mask.
     """
 
-    written: int
+    total: int
     dropped: int
     changed: int
     copies: int
@@ -129,7 +129,7 @@ def write_cleaned(
     files = {os.path.realpath(file) for file in source.files}
     expected = {(file, row.number): row for row in flagged if (file := os.path.realpath(row.file)) in files}
     by_content: Counter[str] = Counter()
-    written = 0
+    total = 0
     with whole_file(output) as stream:
         for row in source:
             content = row_hash(row.values)
@@ -147,16 +147,16 @@ def write_cleaned(
                     continue
                 if spans:
                     values[column] = [*_entries(row, column), *(span.to_dict() for span in spans)]
-            written += 1
+            total += 1
             stream.write(json.dumps(values, ensure_ascii=False, default=str) + "\n")
         _check_all_there(source, flagged, [*expected.values()], by_content)
-        if not written:
+        if not total:
             raise InputError(f"All rows of {source.name} are flagged, so that none would remain.")
     flags = Counter(row.content for row in flagged)
     dropped = sum(count for content, count in by_content.items() if spans_of[content] is None)
     changed = sum(count for content, count in by_content.items() if spans_of[content])
     unchanged = by_content.total() - dropped - changed
-    return Cleaned(written, dropped, changed, (by_content - flags).total(), unchanged)
+    return Cleaned(total, dropped, changed, (by_content - flags).total(), unchanged)
 
 
 def _entries(row: Row, column: str) -> list[Any]:

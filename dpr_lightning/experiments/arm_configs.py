@@ -139,7 +139,7 @@ class ArmConfigs:
                     f"Arm {name!r} names `references`, and its recipe has none: it learns from no token reward."
                 )
             data["references"] = [str(checkpoint(self.policies, reference)) for reference in arm.references]
-        apply_changes(config, arm.changes, name)
+        apply_changes(config, move_paths(arm.changes, self.recipes.home, str(self.folder)), name)
         source = str(config["model"]["init_args"]["policy"]["source"])
         if self.folder not in Path(source).parents:
             raise InputError(

@@ -41,7 +41,8 @@ class ArmSpec:
             from its base policy; ``continued_sft``, which goes on imitating; or the config of any algorithm, a file or
             a packaged one such as ``toy/iq_learn.yaml``, whose paths begin with the experiment's ``home``. None trains
             nothing.
-        changes: dotted options of the recipe and their values, such as ``model.init_args.credit.discount: 1.0``.
+        changes: dotted options of the recipe and their values, such as ``model.init_args.credit.discount: 1.0``; paths
+            of the experiment begin with its ``home``.
         steps_multiple: optimizer steps as a multiple of the recipe's ``trainer.max_steps``; None: as many as the budget
             pays for. ``train: sft`` with 2 is SFT with twice the steps.
         policy: without training: ``sft``, or a saved checkpoint: its name such as ``step_0000100``, or the nearest to a

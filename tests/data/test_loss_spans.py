@@ -91,11 +91,11 @@ def test_prompts_and_metadata_are_as_without_spans(plain_tokenizer: PreTrainedTo
     row = {"prompt": "hello", "completion": "world", "loss_spans": [{"start": 0, "end": 9}]}
     assert to_prompt(Row("f", 1, row)).loss_spans == ()  # an answer of another length is sampled
     assert "loss_spans" not in to_prompt(Row("f", 1, row)).metadata
-    own = to_demonstration(
+    renamed = to_demonstration(
         Row("f", 1, {"prompt": "hello", "completion": "world", "spans": [{"start": 0, "end": 2}]}),
         {"loss_spans": "spans"},
     )
-    assert own.loss_spans[0].end == 2
+    assert renamed.loss_spans[0].end == 2
 
 
 @pytest.mark.parametrize(

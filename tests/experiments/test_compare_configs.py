@@ -29,9 +29,10 @@ def shrunk(value: Any, sft_steps: int) -> Any:
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_arm_runs(recipe: Path, recipes: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     toy = tmp_path / "toy"
-    sizes = ["--demonstrations", "40", "--prompts", "64", "--development", "8", "--test", "4"]
-    assert main(["toy", "--output", str(toy), *sizes, "--hidden_size", "32", "--layers", "2"]) == 0
     content = yaml.safe_load(recipe.read_text())
+    noise = content.pop("noise", 0.0)
+    sizes = ["--noise", str(noise), "--demonstrations", "40", "--prompts", "64", "--development", "8", "--test", "4"]
+    assert main(["toy", "--output", str(toy), *sizes, "--hidden_size", "32", "--layers", "2"]) == 0
     config = shrunk(content, content.get("sft_steps", 400)) | {
         "seeds": [1], "output": str(tmp_path / "out"), "data": str(toy), "sft_steps": STEPS, "dpr_steps": 1,
         "samples": 1, "preview_samples": 2, "preview_prompts": 2, **recipes,

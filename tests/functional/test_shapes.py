@@ -70,7 +70,7 @@ EXAMPLES: dict[str, Callable[[], tuple]] = {
 OF_TENSORS = (block_attention, head_logprobs, head_loss, rotate, signed_sine)
 """Functions of engine/ that are given tensors, and no model."""
 INNER = {"block_attention", "rotate"}
-"""Those that only attention in engine/ calls, with tensors of its own, which they do not check."""
+"""Those that only attention in engine/ calls, with tensors that it prepares itself."""
 FUNCTIONS = {function.__name__: function for function in OF_TENSORS}
 FUNCTIONS |= {name: getattr(F, name) for name in F.__all__ if inspect.isfunction(getattr(F, name))}
 

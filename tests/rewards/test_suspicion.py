@@ -27,9 +27,9 @@ def test_scores_are_those_of_the_plain_model(tiny_policy_folder: Path) -> None:
     for row in range(4):
         columns = mask[row].nonzero().squeeze(1)
         states = logprobs[row, columns - 1]
-        own = states.gather(1, tokens[row, columns, None]).squeeze(1)
-        torch.testing.assert_close(scores.logprob[row, : len(columns)], own)
-        torch.testing.assert_close(scores.margin[row, : len(columns)], states.amax(1) - own)
+        expected = states.gather(1, tokens[row, columns, None]).squeeze(1)
+        torch.testing.assert_close(scores.logprob[row, : len(columns)], expected)
+        torch.testing.assert_close(scores.margin[row, : len(columns)], states.amax(1) - expected)
         assert not scores.logprob[row, len(columns) :].any()
     assert (scores.margin >= 0).all()
 
