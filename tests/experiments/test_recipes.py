@@ -77,7 +77,6 @@ def test_what_is_missing_in_a_recipe_is_named(tmp_path: Path) -> None:
         _ = configs.budget
 
 
-<<<<<<< HEAD
 def test_a_multiple_of_steps_takes_steps_to_multiply(tmp_path: Path) -> None:
     longer, mine = ArmSpec("sft", steps_multiple=2.5), write(tmp_path / "mine.yaml", WHOLE)
     with pytest.raises(InputError, match=r"`steps_multiple`, and .*mine\.yaml has no number of steps: set `trainer\."):
@@ -89,7 +88,8 @@ def test_a_multiple_of_steps_takes_steps_to_multiply(tmp_path: Path) -> None:
         config = configs.changed("longer", longer)
         assert config["trainer"]["max_steps"] == 2.5 * (steps or 100)
         assert config["model"]["init_args"]["policy"]["source"] == str(tmp_path / "base")
-=======
+
+
 def test_paths_in_the_changes_of_an_arm_are_those_of_its_seed(tmp_path: Path) -> None:
     recipe = write(tmp_path / "mine.yaml", WHOLE | {"trainer": {"max_steps": 4}})
     configs = ArmConfigs(tmp_path / "seed_1", 1, Recipes(recipe, recipe, home="runs/toy"))
@@ -97,4 +97,3 @@ def test_paths_in_the_changes_of_an_arm_are_those_of_its_seed(tmp_path: Path) ->
     config = configs.changed("oracle", arm)
     assert config["data"]["init_args"]["train"] == str(tmp_path / "seed_1" / "data" / "oracle_masked.jsonl")
     assert config["trainer"]["max_steps"] == 4
->>>>>>> 714fc1a (wip)
