@@ -82,7 +82,7 @@ def audit(
         dtype: of the models' parameters.
         seed: of corruptions and samples.
         output: JSON file to write, and beside it a page of the same name, ``.html``, of the demonstrations to check,
-            and a list of them, ``.jsonl``, for `dpr clean`.
+            and a list of them, ``.listed.jsonl``, for `dpr clean`.
         rows: ``held_out``: the demonstrations were not trained on; ``train``: they were.
         exclude: with ``rows=train``, rows whose prompts are left out, such as those held out of the same file.
         max_length: with ``rows=train``, tokens of the longest demonstration that was trained on; longer ones are left

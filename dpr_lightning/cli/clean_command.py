@@ -22,7 +22,7 @@ def clean(arguments: Sequence[str]) -> None:
         "clean",
         "The training rows of a run without what looks wrong in them. Open the page of `dpr audit --run FOLDER --rows "
         "train`, or check/audit.html in the run's folder, mark rows, and export flagged.jsonl; or take the first rows "
-        "of the list beside that page, audit/train.jsonl, with --top. Nothing is changed that no file names, and the "
+        "of the list beside that page, audit/train.listed.jsonl, with --top. Nothing else is changed, and the "
         "training rows themselves never.",
     )
     parser.add_argument("--run", required=True, metavar="FOLDER", help="folder of the run")

@@ -23,7 +23,7 @@ from dpr_lightning.rollouts import decode_tokens
 from dpr_lightning.types import TokenScores
 
 AuditedRows = Literal["held_out", "train"]
-PAGE, LIST = ".html", ".jsonl"
+PAGE, LIST = ".html", ".listed.jsonl"
 PRINTED = 20
 """Rows on the console; the page has more."""
 

@@ -215,7 +215,7 @@ def test_from_the_page_of_an_audit_to_a_run_on_cleaned_rows(
     printed = capsys.readouterr().out
     assert "cleaned.jsonl: 125 rows. 3 rows dropped; 3 rows flagged." in printed
     if rows == "train":
-        list_of_all = ["--flagged", "runs/mine/audit/train.jsonl", "--top", "5", "--how", "mask"]
+        list_of_all = ["--flagged", "runs/mine/audit/train.listed.jsonl", "--top", "5", "--how", "mask"]
         assert main(["clean", "--run", "runs/mine", *list_of_all, "--output", "masked.jsonl"]) == 0
         masked = [json.loads(line) for line in Path("masked.jsonl").read_text().splitlines()]
         assert len(masked) == len(mine)

@@ -94,7 +94,7 @@ CLEAN_CASES: dict[str, dict[str, Case]] = {
         "cleaned rows in a table": Case(
             lambda kit: _clean(kit, _flag(kit), output="cleaned.csv"), ("cleaned.csv", ".jsonl")
         ),
-        "a misspelt option": Case(
+        "a misspelt option of `dpr clean`": Case(
             lambda kit: [*_clean(kit, _flag(kit)), "--flaged", "x.jsonl"],
             ("no option --flaged.", "Did you mean --flagged?"),
         ),
