@@ -51,6 +51,12 @@ class Example:
         """The prompt as messages; a string becomes a turn of the user."""
         return (Message("user", self.prompt),) if isinstance(self.prompt, str) else self.prompt
 
+    @property
+    def learnt_contents(self) -> list[str]:
+        """Contents of the turns that are learnt, in order."""
+        turns = (*self.prompt_messages(), *self.completion_messages())
+        return [message.content for message in turns if message.train]
+
     def completion_messages(self) -> tuple[Message, ...]:
         """The completion as messages; a string becomes a turn of the assistant."""
         if isinstance(self.completion, str):

@@ -4,6 +4,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -150,7 +151,13 @@ def token_weights(
         InputError: the tokens do not decode to the content, so that characters cannot be located.
     """
     lowest: dict[int, float] = {}
-    first = content_start(tokenizer, tokens, content, where)
+    first = content_start(tokenizer, tokens, content)
+    if first is None:
+        raise InputError(
+            f"{where}: {LOSS_SPANS} cannot be located, for the tokens of the turn decode to another text than its "
+            f"content ({decode_tokens(tokenizer, tokens)[:40]!r} instead of {content[:40]!r}). Remove {LOSS_SPANS} "
+            "from this row, or write the content as the chat template and the tokenizer write it."
+        )
     for span in spans:
         start = _first_token(tokenizer, tokens, first + span.start)
         end = _tokens_of(tokenizer, tokens, first + span.end)
@@ -184,22 +191,23 @@ def token_span(
     return (left, right) if left < right else None
 
 
-def content_start(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], content: str, where: str) -> int:
+def content_start(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], content: str) -> int | None:
     """Index of the content's first character in the text of a turn's tokens; negative where its start was cut off.
 
-    Raises:
-        InputError: the text does not have the content.
+    None where the text does not have the content, since a tokenizer or template changes it.
     """
     text = decode_tokens(tokenizer, tokens)
     for candidate in (content, content.strip()):
         index = text.find(candidate)
         if index >= 0:
             return index - content.index(candidate)
-    raise InputError(
-        f"{where}: {LOSS_SPANS} cannot be located, for the tokens of the turn decode to another text than its content "
-        f"({text[:40]!r} instead of {content[:40]!r}). Remove {LOSS_SPANS} from this row, or write the content as "
-        "the chat template and the tokenizer write it."
-    )
+    return None
+
+
+def runs(mask: Sequence[bool]) -> list[tuple[int, int]]:
+    """Start and end of each run of True."""
+    grouped = (list(group) for value, group in groupby(range(len(mask)), key=lambda index: mask[index]) if value)
+    return [(indices[0], indices[-1] + 1) for indices in grouped]
 
 
 def _first_token(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], character: int) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.data.conversations import Example
-from dpr_lightning.data.loss_spans import LossSpan, content_start, token_span
+from dpr_lightning.data.loss_spans import LossSpan, content_start, runs, token_span
 from dpr_lightning.data.tokenization import TokenizedExample
 
 
@@ -14,7 +14,8 @@ def spans_of_tokens(
 ) -> list[tuple[LossSpan, range]]:
     """The characters of flagged tokens, a span for each run of them in one turn.
 
-    Tokens outside the content of their turn (its end, reasoning, tool calls, what a template writes) have no span.
+    Tokens outside the content of their turn (its end, reasoning, tool calls, what a template writes) have no span, and
+    neither has a turn whose tokens decode to another text than its content.
 
     Args:
         example: the row as it is read.
@@ -24,36 +25,23 @@ def spans_of_tokens(
 
     Returns:
         each span, with the indices of its tokens among the actions of the row.
-
-    Raises:
-        InputError: the tokens do not decode to the content of their turn.
     """
-    contents = [
-        message.content for message in (*example.prompt_messages(), *example.completion_messages()) if message.train
-    ]
+    contents = example.learnt_contents
     spans: list[tuple[LossSpan, range]] = []
     action = 0
-    for turn, (start, end) in enumerate(_runs(row.mask)):
+    for turn, (start, end) in enumerate(runs(row.mask)):
         tokens, content = row.tokens[start:end], contents[turn]
         of_turn = flagged[action : action + len(tokens)]
         before, action = action, action + len(tokens)
         if not any(of_turn):
             continue
-        first = content_start(tokenizer, tokens, content, example.location)
-        for left, right in _runs(of_turn):
+        first = content_start(tokenizer, tokens, content)
+        if first is None:
+            continue
+        for left, right in runs(of_turn):
             covered = token_span(tokenizer, tokens, first, content, left, right)
             if covered is not None:
                 last = turn == len(contents) - 1
                 span = LossSpan(*covered, 0.0, -1 if last else turn, content[slice(*covered)])
                 spans.append((span, range(before + left, before + right)))
     return spans
-
-
-def _runs(mask: Sequence[bool]) -> list[tuple[int, int]]:
-    """Start and end of each run of True."""
-    edges = [
-        index
-        for index in range(len(mask) + 1)
-        if (index < len(mask) and mask[index]) != (index > 0 and mask[index - 1])
-    ]
-    return list(zip(edges[::2], edges[1::2], strict=True))

@@ -9,7 +9,7 @@ from dpr_lightning.data.chat_format import Format, choose_format
 from dpr_lightning.data.conversations import Example
 from dpr_lightning.data.learnt_parts import OnDropped
 from dpr_lightning.data.learnt_text import notice_altered, unknown_token
-from dpr_lightning.data.loss_spans import spans_by_turn, token_weights
+from dpr_lightning.data.loss_spans import runs, spans_by_turn, token_weights
 from dpr_lightning.data.notices import Notices
 from dpr_lightning.data.rendering import check_no_stop, render_prompt, render_turns
 from dpr_lightning.data.special_text import SpecialTextEncoder
@@ -97,7 +97,7 @@ def tokenize_examples(
             learnt = turns.whole[len(text) :]
             expected = encoder.restore(learnt) if spells else learnt
             notice_altered(tokenizer, row.tokens[len(prompt) : stop + 1], expected, example.location, notices)
-        tokenized.append(_weighted(example, tokenizer, row, [len(prompt) for prompt in prompts]))
+        tokenized.append(_weighted(example, tokenizer, row))
     return tokenized
 
 
@@ -159,30 +159,22 @@ def _mask_turns(
     return TokenizedExample(tokens[:end], mask[:end], True)
 
 
-def _weighted(
-    example: Example, tokenizer: PreTrainedTokenizerBase, row: TokenizedExample, starts: Sequence[int]
-) -> TokenizedExample:
+def _weighted(example: Example, tokenizer: PreTrainedTokenizerBase, row: TokenizedExample) -> TokenizedExample:
     """The row with the weights that its ``loss_spans`` give its tokens.
 
     Args:
         example: as it is in the file.
         tokenizer: of the policy.
         row: its tokens.
-        starts: index of the first token of each turn that is learnt.
 
     Raises:
         InputError: a span does not fit the row.
     """
     if not example.loss_spans:
         return row
-    turns = [
-        message.content for message in (*example.prompt_messages(), *example.completion_messages()) if message.train
-    ]
-    weights = [1.0] * len(row.tokens)
-    for start, content, spans in zip(
-        starts, turns, spans_by_turn(example.loss_spans, turns, example.location), strict=True
-    ):
-        end = row.mask.index(False, start) if False in row.mask[start:] else len(row.tokens)
+    contents, weights = example.learnt_contents, [1.0] * len(row.tokens)
+    of_turns = spans_by_turn(example.loss_spans, contents, example.location)
+    for (start, end), content, spans in zip(runs(row.mask), contents, of_turns, strict=True):
         if spans:
             weights[start:end] = token_weights(tokenizer, row.tokens[start:end], content, spans, example.location)
     mask = [acted and weight > 0 for acted, weight in zip(row.mask, weights, strict=True)]
@@ -219,7 +211,7 @@ def _tokenize_plain(
         notice_altered(tokenizer, answer, expected, example.location, notices)
         answer = [*answer, int(tokenizer.eos_token_id)]
         row = TokenizedExample(prompt + answer, [False] * len(prompt) + [True] * len(answer), True)
-        tokenized.append(_weighted(example, tokenizer, row, [len(prompt)]))
+        tokenized.append(_weighted(example, tokenizer, row))
     return tokenized
 
 

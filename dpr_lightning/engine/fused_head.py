@@ -251,7 +251,7 @@ def _of_strip(
     # An impossible action adds nothing: 0·(−∞) would be NaN.
     expected = logits.clamp_(min=torch.finfo(logits.dtype).min).mul_(probability).sum(-1)
     entropy = normaliser.squeeze(-1) - expected
-    trimmed = tokens_without_loss(logprob, (highest - normaliser).squeeze(-1), trim)
+    trimmed = _trimmed(logprob, (highest - normaliser).squeeze(-1), trim)
     value, slope = _loss_and_slope(logprob.masked_fill(trimmed, 0.0), part, token_loss)
     slope = slope.masked_fill(trimmed, 0.0)
     loss += value
@@ -265,7 +265,7 @@ def _of_strip(
     return _Strip(loss, logprob, entropy, change.masked_fill_(silent, 0.0), silent, trimmed)
 
 
-def tokens_without_loss(logprob: Tensor, best: Tensor, trim: Trim | None) -> Tensor:
+def _trimmed(logprob: Tensor, best: Tensor, trim: Trim | None) -> Tensor:
     """Which tokens are trimmed, [n]; none without ``trim``."""
     if trim is None:
         return torch.zeros_like(logprob, dtype=torch.bool)

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from dpr_lightning.engine.forward import logits_at
-from dpr_lightning.engine.fused_head import ActionValues, HeadLoss, TokenLoss, Trim, head_loss, tokens_without_loss
+from dpr_lightning.engine.fused_head import ActionValues, HeadLoss, TokenLoss, Trim, head_loss
 from dpr_lightning.engine.model_inputs import model_inputs
 from dpr_lightning.engine.output_head import head_does, plain_head, states_at
-from dpr_lightning.functional import action_positions, all_actions_loss, entropy, token_logprobs
+from dpr_lightning.functional import action_positions, all_actions_loss, entropy, is_trimmed, token_logprobs
 
 
 class ActedLoss(NamedTuple):
@@ -86,8 +86,10 @@ def _loss_of_logits(
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     logprob = token_logprobs(logits, actions)[acted]
     every = slice(0, len(logprob))
-    best = logits.detach().amax(-1)[acted] - logits.detach().logsumexp(-1)[acted]
-    trimmed = tokens_without_loss(logprob, best, trim)
+    trimmed = torch.zeros_like(logprob, dtype=torch.bool)
+    if trim is not None:
+        best = logits.detach()[acted].log_softmax(-1).amax(-1)
+        trimmed = is_trimmed(logprob.detach(), best, trim.margin, trim.sure)
     loss = token_loss(logprob.masked_fill(trimmed, 0.0), every)
     if action_values is not None:
         logprobs = logits[acted].log_softmax(-1)

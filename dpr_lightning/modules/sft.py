@@ -54,7 +54,7 @@ class TrimSpec:
 
     margin: float = 3.0
     sure: float = 0.5
-    after: float = 0.25
+    after: float = 0.125
 
     def __post_init__(self) -> None:
         """Refuse limits that no run can have."""

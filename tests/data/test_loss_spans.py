@@ -15,6 +15,7 @@ from dpr_lightning.data.conversations import to_demonstration, to_prompt
 from dpr_lightning.data.loss_spans import content_start, token_span
 from dpr_lightning.data.rows import Row
 from dpr_lightning.data.token_cache import load_or_tokenize
+from dpr_lightning.data.token_spans import spans_of_tokens
 from dpr_lightning.data.tokenization import TokenizedExample, tokenize_example
 from dpr_lightning.errors import InputError
 from dpr_lightning.rollouts import decode_tokens
@@ -136,7 +137,11 @@ def test_a_text_that_the_tokenizer_changes_is_refused(plain_tokenizer: PreTraine
     lower.backend_tokenizer.normalizer = normalizers.Lowercase()
     with pytest.raises(InputError, match="decode to another text"):
         tokenized(lower, [{"start": 0, "end": 2}])
-    assert tokenized(lower, None).weights is None
+    whole = tokenized(lower, None)
+    assert whole.weights is None
+    # Such a row can be scored and listed all the same; nothing in it can be marked.
+    example = to_demonstration(Row("f.jsonl", 3, {"prompt": "Answer: ", "completion": LEARNT}))
+    assert spans_of_tokens(example, whole, [True] * sum(whole.mask), lower) == []
 
 
 def data_set(
@@ -202,7 +207,8 @@ def test_characters_of_tokens_are_the_way_back(chat_tokenizer: PreTrainedTokeniz
     whole = tokenized(chat_tokenizer, None, messages=chat)
     first = whole.mask.index(True)
     learnt = whole.tokens[first:]
-    start = content_start(chat_tokenizer, learnt, content, "f:1")
+    start = content_start(chat_tokenizer, learnt, content)
+    assert start is not None
     for index in range(len(learnt) - 1):
         covered = token_span(chat_tokenizer, learnt, start, content, index, index + 1)
         if covered is None:  # a byte of a character, or white space

@@ -1,0 +1,46 @@
+"""How many rows and characters that `dpr audit --rows train` lists are mistakes, of a toy with `--noise`.
+
+    python -m benchmarks.listed_mistakes runs/noisy/data/oracle_masked.jsonl runs/audit/train.listed.jsonl
+
+`dpr toy --noise` writes the first file: the demonstrations with their mistakes as `loss_spans`.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+FIRST = (20, 50, 80, 90, 200)
+
+
+def count(oracle: list[dict[str, Any]], listed: list[dict[str, Any]], first: int) -> tuple[int, int, int, int]:
+    """Rows among the ``first`` listed that are wrong; characters marked there, wrong ones of these, and all wrong ones.
+
+    Args:
+        oracle: rows in their order, wrong ones with ``loss_spans``.
+        listed: lines of the list, with ``row`` (from 1) and ``loss_spans``.
+        first: so many lines of it.
+    """
+    wrong = {number: _characters(row) for number, row in enumerate(oracle, start=1) if "loss_spans" in row}
+    rows = [row for row in listed[:first] if row["row"] in wrong]
+    marked = [(_characters(row), wrong.get(row["row"], set())) for row in listed[:first]]
+    hits = sum(len(characters & truth) for characters, truth in marked)
+    return len(rows), sum(len(characters) for characters, _ in marked), hits, sum(map(len, wrong.values()))
+
+
+def _characters(row: dict[str, Any]) -> set[int]:
+    return {index for span in row["loss_spans"] for index in range(span["start"], span["end"])}
+
+
+def main(oracle: str, listed: str) -> None:
+    """Print the counts."""
+    files = [
+        [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()] for path in (oracle, listed)
+    ]
+    for first in FIRST:
+        rows, marked, hits, wrong = count(*files, first)
+        print(f"first {first}: {rows} rows are wrong; {marked} characters marked, {hits} of {wrong} wrong ones")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
