@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from dpr_lightning.callbacks import RolloutSamples as RolloutSamples
     from dpr_lightning.callbacks import RunManifestFile as RunManifestFile
     from dpr_lightning.data import DemonstrationDataModule as DemonstrationDataModule
+    from dpr_lightning.data import PreferenceDataModule as PreferenceDataModule
     from dpr_lightning.data import RewardDataModule as RewardDataModule
     from dpr_lightning.data import SelfPlayDataModule as SelfPlayDataModule
     from dpr_lightning.data import TextReward
@@ -41,7 +42,7 @@ _NAMES = {
         *("GenerationEvaluation", "HeldOutReward", "ReferenceCheckpoints", "ResumableCheckpoints", "RolloutSamples"),
         "RunManifestFile",
     ),
-    "data": ("DemonstrationDataModule", "RewardDataModule", "SelfPlayDataModule"),
+    "data": ("DemonstrationDataModule", "PreferenceDataModule", "RewardDataModule", "SelfPlayDataModule"),
     "errors": ("InputError",),
     "modules": (
         *("CreditSpec", "DensePathReinforce", "IQLearnSpec", "KLSpec", "ScheduleSpec", "SelfPlay", "SupervisedIRL"),

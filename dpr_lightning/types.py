@@ -42,17 +42,19 @@ class DemonstrationBatch(NamedTuple):
 
 
 class SelfPlayBatch(NamedTuple):
-    """Demonstrations, and an opponent's answers to the same prompts, as rows of one batch of P pairs.
+    """Chosen responses, such as demonstrations, and rejected ones to the same prompts, as rows of one batch of P pairs.
 
-    ``tokens`` [2P, L] int64 and ``mask`` [2P, L] bool: the P demonstrations, then the P answers in the same order;
+    ``tokens`` [2P, L] int64 and ``mask`` [2P, L] bool: the P chosen, then the P rejected in the same order;
     ``opponent_logprob`` [2P] float32: log-probability of each whole response under the opponent, nats;
-    ``num_pairs`` [] float: pairs of the whole optimizer step, over accumulation and ranks.
+    ``num_pairs`` [] float: pairs of the whole optimizer step, over accumulation and ranks;
+    ``reward_gap`` [P] float32: reward of the chosen response less that of the rejected one; None: not read.
     """
 
     tokens: Tensor
     mask: Tensor
     opponent_logprob: Tensor
     num_pairs: Tensor
+    reward_gap: Tensor | None = None
 
 
 class Rollouts(NamedTuple):

@@ -70,6 +70,26 @@ def write_sft_config(
     return _write(folder / "sft.yaml", config)
 
 
+def write_pairs_config(
+    folder: Path, workspace: Workspace, train: str, model: dict[str, Any] | None = None, **data: Any
+) -> str:
+    """A config of DPO on a file of pairs for two steps."""
+    data = {"train": train, "opponent": workspace.sft, "validation": None, "batch_size": 2} | data
+    config = {
+        "model": {
+            "class_path": "dpr_lightning.modules.SelfPlay",
+            "init_args": {"policy": {"source": workspace.sft}, "loss": "dpo", **(model or {})},
+        },
+        "data": {
+            "class_path": "dpr_lightning.data.PreferenceDataModule",
+            "init_args": {"cache_dir": str(folder / "cache"), **data},
+        },
+        "trainer": {"max_steps": 2, **TRAINER, "default_root_dir": str(folder)},
+        "run": None,
+    }
+    return _write(folder / "pairs.yaml", config)
+
+
 def write_resumable_config(
     folder: Path, workspace: Workspace, train: str, trainer: dict[str, Any] | None = None, **data: Any
 ) -> str:

@@ -23,11 +23,11 @@ TOPICS = {
     "sampling": ("--data.sampling.", "dpr_lightning.rollouts.sampler", "SamplingOptions"),
 }
 """Prefix of the options, module and class of each section with fields."""
-CLASSES = {
+CLASSES: dict[str, tuple[str, str, tuple[str, ...] | None]] = {
     "model": ("--model.", "dpr_lightning.modules", ("SupervisedIRL", "DensePathReinforce", "SelfPlay", "VerifierHead")),
     "data": (
         *("--data.", "dpr_lightning.data"),
-        ("DemonstrationDataModule", "RewardDataModule", "SelfPlayDataModule"),
+        ("DemonstrationDataModule", "RewardDataModule", "SelfPlayDataModule", "PreferenceDataModule"),
     ),
     "callbacks": ("", "dpr_lightning.callbacks", None),
 }
@@ -46,7 +46,8 @@ model: dpr_lightning.modules.SupervisedIRL, DensePathReinforce, SelfPlay, Verifi
   --model.policy.gradient_checkpointing true
                                        less memory for a third more work
   --model.optimizer.lr 1e-4            learning rate, where the config names an optimizer
-data: dpr_lightning.data.DemonstrationDataModule (SFT), RewardDataModule (RL), SelfPlayDataModule
+data: dpr_lightning.data.DemonstrationDataModule (SFT), RewardDataModule (RL), SelfPlayDataModule,
+      PreferenceDataModule (pairs: DPO, IPO)
   --data.train FILE                    SFT: demonstrations (JSONL, Parquet, a hub name); rows of it are held
                                        out, unless --data.validation names others
   --data.max_length 1024               SFT: tokens of the longest row

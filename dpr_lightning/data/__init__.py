@@ -7,14 +7,16 @@ from dpr_lightning.data.demonstrations import DemonstrationDataModule
 from dpr_lightning.data.held_out import holds_out
 from dpr_lightning.data.loader import DemonstrationLoader
 from dpr_lightning.data.messages import Message
+from dpr_lightning.data.opponent_data import SelfPlayLoader, last_turn
 from dpr_lightning.data.over_length import OverLength, TokenizationReport
 from dpr_lightning.data.overlap import OverlapReport, check_overlap
 from dpr_lightning.data.policy_data import PausingLoader, PolicyDataModule
+from dpr_lightning.data.preference_datamodule import PreferenceDataModule
 from dpr_lightning.data.prompts import PromptSet
 from dpr_lightning.data.reward_datamodule import RewardDataModule
 from dpr_lightning.data.rollout_loader import RolloutLoader
 from dpr_lightning.data.rows import Row, RowFile, Rows, RowSource, open_rows
-from dpr_lightning.data.self_play_datamodule import SelfPlayDataModule, SelfPlayLoader, last_turn
+from dpr_lightning.data.self_play_datamodule import SelfPlayDataModule
 from dpr_lightning.data.text_reward import TextReward
 from dpr_lightning.data.tokenization import (
     TokenizedExample,
@@ -35,6 +37,7 @@ __all__ = [
     "PausingLoader",
     "PlannedBatch",
     "PolicyDataModule",
+    "PreferenceDataModule",
     "PromptSet",
     "RewardDataModule",
     "RolloutLoader",

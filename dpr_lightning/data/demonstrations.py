@@ -346,8 +346,11 @@ class DemonstrationDataModule(PolicyDataModule):
         return sources
 
     def _tokenized(self, source: Rows, progress: bool) -> TokenizedDataset:
+        return self._tokenized_rows(open_rows(source), progress)
+
+    def _tokenized_rows(self, rows: RowSource, progress: bool) -> TokenizedDataset:
         data = tokenize_or_load(
-            open_rows(source),
+            rows,
             self.tokenizer,
             self._format(),
             self.cache_dir,
@@ -378,7 +381,7 @@ class DemonstrationDataModule(PolicyDataModule):
     ) -> TokenBudgetBatchSampler:
         rank, world_size = self._ranks
         return TokenBudgetBatchSampler(
-            data.lengths,
+            self._lengths(data),
             self._counted(data),
             token_budget=self.token_budget if batch_size is None else None,
             batch_size=self.batch_size if batch_size is None else batch_size,
@@ -389,6 +392,10 @@ class DemonstrationDataModule(PolicyDataModule):
             shuffle=shuffle,
             length_ratio=self.length_ratio,
         )
+
+    def _lengths(self, data: TokenizedDataset) -> NDArray[np.int64]:
+        """Tokens of each example that a token budget counts."""
+        return data.lengths
 
     def _counted(self, data: TokenizedDataset) -> NDArray[Any]:
         """Each example's share of the number by which a step's loss is divided: the weight of its tokens to learn."""

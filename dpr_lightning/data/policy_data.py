@@ -28,10 +28,12 @@ class ConfiguredLearner(Protocol):
 class PairLearner(Protocol):
     """A module that learns from pairs of responses.
 
-    ``needs_opponent_logprob``: whether batches need the log-probabilities of both under the opponent.
+    ``needs_opponent_logprob``: whether batches need the log-probabilities of both under the opponent;
+    ``needs_pair_rewards``: whether they need the difference of their rewards.
     """
 
     needs_opponent_logprob: bool
+    needs_pair_rewards: bool
 
 
 class Learner(Protocol):

@@ -1,4 +1,4 @@
-"""Self-play imitation: SPIN and GSIL learn to tell demonstrations from the policy's own earlier answers."""
+"""Pairs of responses: SPIN and GSIL prefer demonstrations to own answers, DPO and IPO what a file prefers."""
 
 from typing import ClassVar
 
@@ -8,6 +8,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from dpr_lightning.engine import action_logits, disable_dropout
+from dpr_lightning.errors import InputError
 from dpr_lightning.functional import SelfPlayLoss, self_play_loss, token_logprobs
 from dpr_lightning.modules.base import PolicyModule, default_optimizer
 from dpr_lightning.modules.non_finite import NonFinitePolicy
@@ -17,15 +18,17 @@ from dpr_lightning.types import SelfPlayBatch
 
 
 class SelfPlay(PolicyModule):
-    """Learns from pairs of a demonstration and an opponent's answer; the opponent is the policy it started from.
+    """Learns from pairs of a chosen and a rejected response; the opponent (π_ref) is the policy it started from.
 
-    One run is one iteration of SPIN; the next one takes this run's policy as its start and its opponent.
+    With :class:`SelfPlayDataModule` a demonstration is chosen, and the opponent's answer rejected: one run is one
+    iteration of SPIN, and the next one takes this run's policy as its start and its opponent. With
+    :class:`PreferenceDataModule` both are from a file: DPO, IPO, or REBEL on rewards in the file.
 
     Args:
         policy: what to train.
-        loss: ``spin``, or one of GSIL's ``bernoulli``, ``brier``, ``hinge``, ``kliep``, ``lsif``:
-            :func:`dpr_lightning.functional.self_play_loss`.
-        scale: λ of SPIN, α of GSIL: how many nats of log-ratio a unit of loss takes.
+        loss: ``spin`` (the same as ``dpo``), ``ipo``, ``rebel``, or one of GSIL's ``bernoulli``, ``brier``, ``hinge``,
+            ``kliep``, ``lsif``: :func:`dpr_lightning.functional.self_play_loss`.
+        scale: λ of SPIN, β of DPO, τ of IPO (there of log-ratios a token, as in TRL), η of REBEL, α of GSIL.
         shift: β of GSIL.
         check_start: at the first step, refuse to go on when the policy is not its opponent.
         optimizer: called with the trainable parameters.
@@ -33,7 +36,8 @@ class SelfPlay(PolicyModule):
         seed: of an adapter initialised at random.
         non_finite: what to do about a gradient that is not finite: ``stop``, or ``skip`` the step and count it.
 
-    Source: Chen et al. 2024, arXiv:2401.01335; Xiao et al. 2024, arXiv:2410.10093.
+    Source: paper: Chen et al. 2024, arXiv:2401.01335; Xiao et al. 2024, arXiv:2410.10093; Rafailov et al. 2023 (DPO),
+    arXiv:2305.18290; Azar et al. 2023 (IPO), arXiv:2310.12036; Gao et al. 2024 (REBEL), arXiv:2404.16767.
     """
 
     stage: ClassVar[str] = "self_play"
@@ -57,7 +61,7 @@ class SelfPlay(PolicyModule):
     ) -> None:
         super().__init__(policy, optimizer, schedule, seed, non_finite)
         # Refuses what is out of range before anything is loaded.
-        self_play_loss(loss, torch.zeros(1), torch.zeros(1), scale, shift)
+        self_play_loss(loss, torch.zeros(1), torch.zeros(1), scale, shift, torch.zeros(1))
         self.loss = loss
         self.scale, self.shift = scale, shift
         self.check_start = check_start
@@ -65,6 +69,11 @@ class SelfPlay(PolicyModule):
 
     needs_opponent_logprob = True
     """Whether its data have to score every pair under the opponent."""
+
+    @property
+    def needs_pair_rewards(self) -> bool:
+        """Whether its data have to read a reward of each response."""
+        return self.loss == "rebel"
 
     def prepare_policy(self) -> None:
         """Turn dropout off, which would be noise in the log-ratios."""
@@ -77,7 +86,9 @@ class SelfPlay(PolicyModule):
             magnitude = chosen.detach().abs().sum() + rejected.detach().abs().sum()
             drift = float(magnitude / batch.mask.sum().clamp_min(1))
             self.refuse_other_start(drift, "its opponent", "data.opponent")
-        pairs = self.pair_loss(chosen, rejected)
+        pairs = (
+            self._rebel_loss(batch, chosen, rejected) if self.needs_pair_rewards else self.pair_loss(chosen, rejected)
+        )
         loss = pairs.sum() / batch.num_pairs
         self.log_step(
             {
@@ -95,8 +106,16 @@ class SelfPlay(PolicyModule):
         """Called in each step with the scores of :meth:`pair_scores`: the loss of each pair [P]."""
         return self_play_loss(self.loss, chosen, rejected, self.scale, self.shift)
 
+    def _rebel_loss(self, batch: SelfPlayBatch, chosen: Tensor, rejected: Tensor) -> Tensor:
+        if batch.reward_gap is None:
+            raise InputError(
+                "`model.loss: rebel` learns differences of rewards, and these data have none. Take "
+                "`PreferenceDataModule` with rows that have `chosen_reward` and `rejected_reward`, or another loss."
+            )
+        return self_play_loss(self.loss, chosen, rejected, self.scale, reward_gap=batch.reward_gap)
+
     def validation_step(self, batch: SelfPlayBatch, batch_idx: int) -> None:
-        """Share of pairs whose demonstration scores above the opponent's answer."""
+        """Share of pairs whose chosen response scores above the rejected one."""
         chosen, rejected = self.pair_scores(batch)
         self.preferred.update((chosen > rejected).float(), batch.mask[: len(chosen)].any(1).float())
 
@@ -106,9 +125,11 @@ class SelfPlay(PolicyModule):
         self.preferred.reset()
 
     def pair_scores(self, batch: SelfPlayBatch) -> tuple[Tensor, Tensor]:
-        """Σ_t log π_θ − log π_opponent of demonstrations [P] and answers [P], nats."""
+        """Σ_t log π_θ − log π_opponent of chosen [P] and rejected responses [P], nats; for IPO the mean over t."""
         scored = action_logits(self.policy, batch.tokens, batch.mask)
         logprob = token_logprobs(scored.logits, scored.tokens).masked_fill(~scored.mask, 0.0).sum(1)
         ratio = logprob - batch.opponent_logprob
+        if self.loss == "ipo":
+            ratio = ratio / scored.mask.sum(1).clamp_min(1)
         half = len(ratio) // 2
         return ratio[:half], ratio[half:]

@@ -112,7 +112,7 @@ def test_a_class_has_a_page(capsys: pytest.CaptureFixture[str]) -> None:
         for name in listed:
             assert help_page(["fit", "--help", f"{section}.{name}"])
     assert main(["fit", "-h", "model.SelfPlay"]) == 0
-    assert re.search(r"--model.loss spin +spin, or one of GSIL", capsys.readouterr().out)
+    assert re.search(r"--model.loss spin +spin \(the same as dpo\)", capsys.readouterr().out)
 
 
 def test_fields_of_an_option_of_another_command() -> None:

@@ -22,13 +22,16 @@ def test_values_by_hand(kind: SelfPlayLoss) -> None:
 
     expected = {
         "spin": -math.log(sigmoid(up - down)),
+        "dpo": -math.log(sigmoid(up - down)),
+        "ipo": (chosen - rejected - 1.0) ** 2,
+        "rebel": (chosen - rejected - scale * 6.0) ** 2,
         "bernoulli": -math.log(sigmoid(up)) - math.log(1 - sigmoid(down)),
         "brier": (1 - sigmoid(up)) ** 2 + sigmoid(down) ** 2,
         "hinge": max(0.0, 1 - up) + max(0.0, 1 + down),
         "kliep": math.exp(down) - up,
         "lsif": 0.5 * math.exp(down) ** 2 - math.exp(up),
     }[kind]
-    result = self_play_loss(kind, torch.tensor([chosen]), torch.tensor([rejected]), scale, shift)
+    result = self_play_loss(kind, torch.tensor([chosen]), torch.tensor([rejected]), scale, shift, torch.tensor([6.0]))
     assert float(result) == pytest.approx(expected, rel=1e-5)
 
 
@@ -65,7 +68,7 @@ def test_spin_does_not_see_the_shift() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_loss_prefers_the_demonstration(kind: SelfPlayLoss) -> None:
     chosen, rejected = (torch.zeros(3, requires_grad=True) for _ in range(2))
-    self_play_loss(kind, chosen, rejected).sum().backward()  # type: ignore[no-untyped-call]
+    self_play_loss(kind, chosen, rejected, reward_gap=torch.ones(3)).sum().backward()  # type: ignore[no-untyped-call]
     assert chosen.grad is not None
     assert rejected.grad is not None
     assert (chosen.grad < 0).all()
@@ -75,8 +78,23 @@ def test_every_loss_prefers_the_demonstration(kind: SelfPlayLoss) -> None:
 def test_bad_arguments() -> None:
     pair = torch.zeros(2), torch.zeros(2)
     with pytest.raises(ValueError, match="kind"):
-        self_play_loss("dpo", *pair)  # type: ignore[arg-type]
+        self_play_loss("orpo", *pair)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="scale"):
         self_play_loss("spin", *pair, scale=0.0)
     with pytest.raises(ValueError, match="rejected has shape"):
         self_play_loss("spin", pair[0], torch.zeros(3))
+    with pytest.raises(ValueError, match=r"rebel.*reward_gap"):
+        self_play_loss("rebel", *pair)
+
+
+@pytest.mark.parametrize("kind", ["dpo", "ipo", "rebel"])
+def test_float64_stays(kind: SelfPlayLoss) -> None:
+    double = torch.zeros(2, dtype=torch.float64)
+    assert self_play_loss(kind, double, double, reward_gap=double).dtype == torch.float64
+
+
+def test_ipo_and_rebel_end_at_their_gaps() -> None:
+    """The minimum over x₊ − x₋ is 1/(2τ), and η times the difference of rewards."""
+    for kind, gap in (("ipo", 1 / (2 * 0.25)), ("rebel", 0.25 * 3.0)):
+        chosen = torch.tensor([gap], dtype=torch.float64)
+        assert float(self_play_loss(kind, chosen, 0 * chosen, 0.25, reward_gap=0 * chosen + 3.0)) == 0.0  # type: ignore[arg-type]

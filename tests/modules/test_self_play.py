@@ -155,7 +155,7 @@ def test_bad_options(data: Callable[..., SelfPlayDataModule]) -> None:
     with pytest.raises(InputError, match="temperature"):
         data(sampling=SamplingOptions(7, 0.0))
     with pytest.raises(ValueError, match="kind"):
-        SelfPlay(PolicySpec(source="nowhere"), loss="dpo")  # type: ignore[arg-type]
+        SelfPlay(PolicySpec(source="nowhere"), loss="orpo")  # type: ignore[arg-type]
 
 
 def test_the_last_turn() -> None:

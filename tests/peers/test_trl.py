@@ -1,4 +1,4 @@
-"""The same loss as TRL's on the same batch: SPIN beside DPO's, sentence-level REINFORCE beside RLOO's."""
+"""The same loss as TRL's on the same batch: DPO (and SPIN), IPO, and sentence-level REINFORCE beside RLOO."""
 
 import copy
 from pathlib import Path
@@ -9,11 +9,14 @@ import torch
 from datasets import Dataset
 from torch import nn
 
+from dpr_lightning.data import PreferenceDataModule
+from dpr_lightning.data.response_pairs import PairedDataset
 from dpr_lightning.engine import action_logits, sequence_logprobs
-from dpr_lightning.functional import clipped_surrogate_loss, self_play_loss, token_logprobs
-from dpr_lightning.modules import CreditSpec, estimate_advantages
+from dpr_lightning.functional import SelfPlayLoss, clipped_surrogate_loss, token_logprobs
+from dpr_lightning.modules import CreditSpec, SelfPlay, estimate_advantages
 from dpr_lightning.policies import PolicySpec, build_policy
-from dpr_lightning.types import RolloutBatch
+from dpr_lightning.types import RolloutBatch, SelfPlayBatch
+from tests.workspace import write_rows
 
 trl = pytest.importorskip("trl")
 PROMPTS = ["1 + 1 =", "20 + 3 =", "4 + 44 =", "5 + 5 ="]
@@ -53,8 +56,9 @@ def gradient(policy: nn.Module, loss: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0])
-def test_spin_is_dpo_with_the_demonstration_preferred(
-    scale: float, policies: tuple[nn.Module, nn.Module, Any], tmp_path: Path
+@pytest.mark.parametrize(("loss", "theirs_by"), [("spin", "sigmoid"), ("dpo", "sigmoid"), ("ipo", "ipo")])
+def test_the_losses_of_pairs(
+    loss: SelfPlayLoss, theirs_by: str, scale: float, policies: tuple[nn.Module, nn.Module, Any], tmp_path: Path
 ) -> None:
     policy, opponent, tokenizer = policies
     rows = [
@@ -64,7 +68,7 @@ def test_spin_is_dpo_with_the_demonstration_preferred(
     trainer = trl.DPOTrainer(
         policy,
         opponent,
-        trl.DPOConfig(**quiet(tmp_path), beta=scale),
+        trl.DPOConfig(**quiet(tmp_path), beta=scale, loss_type=[theirs_by]),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
     )
@@ -72,11 +76,38 @@ def test_spin_is_dpo_with_the_demonstration_preferred(
     theirs = trainer.compute_loss(trainer.model, dict(batch))
 
     tokens, mask = batch["input_ids"], batch["completion_mask"].bool()
-    logprob, acted = logprobs(policy, tokens, mask)
-    ratio = logprob.masked_fill(~acted, 0.0).sum(1) - sequence_logprobs(opponent, tokens, mask).sum(1)
-    ours = self_play_loss("spin", ratio[:4], ratio[4:], scale).mean()
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
-    torch.testing.assert_close(gradient(policy, ours), gradient(policy, theirs), atol=1e-5, rtol=0)
+    module = SelfPlay(PolicySpec(source="nowhere"), loss=loss, scale=scale)
+    module.policy = policy
+    pairs = SelfPlayBatch(tokens, mask, sequence_logprobs(opponent, tokens, mask).sum(1), torch.tensor(4.0))
+    ours = module.pair_loss(*module.pair_scores(pairs)).mean()
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(gradient(policy, ours), gradient(policy, theirs), atol=1e-5, rtol=1e-5)
+
+
+def test_pairs_are_read_as_trl_reads_them(policies: tuple[nn.Module, nn.Module, Any], tmp_path: Path) -> None:
+    policy, opponent, tokenizer = policies
+    rows = [
+        {"prompt": prompt, "chosen": f" Answer: {index}", "rejected": " Answer: " + "9" * (1 + index)}
+        for index, prompt in enumerate(PROMPTS)
+    ]
+    trainer = trl.DPOTrainer(
+        policy,
+        opponent,
+        trl.DPOConfig(**quiet(tmp_path)),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+    )
+    theirs = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    present = theirs["attention_mask"].bool()
+    learnt = {tuple(row[mask].tolist()) for row, mask in zip(theirs["input_ids"], present, strict=True)}
+    (tmp_path / "tokenizer").mkdir()
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    path = write_rows(tmp_path / "pairs.jsonl", rows)
+    data = PreferenceDataModule(path, validation=None, cache_dir=None, tokenizer=str(tmp_path / "tokenizer"))
+    data.setup("fit")
+    assert isinstance(data.train_data, PairedDataset)
+    ours = {tuple(part.example(n).tokens) for part in (data.train_data, data.train_data.rejected) for n in range(4)}
+    assert ours == learnt
 
 
 def test_sentence_level_credit_is_rloo(policies: tuple[nn.Module, nn.Module, Any], tmp_path: Path) -> None:

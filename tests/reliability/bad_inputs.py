@@ -11,12 +11,13 @@ from pathlib import Path
 from tests.reliability.bad_clean import CLEAN_CASES
 from tests.reliability.bad_data import DATA_CASES
 from tests.reliability.bad_options import OPTION_CASES
+from tests.reliability.bad_pairs import PAIR_CASES
 from tests.reliability.bad_policies import POLICY_CASES
 from tests.reliability.kit import Answer, run_case
 from tests.workspace import make_workspace
 
 BEGIN, END = "<!-- bad inputs: written by tests/reliability/bad_inputs.py -->", "<!-- end of bad inputs -->"
-CASES = DATA_CASES | POLICY_CASES | OPTION_CASES | CLEAN_CASES
+CASES = DATA_CASES | POLICY_CASES | OPTION_CASES | CLEAN_CASES | PAIR_CASES
 
 
 def table(folder: Path) -> str:
