@@ -15,7 +15,7 @@ from dpr_lightning.evaluation.verifiers import load_verifier
 from dpr_lightning.modules.base import PolicyModule
 from dpr_lightning.paths import Writes
 from dpr_lightning.policies import PolicySpec
-from dpr_lightning.run_manifest import MARK, map_paths, record_stage
+from dpr_lightning.run_manifest import MARK, STEPS, add_to_stage, map_paths, record_stage
 from dpr_lightning.trainer_attributes import callbacks_of, datamodule_of, is_trial
 
 LIBRARIES = ("dpr-lightning", "torch", "lightning", "transformers")
@@ -65,6 +65,11 @@ class RunManifestFile(Callback):
                 "versions": {library: version(library) for library in LIBRARIES},
             },
         )
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add the number of optimizer steps, on rank 0: EarlyStopping may have ended the run before its last one."""
+        if trainer.is_global_zero and not is_trial(trainer) and isinstance(pl_module, PolicyModule):
+            add_to_stage(self.path, pl_module.stage, {STEPS: trainer.global_step})
 
 
 def _changed(spec: PolicySpec) -> dict[str, Any]:

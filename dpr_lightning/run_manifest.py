@@ -15,7 +15,7 @@ from typing import Any
 from dpr_lightning.errors import InputError
 from dpr_lightning.folders import whole_file
 
-MANIFEST = "run.json"
+MANIFEST, SFT_YAML = "run.json", "sft.yaml"
 CHECK, PREVIEW, AUDIT = (Path("check") / name for name in ("check.json", "preview.json", "audit.json"))
 """Paths in a run's folder of what `dpr check` writes."""
 AUDIT_OF_TRAINED = Path("audit") / "train.json"
@@ -25,6 +25,8 @@ MARK = "dpr_lightning_run"
 FINAL = "final"
 FINISHED = "finished"
 """Key of the entry of SFT, once it has ended."""
+STEPS = "steps"
+"""Key of the number of optimizer steps in the entry of a stage that has ended."""
 TRAINED = ("rl", "self_play", "sft")
 """Stages that end with a policy, the newest first."""
 REFERENCE = 0.25
@@ -138,6 +140,41 @@ class RunManifest:
     def policy_options(self) -> dict[str, Any]:
         """Options of the policy that SFT trained, those by default aside."""
         return dict(self._entry("sft").get("policy") or {})
+
+    @property
+    def sft_config(self) -> Path:
+        """The config that SFT ran with, all options resolved.
+
+        Raises:
+            InputError: there is none.
+        """
+        saved = self._policies("sft").parent / "config.yaml"
+        candidates = (saved, self.folder / SFT_YAML)
+        path = next((each for each in candidates if each.is_file()), None)
+        if path is None:
+            raise InputError(
+                f"The SFT of {self.folder} has no config: there is neither {saved} nor {candidates[1]}, and its recipe "
+                "is read there. Train again with `dpr sft`."
+            )
+        return path
+
+    @property
+    def sft_folder(self) -> Path:
+        """The working directory of SFT, where relative paths of its config begin."""
+        return Path(self._entry("sft").get("folder") or Path.cwd())
+
+    @property
+    def sft_steps(self) -> int:
+        """Optimizer steps of SFT; of runs whose entry lacks them about as many, by the share of its last reference.
+
+        Raises:
+            InputError: there are no references either.
+        """
+        steps: int | None = self._entry("sft").get(STEPS)
+        if steps is not None:
+            return steps
+        share, folder = max((float(share), folder) for share, folder in self.references.items())
+        return max(1, round(int(Path(folder).name.removeprefix("step_")) / share))
 
     @property
     def train(self) -> Any:

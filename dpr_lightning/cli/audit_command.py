@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 
+from dpr_lightning.cli.repeated_training import Folds
 from dpr_lightning.cli.suspicious_rows import LIST, PAGE, AuditedRows, list_suspects, load_demonstrations
-from dpr_lightning.cli.trained_rows import list_trained
+from dpr_lightning.cli.trained_rows import Audited, SuspicionKind, list_trained, method_of
 from dpr_lightning.data import PromptSet, Rows, last_turn
 from dpr_lightning.errors import InputError
 from dpr_lightning.evaluation.audit import RewardAudit, Rewarded, audit_reward, recommend
@@ -28,6 +29,7 @@ from dpr_lightning.reports import audit_table
 from dpr_lightning.reports.console import console
 from dpr_lightning.rewards import SFT, DenseReward, RewardSpec, token_rewards
 from dpr_lightning.rollouts import SamplingOptions
+from dpr_lightning.run_manifest import RunManifest
 from dpr_lightning.types import TokenScores
 
 CONTROL = "log_policy"
@@ -35,6 +37,8 @@ AUDITED = ("log_ratio", "centred", "one_sided", "one_sided_centred", CONTROL)
 FAILED = 3
 HELD_OUT_LIMIT = 200
 LIST_MARKS = ('"loss_spans"',)
+FOLDS = ".folds"
+"""Suffix of the folder of the trainings, beside the file of the audit."""
 MARKS = ('"audits"',)
 """Text in every file of this command."""
 
@@ -54,11 +58,20 @@ def audit(
     dtype: Dtype = "float32",
     seed: int = 0,
     output: Annotated[
-        str | None, Writes(marks=MARKS), Writes(marks=REPORT_MARKS, suffix=PAGE), Writes(marks=LIST_MARKS, suffix=LIST)
+        str | None,
+        Writes(marks=MARKS),
+        Writes(marks=REPORT_MARKS, suffix=PAGE),
+        Writes(marks=LIST_MARKS, suffix=LIST),
+        Writes("fold_*", suffix=FOLDS),
     ] = None,
     rows: AuditedRows = "held_out",
     exclude: Rows | None = None,
     max_length: int | None = None,
+    folds: int | None = None,
+    fold_share: float = 0.25,
+    suspicion: SuspicionKind | None = None,
+    normalised: bool = False,
+    recipe: ReadPath | None = None,
 ) -> int:
     """Test the reward of each reference on demonstrations, on corrupted ones and on samples of π_SFT.
 
@@ -87,6 +100,13 @@ def audit(
         exclude: with ``rows=train``, rows whose prompts are left out, such as those held out of the same file.
         max_length: with ``rows=train``, tokens of the longest demonstration that was trained on; longer ones are left
             out.
+        folds: with ``rows=train``, also score each row by a policy that did not learn from it: rows are divided by
+            their prompts into so many folds, and one is trained without each of them.
+        fold_share: steps of each of these trainings, as a share of the run's.
+        suspicion: ``memorised``: by when the run learnt a row; ``crossfitted``: by the policies of the folds;
+            ``combined``: by both, which is the default with ``folds``.
+        normalised: divide margins by 1 + the entropy of the policy, so that they count less where it is undecided.
+        recipe: run.json of the run whose SFT is repeated for ``folds``; ``--run`` names it.
 
     Returns:
         The exit code.
@@ -94,26 +114,24 @@ def audit(
     path = _output(output)
     if not references:
         raise InputError("`references` is empty, and an audit takes at least one reference.")
-    if rows == "held_out" and (exclude is not None or max_length is not None):
-        raise InputError("`exclude` and `max_length` are options of `rows: train` alone. Leave them out.")
+    if rows == "held_out" and any(
+        value is not None for value in (exclude, max_length, folds, suspicion, normalised or None)
+    ):
+        raise InputError(
+            "`exclude`, `max_length`, `folds`, `suspicion` and `normalised` are options of `rows: train` alone. Leave "
+            "them out."
+        )
     if rows == "train":
+        cross_fitting = None if folds is None else _folds(folds, fold_share, seed, recipe, path)
+        method = method_of(suspicion, cross_fitting, normalised=normalised, dtype=dtype)
         tokenizer = load_tokenizer(sft)
         data = load_demonstrations(
             demonstrations, tokenizer, sft, columns=columns, limit=limit, exclude=exclude, max_length=max_length
         )
-        listed = list_trained(
-            demonstrations,
-            data,
-            sft,
-            references,
-            tokenizer,
-            columns=columns,
-            count=suspicious,
-            dtype=dtype,
-            output=path,
-        )
+        audited = Audited(demonstrations, data, sft, references)
+        listed = list_trained(audited, method, tokenizer, columns=columns, count=suspicious, output=path)
         if path is not None:
-            _write(path, [], "", listed)
+            _write(path, [], "", listed, {"suspicion": method.to_dict()})
         return 0
     return audit_held_out(
         sft,
@@ -263,8 +281,23 @@ def _output(output: str | None) -> Path | None:
     return None if output is None else Path(output)
 
 
-def _write(path: Path, audits: list[RewardAudit], words: str, listed: list[Suspect]) -> None:
+def _folds(count: int, share: float, seed: int, recipe: str | None, path: Path | None) -> Folds:
+    """The folds that the options name, of a run whose SFT can be repeated."""
+    if recipe is None or path is None:
+        raise InputError(
+            "`folds` repeats the SFT of a run, and writes to the folder of its audit. Name the run: `dpr audit --run "
+            "FOLDER --rows train --folds 4`."
+        )
+    manifest = RunManifest.load(recipe)
+    _ = manifest.sft_config  # a run without one is refused before any model is loaded
+    return Folds(manifest, count, share, seed, path.with_suffix(FOLDS))
+
+
+def _write(
+    path: Path, audits: list[RewardAudit], words: str, listed: list[Suspect], additions: Mapping[str, Any] | None = None
+) -> None:
     content: dict[str, Any] = {
+        **(additions or {}),
         "audits": [dataclasses.asdict(record) | {"passes": record.passes} for record in audits],
         "recommendation": words,
         "suspects": [dataclasses.asdict(suspect) for suspect in listed],

@@ -40,6 +40,7 @@ _AUDIT_OF_TRAINED: Values = {
     "demonstrations": lambda run: run.train,
     "exclude": lambda run: run.held_out,
     "max_length": lambda run: run.max_length,
+    "recipe": lambda run: str(run.path),
     "output": lambda run: str(run.folder / AUDIT_OF_TRAINED),
 }
 """Options of `dpr audit --rows train`."""

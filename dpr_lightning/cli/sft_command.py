@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dpr_lightning.cli.option_parser import OptionParser, columns, rows
-
-SFT_YAML = "sft.yaml"
+from dpr_lightning.run_manifest import SFT_YAML
 
 
 def sft(arguments: Sequence[str]) -> Any:

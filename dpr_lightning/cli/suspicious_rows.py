@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -26,6 +26,18 @@ AuditedRows = Literal["held_out", "train"]
 PAGE, LIST = ".html", ".listed.jsonl"
 PRINTED = 20
 """Rows on the console; the page has more."""
+
+
+class TrainedRows(NamedTuple):
+    """What is listed of rows that were trained on.
+
+    ``suspicion`` [B] by which they are ordered, ``flagged`` [B, T] suspicious tokens, ``explanation``: which rows come
+    first, in a sentence or two.
+    """
+
+    suspicion: Tensor
+    flagged: Tensor
+    explanation: str
 
 
 def load_demonstrations(
@@ -87,7 +99,7 @@ def list_suspects(
     columns: dict[str, str] | None,
     count: int,
     output: Path | None,
-    flagged: Tensor | None = None,
+    trained: TrainedRows | None = None,
 ) -> list[Suspect]:
     """Print the most suspicious demonstrations, and write them as a page.
 
@@ -101,27 +113,29 @@ def list_suspects(
         count: demonstrations on the page.
         output: JSON file beside which the page is written, and a list of the same rows with the parts to mask; None:
             nothing is written.
-        flagged: [B, T] suspicious tokens of rows that were trained on, which are ordered by their mean; None: of each
-            row the token of lowest reward, by which rows are ordered.
+        trained: order and suspicious tokens of rows that were trained on; None: of each row the token of lowest reward,
+            by which rows are ordered.
 
     Returns:
         the demonstrations on the page, the most suspicious first.
     """
     tokens, mask, *_ = data.batch(np.arange(len(data)), 1.0, int(tokenizer.pad_token_id))
     names = [data.where(row) for row in range(len(data))]
-    trained = flagged is not None
-    every = suspects(scores.reward, tokens, mask, tokenizer, names, by_row=trained)
+    ranked_by = None if trained is None else trained.suspicion
+    every = suspects(scores.reward, tokens, mask, tokenizer, names, suspicion=ranked_by)
     listed = every[:count]
-    order = "mean" if trained else "lowest token reward"
+    order = "lowest token reward" if trained is None else "suspicion"
     console.print(f"\nDemonstrations to look at, by their {order}:", style="bold")
     console.print(f"  {reward}", highlight=False, markup=False)
     for suspect in listed[:PRINTED]:
-        value = suspect.mean if trained else suspect.reward
+        value = suspect.reward if trained is None else suspect.mean
         line = f"  {value:+8.2f}  {suspect.where}  {suspect.before!r} [{suspect.token!r}] {suspect.after!r}"
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     if output is not None and listed:
+        flagged = None if trained is None else trained.flagged
         rows = _audited_rows(source, listed, data, scores, tokenizer, columns, flagged)
-        page = write_audit_page(output.with_suffix(PAGE), rows, reward=reward, total=len(every), learnt=trained)
+        learnt = None if trained is None else trained.explanation
+        page = write_audit_page(output.with_suffix(PAGE), rows, reward=reward, total=len(every), learnt=learnt)
         flagged_rows = output.with_suffix(LIST)
         with whole_file(flagged_rows) as stream:
             stream.writelines(json.dumps(row.exported, ensure_ascii=False) + "\n" for row in rows)

@@ -44,6 +44,38 @@ def hold_out_prompts(prompt_hashes: NDArray[np.int64], fraction: float, seed: in
     return held_out_rows
 
 
+def prompt_folds(prompt_hashes: NDArray[np.int64], folds: int, seed: int, source: str) -> NDArray[np.int64]:
+    """[N] the fold of each row, from 0: all rows of a prompt are in one fold, and folds differ by one prompt at most.
+
+    The choice depends on the prompts' texts and on ``seed``, not on the order of the rows.
+
+    Args:
+        prompt_hashes: [N] from :func:`prompt_hash`.
+        folds: their number.
+        seed: of the choice.
+        source: name of the file, for messages.
+
+    Raises:
+        InputError: there is one fold or none, or there are more folds than prompts.
+    """
+    if folds < 2:
+        raise InputError(
+            f"`folds` is {folds}, and each fold is scored by a policy that learns from the others: take 2 or more."
+        )
+    unique, inverse = np.unique(prompt_hashes, return_inverse=True)
+    if folds > len(unique):
+        raise InputError(
+            f"`folds` is {folds}, and {source} has {len(unique)} different prompts: each fold takes at least one. Set "
+            f"`folds` to {len(unique)} or less."
+            if len(unique) > 1
+            else f"`folds` is {folds}, and {source} has one prompt alone, which cannot be divided. Leave `folds` out."
+        )
+    fold = np.empty(len(unique), dtype=np.int64)
+    fold[np.argsort(scrambled(unique, seed), kind="stable")] = np.arange(len(unique)) % folds
+    result: NDArray[np.int64] = fold[inverse]
+    return result
+
+
 def scrambled(values: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
     """A pseudo-random number for each value and seed (the finaliser of SplitMix64, Steele et al. 2014)."""
     mixed = values.astype(np.uint64) + np.uint64((0x9E3779B97F4A7C15 * (2 * seed + 1)) % 2**64)

@@ -54,12 +54,14 @@ class ActedStates:
 class ScoredActions(NamedTuple):
     """``logprob`` [N] of the acted tokens of all rows, nats; ``is_first`` [N]: the model finds no token likelier.
 
-    ``best`` [N]: log-probability of the most probable token in the same state, nats.
+    ``best`` [N]: log-probability of the most probable token in the same state, nats. ``entropy`` [N]: of the
+    distribution in that state, nats; None where it was not requested.
     """
 
     logprob: Tensor
     is_first: Tensor
     best: Tensor
+    entropy: Tensor | None = None
 
 
 def keeps_states(model: nn.Module) -> bool:
@@ -126,7 +128,7 @@ def acted_logprobs(model: nn.Module, tokens: Tensor, mask: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def scored_actions(model: nn.Module, tokens: Tensor, mask: Tensor) -> ScoredActions:
+def scored_actions(model: nn.Module, tokens: Tensor, mask: Tensor, *, entropy: bool = False) -> ScoredActions:
     """How likely a model finds the acted tokens, and its first choice in their place.
 
     Called in validation, and to look for wrong tokens: logits of a block of states exist at a time where the head is a
@@ -136,12 +138,14 @@ def scored_actions(model: nn.Module, tokens: Tensor, mask: Tensor) -> ScoredActi
         model: a causal language model of transformers, possibly wrapped by peft.
         tokens: [B, L] right-padded.
         mask: [B, L] True where the policy acted.
+        entropy: whether the entropy of each state is computed too, one more pass over the logits.
     """
     position, acted = action_positions(mask)
     actions, states = tokens.gather(1, position)[acted], acted_states(model, tokens, mask)
     rows = states.rows_at_a_time
     logprob = states.hidden.new_zeros(len(actions), dtype=torch.promote_types(states.hidden.dtype, torch.float32))
     best, is_first = torch.zeros_like(logprob), torch.zeros_like(actions, dtype=torch.bool)
+    entropies = torch.zeros_like(logprob) if entropy else None
     index = acted.flatten().nonzero().flatten()
     for start in range(0, len(actions), rows):
         part = slice(start, start + rows)
@@ -149,7 +153,9 @@ def scored_actions(model: nn.Module, tokens: Tensor, mask: Tensor) -> ScoredActi
         logprob[part] = logprobs.gather(1, actions[part, None]).squeeze(1)
         best[part], first = logprobs.max(-1)
         is_first[part] = first == actions[part]
-    return ScoredActions(logprob, is_first, best)
+        if entropies is not None:
+            entropies[part] = torch.special.entr(logprobs.exp()).sum(-1)
+    return ScoredActions(logprob, is_first, best, entropies)
 
 
 @torch.no_grad()

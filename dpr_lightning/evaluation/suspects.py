@@ -46,7 +46,7 @@ def suspects(
     tokenizer: PreTrainedTokenizerBase,
     where: Sequence[str],
     *,
-    by_row: bool = False,
+    suspicion: Tensor | None = None,
 ) -> list[Suspect]:
     """The token of lowest reward of each demonstration; the most suspicious demonstration first.
 
@@ -56,7 +56,7 @@ def suspects(
         mask: [B, L] True where the demonstration acts.
         tokenizer: decodes.
         where: file and row of each demonstration; one that is repeated by its weight is listed once.
-        by_row: the demonstration with the lowest mean is first; else the one with the lowest token.
+        suspicion: [B] by which demonstrations are ordered, the highest first; None: by their lowest token.
     """
     result: dict[str, Suspect] = {}
     for row, name in enumerate(where):
@@ -79,4 +79,6 @@ def suspects(
             index=row,
             action=action,
         )
-    return sorted(result.values(), key=lambda suspect: suspect.mean if by_row else suspect.reward)
+    if suspicion is None:
+        return sorted(result.values(), key=lambda suspect: suspect.reward)
+    return sorted(result.values(), key=lambda suspect: -float(suspicion[suspect.index]))

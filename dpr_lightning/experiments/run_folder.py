@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from dpr_lightning.errors import InputError
+from dpr_lightning.experiments.json_cache import cached, write_cached
 from dpr_lightning.folders import clear_run
 from dpr_lightning.lightning_cli.dpr_cli import run_lightning
 from dpr_lightning.locking import LOCK
@@ -44,6 +45,23 @@ def fit(config: Path) -> None:
     console.print(f"dpr fit --config {config}", style="dim", highlight=False)
     run_lightning(["fit", "--config", str(config)])
     wandb.finish()
+
+
+def train_once(config: Path, folder: Path, key: str) -> None:
+    """Run `dpr fit`, unless the same training has ended; an interrupted one goes on from its checkpoint.
+
+    Args:
+        config: of the training.
+        folder: that it writes to; files of a training with another key are deleted there.
+        key: of everything that the training depends on.
+    """
+    begun, done = folder / "begun.json", folder / "done.json"
+    if cached(done, key) is None:
+        if folder.exists() and cached(begun, key) is None:
+            clear_run(folder, STAGE_FILES)
+        write_cached(begun, key, {})
+        fit(config)
+        write_cached(done, key, {})
 
 
 def fresh_folder(folder: Path, marker: str, keep: tuple[str, ...] = ()) -> Path:

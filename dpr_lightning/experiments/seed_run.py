@@ -28,8 +28,7 @@ from dpr_lightning.experiments.recipes import (
     references_of,
     reward_of,
 )
-from dpr_lightning.experiments.run_folder import STAGE_FILES, fit
-from dpr_lightning.folders import clear_run
+from dpr_lightning.experiments.run_folder import train_once
 from dpr_lightning.policies import load_tokenizer
 from dpr_lightning.policies.extrapolation import extrapolate_weights
 from dpr_lightning.policies.inference_policy import best_device, frozen_policy
@@ -129,15 +128,9 @@ class SeedRun:
         return stage / "policies" / "final", self._train(self.configs.arm(name, arm), stage, self.sft_key)
 
     def _train(self, config: Path, folder: Path, before: str) -> str:
-        """Train, unless the same training is finished; an interrupted one goes on from its checkpoint."""
+        """Train, unless the same training has ended; returns its key."""
         key = key_of(before, config.read_text(encoding="utf-8"))
-        begun, done = folder / "begun.json", folder / "done.json"
-        if cached(done, key) is None:
-            if folder.exists() and cached(begun, key) is None:
-                clear_run(folder, STAGE_FILES)
-            write_cached(begun, key, {})
-            fit(config)
-            write_cached(done, key, {})
+        train_once(config, folder, key)
         return key
 
     def _evaluate(

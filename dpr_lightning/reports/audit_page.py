@@ -31,7 +31,7 @@ class Entry:
 
 
 def write_audit_page(
-    path: str | Path, rows: Sequence[AuditedRow], *, reward: str, total: int, learnt: bool = False
+    path: str | Path, rows: Sequence[AuditedRow], *, reward: str, total: int, learnt: str | None = None
 ) -> Path:
     """Write the page of suspicious demonstrations atomically, and return its path.
 
@@ -40,16 +40,17 @@ def write_audit_page(
         rows: the most suspicious first.
         reward: form and reference of the reward, for the heading.
         total: demonstrations that were scored.
-        learnt: the demonstrations were trained on: rewards are the negative suspicion of tokens, and rows are ordered
-            by their mean.
+        learnt: of demonstrations that were trained on, which come first, in a sentence or two: rewards are the negative
+            suspicion of tokens, and the page has the rows in this order; None: they were not trained on.
 
     Raises:
         InputError: a response whose lists differ in length.
     """
     limit = colour_limit(row.response for row in rows)
     by_token = _ranks([row.response.reward[row.token] for row in rows])
-    by_total = _ranks([sum(row.response.reward) / (len(row.response.reward) if learnt else 1) for row in rows])
-    entries = [_entry(row, limit, learnt, *ranks) for row, *ranks in zip(rows, by_token, by_total, strict=True)]
+    by_total = [*range(len(rows))] if learnt is not None else _ranks([sum(row.response.reward) for row in rows])
+    ranked = zip(rows, by_token, by_total, strict=True)
+    entries = [_entry(row, limit, learnt is not None, *ranks) for row, *ranks in ranked]
     template = page_environment().get_template("audit.html.jinja")
     html = template.render(entries=entries, reward=reward, total=total, learnt=learnt, limit=limit)
     return write_page(Path(path), html)

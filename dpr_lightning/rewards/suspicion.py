@@ -10,31 +10,45 @@ mean over checkpoints of
 which is the area under its margin over the run. Without the first term it is, up to what π_SFT makes of the token, the
 mean of r̂ against every checkpoint: the ensemble of references.
 
-Source: the margin over training is Pleiss et al. 2020, arXiv:2001.10528, there of labels of examples; of tokens, and
-the two levels of :func:`suspicious_tokens`, ours (docs/noisy.md has what it is worth).
+A policy that has learnt from other rows alone knows none of these by heart: its margin is the cross-fitted suspicion.
+It takes further training, a run for each fold of the rows.
+
+Source: the margin over training is Pleiss et al. 2020, arXiv:2001.10528, there of labels of examples; labels that
+cross-fitted predictions contradict are Northcutt et al. 2021, arXiv:1911.00068; of tokens, and the two levels of
+:func:`suspicious_tokens`, ours (docs/noisy.md has what it is worth).
 """
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
+from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from dpr_lightning.engine import default_token_budget, model_device, parts_by_length, scored_actions, shares_prompts
 
 
 class CheckpointScores(NamedTuple):
-    """What a checkpoint says of given tokens: ``logprob`` and ``margin`` [B, T], nats, 0 where there is no action.
+    """What a checkpoint says of given tokens, all [B, T] in nats, 0 where there is no action.
 
-    The margin is log max_b π(b|s) − log π(a|s), how much it prefers its first choice; at least 0.
+    ``margin`` is log max_b π(b|s) − log π(a|s), how much it prefers its first choice, at least 0; ``entropy`` is that
+    of π(·|s).
     """
 
     logprob: Tensor
     margin: Tensor
+    entropy: Tensor
+
+    def normalised_margin(self) -> Tensor:
+        """[B, T] margin/(1 + entropy): lower where the checkpoint is undecided, unchanged where it is sure."""
+        return self.margin / (1.0 + self.entropy)
 
 
 class Suspicion(NamedTuple):
-    """``token`` [B, T] nats, 0 outside ``mask``; ``mask`` [B, T]: real actions; ``row`` [B]: mean over its tokens."""
+    """``token`` [B, T] nats, 0 outside ``mask``; ``mask`` [B, T]: real actions.
+
+    ``row`` [B]: mean over its tokens, nats; of :func:`combined_suspicion` a mean of ranks in [0, 1].
+    """
 
     token: Tensor
     mask: Tensor
@@ -57,17 +71,18 @@ def checkpoint_scores(
         float32, on the host.
     """
     counts = mask.sum(1).cpu()
-    logprob = torch.zeros(len(tokens), int(counts.amax()) if len(tokens) else 0)
-    margin = torch.zeros_like(logprob)
+    result = CheckpointScores(*torch.zeros(3, len(tokens), int(counts.amax()) if len(tokens) else 0))
     device, budget = model_device(model), default_token_budget(model)
     for rows, part_tokens, part_mask in parts_by_length(tokens, mask, budget, shared=shares_prompts(model)):
-        scored = scored_actions(model, part_tokens.to(device), part_mask.to(device))
+        scored = scored_actions(model, part_tokens.to(device), part_mask.to(device), entropy=True)
+        assert scored.entropy is not None
         acted = torch.arange(int(counts[rows].amax())) < counts[rows].unsqueeze(1)
-        for whole, part in ((logprob, scored.logprob), (margin, scored.best - scored.logprob)):
+        parts = (scored.logprob, scored.best - scored.logprob, scored.entropy)
+        for whole, part in zip(result, parts, strict=True):
             whole[rows, : acted.shape[1]] = torch.zeros(acted.shape).masked_scatter(acted, part.float().cpu())
         if progress is not None:
             progress(len(rows))
-    return CheckpointScores(logprob, margin)
+    return result
 
 
 def suspicion(margins: Sequence[Tensor], mask: Tensor) -> Suspicion:
@@ -82,6 +97,24 @@ def suspicion(margins: Sequence[Tensor], mask: Tensor) -> Suspicion:
     acted = torch.arange(token.shape[1]) < counts.unsqueeze(1)
     token = token.masked_fill(~acted, 0.0)
     return Suspicion(token, acted, token.sum(1) / counts.clamp_min(1))
+
+
+def rank_average(scores: Sequence[Tensor]) -> Tensor:
+    """[B] the mean over several scores of a row's rank among all rows, from 0 for the lowest to 1 for the highest.
+
+    Rows with equal scores have the mean of their ranks. Scores of different units are combined so without labels.
+
+    Args:
+        scores: [B] each.
+    """
+    last = max(1, len(scores[0]) - 1)
+    return torch.stack([torch.from_numpy(rankdata(score.double().numpy()) - 1) / last for score in scores]).mean(0)
+
+
+def combined_suspicion(parts: Sequence[Suspicion]) -> Suspicion:
+    """Several suspicions of the same rows as one: of tokens the mean in nats, of rows the mean of their ranks."""
+    token = torch.stack([part.token for part in parts]).mean(0)
+    return Suspicion(token, parts[0].mask, rank_average([part.row for part in parts]))
 
 
 def suspicious_tokens(suspected: Suspicion, rows: Tensor, threshold: float) -> Tensor:

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dpr_lightning.data.chat_format import choose_format
 from dpr_lightning.data.overlap import HashedPrompts, check_overlap
-from dpr_lightning.data.prompt_identity import hold_out_prompts, prompt_hash
+from dpr_lightning.data.prompt_identity import hold_out_prompts, prompt_folds, prompt_hash
 from dpr_lightning.data.prompts import PromptSet
 from dpr_lightning.data.rows import open_rows
 from dpr_lightning.data.tokenized import tokenize_rows
@@ -90,3 +90,18 @@ def test_held_out_prompts_take_all_their_rows_and_do_not_depend_on_order() -> No
         hold_out_prompts(hashes, 1.5, 0, "f")
     with pytest.raises(InputError, match="only 1 different"):
         hold_out_prompts(hashes[:1], 0.5, 0, "f")
+
+
+def test_folds_have_all_rows_of_a_prompt_and_do_not_depend_on_order() -> None:
+    hashes = np.array([prompt_hash(f"prompt {index % 50}") for index in range(200)], dtype=np.int64)
+    folds = prompt_folds(hashes, 4, seed=1, source="f")
+    prompts_by_fold = [set(hashes[folds == fold]) for fold in range(4)]
+    assert sorted(map(len, prompts_by_fold)) == [12, 12, 13, 13]
+    assert len(set().union(*prompts_by_fold)) == 50
+    shuffled = np.random.default_rng(0).permutation(200)
+    assert (prompt_folds(hashes[shuffled], 4, 1, "f") == folds[shuffled]).all()
+    assert (prompt_folds(hashes, 4, 2, "f") != folds).any()
+    assert sorted(prompt_folds(hashes[:3], 3, 0, "f")) == [0, 1, 2]
+    for count, hashed, words in ((1, hashes, "2 or more"), (51, hashes, "50 or less"), (2, hashes[:1], "one prompt")):
+        with pytest.raises(InputError, match=words):
+            prompt_folds(hashed, count, 0, "f")

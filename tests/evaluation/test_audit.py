@@ -126,14 +126,16 @@ def test_suspects_are_the_lowest_tokens_with_what_is_around() -> None:
     assert (second.where, second.before, second.token, second.after) == ("f:1", "ab=c", "d", "ef")
 
 
-def test_rows_that_were_trained_on_are_ordered_by_their_mean() -> None:
+def test_rows_that_were_trained_on_are_ordered_by_their_suspicion() -> None:
     tokenizer = tiny_tokenizer()
     tokens = torch.tensor([tokenizer.encode(text) for text in ("ab=cd", "gh=ij", "gh=ij")])
     mask = torch.tensor([[False, False, False, True, True]] * 3)
     reward = torch.tensor([[-3.0, -0.5], [-1.0, -2.0], [-1.0, -2.0]])
-    listed = suspects(reward, tokens, mask, tokenizer, ["f:1", "f:2", "f:2"], by_row=True)
+    listed = suspects(reward, tokens, mask, tokenizer, ["f:1", "f:2", "f:2"], suspicion=torch.tensor([1.75, 1.5, 1.5]))
     assert [(row.where, row.token, row.reward, row.mean) for row in listed] == [
         ("f:1", "c", -3.0, -1.75),
         ("f:2", "j", -2.0, -1.5),
     ]
     assert [(row.index, row.action) for row in listed] == [(0, 0), (1, 1)]
+    by_rank = suspects(reward, tokens, mask, tokenizer, ["f:1", "f:2", "f:2"], suspicion=torch.tensor([0.2, 0.9, 0.9]))
+    assert [row.where for row in by_rank] == ["f:2", "f:1"]

@@ -15,7 +15,7 @@ import yaml
 
 from dpr_lightning.cli.main import main
 from dpr_lightning.evaluation.statistics import hierarchical_comparison, paired_comparison
-from dpr_lightning.experiments import arm_configs, experiment, seed_run
+from dpr_lightning.experiments import arm_configs, experiment, run_folder, seed_run
 from dpr_lightning.experiments.arm_specs import ArmSpec
 from dpr_lightning.experiments.experiment import Experiment, pooled, run_experiment
 from dpr_lightning.experiments.predictions import Promise, predicted
@@ -136,13 +136,13 @@ def test_arms_over_seeds_are_made_once(
 
     saved = {path: path.stat().st_mtime_ns for path in seed.rglob("results/*.json")}
     fitted: list[str] = []
-    inner = seed_run.fit
+    inner = run_folder.fit
 
     def fit(config: Path) -> None:
         fitted.append(config.stem)
         inner(config)
 
-    monkeypatch.setattr(seed_run, "fit", refuse)
+    monkeypatch.setattr(run_folder, "fit", refuse)
     monkeypatch.setattr(seed_run, "evaluate_arm", refuse)
     monkeypatch.setattr(arm_configs, "flops_of_a_step", refuse)
     monkeypatch.setattr(seed_run, "preview_arms", refuse)
@@ -174,7 +174,7 @@ def test_arms_over_seeds_are_made_once(
     # The command on the page asks the same again.
     assert main(page["commands"][0].split()[1:]) == 0
     monkeypatch.undo()
-    monkeypatch.setattr(seed_run, "fit", fit)
+    monkeypatch.setattr(run_folder, "fit", fit)
     # A training that was cut short begins again; a new arm is added; nothing else is touched.
     (seed / "dpr" / "done.json").unlink()
     (seed / "results" / "dpr.json").unlink()
@@ -386,7 +386,7 @@ def test_a_training_that_was_cut_short_keeps_its_checkpoints(tmp_path: Path, mon
         (folder / "checkpoints").mkdir(exist_ok=True)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(seed_run, "fit", cut_short)
+    monkeypatch.setattr(run_folder, "fit", cut_short)
     run = object.__new__(seed_run.SeedRun)
     for before in ("one policy", "one policy", "another"):
         with pytest.raises(KeyboardInterrupt):

@@ -26,7 +26,7 @@ LESS = {
     "fit": "--trainer.max_steps=1 --trainer.enable_progress_bar=false --trainer.limit_val_batches=1 --run.wandb=off",
     "best_of": "--samples 2 --limit 4 --max_new_tokens 8",
     "preview": "--samples 2 --limit 4 --max_new_tokens 8",
-    "audit": "--samples 2 --limit 4 --max_new_tokens 8",
+    "audit": "--samples 2 --limit 16 --max_new_tokens 8",
     "generate": "--limit 4 --max_new_tokens 8",
     "evaluate": "--limit 4 --max_new_tokens 8",
     "rewards": "--limit 4",

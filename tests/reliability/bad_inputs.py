@@ -8,6 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.reliability.bad_audit import AUDIT_CASES
 from tests.reliability.bad_clean import CLEAN_CASES
 from tests.reliability.bad_data import DATA_CASES
 from tests.reliability.bad_options import OPTION_CASES
@@ -17,7 +18,7 @@ from tests.reliability.kit import Answer, run_case
 from tests.workspace import make_workspace
 
 BEGIN, END = "<!-- bad inputs: written by tests/reliability/bad_inputs.py -->", "<!-- end of bad inputs -->"
-CASES = DATA_CASES | POLICY_CASES | OPTION_CASES | CLEAN_CASES | PAIR_CASES
+CASES = DATA_CASES | POLICY_CASES | OPTION_CASES | CLEAN_CASES | PAIR_CASES | AUDIT_CASES
 
 
 def table(folder: Path) -> str:

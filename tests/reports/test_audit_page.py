@@ -60,16 +60,17 @@ def test_order_and_filter(open_page, rows, tmp_path) -> None:
     assert names(page) == NAMES
 
 
-def test_rows_that_were_trained_on_are_ordered_by_their_mean(open_page, tmp_path) -> None:
+def test_rows_that_were_trained_on_have_the_order_of_their_suspicion(open_page, tmp_path) -> None:
     rows = [
         audited(1, [-0.5, -0.5, -0.5, -0.5], 0, "c"),
         audited(2, [-0.4, -0.1], 0, "c"),
         audited(3, [0.0, -0.1, -1.8, 0.0, 0.0, 0.0], 2, "c"),
     ]
-    page = open_page(write_audit_page(tmp_path / "train.html", rows, reward="margin", total=3, learnt=True))
-    assert names(page) == ["mine.jsonl:1", "mine.jsonl:3", "mine.jsonl:2"]
+    page = open_page(write_audit_page(tmp_path / "train.html", rows, reward="margin", total=3, learnt="Late rows."))
+    assert names(page) == ["mine.jsonl:1", "mine.jsonl:2", "mine.jsonl:3"]
     header = page.locator("header").inner_text()
     assert "These rows were trained on" in header
+    assert "Late rows." in header
     assert "this token preferred" in header  # no reward: margins over other tokens
     assert "at the end of the run is" in page.locator(".sample").first.inner_text()
     page.locator(".sample .token").first.hover()

@@ -7,7 +7,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from dpr_lightning.rewards.suspicion import (
+    CheckpointScores,
     checkpoint_scores,
+    combined_suspicion,
+    rank_average,
     suspicion,
     suspicious_tokens,
     token_threshold,
@@ -30,6 +33,8 @@ def test_scores_are_those_of_the_plain_model(tiny_policy_folder: Path) -> None:
         expected = states.gather(1, tokens[row, columns, None]).squeeze(1)
         torch.testing.assert_close(scores.logprob[row, : len(columns)], expected)
         torch.testing.assert_close(scores.margin[row, : len(columns)], states.amax(1) - expected)
+        entropy = -(states.exp() * states).sum(1)
+        torch.testing.assert_close(scores.entropy[row, : len(columns)], entropy)
         assert not scores.logprob[row, len(columns) :].any()
     assert (scores.margin >= 0).all()
 
@@ -58,3 +63,25 @@ def test_the_threshold_leaves_a_share_of_all_tokens() -> None:
     result = suspicion([token], torch.ones(4, 25, dtype=torch.bool))
     assert (result.token > token_threshold(result, 0.03)).sum() == 3
     assert token_threshold(result, 1.0) == 0.0
+
+
+def test_a_margin_counts_less_where_the_checkpoint_is_undecided() -> None:
+    scores = CheckpointScores(torch.zeros(1, 3), torch.tensor([[4.0, 4.0, 0.0]]), torch.tensor([[0.0, 3.0, 1.0]]))
+    assert scores.normalised_margin().tolist() == [[4.0, 1.0, 0.0]]
+
+
+def test_the_rank_average_needs_no_common_unit() -> None:
+    nats, shares = torch.tensor([9.0, 1.0, 5.0, 1.0]), torch.tensor([0.2, 0.4, 0.3, 0.1])
+    # Ranks from 0: 3, 0.5, 2, 0.5 and 1, 3, 2, 0, of 3 at most.
+    assert rank_average([nats, shares]).tolist() == pytest.approx([4 / 6, 3.5 / 6, 4 / 6, 0.5 / 6])
+    assert rank_average([1000 * nats, shares.exp()]).tolist() == rank_average([nats, shares]).tolist()
+    assert rank_average([torch.tensor([3.0])]).tolist() == [0.0]
+
+
+def test_combined_suspicion_has_nats_of_tokens_and_ranks_of_rows() -> None:
+    memorised = suspicion([torch.tensor([[4.0, 0.0, 2.0], [6.0, 1.0, 0.0]])], MASK)
+    crossfitted = suspicion([torch.tensor([[2.0, 0.0, 0.0], [1.0, 0.0, 0.0]])], MASK)
+    result = combined_suspicion([memorised, crossfitted])
+    assert result.token.tolist() == [[3.0, 0.0, 1.0], [3.5, 0.5, 0.0]]
+    assert result.mask.tolist() == memorised.mask.tolist()
+    assert result.row.tolist() == [0.5, 0.5]
