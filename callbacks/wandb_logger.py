@@ -3,7 +3,9 @@
 import logging
 import netrc
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -56,7 +58,8 @@ class WandbLogger(loggers.WandbLogger):
         import wandb
 
         try:
-            return super().experiment
+            with _no_launch_client():
+                return super().experiment
         except (wandb.errors.CommError, wandb.errors.UsageError) as error:
             if self._offline:
                 raise
@@ -77,6 +80,27 @@ class WandbLogger(loggers.WandbLogger):
             self._offline = True
             self._wandb_init["mode"] = "offline"
             return super().experiment
+
+
+@contextmanager
+def _no_launch_client() -> Iterator[None]:
+    """Within, a run that begins does not look for inputs that a script has declared to W&B Launch.
+
+    To look, wandb imports the client of Launch, for a second of CPU time at the start of every run. Inputs can only
+    have been declared where that client is imported already, and there the run looks for them.
+    """
+    from wandb.sdk.wandb_run import Run
+
+    name = "_detect_and_apply_job_inputs"
+    original = vars(Run).get(name)
+    if original is None or "wandb.sdk.launch.inputs.internal" in sys.modules:
+        yield
+        return
+    setattr(Run, name, lambda run: None)
+    try:
+        yield
+    finally:
+        setattr(Run, name, original)
 
 
 def _is_set_up() -> bool:

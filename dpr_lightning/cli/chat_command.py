@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator, Sequence
 
+from dpr_lightning.cli.libraries import settle_libraries
 from dpr_lightning.cli.option_parser import OptionParser
 from dpr_lightning.errors import InputError
 
@@ -33,19 +34,21 @@ def chat(arguments: Sequence[str]) -> None:
     if (options.run is None) == (options.policy is None):
         raise InputError("`dpr chat` takes --run FOLDER or --policy FOLDER.")
 
+    from dpr_lightning.run_manifest import RunManifest
+
+    manifest = None if options.run is None else RunManifest.load(options.run)
+    settle_libraries()
     from rich.text import Text
 
     from dpr_lightning.data import TextReward
     from dpr_lightning.policies.inference_policy import best_device, frozen_policy
     from dpr_lightning.reports.console import console
     from dpr_lightning.rollouts import SamplingOptions
-    from dpr_lightning.run_manifest import RunManifest
     from dpr_lightning.workflow.conversation import Conversation
 
     reward, limit = None, options.max_new_tokens or 256
     policy = options.policy
-    if options.run is not None:
-        manifest = RunManifest.load(options.run)
+    if manifest is not None:
         policy = manifest.policy
         limit = options.max_new_tokens or 2 * (manifest.longest_demonstration or 128)
         if not options.no_rewards:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from dpr_lightning.cli.libraries import settle_libraries
 from dpr_lightning.cli.option_parser import OptionParser
 from dpr_lightning.errors import InputError
 
@@ -37,17 +38,7 @@ def check(arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
 
-    from dpr_lightning.cli.check_measurements import measure
-    from dpr_lightning.data import open_rows
-    from dpr_lightning.evaluation.reward_preview import default_forms, form_name
-    from dpr_lightning.lightning_cli.path_checks import guarded
-    from dpr_lightning.policies import PolicySpec
-    from dpr_lightning.policies.inference_policy import best_device
-    from dpr_lightning.policies.outline import outline_policy
-    from dpr_lightning.reports.console import console
-    from dpr_lightning.rewards import RewardSpec
     from dpr_lightning.run_manifest import AUDIT, PREVIEW, RunManifest
-    from dpr_lightning.workflow import check_size, combine
 
     manifest = RunManifest.load(options.run)
     rows = manifest.held_out
@@ -58,6 +49,19 @@ def check(arguments: Sequence[str]) -> int:
         )
     share = options.reference or manifest.reference_share
     reference = manifest.reference_at(share)
+
+    settle_libraries()
+    from dpr_lightning.cli.check_measurements import measure
+    from dpr_lightning.data import open_rows
+    from dpr_lightning.evaluation.reward_preview import default_forms, form_name
+    from dpr_lightning.lightning_cli.path_checks import guarded
+    from dpr_lightning.policies import PolicySpec
+    from dpr_lightning.policies.inference_policy import best_device
+    from dpr_lightning.policies.outline import outline_policy
+    from dpr_lightning.reports.console import console
+    from dpr_lightning.rewards import RewardSpec
+    from dpr_lightning.workflow import check_size, combine
+
     verifier = options.verifier or manifest.verifier
     limit = options.max_new_tokens or manifest.longest_demonstration or 256
     audit_file, preview_file = manifest.folder / AUDIT, manifest.folder / PREVIEW

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from dpr_lightning.cli.libraries import settle_libraries
 from dpr_lightning.cli.option_parser import OptionParser
 from dpr_lightning.errors import InputError
 
@@ -42,6 +43,10 @@ def clean(arguments: Sequence[str]) -> None:
     if options.how != "weight" and (options.threshold is not None or options.temperature != 1.0):
         raise InputError("`--threshold` and `--temperature` are options of `--how weight` alone. Leave them out.")
 
+    from dpr_lightning.run_manifest import RunManifest
+
+    manifest = RunManifest.load(options.run)
+    settle_libraries()
     from dpr_lightning.data import open_rows
     from dpr_lightning.data.cleaning import change_of, read_flagged, write_cleaned
     from dpr_lightning.data.loss_spans import LOSS_SPANS
@@ -50,9 +55,7 @@ def clean(arguments: Sequence[str]) -> None:
     from dpr_lightning.lightning_cli.path_checks import protected
     from dpr_lightning.paths import PathUse, Reads, Writes, path_uses
     from dpr_lightning.reports.console import console
-    from dpr_lightning.run_manifest import RunManifest
 
-    manifest = RunManifest.load(options.run)
     output = Path(options.output).expanduser()
     if output.suffix != SUFFIX:
         raise InputError(f"`--output` {output} is written as JSON lines. Write a name in {SUFFIX}.")

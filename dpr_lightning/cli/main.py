@@ -2,44 +2,17 @@
 
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from io import TextIOWrapper
 from typing import Any
 
 from dpr_lightning.cli.command_table import WORKFLOW, check_command, command_function, overview
 from dpr_lightning.cli.help_pages import FLAGS, help_page, without_topic
+from dpr_lightning.cli.libraries import settle_libraries
 from dpr_lightning.cli.recipes_command import with_recipe_paths
 from dpr_lightning.cli.run_options import with_configs_of_run, with_run_options
 from dpr_lightning.errors import DEBUG, REQUEUE, InputError, TryAgain
 from dpr_lightning.lightning_cli import LIGHTNING_COMMANDS
-
-_LIBRARIES = (
-    r"(dpr_lightning|torch|lightning|transformers|peft|accelerate|datasets|huggingface_hub|safetensors"
-    r"|torchmetrics|torchao|deepspeed|vllm|wandb|jsonargparse|pydantic|multiprocess|dill)(\.|$)"
-)
-"""Modules whose warnings about a later version of a library no user can act on."""
-
-
-def _settle_libraries() -> None:
-    """Set how long waiting threads spin and how freed memory is reused, and silence output of libraries."""
-    # Threads that spin while they wait, OpenMP's default, cost several times the step where another process wants the
-    # core; those that sleep at once make decoding take half as long again. These spin for some 50 µs (measured, see
-    # docs/results.md). Has to be set before torch is imported.
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "5000")
-    import torch
-    from transformers.utils import logging as transformers_logging
-
-    from dpr_lightning.engine.host_memory import retain_freed_memory
-
-    if not torch.accelerator.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        retain_freed_memory()
-    if not sys.warnoptions:  # `python -W` or PYTHONWARNINGS show them
-        for category in (FutureWarning, DeprecationWarning, PendingDeprecationWarning):
-            warnings.filterwarnings("ignore", category=category, module=_LIBRARIES)
-    transformers_logging.disable_progress_bar()
 
 
 def _print_any_character() -> None:
@@ -54,15 +27,17 @@ def run(arguments: Sequence[str]) -> Any:
     command, *rest = arguments
     if command == "recipes" or (command in WORKFLOW and {*FLAGS} & {*rest}):
         return command_function(command)(rest)
-    _settle_libraries()
     from dpr_lightning.lightning_cli.configs import check_configs, config_files
-    from dpr_lightning.lightning_cli.dpr_cli import run_lightning
 
     rest = with_recipe_paths(rest)
     check_configs(rest)
-    if command in WORKFLOW:
+    if command in WORKFLOW:  # it imports the libraries once it has parsed its options
         return command_function(command)(rest)
+    rest = with_run_options(command, rest)
+    settle_libraries()
     if command in LIGHTNING_COMMANDS:
+        from dpr_lightning.lightning_cli.dpr_cli import run_lightning
+
         ended = run_lightning([command, *rest])
         if command == "fit":
             from dpr_lightning.lightning_cli.saved_policies import print_saved
@@ -82,7 +57,7 @@ def run(arguments: Sequence[str]) -> Any:
 
     return auto_cli(
         guarded(command_function(command), config_files(rest)),
-        args=with_run_options(command, rest),
+        args=rest,
         prog=f"dpr {command}",
         as_positional=False,
         exit_on_error=False,
@@ -137,6 +112,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (Exception, KeyboardInterrupt) as error:
         if debug:
             raise
+        if isinstance(error, InputError):  # perhaps of an option, before the libraries that `explain` needs
+            print(f"dpr {arguments[0]}: {error}", file=sys.stderr)
+            return 2
         from dpr_lightning.cli.faults import explain
 
         return explain(arguments, error)

@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
+from dpr_lightning.cli.libraries import settle_libraries
 from dpr_lightning.cli.option_parser import OptionParser, columns, rows
 from dpr_lightning.errors import InputError
 
@@ -48,7 +49,7 @@ def rl(arguments: Sequence[str]) -> Any:
         print(f"dpr rl: not started. {reasons} To train on it nevertheless, add --anyway.")
         return NOTHING_FOUND
 
-    # These import PyTorch, which takes seconds; a refusal does not need it.
+    settle_libraries()  # for seconds; a refusal does not need them
     from dpr_lightning.cli.run_config import finish_config, fit_config
     from dpr_lightning.workflow import RlOptions, rl_config
 

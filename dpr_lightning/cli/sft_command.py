@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dpr_lightning.cli.libraries import settle_libraries
 from dpr_lightning.cli.option_parser import OptionParser, columns, rows
 from dpr_lightning.run_manifest import SFT_YAML
 
@@ -22,6 +23,7 @@ def sft(arguments: Sequence[str]) -> Any:
     parser.add_resume_option()
     parser.add_config_options()
     options = parser.parse_args(arguments)
+    settle_libraries()
     output = options.output or str(Path("runs") / Path(str(options.train)).name.partition(".")[0])
     path = _write(options, output, f"dpr sft {shlex.join(arguments)}")
     if options.write_only:
@@ -42,6 +44,7 @@ def init(arguments: Sequence[str]) -> None:
     _add_options(parser)
     parser.add_config_options()
     options = parser.parse_args(arguments)
+    settle_libraries()
     path = _write(options, options.output, f"dpr init {shlex.join(arguments)}")
     print(f"Next: dpr fit --config {shlex.quote(str(path))}")
 

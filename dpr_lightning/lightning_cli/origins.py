@@ -8,13 +8,9 @@ from traceback import walk_tb
 from types import FrameType, TracebackType
 from typing import Literal, NamedTuple
 
-from lightning import Callback, LightningDataModule, LightningModule
-from lightning.pytorch.loggers import Logger
-
 from dpr_lightning.errors import causes
 
 PACKAGE = "dpr_lightning"
-KINDS = {Callback: "callback", Logger: "logger", LightningModule: "module", LightningDataModule: "data module"}
 _INSTALLED = tuple(str(Path(sysconfig.get_paths()[name]).resolve()) for name in ("stdlib", "purelib", "platlib"))
 
 
@@ -87,5 +83,10 @@ def _user_name(frame: FrameType) -> str:
     module, owner = frame.f_globals.get("__name__"), frame.f_locals.get("self")
     if owner is None:
         return f"function {module}.{frame.f_code.co_qualname}"
-    kind = next((word for base, word in KINDS.items() if isinstance(owner, base)), "class")
+    # Here, since a mistyped option is answered before anything imports Lightning.
+    from lightning import Callback, LightningDataModule, LightningModule
+    from lightning.pytorch.loggers import Logger
+
+    kinds = {Callback: "callback", Logger: "logger", LightningModule: "module", LightningDataModule: "data module"}
+    kind = next((word for base, word in kinds.items() if isinstance(owner, base)), "class")
     return f"{kind} {type(owner).__module__}.{type(owner).__qualname__}"

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import wraps
+from functools import cache, wraps
 from inspect import signature
 from itertools import combinations
 from pathlib import Path
@@ -23,6 +23,8 @@ _SEARCHED = 1 << 16
 """Number of bytes at either end of a file in which a mark is searched."""
 Key = tuple[int, int, tuple[str, ...]]
 """Device and inode of the deepest folder that exists, and the names below it."""
+Chains = Callable[[Path], list[Key]]
+"""The keys of a path, from :func:`_chain`, computed once for all the pairs that it is in."""
 
 
 def guarded(command: Callable[..., Any], configs: Sequence[Path]) -> Callable[..., Any]:
@@ -64,11 +66,12 @@ def protected(uses: Iterable[PathUse], configs: Sequence[Path] = ()) -> Iterator
     reads = [existing for use in uses if isinstance(use.use, Reads) for existing in _existing(use)]
     reads += [base for use in reads for base in _bases(use)]
     writes = [(use, use.use) for use in uses if isinstance(use.use, Writes)]
+    chains = cache(_chain)
     for write, how in writes:
         for read in reads:
-            _refuse_collision(write, how, read)
+            _refuse_collision(write, how, read, chains)
     for (first, _), (second, _) in combinations(writes, 2):
-        _refuse_two_writers(first, second)
+        _refuse_two_writers(first, second, chains)
     _refuse_locked(writes)
     if is_first_rank():  # which may have begun to write when further ranks come here
         for write, how in writes:
@@ -157,9 +160,9 @@ def _chain(path: Path) -> list[Key]:
     return keys + [((stat := parent.stat()).st_dev, stat.st_ino, ()) for parent in current.parents]
 
 
-def _overlap(first: Path, second: Path) -> str | None:
+def _overlap(first: Path, second: Path, chains: Chains) -> str | None:
     """Relation of the first path to the second: " in …", " around …", "" where they are the same, None where apart."""
-    one, two = _chain(first), _chain(second)
+    one, two = chains(first), chains(second)
     if one[0] == two[0]:
         return ""
     if two[0] in one:
@@ -173,12 +176,12 @@ def _is_hidden_in(target: Path, source: Path) -> bool:
     return names[:1] != (os.pardir,) and any(name.startswith(".") for name in names)
 
 
-def _refuse_collision(write: PathUse, how: Writes, read: PathUse) -> None:
+def _refuse_collision(write: PathUse, how: Writes, read: PathUse, chains: Chains) -> None:
     if read.option == CHECKPOINT and how.resumes:
         return
     for target in _paths(write):
         for source in _paths(read):
-            relation = _overlap(target, source) if os.path.exists(source) else None
+            relation = _overlap(target, source, chains) if os.path.exists(source) else None
             if relation is None or (read.option == CONFIG and how.marks and _has_mark(source, how.marks)):
                 continue
             passed_over = isinstance(read.use, Reads) and not read.use.hidden and os.path.isdir(source)
@@ -195,10 +198,12 @@ def _refuse_collision(write: PathUse, how: Writes, read: PathUse) -> None:
             )
 
 
-def _refuse_two_writers(first: PathUse, second: PathUse) -> None:
+def _refuse_two_writers(first: PathUse, second: PathUse, chains: Chains) -> None:
     for target in _paths(first):
         for other in _paths(second):
-            if (first.option, target) != (second.option, other) and (relation := _overlap(target, other)) is not None:
+            if (first.option, target) == (second.option, other):
+                continue
+            if (relation := _overlap(target, other, chains)) is not None:
                 raise InputError(
                     f"{_quoted(first)} writes {_printable(target)}{relation}, which {_quoted(second)} writes too: "
                     f"one would overwrite the other. Name another path for {_quoted(second)}."

@@ -3,7 +3,9 @@
 import functools
 import json
 import logging
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,6 +34,22 @@ def test_a_service_that_does_not_answer(
     wandb.teardown()
     (saved,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     assert saved.stat().st_size > 0
+
+
+@pytest.mark.parametrize("imported", [False, True])
+def test_inputs_of_launch_are_looked_for_where_there_can_be_any(
+    imported: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: list[object] = []
+    inputs = SimpleNamespace(apply=runs.append)
+    name = "wandb.sdk.launch.inputs.internal"
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    if imported:
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(StagedLaunchInputs=lambda: inputs))  # type: ignore[arg-type]
+    logger = WandbLogger(offline=True, project="test", save_dir=str(tmp_path))
+    run = logger.experiment
+    assert runs == [run] * imported
+    assert (name in sys.modules) is imported
 
 
 @pytest.mark.parametrize(

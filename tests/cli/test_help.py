@@ -1,5 +1,6 @@
 """``--help``: one screen a command, in no time, whose options exist."""
 
+import gc
 import importlib
 import inspect
 import re
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from dpr_lightning import callbacks, data, modules
-from dpr_lightning.cli import help_pages
+from dpr_lightning.cli import help_pages, libraries
 from dpr_lightning.cli.command_table import GROUPS, MODULES, WORKFLOW, command_function, function_name
 from dpr_lightning.cli.help_pages import CLASSES, TOPICS, help_page
 from dpr_lightning.cli.main import main
@@ -41,7 +42,7 @@ def test_a_page_is_one_screen(command: str, capsys: pytest.CaptureFixture[str]) 
     assert max(map(len, page.splitlines())) <= 120
 
 
-def test_help_waits_for_no_library() -> None:
+def test_help_and_refusals_wait_for_no_library() -> None:
     script = """
     import sys
     from dpr_lightning.cli.main import main
@@ -50,11 +51,26 @@ def test_help_waits_for_no_library() -> None:
             main(arguments.split())
         except SystemExit:
             pass
+    mistakes = ("sft --epoch 3", "check", *(f"{name} --run nothing" for name in ("check", "rl", "chat", "rewards")))
+    assert [main(arguments.split()) for arguments in mistakes] == [2] * len(mistakes)
     assert not {"torch", "lightning", "transformers", "numpy"} & set(sys.modules), sys.modules
     """
     began = time.monotonic()
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, capture_output=True)
     assert time.monotonic() - began < 10  # some 0.3 s, on a machine that does nothing else
+
+
+def test_importing_collects_no_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where PyTorch is new to the process; later, a collection must not be kept from looking at what may be garbage."""
+    frozen: list[bool] = []
+    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(gc.isenabled()))
+    with libraries._no_collections():
+        assert gc.isenabled()
+    monkeypatch.delitem(sys.modules, "torch")
+    with libraries._no_collections():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    assert frozen == [False]
 
 
 def screen_options() -> list[str]:

@@ -109,7 +109,7 @@ def test_a_process_says_it_the_same_way(tmp_path: Path, workspace: Workspace) ->
 def test_our_own_fault_is_said_to_be_ours(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("dpr_lightning.cli.main._settle_libraries", 0)
+    monkeypatch.setattr("dpr_lightning.cli.main.settle_libraries", 0)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     assert cli.main(["report"]) == 1
     message = capsys.readouterr().err
