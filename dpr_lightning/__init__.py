@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from dpr_lightning.modules import DensePathReinforce as DensePathReinforce
     from dpr_lightning.modules import IQLearnSpec as IQLearnSpec
     from dpr_lightning.modules import KLSpec as KLSpec
+    from dpr_lightning.modules import RelativeRewardRegression as RelativeRewardRegression
+    from dpr_lightning.modules import RewardWeights as RewardWeights
     from dpr_lightning.modules import ScheduleSpec as ScheduleSpec
     from dpr_lightning.modules import SelfPlay as SelfPlay
     from dpr_lightning.modules import SupervisedIRL as SupervisedIRL
@@ -46,7 +48,7 @@ _NAMES = {
     "errors": ("InputError",),
     "modules": (
         *("CreditSpec", "DensePathReinforce", "IQLearnSpec", "KLSpec", "ScheduleSpec", "SelfPlay", "SupervisedIRL"),
-        *("TrimSpec", "VerifierHead"),
+        *("RelativeRewardRegression", "RewardWeights", "TrimSpec", "VerifierHead"),
     ),
     "policies": ("LoraSpec", "PolicySpec", "save_policy"),
     "rewards": ("RewardSpec",),

@@ -119,8 +119,8 @@ class RolloutBatch(NamedTuple):
     all-actions estimator; None otherwise. ``sampler_logprob`` [B, T]: of each token under the program that sampled it,
     if it is another than this package; ``behaviour_logprob`` is then the policy's own. ``policy_logprob`` [B, T]: under
     the policy at the start of the rollout's use, if another distribution sampled it (precomputed, or at a temperature);
-    None: it is ``behaviour_logprob``. ``group_size``: K rows next to each other respond to one prompt; 1 in parts that
-    separate them.
+    None: it is ``behaviour_logprob``. ``target`` [B]: nats of log-ratio that a regression learns differences of, set by
+    ``credit``. ``group_size``: K rows next to each other respond to one prompt; 1 in parts that separate them.
     """
 
     tokens: TokenTensor
@@ -137,6 +137,7 @@ class RolloutBatch(NamedTuple):
     actions: Annotated[AllActionScores | None, Axes.ACTIONS] = None
     sampler_logprob: Annotated[Tensor | None, Axes.ACTIONS] = None
     policy_logprob: Annotated[Tensor | None, Axes.ACTIONS] = None
+    target: Annotated[Tensor | None, Axes.ROWS] = None
     group_size: int = 1
 
     @property

@@ -24,7 +24,11 @@ TOPICS = {
 }
 """Prefix of the options, module and class of each section with fields."""
 CLASSES: dict[str, tuple[str, str, tuple[str, ...] | None]] = {
-    "model": ("--model.", "dpr_lightning.modules", ("SupervisedIRL", "DensePathReinforce", "SelfPlay", "VerifierHead")),
+    "model": (
+        "--model.",
+        "dpr_lightning.modules",
+        ("SupervisedIRL", "DensePathReinforce", "SelfPlay", "VerifierHead", "RelativeRewardRegression"),
+    ),
     "data": (
         *("--data.", "dpr_lightning.data"),
         ("DemonstrationDataModule", "RewardDataModule", "SelfPlayDataModule", "PreferenceDataModule"),
@@ -38,7 +42,8 @@ LIGHTNING_SCREEN = """usage: dpr {command} --config FILE.yaml [--OPTION VALUE ..
 
   -c, --config FILE                    YAML; several are merged in order. `configs/` has complete ones
   --print_config                       print the config with every value, and run nothing
-model: dpr_lightning.modules.SupervisedIRL, DensePathReinforce, SelfPlay, VerifierHead
+model: dpr_lightning.modules.SupervisedIRL, DensePathReinforce, SelfPlay, VerifierHead,
+       RelativeRewardRegression
   --model CLASS                        the algorithm
   --model.policy.source FOLDER         the model to start from: a folder or a hub id
   --model.policy.dtype bfloat16        type of its weights

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.data.chat_format import SpecialText, check_setting, choose_format
+from dpr_lightning.data.demonstrated_responses import DemonstratedResponses
 from dpr_lightning.data.ground_truth import check_ground_truth
 from dpr_lightning.data.largest_batches import largest_samples
 from dpr_lightning.data.overlap import check_overlap
@@ -23,6 +24,7 @@ from dpr_lightning.data.rollout_loader import CountedRollouts, RolloutLoader
 from dpr_lightning.data.rollout_schedule import RolloutSchedule
 from dpr_lightning.data.rows import Rows
 from dpr_lightning.data.scored_rollouts import ScoredRollouts
+from dpr_lightning.data.tokenized_sources import check_longest
 from dpr_lightning.distributed import mark, sum_over_ranks
 from dpr_lightning.engine import longest_row, shares_prompts
 from dpr_lightning.errors import InputError, counted
@@ -187,6 +189,20 @@ class RewardDataModule(ScoredRollouts):
         if self.exclude_path is not None:
             self.prompts = self.prompts.without(self.exclude_path, self.columns)
         check_ground_truth(self.prompts, self.verifier)
+        if self.trainer is not None and self._learner.needs_demonstrations:
+            if self.precomputed is not None:
+                raise InputError(
+                    "`data.precomputed` saves responses of π_SFT alone, and `model.against: demonstration` compares "
+                    "with those of the rows. Leave one of them out."
+                )
+            self._demonstrated = DemonstratedResponses.read(
+                self.prompts_path,
+                self.prompts,
+                self.tokenizer,
+                self.columns,
+                chat_template_kwargs=self.chat_template_kwargs,
+                special_tokens_in_text=self.special_tokens_in_text,
+            )
         further_rows = {"held-out demonstrations": self.held_out_path, "evaluation prompts": self.evaluation_path}
         sets = {"prompts": self.prompts}
         sets |= {name: self._read_prompts(path) for name, path in further_rows.items() if path is not None}
@@ -234,6 +250,7 @@ class RewardDataModule(ScoredRollouts):
             )
         if self.prompts is not None:
             check_prompt_positions(policy, self.prompts, self.sampling.max_new_tokens, "data.sampling.max_new_tokens")
+            check_longest(policy, [None if self._demonstrated is None else self._demonstrated.data])
         if self.chat_template_kwargs:
             template_format = choose_format(load_tokenizer(self.sft), chat_template_kwargs=self.chat_template_kwargs)
             tokenizer.chat_template = template_format.chat_template
@@ -308,9 +325,9 @@ class RewardDataModule(ScoredRollouts):
             if self.precomputed is not None:
                 rollout = self._saved_rollout(epoch, index)
             else:
-                rollout = self._score_for_learner(self._sample(epoch, index))
+                rollout = self._score_for_learner(self._with_demonstrations(self._sample(epoch, index)))
             rollout = self._with_policy_logprob(self._with_outcome(rollout))
-        return rollout._replace(group_size=self.samples_per_prompt)
+        return rollout._replace(group_size=self._group_size)
 
     def counted_batches(self, count: MemoryCount) -> RolloutLoader:
         """The micro-batches of a rollout of the longest prompts and answers, which serves two steps."""
@@ -326,7 +343,7 @@ class RewardDataModule(ScoredRollouts):
         )
 
     def _counted_rollout(self, count: MemoryCount, scoring: str) -> RolloutBatch:
-        learner, num_samples, answer = self._learner, self.samples_per_prompt, self.sampling.max_new_tokens
+        learner, num_samples, answer = self._learner, self._group_size, self.sampling.max_new_tokens
         longest = max(1, longest_row(learner.policy, self.max_prompt_length + answer) - answer)
         prompts = max(1, self.prompts_per_rollout // count.ranks)
         samples = largest_samples(prompts, num_samples, longest, answer)
@@ -337,7 +354,8 @@ class RewardDataModule(ScoredRollouts):
         if self.sampler is None:
             at_once = min(self.sampling.batch_size, len(samples.tokens))
             with count.phase(f"sampling {at_once} answers at once"), learner.policy_for_inference() as policy:
-                decode_longest(policy, samples.tokens[::num_samples, :longest].tolist(), self.sampling, num_samples)
+                read = samples.tokens[::num_samples, :longest].tolist()
+                decode_longest(policy, read, self.sampling, self.samples_per_prompt)
         with count.phase(scoring), learner.policy_for_inference():
             rollout = self._with_policy_logprob(self._score_for_learner(samples))
         outcome = None if self.verifier is None else torch.zeros(len(samples.tokens))

@@ -1,11 +1,13 @@
 """What happens to a rollout after it is sampled: rewards, the verifier's scores and the policy's log-probabilities."""
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, Protocol, cast
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from dpr_lightning.data.demonstrated_responses import DemonstratedResponses
 from dpr_lightning.data.ground_truth import verifier_scores
 from dpr_lightning.data.policy_data import Learner, PolicyDataModule
 from dpr_lightning.data.prompts import PromptSet
@@ -22,6 +24,7 @@ class RolloutLearner(Learner, Protocol):
     """The module that learns from rollouts."""
 
     needs_action_rewards: bool
+    needs_demonstrations: bool
     whole_groups: bool
 
     def learn_from(self, rollouts: RolloutLoader) -> Iterator[RolloutBatch]:
@@ -43,7 +46,21 @@ class ScoredRollouts(PolicyDataModule):
     sampler: ExternalSampler | None
     precomputed: str | None
     token_budget: int | None
+    samples_per_prompt: int
     _parts: int
+    _demonstrated: DemonstratedResponses | None = None
+
+    @property
+    def _group_size(self) -> int:
+        """Responses to a prompt: those sampled, and its demonstration where the module compares with it."""
+        return self.samples_per_prompt + int(self._learner.needs_demonstrations)
+
+    def _with_demonstrations(self, samples: Rollouts) -> Rollouts:
+        """Add the demonstration of each prompt to its group, where the module compares with it."""
+        if self._demonstrated is None:
+            return samples
+        scored = partial(sequence_logprobs, self._learner.policy, token_budget=self._budget)
+        return self._demonstrated.join(samples, self.samples_per_prompt, int(self.tokenizer.pad_token_id), scored)
 
     def _with_policy_logprob(self, batch: RolloutBatch) -> RolloutBatch:
         """Add log π_θ of tokens that another distribution sampled; after another program's, it stands for behaviour."""

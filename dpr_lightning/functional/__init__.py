@@ -27,6 +27,7 @@ from dpr_lightning.functional.policy_gradient import (
     clipped_surrogate_loss,
     reinforce_loss,
 )
+from dpr_lightning.functional.relative import relative_reward_loss, win_rates
 from dpr_lightning.functional.returns import returns_to_go, shape_reward
 from dpr_lightning.functional.reward_forms import (
     FORMS,
@@ -73,6 +74,7 @@ __all__ = [
     "position_baseline",
     "reference_baseline",
     "reinforce_loss",
+    "relative_reward_loss",
     "response_baseline",
     "returns_to_go",
     "self_play_loss",
@@ -82,5 +84,6 @@ __all__ = [
     "token_logprobs_and_normaliser",
     "truncated_importance",
     "whiten",
+    "win_rates",
     "zscore_by_position",
 ]

@@ -2,6 +2,7 @@
 
 from dpr_lightning.modules.advantages import CreditSpec, estimate_advantages
 from dpr_lightning.modules.dpr import DensePathReinforce, KLSpec
+from dpr_lightning.modules.rebel import RelativeRewardRegression, RewardWeights
 from dpr_lightning.modules.rollout_algorithm import RolloutAlgorithm, ScoredPart
 from dpr_lightning.modules.schedule import ScheduleSpec
 from dpr_lightning.modules.self_play import SelfPlay
@@ -13,6 +14,8 @@ __all__ = [
     "DensePathReinforce",
     "IQLearnSpec",
     "KLSpec",
+    "RelativeRewardRegression",
+    "RewardWeights",
     "RolloutAlgorithm",
     "ScheduleSpec",
     "ScoredPart",

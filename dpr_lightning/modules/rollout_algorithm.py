@@ -143,6 +143,11 @@ class RolloutAlgorithm(PolicyModule):
         return {"sampler_gap": masked_sum(gap, rollout.action_mask)}
 
     @property
+    def needs_demonstrations(self) -> bool:
+        """Whether the last response of each group has to be the demonstration of its prompt."""
+        return False
+
+    @property
     def needs_action_rewards(self) -> bool:
         """Whether micro-batches must have the reward of every token of the vocabulary."""
         return False

@@ -1,9 +1,12 @@
 """Wrong pairs of responses, with words of the error messages."""
 
+from pathlib import Path
 from typing import Any
 
+import yaml
+
 from tests.reliability.kit import Case, Kit
-from tests.workspace import write_pairs_config, write_rows
+from tests.workspace import write_dpr_config, write_pairs_config, write_rows
 
 PAIR = {"prompt": "1 + 1 =", "chosen": "Answer: 2", "rejected": "Answer: 30"}
 
@@ -12,6 +15,19 @@ def _pairs(kit: Kit, *rows: dict[str, Any], model: dict[str, Any] | None = None,
     """`dpr fit` on a file of these pairs."""
     path = write_rows(kit.folder / "pairs.jsonl", list(rows))
     return ["fit", "--config", write_pairs_config(kit.folder, kit.workspace, path, model, **data)]
+
+
+def _rebel(kit: Kit, data: dict[str, Any] | None = None, **model: Any) -> list[str]:
+    """`dpr fit` of REBEL on rollouts."""
+    options = {"samples_per_prompt": 2, "refresh_every": 2} | (data or {})
+    path = write_dpr_config(kit.folder, kit.workspace, **options)
+    config = yaml.safe_load(Path(path).read_text())
+    config["model"] = {
+        "class_path": "dpr_lightning.modules.RelativeRewardRegression",
+        "init_args": {"policy": {"source": kit.workspace.sft}, **model},
+    }
+    Path(path).write_text(yaml.safe_dump(config))
+    return ["fit", "--config", path]
 
 
 PAIR_CASES: dict[str, dict[str, Case]] = {
@@ -42,5 +58,14 @@ PAIR_CASES: dict[str, dict[str, Case]] = {
             lambda kit: _pairs(kit, PAIR, opponent=None), ("data.opponent", "model.policy.source")
         ),
         "an unknown loss of pairs": Case(lambda kit: _pairs(kit, PAIR, model={"loss": "orpo"}), ("orpo",)),
-    }
+    },
+    "Regression of rewards": {
+        "REBEL with one step a rollout": Case(
+            lambda kit: _rebel(kit, {"refresh_every": 1}), ("data.refresh_every", "REINFORCE", "level: sentence")
+        ),
+        "REBEL with one response a prompt": Case(
+            lambda kit: _rebel(kit, {"samples_per_prompt": 1}), ("data.samples_per_prompt", "2 or more")
+        ),
+        "REBEL without a step": Case(lambda kit: _rebel(kit, eta=0.0), ("model.eta", "above 0")),
+    },
 }
