@@ -72,6 +72,8 @@ class ResumableCheckpoints(Checkpoint):
         self.retained = keep
         self.monitor, self.mode = monitor, mode
         self.identity: dict[str, Any] | None = None
+        self.step_options: dict[str, Any] = {}
+        self.changed_options: list[str] = []
         self.begins_anew = False
         self._best: dict[int, float] = {}
         self._overdue = False
@@ -200,7 +202,8 @@ class ResumableCheckpoints(Checkpoint):
         if stage != "fit" or self._began or trainer.ckpt_path is None or not trainer.is_global_zero:
             return
         ended = f" A callback ended it at {step_of_total(trainer)}." if trainer.should_stop else ""
-        log.warning("This run is finished: nothing was left to do.%s `--ckpt_path none` begins anew.", ended)
+        changed = f" It did not use {'; '.join(self.changed_options)}." if self.changed_options else ""
+        log.warning("This run is finished: nothing was left to do.%s%s `--ckpt_path none` begins anew.", ended, changed)
         self._restore_tables(trainer, Path(trainer.ckpt_path).parent)
         # The run may have been killed between its last checkpoint and this.
         self._prune(max(self.store.steps()))
@@ -239,6 +242,7 @@ class ResumableCheckpoints(Checkpoint):
                 shutil.copyfile(metrics_file, self.store.unfinished(step) / _table(index))
         about = {
             "identity": self.identity,
+            "step_options": self.step_options,
             "strategy": type(trainer.strategy).__name__,
             "ranks": trainer.world_size,
             "wandb_runs": wandb_run_ids(trainer),

@@ -50,7 +50,7 @@ def rl(arguments: Sequence[str]) -> Any:
         return NOTHING_FOUND
 
     settle_libraries()  # for seconds; a refusal does not need them
-    from dpr_lightning.cli.run_config import finish_config, fit_config
+    from dpr_lightning.cli.run_config import run_config
     from dpr_lightning.workflow import RlOptions, rl_config
 
     selected = RlOptions(
@@ -65,5 +65,4 @@ def rl(arguments: Sequence[str]) -> Any:
         seed=options.seed,
     )
     config, lines = rl_config(manifest, check, selected)
-    path = finish_config(config, lines, options, manifest.folder / RL_YAML, f"dpr rl {shlex.join(arguments)}")
-    return None if options.write_only else fit_config(path, options.ckpt_path)
+    return run_config(config, lines, options, manifest.folder / RL_YAML, f"dpr rl {shlex.join(arguments)}")

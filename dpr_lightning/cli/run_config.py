@@ -1,7 +1,8 @@
 """The last step of commands that write a config: apply the changes, print it, run it as `dpr fit` does."""
 
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -9,44 +10,60 @@ from typing import Any
 from rich.syntax import Syntax
 
 from dpr_lightning.cli.option_parser import read_configs
-from dpr_lightning.lightning_cli.dpr_cli import parse_lightning, run_lightning
+from dpr_lightning.lightning_cli.dpr_cli import ConfigDraft, parse_lightning, run_lightning
 from dpr_lightning.lightning_cli.saved_policies import print_saved
 from dpr_lightning.reports.console import console
 from dpr_lightning.workflow import Config, apply_setting, merge, read_settings, write_config
 
 
-def finish_config(config: Config, lines: Sequence[str], options: Namespace, path: Path, command: str) -> Path:
-    """Apply ``--config`` and ``--set``, write the config and print it.
+def run_config(config: Config, lines: Sequence[str], options: Namespace, path: Path, command: str) -> Any:
+    """Apply ``--config`` and ``--set``, and run `dpr fit` with the config, or write it alone with ``--write_only``.
+
+    It is written and printed once every check before training has passed: a run that is refused replaces none.
 
     Args:
         config: of `dpr fit`.
         lines: on the choices in it.
-        options: parsed, with those of :meth:`OptionParser.add_config_options`.
+        options: parsed, with those of :meth:`OptionParser.add_config_options` and ``--ckpt_path``.
         path: of the file; one that is there is replaced.
         command: that writes it.
 
     Raises:
         InputError: a config or an option is wrong.
     """
+    if options.write_only:
+        return write_checked(config, lines, options, path, command)
+    resume = [] if options.ckpt_path is None else ["--ckpt_path", options.ckpt_path]
+    with _drafted(config, lines, options, path, command) as draft:
+        ended = run_lightning(["fit", "--config", str(path), *resume], draft)
+    print_saved(ended.trainer, ended.datamodule)
+    return ended
+
+
+def write_checked(config: Config, lines: Sequence[str], options: Namespace, path: Path, command: str) -> None:
+    """The same without running it: the config is written where `dpr fit` can parse it."""
+    with _drafted(config, lines, options, path, command) as draft:
+        parse_lightning(["fit", "--config", str(draft.path)])
+        draft.save()
+
+
+@contextmanager
+def _drafted(
+    config: Config, lines: Sequence[str], options: Namespace, path: Path, command: str
+) -> Iterator[ConfigDraft]:
     for overlay in read_configs(options.configs):
         config = merge(config, overlay)
     for option, value in read_settings(options.settings).items():
         apply_setting(config, option, value)
-    with TemporaryDirectory() as folder:  # a config with a mistake replaces none
-        draft = Path(folder) / path.name
-        write_config(config, draft, command)
-        parse_lightning(["fit", "--config", str(draft)])
-    write_config(config, path, f"Written by: {command}\nRuns as: dpr fit --config {path}")
-    for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    console.print(f"{path}:", highlight=False, markup=False)
-    console.print(Syntax(path.read_text(encoding="utf-8"), "yaml", background_color="default"), soft_wrap=True)
-    return path
 
+    def save() -> None:
+        write_config(config, path, f"Written by: {command}\nRuns as: dpr fit --config {path}")
+        for line in lines:
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(f"{path}:", highlight=False, markup=False)
+        console.print(Syntax(path.read_text(encoding="utf-8"), "yaml", background_color="default"), soft_wrap=True)
 
-def fit_config(path: Path, ckpt_path: str | None) -> Any:
-    """Run `dpr fit` with a config, and with its option ``--ckpt_path`` unless that is None."""
-    resume = [] if ckpt_path is None else ["--ckpt_path", ckpt_path]
-    ended = run_lightning(["fit", "--config", str(path), *resume])
-    print_saved(ended.trainer, ended.datamodule)
-    return ended
+    with TemporaryDirectory() as folder:
+        draft = ConfigDraft(Path(folder) / path.name, path, save)
+        write_config(config, draft.path, command)
+        yield draft

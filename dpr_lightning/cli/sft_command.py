@@ -25,12 +25,10 @@ def sft(arguments: Sequence[str]) -> Any:
     options = parser.parse_args(arguments)
     settle_libraries()
     output = options.output or str(Path("runs") / Path(str(options.train)).name.partition(".")[0])
-    path = _write(options, output, f"dpr sft {shlex.join(arguments)}")
-    if options.write_only:
-        return None
-    from dpr_lightning.cli.run_config import fit_config
+    from dpr_lightning.cli.run_config import run_config
 
-    return fit_config(path, options.ckpt_path)
+    config, lines = _config(options, output)
+    return run_config(config, lines, options, Path(output) / SFT_YAML, f"dpr sft {shlex.join(arguments)}")
 
 
 def init(arguments: Sequence[str]) -> None:
@@ -45,7 +43,11 @@ def init(arguments: Sequence[str]) -> None:
     parser.add_config_options()
     options = parser.parse_args(arguments)
     settle_libraries()
-    path = _write(options, options.output, f"dpr init {shlex.join(arguments)}")
+    from dpr_lightning.cli.run_config import write_checked
+
+    config, lines = _config(options, options.output)
+    path = Path(options.output) / SFT_YAML
+    write_checked(config, lines, options, path, f"dpr init {shlex.join(arguments)}")
     print(f"Next: dpr fit --config {shlex.quote(str(path))}")
 
 
@@ -80,8 +82,8 @@ def _add_options(parser: OptionParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
 
 
-def _write(options: Namespace, output: str, command: str) -> Path:
-    from dpr_lightning.cli.run_config import finish_config
+def _config(options: Namespace, output: str) -> tuple[dict[str, Any], list[str]]:
+    """The config of the run, and lines on the choices in it."""
     from dpr_lightning.data import open_rows
     from dpr_lightning.workflow import BaseModel, SftOptions, sft_config
 
@@ -102,5 +104,4 @@ def _write(options: Namespace, output: str, command: str) -> Path:
         limit=options.limit,
     )
     open_rows(options.train)  # a file that is missing is named before the model is read
-    config, lines = sft_config(selected, BaseModel.read(options.model))
-    return finish_config(config, lines, options, Path(output) / SFT_YAML, command)
+    return sft_config(selected, BaseModel.read(options.model))

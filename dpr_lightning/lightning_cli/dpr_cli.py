@@ -3,10 +3,10 @@
 import logging
 import pickle
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jsonargparse import Namespace
 from lightning import LightningDataModule, LightningModule, Trainer
@@ -32,6 +32,20 @@ from dpr_lightning.locking import is_first_rank
 from dpr_lightning.modules.base import PolicyModule
 
 log = logging.getLogger(__name__)
+
+
+class ConfigDraft(NamedTuple):
+    """A config that a command composed, read in the file's stead that it replaces once the run is accepted.
+
+    Args:
+        path: of the draft, which has the file's content and name.
+        file: that the run has as its config.
+        save: writes the file; called when every check before training has passed.
+    """
+
+    path: Path
+    file: Path
+    save: Callable[[], None]
 
 
 class SaveConfigToGoOn(SaveConfigCallback):
@@ -76,7 +90,8 @@ class DprCLI(LightningCLI):
     parts = RunParts([], [])
     """What the `run:` section stands for."""
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
+    def __init__(self, *arguments: Any, draft: ConfigDraft | None = None, **options: Any) -> None:
+        self.draft = draft
         self.config, self.subcommand = Namespace(), None  # where parsing fails
         with ExitStack() as self.locks:
             try:
@@ -91,6 +106,14 @@ class DprCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """The command that runs alone, with its arguments that are no options: parsers of all take longer to build."""
         return {name: skipped for name, skipped in LightningCLI.subcommands().items() if name == sys.argv[1]}
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the command line; where there is a draft of its config, with that one."""
+        if self.draft is None:
+            super().parse_arguments(parser, args)
+            return
+        file = str(self.draft.file)
+        self.config = parser.parse_args([str(self.draft.path) if each == file else each for each in sys.argv[1:]])
 
     def _parse_ckpt_path(self) -> None:
         """Take no hyper-parameters from a checkpoint: those of the command line are used."""
@@ -187,6 +210,8 @@ class DprCLI(LightningCLI):
         config["ckpt_path"] = resume_from(self.trainer, config.get("ckpt_path"), self.config["fit"].as_dict())
         if config["ckpt_path"] is None:
             report_replaced_tables(self.trainer)
+        if self.draft is not None:
+            self.draft.save()
 
 
 @contextmanager
@@ -200,11 +225,16 @@ def _as_argv(arguments: Sequence[str]) -> Iterator[None]:
         sys.argv = before
 
 
-def run_lightning(arguments: Sequence[str]) -> Any:
-    """Run one LightningCLI command."""
+def run_lightning(arguments: Sequence[str], draft: ConfigDraft | None = None) -> Any:
+    """Run one LightningCLI command.
+
+    Args:
+        arguments: its name and options.
+        draft: of the config that they name, for ``fit``.
+    """
     try:
         with _as_argv(arguments):
-            return _cli()
+            return _cli(draft=draft)
     except pickle.UnpicklingError as error:  # only Lightning's own loading comes here
         raise InputError(
             "The checkpoint has more than tensors, numbers and text, and loading that would run code from the file. If "
@@ -232,11 +262,12 @@ def parse_lightning(arguments: Sequence[str]) -> dict[str, Any]:
     return config
 
 
-def _cli(kind: type[DprCLI] = DprCLI) -> DprCLI:
+def _cli(kind: type[DprCLI] = DprCLI, draft: ConfigDraft | None = None) -> DprCLI:
     quiet = {"exit_on_error": False}
     return kind(
         LightningModule,
         LightningDataModule,
+        draft=draft,
         subclass_mode_model=True,
         subclass_mode_data=True,
         trainer_class=Trainer,

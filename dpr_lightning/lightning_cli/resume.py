@@ -35,6 +35,8 @@ CHANGEABLE = {
     "optimizer", "schedule", "cache_dir", "token_budget", "gradient_checkpointing", "check_start", "non_finite",
     "frozen_weights", "held_out_file",
 }  # fmt: skip
+STEP_OPTIONS = {"optimizer", "schedule", "token_budget", "gradient_checkpointing", "non_finite"}
+"""Those of them that decide how steps are computed."""
 ROWS = re.compile(
     r"data\.(?:init_args\.)?(?:train|validation|test|prompts|exclude|held_out|evaluation)(?:\[\d+\])?(?:\.path)?"
 )
@@ -69,6 +71,7 @@ def resume_from(trainer: Trainer, requested: str | None, config: Mapping[str, An
             )
         return None if requested is None else _existing(Path(requested))
     checkpoints.identity = identity(config)
+    checkpoints.step_options = step_options(config)
     if requested == ANEW:
         checkpoints.begins_anew = True
         return None
@@ -88,6 +91,9 @@ def resume_from(trainer: Trainer, requested: str | None, config: Mapping[str, An
             return None
     _refuse_another_run(store, step, checkpoints.identity, trainer)
     manifest = store.manifest(step)
+    checkpoints.changed_options = _changes(
+        manifest.get("step_options", checkpoints.step_options), checkpoints.step_options
+    )
     continue_wandb_runs(trainer, manifest.get("wandb_runs", []))
     if "template_time" in manifest:
         set_template_time(datetime.fromisoformat(manifest["template_time"]))
@@ -165,6 +171,28 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
+def step_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The options by which steps are computed, and which may change when a run is resumed."""
+    flat: dict[str, Any] = {}
+
+    def add(key_path: str, options: Mapping[str, Any]) -> None:
+        for key, value in options.items():
+            if key in STEP_OPTIONS:
+                _flatten(f"{key_path}.{key}", value, flat)
+            elif isinstance(value, Mapping):
+                add(f"{key_path}.{key}", value)
+
+    for name in ("model", "data"):
+        add(name, config.get(name) or {})
+    return flat
+
+
+def _changes(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """Each option with another value now than then."""
+    names = [name for name in dict.fromkeys((*saved, *current)) if saved.get(name) != current.get(name)]
+    return [f"{name}: {_difference(saved.get(name), current.get(name))}" for name in names]
+
+
 def _flatten(key_path: str, value: Any, flat: dict[str, Any]) -> None:
     if isinstance(value, Mapping):
         for key, inner in value.items():
@@ -199,10 +227,7 @@ def _content(value: Any, *, rows: bool) -> Any:
 def _refuse_another_run(store: CheckpointStore, step: int, current: Mapping[str, Any], trainer: Trainer) -> None:
     manifest = store.manifest(step)
     saved = manifest.get("identity") or {}
-    names = (
-        [name for name in dict.fromkeys((*saved, *current)) if saved.get(name) != current.get(name)] if saved else []
-    )
-    lines = [f"  {name}: {_difference(saved.get(name), current.get(name))}" for name in names]
+    lines = [f"  {change}" for change in _changes(saved, current)] if saved else []
     strategy, sharded = type(trainer.strategy).__name__, store.state(step).is_dir()
     if sharded != isinstance(trainer.strategy, IN_SHARDS) or (sharded and manifest.get("strategy") != strategy):
         lines.append(

@@ -69,6 +69,23 @@ def test_sft_leaves_a_run_that_its_config_repeats(user: Path) -> None:
     assert Path("runs/mine/sft/policies/final/model.safetensors").read_bytes() == before
 
 
+def test_a_refused_command_leaves_the_config_of_the_run(user: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = Path("runs/mine/sft.yaml").read_text()
+    assert main(["sft", "--model", "base", *SFT, "--epochs", "5", "--seed", "1"]) == 2
+    printed = capsys.readouterr()
+    assert "are of another run" in printed.err
+    assert "seed_everything: 0 then, 1 now" in printed.err
+    assert "learning_rate" not in printed.out
+    assert Path("runs/mine/sft.yaml").read_text() == before
+
+
+def test_a_finished_run_names_options_that_it_did_not_use(user: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert main(["sft", "--model", "base", *SFT, "--epochs", "5", "--learning_rate", "0.1"]) == 0
+    assert "nothing was left to do. It did not use model.init_args.optimizer.init_args.lr: 0.003 then, 0.1 now." in (
+        caplog.text
+    )
+
+
 def test_from_check_to_an_exported_policy(
     user: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
