@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-FIRST = (20, 50, 80, 90, 200)
+FIRST = (10, 20, 25, 50, 80, 90, 100, 200)
 
 
 def count(oracle: list[dict[str, Any]], listed: list[dict[str, Any]], first: int) -> tuple[int, int, int, int]:

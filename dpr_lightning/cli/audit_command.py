@@ -9,6 +9,8 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 
+from dpr_lightning.cli.planted_rows import MISTAKES, Planting, measure_list
+from dpr_lightning.cli.planted_rows import SFT as SFT_OF_COPY
 from dpr_lightning.cli.repeated_training import Folds
 from dpr_lightning.cli.suspicious_rows import LIST, PAGE, AuditedRows, list_suspects, load_demonstrations
 from dpr_lightning.cli.trained_rows import Audited, SuspicionKind, list_trained, method_of
@@ -25,7 +27,7 @@ from dpr_lightning.policies import load_tokenizer, special_tokens
 from dpr_lightning.policies.inference_policy import best_device
 from dpr_lightning.policies.policy_spec import Dtype
 from dpr_lightning.progress import progress_bar
-from dpr_lightning.reports import audit_table
+from dpr_lightning.reports import audit_table, trust_table
 from dpr_lightning.reports.console import console
 from dpr_lightning.rewards import SFT, DenseReward, RewardSpec, token_rewards
 from dpr_lightning.rollouts import SamplingOptions
@@ -37,8 +39,8 @@ AUDITED = ("log_ratio", "centred", "one_sided", "one_sided_centred", CONTROL)
 FAILED = 3
 HELD_OUT_LIMIT = 200
 LIST_MARKS = ('"loss_spans"',)
-FOLDS = ".folds"
-"""Suffix of the folder of the trainings, beside the file of the audit."""
+FOLDS, PLANTED = ".folds", ".planted"
+"""Suffixes of the folders of trainings, beside the file of the audit."""
 MARKS = ('"audits"',)
 """Text in every file of this command."""
 
@@ -63,6 +65,7 @@ def audit(
         Writes(marks=REPORT_MARKS, suffix=PAGE),
         Writes(marks=LIST_MARKS, suffix=LIST),
         Writes("fold_*", suffix=FOLDS),
+        Writes(SFT_OF_COPY, f"{SFT_OF_COPY}.*", MISTAKES, "fold_*", suffix=PLANTED),
     ] = None,
     rows: AuditedRows = "held_out",
     exclude: Rows | None = None,
@@ -71,6 +74,7 @@ def audit(
     fold_share: float = 0.25,
     suspicion: SuspicionKind | None = None,
     normalised: bool = False,
+    plant: float | None = None,
     recipe: ReadPath | None = None,
 ) -> int:
     """Test the reward of each reference on demonstrations, on corrupted ones and on samples of π_SFT.
@@ -106,7 +110,9 @@ def audit(
         suspicion: ``memorised``: by when the run learnt a row; ``crossfitted``: by the policies of the folds;
             ``combined``: by both, which is the default with ``folds``.
         normalised: divide margins by 1 + the entropy of the policy, so that they count less where it is undecided.
-        recipe: run.json of the run whose SFT is repeated for ``folds``; ``--run`` names it.
+        plant: with ``rows=train``, put mistakes into this share of a copy of the rows, such as 0.02, repeat SFT and the
+            folds on it, and say how many of them the top of its list has: how far to trust the list.
+        recipe: run.json of the run whose SFT is repeated for ``folds`` and ``plant``; ``--run`` names it.
 
     Returns:
         The exit code.
@@ -115,23 +121,35 @@ def audit(
     if not references:
         raise InputError("`references` is empty, and an audit takes at least one reference.")
     if rows == "held_out" and any(
-        value is not None for value in (exclude, max_length, folds, suspicion, normalised or None)
+        value is not None for value in (exclude, max_length, folds, suspicion, plant, normalised or None)
     ):
         raise InputError(
-            "`exclude`, `max_length`, `folds`, `suspicion` and `normalised` are options of `rows: train` alone. Leave "
-            "them out."
+            "`exclude`, `max_length`, `folds`, `suspicion`, `normalised` and `plant` are options of `rows: train` "
+            "alone. Leave them out."
         )
     if rows == "train":
-        cross_fitting = None if folds is None else _folds(folds, fold_share, seed, recipe, path)
+        cross_fitting, planting = None, None
+        if folds is not None or plant is not None:
+            run, file = _run_to_repeat(recipe, path)
+            cross_fitting = None if folds is None else Folds(run, folds, fold_share, seed, file.with_suffix(FOLDS))
+            planting = None if plant is None else Planting(plant, seed, run, file.with_suffix(PLANTED))
         method = method_of(suspicion, cross_fitting, normalised=normalised, dtype=dtype)
         tokenizer = load_tokenizer(sft)
         data = load_demonstrations(
             demonstrations, tokenizer, sft, columns=columns, limit=limit, exclude=exclude, max_length=max_length
         )
         audited = Audited(demonstrations, data, sft, references)
-        listed = list_trained(audited, method, tokenizer, columns=columns, count=suspicious, output=path)
+        additions: dict[str, Any] = {"suspicion": method.to_dict()}
+        trust = None
+        if planting is not None:
+            planted = measure_list(audited, method, planting, tokenizer, columns, max_length)
+            trust, additions["planted"] = planted.trust(), planted.to_dict(planting.share)
+        listed = list_trained(audited, method, tokenizer, columns=columns, count=suspicious, output=path, trust=trust)
+        if trust is not None:
+            console.print(trust_table(trust))
+            console.print(trust.words, highlight=False, markup=False, soft_wrap=True)
         if path is not None:
-            _write(path, [], "", listed, {"suspicion": method.to_dict()})
+            _write(path, [], "", listed, additions)
         return 0
     return audit_held_out(
         sft,
@@ -281,16 +299,16 @@ def _output(output: str | None) -> Path | None:
     return None if output is None else Path(output)
 
 
-def _folds(count: int, share: float, seed: int, recipe: str | None, path: Path | None) -> Folds:
-    """The folds that the options name, of a run whose SFT can be repeated."""
+def _run_to_repeat(recipe: str | None, path: Path | None) -> tuple[RunManifest, Path]:
+    """The run whose SFT `folds` and `plant` repeat, and the file beside which they do."""
     if recipe is None or path is None:
         raise InputError(
-            "`folds` repeats the SFT of a run, and writes to the folder of its audit. Name the run: `dpr audit --run "
-            "FOLDER --rows train --folds 4`."
+            "`folds` and `plant` repeat the SFT of a run, and write to the folder of its audit. Name the run: `dpr "
+            "audit --run FOLDER --rows train --folds 4`."
         )
     manifest = RunManifest.load(recipe)
     _ = manifest.sft_config  # a run without one is refused before any model is loaded
-    return Folds(manifest, count, share, seed, path.with_suffix(FOLDS))
+    return manifest, path
 
 
 def _write(

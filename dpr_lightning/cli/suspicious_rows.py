@@ -17,7 +17,7 @@ from dpr_lightning.data.token_spans import spans_of_tokens
 from dpr_lightning.errors import InputError, counted
 from dpr_lightning.evaluation.suspects import Suspect, suspects
 from dpr_lightning.folders import whole_file
-from dpr_lightning.reports import AuditedRow, token_responses, write_audit_page
+from dpr_lightning.reports import AuditedRow, ListTrust, token_responses, write_audit_page
 from dpr_lightning.reports.console import console
 from dpr_lightning.rollouts import decode_tokens
 from dpr_lightning.types import TokenScores
@@ -32,12 +32,13 @@ class TrainedRows(NamedTuple):
     """What is listed of rows that were trained on.
 
     ``suspicion`` [B] by which they are ordered, ``flagged`` [B, T] suspicious tokens, ``explanation``: which rows come
-    first, in a sentence or two.
+    first, in a sentence or two; ``trust``: how far the list can be trusted, where that was measured.
     """
 
     suspicion: Tensor
     flagged: Tensor
     explanation: str
+    trust: ListTrust | None = None
 
 
 def load_demonstrations(
@@ -134,8 +135,14 @@ def list_suspects(
     if output is not None and listed:
         flagged = None if trained is None else trained.flagged
         rows = _audited_rows(source, listed, data, scores, tokenizer, columns, flagged)
-        learnt = None if trained is None else trained.explanation
-        page = write_audit_page(output.with_suffix(PAGE), rows, reward=reward, total=len(every), learnt=learnt)
+        page = write_audit_page(
+            output.with_suffix(PAGE),
+            rows,
+            reward=reward,
+            total=len(every),
+            learnt=None if trained is None else trained.explanation,
+            trust=None if trained is None else trained.trust,
+        )
         flagged_rows = output.with_suffix(LIST)
         with whole_file(flagged_rows) as stream:
             stream.writelines(json.dumps(row.exported, ensure_ascii=False) + "\n" for row in rows)

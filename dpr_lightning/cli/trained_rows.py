@@ -17,6 +17,7 @@ from dpr_lightning.evaluation.suspects import Suspect
 from dpr_lightning.policies.inference_policy import frozen_policy
 from dpr_lightning.policies.policy_spec import Dtype
 from dpr_lightning.progress import progress_bar
+from dpr_lightning.reports import ListTrust
 from dpr_lightning.reports.console import console
 from dpr_lightning.rewards.suspicion import (
     CheckpointScores,
@@ -137,6 +138,7 @@ def list_trained(
     columns: dict[str, str] | None,
     count: int,
     output: Path | None,
+    trust: ListTrust | None = None,
 ) -> list[Suspect]:
     """List demonstrations that were trained on, those that look wrong first.
 
@@ -147,6 +149,7 @@ def list_trained(
         columns: the file's names of our columns.
         count: demonstrations on the page, in which tokens are marked.
         output: JSON file beside which the page is written; None: no page.
+        trust: how far the list can be trusted, for the page.
     """
     suspected, scores = suspect(audited, method, int(tokenizer.pad_token_id))
     listed = suspected.row.argsort(descending=True)[:count]
@@ -169,7 +172,7 @@ def list_trained(
         columns=columns,
         count=count,
         output=output,
-        trained=TrainedRows(suspected.row, flagged, explanation),
+        trained=TrainedRows(suspected.row, flagged, explanation, trust),
     )
 
 

@@ -60,10 +60,10 @@ def add_noise(rows: Sequence[Row], share: float, kind: NoiseKind, seed: int) -> 
 def _wrong_step(completion: str, generator: random.Random) -> str:
     """A character of a result is wrong, and one of the answer, where the steps state it and where it is marked."""
     steps, answer = _split(completion)
-    wrong = _change(answer, generator.randrange(len(answer)), generator)
+    wrong = other_character(answer, generator.randrange(len(answer)), generator)
     results = [index for index in range(1, len(steps)) if steps[index].isdigit() and steps[index - 1] == "="]
     if results:
-        steps = _change(steps, generator.choice(results), generator)
+        steps = other_character(steps, generator.choice(results), generator)
     for stated, instead in ((answer, wrong), (" ".join(answer), " ".join(wrong))):
         if steps.endswith(stated):
             steps = steps.removesuffix(stated) + instead
@@ -74,7 +74,7 @@ def _wrong_step(completion: str, generator: random.Random) -> str:
 def _wrong_answer(completion: str, generator: random.Random) -> str:
     """A character of the marked answer is wrong, and the steps are right."""
     steps, answer = _split(completion)
-    return f"{steps}\n{ANSWER_MARKER} {_change(answer, generator.randrange(len(answer)), generator)}"
+    return f"{steps}\n{ANSWER_MARKER} {other_character(answer, generator.randrange(len(answer)), generator)}"
 
 
 _KINDS: dict[str, Callable[[str, random.Random], str]] = {"step": _wrong_step, "answer": _wrong_answer}
@@ -87,7 +87,7 @@ def _split(completion: str) -> tuple[str, str]:
     return steps, answer
 
 
-def _change(text: str, index: int, generator: random.Random) -> str:
+def other_character(text: str, index: int, generator: random.Random) -> str:
     """A text with another digit, or another letter, at an index."""
     different = [each for each in (DIGITS if text[index].isdigit() else LETTERS) if each != text[index]]
     return text[:index] + generator.choice(different) + text[index + 1 :]

@@ -4,6 +4,7 @@ from dpr_lightning.reports.audit_page import write_audit_page
 from dpr_lightning.reports.content import (
     Answer,
     AuditedRow,
+    ListTrust,
     Pair,
     Panel,
     Point,
@@ -15,13 +16,14 @@ from dpr_lightning.reports.content import (
 )
 from dpr_lightning.reports.page import write_heatmap, write_report
 from dpr_lightning.reports.results import arm_name, number
-from dpr_lightning.reports.tables import arms_table, audit_table, paired_table, preview_table
+from dpr_lightning.reports.tables import arms_table, audit_table, paired_table, preview_table, trust_table
 from dpr_lightning.reports.token_responses import token_responses
 from dpr_lightning.reports.verdicts import verdict_lines
 
 __all__ = [
     "Answer",
     "AuditedRow",
+    "ListTrust",
     "Pair",
     "Panel",
     "Point",
@@ -37,6 +39,7 @@ __all__ = [
     "paired_table",
     "preview_table",
     "token_responses",
+    "trust_table",
     "verdict_lines",
     "write_audit_page",
     "write_heatmap",

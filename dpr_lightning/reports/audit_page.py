@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpr_lightning.reports.content import AuditedRow
+from dpr_lightning.reports.content import AuditedRow, ListTrust
+from dpr_lightning.reports.curves import draw
 from dpr_lightning.reports.heatmap import HeatMap, colour_limit, heat_map, visible
 from dpr_lightning.reports.page import page_environment, write_page
 
@@ -31,7 +32,13 @@ class Entry:
 
 
 def write_audit_page(
-    path: str | Path, rows: Sequence[AuditedRow], *, reward: str, total: int, learnt: str | None = None
+    path: str | Path,
+    rows: Sequence[AuditedRow],
+    *,
+    reward: str,
+    total: int,
+    learnt: str | None = None,
+    trust: ListTrust | None = None,
 ) -> Path:
     """Write the page of suspicious demonstrations atomically, and return its path.
 
@@ -42,6 +49,7 @@ def write_audit_page(
         total: demonstrations that were scored.
         learnt: of demonstrations that were trained on, which come first, in a sentence or two: rewards are the negative
             suspicion of tokens, and the page has the rows in this order; None: they were not trained on.
+        trust: how far the list of rows that were trained on can be trusted.
 
     Raises:
         InputError: a response whose lists differ in length.
@@ -52,7 +60,10 @@ def write_audit_page(
     ranked = zip(rows, by_token, by_total, strict=True)
     entries = [_entry(row, limit, learnt is not None, *ranks) for row, *ranks in ranked]
     template = page_environment().get_template("audit.html.jinja")
-    html = template.render(entries=entries, reward=reward, total=total, learnt=learnt, limit=limit)
+    curve = None if trust is None else draw(trust.panel)
+    html = template.render(
+        entries=entries, reward=reward, total=total, learnt=learnt, limit=limit, trust=trust, curve=curve
+    )
     return write_page(Path(path), html)
 
 

@@ -50,6 +50,21 @@ class Scatter:
 
 
 @dataclass(frozen=True)
+class ListTrust:
+    """How far a list of suspicious rows can be trusted, by mistakes that were planted in a copy of the rows.
+
+    ``words``: the same in a few sentences; ``tops``: lengths of the top of the list, each with the planted mistakes in
+    it; ``mistakes``: all of them; ``average_precision`` in [0, 1]; ``panel``: precision over recall.
+    """
+
+    words: str
+    tops: Sequence[tuple[int, int]]
+    mistakes: int
+    average_precision: float
+    panel: Panel
+
+
+@dataclass(frozen=True)
 class Response:
     """A response with its token rewards; the lists have one entry a token.
 

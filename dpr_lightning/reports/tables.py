@@ -6,6 +6,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from dpr_lightning.reports.content import ListTrust
 from dpr_lightning.reports.results import (
     HEADINGS,
     MARKS,
@@ -51,6 +52,17 @@ def paired_table(paired: Paired, title: str = "Paired differences, 95% intervals
                 p_value(entry["p_holm"]),
                 f"{MARKS[entry['verdict']]} {entry['verdict']}",
             )
+    return table
+
+
+def trust_table(trust: ListTrust) -> Table:
+    """Table of the planted mistakes at the top of a list: a row for each length of it."""
+    title = f"Planted mistakes in the list, average precision {number(trust.average_precision, 2)}"
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for heading in ("rows from the top", "planted mistakes", "precision, at least", "share of all planted"):
+        table.add_column(heading, justify="right")
+    for first, hits in trust.tops:
+        table.add_row(f"{first:,}", f"{hits:,}", number(hits / first, 2), number(hits / trust.mistakes, 2))
     return table
 
 

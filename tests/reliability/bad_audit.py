@@ -53,9 +53,16 @@ AUDIT_CASES: dict[str, dict[str, Case]] = {
         "folds of rows that were not trained on": Case(
             lambda kit: _audit(kit, "--folds", "2", rows="held_out"), ("`folds`", "options of `rows: train` alone")
         ),
-        "folds without a run": Case(_without_run, ("`folds` repeats the SFT of a run", "--run FOLDER")),
+        "folds without a run": Case(_without_run, ("`folds` and `plant` repeat the SFT of a run", "--run FOLDER")),
         "folds of a run whose config is gone": Case(
             lambda kit: _audit(kit, "--folds", "2", config=False), ("has no config", "config.yaml", "dpr sft")
+        ),
+        "no mistakes to plant": Case(lambda kit: _audit(kit, "--plant", "0"), ("`plant` is 0", "0.5 at most")),
+        "mistakes in nearly all rows": Case(
+            lambda kit: _audit(kit, "--plant", "0.9"), ("`plant` is 0.9", "0.5 at most")
+        ),
+        "mistakes in rows that were not trained on": Case(
+            lambda kit: _audit(kit, "--plant", "0.1", rows="held_out"), ("`plant`", "options of `rows: train` alone")
         ),
     }
 }

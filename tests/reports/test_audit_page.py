@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dpr_lightning.reports import AuditedRow, Response, write_audit_page
+from dpr_lightning.reports import AuditedRow, ListTrust, Panel, Response, Series, write_audit_page
 from tests.reports.example import HARM
 
 SPAN = {"start": 1, "end": 2, "weight": 0.0, "text": "'<é", "suspicion": 1.5}
@@ -45,6 +45,21 @@ def test_rows_have_their_token_and_the_models_probabilities(open_page, rows, tmp
     assert page.evaluate("window.harmed") is None
     first.locator(".token").nth(0).hover()
     assert "reward +0.000 nats" in page.locator("#tooltip").inner_text()
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_the_page_says_how_far_to_trust_the_list(open_page, rows, tmp_path) -> None:
+    panel = Panel("Precision of the list", [Series("precision", [0.5, 1.0], [1.0, 0.5])], levels={"chance": 0.1})
+    trust = ListTrust(f"Of 2 mistakes {HARM}", [(10, 1), (25, 2)], 2, 0.75, panel)
+    page = open_page(write_audit_page(tmp_path / "train.html", rows, reward="r", total=3, learnt="Late.", trust=trust))
+    section = page.locator("#trust")
+    assert HARM in section.inner_text()
+    cells = [line.split("\t") for line in section.locator("table").inner_text().splitlines()]
+    assert cells[-2:] == [["10", "1", "0.10", "0.50"], ["25", "2", "0.08", "1.00"]]
+    assert section.locator("path.curve").count() == 1
+    assert "Average precision 0.75, of a random order 0.10" in section.inner_text()
+    assert page.evaluate("window.harmed") is None
     page.set_viewport_size({"width": 390, "height": 844})
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 

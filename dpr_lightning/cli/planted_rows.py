@@ -1,0 +1,167 @@
+"""``dpr audit --plant``: mistakes in a copy of the training rows, and how many of them the top of its list has."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from dpr_lightning.cli.repeated_training import rows_of, train_on
+from dpr_lightning.cli.suspicious_rows import load_demonstrations
+from dpr_lightning.cli.trained_rows import Audited, Method, suspect
+from dpr_lightning.data import Row, carried_format, to_demonstration, tokenize_examples
+from dpr_lightning.data.loss_spans import LOSS_SPANS
+from dpr_lightning.data.replaced_answers import with_answer
+from dpr_lightning.errors import counted
+from dpr_lightning.evaluation.list_precision import ListPrecision, list_precision
+from dpr_lightning.evaluation.planted_mistakes import PlantedMistake, describe_kinds, plant_mistakes
+from dpr_lightning.folders import whole_file
+from dpr_lightning.reports import ListTrust, Panel, Series
+from dpr_lightning.reports.console import console
+from dpr_lightning.run_manifest import RunManifest
+
+SFT, MISTAKES = "sft", "mistakes.jsonl"
+
+
+@dataclass(frozen=True)
+class Planting:
+    """What is planted.
+
+    Attributes:
+        share: of the rows.
+        seed: of which rows and which mistakes.
+        manifest: of the run whose SFT is repeated on the copy.
+        folder: of the copy and its trainings.
+    """
+
+    share: float
+    seed: int
+    manifest: RunManifest
+    folder: Path
+
+    def describe(self, method: Method) -> str:
+        """What it costs, in a sentence."""
+        steps = counted(self.manifest.sft_steps, "step")
+        folds = 0.0 if method.folds is None else method.folds.cost
+        return (
+            f"SFT is repeated on a copy with planted mistakes: {1 + folds:.2g} times its {steps}. What has ended is "
+            f"not trained again; it is in {self.folder}."
+        )
+
+
+class Planted(NamedTuple):
+    """``mistakes`` in the copy, and the ``precision`` of its list."""
+
+    mistakes: list[PlantedMistake]
+    precision: ListPrecision
+
+    def words(self) -> str:
+        """What the list is worth on these rows, in a few sentences."""
+        precision, first = self.precision, self.precision.firsts[-1]
+        if len(precision.firsts) > 2:
+            first = precision.firsts[2]
+        return (
+            f"Of {counted(precision.mistakes, 'mistake')} planted in a copy of the {counted(precision.rows, 'row')} "
+            f"({describe_kinds(self.mistakes)}), the first {counted(first, 'row')} listed have "
+            f"{precision.hits(first)}; half of them are among the first {precision.rows_with(0.5):,}, and nine in ten "
+            f"among the first {precision.rows_with(0.9):,}. Other rows there may be wrong themselves, so that this is "
+            "a lower bound. Mistakes of other kinds, and those that agree with each other, may rank lower."
+        )
+
+    def trust(self) -> ListTrust:
+        """The same for the page."""
+        precision = self.precision
+        recall, values = zip(*precision.curve(), strict=True)
+        series = [Series("precision", recall, values)]
+        chance = {"chance": precision.mistakes / precision.rows}
+        panel = Panel("Precision of the list", series, levels=chance, over="share of the planted mistakes above")
+        tops = [(first, precision.hits(first)) for first in precision.firsts]
+        return ListTrust(self.words(), tops, precision.mistakes, precision.average_precision, panel)
+
+    def to_dict(self, share: float) -> dict[str, Any]:
+        """Plain data."""
+        kinds: dict[str, int] = {}
+        for mistake in self.mistakes:
+            kinds[mistake.kind] = kinds.get(mistake.kind, 0) + 1
+        return {"share": share, "kinds": kinds, "words": self.words(), **self.precision.to_dict()}
+
+
+def measure_list(
+    audited: Audited,
+    method: Method,
+    planting: Planting,
+    tokenizer: PreTrainedTokenizerBase,
+    columns: dict[str, str] | None,
+    max_length: int | None,
+) -> Planted:
+    """Plant mistakes in a copy of the rows, repeat SFT and the folds on it, and see where its list has them.
+
+    Args:
+        audited: the rows that were trained on.
+        method: how suspicion is measured.
+        planting: what is planted.
+        tokenizer: of π_SFT.
+        columns: the file's names of our columns.
+        max_length: tokens of the longest demonstration.
+
+    Raises:
+        InputError: no mistake can be planted, or the recipe cannot be repeated.
+    """
+    _, first, copied = np.unique(audited.data.numbers, return_index=True, return_inverse=True)
+    rows = rows_of(audited.source, audited.data)
+    distinct = [rows[index] for index in first]
+    mistakes = _plant(distinct, audited, planting, tokenizer, columns)
+    changed = {mistake.index: with_answer(distinct[mistake.index], mistake.text, columns) for mistake in mistakes}
+    console.print(planting.describe(method), highlight=False, markup=False, soft_wrap=True)
+    _write_mistakes(planting.folder / MISTAKES, mistakes, distinct)
+    shares = [float(share) for share in planting.manifest.references]
+    copy = [changed.get(number) or distinct[number].values for number in copied.tolist()]
+    steps = planting.manifest.sft_steps
+    policies = train_on(copy, planting.manifest, planting.folder / SFT, steps=steps, references=shares)
+    source = str(planting.folder / f"{SFT}.jsonl")
+    data = load_demonstrations(source, tokenizer, audited.sft, columns=columns, limit=None, max_length=max_length)
+    if method.folds is not None:
+        method = method._replace(folds=replace(method.folds, folder=planting.folder))
+    run = RunManifest.load(planting.folder / SFT)
+    suspected, _ = suspect(
+        Audited(source, data, str(policies / "final"), [*run.references.values()]), method, int(tokenizer.pad_token_id)
+    )
+    planted = {mistake.index for mistake in mistakes}
+    listed = copied[data.numbers[suspected.row.argsort(descending=True).numpy()] - 1]
+    return Planted(mistakes, list_precision([number in planted for number in dict.fromkeys(listed.tolist())]))
+
+
+def _plant(
+    rows: Sequence[Row],
+    audited: Audited,
+    planting: Planting,
+    tokenizer: PreTrainedTokenizerBase,
+    columns: dict[str, str] | None,
+) -> list[PlantedMistake]:
+    """Mistakes in rows whose answers can be replaced; none where a part of a row is not learnt.
+
+    No row becomes longer than the longest one, for which the run has a limit, or the policy positions.
+    """
+    answers = [to_demonstration(row, columns).learnt_contents[-1] for row in rows]
+    spans = LOSS_SPANS if columns is None else columns.get(LOSS_SPANS, LOSS_SPANS)
+    longest, form = int(audited.data.lengths.max()), carried_format(tokenizer, audited.sft)
+
+    def is_possible(index: int, text: str) -> bool:
+        values = None if rows[index].values.get(spans) else with_answer(rows[index], text, columns)
+        if values is None:
+            return False
+        example = to_demonstration(rows[index]._replace(values=values), columns)
+        return len(tokenize_examples([example], tokenizer, form, on_dropped="warn")[0].tokens) <= longest
+
+    return plant_mistakes(answers, planting.share, planting.seed, is_possible)
+
+
+def _write_mistakes(path: Path, mistakes: Sequence[PlantedMistake], rows: Sequence[Row]) -> None:
+    with whole_file(path) as stream:
+        for mistake in mistakes:
+            row = rows[mistake.index]
+            entry = {"file": row.file, "row": row.number, "kind": mistake.kind, "answer": mistake.text}
+            stream.write(json.dumps(entry, ensure_ascii=False) + "\n")

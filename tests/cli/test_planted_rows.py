@@ -1,0 +1,64 @@
+"""`dpr audit --plant`: mistakes in a copy of the training rows, and what the list of the copy has of them."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from dpr_lightning.cli.main import main
+from dpr_lightning.experiments import run_folder
+from tests.tiny import write_tiny_policy
+from tests.workspace import write_rows
+
+AUDIT = ["audit", "--run", "run", "--rows", "train", "--folds", "2", "--plant", "0.25"]
+
+
+def test_a_list_is_measured_on_a_copy_and_the_rows_stay_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_tiny_policy(tmp_path / "base")
+    rows = [{"question": f"{a}+{b}=", "answer": f"sum {a + b}", "id": 7 * a + b} for a in range(5) for b in range(4)]
+    random.Random(0).shuffle(rows)
+    before = Path(write_rows(Path("mine.jsonl"), rows)).read_bytes()
+    arguments = ["--epochs", "2", "--set", "run.wandb=off", "--validation", "none", "--learning_rate", "1e-2"]
+    assert main(["sft", "--model", "base", "--train", "mine.jsonl", "--output", "run", *arguments]) == 0
+    fit, begun = run_folder.fit, []
+
+    def counted_fit(config: Path) -> None:
+        begun.append(str(config.relative_to("run/audit")))
+        fit(config)
+
+    monkeypatch.setattr(run_folder, "fit", counted_fit)
+    assert main(AUDIT) == 0
+    copies = ["train.planted/sft.yaml", "train.planted/fold_1.yaml", "train.planted/fold_2.yaml"]
+    assert begun == [*copies, "train.folds/fold_1.yaml", "train.folds/fold_2.yaml"]
+    assert Path("mine.jsonl").read_bytes() == before
+
+    printed = " ".join(capsys.readouterr().out.split())
+    mistakes = [json.loads(line) for line in Path("run/audit/train.planted/mistakes.jsonl").read_text().splitlines()]
+    assert len(mistakes) == 5
+    copy = [json.loads(line) for line in Path("run/audit/train.planted/sft.jsonl").read_text().splitlines()]
+    answers = {mistake["row"]: mistake["answer"] for mistake in mistakes}
+    assert copy == [row | {"answer": answers.get(number, row["answer"])} for number, row in enumerate(rows, start=1)]
+    assert all(rows[number - 1]["answer"] != answer for number, answer in answers.items())
+
+    record = json.loads(Path("run/audit/train.json").read_text())
+    planted = record["planted"]
+    assert (planted["rows"], planted["mistakes"], planted["share"]) == (20, 5, 0.25)
+    assert sum(planted["kinds"].values()) == 5
+    assert planted["top"][0]["hits"] == sum(rank <= 10 for rank in planted["ranks"])
+    assert f"the first 10 rows listed have {planted['top'][0]['hits']}" in printed
+    assert planted["words"] in printed
+    assert "this is a lower bound" in printed
+    page = Path("run/audit/train.html").read_text("utf-8")
+    assert "How far to trust this list" in page
+    assert "Precision of the list" in page
+    listed = [json.loads(line) for line in Path("run/audit/train.listed.jsonl").read_text().splitlines()]
+    assert {row["row"] for row in listed} == set(range(1, 21))
+    assert all(row["file"].endswith("mine.jsonl") for row in listed)
+
+    begun.clear()
+    assert main(AUDIT) == 0
+    assert begun == []
