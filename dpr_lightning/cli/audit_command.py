@@ -11,7 +11,7 @@ import torch
 
 from dpr_lightning.cli.planted_rows import MISTAKES, Planting, measure_list
 from dpr_lightning.cli.planted_rows import SFT as SFT_OF_COPY
-from dpr_lightning.cli.repeated_training import Folds
+from dpr_lightning.cli.repeated_training import FOLDS, FOLDS_RECORD, Folds
 from dpr_lightning.cli.suspicious_rows import LIST, PAGE, AuditedRows, list_suspects, load_demonstrations
 from dpr_lightning.cli.trained_rows import Audited, SuspicionKind, list_trained, method_of
 from dpr_lightning.data import PromptSet, Rows, last_turn
@@ -39,8 +39,8 @@ AUDITED = ("log_ratio", "centred", "one_sided", "one_sided_centred", CONTROL)
 FAILED = 3
 HELD_OUT_LIMIT = 200
 LIST_MARKS = ('"loss_spans"',)
-FOLDS, PLANTED = ".folds", ".planted"
-"""Suffixes of the folders of trainings, beside the file of the audit."""
+PLANTED = ".planted"
+"""Suffix of the folder of the copy and its trainings, beside the file of the audit."""
 MARKS = ('"audits"',)
 """Text in every file of this command."""
 
@@ -64,8 +64,8 @@ def audit(
         Writes(marks=MARKS),
         Writes(marks=REPORT_MARKS, suffix=PAGE),
         Writes(marks=LIST_MARKS, suffix=LIST),
-        Writes("fold_*", suffix=FOLDS),
-        Writes(SFT_OF_COPY, f"{SFT_OF_COPY}.*", MISTAKES, "fold_*", suffix=PLANTED),
+        Writes("fold_*", FOLDS_RECORD, suffix=FOLDS),
+        Writes(SFT_OF_COPY, f"{SFT_OF_COPY}.*", MISTAKES, "fold_*", FOLDS_RECORD, suffix=PLANTED),
     ] = None,
     rows: AuditedRows = "held_out",
     exclude: Rows | None = None,

@@ -10,11 +10,12 @@ from dpr_lightning.cli.option_parser import OptionParser
 from dpr_lightning.errors import InputError
 
 SUFFIX = ".jsonl"
-How = Literal["drop", "mask", "weight"]
+How = Literal["drop", "mask", "weight", "relabel"]
+SAMPLES = 16
 
 
 def clean(arguments: Sequence[str]) -> None:
-    """Write the training rows of a run, with all their columns; flagged ones are dropped, masked or weighted.
+    """Write the training rows of a run, with all their columns; flagged ones are dropped or changed.
 
     Raises:
         InputError: an option is wrong, a flagged row is not among the training rows, or the output is an existing file.
@@ -34,22 +35,27 @@ def clean(arguments: Sequence[str]) -> None:
         choices=get_args(How),
         default="drop",
         help="drop: rows are left out; mask: their suspicious parts are read and not learnt (loss_spans); weight: the "
-        "loss of these parts is weighted by σ((threshold − suspicion) / temperature)",
+        "loss of these parts is weighted by σ((threshold − suspicion) / temperature); relabel: a row that the verifier "
+        "rejects gets the likeliest accepted answer that is sampled from a policy of `dpr audit --folds` which did not "
+        "learn from it, and is left out where there is none",
     )
     parser.add_argument("--threshold", type=float, metavar="NATS", help="of --how weight (default: median suspicion)")
     parser.add_argument("--temperature", type=float, default=1.0, metavar="NATS", help="of --how weight (default: 1)")
+    parser.add_argument("--samples", type=int, metavar="N", help=f"of --how relabel, a row (default: {SAMPLES})")
+    parser.add_argument("--verifier", help="of --how relabel: what accepts answers (default: that of the run)")
     parser.add_argument("--output", required=True, metavar="FILE", help="JSONL file to write, which must not exist")
     options = parser.parse_args(arguments)
     if options.how != "weight" and (options.threshold is not None or options.temperature != 1.0):
         raise InputError("`--threshold` and `--temperature` are options of `--how weight` alone. Leave them out.")
+    if options.how != "relabel" and (options.samples is not None or options.verifier is not None):
+        raise InputError("`--samples` and `--verifier` are options of `--how relabel` alone. Leave them out.")
 
     from dpr_lightning.run_manifest import RunManifest
 
     manifest = RunManifest.load(options.run)
     settle_libraries()
     from dpr_lightning.data import open_rows
-    from dpr_lightning.data.cleaning import change_of, read_flagged, write_cleaned
-    from dpr_lightning.data.loss_spans import LOSS_SPANS
+    from dpr_lightning.data.cleaning import Change, change_of, read_flagged, write_cleaned
     from dpr_lightning.data.rows import Rows
     from dpr_lightning.errors import counted
     from dpr_lightning.lightning_cli.path_checks import protected
@@ -71,18 +77,31 @@ def clean(arguments: Sequence[str]) -> None:
         if not Path(options.flagged).expanduser().exists():
             raise InputError(f"`--flagged`: there is no file {options.flagged}. {_how_to_flag(manifest)}")
         flagged = read_flagged(options.flagged, options.top)
-        change = change_of(options.how, flagged, options.threshold, options.temperature)
-        column = manifest.columns.get(LOSS_SPANS, LOSS_SPANS) if manifest.columns else LOSS_SPANS
-        cleaned = write_cleaned(open_rows(manifest.train), flagged, output, change, column)
+        if options.how == "relabel":
+            from dpr_lightning.cli.relabelled_rows import new_answers
+
+            samples = SAMPLES if options.samples is None else options.samples
+            answers = new_answers(manifest, flagged, verifier=options.verifier or manifest.verifier, samples=samples)
+            change: Change = lambda row: answers.get(row.content)  # noqa: E731
+        else:
+            change = change_of(options.how, flagged, options.threshold, options.temperature)
+        cleaned = write_cleaned(open_rows(manifest.train), flagged, output, change, manifest.columns)
     copies = (
         f", {cleaned.copies:,} {'exact copy' if cleaned.copies == 1 else 'exact copies'} among them"
         if cleaned.copies
         else ""
     )
-    done = f"{counted(cleaned.dropped, 'row')} dropped"
-    if options.how != "drop":
-        done = f"Parts of {counted(cleaned.changed, 'row')} {'masked' if options.how == 'mask' else 'weighted'}"
-    left = f" {counted(cleaned.unchanged, 'row')} of them had no part to change." if cleaned.unchanged else ""
+    dropped = f"{counted(cleaned.dropped, 'row')} dropped"
+    done = {
+        "drop": dropped,
+        "mask": f"Parts of {counted(cleaned.changed, 'row')} masked",
+        "weight": f"Parts of {counted(cleaned.changed, 'row')} weighted",
+        "relabel": f"{counted(cleaned.changed, 'row')} answered anew, {dropped} that no accepted sample answers",
+    }[options.how]
+    unchanged = counted(cleaned.unchanged, "row")
+    left = f" {unchanged} of them had no part to change." if cleaned.unchanged else ""
+    if options.how == "relabel" and cleaned.unchanged:
+        left = f" Not changed, since the verifier accepts the answer: {unchanged}."
     console.print(
         f"{output}: {counted(cleaned.total, 'row')}. {done}{copies}; {counted(len(flagged), 'row')} flagged.{left}"
         f"\nNext: {_next_command(manifest, output)}",

@@ -27,6 +27,11 @@ from dpr_lightning.run_manifest import RunManifest
 from dpr_lightning.workflow import write_config
 from dpr_lightning.workflow.repeated_sft import repeated_sft
 
+FOLDS = ".folds"
+"""Suffix of the folder of the folds' trainings, beside the file of the audit."""
+FOLDS_RECORD = "folds.json"
+"""File there of the folds that have been trained."""
+
 
 @dataclass(frozen=True)
 class Folds:
@@ -150,4 +155,7 @@ def fold_scores(source: Rows, data: TokenizedDataset, pad: int, folds: Folds, dt
             part = checkpoint_scores(model, tokens[index], mask[index], progress=advance)
         for whole, values in zip(result, part, strict=True):
             whole[index, : values.shape[1]] = values
+    with whole_file(folds.folder / FOLDS_RECORD) as stream:
+        json.dump({"folds": folds.count, "steps": folds.steps, "seed": folds.seed}, stream)
+        stream.write("\n")
     return result

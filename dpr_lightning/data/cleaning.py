@@ -1,4 +1,4 @@
-"""Training rows with flagged ones dropped, or with their suspicious parts masked or weighted."""
+"""Training rows with flagged ones dropped or answered anew, or with their suspicious parts masked or weighted."""
 
 import json
 import math
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from dpr_lightning.data.loss_spans import LOSS_SPANS, LossSpan, read_loss_spans
 from dpr_lightning.data.messages import parse_json
+from dpr_lightning.data.replaced_answers import with_answer
 from dpr_lightning.data.row_types import Row, RowSource, row_hash
 from dpr_lightning.data.rows import open_rows
 from dpr_lightning.errors import InputError, counted
@@ -49,8 +50,14 @@ class Cleaned(NamedTuple):
     unchanged: int
 
 
-Change = Callable[[FlaggedRow], tuple[LossSpan, ...] | None]
-"""From a flagged row to the spans that it gets; None: it is dropped."""
+class NewAnswer(NamedTuple):
+    """The text that a flagged row gets as its last learnt turn."""
+
+    text: str
+
+
+Change = Callable[[FlaggedRow], tuple[LossSpan, ...] | NewAnswer | None]
+"""From a flagged row to the spans or the answer that it gets; None: it is dropped."""
 
 
 def change_of(how: str, flagged: list[FlaggedRow], threshold: float | None, temperature: float) -> Change:
@@ -107,7 +114,11 @@ def read_flagged(path: str, limit: int | None = None) -> list[FlaggedRow]:
 
 
 def write_cleaned(
-    source: RowSource, flagged: list[FlaggedRow], output: Path, change: Change, column: str = LOSS_SPANS
+    source: RowSource,
+    flagged: list[FlaggedRow],
+    output: Path,
+    change: Change,
+    columns: Mapping[str, str] | None = None,
 ) -> Cleaned:
     """Write the rows of a source as JSON lines, with all their columns; flagged ones and exact copies are changed.
 
@@ -119,13 +130,14 @@ def write_cleaned(
         flagged: rows to change.
         output: file to write.
         change: from :func:`change_of`.
-        column: the file's name of ``loss_spans``.
+        columns: the file's names of our columns.
 
     Raises:
         InputError: a flagged row is not in the source, since the file has changed or another was audited; or no row
             would remain.
     """
-    spans_of = {row.content: change(row) for row in flagged}
+    changes = {row.content: change(row) for row in flagged}
+    column = (columns or {}).get(LOSS_SPANS, LOSS_SPANS)
     files = {os.path.realpath(file) for file in source.files}
     expected = {(file, row.number): row for row in flagged if (file := os.path.realpath(row.file)) in files}
     by_content: Counter[str] = Counter()
@@ -139,24 +151,35 @@ def write_cleaned(
                     f"{mark.location}: {row.location} has other content than the row that was flagged: the file has "
                     "changed since the audit. Run the audit again, and flag rows on its new page."
                 )
-            values = dict(row.values)
-            if content in spans_of:
+            values: dict[str, Any] | None = dict(row.values)
+            if content in changes:
                 by_content[content] += 1
-                spans = spans_of[content]
-                if spans is None:
-                    continue
-                if spans:
-                    values[column] = [*_entries(row, column), *(span.to_dict() for span in spans)]
+                values = _changed(row, changes[content], column, columns)
+            if values is None:
+                continue
             total += 1
             stream.write(json.dumps(values, ensure_ascii=False, default=str) + "\n")
         _check_all_there(source, flagged, [*expected.values()], by_content)
         if not total:
             raise InputError(f"All rows of {source.name} are flagged, so that none would remain.")
     flags = Counter(row.content for row in flagged)
-    dropped = sum(count for content, count in by_content.items() if spans_of[content] is None)
-    changed = sum(count for content, count in by_content.items() if spans_of[content])
+    dropped = sum(count for content, count in by_content.items() if changes[content] is None)
+    changed = sum(count for content, count in by_content.items() if changes[content])
     unchanged = by_content.total() - dropped - changed
     return Cleaned(total, dropped, changed, (by_content - flags).total(), unchanged)
+
+
+def _changed(
+    row: Row, change: tuple[LossSpan, ...] | NewAnswer | None, column: str, columns: Mapping[str, str] | None
+) -> dict[str, Any] | None:
+    """The values of a flagged row; None: it is dropped. Spans of a replaced answer go, since its characters do."""
+    if isinstance(change, NewAnswer):
+        without_spans = row._replace(values={name: value for name, value in row.values.items() if name != column})
+        return with_answer(without_spans, change.text, columns)
+    if change is None:
+        return None
+    spans = {column: [*_entries(row, column), *(span.to_dict() for span in change)]} if change else {}
+    return {**row.values, **spans}
 
 
 def _entries(row: Row, column: str) -> list[Any]:

@@ -112,7 +112,7 @@ def test_parts_are_masked_in_flagged_rows_and_their_copies() -> None:
     assert values[1] == values[6] == ROWS[1] | {"loss_spans": masked}
     assert values[0]["loss_spans"] == [*rows[0]["loss_spans"], masked[1]]
     assert values[2:6] == ROWS[2:]
-    renamed = write_cleaned(open_rows("mine.jsonl"), flagged, Path("other.jsonl"), change, "spans")
+    renamed = write_cleaned(open_rows("mine.jsonl"), flagged, Path("other.jsonl"), change, {"loss_spans": "spans"})
     assert renamed.changed == 3
     assert json.loads(Path("other.jsonl").read_text("utf-8").splitlines()[1])["spans"] == masked
 

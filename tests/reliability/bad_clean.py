@@ -94,6 +94,20 @@ CLEAN_CASES: dict[str, dict[str, Case]] = {
         "cleaned rows in a table": Case(
             lambda kit: _clean(kit, _flag(kit), output="cleaned.csv"), ("cleaned.csv", ".jsonl")
         ),
+        "a new answer without a verifier": Case(
+            lambda kit: [*_clean(kit, _flag(kit)), "--how", "relabel"], ("`--how relabel`", "`--verifier`")
+        ),
+        "a new answer without folds": Case(
+            lambda kit: [*_clean(kit, _flag(kit)), "--how", "relabel", "--verifier", "numeric"],
+            ("train.folds has none", "--rows train --folds 4"),
+        ),
+        "new answers of 0 samples": Case(
+            lambda kit: [*_clean(kit, _flag(kit)), "--how", "relabel", "--verifier", "numeric", "--samples", "0"],
+            ("`--samples` is 0",),
+        ),
+        "samples where nothing is sampled": Case(
+            lambda kit: [*_clean(kit, _flag(kit)), "--samples", "4"], ("--how relabel",)
+        ),
         "a misspelt option of `dpr clean`": Case(
             lambda kit: [*_clean(kit, _flag(kit)), "--flaged", "x.jsonl"],
             ("no option --flaged.", "Did you mean --flagged?"),
