@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from dpr_lightning.callbacks import RolloutSamples as RolloutSamples
     from dpr_lightning.callbacks import RunManifestFile as RunManifestFile
     from dpr_lightning.data import DemonstrationDataModule as DemonstrationDataModule
+    from dpr_lightning.data import HybridDataModule as HybridDataModule
     from dpr_lightning.data import PreferenceDataModule as PreferenceDataModule
     from dpr_lightning.data import RewardDataModule as RewardDataModule
     from dpr_lightning.data import SelfPlayDataModule as SelfPlayDataModule
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from dpr_lightning.errors import InputError as InputError
     from dpr_lightning.modules import CreditSpec as CreditSpec
     from dpr_lightning.modules import DensePathReinforce as DensePathReinforce
+    from dpr_lightning.modules import HybridPreference as HybridPreference
     from dpr_lightning.modules import IQLearnSpec as IQLearnSpec
     from dpr_lightning.modules import KLSpec as KLSpec
     from dpr_lightning.modules import RelativeRewardRegression as RelativeRewardRegression
@@ -44,11 +46,14 @@ _NAMES = {
         *("GenerationEvaluation", "HeldOutReward", "ReferenceCheckpoints", "ResumableCheckpoints", "RolloutSamples"),
         "RunManifestFile",
     ),
-    "data": ("DemonstrationDataModule", "PreferenceDataModule", "RewardDataModule", "SelfPlayDataModule"),
+    "data": (
+        *("DemonstrationDataModule", "HybridDataModule", "PreferenceDataModule", "RewardDataModule"),
+        "SelfPlayDataModule",
+    ),
     "errors": ("InputError",),
     "modules": (
         *("CreditSpec", "DensePathReinforce", "IQLearnSpec", "KLSpec", "ScheduleSpec", "SelfPlay", "SupervisedIRL"),
-        *("RelativeRewardRegression", "RewardWeights", "TrimSpec", "VerifierHead"),
+        *("HybridPreference", "RelativeRewardRegression", "RewardWeights", "TrimSpec", "VerifierHead"),
     ),
     "policies": ("LoraSpec", "PolicySpec", "save_policy"),
     "rewards": ("RewardSpec",),

@@ -57,6 +57,29 @@ class SelfPlayBatch(NamedTuple):
     reward_gap: Tensor | None = None
 
 
+class OnlineResponses(NamedTuple):
+    """Responses that the policy in training sampled to the prompts of pairs, K to each next to each other.
+
+    ``tokens`` [B, L] int64; ``mask`` [B, L] bool; ``opponent_logprob`` [B, T] float32: nats, of each token under the
+    opponent; ``num_responses`` [] float: of the whole optimizer step, over accumulation and ranks; ``group_size``: K;
+    ``opponent_distribution`` [B, T, V]: the opponent's log-probabilities of every token; None: not needed.
+    """
+
+    tokens: Tensor
+    mask: Tensor
+    opponent_logprob: Tensor
+    num_responses: Tensor
+    group_size: int
+    opponent_distribution: Tensor | None = None
+
+
+class HybridBatch(NamedTuple):
+    """Pairs, and the policy's own responses to their prompts; None where none are sampled."""
+
+    pairs: SelfPlayBatch
+    online: OnlineResponses | None
+
+
 class Rollouts(NamedTuple):
     """What a policy wrote.
 

@@ -27,11 +27,24 @@ CLASSES: dict[str, tuple[str, str, tuple[str, ...] | None]] = {
     "model": (
         "--model.",
         "dpr_lightning.modules",
-        ("SupervisedIRL", "DensePathReinforce", "SelfPlay", "VerifierHead", "RelativeRewardRegression"),
+        (
+            "SupervisedIRL",
+            "DensePathReinforce",
+            "SelfPlay",
+            "VerifierHead",
+            "RelativeRewardRegression",
+            "HybridPreference",
+        ),
     ),
     "data": (
         *("--data.", "dpr_lightning.data"),
-        ("DemonstrationDataModule", "RewardDataModule", "SelfPlayDataModule", "PreferenceDataModule"),
+        (
+            "DemonstrationDataModule",
+            "RewardDataModule",
+            "SelfPlayDataModule",
+            "PreferenceDataModule",
+            "HybridDataModule",
+        ),
     ),
     "callbacks": ("", "dpr_lightning.callbacks", None),
 }
@@ -43,7 +56,7 @@ LIGHTNING_SCREEN = """usage: dpr {command} --config FILE.yaml [--OPTION VALUE ..
   -c, --config FILE                    YAML; several are merged in order. `configs/` has complete ones
   --print_config                       print the config with every value, and run nothing
 model: dpr_lightning.modules.SupervisedIRL, DensePathReinforce, SelfPlay, VerifierHead,
-       RelativeRewardRegression
+       RelativeRewardRegression (REBEL), HybridPreference (HyPO)
   --model CLASS                        the algorithm
   --model.policy.source FOLDER         the model to start from: a folder or a hub id
   --model.policy.dtype bfloat16        type of its weights
@@ -52,7 +65,7 @@ model: dpr_lightning.modules.SupervisedIRL, DensePathReinforce, SelfPlay, Verifi
                                        less memory for a third more work
   --model.optimizer.lr 1e-4            learning rate, where the config names an optimizer
 data: dpr_lightning.data.DemonstrationDataModule (SFT), RewardDataModule (RL), SelfPlayDataModule,
-      PreferenceDataModule (pairs: DPO, IPO)
+      PreferenceDataModule (pairs: DPO, IPO), HybridDataModule (HyPO)
   --data.train FILE                    SFT: demonstrations (JSONL, Parquet, a hub name); rows of it are held
                                        out, unless --data.validation names others
   --data.max_length 1024               SFT: tokens of the longest row

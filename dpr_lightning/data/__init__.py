@@ -5,6 +5,7 @@ from dpr_lightning.data.chat_format import carried_format, choose_format
 from dpr_lightning.data.conversations import Example, to_demonstration, to_prompt
 from dpr_lightning.data.demonstrations import DemonstrationDataModule
 from dpr_lightning.data.held_out import holds_out
+from dpr_lightning.data.hybrid_datamodule import HybridDataModule
 from dpr_lightning.data.loader import DemonstrationLoader
 from dpr_lightning.data.messages import Message
 from dpr_lightning.data.opponent_data import SelfPlayLoader, last_turn
@@ -31,6 +32,7 @@ __all__ = [
     "DemonstrationDataModule",
     "DemonstrationLoader",
     "Example",
+    "HybridDataModule",
     "Message",
     "OverLength",
     "OverlapReport",

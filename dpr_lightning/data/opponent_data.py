@@ -18,7 +18,7 @@ from dpr_lightning.data.tokenized import TokenizedDataset
 from dpr_lightning.engine import model_device, sequence_logprobs
 from dpr_lightning.policies import FrozenPolicies, PolicySpec
 from dpr_lightning.policies.policy_spec import Dtype
-from dpr_lightning.types import DemonstrationBatch, SelfPlayBatch
+from dpr_lightning.types import DemonstrationBatch, HybridBatch, SelfPlayBatch
 
 OPPONENT = "opponent"
 
@@ -103,7 +103,9 @@ class SelfPlayLoader:
     """
 
     def __init__(
-        self, demonstrations: DemonstrationLoader, pair: Callable[[DemonstrationBatch, int], SelfPlayBatch]
+        self,
+        demonstrations: DemonstrationLoader,
+        pair: Callable[[DemonstrationBatch, int], SelfPlayBatch | HybridBatch],
     ) -> None:
         self.demonstrations = demonstrations
         self.pair = pair
@@ -112,7 +114,7 @@ class SelfPlayLoader:
         """Batches of this rank in an epoch."""
         return len(self.demonstrations)
 
-    def __iter__(self) -> Iterator[SelfPlayBatch]:
+    def __iter__(self) -> Iterator[SelfPlayBatch | HybridBatch]:
         """The next epoch, or the rest of an interrupted one."""
         for batch in self.demonstrations:
             yield self.pair(batch, self.demonstrations.batches.epoch)

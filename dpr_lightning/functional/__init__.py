@@ -21,6 +21,7 @@ from dpr_lightning.functional.logprobs import (
     token_logprobs_and_normaliser,
 )
 from dpr_lightning.functional.masking import action_positions, masked_mean, masked_sum, next_action
+from dpr_lightning.functional.online_kl import reverse_kl_loss
 from dpr_lightning.functional.policy_gradient import (
     all_actions_loss,
     bound_unlikelihood,
@@ -77,6 +78,7 @@ __all__ = [
     "relative_reward_loss",
     "response_baseline",
     "returns_to_go",
+    "reverse_kl_loss",
     "self_play_loss",
     "sft_loss",
     "shape_reward",

@@ -2,6 +2,7 @@
 
 from dpr_lightning.modules.advantages import CreditSpec, estimate_advantages
 from dpr_lightning.modules.dpr import DensePathReinforce, KLSpec
+from dpr_lightning.modules.hypo import HybridPreference
 from dpr_lightning.modules.rebel import RelativeRewardRegression, RewardWeights
 from dpr_lightning.modules.rollout_algorithm import RolloutAlgorithm, ScoredPart
 from dpr_lightning.modules.schedule import ScheduleSpec
@@ -12,6 +13,7 @@ from dpr_lightning.modules.verifier_head import VerifierHead
 __all__ = [
     "CreditSpec",
     "DensePathReinforce",
+    "HybridPreference",
     "IQLearnSpec",
     "KLSpec",
     "RelativeRewardRegression",

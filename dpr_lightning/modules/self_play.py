@@ -1,5 +1,6 @@
 """Pairs of responses: SPIN and GSIL prefer demonstrations to own answers, DPO and IPO what a file prefers."""
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -43,7 +44,7 @@ class SelfPlay(PolicyModule):
     stage: ClassVar[str] = "self_play"
     unit = "pairs"
     reference_fractions = ()
-    step_metrics = ("train/demonstrated", "train/generated", "train/preferred")
+    step_metrics: ClassVar[tuple[str, ...]] = ("train/demonstrated", "train/generated", "train/preferred")
     validation_metrics = ("validation/preferred",)
     selection_metric = ("validation/preferred", "max")
 
@@ -81,6 +82,15 @@ class SelfPlay(PolicyModule):
 
     def training_step(self, batch: SelfPlayBatch, batch_idx: int) -> Tensor:
         """One micro-batch's share of the optimizer step's loss."""
+        loss, sums = self.pair_step(batch, batch_idx)
+        return self.log_pairs(batch, sums, loss)
+
+    def pair_step(self, batch: SelfPlayBatch, batch_idx: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The pairs' share of the step's loss, and sums over pairs for the log.
+
+        Raises:
+            InputError: at the first step, the policy is not its opponent.
+        """
         chosen, rejected = self.pair_scores(batch)
         if self.check_start and self.global_step == 0 and batch_idx == 0:
             magnitude = chosen.detach().abs().sum() + rejected.detach().abs().sum()
@@ -89,17 +99,17 @@ class SelfPlay(PolicyModule):
         pairs = (
             self._rebel_loss(batch, chosen, rejected) if self.needs_pair_rewards else self.pair_loss(chosen, rejected)
         )
-        loss = pairs.sum() / batch.num_pairs
-        self.log_step(
-            {
-                "demonstrated": chosen.sum(),
-                "generated": rejected.sum(),
-                "preferred": (chosen > rejected).float().sum(),
-            },
-            torch.tensor(len(pairs), device=loss.device),
-            loss,
-            prog_bar=("preferred",),
-        )
+        sums = {
+            "demonstrated": chosen.sum(),
+            "generated": rejected.sum(),
+            "preferred": (chosen > rejected).float().sum(),
+        }
+        return pairs.sum() / batch.num_pairs, sums
+
+    def log_pairs(self, batch: SelfPlayBatch, sums: Mapping[str, Tensor], loss: Tensor) -> Tensor:
+        """Log a micro-batch's sums over pairs and its loss, and return the loss for the trainer."""
+        count = torch.tensor(len(batch.mask) // 2, device=loss.device)
+        self.log_step(sums, count, loss, prog_bar=("preferred",))
         return self.to_step_loss(loss)
 
     def pair_loss(self, chosen: Tensor, rejected: Tensor) -> Tensor:

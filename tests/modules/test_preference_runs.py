@@ -54,7 +54,16 @@ def rebel(runs: Runs) -> dict[str, Any]:
     return config
 
 
-CONFIGS = [dpo, rebel]
+def hypo(runs: Runs) -> dict[str, Any]:
+    config = dpo(runs)
+    config["model"]["class_path"] = "dpr_lightning.modules.HybridPreference"
+    config["model"]["init_args"] |= {"kl_weight": 0.5, "kl_estimator": "all_actions"}
+    config["data"]["class_path"] = "dpr_lightning.data.HybridDataModule"
+    config["data"]["init_args"]["sampling"] = {"max_new_tokens": 8}
+    return config
+
+
+CONFIGS = [dpo, rebel, hypo]
 
 
 @pytest.mark.parametrize("configured", CONFIGS)
@@ -91,6 +100,8 @@ def test_its_memory_is_counted(configured: Callable[[Runs], dict[str, Any]], run
         config["data"]["init_args"] |= {"prompts": path, "max_prompt_length": 1, "prompts_per_rollout": 4}
     else:
         config["data"]["init_args"] |= {"train": path, "max_length": 32, "batch_size": 4}
+    if configured is hypo:  # the rows have no long prompts, to which the longest responses are counted
+        config["data"]["init_args"]["sampling"] = {"max_new_tokens": 2}
     trainer = {**QUIET, "use_distributed_sampler": False, "max_steps": 2, "default_root_dir": str(tmp_path / "run")}
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(config | {"trainer": trainer}))
