@@ -201,6 +201,11 @@ class RunManifest:
         return self._entry("sft").get("max_length")
 
     @property
+    def limit(self) -> int | None:
+        """Number of the first rows of ``train`` that were read; None: all."""
+        return self._entry("sft").get("limit")
+
+    @property
     def max_new_tokens(self) -> int | None:
         """Tokens of the longest demonstrated answer, or the length limit of reinforcement learning if higher."""
         limits = [self.stages[stage].get("max_new_tokens") for stage in TRAINED if stage in self.stages]

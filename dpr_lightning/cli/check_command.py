@@ -104,7 +104,8 @@ def check(arguments: Sequence[str]) -> int:
     console.print(
         f"Wrong rows? Mark them on {audit_file.with_suffix('.html')}, export flagged.jsonl there, and write the rest "
         f"of the training rows: dpr clean --run {run} --flagged flagged.jsonl --output cleaned.jsonl. The page has "
-        f"rows that were not trained on; for the others: dpr audit --run {run} --rows train",
+        f"rows that were not trained on; for the others: dpr audit --run {run} --rows train (with --folds 4 policies "
+        "that did not learn from a row score it too)",
         highlight=False,
         markup=False,
         soft_wrap=True,

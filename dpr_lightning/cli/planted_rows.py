@@ -17,7 +17,7 @@ from dpr_lightning.data.loss_spans import LOSS_SPANS
 from dpr_lightning.data.replaced_answers import with_answer
 from dpr_lightning.errors import counted
 from dpr_lightning.evaluation.list_precision import ListPrecision, list_precision
-from dpr_lightning.evaluation.planted_mistakes import PlantedMistake, describe_kinds, plant_mistakes
+from dpr_lightning.evaluation.planted_mistakes import MistakeKind, PlantedMistake, describe_kinds, plant_mistakes
 from dpr_lightning.folders import whole_file
 from dpr_lightning.reports import ListTrust, Panel, Series
 from dpr_lightning.reports.console import console
@@ -53,22 +53,22 @@ class Planting:
 
 
 class Planted(NamedTuple):
-    """``mistakes`` in the copy, and the ``precision`` of its list."""
+    """``kinds`` of the planted mistakes in the order of the copy's list, and the ``precision`` of that."""
 
-    mistakes: list[PlantedMistake]
+    kinds: list[MistakeKind]
     precision: ListPrecision
 
     def words(self) -> str:
         """What the list is worth on these rows, in a few sentences."""
-        precision, first = self.precision, self.precision.firsts[-1]
-        if len(precision.firsts) > 2:
-            first = precision.firsts[2]
+        precision, first = self.precision, self.precision.firsts[:3][-1]
+        hits = precision.hits(first)
+        planted, rows = counted(precision.mistakes, "mistake"), counted(precision.rows, "row")
         return (
-            f"Of {counted(precision.mistakes, 'mistake')} planted in a copy of the {counted(precision.rows, 'row')} "
-            f"({describe_kinds(self.mistakes)}), the first {counted(first, 'row')} listed have "
-            f"{precision.hits(first)}; half of them are among the first {precision.rows_with(0.5):,}, and nine in ten "
-            f"among the first {precision.rows_with(0.9):,}. Other rows there may be wrong themselves, so that this is "
-            "a lower bound. Mistakes of other kinds, and those that agree with each other, may rank lower."
+            f"Of {planted} planted in a copy of the {rows}, the first {counted(first, 'row')} listed have {hits}: "
+            f"{describe_kinds(self.kinds, self.kinds[:hits])}. Half of all are among the first "
+            f"{precision.rows_with(0.5):,}, and nine in ten among the first {precision.rows_with(0.9):,}. Other listed "
+            "rows may be wrong themselves, so that this is a lower bound of how many are. Mistakes of other kinds, and "
+            "those that agree with each other, may rank lower."
         )
 
     def trust(self) -> ListTrust:
@@ -83,10 +83,7 @@ class Planted(NamedTuple):
 
     def to_dict(self, share: float) -> dict[str, Any]:
         """Plain data."""
-        kinds: dict[str, int] = {}
-        for mistake in self.mistakes:
-            kinds[mistake.kind] = kinds.get(mistake.kind, 0) + 1
-        return {"share": share, "kinds": kinds, "words": self.words(), **self.precision.to_dict()}
+        return {"share": share, "kinds": self.kinds, "words": self.words(), **self.precision.to_dict()}
 
 
 def measure_list(
@@ -129,9 +126,10 @@ def measure_list(
     suspected, _ = suspect(
         Audited(source, data, str(policies / "final"), [*run.references.values()]), method, int(tokenizer.pad_token_id)
     )
-    planted = {mistake.index for mistake in mistakes}
-    listed = copied[data.numbers[suspected.row.argsort(descending=True).numpy()] - 1]
-    return Planted(mistakes, list_precision([number in planted for number in dict.fromkeys(listed.tolist())]))
+    kinds = {mistake.index: mistake.kind for mistake in mistakes}
+    order = copied[data.numbers[suspected.row.argsort(descending=True).numpy()] - 1]
+    listed = [kinds.get(number) for number in dict.fromkeys(order.tolist())]
+    return Planted([kind for kind in listed if kind is not None], list_precision([kind is not None for kind in listed]))
 
 
 def _plant(

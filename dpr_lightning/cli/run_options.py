@@ -40,6 +40,7 @@ _AUDIT_OF_TRAINED: Values = {
     "demonstrations": lambda run: run.train,
     "exclude": lambda run: run.held_out,
     "max_length": lambda run: run.max_length,
+    "limit": lambda run: run.limit,
     "recipe": lambda run: str(run.path),
     "output": lambda run: str(run.folder / AUDIT_OF_TRAINED),
 }

@@ -161,8 +161,8 @@ def list_trained(
         -suspected.token,
         suspected.mask,
     )
-    explanation = f"{LISTED_FIRST[method.kind]} {BOTH}"
-    console.print(f"{TRAINED} {explanation}", highlight=False, markup=False, soft_wrap=True)
+    explanation = LISTED_FIRST[method.kind]
+    console.print(f"{TRAINED} {explanation} {BOTH}", highlight=False, markup=False, soft_wrap=True)
     return list_suspects(
         audited.source,
         audited.data,

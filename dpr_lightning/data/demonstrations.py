@@ -205,7 +205,7 @@ class DemonstrationDataModule(PolicyDataModule):
         return self.train_data.prompt_hashes
 
     def manifest_entry(self) -> dict[str, Any]:
-        """The rows, the names of their columns, and the tokens of the longest demonstration and answer."""
+        """The rows, how many are read, their columns' names, and the tokens of the longest demonstration and answer."""
         assert self.train_data is not None
         held_out = self.held_out_rows()
         return {
@@ -213,6 +213,7 @@ class DemonstrationDataModule(PolicyDataModule):
             "held_out": held_out[0] if held_out is not None and isinstance(held_out[0], (str, list)) else None,
             "columns": self.columns,
             "max_length": self.max_length,
+            "limit": self.limit,
             "max_new_tokens": int(self.train_data.acted_tokens.max(initial=1)),
         }
 

@@ -67,10 +67,17 @@ def plant_mistakes(
     return sorted(planted)
 
 
-def describe_kinds(planted: Sequence[PlantedMistake]) -> str:
-    """``3 changed numbers, 2 lines left out``."""
-    counts = Counter(mistake.kind for mistake in planted)
-    return ", ".join(f"{counts[kind]} {WORDS[kind][counts[kind] > 1]}" for kind in KINDS if counts[kind])
+def describe_kinds(kinds: Sequence[MistakeKind], listed: Sequence[MistakeKind]) -> str:
+    """``2 of 3 changed numbers, 1 of 1 line left out``.
+
+    Args:
+        kinds: of all planted mistakes.
+        listed: of those at the top of a list.
+    """
+    counts, above = Counter(kinds), Counter(listed)
+    return ", ".join(
+        f"{above[kind]} of {counts[kind]} {WORDS[kind][counts[kind] > 1]}" for kind in KINDS if counts[kind]
+    )
 
 
 def _mistaken(answers: Sequence[str], index: int, kind: MistakeKind, generator: random.Random) -> str | None:

@@ -11,6 +11,7 @@ from dpr_lightning.experiments import run_folder
 from tests.tiny import write_tiny_policy
 from tests.workspace import write_rows
 
+OFFLINE = ["--set", "run.wandb=off"]
 AUDIT = ["audit", "--run", "run", "--rows", "train", "--folds", "2", "--plant", "0.25"]
 
 
@@ -21,9 +22,10 @@ def test_a_list_is_measured_on_a_copy_and_the_rows_stay_as_they_are(
     write_tiny_policy(tmp_path / "base")
     rows = [{"question": f"{a}+{b}=", "answer": f"sum {a + b}", "id": 7 * a + b} for a in range(5) for b in range(4)]
     random.Random(0).shuffle(rows)
-    before = Path(write_rows(Path("mine.jsonl"), rows)).read_bytes()
-    arguments = ["--epochs", "2", "--set", "run.wandb=off", "--validation", "none", "--learning_rate", "1e-2"]
-    assert main(["sft", "--model", "base", "--train", "mine.jsonl", "--output", "run", *arguments]) == 0
+    later = [{"question": "9+9=", "answer": "sum 18", "id": 0}]  # beyond the rows that are read
+    before = Path(write_rows(Path("mine.jsonl"), rows + later)).read_bytes()
+    arguments = ["--epochs", "2", "--limit", "20", "--validation", "none", "--learning_rate", "1e-2"]
+    assert main(["sft", "--model", "base", "--train", "mine.jsonl", "--output", "run", *arguments, *OFFLINE]) == 0
     fit, begun = run_folder.fit, []
 
     def counted_fit(config: Path) -> None:
@@ -47,7 +49,7 @@ def test_a_list_is_measured_on_a_copy_and_the_rows_stay_as_they_are(
     record = json.loads(Path("run/audit/train.json").read_text())
     planted = record["planted"]
     assert (planted["rows"], planted["mistakes"], planted["share"]) == (20, 5, 0.25)
-    assert sum(planted["kinds"].values()) == 5
+    assert sorted(planted["kinds"]) == sorted(mistake["kind"] for mistake in mistakes)
     assert planted["top"][0]["hits"] == sum(rank <= 10 for rank in planted["ranks"])
     assert f"the first 10 rows listed have {planted['top'][0]['hits']}" in printed
     assert planted["words"] in printed

@@ -15,7 +15,9 @@ def test_the_kinds_take_turns_and_change_what_they_say() -> None:
     planted = plant_mistakes(ANSWERS, 0.3, seed=3)
     assert Counter(mistake.kind for mistake in planted) == {"number": 3, "left_out": 3, "swap": 3}
     assert len({mistake.index for mistake in planted}) == 9
-    assert describe_kinds(planted) == "3 changed numbers, 3 lines left out, 3 answers of other rows"
+    kinds = [mistake.kind for mistake in planted]
+    assert describe_kinds(kinds, []) == "0 of 3 changed numbers, 0 of 3 lines left out, 0 of 3 answers of other rows"
+    assert describe_kinds(["swap", "number", "swap"], ["swap"]) == "0 of 1 changed number, 1 of 2 answers of other rows"
     for mistake in planted:
         right, lines = ANSWERS[mistake.index], mistake.text.splitlines()
         if mistake.kind == "number":
