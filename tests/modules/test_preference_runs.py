@@ -100,8 +100,11 @@ def test_its_memory_is_counted(configured: Callable[[Runs], dict[str, Any]], run
         config["data"]["init_args"] |= {"prompts": path, "max_prompt_length": 1, "prompts_per_rollout": 4}
     else:
         config["data"]["init_args"] |= {"train": path, "max_length": 32, "batch_size": 4}
-    if configured is hypo:  # the rows have no long prompts, to which the longest responses are counted
-        config["data"]["init_args"]["sampling"] = {"max_new_tokens": 2}
+    if configured is hypo:
+        # Long responses, and long prompts to respond to, in each micro-batch: what is counted.
+        rows += [{"prompt": chr(105 + n) * 29, "chosen": "1", "rejected": "2"} for n in range(8)]
+        config["data"]["init_args"] |= {"sampling": {"max_new_tokens": 2}, "batch_size": 8}
+        write_rows(tmp_path / "rows.jsonl", rows)
     trainer = {**QUIET, "use_distributed_sampler": False, "max_steps": 2, "default_root_dir": str(tmp_path / "run")}
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(config | {"trainer": trainer}))
