@@ -1,10 +1,12 @@
 """Every config parses by the command its own header names; every toy one takes optimizer steps."""
 
 import csv
+import json
 import math
 import re
 import shlex
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from dpr_lightning.cli.main import main
 from dpr_lightning.workflow.model_recipes import MODELS
+from tests.workspace import write_rows
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -89,6 +92,12 @@ def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for seed, policy in enumerate(sorted(set(map(str, policies_read(STEPPED))))):
             if not Path(policy).exists():
                 stand_in(Path("runs/toy/base"), Path(policy), seed)
+        rows = [json.loads(line) for line in Path("runs/toy/data/demonstrations.jsonl").read_text().splitlines()]
+        pairs = [
+            {"prompt": row["prompt"], "chosen": row["completion"], "rejected": other["completion"]}
+            for row, other in pairwise(rows)
+        ]
+        write_rows(Path("runs/toy/data/pairs.jsonl"), pairs)
     return folder
 
 

@@ -54,6 +54,7 @@ GROUPS = {
     },
     "Use and measure a policy": {
         "generate": _command("answers to prompts, plain or with decode-time contrast", "generate_command"),
+        "pairs": _command("pairs of its responses, labelled by a judge, to learn preferences from", "pairs_command"),
         "evaluate": _command("the share of prompts answered right, by a verifier", "generate_command"),
         "judge": _command("which of two policies answers better, judged by another model", "judge_command"),
         "harness": _command("benchmarks of lm-eval, on a policy folder", "harness_command"),

@@ -63,6 +63,14 @@ OPTIONS: dict[str, Values] = {
     },
     "serve-reward": _REWARD,
     "generate": {**_ANSWERS, "policy": lambda run: run.policy, "prompts": _held_out},
+    "pairs": {
+        **_REWARD,
+        **_ANSWERS,
+        "policy": lambda run: run.policy,
+        "prompts": lambda run: run.train,
+        "judge": lambda run: "dense" if run.verifier is None else f"verifier:{run.verifier}",
+        "output": lambda run: str(run.folder / "pairs" / "pairs.jsonl"),
+    },
     "evaluate": {**_SCORED, "policy": lambda run: run.policy, "sft": lambda run: run.sft, "prompts": _held_out},
     "judge": {
         **_ANSWERS,

@@ -30,6 +30,7 @@ LESS = {
     "generate": "--limit 4 --max_new_tokens 8",
     "evaluate": "--limit 4 --max_new_tokens 8",
     "rewards": "--limit 4",
+    "pairs": "--limit 16 --max_new_tokens 8 --batch_size 32",
 }
 CODES = {"audit": (0, 3), "check": (0, 3, 4), "rl": (0, 3), "preview": (0, 4)}
 """Exit codes that say whether a reward is worth training on, which on so small a policy it need not be."""

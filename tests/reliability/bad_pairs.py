@@ -30,6 +30,12 @@ def _rebel(kit: Kit, data: dict[str, Any] | None = None, **model: Any) -> list[s
     return ["fit", "--config", path]
 
 
+def _label(kit: Kit, *options: str) -> list[str]:
+    """`dpr pairs` with these options."""
+    output = str(kit.folder / "labelled.jsonl")
+    return ["pairs", "--policy", kit.workspace.sft, "--prompts", kit.workspace.prompts, "--output", output, *options]
+
+
 PAIR_CASES: dict[str, dict[str, Case]] = {
     "Pairs of responses": {
         "equal responses": Case(
@@ -67,5 +73,16 @@ PAIR_CASES: dict[str, dict[str, Case]] = {
             lambda kit: _rebel(kit, {"samples_per_prompt": 1}), ("data.samples_per_prompt", "2 or more")
         ),
         "REBEL without a step": Case(lambda kit: _rebel(kit, eta=0.0), ("model.eta", "above 0")),
+    },
+    "Pairs by `dpr pairs`": {
+        "an unknown judge": Case(lambda kit: _label(kit, "--judge", "oracle"), ("judge", "verifier:NAME")),
+        "a judge without its models": Case(lambda kit: _label(kit, "--judge", "dense"), ("sft", "references")),
+        "one sample for a pair": Case(
+            lambda kit: _label(kit, "--judge", "verifier:answer", "--samples", "1"), ("samples", "two")
+        ),
+        "responses that are never right": Case(
+            lambda kit: _label(kit, "--judge", "verifier:answer", "--max_new_tokens", "2", "--samples", "2"),
+            ("equal scores", "another `judge`"),
+        ),
     },
 }

@@ -1,0 +1,352 @@
+"""Pairs of a policy's own responses, labelled by a judge: a file to learn preferences from, and what it took."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TextIO, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from dpr_lightning.data import Message, PromptSet, Rows, open_rows, to_prompt
+from dpr_lightning.data.held_out import SelectedRows
+from dpr_lightning.data.row_types import Row
+from dpr_lightning.data.template_inputs import TEMPLATE_COLUMNS
+from dpr_lightning.engine import sequence_logprobs
+from dpr_lightning.errors import InputError, counted
+from dpr_lightning.evaluation.evaluated_answers import EvaluatedAnswers, collect_answers
+from dpr_lightning.evaluation.verifiers import load_verifier
+from dpr_lightning.experiments.flops import FlopSum
+from dpr_lightning.experiments.json_cache import key_of
+from dpr_lightning.folders import whole_file
+from dpr_lightning.policies import load_verifier_head, score_responses
+from dpr_lightning.policies.frozen import check_one_vocabulary
+from dpr_lightning.policies.inference_policy import best_device, frozen_policy
+from dpr_lightning.policies.policy_spec import Dtype
+from dpr_lightning.rewards import DenseReward, RewardSpec
+from dpr_lightning.rewards.cache import policy_hash
+from dpr_lightning.rollouts import SamplingOptions
+
+Pick = Literal["best_worst", "random", "bradley_terry"]
+PARTS, SUMMARY = ".parts.jsonl", ".json"
+"""Suffixes, beside the file of pairs, of what an interrupted command goes on from, and of the counts and the cost."""
+Scores = Callable[[EvaluatedAnswers], Tensor]
+
+
+@dataclass
+class PairsSpec:
+    """How pairs are made of a policy's responses.
+
+    Args:
+        judge: what scores them: ``verifier:NAME``, ``dense`` (the token rewards of π_SFT against its references,
+            summed), ``head:FOLDER`` (a verifier head), or ``policy:FOLDER`` (its log-ratio to π_SFT, a local reward
+            model).
+        pick: ``best_worst`` of the responses; two at ``random``, of which the better one is chosen;
+            ``bradley_terry``: two at random, of which the first is chosen with probability
+            σ((R₁ − R₂)/label_temperature).
+        samples: responses a prompt.
+        label_temperature: units of the judge's score; towards 0 labels are always right.
+        temperature: of the responses.
+        limit: use the first so many prompts.
+    """
+
+    judge: str = "verifier:answer"
+    pick: Pick = "best_worst"
+    samples: int = 4
+    label_temperature: float = 1.0
+    temperature: float = 1.0
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the ranges, and the form of the judge's name."""
+        if self.pick not in get_args(Pick):
+            raise InputError(f"`pick` is {self.pick!r}: choose {', '.join(get_args(Pick))}.")
+        if self.samples < 2:
+            raise InputError(f"`samples` is {self.samples}: a pair is of two responses at least.")
+        if not self.label_temperature > 0:
+            raise InputError(f"`label_temperature` is {self.label_temperature:g}: it divides scores, and is above 0.")
+        if not self.temperature > 0:
+            raise InputError(f"`temperature` is {self.temperature:g}: all responses would be the same one. Take 1.")
+        kind, _, name = self.judge.partition(":")
+        if not (self.judge == "dense" or (kind in ("verifier", "head", "policy") and name)):
+            raise InputError(f"`judge` is {self.judge!r}: write verifier:NAME, dense, head:FOLDER or policy:FOLDER.")
+
+
+@dataclass
+class PairSources:
+    """The models and prompts that pairs are made from.
+
+    Args:
+        policy: folder of the policy whose responses are paired.
+        prompts: rows.
+        sft: folder of π_SFT, for the judges ``dense`` and ``policy``.
+        references: folders of its earlier checkpoints, for ``dense``.
+        reward: form of the token reward; None: the recommended one.
+        sampling: where responses end, and how many are decoded at once.
+        columns: names of columns in the rows.
+        dtype: of the models' parameters.
+        seed: of the responses and picks.
+    """
+
+    policy: str
+    prompts: Rows
+    sft: str | None = None
+    references: list[str] = field(default_factory=list)
+    reward: RewardSpec | None = None
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    columns: dict[str, str] | None = None
+    dtype: Dtype = "float32"
+    seed: int = 0
+
+
+def write_pairs(
+    output: Path, spec: PairsSpec, sources: PairSources, progress: Callable[[int], None] | None = None
+) -> dict[str, Any]:
+    """Sample, score and pair responses, and write a pair for each prompt that gives one.
+
+    What is finished of an interrupted call with the same options is in a file beside ``output``, and is not repeated.
+
+    Args:
+        output: the file of pairs; its counts and its cost come beside it.
+        spec: of the pairs.
+        sources: models and prompts.
+        progress: called with the number of prompts finished.
+
+    Returns:
+        the counts: ``pairs``, ``prompts``, ``equal``, ``ties``, ``unusable``; and ``flops`` of sampling and scoring.
+
+    Raises:
+        InputError: an option does not fit, a score is not finite, or no prompt gives a pair.
+    """
+    policy, tokenizer = frozen_policy(sources.policy, sources.dtype)
+    prompts = PromptSet.load(sources.prompts, tokenizer, columns=sources.columns, limit=spec.limit)
+    judge = _Judge.load(spec.judge, sources, tokenizer)
+    rows = {row.location: row for row in SelectedRows(open_rows(sources.prompts), prompts.numbers)}
+    key = _key(spec, sources, prompts)
+    options = SamplingOptions(
+        sources.sampling.max_new_tokens,
+        spec.temperature,
+        1.0,
+        sources.sampling.batch_size,
+        sources.sampling.stop_strings,
+    )
+    size = max(1, options.batch_size // spec.samples)
+    parts = output.with_suffix(PARTS)
+    finished = _finished_parts(parts, key)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with parts.open("w", encoding="utf-8") as stream:
+        for part in ({"key": key}, *finished):
+            _append(stream, part)
+        for start in range(0, len(prompts), size):
+            indices = range(start, min(start + size, len(prompts)))
+            if start // size >= len(finished):
+                with FlopSum() as counter:
+                    answers = collect_answers(
+                        policy,
+                        tokenizer,
+                        prompts,
+                        options,
+                        verifier=judge.verifier,
+                        num_samples=spec.samples,
+                        seed=sources.seed,
+                        indices=indices,
+                    )
+                    scores = judge.scores(answers)
+                part = _paired(answers, scores, spec, sources, prompts, indices, rows, tokenizer.all_special_tokens)
+                finished.append(part | {"flops": counter.total})
+                _append(stream, finished[-1])
+            if progress is not None:
+                progress(len(indices))
+    counts = Counter[str]()
+    for part in finished:
+        counts.update(part["counts"])
+    pairs = [row for part in finished for row in part["pairs"]]
+    summary: dict[str, Any] = {"pairs": len(pairs), "prompts": len(prompts)} | {
+        name: counts[name] for name in ("equal", "ties", "unusable")
+    }
+    if not pairs:
+        parts.unlink()
+        raise InputError(
+            f"No prompt of {prompts.file} gives a pair: of {counted(len(prompts), 'prompt')}, {counts['equal']:,} have "
+            f"equal or unusable responses alone, and {counts['ties']:,} responses with equal scores. Take more "
+            "`samples`, a higher `temperature`, or another `judge`."
+        )
+    with whole_file(output) as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in pairs)
+    summary |= {"flops": float(sum(part["flops"] for part in finished)), **asdict(spec), "seed": sources.seed}
+    with whole_file(output.with_suffix(SUMMARY)) as file:
+        file.write(json.dumps(summary, indent=2) + "\n")
+    parts.unlink()
+    return summary
+
+
+@dataclass
+class _Judge:
+    """What scores responses: a ``verifier`` of their texts, or a function of their tokens."""
+
+    verifier: Any = None
+    of_tokens: Callable[[Tensor, Tensor], Tensor] | None = None
+
+    @classmethod
+    def load(cls, judge: str, sources: PairSources, tokenizer: PreTrainedTokenizerBase) -> "_Judge":
+        """Load the judge of that name.
+
+        Raises:
+            InputError: it does not exist, or needs models that are not named.
+        """
+        kind, _, name = judge.partition(":")
+        if kind == "verifier":
+            return cls(verifier=load_verifier(name))
+        if kind == "head":
+            head = load_verifier_head(name, tokenizer, sources.dtype).to(best_device())
+            return cls(of_tokens=lambda tokens, mask: score_responses(head, tokens, mask))
+        if sources.sft is None or (kind == "dense" and not sources.references):
+            missing = "`sft` and `references`" if kind == "dense" else "`sft`"
+            raise InputError(f"The judge {judge!r} compares with π_SFT: name {missing}, or `run`, which has them.")
+        folders = {"policy": sources.policy, "π_SFT": sources.sft}
+        if kind == "policy":
+            check_one_vocabulary(folders | {"judge": name})
+            own, sft = (frozen_policy(folder, sources.dtype)[0] for folder in (name, sources.sft))
+            return cls(of_tokens=lambda tokens, mask: _log_ratio(own, sft, tokens, mask))
+        check_one_vocabulary(folders)
+        reward = sources.reward if sources.reward is not None else RewardSpec.recommended()
+        dense = DenseReward.from_folders(sources.sft, sources.references, reward, dtype=sources.dtype)
+        dense.frozen.to(best_device())
+        return cls(of_tokens=lambda tokens, mask: dense.score(tokens, mask).reward.sum(1))
+
+    def scores(self, answers: EvaluatedAnswers) -> list[float]:
+        """A number for each response."""
+        if self.of_tokens is None:
+            assert answers.scores is not None
+            return [float(score) for score in answers.scores]
+        scores: list[float] = self.of_tokens(answers.rollouts.tokens, answers.rollouts.mask).double().tolist()
+        return scores
+
+
+def _log_ratio(policy: nn.Module, sft: nn.Module, tokens: Tensor, mask: Tensor) -> Tensor:
+    """[B] Σ_t log π − log π_SFT of each response."""
+    logprobs = [sequence_logprobs(model, tokens, mask).sum(1) for model in (policy, sft)]
+    return logprobs[0] - logprobs[1]
+
+
+def _paired(
+    answers: EvaluatedAnswers,
+    scores: Sequence[float],
+    spec: PairsSpec,
+    sources: PairSources,
+    prompts: PromptSet,
+    indices: Sequence[int],
+    rows: Mapping[str, Row],
+    special: Sequence[str],
+) -> dict[str, Any]:
+    """The pairs of some prompts as rows, and how many prompts gave none.
+
+    A response that spells a token of ``special`` is left out: as text, it is other tokens or none.
+    """
+    pairs: list[dict[str, Any]] = []
+    counts = Counter[str]()
+    for position, index in enumerate(indices):
+        first = position * spec.samples
+        texts: dict[str, float] = {}
+        for text, score in zip(answers.texts[first:], scores[first : first + spec.samples], strict=False):
+            if not math.isfinite(score):
+                raise InputError(
+                    f"{prompts.where(index)}: the judge {spec.judge!r} gives {score} to the response {text[:80]!r}."
+                )
+            if not text.strip() or any(token in text for token in special):
+                counts["unusable"] += 1
+                continue
+            texts.setdefault(text, score)
+        if len(texts) < 2:
+            counts["equal"] += 1
+            continue
+        random = np.random.default_rng([sources.seed, index])
+        pair = pick_pair(list(texts.values()), spec.pick, spec.label_temperature, random)
+        if pair is None:
+            counts["ties"] += 1
+            continue
+        chosen, rejected = (list(texts.items())[each] for each in pair)
+        row = prompt_columns(rows[prompts.where(index)], sources.columns)
+        row |= {"chosen": chosen[0], "rejected": rejected[0]}
+        row |= {"chosen_reward": chosen[1], "rejected_reward": rejected[1]}
+        if "answer" in prompts.metadata[index]:
+            row["answer"] = prompts.metadata[index]["answer"]
+        pairs.append(row)
+    return {"pairs": pairs, "counts": dict(counts)}
+
+
+def pick_pair(
+    scores: Sequence[float], pick: Pick, label_temperature: float, random: np.random.Generator
+) -> tuple[int, int] | None:
+    """Indices of the chosen and the rejected one of some responses; None where their scores prefer neither.
+
+    Args:
+        scores: two or more.
+        pick: see :class:`PairsSpec`.
+        label_temperature: of ``bradley_terry``.
+        random: draws two responses, and the label.
+    """
+    if pick == "best_worst":
+        first, second = int(np.argmax(scores)), int(np.argmin(scores))
+    else:
+        first, second = (int(each) for each in random.choice(len(scores), 2, replace=False))
+    gap = scores[first] - scores[second]
+    if pick == "bradley_terry":
+        prefers_first = random.random() < float(
+            torch.sigmoid(torch.tensor(gap / label_temperature, dtype=torch.float64))
+        )
+        return (first, second) if prefers_first else (second, first)
+    if gap == 0:
+        return None
+    return (first, second) if gap > 0 else (second, first)
+
+
+def prompt_columns(row: Row, columns: Mapping[str, str] | None) -> dict[str, Any]:
+    """The columns of a new row with the prompt of another: ``prompt``, and what its chat template reads besides."""
+    prompt = to_prompt(row, columns).prompt
+    names = {name: (columns or {}).get(name, name) for name in TEMPLATE_COLUMNS}
+    inputs = {name: row.values[column] for name, column in names.items() if row.values.get(column) is not None}
+    return {"prompt": prompt if isinstance(prompt, str) else [_turn(message) for message in prompt], **inputs}
+
+
+def _turn(message: Message) -> dict[str, Any]:
+    turn: dict[str, Any] = {"role": message.role, "content": message.content, **message.fields}
+    if message.reasoning is not None:
+        turn["reasoning_content"] = message.reasoning
+    if message.tool_calls:
+        turn["tool_calls"] = list(message.tool_calls)
+    return turn
+
+
+def _key(spec: PairsSpec, sources: PairSources, prompts: PromptSet) -> str:
+    """A hash of all that pairs depend on."""
+    named = [sources.policy, sources.sft, *sources.references]
+    folder = spec.judge.partition(":")[2] if spec.judge.startswith(("head:", "policy:")) else None
+    policies = [policy_hash(each) for each in (*named, folder) if each is not None]
+    reward = None if sources.reward is None else asdict(sources.reward)
+    options = [asdict(spec), asdict(sources.sampling), reward, sources.dtype, sources.seed, sources.columns]
+    return key_of(json.dumps([policies, options, prompts.tokens, prompts.metadata], sort_keys=True, default=str))
+
+
+def _finished_parts(path: Path, key: str) -> list[dict[str, Any]]:
+    """What an interrupted call with this key had finished."""
+    lines = list(_whole_lines(path)) if path.is_file() else []
+    return lines[1:] if lines and lines[0].get("key") == key else []
+
+
+def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a file of JSON lines, up to one that was cut off."""
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if not line.endswith("\n"):
+            return
+        yield json.loads(line)
+
+
+def _append(stream: TextIO, part: Mapping[str, Any]) -> None:
+    stream.write(json.dumps(part, ensure_ascii=False) + "\n")
+    stream.flush()
