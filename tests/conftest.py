@@ -68,8 +68,9 @@ def with_kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 
 
 def pytest_collection(session: pytest.Session) -> None:
-    """Before a process that runs tests imports them: set the number of threads."""
+    """Before a process that runs tests imports them: set the number of threads, and collect no garbage."""
     if not session.config.pluginmanager.hasplugin("dsession"):
+        gc.disable()  # until all is imported: a collection looks at all modules, and they are never garbage
         import torch
 
         torch.set_num_threads(_THREADS)
@@ -77,9 +78,9 @@ def pytest_collection(session: pytest.Session) -> None:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Start the process that forks others, where a collected test imports it."""
-    # Modules are never garbage, and a collection would look at all of their objects.
     gc.collect()
     gc.freeze()
+    gc.enable()
     if "tests.fork_server" in sys.modules:
         sys.modules["tests.fork_server"].server()
 

@@ -10,10 +10,6 @@ from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from dpr_lightning.reports.console import console
-
 Begin = Callable[..., Callable[[], Any]]
 """Starts ``function(*arguments, **options)`` and returns a function that waits for its end and returns its result."""
 
@@ -28,6 +24,11 @@ def run_in_background(log: Path, *, allowed: bool = True) -> Iterator[Begin]:
         log: file for what the separate process prints.
         allowed: whether to start a process at all.
     """
+    # Here, since the separate process imports this module, and then what its calls need.
+    import torch
+
+    from dpr_lightning.reports.console import console
+
     if not (allowed and spare_cores() >= torch.get_num_threads()):
         yield partial
         return
@@ -48,6 +49,8 @@ def run_in_background(log: Path, *, allowed: bool = True) -> Iterator[Begin]:
 
 def spare_cores() -> int:
     """Number of cores that this process may use, beyond one for each of its threads."""
+    import torch
+
     usable = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     return usable - torch.get_num_threads()
 

@@ -1,10 +1,13 @@
 """Every command, on a policy small enough to wait for."""
 
 import json
+import pickle
 import re
 import runpy
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,9 @@ from dpr_lightning.cli.quickstart_command import MARKER
 from dpr_lightning.data import DemonstrationDataModule
 from dpr_lightning.engine import model_inputs
 from dpr_lightning.evaluation.statistics import holm
-from dpr_lightning.experiments import flops
+from dpr_lightning.experiments import background, experiment, flops
+from dpr_lightning.experiments.background import Begin
+from dpr_lightning.experiments.experiment import BACKGROUND_LOG
 from dpr_lightning.experiments.run_folder import fresh_folder
 from dpr_lightning.lightning_cli.dpr_cli import run_lightning
 from dpr_lightning.modules import SupervisedIRL
@@ -219,12 +224,43 @@ def test_packed_rows_train_as_padded_ones(
 @pytest.fixture(scope="session")
 def quickstart_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("quickstart") / "run"
-    sizes = ["--demonstrations", "64", "--test", "12", "--samples", "2", "--preview_prompts", "4"]
-    steps = ["--preview_samples", "4", "--sft_steps", "8", "--dpr_steps", "2"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(flops, "STEPS", 3)
-        assert main(["quickstart", "--output", str(folder), *sizes, *steps]) == 0
+        patch.setattr(experiment, "run_in_background", as_in_a_process)
+        run_quickstart(folder)
     return folder
+
+
+def run_quickstart(folder: Path) -> None:
+    sizes = ["--demonstrations", "64", "--test", "12", "--samples", "2", "--preview_prompts", "4"]
+    steps = ["--preview_samples", "4", "--sft_steps", "8", "--dpr_steps", "2"]
+    assert main(["quickstart", "--output", str(folder), *sizes, *steps]) == 0
+
+
+@contextmanager
+def as_in_a_process(log: Path, *, allowed: bool) -> Iterator[Begin]:
+    """Calls get copies of their arguments and return copies of their results, but import nothing again."""
+    assert allowed
+
+    def begin(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
+        call = pickle.dumps(partial(function, *arguments))
+        return lambda: pickle.loads(pickle.dumps(pickle.loads(call)()))
+
+    yield begin
+
+
+@pytest.mark.slow
+def test_quickstart_runs_its_controls_in_a_process(
+    quickstart_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(background, "spare_cores", lambda: 64)
+    run_quickstart(tmp_path / "run")
+    assert "continued_sft" in (tmp_path / "run" / BACKGROUND_LOG).read_text()
+    arms = (
+        json.loads((folder / "metrics.json").read_text())["arms"] for folder in (tmp_path / "run", quickstart_folder)
+    )
+    ours, theirs = ({name: arm["greedy"] for name, arm in each.items() if name != "continued_sft"} for each in arms)
+    assert ours == theirs
 
 
 def test_quickstart_leaves_what_it_promises(quickstart_folder: Path) -> None:
