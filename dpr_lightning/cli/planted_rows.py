@@ -14,6 +14,7 @@ from dpr_lightning.cli.suspicious_rows import load_demonstrations
 from dpr_lightning.cli.trained_rows import Audited, Method, suspect
 from dpr_lightning.data import Row, carried_format, to_demonstration, tokenize_examples
 from dpr_lightning.data.loss_spans import LOSS_SPANS
+from dpr_lightning.data.prompt_identity import prompt_hash
 from dpr_lightning.data.replaced_answers import with_answer
 from dpr_lightning.errors import counted
 from dpr_lightning.evaluation.list_precision import ListPrecision, list_precision
@@ -61,14 +62,15 @@ class Planted(NamedTuple):
     def words(self) -> str:
         """What the list is worth on these rows, in a few sentences."""
         precision, first = self.precision, self.precision.firsts[:3][-1]
-        hits = precision.hits(first)
+        hits, (low, high) = precision.hits(first), precision.recall_interval(first)
         planted, rows = counted(precision.mistakes, "mistake"), counted(precision.rows, "row")
         return (
             f"Of {planted} planted in a copy of the {rows}, the first {counted(first, 'row')} listed have {hits}: "
-            f"{describe_kinds(self.kinds, self.kinds[:hits])}. Half of all are among the first "
-            f"{precision.rows_with(0.5):,}, and nine in ten among the first {precision.rows_with(0.9):,}. Other listed "
-            "rows may be wrong themselves, so that this is a lower bound of how many are. Mistakes of other kinds, and "
-            "those that agree with each other, may rank lower."
+            f"{describe_kinds(self.kinds, self.kinds[:hits])}. That is {precision.recall(first):.0%}, with a 95% "
+            f"interval of {low:.0%} to {high:.0%}. Half of all are among the first {precision.rows_with(0.5):,}, and "
+            f"nine in ten among the first {precision.rows_with(0.9):,}. Other listed rows may be wrong themselves, so "
+            "that this is a lower bound of how many are. Mistakes of other kinds, and those that agree with each "
+            "other, may rank lower."
         )
 
     def trust(self) -> ListTrust:
@@ -141,13 +143,20 @@ def _plant(
 ) -> list[PlantedMistake]:
     """Mistakes in rows whose answers can be replaced; none where a part of a row is not learnt.
 
-    No row becomes longer than the longest one, for which the run has a limit, or the policy positions.
+    No row becomes longer than the longest one, for which the run has a limit, or the policy positions; and none gets
+    another answer to its own prompt.
     """
     answers = [to_demonstration(row, columns).learnt_contents[-1] for row in rows]
     spans = LOSS_SPANS if columns is None else columns.get(LOSS_SPANS, LOSS_SPANS)
     longest, form = int(audited.data.lengths.max()), carried_format(tokenizer, audited.sft)
+    prompts = [prompt_hash(to_demonstration(row, columns).prompt_text) for row in rows]
+    right: dict[int, set[str]] = {}
+    for prompt, answer in zip(prompts, answers, strict=True):
+        right.setdefault(prompt, set()).add(answer)
 
     def is_possible(index: int, text: str) -> bool:
+        if text in right[prompts[index]]:
+            return False
         values = None if rows[index].values.get(spans) else with_answer(rows[index], text, columns)
         if values is None:
             return False

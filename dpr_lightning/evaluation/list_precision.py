@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from scipy.stats import binomtest
 
 FIRST = (10, 25, 50, 100)
 
@@ -36,6 +37,15 @@ class ListPrecision:
         """Lengths of the top of the list that are reported."""
         return tuple(first for first in FIRST if first < self.rows) or (self.rows,)
 
+    def recall(self, first: int) -> float:
+        """Share of the mistakes that is among the first rows."""
+        return self.hits(first) / self.mistakes
+
+    def recall_interval(self, first: int) -> tuple[float, float]:
+        """Wilson's 95% interval of :meth:`recall`, wide where there are few mistakes."""
+        interval = binomtest(self.hits(first), self.mistakes).proportion_ci(method="wilson")
+        return float(interval.low), float(interval.high)
+
     def rows_with(self, share: float) -> int:
         """The length of the top of the list that has a share of the mistakes."""
         return self.ranks[max(1, math.ceil(share * self.mistakes)) - 1]
@@ -45,10 +55,10 @@ class ListPrecision:
         return [(number / self.mistakes, number / rank) for number, rank in enumerate(self.ranks, start=1)]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, with precision and recall of the top of the list and their curve."""
+        """Plain data, with precision, recall and its interval at the top of the list, and their curve."""
         tops = [
             {"first": first, "hits": self.hits(first), "precision": self.hits(first) / first,
-             "recall": self.hits(first) / self.mistakes}
+             "recall": self.recall(first), "interval": list(self.recall_interval(first))}
             for first in self.firsts
         ]  # fmt: skip
         return {

@@ -6,8 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from dpr_lightning.cli import planted_rows
 from dpr_lightning.cli.main import main
+from dpr_lightning.cli.suspicious_rows import load_demonstrations
+from dpr_lightning.cli.trained_rows import Audited
 from dpr_lightning.experiments import run_folder
+from dpr_lightning.policies import load_tokenizer
+from dpr_lightning.run_manifest import RunManifest
 from tests.tiny import write_tiny_policy
 from tests.workspace import write_rows
 
@@ -64,3 +69,17 @@ def test_a_list_is_measured_on_a_copy_and_the_rows_stay_as_they_are(
     begun.clear()
     assert main(AUDIT) == 0
     assert begun == []
+
+
+def test_no_row_gets_another_answer_to_its_own_prompt(tmp_path: Path) -> None:
+    policy = str(write_tiny_policy(tmp_path / "base"))
+    rows = [{"prompt": f"{name}?", "completion": f"{name} {word}"} for name in "ab" for word in ("up", "down", "left")]
+    source = write_rows(tmp_path / "mine.jsonl", rows)
+    tokenizer = load_tokenizer(policy)
+    data = load_demonstrations(source, tokenizer, policy, columns=None, limit=None)
+    for seed in range(6):
+        planting = planted_rows.Planting(0.5, seed, RunManifest(tmp_path / "run.json", {}), tmp_path)
+        audited = Audited(source, data, policy, [])
+        mistakes = planted_rows._plant(planted_rows.rows_of(source, data), audited, planting, tokenizer, None)
+        assert len(mistakes) == 3
+        assert all(mistake.text[0] != "ab"[mistake.index // 3] for mistake in mistakes)

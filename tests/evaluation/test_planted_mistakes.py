@@ -62,6 +62,12 @@ def test_precision_of_a_list_by_hand() -> None:
     recall, precision = zip(*result.curve(), strict=True)
     assert recall == (0.25, 0.5, 0.75, 1.0)
     assert precision == pytest.approx((1, 2 / 3, 3 / 4, 4 / 25))
-    assert result.to_dict()["top"][0] == {"first": 10, "hits": 3, "precision": 0.3, "recall": 0.75}
+    top = result.to_dict()["top"][0]
+    assert {name: top[name] for name in ("first", "hits", "precision", "recall")} == {
+        "first": 10, "hits": 3, "precision": 0.3, "recall": 0.75,
+    }  # fmt: skip
+    # Wilson's interval of 3 in 4: (p + z²/2n ± z√(p(1−p)/n + z²/4n²)) / (1 + z²/n).
+    assert top["interval"] == pytest.approx([0.3006, 0.9544], abs=1e-3)
     short = list_precision([False, True])
     assert (short.firsts, short.average_precision) == ((2,), 0.5)
+    assert short.recall_interval(2)[1] == 1.0
