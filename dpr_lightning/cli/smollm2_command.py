@@ -81,7 +81,7 @@ def smollm2(
 
     if prepare_only:
         prepare(folder, seed)
-        config = ArmConfigs(folder, seed, recipes).sft()
+        config = ArmConfigs(folder, seed, recipes, {}).sft()
         console.print(f"Go on with:\n  dpr fit --config {config}", highlight=False)
         return
     run_standard_experiment("smollm2", options, recipes, prepare, title="Dense-Path REINFORCE: SmolLM2-135M")

@@ -20,6 +20,7 @@ from dpr_lightning.progress import progress_bar
 from dpr_lightning.reports import ListTrust
 from dpr_lightning.reports.console import console
 from dpr_lightning.rewards.suspicion import (
+    TOKEN_SHARE,
     CheckpointScores,
     Suspicion,
     checkpoint_scores,
@@ -31,8 +32,6 @@ from dpr_lightning.rewards.suspicion import (
 from dpr_lightning.types import TokenScores
 
 SuspicionKind = Literal["memorised", "crossfitted", "combined"]
-TOKEN_SHARE = 0.03
-"""Share of all tokens above whose suspicion a token is marked, in rows that are listed."""
 TRAINED = "These rows were trained on: what π_SFT knows by heart looks right, mistakes too."
 LISTED_FIRST: dict[SuspicionKind, str] = {
     "memorised": "Listed first are rows that the run learnt last: its checkpoints preferred other tokens, on average "

@@ -22,7 +22,7 @@ from dpr_lightning.experiments.recipes import (
     write_config,
 )
 
-RESERVED = {BASE, "base", "budget", "cache", "configs", "data", "examples", "flops", "results", "wandb"}
+RESERVED = {BASE, "base", "budget", "cache", "cleaned_rows", "configs", "data", "examples", "flops", "results", "wandb"}
 """Folders of a seed that no arm may be called by."""
 
 
@@ -34,12 +34,14 @@ class ArmConfigs:
         folder: of the seed, with ``base/`` and ``data/``.
         seed: of weights, order and samples.
         recipes: of the experiment.
+        arms: all of the experiment.
         sft_key: of the trained π_SFT, on which the cost of a step depends.
     """
 
     folder: Path
     seed: int
     recipes: Recipes
+    arms: Mapping[str, ArmSpec]
     sft_key: str = ""
 
     @property
@@ -89,13 +91,29 @@ class ArmConfigs:
         return self._write(config, name)
 
     def flops(self, name: str, arm: ArmSpec) -> float:
-        """Floating-point operations of an arm: those of one step times its steps, and its ``extra_flops``."""
+        """Floating-point operations of an arm: its steps, its ``extra_flops``, and its cleaning.
+
+        Cleaning costs the forward passes that list rows, and the training of the arm whose policy lists them.
+        """
         if arm.train is None:
             return arm.extra_flops
         if _is_dpr_recipe(arm):
             return self.budget
         config = self.arm(name, arm)
-        return self._flops_of_a_step(config) * int(read_config(config)["trainer"]["max_steps"]) + arm.extra_flops
+        flops = self._flops_of_a_step(config) * int(read_config(config)["trainer"]["max_steps"]) + arm.extra_flops
+        if arm.clean is not None:
+            flops += float(json.loads(self.cleaning(name).read_text(encoding="utf-8"))["operations"])
+            if arm.clean.by == "refused":
+                flops += sum(self.flops(other, self.arms[other]) for other in arm.clean.arms)
+        return flops
+
+    def cleaned(self, name: str) -> Path:
+        """The file of an arm's cleaned demonstrations."""
+        return self.folder / "cleaned_rows" / f"{name}.jsonl"
+
+    def cleaning(self, name: str) -> Path:
+        """The file that says how many rows the cleaning of an arm listed, and what that cost."""
+        return self.folder / "cleaned_rows" / f"{name}.json"
 
     def _flops_of_a_step(self, config: Path) -> float:
         """Floating-point operations of one step, counted once for all numbers of steps."""
@@ -125,6 +143,8 @@ class ArmConfigs:
             continue_from(config, self.policies / "final", self.seed)
         elif arm.train == BASE:
             config["run"]["references"] = []
+        if arm.clean is not None:
+            config["data"]["init_args"]["train"] = str(self.cleaned(name))
         if arm.steps_multiple is not None:
             if not isinstance(steps, int) or steps < 1:
                 raise InputError(

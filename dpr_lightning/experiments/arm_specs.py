@@ -1,10 +1,12 @@
 """What an arm of an experiment is, as data: a recipe with changes that is trained, or a rule of decoding."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from dpr_lightning.errors import InputError
+from dpr_lightning.experiments.cleaned_rows import CleanSpec
 from dpr_lightning.paths import ReadPath
 from dpr_lightning.rewards import RewardSpec
 
@@ -45,6 +47,7 @@ class ArmSpec:
             of the experiment begin with its ``home``.
         steps_multiple: optimizer steps as a multiple of the recipe's ``trainer.max_steps``; None: as many as the budget
             pays for. ``train: sft`` with 2 is SFT with twice the steps.
+        clean: how the demonstrations are cleaned before; with ``train: sft`` and ``steps_multiple``.
         policy: without training: ``sft``, or a saved checkpoint: its name such as ``step_0000100``, or the nearest to a
             fraction of the run such as ``'0.25'``.
         temperature: of the samples.
@@ -60,6 +63,7 @@ class ArmSpec:
     train: ReadPath | None = None
     changes: dict[str, Any] = field(default_factory=dict)
     steps_multiple: float | None = None
+    clean: CleanSpec | None = None
     policy: str = BASE
     temperature: float = 1.0
     references: list[str] | None = None
@@ -80,6 +84,11 @@ class ArmSpec:
                 )
             if not 0 < self.steps_multiple < math.inf:
                 raise InputError(f"`steps_multiple` is {self.steps_multiple:g}: it is a number above 0, such as 2.")
+        if self.clean is not None and (self.train != BASE or self.steps_multiple is None):
+            raise InputError(
+                "`clean` is of demonstrations that a policy is trained on anew: it takes `train: sft` and "
+                "`steps_multiple`, such as 1."
+            )
         if self.train is not None and self.policy != BASE:
             raise InputError("Training starts from π_SFT: leave `policy` out where there is `train`.")
         if self.optimum is not None and self.best_of is not None:
@@ -99,12 +108,46 @@ class ArmSpec:
     @property
     def is_longer_sft(self) -> bool:
         """Whether it is π_SFT with more steps, and nothing else changed."""
-        return self.train == BASE and not self.changes and (self.steps_multiple or 0.0) > 1.0
+        plain = self.train == BASE and not self.changes and self.clean is None
+        return plain and (self.steps_multiple or 0.0) > 1.0
+
+    @property
+    def depends_on(self) -> list[str]:
+        """The arms that have to be trained before it."""
+        return [] if self.clean is None else self.clean.arms
 
     def to_dict(self) -> dict[str, Any]:
         """The options that differ from their defaults, as plain data."""
         defaults = asdict(ArmSpec())
         return {name: value for name, value in asdict(self).items() if value != defaults[name]}
+
+
+def check_dependencies(arms: Mapping[str, ArmSpec], focus: str | None) -> None:
+    """Refuse arms that start from arms which do not exist, leave nothing for them, or start from them.
+
+    Args:
+        arms: all of an experiment.
+        focus: the arm that trains while the others do, on which none can depend.
+
+    Raises:
+        InputError: there is such an arm.
+    """
+    for name, arm in arms.items():
+        for other in arm.depends_on:
+            option = "policy" if arm.clean is not None and arm.clean.by == "refused" else "rows"
+            if other not in arms or other == focus:
+                reason = "is the `focus`, which trains at the same time" if other == focus else "is no arm"
+                raise InputError(f"Arm {name!r} has `clean.{option}: {other}`, and {other!r} {reason}.")
+            if arms[other].train != BASE or (option == "rows" and arms[other].clean is None):
+                needed = "`train: sft`" if option == "policy" else "`clean`"
+                raise InputError(f"Arm {name!r} has `clean.{option}: {other}`, and arm {other!r} has no {needed}.")
+    for name in arms:
+        path, ahead = [name], list(arms[name].depends_on)
+        while ahead:
+            path.append(ahead.pop())
+            if path[-1] == name:
+                raise InputError(f"Arm {name!r} is cleaned by what depends on itself: {' ← '.join(path)}.")
+            ahead += arms[path[-1]].depends_on if len(path) <= len(arms) else []
 
 
 def standard_arms(*, contrast_strength: float, low_temperature: float) -> dict[str, ArmSpec]:

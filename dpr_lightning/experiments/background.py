@@ -5,13 +5,27 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
 from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
-Begin = Callable[..., Callable[[], Any]]
-"""Starts ``function(*arguments, **options)`` and returns a function that waits for its end and returns its result."""
+
+@dataclass(frozen=True)
+class Work:
+    """A call that was begun.
+
+    Attributes:
+        result: waits for its end and returns its result.
+        cancel: gives it up where it has not started; False where it has.
+    """
+
+    result: Callable[[], Any]
+    cancel: Callable[[], bool]
+
+
+Begin = Callable[..., Work]
+"""Begins ``function(*arguments, **options)``."""
 
 
 @contextmanager
@@ -30,14 +44,15 @@ def run_in_background(log: Path, *, allowed: bool = True) -> Iterator[Begin]:
     from dpr_lightning.reports.console import console
 
     if not (allowed and spare_cores() >= torch.get_num_threads()):
-        yield partial
+        yield lambda function, *arguments, **options: Work(lambda: function(*arguments, **options), lambda: True)
         return
     console.print(f"In a separate process meanwhile: what can be done already ({log}).", style="dim")
     earlier = set(active_children())
     with ProcessPoolExecutor(1, get_context("spawn"), _print_into, (str(log),)) as pool:
 
-        def begin(function: Callable[..., Any], *arguments: Any, **options: Any) -> Callable[[], Any]:
-            return pool.submit(function, *arguments, **options).result
+        def begin(function: Callable[..., Any], *arguments: Any, **options: Any) -> Work:
+            future = pool.submit(function, *arguments, **options)
+            return Work(future.result, future.cancel)
 
         try:
             yield begin

@@ -14,7 +14,7 @@ from dpr_lightning.data import open_rows
 from dpr_lightning.errors import InputError
 from dpr_lightning.evaluation.comparisons import compare_arms, to_records
 from dpr_lightning.experiments.arm_configs import RESERVED
-from dpr_lightning.experiments.arm_specs import BASE, ArmSpec
+from dpr_lightning.experiments.arm_specs import BASE, ArmSpec, check_dependencies
 from dpr_lightning.experiments.background import run_in_background
 from dpr_lightning.experiments.comparison_page import FirstSeed, page
 from dpr_lightning.experiments.predictions import SeedPreview, foresight, predicted
@@ -76,6 +76,7 @@ class Experiment:
             raise InputError(f"Arm {reserved[0]!r} has the name of a folder of each seed: give it another name.")
         if self.focus is not None and self.focus not in self.arms:
             raise InputError(f"`focus` is {self.focus!r}, and the arms are {', '.join(self.arms)}: name one of them.")
+        check_dependencies(self.specs, self.focus)
         if self.samples < 1:
             raise InputError(f"`samples` must be at least 1 a prompt; found {self.samples}.")
 
@@ -151,7 +152,7 @@ def _run_seed(experiment: Experiment, folder: Path, seed: int) -> tuple[SeedPrev
     """Train π_SFT, preview the rewards, then train and evaluate every arm of one seed."""
     specs, focus = experiment.specs, experiment.focus
     announce("Supervised fine-tuning, keeping earlier checkpoints as references")
-    run = SeedRun(folder, seed, experiment.recipes, experiment.samples)
+    run = SeedRun(folder, seed, experiment.recipes, experiment.samples, specs)
     preview = run.preview(specs)
     if focus is not None and preview.table is not None:
         announce("The reward those checkpoints hold, and where it would lead: before any reinforcement learning")
@@ -160,19 +161,27 @@ def _run_seed(experiment: Experiment, folder: Path, seed: int) -> tuple[SeedPrev
     announce("Arms: training at equal compute, and answers to the test prompts")
     if focus is None:
         return preview, {name: run.run(name, spec) for name, spec in specs.items()}
-    controls = {name: spec for name, spec in specs.items() if name != focus}
     on_cpu = read_config(run.configs.arm(focus, specs[focus]))["trainer"].get("accelerator") == "cpu"
     with run_in_background(folder / BACKGROUND_LOG, allowed=on_cpu) as begin:
-        control_runs = begin(run_arms, folder, seed, experiment.recipes, experiment.samples, controls)
-        ours = run.run(focus, specs[focus])
-        runs: dict[str, ArmRun] = control_runs()
-    return preview, {name: ours if name == focus else runs[name] for name in specs}
+        controls = [name for name in specs if name != focus]
+        work = {
+            name: begin(run_arm, folder, seed, experiment.recipes, experiment.samples, specs, name) for name in controls
+        }
+        runs = {focus: run.run(focus, specs[focus])}
+        # What has not begun there meanwhile is done here, unless it starts from what other arms leave behind.
+        chained = {name for name, spec in specs.items() if spec.depends_on} | {
+            other for spec in specs.values() for other in spec.depends_on
+        }
+        for name in reversed([name for name in controls if name not in chained]):
+            if work[name].cancel():
+                runs[name] = run.run(name, specs[name])
+        runs |= {name: work[name].result() for name in controls if name not in runs}
+    return preview, {name: runs[name] for name in specs}
 
 
-def run_arms(folder: Path, seed: int, recipes: Recipes, samples: int, arms: Mapping[str, ArmSpec]) -> dict[str, ArmRun]:
-    """Train and evaluate arms of a seed whose π_SFT is trained."""
-    run = SeedRun(folder, seed, recipes, samples)
-    return {name: run.run(name, arm) for name, arm in arms.items()}
+def run_arm(folder: Path, seed: int, recipes: Recipes, samples: int, arms: Mapping[str, ArmSpec], name: str) -> ArmRun:
+    """Train and evaluate one arm of a seed whose π_SFT is trained."""
+    return SeedRun(folder, seed, recipes, samples, arms).run(name, arms[name])
 
 
 def _conclude(

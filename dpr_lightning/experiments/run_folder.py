@@ -23,11 +23,19 @@ STAGE_FILES = (
     "checkpoints/*step_*/state.ckpt/**/*",
 )  # fmt: skip
 """Patterns of the files that one training run writes to its folder, for :func:`dpr_lightning.folders.clear_run`."""
+STAGES = (
+    "sft", "dpr", "continued_sft", "trimmed", "cleaned", "cleaned_random", "cleaned_small_loss", "cleaned_oracle",
+)  # fmt: skip
+"""Trainings of quickstart and smollm2, a folder each."""
 RUN_FILES = (
     "metrics.json", "report.json", "report.html", BACKGROUND_LOG, "base", "configs",
     "prepared.json", "preview.json", "seed_*.json", "results/*.json", "examples/*.json", "flops/*.json",
-    *(f"data/{split}.jsonl" for split in ("test", "development", "prompts", "demonstrations")),
-    *(f"{stage}/{name}" for stage in ("sft", "dpr", "continued_sft") for name in STAGE_FILES),
+    "cleaned_rows/*.json", "cleaned_rows/*.jsonl",
+    *(
+        f"data/{split}.jsonl"
+        for split in ("test", "development", "prompts", "demonstrations", "oracle_masked", "oracle_dropped")
+    ),
+    *(f"{stage}/{name}" for stage in STAGES for name in STAGE_FILES),
     "wandb/**/*", "cache/*", LOCK,
 )  # fmt: skip
 """Patterns of the files that quickstart or smollm2 writes to its folder."""

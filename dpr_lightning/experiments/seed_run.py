@@ -16,6 +16,7 @@ from dpr_lightning.evaluation.verifiers import load_verifier
 from dpr_lightning.experiments.arm_answers import Arm, ArmResult, Selection, evaluate_arm
 from dpr_lightning.experiments.arm_configs import ArmConfigs
 from dpr_lightning.experiments.arm_specs import BASE, ArmSpec
+from dpr_lightning.experiments.cleaned_rows import CleanSpec, write_cleaned_rows
 from dpr_lightning.experiments.examples import examples_of
 from dpr_lightning.experiments.json_cache import cached, key_of, write_cached
 from dpr_lightning.experiments.predictions import SeedPreview, preview_arms
@@ -49,7 +50,7 @@ class ArmRun:
 class SeedRun:
     """All arms of one seed, in one folder that has ``base/`` and ``data/``."""
 
-    def __init__(self, folder: Path, seed: int, recipes: Recipes, samples: int) -> None:
+    def __init__(self, folder: Path, seed: int, recipes: Recipes, samples: int, arms: Mapping[str, ArmSpec]) -> None:
         """Train π_SFT, unless it is trained already.
 
         Args:
@@ -57,11 +58,12 @@ class SeedRun:
             seed: of weights, order and samples.
             recipes: the configs that the arms change.
             samples: answers a prompt.
+            arms: all of the experiment: some start from what others leave behind.
         """
-        self.folder, self.seed, self.recipes, self.samples = folder, seed, recipes, samples
+        self.folder, self.seed, self.recipes, self.samples, self.arms = folder, seed, recipes, samples, arms
         self._sft: nn.Module | None = None
         self._dense: DenseReward | None = None
-        self.configs = ArmConfigs(folder, seed, recipes)
+        self.configs = ArmConfigs(folder, seed, recipes, arms)
         self.policies = self.configs.policies
         self.sft_key = self._train(self.configs.sft(), folder / BASE, content_hash(folder / "data"))
         self.configs.sft_key = self.sft_key
@@ -125,7 +127,29 @@ class SeedRun:
         stage = self.folder / name
         if not (stage / "done.json").is_file():
             self._sft = self._dense = None  # frees their memory for the training
-        return stage / "policies" / "final", self._train(self.configs.arm(name, arm), stage, self.sft_key)
+        before = self.sft_key if arm.clean is None else self._clean(name, arm.clean)
+        return stage / "policies" / "final", self._train(self.configs.arm(name, arm), stage, before)
+
+    def _clean(self, name: str, clean: CleanSpec) -> str:
+        """Write the cleaned demonstrations of an arm, and what they depend on; the key of all that."""
+        policy, before = self.policies / "final", self.sft_key
+        count = None
+        for other in clean.arms:
+            policy_of_arm, before = self._policy(other, self.arms[other])
+            if clean.by == "refused":
+                policy = policy_of_arm
+            else:
+                count = int(json.loads(self.configs.cleaning(other).read_text(encoding="utf-8"))["listed"])
+        record, output = self.configs.cleaning(name), self.configs.cleaned(name)
+        key = key_of(before, json.dumps([asdict(clean), self.seed], sort_keys=True))
+        if cached(record, key) is None or not output.is_file():
+            references = [checkpoint(self.policies, reference) for reference in self.references]
+            source = Path(read_config(self.configs.sft())["data"]["init_args"]["train"])
+            listing = write_cleaned_rows(
+                clean, source, output, policy=policy, references=references, count=count, seed=self.seed
+            )
+            write_cached(record, key, {"listed": len(listing.rows), "operations": listing.operations})
+        return key
 
     def _train(self, config: Path, folder: Path, before: str) -> str:
         """Train, unless the same training has ended; returns its key."""

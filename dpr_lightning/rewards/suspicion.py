@@ -26,6 +26,10 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from dpr_lightning.engine import default_token_budget, model_device, parts_by_length, scored_actions, shares_prompts
+from dpr_lightning.functional import is_trimmed
+
+TOKEN_SHARE = 0.03
+"""Share of all tokens above whose suspicion a token is marked, in rows that are listed."""
 
 
 class CheckpointScores(NamedTuple):
@@ -131,6 +135,20 @@ def suspicious_tokens(suspected: Suspicion, rows: Tensor, threshold: float) -> T
     selected = torch.zeros(len(suspected.row), dtype=torch.bool)
     selected[rows] = True
     return (suspected.token > threshold) & suspected.mask & selected.unsqueeze(1)
+
+
+def refused_tokens(scores: CheckpointScores, margin: float, sure: float) -> Tensor:
+    """Tokens of which a policy is sure that they are others; [B, T] bool.
+
+    A policy that was trained with ``trim`` has not learnt them, although they were in its data: what it refuses at its
+    end is the list that it leaves behind.
+
+    Args:
+        scores: of the policy at the end of its training.
+        margin: nats, as for :func:`dpr_lightning.functional.is_trimmed`.
+        sure: a probability, the same.
+    """
+    return is_trimmed(scores.logprob, scores.logprob + scores.margin, margin, sure)
 
 
 def token_threshold(suspected: Suspicion, share: float) -> float:

@@ -29,9 +29,9 @@ def test_results_and_errors_are_those_of_the_function(
     log = tmp_path / "log"
     with run_in_background(log, allowed=allowed) as begin:
         waiting = [begin(print_and_count, text, times=3) for text in ("one", "two")]
-        result = [wait() for wait in waiting]
+        result = [work.result() for work in waiting]
         with pytest.raises(InputError, match=r"It is wrong\. Mend it\."):
-            begin(refuses)()
+            begin(refuses).result()
     elsewhere = free > 0 and allowed
     assert [numbers for _, numbers in result] == [[0, 1, 2]] * 2
     assert len({process for process, _ in result}) == 1
@@ -44,7 +44,7 @@ def test_results_and_errors_are_those_of_the_function(
 def test_a_process_that_dies_is_not_waited_for(cores: Any, tmp_path: Path) -> None:
     cores(64)
     with pytest.raises(BrokenProcessPool), run_in_background(tmp_path / "log") as begin:
-        begin(dies)()
+        begin(dies).result()
 
 
 @pytest.mark.slow
@@ -54,7 +54,7 @@ def test_it_is_given_up_when_what_is_beside_it_fails(cores: Any, tmp_path: Path)
 
     def fails() -> None:
         with run_in_background(tmp_path / "log") as begin:
-            begin(print_and_count, "running", times=1)()
+            begin(print_and_count, "running", times=1).result()
             begin(sleeps, 120.0)
             begin(sleeps, 120.0)
             raise SystemExit(75)

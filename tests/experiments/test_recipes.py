@@ -72,7 +72,7 @@ def test_what_is_missing_in_a_recipe_is_named(tmp_path: Path) -> None:
         continue_from(config, tmp_path, 0)
     with pytest.raises(InputError, match="names no `data"):
         references_of(config, "mine.yaml")
-    configs = ArmConfigs(tmp_path, 0, Recipes("sft.yaml", write(mine, WHOLE), home="runs/toy"))
+    configs = ArmConfigs(tmp_path, 0, Recipes("sft.yaml", write(mine, WHOLE), home="runs/toy"), {})
     with pytest.raises(InputError, match=r"has no number of steps: set `trainer\.max_steps` in it, or `dpr_steps`"):
         _ = configs.budget
 
@@ -80,10 +80,10 @@ def test_what_is_missing_in_a_recipe_is_named(tmp_path: Path) -> None:
 def test_a_multiple_of_steps_takes_steps_to_multiply(tmp_path: Path) -> None:
     longer, mine = ArmSpec("sft", steps_multiple=2.5), write(tmp_path / "mine.yaml", WHOLE)
     with pytest.raises(InputError, match=r"`steps_multiple`, and .*mine\.yaml has no number of steps: set `trainer\."):
-        ArmConfigs(tmp_path, 0, Recipes(mine, "dpr.yaml", "runs/toy")).changed("longer", longer)
+        ArmConfigs(tmp_path, 0, Recipes(mine, "dpr.yaml", "runs/toy"), {}).changed("longer", longer)
     for recipe, steps in ((WHOLE, 4), (WHOLE | {"trainer": {"max_steps": 100}}, None)):
         configs = ArmConfigs(
-            tmp_path, 0, Recipes(write(tmp_path / "mine.yaml", recipe), mine, "runs/toy", sft_steps=steps)
+            tmp_path, 0, Recipes(write(tmp_path / "mine.yaml", recipe), mine, "runs/toy", sft_steps=steps), {}
         )
         config = configs.changed("longer", longer)
         assert config["trainer"]["max_steps"] == 2.5 * (steps or 100)
@@ -92,7 +92,7 @@ def test_a_multiple_of_steps_takes_steps_to_multiply(tmp_path: Path) -> None:
 
 def test_paths_in_the_changes_of_an_arm_are_those_of_its_seed(tmp_path: Path) -> None:
     recipe = write(tmp_path / "mine.yaml", WHOLE | {"trainer": {"max_steps": 4}})
-    configs = ArmConfigs(tmp_path / "seed_1", 1, Recipes(recipe, recipe, home="runs/toy"))
+    configs = ArmConfigs(tmp_path / "seed_1", 1, Recipes(recipe, recipe, home="runs/toy"), {})
     arm = ArmSpec(train="sft", steps_multiple=1, changes={"data.init_args.train": "runs/toy/data/oracle_masked.jsonl"})
     config = configs.changed("oracle", arm)
     assert config["data"]["init_args"]["train"] == str(tmp_path / "seed_1" / "data" / "oracle_masked.jsonl")
