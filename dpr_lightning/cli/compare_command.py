@@ -40,6 +40,8 @@ def compare(
     task: ToyTask = "addition",
     source: ReadPath | None = None,
     demonstrations: int = 400,
+    hidden_size: int = 128,
+    layers: int = 4,
     noise: float = 0.0,
     noise_kind: NoiseKind = "step",
     test: int = 400,
@@ -72,6 +74,8 @@ def compare(
         task: of the toy, as for `dpr toy`.
         source: of the toy's task, where it is read from a file.
         demonstrations: of the toy.
+        hidden_size: of the toy's policy.
+        layers: of the toy's policy.
         noise: share of the toy's demonstrations with a mistake, as for `dpr toy`.
         noise_kind: of these mistakes.
         test: prompts of the toy's evaluation.
@@ -109,6 +113,8 @@ def compare(
         raise InputError(
             "`noise` is of the toy that is created, and `data` names rows that exist. Leave one of them out."
         )
+    if (hidden_size, layers) != (128, 4):
+        toy_options |= {"hidden_size": hidden_size, "layers": layers}
     if noise:
         toy_options |= {"noise": noise, "noise_kind": noise_kind}
     contents = {"data": None if data is None else [_content(data, part) for part in PARTS], "source": _digest(source)}

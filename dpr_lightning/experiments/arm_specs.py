@@ -151,7 +151,7 @@ def check_dependencies(arms: Mapping[str, ArmSpec], focus: str | None) -> None:
 
 
 def standard_arms(*, contrast_strength: float, low_temperature: float) -> dict[str, ArmSpec]:
-    """Dense-Path REINFORCE and its controls, the arms of quickstart and smollm2.
+    """Dense-Path REINFORCE and its controls, arms of quickstart and smollm2.
 
     Args:
         contrast_strength: w of the decode-time contrast π·(π/π_ref)^w.
@@ -163,4 +163,24 @@ def standard_arms(*, contrast_strength: float, low_temperature: float) -> dict[s
         "sft_low_temperature": ArmSpec(temperature=low_temperature),
         "contrast": ArmSpec(optimum=Optimum(1.0 / contrast_strength)),
         "dpr": ArmSpec(train="dpr"),
+    }
+
+
+def cleaning_arms(home: str) -> dict[str, ArmSpec]:
+    """SFT anew on noisy demonstrations without what looks wrong, with controls that leave out as much, and a ceiling.
+
+    Args:
+        home: folder that the recipe's paths begin with, where ``data/oracle_masked.jsonl`` has the mistakes marked.
+    """
+
+    def anew(clean: CleanSpec | None = None, changes: dict[str, Any] | None = None) -> ArmSpec:
+        return ArmSpec(train=BASE, steps_multiple=1.0, clean=clean, changes=changes or {})
+
+    trim = {"model.init_args.trim": {"after": 0.125}}
+    return {
+        "trimmed": anew(changes=trim),
+        "cleaned": anew(CleanSpec(policy="trimmed"), trim),
+        "cleaned_random": anew(CleanSpec("random", rows="cleaned")),
+        "cleaned_small_loss": anew(CleanSpec("small_loss", rows="cleaned")),
+        "cleaned_oracle": anew(changes={"data.init_args.train": f"{home}/data/oracle_masked.jsonl"}),
     }

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -83,10 +83,15 @@ class CleanSpec:
 
 
 class Listing(NamedTuple):
-    """``rows`` listed, by their index, and the floating-point ``operations`` of the forward passes that list them."""
+    """``flagged`` rows, and the floating-point ``operations`` of the forward passes that list them."""
 
-    rows: list[int]
+    flagged: list[FlaggedRow]
     operations: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data: how many are listed, their numbers in the file, and the characters that look wrong."""
+        rows = [{"number": row.number, "spans": [[span.start, span.end] for span in row.spans]} for row in self.flagged]
+        return {"listed": len(rows), "rows": rows, "operations": self.operations}
 
 
 def write_cleaned_rows(
@@ -131,7 +136,7 @@ def write_cleaned_rows(
         flagged.append(FlaggedRow(row.file, row.number, row_hash(row.values), row.location, spans))
     output.parent.mkdir(parents=True, exist_ok=True)
     write_cleaned(open_rows(str(source)), flagged, output, change_of(clean.how, flagged, None, 1.0))
-    return Listing(listed, float(counter.total))
+    return Listing(flagged, float(counter.total))
 
 
 def _listed(

@@ -95,6 +95,14 @@ def page(
                 if any(spec.train == BASE for spec in specs.values())
                 else []
             ),
+            *(
+                [
+                    "An arm with `clean` trains from the base policy, without what looks wrong in the demonstrations. "
+                    "Its FLOPs have the forward passes that list it, and the training of the policy that does."
+                ]
+                if any(spec.clean is not None for spec in specs.values())
+                else []
+            ),
             "Reverse KL is Σ log π − log π_SFT over a sampled response, in nats; of greedy answers it is not measured.",
             *([foresight(preview)] if preview["all"]["runs"] > 1 else []),
         ],

@@ -196,7 +196,8 @@ def _conclude(
     }
     paired = pooled(results, BASE, experiment.focus)
     longer_sft = [name for name, spec in specs.items() if spec.is_longer_sft]
-    verdict = "\n".join(verdict_lines(paired, experiment.focus or BASE, longer_sft))
+    fixed = [BASE] if experiment.focus is None else [BASE, experiment.focus]
+    verdict = "\n".join(dict.fromkeys(line for arm in fixed for line in verdict_lines(paired, arm, longer_sft)))
     preview = predicted(results, [seed.promised for seed in measured])
     announce("Results")
     console.print(arms_table(means))

@@ -148,7 +148,7 @@ class SeedRun:
             listing = write_cleaned_rows(
                 clean, source, output, policy=policy, references=references, count=count, seed=self.seed
             )
-            write_cached(record, key, {"listed": len(listing.rows), "operations": listing.operations})
+            write_cached(record, key, listing.to_dict())
         return key
 
     def _train(self, config: Path, folder: Path, before: str) -> str:

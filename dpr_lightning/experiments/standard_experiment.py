@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dpr_lightning.experiments.arm_specs import CONTINUED, standard_arms
+from dpr_lightning.experiments.arm_specs import CONTINUED, ArmSpec, standard_arms
 from dpr_lightning.experiments.experiment import Experiment, run_experiment
 from dpr_lightning.experiments.recipes import Recipes, read_config
 from dpr_lightning.reports.console import console
@@ -21,6 +21,7 @@ def run_standard_experiment(
     prepare: Callable[[Path, int], None],
     *,
     title: str,
+    more_arms: Mapping[str, ArmSpec] | None = None,
 ) -> None:
     """Run the standard arms in the folder ``output`` of the options, and write metrics.json there.
 
@@ -31,11 +32,13 @@ def run_standard_experiment(
         recipes: of SFT and DPR.
         prepare: writes ``base/`` and ``data/`` into a folder.
         title: of the page.
+        more_arms: than the standard ones.
     """
     started = time.monotonic()
     folder, seed = Path(options["output"]), int(options["seed"])
     configs = {name: folder / "configs" / f"{name}.yaml" for name in ("sft", FOCUS, CONTINUED)}
     arms = standard_arms(contrast_strength=options["contrast_strength"], low_temperature=options["low_temperature"])
+    arms |= more_arms or {}
     outcome = run_experiment(
         Experiment(
             title,

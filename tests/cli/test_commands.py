@@ -266,6 +266,7 @@ def test_quickstart_runs_its_controls_in_a_process(
 def test_quickstart_leaves_what_it_promises(quickstart_folder: Path) -> None:
     metrics = json.loads((quickstart_folder / "metrics.json").read_text())
     arms = {"sft", "reference", "continued_sft", "sft_low_temperature", "contrast", "dpr"}
+    arms |= {"trimmed", "cleaned", "cleaned_random", "cleaned_small_loss", "cleaned_oracle"}
     assert set(metrics["arms"]) == arms
     for arm in metrics["arms"].values():
         assert {"greedy", "sampled", "length", "reverse_kl"} <= set(arm)
@@ -276,12 +277,12 @@ def test_quickstart_leaves_what_it_promises(quickstart_folder: Path) -> None:
     entries = [entry for by_measure in metrics["paired"].values() for entry in by_measure.values()]
     for measure in ("sampled", "greedy"):
         family = [by_measure[measure] for by_measure in metrics["paired"].values()]
-        assert len(family) == 9
+        assert len(family) == 19  # ten with SFT, nine more with DPR
         assert [entry["p_holm"] for entry in family] == holm([entry["p_value"] for entry in family]).tolist()
     page = (quickstart_folder / "report.html").read_text()
     assert sorted(re.findall(r'<b class="\w+">(.)', page)) == sorted(MARKS[entry["verdict"]] for entry in entries)
     assert metrics["verdict"].splitlines()[0] in page
-    assert sum(line.count("(") for line in metrics["verdict"].splitlines()) == 10  # DPR and five others, two measures
+    assert sum(line.count("(") for line in metrics["verdict"].splitlines()) == 40  # of SFT and of DPR: ten others, two measures
     assert abs(metrics["arms"]["sft"]["reverse_kl"]) < 1e-3
     assert (quickstart_folder / "report.html").stat().st_size > 20_000
     assert list((quickstart_folder / "wandb").rglob("*.wandb"))
