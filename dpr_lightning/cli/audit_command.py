@@ -107,8 +107,9 @@ def audit(
         folds: with ``rows=train``, also score each row by a policy that did not learn from it: rows are divided by
             their prompts into so many folds, and one is trained without each of them.
         fold_share: steps of each of these trainings, as a share of the run's.
-        suspicion: ``memorised``: by when the run learnt a row; ``crossfitted``: by the policies of the folds;
-            ``combined``: by both, which is the default with ``folds``.
+        suspicion: ``memorised``: by when the run learnt a row; ``refused``: rows with tokens of which π_SFT is sure
+            that they are others, where it was trained with ``trim``; ``crossfitted``: by the policies of the folds;
+            ``combined``: by folds and memory, which is the default with ``folds``.
         normalised: divide margins by 1 + the entropy of the policy, so that they count less where it is undecided.
         plant: with ``rows=train``, put mistakes into this share of a copy of the rows, such as 0.02, repeat SFT and the
             folds on it, and say how many of them the top of its list has: how far to trust the list.

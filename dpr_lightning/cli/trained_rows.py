@@ -25,17 +25,22 @@ from dpr_lightning.rewards.suspicion import (
     Suspicion,
     checkpoint_scores,
     combined_suspicion,
+    refused_tokens,
     suspicion,
     suspicious_tokens,
     token_threshold,
 )
 from dpr_lightning.types import TokenScores
 
-SuspicionKind = Literal["memorised", "crossfitted", "combined"]
+SuspicionKind = Literal["memorised", "refused", "crossfitted", "combined"]
+OF_THE_RUN = ("memorised", "refused")
+"""Kinds that take the run's own policies alone."""
 TRAINED = "These rows were trained on: what π_SFT knows by heart looks right, mistakes too."
 LISTED_FIRST: dict[SuspicionKind, str] = {
     "memorised": "Listed first are rows that the run learnt last: its checkpoints preferred other tokens, on average "
     "over the run.",
+    "refused": "Listed are rows with a token of which the policy is sure that it is another one, although it was "
+    "trained on it: with `trim`, such tokens are not learnt by heart.",
     "crossfitted": "Listed first are rows that are contradicted by a policy which learnt from other rows alone: it "
     "prefers other tokens.",
     "combined": "Listed first are rows that the run learnt last, and that are contradicted by a policy which learnt "
@@ -86,12 +91,12 @@ def method_of(
     """
     if kind is None:
         kind = "memorised" if folds is None else "combined"
-    if kind == "memorised" and folds is not None:
+    if kind in OF_THE_RUN and folds is not None:
         raise InputError(
-            "`suspicion: memorised` takes the run's own checkpoints, and `folds` would be trained for nothing. Leave "
-            "one of the two out."
+            f"`suspicion: {kind}` takes the run's own checkpoints, and `folds` would be trained for nothing. Leave one "
+            "of the two out."
         )
-    if kind != "memorised" and folds is None:
+    if kind not in OF_THE_RUN and folds is None:
         raise InputError(
             f"`suspicion: {kind}` needs policies that did not learn from the rows. Set `folds`, such as 4: that trains "
             "one for each fold."
@@ -125,7 +130,7 @@ def suspect(audited: Audited, method: Method, pad: int) -> Suspected:
             checkpoint_scores(frozen_policy(folder, dtype)[0], tokens, mask, progress=advance) for folder in folders
         ]
     if method.kind != "crossfitted":
-        parts.append(_suspicion(scores, mask, method))
+        parts.append(_suspicion(scores[-1:] if method.kind == "refused" else scores, mask, method))
     return Suspected(parts[0] if len(parts) == 1 else combined_suspicion(parts), scores)
 
 
@@ -151,8 +156,13 @@ def list_trained(
         trust: how far the list can be trusted, for the page.
     """
     suspected, scores = suspect(audited, method, int(tokenizer.pad_token_id))
-    listed = suspected.row.argsort(descending=True)[:count]
-    flagged = suspicious_tokens(suspected, listed, token_threshold(suspected, TOKEN_SHARE))
+    if method.kind == "refused":
+        flagged = refused_tokens(scores[-1])
+        count = min(count, int(flagged.any(1).sum()))
+        suspected = suspected._replace(row=suspected.row.masked_fill(~flagged.any(1), 0.0))
+    else:
+        listed = suspected.row.argsort(descending=True)[:count]
+        flagged = suspicious_tokens(suspected, listed, token_threshold(suspected, TOKEN_SHARE))
     displayed = TokenScores(
         scores[-1].logprob,
         torch.stack([each.logprob for each in scores[:-1]]),
@@ -160,6 +170,9 @@ def list_trained(
         -suspected.token,
         suspected.mask,
     )
+    if not count:
+        console.print("The policy refuses no token of the demonstrations that it was trained on: no row is listed.")
+        return []
     explanation = LISTED_FIRST[method.kind]
     console.print(f"{TRAINED} {explanation} {BOTH}", highlight=False, markup=False, soft_wrap=True)
     return list_suspects(
@@ -183,6 +196,7 @@ def _units(method: Method, checkpoints: int) -> str:
     """What the numbers of tokens are, in words."""
     margins = {
         "memorised": f"mean margin by which {counted(checkpoints, 'checkpoint')} of the run prefer another token",
+        "refused": "margin by which the policy prefers another token",
         "crossfitted": "margin by which a policy that did not learn from the row prefers another token",
         "combined": f"margin by which another token is preferred, the mean of {counted(checkpoints, 'checkpoint')} of "
         "the run and of a policy that did not learn from the row",

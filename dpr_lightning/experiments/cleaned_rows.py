@@ -19,6 +19,8 @@ from dpr_lightning.experiments.flops import FlopSum
 from dpr_lightning.policies import load_tokenizer
 from dpr_lightning.policies.inference_policy import frozen_policy
 from dpr_lightning.rewards.suspicion import (
+    MARGIN,
+    SURE,
     TOKEN_SHARE,
     CheckpointScores,
     checkpoint_scores,
@@ -52,8 +54,8 @@ class CleanSpec:
     how: Literal["drop", "mask"] = "drop"
     rows: float | str | None = None
     policy: str = "sft"
-    margin: float = 3.0
-    sure: float = 0.5
+    margin: float = MARGIN
+    sure: float = SURE
 
     def __post_init__(self) -> None:
         """Refuse options that would be ignored, or that nothing follows from."""

@@ -32,6 +32,10 @@ TOKEN_SHARE = 0.03
 """Share of all tokens above whose suspicion a token is marked, in rows that are listed."""
 
 
+MARGIN, SURE = 3.0, 0.5
+"""Where a policy refuses a token: nats by which it prefers another one, and that one's probability, at least."""
+
+
 class CheckpointScores(NamedTuple):
     """What a checkpoint says of given tokens, all [B, T] in nats, 0 where there is no action.
 
@@ -137,7 +141,7 @@ def suspicious_tokens(suspected: Suspicion, rows: Tensor, threshold: float) -> T
     return (suspected.token > threshold) & suspected.mask & selected.unsqueeze(1)
 
 
-def refused_tokens(scores: CheckpointScores, margin: float, sure: float) -> Tensor:
+def refused_tokens(scores: CheckpointScores, margin: float = MARGIN, sure: float = SURE) -> Tensor:
     """Tokens of which a policy is sure that they are others; [B, T] bool.
 
     A policy that was trained with ``trim`` has not learnt them, although they were in its data: what it refuses at its

@@ -282,7 +282,9 @@ def test_quickstart_leaves_what_it_promises(quickstart_folder: Path) -> None:
     page = (quickstart_folder / "report.html").read_text()
     assert sorted(re.findall(r'<b class="\w+">(.)', page)) == sorted(MARKS[entry["verdict"]] for entry in entries)
     assert metrics["verdict"].splitlines()[0] in page
-    assert sum(line.count("(") for line in metrics["verdict"].splitlines()) == 40  # of SFT and of DPR: ten others, two measures
+    assert (
+        sum(line.count("(") for line in metrics["verdict"].splitlines()) == 40
+    )  # of SFT and of DPR: ten others, two measures
     assert abs(metrics["arms"]["sft"]["reverse_kl"]) < 1e-3
     assert (quickstart_folder / "report.html").stat().st_size > 20_000
     assert list((quickstart_folder / "wandb").rglob("*.wandb"))

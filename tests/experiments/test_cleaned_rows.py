@@ -31,7 +31,7 @@ def _margins(rows: int, width: int, scale: float) -> CheckpointScores:
     """Row r prefers another token in its r-th token alone, by r · scale nats, and is sure of it."""
     margin = torch.zeros(rows, width)
     margin.diagonal()[:] = scale * torch.arange(rows)
-    return CheckpointScores(-0.1 - margin, margin)
+    return CheckpointScores(-0.1 - margin, margin, torch.zeros_like(margin))
 
 
 @pytest.mark.parametrize(
