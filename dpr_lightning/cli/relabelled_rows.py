@@ -29,6 +29,8 @@ from dpr_lightning.run_manifest import AUDIT_OF_TRAINED, FINAL, RunManifest
 
 RIGHT = 1.0
 """Score by the verifier of a right answer."""
+TEMPERATURE = 0.7
+"""Of the samples: at 1 more of the accepted ones have a wrong step before a right end (docs/noisy.md)."""
 
 
 class Fold(NamedTuple):
@@ -96,7 +98,7 @@ def new_answers(
                 frozen_policy(str(fold.policy))[0],
                 tokenizer,
                 prompts,
-                SamplingOptions(limit),
+                SamplingOptions(limit, temperature=TEMPERATURE),
                 verifier=score,
                 num_samples=samples,
                 seed=seed,

@@ -61,7 +61,7 @@ def test_rejected_rows_get_the_likeliest_accepted_sample(
         return folder, None
 
     def collect_answers(policy: Any, tokenizer: Any, prompts: Any, options: Any, **values: Any) -> EvaluatedAnswers:
-        assert values["num_samples"] == 3
+        assert (values["num_samples"], options.temperature) == (3, 0.7)
         questions = [prompts.texts[index] for index in values["indices"]]
         asked.append((Path(policy).parents[1].name, questions))
         texts = [text for question in questions for text in SAMPLED[question]]
