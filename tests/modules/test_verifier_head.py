@@ -87,7 +87,7 @@ def test_it_learns_to_prefer_demonstrations_and_leaves_a_reward_model(
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a head has no use for the opponent's log-probabilities")
 
-    monkeypatch.setattr("dpr_lightning.data.self_play_datamodule.sequence_logprobs", refuse)
+    monkeypatch.setattr("dpr_lightning.data.opponent_data.sequence_logprobs", refuse)
     module, metrics = trained(max_steps=30)
     losses = [step["train/loss"] for step in metrics.steps]
     assert losses[0] == pytest.approx(0.6931, abs=1e-3)

@@ -110,38 +110,42 @@ class LLM:
         assert not self.asleep
         self.calls.append("generate")
         return [
-            RequestOutput(
-                [self._answer(prompt["prompt_token_ids"], parameters, index) for index in reversed(range(parameters.n))]
-            )
+            RequestOutput(self._answers(prompt["prompt_token_ids"], parameters)[::-1])
             for prompt, parameters in zip(prompts, params, strict=True)
         ]
 
-    def _answer(self, prompt: list[int], parameters: SamplingParams, index: int) -> CompletionOutput:
-        result = CompletionOutput(index)
+    def _answers(self, prompt: list[int], parameters: SamplingParams) -> list[CompletionOutput]:
+        """Answers to a prompt, all of them a token further in each step."""
         assert len(prompt) + parameters.max_tokens <= self.options["max_model_len"]
         torch.rand(7)  # engines draw random numbers
+        results = [CompletionOutput(index, finish_reason="length") for index in range(parameters.n)]
+        unfinished = results
         for step in range(parameters.max_tokens):
-            tokens = torch.tensor([[*prompt, *result.token_ids]])
-            logits = self.model(tokens).logits[0, -1].double() / max(parameters.temperature, 1e-6)
-            wave = torch.sin(torch.arange(len(logits)) * (1.0 + len(prompt) + step))
+            tokens = torch.tensor([[*prompt, *result.token_ids] for result in unfinished])
+            logits = self.model(tokens).logits[:, -1].double() / max(parameters.temperature, 1e-6)
+            wave = torch.sin(torch.arange(logits.shape[1]) * (1.0 + len(prompt) + step))
             logprob = (logits + self.noise * wave).log_softmax(-1)
-            uniform = counter_uniform(torch.tensor([parameters.seed + index]), torch.tensor([step])).squeeze(1)
-            token = int(torch.searchsorted(logprob.exp().cumsum(0), uniform).clamp_max(len(logprob) - 1))
+            seeds = torch.tensor([parameters.seed + result.index for result in unfinished])
+            uniform = counter_uniform(seeds, torch.tensor([step]))
+            sampled = torch.searchsorted(logprob.exp().cumsum(1), uniform).squeeze(1).clamp_max(logits.shape[1] - 1)
             if parameters.temperature == 0:
-                token = int(logprob.argmax())
-            result.token_ids.append(token)
-            result.logprobs.append({token: Logprob(float(logprob[token]), 1)})
-            text = (
-                self.tokenizer.decode(result.token_ids, skip_special_tokens=parameters.skip_special_tokens)
-                if parameters.detokenize
-                else ""
-            )
-            eos = not parameters.ignore_eos and token == self.model.config.eos_token_id
-            if eos or token in parameters.stop_token_ids or any(string in text for string in parameters.stop or ()):
-                result.finish_reason = "stop"
-                return result
-        result.finish_reason = "length"
-        return result
+                sampled = logprob.argmax(1)
+            for result, token, of_row in zip(unfinished, sampled.tolist(), logprob, strict=True):
+                result.token_ids.append(token)
+                result.logprobs.append({token: Logprob(float(of_row[token]), 1)})
+                if self._ends(result, parameters):
+                    result.finish_reason = "stop"
+            unfinished = [result for result in unfinished if result.finish_reason == "length"]
+            if not unfinished:
+                break
+        return results
+
+    def _ends(self, result: CompletionOutput, parameters: SamplingParams) -> bool:
+        token, text = result.token_ids[-1], ""
+        if parameters.stop and parameters.detokenize:
+            text = self.tokenizer.decode(result.token_ids, skip_special_tokens=parameters.skip_special_tokens)
+        eos = not parameters.ignore_eos and token == self.model.config.eos_token_id
+        return eos or token in parameters.stop_token_ids or any(string in text for string in parameters.stop or ())
 
 
 def stand_in() -> ModuleType:
