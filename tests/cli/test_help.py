@@ -73,6 +73,21 @@ def test_importing_collects_no_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
     assert frozen == [False]
 
 
+@pytest.mark.slow
+def test_scipy_is_whole_for_those_who_import_it_later() -> None:
+    script = """
+    import sys
+    from dpr_lightning.cli.libraries import settle_libraries
+    settle_libraries()
+    assert "torchmetrics" in sys.modules
+    assert not {"scipy.signal", "scipy.stats", "wandb", "deepspeed"} & set(sys.modules)
+    from scipy.signal import hilbert
+    import scipy
+    assert scipy.signal.hilbert is hilbert
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, capture_output=True)
+
+
 def screen_options() -> list[str]:
     """The options of the screen of fit, with the values that stand there."""
     lines = re.findall(r"^  (--\w+\.\S+ (?:'.*?'|\S+))", help_pages.LIGHTNING_SCREEN, flags=re.MULTILINE)
