@@ -5,7 +5,8 @@ from typing import Annotated
 
 from dpr_lightning.data import Rows
 from dpr_lightning.errors import counted
-from dpr_lightning.experiments.preference_pairs import PARTS, SUMMARY, PairSources, PairsSpec, Pick, write_pairs
+from dpr_lightning.experiments.pair_picks import PairsSpec, Pick
+from dpr_lightning.experiments.preference_pairs import PARTS, SUMMARY, PairSources, write_pairs
 from dpr_lightning.paths import ReadPath, Writes
 from dpr_lightning.policies.policy_spec import Dtype
 from dpr_lightning.progress import progress_bar

@@ -10,19 +10,26 @@ from dpr_lightning.errors import InputError
 from dpr_lightning.experiments.arm_specs import BASE, CONTINUED, STEPS, ArmSpec
 from dpr_lightning.experiments.flops import flops_of_a_step
 from dpr_lightning.experiments.json_cache import cached, key_of, write_cached
+from dpr_lightning.experiments.preference_pairs import PairSources, pairs_file, pairs_flops
 from dpr_lightning.experiments.recipes import (
     Config,
     Recipes,
+    answers_of,
     apply_changes,
     checkpoint,
     continue_from,
     move_paths,
     read_config,
     recipe_config,
+    references_of,
+    reward_of,
     write_config,
 )
 
-RESERVED = {BASE, "base", "budget", "cache", "cleaned_rows", "configs", "data", "examples", "flops", "results", "wandb"}
+RESERVED = {
+    *(BASE, "base", "budget", "cache", "cleaned_rows", "configs", "data", "examples", "flops", "pairs"),
+    *("results", "wandb"),
+}
 """Folders of a seed that no arm may be called by."""
 
 
@@ -81,17 +88,19 @@ class ArmConfigs:
         """
         config = self.changed(name, arm)
         if not _is_dpr_recipe(arm) and STEPS not in arm.changes and arm.steps_multiple is None:
-            left = self.budget - arm.extra_flops
+            outside = self._outside_flops(arm)
+            left = self.budget - outside
             if left <= 0:
+                source = "`extra_flops`" if arm.pairs is None else "operations in its pairs and `extra_flops`"
                 raise InputError(
-                    f"Arm {name!r} has {arm.extra_flops:.3g} `extra_flops`, and the budget, which is the cost of the "
-                    f"DPR recipe, is {self.budget:.3g}: set {STEPS!r} in its `changes`, or raise `dpr_steps`."
+                    f"Arm {name!r} has {outside:.3g} {source}, and the budget, which is the cost of the DPR recipe, is "
+                    f"{self.budget:.3g}: set {STEPS!r} in its `changes`, or raise `dpr_steps`."
                 )
             config["trainer"]["max_steps"] = max(1, round(left / self._flops_of_a_step(self._write(config, name))))
         return self._write(config, name)
 
     def flops(self, name: str, arm: ArmSpec) -> float:
-        """Floating-point operations of an arm: its steps, its ``extra_flops``, and its cleaning.
+        """Floating-point operations of an arm: its steps, its ``extra_flops``, its pairs, and its cleaning.
 
         Cleaning costs the forward passes that list rows, and the training of the arm whose policy lists them.
         """
@@ -100,7 +109,8 @@ class ArmConfigs:
         if _is_dpr_recipe(arm):
             return self.budget
         config = self.arm(name, arm)
-        flops = self._flops_of_a_step(config) * int(read_config(config)["trainer"]["max_steps"]) + arm.extra_flops
+        flops = self._flops_of_a_step(config) * int(read_config(config)["trainer"]["max_steps"])
+        flops += self._outside_flops(arm)
         if arm.clean is not None:
             flops += float(json.loads(self.cleaning(name).read_text(encoding="utf-8"))["operations"])
             if arm.clean.by == "refused":
@@ -114,6 +124,27 @@ class ArmConfigs:
     def cleaning(self, name: str) -> Path:
         """The file that says how many rows the cleaning of an arm listed, and what that cost."""
         return self.folder / "cleaned_rows" / f"{name}.json"
+
+    def _outside_flops(self, arm: ArmSpec) -> float:
+        """What an arm takes outside its training, its cleaning apart."""
+        return arm.extra_flops + (0.0 if arm.pairs is None else pairs_flops(self._pairs(arm)))
+
+    def _pairs(self, arm: ArmSpec) -> Path:
+        """The pairs of an arm, which are made when it is first written."""
+        assert arm.pairs is not None
+        recipe = read_config(self.dpr())
+        names = arm.references or references_of(recipe, self.recipes.dpr)
+        sft = str(self.policies / "final")
+        sources = PairSources(
+            sft,
+            str(self.folder / "data" / "prompts.jsonl"),
+            sft,
+            [str(checkpoint(self.policies, name)) for name in names],
+            reward_of(recipe),
+            answers_of(recipe),
+            seed=self.seed,
+        )
+        return pairs_file(self.folder / "pairs", arm.pairs, sources, self.sft_key)
 
     def _flops_of_a_step(self, config: Path) -> float:
         """Floating-point operations of one step, counted once for all numbers of steps."""
@@ -159,6 +190,8 @@ class ArmConfigs:
                     f"Arm {name!r} names `references`, and its recipe has none: it learns from no token reward."
                 )
             data["references"] = [str(checkpoint(self.policies, reference)) for reference in arm.references]
+        if arm.pairs is not None:
+            config["data"]["init_args"]["train"] = str(self._pairs(arm))
         apply_changes(config, move_paths(arm.changes, self.recipes.home, str(self.folder)), name)
         source = str(config["model"]["init_args"]["policy"]["source"])
         if self.folder not in Path(source).parents:
@@ -178,4 +211,6 @@ class ArmConfigs:
 
 def _is_dpr_recipe(arm: ArmSpec) -> bool:
     """Whether an arm is the recipe that sets the budget, unchanged."""
-    return arm.train == "dpr" and not (arm.changes or arm.references or arm.extra_flops or arm.steps_multiple)
+    return arm.train == "dpr" and not (
+        arm.changes or arm.references or arm.extra_flops or arm.steps_multiple or arm.pairs
+    )

@@ -7,6 +7,7 @@ from typing import Any
 
 from dpr_lightning.errors import InputError
 from dpr_lightning.experiments.cleaned_rows import CleanSpec
+from dpr_lightning.experiments.pair_picks import PairsSpec
 from dpr_lightning.paths import ReadPath
 from dpr_lightning.rewards import RewardSpec
 
@@ -50,6 +51,8 @@ class ArmSpec:
         clean: how the demonstrations are cleaned before; with ``train: sft`` and ``steps_multiple``.
         policy: without training: ``sft``, or a saved checkpoint: its name such as ``step_0000100``, or the nearest to a
             fraction of the run such as ``'0.25'``.
+        pairs: the recipe learns from pairs of π_SFT's own responses to the RL prompts, as ``dpr pairs`` writes them;
+            their cost is taken off the arm's budget. The judge ``dense`` is the DPR recipe's reward.
         temperature: of the samples.
         references: checkpoints that ``optimum``, ``best_of``, ``extrapolate`` and the reward of a recipe take; None:
             the recipe's.
@@ -64,6 +67,7 @@ class ArmSpec:
     changes: dict[str, Any] = field(default_factory=dict)
     steps_multiple: float | None = None
     clean: CleanSpec | None = None
+    pairs: PairsSpec | None = None
     policy: str = BASE
     temperature: float = 1.0
     references: list[str] | None = None
@@ -89,6 +93,8 @@ class ArmSpec:
                 "`clean` is of demonstrations that a policy is trained on anew: it takes `train: sft` and "
                 "`steps_multiple`, such as 1."
             )
+        if self.pairs is not None and self.train is None:
+            raise InputError("`pairs` are what a recipe learns from: they take `train`, such as toy/dpo.yaml.")
         if self.train is not None and self.policy != BASE:
             raise InputError("Training starts from π_SFT: leave `policy` out where there is `train`.")
         if self.optimum is not None and self.best_of is not None:

@@ -6,10 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TextIO, get_args
+from typing import Any, TextIO
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -23,58 +22,20 @@ from dpr_lightning.evaluation.evaluated_answers import EvaluatedAnswers, collect
 from dpr_lightning.evaluation.verifiers import load_verifier
 from dpr_lightning.experiments.flops import FlopSum
 from dpr_lightning.experiments.json_cache import key_of
+from dpr_lightning.experiments.pair_picks import PairsSpec, pick_pair
 from dpr_lightning.folders import whole_file
 from dpr_lightning.policies import load_verifier_head, score_responses
 from dpr_lightning.policies.frozen import check_one_vocabulary
 from dpr_lightning.policies.inference_policy import best_device, frozen_policy
 from dpr_lightning.policies.policy_spec import Dtype
+from dpr_lightning.progress import progress_bar
 from dpr_lightning.rewards import DenseReward, RewardSpec
 from dpr_lightning.rewards.cache import policy_hash
 from dpr_lightning.rollouts import SamplingOptions
 
-Pick = Literal["best_worst", "random", "bradley_terry"]
 PARTS, SUMMARY = ".parts.jsonl", ".json"
 """Suffixes, beside the file of pairs, of what an interrupted command goes on from, and of the counts and the cost."""
 Scores = Callable[[EvaluatedAnswers], Tensor]
-
-
-@dataclass
-class PairsSpec:
-    """How pairs are made of a policy's responses.
-
-    Args:
-        judge: what scores them: ``verifier:NAME``, ``dense`` (the token rewards of π_SFT against its references,
-            summed), ``head:FOLDER`` (a verifier head), or ``policy:FOLDER`` (its log-ratio to π_SFT, a local reward
-            model).
-        pick: ``best_worst`` of the responses; two at ``random``, of which the better one is chosen;
-            ``bradley_terry``: two at random, of which the first is chosen with probability
-            σ((R₁ − R₂)/label_temperature).
-        samples: responses a prompt.
-        label_temperature: units of the judge's score; towards 0 labels are always right.
-        temperature: of the responses.
-        limit: use the first so many prompts.
-    """
-
-    judge: str = "verifier:answer"
-    pick: Pick = "best_worst"
-    samples: int = 4
-    label_temperature: float = 1.0
-    temperature: float = 1.0
-    limit: int | None = None
-
-    def __post_init__(self) -> None:
-        """Check the ranges, and the form of the judge's name."""
-        if self.pick not in get_args(Pick):
-            raise InputError(f"`pick` is {self.pick!r}: choose {', '.join(get_args(Pick))}.")
-        if self.samples < 2:
-            raise InputError(f"`samples` is {self.samples}: a pair is of two responses at least.")
-        if not self.label_temperature > 0:
-            raise InputError(f"`label_temperature` is {self.label_temperature:g}: it divides scores, and is above 0.")
-        if not self.temperature > 0:
-            raise InputError(f"`temperature` is {self.temperature:g}: all responses would be the same one. Take 1.")
-        kind, _, name = self.judge.partition(":")
-        if not (self.judge == "dense" or (kind in ("verifier", "head", "policy") and name)):
-            raise InputError(f"`judge` is {self.judge!r}: write verifier:NAME, dense, head:FOLDER or policy:FOLDER.")
 
 
 @dataclass
@@ -185,6 +146,29 @@ def write_pairs(
     return summary
 
 
+def pairs_file(folder: Path, spec: PairsSpec, sources: PairSources, sft_key: str) -> Path:
+    """The file with the pairs of an arm, which are made unless they are there.
+
+    Args:
+        folder: for the files of all arms; arms with the same pairs share one.
+        spec: of the pairs.
+        sources: models and prompts.
+        sft_key: of the run that the models are from.
+    """
+    named = [sources.references, None if sources.reward is None else asdict(sources.reward), asdict(sources.sampling)]
+    key = key_of(sft_key, json.dumps([asdict(spec), named, sources.seed], sort_keys=True))
+    path = folder / f"{key[:16]}.jsonl"
+    if not path.is_file() or not path.with_suffix(SUMMARY).is_file():
+        with progress_bar(f"pairs of π_SFT by {spec.judge}", None) as advance:
+            write_pairs(path, spec, sources, advance)
+    return path
+
+
+def pairs_flops(path: Path) -> float:
+    """What the pairs of a file took, in floating-point operations."""
+    return float(json.loads(path.with_suffix(SUMMARY).read_text(encoding="utf-8"))["flops"])
+
+
 @dataclass
 class _Judge:
     """What scores responses: a ``verifier`` of their texts, or a function of their tokens."""
@@ -278,32 +262,6 @@ def _paired(
             row["answer"] = prompts.metadata[index]["answer"]
         pairs.append(row)
     return {"pairs": pairs, "counts": dict(counts)}
-
-
-def pick_pair(
-    scores: Sequence[float], pick: Pick, label_temperature: float, random: np.random.Generator
-) -> tuple[int, int] | None:
-    """Indices of the chosen and the rejected one of some responses; None where their scores prefer neither.
-
-    Args:
-        scores: two or more.
-        pick: see :class:`PairsSpec`.
-        label_temperature: of ``bradley_terry``.
-        random: draws two responses, and the label.
-    """
-    if pick == "best_worst":
-        first, second = int(np.argmax(scores)), int(np.argmin(scores))
-    else:
-        first, second = (int(each) for each in random.choice(len(scores), 2, replace=False))
-    gap = scores[first] - scores[second]
-    if pick == "bradley_terry":
-        prefers_first = random.random() < float(
-            torch.sigmoid(torch.tensor(gap / label_temperature, dtype=torch.float64))
-        )
-        return (first, second) if prefers_first else (second, first)
-    if gap == 0:
-        return None
-    return (first, second) if gap > 0 else (second, first)
 
 
 def prompt_columns(row: Row, columns: Mapping[str, str] | None) -> dict[str, Any]:

@@ -22,7 +22,12 @@ def shrunk(value: Any, sft_steps: int) -> Any:
         return [shrunk(entry, sft_steps) for entry in value]
     if isinstance(value, str) and value.startswith("step_"):
         return f"step_{int(value[5:]) * STEPS // sft_steps:07d}"
-    return value
+    # After so few steps no answer is right, and all would score the same.
+    return f"verifier:{__name__}:codes" if value == "verifier:answer" else value
+
+
+def codes(prompt: str, answer: str, metadata: Any) -> float:
+    return float(sum(map(ord, answer)) % 97)
 
 
 @pytest.mark.slow
@@ -41,6 +46,7 @@ def test_every_arm_runs(recipe: Path, recipes: dict[str, str], tmp_path: Path, m
     path.write_text(yaml.safe_dump(config))
     # Counting operations trains every arm once more; test_flops does that.
     monkeypatch.setattr(arm_configs, "flops_of_a_step", lambda _: 1.0)
+    monkeypatch.setattr(arm_configs, "pairs_flops", lambda _: 0.0)
     assert main(["compare", "--config", str(path)]) == 0
     result = json.loads((tmp_path / "out" / "compare.json").read_text())
     assert set(result["arms"]) == {"sft", *content["arms"]}

@@ -15,7 +15,8 @@ from dpr_lightning.data import PreferenceDataModule
 from dpr_lightning.data.row_types import Row
 from dpr_lightning.errors import InputError
 from dpr_lightning.experiments import preference_pairs
-from dpr_lightning.experiments.preference_pairs import PairSources, PairsSpec, pick_pair, write_pairs
+from dpr_lightning.experiments.pair_picks import PairsSpec, pick_pair
+from dpr_lightning.experiments.preference_pairs import PairSources, write_pairs
 from dpr_lightning.policies import PolicySpec, build_verifier_head
 from dpr_lightning.rollouts import SamplingOptions
 from dpr_lightning.run_manifest import record_stage
