@@ -216,7 +216,8 @@ def _count_of(data: TokenizedDataset, indices: Sequence[int]) -> str:
 
 def _equal_message(data: TokenizedDataset, equal: Sequence[int]) -> str:
     named = ", ".join(data.where(index) for index in equal[:3]) + (" …" if len(equal) > 3 else "")
+    cut = " once they are cut at `data.max_length`" if data.report.truncated else ""
     return (
-        f"{_count_of(data, equal)} of pairs have the same chosen and rejected response, so that nothing is preferred: "
-        f"{named}. Remove them, or set `data.on_equal: drop`."
+        f"{_count_of(data, equal)} of pairs have the same chosen and rejected response{cut}, so that nothing is "
+        f"preferred: {named}. Remove them, or set `data.on_equal: drop`."
     )
