@@ -9,7 +9,9 @@ from typing import Any
 
 from rich.syntax import Syntax
 
+from dpr_lightning.cli.command_options import with_command_options
 from dpr_lightning.cli.option_parser import read_configs
+from dpr_lightning.errors import InputError
 from dpr_lightning.lightning_cli.dpr_cli import ConfigDraft, parse_lightning, run_lightning
 from dpr_lightning.lightning_cli.saved_policies import print_saved
 from dpr_lightning.reports.console import console
@@ -34,8 +36,11 @@ def run_config(config: Config, lines: Sequence[str], options: Namespace, path: P
     if options.write_only:
         return write_checked(config, lines, options, path, command)
     resume = [] if options.ckpt_path is None else ["--ckpt_path", options.ckpt_path]
-    with _drafted(config, lines, options, path, command) as draft:
-        ended = run_lightning(["fit", "--config", str(path), *resume], draft)
+    try:
+        with _drafted(config, lines, options, path, command) as draft:
+            ended = run_lightning(["fit", "--config", str(path), *resume], draft)
+    except InputError as error:
+        raise InputError(with_command_options(str(error), vars(options))) from error
     print_saved(ended.trainer, ended.datamodule)
     return ended
 

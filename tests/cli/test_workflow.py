@@ -86,6 +86,15 @@ def test_a_finished_run_names_options_that_it_did_not_use(user: Path, caplog: py
     )
 
 
+def test_an_error_names_the_option_of_the_command(user: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_rows(Path("other.jsonl"), [{"frage": f"{n}+1=", "antwort": str(n + 1)} for n in range(30)])
+    arguments = ["sft", "--model", "base", "--train", "other.jsonl", "--output", "runs/other"]
+    arguments += ["--set", "trainer.max_steps=1", "--set", "run=null"]
+    assert main(arguments) == 2
+    assert "Say with `--columns` (`data.columns`) what the file calls the prompt" in capsys.readouterr().err
+    assert main([*arguments, "--columns", "prompt=frage,completion=antwort"]) == 0
+
+
 def test_from_check_to_an_exported_policy(
     user: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
