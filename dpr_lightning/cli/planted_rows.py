@@ -17,7 +17,7 @@ from dpr_lightning.data.loss_spans import LOSS_SPANS
 from dpr_lightning.data.prompt_identity import prompt_hash
 from dpr_lightning.data.replaced_answers import with_answer
 from dpr_lightning.errors import counted
-from dpr_lightning.evaluation.list_precision import ListPrecision, list_precision
+from dpr_lightning.evaluation.list_precision import ListPrecision, list_precision, worst_order
 from dpr_lightning.evaluation.planted_mistakes import MistakeKind, PlantedMistake, describe_kinds, plant_mistakes
 from dpr_lightning.folders import whole_file
 from dpr_lightning.reports import ListTrust, Panel, Series
@@ -125,12 +125,12 @@ def measure_list(
     if method.folds is not None:
         method = method._replace(folds=replace(method.folds, folder=planting.folder))
     run = RunManifest.load(planting.folder / SFT)
-    suspected, _ = suspect(
-        Audited(source, data, str(policies / "final"), [*run.references.values()]), method, int(tokenizer.pad_token_id)
-    )
+    copied_rows = Audited(source, data, str(policies / "final"), [*run.references.values()])
+    suspected = suspect(copied_rows, method, int(tokenizer.pad_token_id)).suspicion
     kinds = {mistake.index: mistake.kind for mistake in mistakes}
-    order = copied[data.numbers[suspected.row.argsort(descending=True).numpy()] - 1]
-    listed = [kinds.get(number) for number in dict.fromkeys(order.tolist())]
+    scores = np.zeros(len(distinct))
+    scores[copied[data.numbers - 1]] = suspected.row.double().numpy()
+    listed = [kinds.get(index) for index in worst_order(scores, np.isin(np.arange(len(distinct)), [*kinds]))]
     return Planted([kind for kind in listed if kind is not None], list_precision([kind is not None for kind in listed]))
 
 

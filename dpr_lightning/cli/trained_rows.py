@@ -105,10 +105,14 @@ def method_of(
 
 
 class Suspected(NamedTuple):
-    """``suspicion`` of all demonstrations, and ``scores`` [B, T] by each checkpoint of the run, π_SFT the last."""
+    """``suspicion`` of all demonstrations, and ``scores`` [B, T] by each checkpoint of the run, π_SFT the last.
+
+    ``refused`` [B, T]: tokens that the policy refuses, for the kind of that name; rows without one have suspicion 0.
+    """
 
     suspicion: Suspicion
     scores: list[CheckpointScores]
+    refused: Tensor | None = None
 
 
 def suspect(audited: Audited, method: Method, pad: int) -> Suspected:
@@ -129,8 +133,11 @@ def suspect(audited: Audited, method: Method, pad: int) -> Suspected:
         scores = [
             checkpoint_scores(frozen_policy(folder, dtype)[0], tokens, mask, progress=advance) for folder in folders
         ]
+    if method.kind == "refused":
+        refused, by_margin = refused_tokens(scores[-1]), _suspicion(scores[-1:], mask, method)
+        return Suspected(by_margin._replace(row=by_margin.row.masked_fill(~refused.any(1), 0.0)), scores, refused)
     if method.kind != "crossfitted":
-        parts.append(_suspicion(scores[-1:] if method.kind == "refused" else scores, mask, method))
+        parts.append(_suspicion(scores, mask, method))
     return Suspected(parts[0] if len(parts) == 1 else combined_suspicion(parts), scores)
 
 
@@ -155,11 +162,9 @@ def list_trained(
         output: JSON file beside which the page is written; None: no page.
         trust: how far the list can be trusted, for the page.
     """
-    suspected, scores = suspect(audited, method, int(tokenizer.pad_token_id))
-    if method.kind == "refused":
-        flagged = refused_tokens(scores[-1])
-        count = min(count, int(flagged.any(1).sum()))
-        suspected = suspected._replace(row=suspected.row.masked_fill(~flagged.any(1), 0.0))
+    suspected, scores, refused = suspect(audited, method, int(tokenizer.pad_token_id))
+    if refused is not None:
+        flagged, count = refused, min(count, int(refused.any(1).sum()))
     else:
         listed = suspected.row.argsort(descending=True)[:count]
         flagged = suspicious_tokens(suspected, listed, token_threshold(suspected, TOKEN_SHARE))

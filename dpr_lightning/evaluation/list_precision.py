@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 FIRST = (10, 25, 50, 100)
@@ -67,6 +68,17 @@ class ListPrecision:
             "top": tops,
             "curve": [list(point) for point in self.curve()],
         }
+
+
+def worst_order(suspicion: NDArray[np.float64], is_mistake: NDArray[np.bool_]) -> list[int]:
+    """Indices of the rows, the highest suspicion first; of equal ones mistakes come last, so that no tie flatters.
+
+    Args:
+        suspicion: [B] of each row.
+        is_mistake: [B].
+    """
+    order: list[int] = np.lexsort((is_mistake, -suspicion)).tolist()
+    return order
 
 
 def list_precision(is_mistake: Sequence[bool]) -> ListPrecision:

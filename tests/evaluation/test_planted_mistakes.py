@@ -2,10 +2,11 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from dpr_lightning.errors import InputError
-from dpr_lightning.evaluation.list_precision import list_precision
+from dpr_lightning.evaluation.list_precision import list_precision, worst_order
 from dpr_lightning.evaluation.planted_mistakes import describe_kinds, plant_mistakes
 
 ANSWERS = [f"First, {n} apples.\n\nThen {n + 1} pears.\nAnswer: {2 * n + 1}" for n in range(10, 40)]
@@ -68,6 +69,8 @@ def test_precision_of_a_list_by_hand() -> None:
     }  # fmt: skip
     # Wilson's interval of 3 in 4: (p + z²/2n ± z√(p(1−p)/n + z²/4n²)) / (1 + z²/n).
     assert top["interval"] == pytest.approx([0.3006, 0.9544], abs=1e-3)
+    order = worst_order(np.array([0.0, 2.0, 0.0, 2.0]), np.array([True, True, False, False]))
+    assert order == [3, 1, 2, 0]  # of equal rows the mistake is the later one
     short = list_precision([False, True])
     assert (short.firsts, short.average_precision) == ((2,), 0.5)
     assert short.recall_interval(2)[1] == 1.0
