@@ -87,13 +87,13 @@ def test_pairs_come_off_the_budget_of_an_arm(
     named = Recipes("toy/sft.yaml", str(tmp_path / "dpr.yaml"), "runs/toy", dpr_steps=40)
     configs = ArmConfigs(tmp_path, 3, named, "key")
     arm = ArmSpec(train="toy/dpo.yaml", pairs=PairsSpec("dense", limit=8), extra_flops=1e8)
-    written = yaml.safe_load(configs.arm("dpo", arm).read_text())
+    config = yaml.safe_load(configs.arm("dpo", arm).read_text())
     (pairs,) = (tmp_path / "pairs").glob("*.jsonl")
     cost = json.loads(pairs.with_suffix(".json").read_text())["flops"]
-    assert written["data"]["init_args"]["train"] == str(pairs)
+    assert config["data"]["init_args"]["train"] == str(pairs)
     assert cost > 1e6
-    assert written["trainer"]["max_steps"] == round((40 * 2e7 - 1e8 - cost) / 2e7) < 35
-    assert configs.flops("dpo", arm) == written["trainer"]["max_steps"] * 2e7 + 1e8 + cost
+    assert config["trainer"]["max_steps"] == round((40 * 2e7 - 1e8 - cost) / 2e7) < 35
+    assert configs.flops("dpo", arm) == config["trainer"]["max_steps"] * 2e7 + 1e8 + cost
     before = pairs.stat().st_mtime_ns
     assert configs.changed("other", arm)["data"]["init_args"]["train"] == str(pairs)
     assert pairs.stat().st_mtime_ns == before

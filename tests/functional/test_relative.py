@@ -103,7 +103,7 @@ def test_sampled_pairs_reach_the_third_step() -> None:
     generator = torch.Generator().manual_seed(10)
     reward, eta = normal(len(LANGUAGE.mask), seed=1), 0.5
     distance = {}
-    for count in (64, 512):
+    for count in (64, 512):  # the exact third step is nearer, the more pairs connect the responses
         table = torch.zeros(LANGUAGE.states, LANGUAGE.vocabulary, dtype=torch.float64)
         expected = (logprob(table) + 3 * eta * reward).softmax(0)
         for _ in range(3):

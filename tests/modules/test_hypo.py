@@ -88,7 +88,7 @@ def test_the_hold_is_the_gradient_of_the_kl(estimator: Any) -> None:
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_a_strong_hold_keeps_the_policy_at_its_start(estimator: str, fit: Callable[..., Any]) -> None:
     drift = {}
-    options = {"data": {"samples_per_prompt": 16}, "trainer_options": {"max_steps": 8}}
+    options = {"data": {"samples_per_prompt": 8}, "trainer_options": {"max_steps": 6}}
     for weight in (1e-9, 3.0):
         adam = partial(torch.optim.Adam, lr=1e-3)
         _, steps = fit(kl_weight=weight, kl_estimator=estimator, optimizer=adam, **options)

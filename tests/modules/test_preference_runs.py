@@ -63,7 +63,8 @@ def hypo(runs: Runs) -> dict[str, Any]:
     return config
 
 
-CONFIGS = [dpo, rebel, hypo]
+CONFIGS = [rebel, hypo, pytest.param(dpo, marks=pytest.mark.slow)]
+"""HyPO's data are DPO's, with responses: what it shows of their order and position is true of DPO."""
 
 
 @pytest.mark.parametrize("configured", CONFIGS)

@@ -55,8 +55,16 @@ def gradient(policy: nn.Module, loss: torch.Tensor) -> torch.Tensor:
     return torch.cat([weight.grad.flatten() for weight in policy.parameters() if weight.grad is not None])
 
 
-@pytest.mark.parametrize("scale", [0.1, 1.0])
-@pytest.mark.parametrize(("loss", "theirs_by"), [("spin", "sigmoid"), ("dpo", "sigmoid"), ("ipo", "ipo")])
+@pytest.mark.parametrize(
+    ("loss", "theirs_by", "scale"),
+    [
+        ("spin", "sigmoid", 0.1),
+        ("spin", "sigmoid", 1.0),
+        ("dpo", "sigmoid", 0.1),
+        ("ipo", "ipo", 0.1),
+        ("ipo", "ipo", 1.0),
+    ],
+)
 def test_the_losses_of_pairs(
     loss: SelfPlayLoss, theirs_by: str, scale: float, policies: tuple[nn.Module, nn.Module, Any], tmp_path: Path
 ) -> None:
