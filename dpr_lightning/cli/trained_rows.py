@@ -65,7 +65,7 @@ class Audited(NamedTuple):
 class Method(NamedTuple):
     """How suspicion is measured: its kind, the folds of cross-fitting, and whether margins are divided by 1 + entropy.
 
-    ``folds`` is None for the kind ``memorised`` alone.
+    ``folds`` is None for kinds that take the run's own policies alone.
     """
 
     kind: SuspicionKind
