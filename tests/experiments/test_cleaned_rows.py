@@ -88,11 +88,11 @@ def test_arms_on_cleaned_rows_cost_what_lists_them(toy: Path, tmp_path: Path, re
     assert main(["compare", "--config", str(config)]) == 0
     seed = tmp_path / "out" / "seed_1"
     records = {path.stem: json.loads(path.read_text()) for path in (seed / "cleaned_rows").glob("*.json")}
-    written = {name: (seed / "cleaned_rows" / f"{name}.jsonl").read_text().splitlines() for name in records}
+    cleaned_files = {name: (seed / "cleaned_rows" / f"{name}.jsonl").read_text().splitlines() for name in records}
     listed = records["cleaned"]["listed"]
     assert records["cleaned_small_loss"]["listed"] == listed > 0
-    assert [len(rows) for rows in written.values()] == [8 - listed] * 2
-    for name in written:
+    assert [len(rows) for rows in cleaned_files.values()] == [8 - listed] * 2
+    for name in cleaned_files:
         trained = yaml.safe_load((seed / "configs" / f"{name}.yaml").read_text())["data"]["init_args"]["train"]
         assert trained == str(seed / "cleaned_rows" / f"{name}.jsonl")
     flops = {
