@@ -1,6 +1,8 @@
-"""How many rows and characters that `dpr audit --rows train` lists are mistakes, of a toy with `--noise`.
+"""How many rows and characters that `dpr audit --rows train` or an arm of `dpr compare` lists are mistakes of a toy.
 
     python -m benchmarks.listed_mistakes runs/noisy/data/oracle_masked.jsonl runs/audit/train.listed.jsonl
+    python -m benchmarks.listed_mistakes runs/compare/noisy/seed_81/data/oracle_masked.jsonl \\
+        runs/compare/noisy/seed_81/cleaned_rows/cleaned.json
 
 `dpr toy --noise` writes the first file: the demonstrations with their mistakes as `loss_spans`.
 """
@@ -32,13 +34,23 @@ def _characters(row: dict[str, Any]) -> set[int]:
     return {index for span in row["loss_spans"] for index in range(span["start"], span["end"])}
 
 
+def read_listed(path: Path) -> list[dict[str, Any]]:
+    """The rows of a list of `dpr audit`, or of the JSON file that an arm with `clean` leaves in `cleaned_rows/`."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".json":
+        return [json.loads(line) for line in text.splitlines()]
+    return [
+        {"row": row["number"], "loss_spans": [{"start": start, "end": end} for start, end in row["spans"]]}
+        for row in json.loads(text)["rows"]
+    ]
+
+
 def main(oracle: str, listed: str) -> None:
     """Print the counts."""
-    files = [
-        [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()] for path in (oracle, listed)
-    ]
-    for first in FIRST:
-        rows, marked, hits, wrong = count(*files, first)
+    truth = [json.loads(line) for line in Path(oracle).read_text(encoding="utf-8").splitlines()]
+    rows_listed = read_listed(Path(listed))
+    for first in sorted({*(number for number in FIRST if number < len(rows_listed)), len(rows_listed)}):
+        rows, marked, hits, wrong = count(truth, rows_listed, first)
         print(f"first {first}: {rows} rows are wrong; {marked} characters marked, {hits} of {wrong} wrong ones")
 
 

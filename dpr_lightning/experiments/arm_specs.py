@@ -182,10 +182,9 @@ def cleaning_arms(home: str) -> dict[str, ArmSpec]:
     def anew(clean: CleanSpec | None = None, changes: dict[str, Any] | None = None) -> ArmSpec:
         return ArmSpec(train=BASE, steps_multiple=1.0, clean=clean, changes=changes or {})
 
-    trim = {"model.init_args.trim": {"after": 0.125}}
     return {
-        "trimmed": anew(changes=trim),
-        "cleaned": anew(CleanSpec(policy="trimmed"), trim),
+        "trimmed": anew(changes={"model.init_args.trim": {"after": 0.125}}),
+        "cleaned": anew(CleanSpec(policy="trimmed")),
         "cleaned_random": anew(CleanSpec("random", rows="cleaned")),
         "cleaned_small_loss": anew(CleanSpec("small_loss", rows="cleaned")),
         "cleaned_oracle": anew(changes={"data.init_args.train": f"{home}/data/oracle_masked.jsonl"}),
