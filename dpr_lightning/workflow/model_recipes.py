@@ -110,7 +110,11 @@ MODELS = (
         (5.1, 8.4, 6.8),
     ),
     ModelRecipe(
-        "smollm2_360m", "HuggingFaceTB/SmolLM2-360M-Instruct", 0.36, _llama(960, 2560, 32, 15, 5, 49152)
+        "smollm2_360m",
+        "HuggingFaceTB/SmolLM2-360M-Instruct",
+        0.36,
+        _llama(960, 2560, 32, 15, 5, 49152),
+        (10.6, 15.1, 14.1),
     ),
     ModelRecipe(
         "smollm2_1.7b", "HuggingFaceTB/SmolLM2-1.7B-Instruct", 1.71, _llama(2048, 8192, 24, 32, 32, 49152)
