@@ -168,11 +168,13 @@ def _run_seed(experiment: Experiment, folder: Path, seed: int) -> tuple[SeedPrev
             name: begin(run_arm, folder, seed, experiment.recipes, experiment.samples, specs, name) for name in controls
         }
         runs = {focus: run.run(focus, specs[focus])}
-        # What has not begun there meanwhile is done here, unless it starts from what other arms leave behind.
-        chained = {name for name, spec in specs.items() if spec.depends_on} | {
-            other for spec in specs.values() for other in spec.depends_on
-        }
-        for name in reversed([name for name in controls if name not in chained]):
+        # What has not begun there meanwhile is done here, first what depends on no other arm. An arm that others
+        # depend on stays there.
+        needed = {other for spec in specs.values() for other in spec.depends_on}
+        free = [name for name in reversed(controls) if name not in needed]
+        for name in sorted(free, key=lambda name: bool(specs[name].depends_on)):
+            for other in specs[name].depends_on:
+                work[other].result()
             if work[name].cancel():
                 runs[name] = run.run(name, specs[name])
         runs |= {name: work[name].result() for name in controls if name not in runs}
