@@ -18,7 +18,7 @@ from dpr_lightning.experiments.recipes import Recipes, recipe_text
 # Options that do not change what is measured.
 NOT_MEASURED = {"seeds", "output", "title", "pool", "online", "focus"}
 # Options that files of earlier versions do not have, with what these versions did.
-ADDED_SINCE = {"verifier": "answer", "noise": 0.0, "noise_kind": "step"}
+ADDED_SINCE = {"verifier": "answer", "noise": 0.0, "noise_kind": "step", "hidden_size": 128, "layers": 4}
 
 
 @dataclass(frozen=True)

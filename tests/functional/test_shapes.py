@@ -51,8 +51,10 @@ EXAMPLES: dict[str, Callable[[], tuple]] = {
     "next_action": lambda: (MASK,),
     "position_baseline": lambda: (values(B, T), MASK),
     "reference_baseline": lambda: (values(R, B, T), "mean_minus_std"),
+    "relative_reward_loss": lambda: (values(B, T), values(B, T), 0.5),
     "reinforce_loss": lambda: (values(B, T), values(B, T), MASK, torch.tensor(7.0)),
     "response_baseline": lambda: (values(B, T), MASK),
+    "reverse_kl_loss": lambda: (values(B, T), values(B, T), MASK),
     "returns_to_go": lambda: (values(B, T), MASK, 0.9),
     "rotate": lambda: (values(B, T, R, 4), values(B, T, 4), values(B, T, 4)),
     "self_play_loss": lambda: ("spin", values(B), values(B)),
@@ -63,6 +65,7 @@ EXAMPLES: dict[str, Callable[[], tuple]] = {
     "truncated_importance": lambda: (values(B, T), values(B, T), MASK, 2.0),
     "signed_sine": lambda: (values(B, T, 4),),
     "whiten": lambda: (values(B, T), MASK),
+    "win_rates": lambda: (values(B, T),),
     "zscore_by_position": lambda: (values(B, T), MASK),
 }
 
