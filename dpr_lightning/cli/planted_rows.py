@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from dpr_lightning.cli.repeated_training import rows_of, train_on
+from dpr_lightning.cli.repeated_training import train_on
 from dpr_lightning.cli.suspicious_rows import load_demonstrations
 from dpr_lightning.cli.trained_rows import Audited, Method, suspect
 from dpr_lightning.data import Row, carried_format, to_demonstration, tokenize_examples
+from dpr_lightning.data.held_out import rows_of
 from dpr_lightning.data.loss_spans import LOSS_SPANS
 from dpr_lightning.data.prompt_identity import prompt_hash
 from dpr_lightning.data.replaced_answers import with_answer

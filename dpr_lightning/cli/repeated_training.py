@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from dpr_lightning.data import Row, Rows, TokenizedDataset, open_rows
-from dpr_lightning.data.held_out import SelectedRows
+from dpr_lightning.data import Rows, TokenizedDataset
+from dpr_lightning.data.held_out import rows_of
 from dpr_lightning.data.prompt_identity import prompt_folds
-from dpr_lightning.data.row_types import row_key
 from dpr_lightning.errors import InputError, counted
 from dpr_lightning.experiments.json_cache import key_of
 from dpr_lightning.experiments.run_folder import train_once
@@ -81,14 +80,6 @@ class Folds:
         )
 
 
-def rows_of(source: Rows, data: TokenizedDataset) -> list[Row]:
-    """The row of each demonstration, in their order; one that counts several times by its weight is there as often."""
-    opened = open_rows(source)
-    index = {file: number for number, file in enumerate(opened.files)}
-    rows = {row_key(index[row.file], row.number): row for row in SelectedRows(opened, data.numbers.tolist())}
-    return [rows[key] for key in data.numbers.tolist()]
-
-
 def train_on(
     rows: Sequence[Mapping[str, Any]],
     manifest: RunManifest,
@@ -121,7 +112,9 @@ def train_on(
     return folder / "policies"
 
 
-def fold_scores(source: Rows, data: TokenizedDataset, pad: int, folds: Folds, dtype: Dtype) -> CheckpointScores:
+def fold_scores(
+    source: Rows, data: TokenizedDataset, pad: int, folds: Folds, dtype: Dtype, *, entropy: bool
+) -> CheckpointScores:
     """Score each demonstration by a policy that learnt from the other folds.
 
     Args:
@@ -130,6 +123,7 @@ def fold_scores(source: Rows, data: TokenizedDataset, pad: int, folds: Folds, dt
         pad: token id of the padding.
         folds: how they are divided, and trained.
         dtype: of the models' parameters.
+        entropy: whether that of each state is computed too.
 
     Raises:
         InputError: there are fewer than two folds, or more than prompts; or the recipe cannot be repeated.
@@ -138,7 +132,7 @@ def fold_scores(source: Rows, data: TokenizedDataset, pad: int, folds: Folds, dt
     tokens, mask, *_ = data.batch(np.arange(len(data)), 1.0, pad)
     rows = [row.values for row in rows_of(source, data)]
     console.print(folds.describe(), highlight=False, markup=False, soft_wrap=True)
-    result = CheckpointScores(*torch.zeros(3, len(data), int(mask.sum(1).amax())))
+    result = CheckpointScores(*torch.zeros(2 + entropy, len(data), int(mask.sum(1).amax())))
     for number in range(folds.count):
         learnt, scored = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
         name = f"fold_{number + 1}"
@@ -152,8 +146,10 @@ def fold_scores(source: Rows, data: TokenizedDataset, pad: int, folds: Folds, dt
         model = frozen_policy(str(policies / "final"), dtype)[0]
         index = torch.from_numpy(scored)
         with progress_bar("demonstrations scored", len(scored)) as advance:
-            part = checkpoint_scores(model, tokens[index], mask[index], progress=advance)
+            part = checkpoint_scores(model, tokens[index], mask[index], entropy=entropy, progress=advance)
         for whole, values in zip(result, part, strict=True):
+            if whole is None or values is None:
+                continue
             whole[index, : values.shape[1]] = values
     with whole_file(folds.folder / FOLDS_RECORD) as stream:
         json.dump({"folds": folds.count, "steps": folds.steps, "seed": folds.seed}, stream)

@@ -127,11 +127,15 @@ def suspect(audited: Audited, method: Method, pad: int) -> Suspected:
     tokens, mask, *_ = data.batch(np.arange(len(data)), 1.0, pad)
     parts = []
     if method.folds is not None:
-        parts.append(_suspicion([fold_scores(source, data, pad, method.folds, dtype)], mask, method))
+        crossfitted = fold_scores(source, data, pad, method.folds, dtype, entropy=method.normalised)
+        parts.append(_suspicion([crossfitted], mask, method))
     folders = [*audited.references, audited.sft]
     with progress_bar("demonstrations scored", len(data) * len(folders)) as advance:
         scores = [
-            checkpoint_scores(frozen_policy(folder, dtype)[0], tokens, mask, progress=advance) for folder in folders
+            checkpoint_scores(
+                frozen_policy(folder, dtype)[0], tokens, mask, entropy=method.normalised, progress=advance
+            )
+            for folder in folders
         ]
     if method.kind == "refused":
         refused, by_margin = refused_tokens(scores[-1]), _suspicion(scores[-1:], mask, method)

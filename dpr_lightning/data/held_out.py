@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from dpr_lightning.data.prompt_identity import hold_out_prompts, scrambled
 from dpr_lightning.data.row_types import Row, RowSource, row_key
+from dpr_lightning.data.rows import Rows, open_rows
 from dpr_lightning.data.tokenized import TokenizedDataset
 from dpr_lightning.errors import InputError, counted
 from dpr_lightning.folders import put_aside, whole_file
@@ -138,6 +139,14 @@ class SelectedRows:
     def count(self) -> int:
         """Number of rows."""
         return len(self.keys)
+
+
+def rows_of(source: Rows, data: TokenizedDataset) -> list[Row]:
+    """The row of each demonstration, in their order; one that counts several times by its weight is there as often."""
+    opened = open_rows(source)
+    index = {file: number for number, file in enumerate(opened.files)}
+    rows = {row_key(index[row.file], row.number): row for row in SelectedRows(opened, data.numbers.tolist())}
+    return [rows[key] for key in data.numbers.tolist()]
 
 
 def write_rows(rows: Iterable[Row], path: Path) -> None:

@@ -119,7 +119,7 @@ class ArmSpec:
 
     @property
     def depends_on(self) -> list[str]:
-        """The arms that have to be trained before it."""
+        """The arms by which its demonstrations are cleaned."""
         return [] if self.clean is None else self.clean.arms
 
     def to_dict(self) -> dict[str, Any]:

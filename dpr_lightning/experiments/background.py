@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache, partial
 from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def run_in_background(log: Path, *, allowed: bool = True) -> Iterator[Begin]:
     from dpr_lightning.reports.console import console
 
     if not (allowed and spare_cores() >= torch.get_num_threads()):
-        yield lambda function, *arguments, **options: Work(lambda: function(*arguments, **options), lambda: True)
+        yield _call_later
         return
     console.print(f"In a separate process meanwhile: what can be done already ({log}).", style="dim")
     earlier = set(active_children())
@@ -60,6 +61,11 @@ def run_in_background(log: Path, *, allowed: bool = True) -> Iterator[Begin]:
             for process in set(active_children()) - earlier:
                 process.terminate()
             raise
+
+
+def _call_later(function: Callable[..., Any], *arguments: Any, **options: Any) -> Work:
+    """A call in this process, made once, when its result is first requested."""
+    return Work(cache(partial(function, *arguments, **options)), lambda: True)
 
 
 def spare_cores() -> int:

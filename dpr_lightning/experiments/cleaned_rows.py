@@ -1,6 +1,6 @@
 """Demonstrations of an arm without what looks wrong in them: by what trained policies say of them, or by a control."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -9,18 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpr_lightning.data import carried_format, open_rows, tokenize_rows
+from dpr_lightning.data import Rows, carried_format, open_rows, tokenize_rows
 from dpr_lightning.data.cleaning import FlaggedRow, change_of, write_cleaned
 from dpr_lightning.data.conversations import to_demonstration
+from dpr_lightning.data.held_out import rows_of
 from dpr_lightning.data.row_types import row_hash
 from dpr_lightning.data.token_spans import spans_of_tokens
 from dpr_lightning.errors import InputError
 from dpr_lightning.experiments.flops import FlopSum
+from dpr_lightning.functional.imitation import MARGIN, SURE
 from dpr_lightning.policies import load_tokenizer
 from dpr_lightning.policies.inference_policy import frozen_policy
 from dpr_lightning.rewards.suspicion import (
-    MARGIN,
-    SURE,
     TOKEN_SHARE,
     CheckpointScores,
     checkpoint_scores,
@@ -98,9 +98,10 @@ class Listing(NamedTuple):
 
 def write_cleaned_rows(
     clean: CleanSpec,
-    source: Path,
+    source: Rows,
     output: Path,
     *,
+    columns: Mapping[str, str] | None,
     policy: Path,
     references: Sequence[Path],
     count: int | None,
@@ -112,6 +113,7 @@ def write_cleaned_rows(
         clean: how.
         source: the demonstrations that π_SFT was trained on.
         output: file to write.
+        columns: the source's names of our columns.
         policy: folder of what refuses tokens, or of π_SFT.
         references: earlier checkpoints of π_SFT's run, the first of which is the control's.
         count: rows to list; None: by ``clean.rows``, a share.
@@ -122,22 +124,20 @@ def write_cleaned_rows(
     """
     tokenizer = load_tokenizer(str(policy))
     form = carried_format(tokenizer, str(policy))
-    rows = list(open_rows(str(source)))
-    data = tokenize_rows(open_rows(str(source)), tokenizer, form, weighted=False)
-    indices = {row.location: index for index, row in enumerate(rows)}
-    order = [indices[data.where(index)] for index in range(len(data))]  # too long rows may be missing
+    data = tokenize_rows(open_rows(source), tokenizer, form, columns=columns, weighted=False)
+    rows = rows_of(source, data)
     tokens, mask, *_ = data.batch(np.arange(len(data)), 1.0, int(tokenizer.pad_token_id))
     count = round(float(clean.rows or 0.0) * len(data)) if count is None else count
     with FlopSum() as counter:
         listed, marks = _listed(clean, tokens, mask, policy, references, count, seed)
     flagged = []
     for index in listed:
-        row, example = rows[order[index]], data.example(index)
+        row, example = rows[index], data.example(index)
         wrong = marks[index, : sum(example.mask)].tolist()
-        spans = tuple(span for span, _ in spans_of_tokens(to_demonstration(row), example, wrong, tokenizer))
+        spans = tuple(span for span, _ in spans_of_tokens(to_demonstration(row, columns), example, wrong, tokenizer))
         flagged.append(FlaggedRow(row.file, row.number, row_hash(row.values), row.location, spans))
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_cleaned(open_rows(str(source)), flagged, output, change_of(clean.how, flagged, None, 1.0))
+    write_cleaned(open_rows(source), flagged, output, change_of(clean.how, flagged, None, 1.0), columns)
     return Listing(flagged, float(counter.total))
 
 

@@ -167,9 +167,11 @@ def _run_seed(experiment: Experiment, folder: Path, seed: int) -> tuple[SeedPrev
         work = {
             name: begin(run_arm, folder, seed, experiment.recipes, experiment.samples, specs, name) for name in controls
         }
+        for other in specs[focus].depends_on:
+            work[other].result()
         runs = {focus: run.run(focus, specs[focus])}
-        # What has not begun there meanwhile is done here, first what depends on no other arm. An arm that others
-        # depend on stays there.
+        # What has not begun there meanwhile is done here, first what needs no other arm. An arm that others need stays
+        # there.
         needed = {other for spec in specs.values() for other in spec.depends_on}
         free = [name for name in reversed(controls) if name not in needed]
         for name in sorted(free, key=lambda name: bool(specs[name].depends_on)):

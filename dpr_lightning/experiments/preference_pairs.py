@@ -96,16 +96,16 @@ def write_pairs(
         sources.sampling.batch_size,
         sources.sampling.stop_strings,
     )
-    size = max(1, options.batch_size // spec.samples)
+    prompts_at_once = max(1, options.batch_size // spec.samples)
     parts = output.with_suffix(PARTS)
     finished = _finished_parts(parts, key)
     output.parent.mkdir(parents=True, exist_ok=True)
     with parts.open("w", encoding="utf-8") as stream:
         for part in ({"key": key}, *finished):
             _append(stream, part)
-        for start in range(0, len(prompts), size):
-            indices = range(start, min(start + size, len(prompts)))
-            if start // size >= len(finished):
+        for start in range(0, len(prompts), prompts_at_once):
+            indices = range(start, min(start + prompts_at_once, len(prompts)))
+            if start // prompts_at_once >= len(finished):
                 with FlopSum() as counter:
                     answers = collect_answers(
                         policy,
@@ -195,8 +195,8 @@ class _Judge:
         folders = {"policy": sources.policy, "π_SFT": sources.sft}
         if kind == "policy":
             check_one_vocabulary(folders | {"judge": name})
-            own, sft = (frozen_policy(folder, sources.dtype)[0] for folder in (name, sources.sft))
-            return cls(of_tokens=lambda tokens, mask: _log_ratio(own, sft, tokens, mask))
+            judge_policy, sft = (frozen_policy(folder, sources.dtype)[0] for folder in (name, sources.sft))
+            return cls(of_tokens=lambda tokens, mask: _log_ratio(judge_policy, sft, tokens, mask))
         check_one_vocabulary(folders)
         reward = sources.reward if sources.reward is not None else RewardSpec.recommended()
         dense = DenseReward.from_folders(sources.sft, sources.references, reward, dtype=sources.dtype)

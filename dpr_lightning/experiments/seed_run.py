@@ -134,19 +134,27 @@ class SeedRun:
         """Write the cleaned demonstrations of an arm, and what they depend on; the key of all that."""
         policy, before = self.policies / "final", self.sft_key
         count = None
-        for other in clean.arms:
-            policy_of_arm, before = self._policy(other, self.arms[other])
-            if clean.by == "refused":
-                policy = policy_of_arm
-            else:
-                count = int(json.loads(self.configs.cleaning(other).read_text(encoding="utf-8"))["listed"])
+        if clean.by == "refused" and clean.policy != BASE:
+            policy, before = self._policy(clean.policy, self.arms[clean.policy])
+        elif isinstance(clean.rows, str):  # as many rows as another arm lists, which need not be trained for that
+            other = self.arms[clean.rows].clean
+            assert other is not None
+            before = self._clean(clean.rows, other)
+            count = int(json.loads(self.configs.cleaning(clean.rows).read_text(encoding="utf-8"))["listed"])
         record, output = self.configs.cleaning(name), self.configs.cleaned(name)
-        key = key_of(before, json.dumps([asdict(clean), self.seed], sort_keys=True))
+        key = key_of(before, json.dumps([asdict(clean), self.references, self.seed], sort_keys=True))
         if cached(record, key) is None or not output.is_file():
             references = [checkpoint(self.policies, reference) for reference in self.references]
-            source = Path(read_config(self.configs.sft())["data"]["init_args"]["train"])
+            data = read_config(self.configs.sft())["data"]["init_args"]
             listing = write_cleaned_rows(
-                clean, source, output, policy=policy, references=references, count=count, seed=self.seed
+                clean,
+                data["train"],
+                output,
+                columns=data.get("columns"),
+                policy=policy,
+                references=references,
+                count=count,
+                seed=self.seed,
             )
             write_cached(record, key, listing.to_dict())
         return key

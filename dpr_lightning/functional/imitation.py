@@ -72,6 +72,10 @@ def dft_loss(
     return -masked_sum(inside.detach().exp() * weighted, mask) / num_tokens
 
 
+MARGIN, SURE = 3.0, 0.5
+"""Usual limits of :func:`is_trimmed`."""
+
+
 def is_trimmed(
     logprob: Float[Tensor, "*S"], best: Float[Tensor, "*S"], margin: float, sure: float
 ) -> Bool[Tensor, "*S"]:

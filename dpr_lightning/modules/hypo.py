@@ -75,10 +75,13 @@ class HybridPreference(SelfPlay):
         """The KL's share of the step's loss, and its estimate, nats summed over pairs."""
         scored = sampled_logits(self.policy, online.tokens, online.mask)
         divergence = None
-        if online.opponent_distribution is not None:
-            logits = scored.logits.to(torch.promote_types(scored.logits.dtype, torch.float32))
-            divergence = kl_divergence(logits.log_softmax(-1), online.opponent_distribution, scored.mask)
-        logprob = token_logprobs(scored.logits, scored.tokens).masked_fill(~scored.mask, 0.0)
+        if online.opponent_distribution is None:
+            logprob = token_logprobs(scored.logits, scored.tokens)
+        else:
+            every = scored.logits.to(torch.promote_types(scored.logits.dtype, torch.float32)).log_softmax(-1)
+            divergence = kl_divergence(every, online.opponent_distribution, scored.mask)
+            logprob = every.gather(-1, scored.tokens.unsqueeze(-1)).squeeze(-1)
+        logprob = logprob.masked_fill(~scored.mask, 0.0)
         losses = reverse_kl_loss(logprob, online.opponent_logprob, scored.mask, online.group_size, divergence)
         ratio = logprob.detach() - online.opponent_logprob
         estimate = masked_sum(ratio if divergence is None else divergence.detach(), scored.mask)

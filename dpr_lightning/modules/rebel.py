@@ -199,7 +199,7 @@ class RelativeRewardRegression(RolloutAlgorithm):
         return losses.view(len(target), -1).mean(1)
 
     def _record(self, rollout: RolloutBatch) -> None:
-        """Log what the policy sampled: a demonstration is no response of its own."""
+        """Log what the policy sampled: the demonstrations are left out."""
         if self.needs_demonstrations:
             number = torch.arange(len(rollout.mask), device=rollout.mask.device)
             rollout = rollout.take(number[(number + 1) % rollout.group_size != 0])

@@ -12,6 +12,7 @@ from torchmetrics import MeanMetric
 from dpr_lightning.engine import ActionLogits, Trim, acted_loss, action_logits, scored_actions, state_logits
 from dpr_lightning.errors import InputError
 from dpr_lightning.functional import ValueForm, dft_loss, iq_learn_loss, masked_sum, sft_loss, token_logprobs
+from dpr_lightning.functional.imitation import MARGIN, SURE
 from dpr_lightning.modules.base import PolicyModule, default_optimizer
 from dpr_lightning.modules.non_finite import NonFinitePolicy
 from dpr_lightning.modules.schedule import ScheduleSpec
@@ -52,8 +53,8 @@ class TrimSpec:
         after: share of the run from which tokens are trimmed; before, all are learnt.
     """
 
-    margin: float = 3.0
-    sure: float = 0.5
+    margin: float = MARGIN
+    sure: float = SURE
     after: float = 0.125
 
     def __post_init__(self) -> None:

@@ -27,28 +27,26 @@ from torch import Tensor, nn
 
 from dpr_lightning.engine import default_token_budget, model_device, parts_by_length, scored_actions, shares_prompts
 from dpr_lightning.functional import is_trimmed
+from dpr_lightning.functional.imitation import MARGIN, SURE
 
 TOKEN_SHARE = 0.03
 """Share of all tokens above whose suspicion a token is marked, in rows that are listed."""
-
-
-MARGIN, SURE = 3.0, 0.5
-"""Where a policy refuses a token: nats by which it prefers another one, and that one's probability, at least."""
 
 
 class CheckpointScores(NamedTuple):
     """What a checkpoint says of given tokens, all [B, T] in nats, 0 where there is no action.
 
     ``margin`` is log max_b π(b|s) − log π(a|s), how much it prefers its first choice, at least 0; ``entropy`` is that
-    of π(·|s).
+    of π(·|s); None where it was not requested.
     """
 
     logprob: Tensor
     margin: Tensor
-    entropy: Tensor
+    entropy: Tensor | None = None
 
     def normalised_margin(self) -> Tensor:
         """[B, T] margin/(1 + entropy): lower where the checkpoint is undecided, unchanged where it is sure."""
+        assert self.entropy is not None
         return self.margin / (1.0 + self.entropy)
 
 
@@ -65,7 +63,12 @@ class Suspicion(NamedTuple):
 
 @torch.no_grad()
 def checkpoint_scores(
-    model: nn.Module, tokens: Tensor, mask: Tensor, *, progress: Callable[[int], None] | None = None
+    model: nn.Module,
+    tokens: Tensor,
+    mask: Tensor,
+    *,
+    entropy: bool = False,
+    progress: Callable[[int], None] | None = None,
 ) -> CheckpointScores:
     """Score the acted tokens by one checkpoint, on its device.
 
@@ -73,20 +76,22 @@ def checkpoint_scores(
         model: a causal language model; its mode does not change.
         tokens: [B, L] right-padded.
         mask: [B, L] True where the demonstration acts.
+        entropy: whether that of each state is computed too, for :meth:`CheckpointScores.normalised_margin`.
         progress: called after each forward pass with its number of rows.
 
     Returns:
         float32, on the host.
     """
     counts = mask.sum(1).cpu()
-    result = CheckpointScores(*torch.zeros(3, len(tokens), int(counts.amax()) if len(tokens) else 0))
+    result = CheckpointScores(*torch.zeros(2 + entropy, len(tokens), int(counts.amax()) if len(tokens) else 0))
     device, budget = model_device(model), default_token_budget(model)
     for rows, part_tokens, part_mask in parts_by_length(tokens, mask, budget, shared=shares_prompts(model)):
-        scored = scored_actions(model, part_tokens.to(device), part_mask.to(device), entropy=True)
-        assert scored.entropy is not None
+        scored = scored_actions(model, part_tokens.to(device), part_mask.to(device), entropy=entropy)
         acted = torch.arange(int(counts[rows].amax())) < counts[rows].unsqueeze(1)
         parts = (scored.logprob, scored.best - scored.logprob, scored.entropy)
         for whole, part in zip(result, parts, strict=True):
+            if whole is None or part is None:
+                continue
             whole[rows, : acted.shape[1]] = torch.zeros(acted.shape).masked_scatter(acted, part.float().cpu())
         if progress is not None:
             progress(len(rows))

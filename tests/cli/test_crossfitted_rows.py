@@ -36,7 +36,7 @@ def read(path: str) -> list[dict[str, Any]]:
 def test_folds_go_on_after_an_interruption_and_score_rows_that_they_did_not_learn_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A run with adapters and columns of its own; a third of its prompts are there twice."""
+    """A run with adapters and other names of columns; a third of its prompts are there twice."""
     monkeypatch.chdir(tmp_path)
     write_tiny_policy(tmp_path / "base")
     rows = [{"question": f"{a}+{b}=", "answer": f"sum {a + b}"} for a in range(6) for b in range(4)]
@@ -103,7 +103,7 @@ def test_folds_go_on_after_an_interruption_and_score_rows_that_they_did_not_lear
 
 
 def write_run(folder: Path, **changes: Any) -> RunManifest:
-    """The record and the config of a run of 8 steps on two devices, in a working directory of its own."""
+    """The record and the config of a run of 8 steps on two devices, in another working directory."""
     config = {
         "model": {"class_path": "dpr_lightning.modules.SupervisedIRL",
                   "init_args": {"policy": {"source": "base"}, "schedule": {"kind": "cosine", "total_steps": 8}}},

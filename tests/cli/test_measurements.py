@@ -17,15 +17,16 @@ MARKS = {"better": "▲", "no detectable difference": "≈", "worse": "▼"}
 
 
 @pytest.mark.parametrize(
-    ("folder", "recipe", "options"),
+    ("folder", "recipe", "options", "arm"),
     [
-        ("addition", "docs/measurements/toy.yaml", []),
-        ("spelling", "docs/measurements/toy.yaml", OF_SPELLING),
-        ("ahead", "configs/compare/ahead.yaml", []),
+        ("addition", "docs/measurements/toy.yaml", [], "dpr"),
+        ("spelling", "docs/measurements/toy.yaml", OF_SPELLING, "dpr"),
+        ("ahead", "configs/compare/ahead.yaml", [], "dpr"),
+        ("noisy", "configs/compare/noisy.yaml", [], "trimmed"),
     ],
 )
 def test_kept_seeds_are_pooled(
-    folder: str, recipe: str, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: str, recipe: str, options: list[str], arm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     saved = ROOT / "docs" / "measurements" / folder
     seeds = sorted(int(file.stem.removeprefix("seed_")) for file in saved.glob("seed_*.json"))
@@ -36,8 +37,13 @@ def test_kept_seeds_are_pooled(
     result = json.loads((tmp_path / "compare.json").read_text())
     assert result["seeds"] == seeds
     assert set(result["arms"]) == {"sft", *yaml.safe_load(config.read_text())["arms"]}
-    gain = result["arms"]["dpr"]["sampled"] - result["arms"]["sft"]["sampled"]
-    assert result["paired"]["dpr - sft"]["sampled"]["difference"] == pytest.approx(gain)
+    gain = result["arms"][arm]["sampled"] - result["arms"]["sft"]["sampled"]
+    assert result["paired"][f"{arm} - sft"]["sampled"]["difference"] == pytest.approx(gain)
+    if folder == "noisy":  # as docs/noisy.md and the README have it
+        entry = result["paired"]["trimmed - sft"]["greedy"]
+        assert [round(entry[key], 3) for key in ("difference", "low", "high")] == [0.188, 0.132, 0.244]
+        assert entry["verdict"] == "better"
+        return
     expect_one_verdict_everywhere(tmp_path, result["paired"], printed)
     if folder == "addition":  # its interval leaves out 0, and among 36 arms that is no proof
         entry = result["paired"]["dpr_published_fast - sft"]["sampled"]

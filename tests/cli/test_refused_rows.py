@@ -25,7 +25,7 @@ def test_rows_with_refused_tokens_are_listed_and_those_alone(
     def scores(model: Any, tokens: torch.Tensor, mask: torch.Tensor, **_: Any) -> CheckpointScores:
         margin = torch.zeros(len(tokens), int(mask.sum(1).amax()))
         margin[:, 0] = torch.arange(float(len(tokens))) if model == "final" else 9.0
-        return CheckpointScores(-margin - (0.1 if sure else 1.0), margin, torch.zeros_like(margin))
+        return CheckpointScores(-margin - (0.1 if sure else 1.0), margin)
 
     tokenizer = load_tokenizer(str(tiny_policy_folder))
     source = write_rows(tmp_path / "d.jsonl", [{"prompt": f"{n}=", "completion": f"{n}{n}"} for n in range(6)])

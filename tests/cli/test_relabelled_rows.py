@@ -54,7 +54,7 @@ def test_rejected_rows_get_the_likeliest_accepted_sample(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     loaded: list[str] = []
-    asked: list[tuple[str, list[str]]] = []
+    sampled_prompts: list[tuple[str, list[str]]] = []
 
     def frozen_policy(folder: str) -> tuple[str, None]:
         loaded.append(folder)
@@ -63,7 +63,7 @@ def test_rejected_rows_get_the_likeliest_accepted_sample(
     def collect_answers(policy: Any, tokenizer: Any, prompts: Any, options: Any, **values: Any) -> EvaluatedAnswers:
         assert (values["num_samples"], options.temperature) == (3, 0.7)
         questions = [prompts.texts[index] for index in values["indices"]]
-        asked.append((Path(policy).parents[1].name, questions))
+        sampled_prompts.append((Path(policy).parents[1].name, questions))
         texts = [text for question in questions for text in SAMPLED[question]]
         scores = [
             values["verifier"]("", text, prompts.metadata[index])
@@ -79,7 +79,7 @@ def test_rejected_rows_get_the_likeliest_accepted_sample(
     monkeypatch.setattr(relabelled_rows, "collect_answers", collect_answers)
     command = ["clean", "--run", ".", "--flagged", "flagged.jsonl", "--how", "relabel", "--samples", "3"]
     assert main([*command, "--output", "cleaned.jsonl"]) == 0
-    assert asked == [("fold_1", ["1+1="]), ("fold_2", ["3+1=", "4+1="])]
+    assert sampled_prompts == [("fold_1", ["1+1="]), ("fold_2", ["3+1=", "4+1="])]
     cleaned = [json.loads(line) for line in Path("cleaned.jsonl").read_text().splitlines()]
     # The second sample of the first row is right and did not end; spans of the answer that is gone are gone.
     first = {name: value for name, value in ROWS[0].items() if name != "loss_spans"} | {"steps": "Answer: 2"}

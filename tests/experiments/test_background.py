@@ -30,6 +30,7 @@ def test_results_and_errors_are_those_of_the_function(
     with run_in_background(log, allowed=allowed) as begin:
         waiting = [begin(print_and_count, text, times=3) for text in ("one", "two")]
         result = [work.result() for work in waiting]
+        assert all(work.result() is each for work, each in zip(waiting, result, strict=True))  # made once
         with pytest.raises(InputError, match=r"It is wrong\. Mend it\."):
             begin(refuses).result()
     elsewhere = free > 0 and allowed

@@ -117,9 +117,9 @@ def test_picks() -> None:
     assert pick_pair([1.0, 1.0], "random", 1.0, generator) is None
     assert all(pick_pair([0.0, 1.0], "random", 1.0, random) == (1, 0) for random in islice(random_draws(), 9))
     # Of three responses every pair is as frequent, and a label is right with probability σ(gap/temperature).
-    drawn = [pick_pair([0.0, 1.0, 3.0], "bradley_terry", 2.0, random) for random in random_draws()]
+    sampled = [pick_pair([0.0, 1.0, 3.0], "bradley_terry", 2.0, random) for random in random_draws()]
     for low, high, gap in ((0, 1, 1.0), (0, 2, 3.0), (1, 2, 2.0)):
-        right, wrong = drawn.count((high, low)), drawn.count((low, high))
+        right, wrong = sampled.count((high, low)), sampled.count((low, high))
         assert (right + wrong) / 4000 == pytest.approx(1 / 3, abs=0.03)
         assert right / (right + wrong) == pytest.approx(1 / (1 + np.exp(-gap / 2.0)), abs=0.04)
 

@@ -24,7 +24,9 @@ def test_scores_are_those_of_the_plain_model(tiny_policy_folder: Path) -> None:
     mask = torch.zeros(4, 9, dtype=torch.bool)
     mask[0, 3:7], mask[1, 5:], mask[2, 2:5], mask[2, 7] = True, True, True, True  # one row with a gap, one without
     seen: list[int] = []
-    scores = checkpoint_scores(model, tokens, mask, progress=seen.append)
+    scores = checkpoint_scores(model, tokens, mask, entropy=True, progress=seen.append)
+    assert scores.entropy is not None
+    assert checkpoint_scores(model, tokens, mask).entropy is None
     assert sum(seen) == 4
     logprobs = model(input_ids=tokens).logits.log_softmax(-1)
     for row in range(4):
