@@ -96,7 +96,7 @@ def test_rows_of_several_files_with_columns_of_their_names_are_cleaned(toy: Path
     left = [json.loads(line)["q"] for line in output.read_text().splitlines()]
     listed = {(row.file, row.number) for row in listing.flagged}
     assert len(listed) == 3
-    numbered = [(file, number) for file, size in zip(files, (3, 5), strict=True) for number in range(1, size + 1)]
+    numbered = [(file, number) for file, last in zip(files, (3, 5), strict=True) for number in range(1, last + 1)]
     assert left == [row["prompt"] for row, key in zip(rows, numbered, strict=True) if key not in listed]
 
 
@@ -119,10 +119,10 @@ def test_a_focus_begins_once_the_arm_that_it_depends_on_has_ended(
             return name
 
     @contextmanager
-    def beside(*_: Any, **__: Any) -> Iterator[Any]:
+    def in_background(*_: Any, **__: Any) -> Iterator[Any]:
         yield lambda function, *arguments: Work(lambda: events.append(f"{arguments[-1]} there"), lambda: True)
 
-    for name, value in (("SeedRun", Seed), ("run_in_background", beside)):
+    for name, value in (("SeedRun", Seed), ("run_in_background", in_background)):
         monkeypatch.setattr(experiment, name, value)
     monkeypatch.setattr(experiment, "read_config", lambda _: {"trainer": {"accelerator": "cpu"}})
     trimmed, cleaned = ArmSpec("sft", steps_multiple=1), ArmSpec("sft", steps_multiple=1, clean=CleanSpec(policy="t"))
