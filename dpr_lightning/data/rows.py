@@ -31,6 +31,8 @@ SPLITS = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 """Names of the files of a data set's splits."""
+HUB_LIKENESS = 0.8
+"""How alike the names of a missing file and of one in the same folder are, from which ``owner/name`` is that file."""
 
 
 def open_rows(source: Rows | Path | RowSource) -> RowSource:
@@ -60,7 +62,7 @@ def open_rows(source: Rows | Path | RowSource) -> RowSource:
         raise InputError(f"{text} is no list of files. Write for example [a.jsonl, {{path: b.jsonl, weight: 2}}].")
     if _is_pattern(text):
         return _open_pattern(text, path)
-    if _looks_like_path(text):
+    if _looks_like_path(text) or _is_misspelt(text):
         raise InputError(_missing(path))
     return _open_dataset(text)
 
@@ -210,6 +212,18 @@ def _looks_like_path(source: str) -> bool:
     return Path(source).suffix.lower() in (*SUFFIXES, *DELIMITERS, *COMPRESSED_SUFFIXES, ".txt")
 
 
+def _is_misspelt(source: str) -> bool:
+    """Whether a name is not sent to the hub: it has no owner, or a file of almost that name is in the folder."""
+    name, *split = source.split(":")
+    if "/" not in name:
+        return True
+    folder = Path(name).parent
+    if split or not folder.is_dir():
+        return False
+    names = [entry.name for entry in folder.iterdir() if entry.is_dir() or _is_rows(entry)]
+    return bool(difflib.get_close_matches(Path(name).name, names, n=1, cutoff=HUB_LIKENESS))
+
+
 def _missing(path: Path) -> str:
     """What exists instead of a missing file, for the error message."""
     folder = path.parent
@@ -218,9 +232,9 @@ def _missing(path: Path) -> str:
         return f"There is no file {path}: the folder {folder} does not exist ({existing.resolve()} does)."
     names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
     near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
-    if near:
-        return f"There is no file {path}. Did you mean {' or '.join(str(folder / name) for name in near)}?"
-    return f"There is no file {path}. {_contents(folder)}"
+    meant = f"Did you mean {' or '.join(str(folder / name) for name in near)}?" if near else _contents(folder)
+    hub = "" if _looks_like_path(str(path)) else " A data set of the hub is written owner/name, or owner/name:split."
+    return f"There is no file {path}. {meant}{hub}"
 
 
 def _contents(folder: Path) -> str:

@@ -54,6 +54,34 @@ def test_a_hub_name_may_carry_configuration_and_split(monkeypatch: pytest.Monkey
     assert requested == [("owner/name", None, "train"), ("owner/name", None, "test"), ("owner/name", "main", "test")]
 
 
+def test_a_misspelt_file_is_refused_before_the_hub_is_queried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    (tmp_path / "data").mkdir()
+    for name in ("mine.jsonl", "data/train.jsonl"):
+        (tmp_path / name).write_text(json.dumps(ROWS[0]) + "\n")
+    monkeypatch.chdir(tmp_path)
+    requested: list[str] = []
+
+    def load(name: str, configuration: str | None, split: str) -> Any:
+        requested.append(name)
+        return datasets.Dataset.from_list(ROWS)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    for source, message in {
+        "mine.jsnl": r"no file mine\.jsnl\. Did you mean mine\.jsonl\?.* owner/name:split",
+        "gsm8k-typo": r"holds mine\.jsonl\. A data set of the hub is written owner/name",
+        "mine:train": r"no file mine:train\. Did you mean mine\.jsonl",
+        "data/train.jsnl": r"Did you mean data/train\.jsonl\?",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            open_rows(source)
+    assert not requested
+    for source in ("data/gsm8k", "data/train.jsnl:train", "owner/mine.jsnl"):
+        assert len(list(open_rows(source))) == 2
+    assert requested == ["data/gsm8k", "data/train.jsnl", "owner/mine.jsnl"]
+
+
 def test_an_unknown_data_set_is_the_users_error() -> None:
     with pytest.raises(InputError, match="owner/nothing"):
         open_rows("owner/nothing")
