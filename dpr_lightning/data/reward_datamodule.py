@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
-from functools import partial
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -15,18 +14,16 @@ from transformers import PreTrainedTokenizerBase
 from dpr_lightning.data.chat_format import SpecialText, check_setting, choose_format
 from dpr_lightning.data.demonstrated_responses import DemonstratedResponses
 from dpr_lightning.data.ground_truth import check_ground_truth
-from dpr_lightning.data.largest_batches import largest_samples
 from dpr_lightning.data.overlap import check_overlap
-from dpr_lightning.data.policy_data import MemoryCount
 from dpr_lightning.data.precomputed import hash_of_prompts, hashed_options, saved_rollouts
 from dpr_lightning.data.prompts import PromptSet, check_prompt_positions
-from dpr_lightning.data.rollout_loader import CountedRollouts, RolloutLoader
+from dpr_lightning.data.rollout_loader import RolloutLoader
+from dpr_lightning.data.rollout_memory import RolloutMemory
 from dpr_lightning.data.rollout_schedule import RolloutSchedule
 from dpr_lightning.data.rows import Rows
-from dpr_lightning.data.scored_rollouts import ScoredRollouts
 from dpr_lightning.data.tokenized_sources import check_longest
 from dpr_lightning.distributed import mark, sum_over_ranks
-from dpr_lightning.engine import longest_row, shares_prompts
+from dpr_lightning.engine import shares_prompts
 from dpr_lightning.errors import InputError, counted
 from dpr_lightning.paths import ReadPath, Writes
 from dpr_lightning.policies import AUTO, PolicySpec, Weights, load_tokenizer
@@ -36,12 +33,10 @@ from dpr_lightning.policies.weights_dtype import dtype_of
 from dpr_lightning.progress import progress_bar
 from dpr_lightning.rewards import SFT, DenseReward, RewardSpec
 from dpr_lightning.rewards.cache import policy_hash
-from dpr_lightning.rewards.dense_reward import reward_folders
 from dpr_lightning.rollouts import (
     ExternalSampler,
     RolloutPrefetcher,
     SamplingOptions,
-    decode_longest,
     prefetch_device,
 )
 from dpr_lightning.types import RolloutBatch, Rollouts
@@ -49,7 +44,7 @@ from dpr_lightning.types import RolloutBatch, Rollouts
 log = logging.getLogger(__name__)
 
 
-class RewardDataModule(ScoredRollouts):
+class RewardDataModule(RolloutMemory):
     """Samples from the current policy, scores with frozen models, and yields token ids, masks and rewards.
 
     Token ids travel from the sampler to the loss; text is never encoded again.
@@ -328,38 +323,6 @@ class RewardDataModule(ScoredRollouts):
                 rollout = self._score_for_learner(self._with_demonstrations(self._sample(epoch, index)))
             rollout = self._with_policy_logprob(self._with_outcome(rollout))
         return rollout._replace(group_size=self._group_size)
-
-    def counted_batches(self, count: MemoryCount) -> RolloutLoader:
-        """The micro-batches of a rollout of the longest prompts and answers, which serves two steps."""
-        assert self.trainer is not None
-        scoring = f"scoring by {1 + len(self.references)} frozen models"
-        return RolloutLoader(
-            CountedRollouts(self, partial(self._counted_rollout, count, scoring), partial(count.phase, scoring)),
-            self._learner.learn_from,
-            rollouts_per_epoch=1,
-            refresh_every=2,
-            accumulate=self.trainer.accumulate_grad_batches,
-            sum_over_ranks=sum_over_ranks,
-        )
-
-    def _counted_rollout(self, count: MemoryCount, scoring: str) -> RolloutBatch:
-        learner, num_samples, answer = self._learner, self._group_size, self.sampling.max_new_tokens
-        longest = max(1, longest_row(learner.policy, self.max_prompt_length + answer) - answer)
-        prompts = max(1, self.prompts_per_rollout // count.ranks)
-        samples = largest_samples(prompts, num_samples, longest, answer)
-        frozen = count.frozen_models(
-            reward_folders(self.sft, self.references), self.dtype, self.attention, self.frozen_weights
-        )
-        self.reward = DenseReward(frozen, self.reward_spec)
-        if self.sampler is None:
-            at_once = min(self.sampling.batch_size, len(samples.tokens))
-            with count.phase(f"sampling {at_once} answers at once"), learner.policy_for_inference() as policy:
-                read = samples.tokens[::num_samples, :longest].tolist()
-                decode_longest(policy, read, self.sampling, self.samples_per_prompt)
-        with count.phase(scoring), learner.policy_for_inference():
-            rollout = self._with_policy_logprob(self._score_for_learner(samples))
-        outcome = None if self.verifier is None else torch.zeros(len(samples.tokens))
-        return rollout._replace(group_size=num_samples, outcome=outcome)
 
     def _sample(self, epoch: int, index: int) -> Rollouts:
         """Samples of the policy."""
