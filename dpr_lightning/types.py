@@ -137,13 +137,14 @@ class RolloutBatch(NamedTuple):
 
     Sequence-aligned: ``tokens``, ``mask`` [B, L]. Per row: ``terminated``, ``prompt`` [B]. Action-aligned [B, T], nats:
     ``behaviour_logprob``, ``sft_logprob``, ``reference_logprob`` (mean over references), ``reward``, ``advantage``.
-    ``num_tokens`` []: acted tokens of the whole optimizer step. ``outcome`` [B] float32: a verifier's score of each
-    whole response, a return stream of its own; None without a verifier. ``actions``: the same of *every* token, for the
-    all-actions estimator; None otherwise. ``sampler_logprob`` [B, T]: of each token under the program that sampled it,
-    if it is another than this package; ``behaviour_logprob`` is then the policy's own. ``policy_logprob`` [B, T]: under
-    the policy at the start of the rollout's use, if another distribution sampled it (precomputed, or at a temperature);
-    None: it is ``behaviour_logprob``. ``target`` [B]: nats of log-ratio that a regression learns differences of, set by
-    ``credit``. ``group_size``: K rows next to each other respond to one prompt; 1 in parts that separate them.
+    ``num_tokens`` []: acted tokens of the whole optimizer step. ``outcome`` [B] float32: the score of each whole
+    response by a verifier or a learned scorer, a separate return stream; None without one. ``actions``: the same of
+    *every* token, for the all-actions estimator; None otherwise. ``sampler_logprob`` [B, T]: of each token under the
+    program that sampled it, if it is another than this package; ``behaviour_logprob`` is then the policy's own.
+    ``policy_logprob`` [B, T]: under the policy at the start of the rollout's use, if another distribution sampled it
+    (precomputed, or at a temperature); None: it is ``behaviour_logprob``. ``target`` [B]: nats of log-ratio that a
+    regression learns differences of, set by ``credit``. ``group_size``: K rows next to each other respond to one
+    prompt; 1 in parts that separate them.
     """
 
     tokens: TokenTensor

@@ -4,6 +4,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -19,7 +20,8 @@ from dpr_lightning.errors import counted
 from dpr_lightning.live_bytes import LiveBytes, tensors_in
 from dpr_lightning.modules.base import PolicyModule
 from dpr_lightning.policies import FrozenPolicies, PolicyStrategy, Weights
-from dpr_lightning.policies.outline import materialise
+from dpr_lightning.policies.adapters import resolve_adapter
+from dpr_lightning.policies.outline import materialise, outline_verifier_head
 from dpr_lightning.policies.policy_spec import AUTO, Dtype
 from dpr_lightning.policies.without_content import without_content
 
@@ -103,7 +105,8 @@ class CountedRun(Callback):
         before, spec = self._live.live, self.module.policy_spec
         dtype = spec.dtype if dtype == AUTO else dtype  # the models are counted in the shape of the policy
         frozen = FrozenPolicies.outline(folders, dtype=dtype, attention=attention, policy=self.policy, policy_spec=spec)
-        self._frozen = of_rank = self._live.live - before
+        of_rank = self._live.live - before
+        self._frozen += of_rank
         if frozen.is_shared:
             name = f"{counted(len(folders), 'frozen adapter')} on its base"
         elif weights == "shards" and self.ranks > 1:
@@ -113,8 +116,17 @@ class CountedRun(Callback):
                 _gather_in_passes(model)
         else:
             name = counted(len(folders), "frozen model")
-        self.stays[name] = of_rank
+        self.stays[name] = self.stays.get(name, 0) + of_rank
         return frozen
+
+    def frozen_head(self, dtype: Dtype) -> nn.Module:
+        """As :class:`MemoryCount` describes it."""
+        before, (base, _) = self._live.live, resolve_adapter(self.module.policy_spec)
+        spec = replace(base, dtype=base.dtype if dtype == AUTO else dtype, lora=None, checkpoint=None)
+        head = materialise(outline_verifier_head(spec)).eval().requires_grad_(False)
+        self.stays["verifier head"] = self._live.live - before
+        self._frozen += self.stays["verifier head"]
+        return head
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

@@ -72,6 +72,10 @@ class MemoryCount(Protocol):
         """Called in place of :meth:`FrozenPolicies.load`: models without content, whose weights stay for the run."""
         ...
 
+    def frozen_head(self, dtype: Dtype) -> nn.Module:
+        """Called in place of :func:`load_verifier_head`: a head on the trunk of the policy, without content."""
+        ...
+
     def phase(self, name: str) -> AbstractContextManager[None]:
         """What is allocated inside at once is a phase of the run; of phases of one name, the largest."""
         ...

@@ -31,7 +31,7 @@ from dpr_lightning.policies.policy_spec import Dtype
 from dpr_lightning.policies.tokenizers import same_vocabulary
 from dpr_lightning.policies.weights_dtype import dtype_of
 from dpr_lightning.progress import progress_bar
-from dpr_lightning.rewards import SFT, DenseReward, RewardSpec
+from dpr_lightning.rewards import SFT, DenseReward, RewardSpec, ScorerSpec, load_scorer
 from dpr_lightning.rewards.cache import policy_hash
 from dpr_lightning.rollouts import (
     ExternalSampler,
@@ -86,6 +86,8 @@ class RewardDataModule(RolloutMemory):
             when it is first used, as each serves (``refresh_every``). None: the policy writes each when it is needed.
         special_tokens_in_text: what becomes of special tokens that prompts spell: ``text``, ``tokens`` or ``error``.
             None: as π_SFT was trained.
+        scorer: a model that scores whole responses, instead of ``verifier``: ``{head: FOLDER}``, a verifier head, or
+            ``{policy: FOLDER, beta: β}``, the log-ratio to π_SFT of a policy trained on preferences.
     """
 
     def __init__(
@@ -116,6 +118,7 @@ class RewardDataModule(RolloutMemory):
         sampler: ExternalSampler | None = None,
         draw_ahead: str | None = None,
         special_tokens_in_text: SpecialText | None = None,
+        scorer: ScorerSpec | None = None,
     ) -> None:
         super().__init__()
         if refresh_every < 1 or samples_per_prompt < 1 or prompts_per_rollout < 1:
@@ -135,6 +138,11 @@ class RewardDataModule(RolloutMemory):
                 "`draw_ahead` lets this package's sampler write rollouts of a policy that learns. Leave it out, or "
                 "`sampler` and `precomputed`."
             )
+        if scorer is not None and verifier is not None:
+            raise InputError(
+                "`data.verifier` and `data.scorer` both score whole responses, and a response has one such score. "
+                "Leave one of them out."
+            )
         check_setting(special_tokens_in_text)
         self.special_tokens_in_text: SpecialText | None = special_tokens_in_text
         self.sampler = sampler
@@ -145,6 +153,7 @@ class RewardDataModule(RolloutMemory):
         self.sft, self.references = sft, list(references)
         self.reward_spec = reward if reward is not None else RewardSpec.recommended()
         self.verifier = verifier
+        self.scorer_spec = scorer
         self.sampling = sampling if sampling is not None else SamplingOptions()
         self.samples_per_prompt = samples_per_prompt
         self.prompts_per_rollout = prompts_per_rollout
@@ -249,6 +258,7 @@ class RewardDataModule(RolloutMemory):
         if self.chat_template_kwargs:
             template_format = choose_format(load_tokenizer(self.sft), chat_template_kwargs=self.chat_template_kwargs)
             tokenizer.chat_template = template_format.chat_template
+        device = self.trainer.strategy.root_device if self.trainer is not None else None
         self.reward = DenseReward.from_folders(
             self.sft,
             self.references,
@@ -258,8 +268,19 @@ class RewardDataModule(RolloutMemory):
             policy=policy,
             policy_spec=spec,
             weights=self.frozen_weights,
-            device=self.trainer.strategy.root_device if self.trainer is not None else None,
+            device=device,
         )
+        if self.scorer_spec is not None:
+            self.scorer = load_scorer(
+                self.scorer_spec,
+                self.sft,
+                dtype=self.dtype,
+                attention=self.attention,
+                policy=policy,
+                policy_spec=spec,
+                weights=self.frozen_weights,
+                device=device,
+            )
 
     def train_dataloader(self) -> RolloutLoader:
         """The loader; an epoch is one pass over the prompts."""

@@ -1,5 +1,6 @@
 """What `dpr plan` counts of rollouts: the largest one that the options allow, sampled and scored without content."""
 
+from abc import abstractmethod
 from functools import partial
 
 import torch
@@ -12,8 +13,9 @@ from dpr_lightning.distributed import sum_over_ranks
 from dpr_lightning.engine import longest_row
 from dpr_lightning.policies import Weights
 from dpr_lightning.policies.policy_spec import Dtype
-from dpr_lightning.rewards import DenseReward, RewardSpec
+from dpr_lightning.rewards import DenseReward, HeadScorer, OutcomeScorer, PolicyScorer, RewardSpec, ScorerSpec
 from dpr_lightning.rewards.dense_reward import reward_folders
+from dpr_lightning.rewards.policy_scorer import SCORER
 from dpr_lightning.rollouts import decode_longest
 from dpr_lightning.types import RolloutBatch
 
@@ -24,16 +26,27 @@ class RolloutMemory(ScoredRollouts):
     sft: str
     references: list[str]
     reward_spec: RewardSpec
+    scorer_spec: ScorerSpec | None
     prompts_per_rollout: int
     max_prompt_length: int
     dtype: Dtype
     attention: str
     frozen_weights: Weights
 
+    @property
+    @abstractmethod
+    def shares_prompts(self) -> bool:
+        """Whether the policy reads a prompt once for the rows of a micro-batch that answer it."""
+
+    @abstractmethod
+    def scored_rollout(self, epoch: int, index: int) -> RolloutBatch:
+        """This rank's share of rollout ``index`` of an epoch, sampled by the policy after the last step, and scored."""
+
     def counted_batches(self, count: MemoryCount) -> RolloutLoader:
         """The micro-batches of a rollout of the longest prompts and answers, which serves two steps."""
         assert self.trainer is not None
-        scoring = f"scoring by {1 + len(self.references)} frozen models"
+        models = 1 + len(self.references) + (self.scorer_spec is not None)
+        scoring = f"scoring by {models} frozen models"
         return RolloutLoader(
             CountedRollouts(self, partial(self._counted_rollout, count, scoring), partial(count.phase, scoring)),
             self._learner.learn_from,
@@ -52,6 +65,7 @@ class RolloutMemory(ScoredRollouts):
             reward_folders(self.sft, self.references), self.dtype, self.attention, self.frozen_weights
         )
         self.reward = DenseReward(frozen, self.reward_spec)
+        self.scorer = self._counted_scorer(count)
         if self.sampler is None:
             at_once = min(self.sampling.batch_size, len(samples.tokens))
             with count.phase(f"sampling {at_once} answers at once"), learner.policy_for_inference() as policy:
@@ -59,5 +73,19 @@ class RolloutMemory(ScoredRollouts):
                 decode_longest(policy, read, self.sampling, self.samples_per_prompt)
         with count.phase(scoring), learner.policy_for_inference():
             rollout = self._with_policy_logprob(self._score_for_learner(samples))
-        outcome = None if self.verifier is None else torch.zeros(len(samples.tokens))
+            if self.scorer is not None:
+                sft_logprob = rollout.sft_logprob.sum(1)
+                self.scorer.score(rollout.tokens, rollout.mask, lambda: sft_logprob, self._budget)
+        has_outcome = self.verifier is not None or self.scorer is not None
+        outcome = torch.zeros(len(samples.tokens)) if has_outcome else None
         return rollout._replace(group_size=num_samples, outcome=outcome)
+
+    def _counted_scorer(self, count: MemoryCount) -> OutcomeScorer | None:
+        spec = self.scorer_spec
+        if spec is None:
+            return None
+        if spec.head is not None:
+            return HeadScorer(count.frozen_head(self.dtype))
+        folders = {SCORER: spec.folder}
+        frozen = count.frozen_models(folders, self.dtype, self.attention, self.frozen_weights)
+        return PolicyScorer(frozen, spec.beta)

@@ -1,10 +1,11 @@
-"""What happens to a rollout after it is sampled: rewards, the verifier's scores and the policy's log-probabilities."""
+"""What happens to a rollout after it is sampled: rewards, scores of responses and the policy's log-probabilities."""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, Protocol, cast
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from dpr_lightning.data.demonstrated_responses import DemonstratedResponses
@@ -14,8 +15,9 @@ from dpr_lightning.data.prompts import PromptSet
 from dpr_lightning.data.rewarded import rewarded
 from dpr_lightning.data.rollout_loader import RolloutLoader
 from dpr_lightning.engine import default_token_budget, sequence_logprobs
+from dpr_lightning.errors import InputError, counted
 from dpr_lightning.policies import special_tokens
-from dpr_lightning.rewards import DenseReward
+from dpr_lightning.rewards import DenseReward, OutcomeScorer
 from dpr_lightning.rollouts import ExternalSampler, SamplingOptions, decode_answers
 from dpr_lightning.types import RolloutBatch, Rollouts
 
@@ -33,7 +35,7 @@ class RolloutLearner(Learner, Protocol):
 
 
 class ScoredRollouts(PolicyDataModule):
-    """Base of data whose rollouts are scored by frozen models, and by a verifier if there is one.
+    """Base of data whose rollouts are scored by frozen models, and whole responses by a verifier or a learned scorer.
 
     A subclass sets the attributes; the module that learns is a :class:`RolloutLearner`.
     """
@@ -48,6 +50,7 @@ class ScoredRollouts(PolicyDataModule):
     token_budget: int | None
     samples_per_prompt: int
     _parts: int
+    scorer: OutcomeScorer | None = None
     _demonstrated: DemonstratedResponses | None = None
 
     @property
@@ -73,15 +76,38 @@ class ScoredRollouts(PolicyDataModule):
         return batch._replace(policy_logprob=logprob) if off_policy else batch
 
     def _with_outcome(self, batch: RolloutBatch) -> RolloutBatch:
-        """Add the verifier's score of each response, if there is a verifier."""
+        """Add the score of each response, if there is a verifier or a scorer.
+
+        Raises:
+            InputError: a score is not finite; names the row.
+        """
+        assert self.prompts is not None
+        if self.scorer is not None:
+            self.scorer.to(self._device)
+            outcome = self.scorer.score(
+                batch.tokens, batch.mask, lambda: batch.sft_logprob.sum(1), token_budget=self._budget
+            )
+            self._check_finite(outcome, batch)
+            return batch._replace(outcome=outcome.to(batch.reward.device))
         if self.verifier is None:
             return batch
-        assert self.prompts is not None
-        texts = decode_answers(
-            batch.tokens, batch.mask, self.tokenizer, special_tokens(self.tokenizer, self._learner.policy)
-        )
-        scores = verifier_scores(self.verifier, self.prompts, batch.prompt.tolist(), texts)
+        scores = verifier_scores(self.verifier, self.prompts, batch.prompt.tolist(), self._texts(batch))
         return batch._replace(outcome=torch.tensor(scores, device=batch.reward.device))
+
+    def _texts(self, batch: RolloutBatch) -> list[str]:
+        special = special_tokens(self.tokenizer, self._learner.policy)
+        return decode_answers(batch.tokens, batch.mask, self.tokenizer, special)
+
+    def _check_finite(self, outcome: Tensor, batch: RolloutBatch) -> None:
+        wrong = (~outcome.isfinite()).nonzero().flatten().tolist()
+        if wrong:
+            assert self.prompts is not None
+            row = wrong[0]
+            raise InputError(
+                f"`data.scorer` gives {float(outcome[row])} to the response {self._texts(batch)[row][:80]!r} to "
+                f"{self.prompts.where(int(batch.prompt[row]))}, and to {counted(len(wrong), 'response')} of "
+                f"{len(outcome):,}. Its weights are damaged, or overflow: set `data.dtype` to float32."
+            )
 
     def _score_for_learner(self, rollouts: Rollouts) -> RolloutBatch:
         """Rewards, and with them those of every token where the estimator needs them and they can be held.

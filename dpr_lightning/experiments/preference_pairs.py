@@ -24,12 +24,11 @@ from dpr_lightning.experiments.flops import FlopSum
 from dpr_lightning.experiments.json_cache import key_of
 from dpr_lightning.experiments.pair_picks import PairsSpec, pick_pair
 from dpr_lightning.folders import whole_file
-from dpr_lightning.policies import load_verifier_head, score_responses
 from dpr_lightning.policies.frozen import check_one_vocabulary
 from dpr_lightning.policies.inference_policy import best_device, frozen_policy
 from dpr_lightning.policies.policy_spec import Dtype
 from dpr_lightning.progress import progress_bar
-from dpr_lightning.rewards import DenseReward, RewardSpec
+from dpr_lightning.rewards import DenseReward, HeadScorer, OutcomeScorer, PolicyScorer, RewardSpec
 from dpr_lightning.rewards.cache import policy_hash
 from dpr_lightning.rollouts import SamplingOptions
 
@@ -187,21 +186,31 @@ class _Judge:
         if kind == "verifier":
             return cls(verifier=load_verifier(name))
         if kind == "head":
-            head = load_verifier_head(name, tokenizer, sources.dtype).to(best_device())
-            return cls(of_tokens=lambda tokens, mask: score_responses(head, tokens, mask))
+            return cls._of_scorer(HeadScorer.load(name, tokenizer, sources.dtype), None)
         if sources.sft is None or (kind == "dense" and not sources.references):
             missing = "`sft` and `references`" if kind == "dense" else "`sft`"
             raise InputError(f"The judge {judge!r} compares with π_SFT: name {missing}, or `run`, which has them.")
-        folders = {"policy": sources.policy, "π_SFT": sources.sft}
+        check_one_vocabulary({"policy": sources.policy, "π_SFT": sources.sft})
         if kind == "policy":
-            check_one_vocabulary(folders | {"judge": name})
-            judge_policy, sft = (frozen_policy(folder, sources.dtype)[0] for folder in (name, sources.sft))
-            return cls(of_tokens=lambda tokens, mask: _log_ratio(judge_policy, sft, tokens, mask))
-        check_one_vocabulary(folders)
+            scorer = PolicyScorer.load(name, sources.sft, dtype=sources.dtype)
+            return cls._of_scorer(scorer, frozen_policy(sources.sft, sources.dtype)[0])
         reward = sources.reward if sources.reward is not None else RewardSpec.recommended()
         dense = DenseReward.from_folders(sources.sft, sources.references, reward, dtype=sources.dtype)
         dense.frozen.to(best_device())
         return cls(of_tokens=lambda tokens, mask: dense.score(tokens, mask).reward.sum(1))
+
+    @classmethod
+    def _of_scorer(cls, scorer: OutcomeScorer, sft: nn.Module | None) -> "_Judge":
+        scorer.to(best_device())
+
+        def scores(tokens: Tensor, mask: Tensor) -> Tensor:
+            def sft_logprob() -> Tensor:
+                assert sft is not None
+                return sequence_logprobs(sft, tokens, mask).sum(1)
+
+            return scorer.score(tokens, mask, sft_logprob)
+
+        return cls(of_tokens=scores)
 
     def scores(self, answers: EvaluatedAnswers) -> list[float]:
         """A number for each response."""
@@ -210,12 +219,6 @@ class _Judge:
             return [float(score) for score in answers.scores]
         scores: list[float] = self.of_tokens(answers.rollouts.tokens, answers.rollouts.mask).double().tolist()
         return scores
-
-
-def _log_ratio(policy: nn.Module, sft: nn.Module, tokens: Tensor, mask: Tensor) -> Tensor:
-    """[B] Σ_t log π − log π_SFT of each response."""
-    logprobs = [sequence_logprobs(model, tokens, mask).sum(1) for model in (policy, sft)]
-    return logprobs[0] - logprobs[1]
 
 
 def _paired(

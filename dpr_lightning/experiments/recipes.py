@@ -212,7 +212,7 @@ def checkpoint(policies: Path, name: str) -> Path:
 def learns_token_reward(config: Config) -> bool:
     """Whether a recipe learns from the token reward of references alone, at a β that the preview can take."""
     data, kl = config["data"]["init_args"], config["model"]["init_args"].get("kl") or {}
-    return "references" in data and "verifier" not in data and kl.get("coefficient", 0.0) > 0
+    return "references" in data and not {"verifier", "scorer"} & data.keys() and kl.get("coefficient", 0.0) > 0
 
 
 def beta_of(config: Config) -> float:

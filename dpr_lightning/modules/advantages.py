@@ -31,9 +31,9 @@ class CreditSpec:
             (the paper's ablation).
         whiten: standardise the advantages over the rollout; the scale of the reward then no longer matters.
         dense_weight: what the token reward counts; 0 leaves the hold on π_SFT and the outcome.
-        outcome_weight: nats that a verifier's score of 1 is worth, where ``data.verifier`` gives one. The outcome is a
-            return stream of its own, undiscounted: every token of a response gets its score less the mean of the other
-            samples of the prompt, or of the rollout where there is one sample a prompt.
+        outcome_weight: nats that a score of 1 is worth, where ``data.verifier`` or ``data.scorer`` gives one. The
+            outcome is a separate return stream, undiscounted: every token of a response gets its score less the mean of
+            the other samples of the prompt, or of the rollout where there is one sample a prompt.
     """
 
     discount: float = 0.0

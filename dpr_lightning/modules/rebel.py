@@ -35,7 +35,7 @@ class RewardWeights:
 
     Args:
         dense_weight: what the token rewards count, summed over the response.
-        outcome_weight: nats that a verifier's score of 1 is worth, where ``data.verifier`` gives one.
+        outcome_weight: nats that a score of 1 is worth, where ``data.verifier`` or ``data.scorer`` gives one.
     """
 
     dense_weight: float = 1.0

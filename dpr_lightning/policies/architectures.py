@@ -15,6 +15,9 @@ from dpr_lightning.policies.policy_spec import PolicySpec
 log = logging.getLogger(__name__)
 DECODERS = "Choose a decoder, such as Llama, Qwen, Gemma or GPT-2, as `model.policy.source`."
 
+HEAD_CLASS = "ForSequenceClassification"
+"""In the names of transformers' models with a head of scores."""
+
 
 def read_config(spec: PolicySpec) -> PreTrainedConfig:
     """The configuration of ``spec.source``; raises transformers' errors where there is none."""
@@ -38,7 +41,8 @@ def auto_class(config: PreTrainedConfig, name: str) -> Any:
         name: of its folder, for messages.
 
     Raises:
-        InputError: the architecture is an encoder, an encoder-decoder, or no language model.
+        InputError: the architecture is an encoder, an encoder-decoder, or no language model; or it has a head of
+            scores.
     """
     kind = config.model_type
     options = ModelOptions(config)
@@ -46,6 +50,12 @@ def auto_class(config: PreTrainedConfig, name: str) -> Any:
         raise InputError(
             f"{name!r} is an encoder-decoder ({kind}): one half reads the prompt, the other writes the answer, where a "
             f"policy has to read both as one row. {DECODERS}"
+        )
+    heads = [architecture for architecture in config.architectures or [] if HEAD_CLASS in architecture]
+    if heads:
+        raise InputError(
+            f"{name!r} is a verifier head or reward model: its config.json names {heads[0]}, which scores responses "
+            "and generates none. Name the folder of a policy."
         )
     if "AutoModelForCausalLM" in options.remote_classes:
         return AutoModelForCausalLM

@@ -11,8 +11,9 @@ from transformers.utils import logging
 from dpr_lightning.engine import model_device, parts_by_length
 from dpr_lightning.errors import InputError, first_line
 from dpr_lightning.policies.adapters import resolve_adapter
-from dpr_lightning.policies.architectures import read_config
+from dpr_lightning.policies.architectures import HEAD_CLASS, read_config
 from dpr_lightning.policies.attention_choice import attention_for
+from dpr_lightning.policies.mistaken_paths import not_a_policy
 from dpr_lightning.policies.policy_spec import Dtype, PolicySpec
 from dpr_lightning.policies.tokenizers import load_tokenizer, same_vocabulary
 from dpr_lightning.policies.weights_dtype import weights_dtype
@@ -24,9 +25,11 @@ TOKEN_BUDGET = 16384
 
 
 def build_verifier_head(spec: PolicySpec, *, trainable: bool = True) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    """The trunk of a full policy with a head of one output, which is initialised to 0.
+    """The trunk of a full policy with a head of one output.
 
-    If the folder has a head already, that one is loaded.
+    Args:
+        spec: of the policy. If its folder has a head already, that one is loaded.
+        trainable: whether a folder without a head gets a new one, initialised to 0; False refuses it.
 
     Raises:
         InputError: the folder is no full model, or its architecture has no head for sequences.
@@ -61,6 +64,11 @@ def build_verifier_head(spec: PolicySpec, *, trainable: bool = True) -> tuple[nn
     if not isinstance(dict(model.named_children()).get(HEAD), nn.Linear):
         raise InputError(f"{type(model).__name__} has no linear head named `{HEAD}`, which a verifier head needs.")
     if any(name.startswith(f"{HEAD}.") for name in info["missing_keys"]):
+        if not trainable:
+            raise InputError(
+                f"The weights in {base.source!r} have none of a head (`{HEAD}`), so that every score would be 0. Name "
+                "a folder that a training of a verifier head saved, such as with configs/toy/reward_model.yaml."
+            )
         with torch.no_grad():
             model.score.weight.zero_()
     if spec.gradient_checkpointing:
@@ -92,10 +100,11 @@ def load_verifier_head(folder: str, sft: PreTrainedTokenizerBase, dtype: Dtype =
     Raises:
         InputError: the folder has no head, or another vocabulary.
     """
-    if not any("SequenceClassification" in name for name in _architectures(folder)):
+    if not any(HEAD_CLASS in name for name in _architectures(folder)):
         raise InputError(
-            f"{folder!r} holds no verifier head: its config.json names no model for sequence classification. Train "
-            "one: dpr fit --config configs/toy/verifier_head.yaml."
+            not_a_policy(folder)
+            or f"{folder!r} holds no verifier head: its config.json names no model for sequence classification. Train "
+            "one: dpr fit --config configs/toy/reward_model.yaml (pairs) or configs/toy/verifier_head.yaml."
         )
     model, tokenizer = build_verifier_head(PolicySpec(source=folder, dtype=dtype), trainable=False)
     if difference := same_vocabulary(sft, tokenizer):
@@ -127,11 +136,11 @@ def response_scores(model: nn.Module, tokens: Tensor, mask: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def score_responses(model: nn.Module, tokens: Tensor, mask: Tensor, *, token_budget: int = TOKEN_BUDGET) -> Tensor:
+def score_responses(model: nn.Module, tokens: Tensor, mask: Tensor, *, token_budget: int | None = None) -> Tensor:
     """:func:`response_scores` in micro-batches and without gradients: [B] float32 on the device of ``tokens``."""
     scores = torch.zeros(len(tokens), device=tokens.device)
     device = model_device(model)
-    for rows, part_tokens, part_mask in parts_by_length(tokens, mask, token_budget):
+    for rows, part_tokens, part_mask in parts_by_length(tokens, mask, token_budget or TOKEN_BUDGET):
         part = response_scores(model, part_tokens.to(device), part_mask.to(device))
         scores[rows.to(scores.device)] = part.to(scores.device)
     return scores

@@ -89,7 +89,7 @@ class DenseReward:
             InputError: a folder cannot be loaded, tokenizers differ, or a reference *is* π_SFT.
         """
         for reference in references:
-            if _same_folder(reference, sft):
+            if same_folder(reference, sft):
                 raise InputError(
                     f"The reference {reference!r} is π_SFT itself, so every reward would be 0. Use an earlier "
                     "checkpoint of the same run, such as the one halfway through."
@@ -240,5 +240,6 @@ def reward_folders(sft: str, references: Sequence[str]) -> dict[str, str]:
     return {SFT: sft} | {f"reference_{index}": folder for index, folder in enumerate(references)}
 
 
-def _same_folder(first: str, second: str) -> bool:
+def same_folder(first: str, second: str) -> bool:
+    """Whether two paths lead to one folder."""
     return first == second or (Path(first).exists() and Path(first).resolve() == Path(second).resolve())

@@ -13,6 +13,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from dpr_lightning.cli.plan_command import Plan, plan, what_helps
 from dpr_lightning.errors import InputError
+from tests.heads import write_head
 from tests.live_peak import measured_peak
 from tests.tiny import write_decoder, write_tiny_policy
 from tests.training import write_weaker_policy
@@ -158,6 +159,21 @@ def test_prompts_that_are_read_once(model: dict[str, Any], accumulate: int, fold
     content["model"]["init_args"]["credit"] = {"baseline": "position", **model.get("credit", {})}
     config.write_text(yaml.safe_dump(content))
     assert planned.peak < 0.8 * _planned(str(config)).peak
+
+
+@pytest.mark.parametrize("kind", ["head", pytest.param("policy", marks=pytest.mark.slow)])
+def test_scorers(kind: str, folder: Path, tmp_path: Path) -> None:
+    rows, sft = str(folder / "rows.jsonl"), str(folder / "sft")
+    scorer = write_head(sft, tmp_path / "head") if kind == "head" else write_weaker_policy(sft, tmp_path / "policy")
+    workspace = Workspace(sft, str(folder / "reference"), rows, rows)
+    data = {"max_prompt_length": 1, "sampling": {"max_new_tokens": 12}, "prompts_per_rollout": 8}
+    measured = measured_peak(write_dpr_config(tmp_path, workspace, **data, scorer={kind: scorer}))
+    config = write_dpr_config(tmp_path, workspace, **data)
+    with_scorer, without = plan(["--config", config, f"--data.scorer.{kind}", "later"]), _planned(config)
+    assert with_scorer.peak == pytest.approx(measured, rel=TOLERANCE)
+    weights = load_file(Path(scorer) / "model.safetensors").values()
+    added = sum(with_scorer.stays.values()) - sum(without.stays.values())
+    assert added == pytest.approx(sum(value.numel() * 4 for value in weights), rel=1e-3)  # and constants
 
 
 @pytest.mark.slow

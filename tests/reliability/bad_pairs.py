@@ -1,14 +1,20 @@
 """Wrong pairs of responses, with words of the error messages."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from dpr_lightning.policies import create_toy_policy
+from tests.heads import write_head
 from tests.reliability.kit import Case, Kit
 from tests.workspace import write_dpr_config, write_pairs_config, write_rows
 
 PAIR = {"prompt": "1 + 1 =", "chosen": "Answer: 2", "rejected": "Answer: 30"}
+
+
+VERIFIERS = "dpr_lightning.evaluation.verifiers"
 
 
 def _pairs(kit: Kit, *rows: dict[str, Any], model: dict[str, Any] | None = None, **data: Any) -> list[str]:
@@ -34,6 +40,25 @@ def _label(kit: Kit, *options: str) -> list[str]:
     """`dpr pairs` with these options."""
     output = str(kit.folder / "labelled.jsonl")
     return ["pairs", "--policy", kit.workspace.sft, "--prompts", kit.workspace.prompts, "--output", output, *options]
+
+
+def _scored(kit: Kit, scorer: dict[str, Any] | None, **data: Any) -> list[str]:
+    """`dpr fit` of DPR on what a scorer says."""
+    return kit.dpr(scorer=scorer, **data)
+
+
+def _other_tokenizer(kit: Kit) -> str:
+    """A policy with fewer characters."""
+    return str(create_toy_policy(kit.folder / "other", ["0123456789"], hidden_size=16, layers=1, heads=2))
+
+
+def _head_without_weights(kit: Kit) -> str:
+    """A policy whose config.json is that of a head."""
+    folder = kit.policy()
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | {"architectures": ["LlamaForSequenceClassification"]}
+    path.write_text(json.dumps(config))
+    return str(folder)
 
 
 PAIR_CASES: dict[str, dict[str, Case]] = {
@@ -73,6 +98,42 @@ PAIR_CASES: dict[str, dict[str, Case]] = {
             lambda kit: _rebel(kit, {"samples_per_prompt": 1}), ("data.samples_per_prompt", "2 or more")
         ),
         "REBEL without a step": Case(lambda kit: _rebel(kit, eta=0.0), ("model.eta", "above 0")),
+    },
+    "Learned scorers": {
+        "a scorer without a model": Case(lambda kit: _scored(kit, {}), ("neither", "`head`", "`policy`")),
+        "a scorer beside a verifier": Case(
+            lambda kit: _scored(kit, {"policy": kit.workspace.reference}, verifier=f"{VERIFIERS}.answer"),
+            ("data.verifier", "data.scorer", "one of them"),
+        ),
+        "a policy in place of a head": Case(
+            lambda kit: _scored(kit, {"head": kit.workspace.reference}), ("no verifier head", "reward_model.yaml")
+        ),
+        "a head in a folder that does not exist": Case(
+            lambda kit: _scored(kit, {"head": str(kit.folder / "nowhere")}), ("There is no folder", "nowhere")
+        ),
+        "a run in place of its head": Case(
+            lambda kit: _scored(
+                kit, {"head": str(Path(write_head(kit.workspace.sft, kit.folder / "run" / "f")).parent)}
+            ),
+            ("but a folder of them", "Name one of these"),
+        ),
+        "a head whose weights are missing": Case(
+            lambda kit: _scored(kit, {"head": _head_without_weights(kit)}), ("none of a head", "every score would be 0")
+        ),
+        "a head with another tokenizer": Case(
+            lambda kit: _scored(kit, {"head": write_head(_other_tokenizer(kit), kit.folder / "head")}),
+            ("another tokenizer than π_SFT",),
+        ),
+        "a scorer with another tokenizer": Case(
+            lambda kit: _scored(kit, {"policy": _other_tokenizer(kit)}), ("another tokenizer than π_SFT",)
+        ),
+        "a head in place of a scoring policy": Case(
+            lambda kit: _scored(kit, {"policy": write_head(kit.workspace.sft, kit.folder / "head")}),
+            ("verifier head or reward model", "the folder of a policy"),
+        ),
+        "π_SFT as its scorer": Case(
+            lambda kit: _scored(kit, {"policy": kit.workspace.sft}), ("π_SFT itself", "every score would be 0")
+        ),
     },
     "Pairs by `dpr pairs`": {
         "an unknown judge": Case(lambda kit: _label(kit, "--judge", "oracle"), ("judge", "verifier:NAME")),
