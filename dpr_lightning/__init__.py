@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dpr_lightning.errors import InputError as InputError
     from dpr_lightning.modules import CreditSpec as CreditSpec
     from dpr_lightning.modules import DensePathReinforce as DensePathReinforce
+    from dpr_lightning.modules import GCESpec as GCESpec
     from dpr_lightning.modules import HybridPreference as HybridPreference
     from dpr_lightning.modules import IQLearnSpec as IQLearnSpec
     from dpr_lightning.modules import KLSpec as KLSpec
@@ -52,7 +53,16 @@ _NAMES = {
     ),
     "errors": ("InputError",),
     "modules": (
-        *("CreditSpec", "DensePathReinforce", "IQLearnSpec", "KLSpec", "ScheduleSpec", "SelfPlay", "SupervisedIRL"),
+        *(
+            "CreditSpec",
+            "DensePathReinforce",
+            "GCESpec",
+            "IQLearnSpec",
+            "KLSpec",
+            "ScheduleSpec",
+            "SelfPlay",
+            "SupervisedIRL",
+        ),
         *("HybridPreference", "RelativeRewardRegression", "RewardWeights", "TrimSpec", "VerifierHead"),
     ),
     "policies": ("LoraSpec", "PolicySpec", "save_policy"),

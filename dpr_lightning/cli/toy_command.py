@@ -54,7 +54,8 @@ def toy(
         noise: share of the demonstrations with a mistake. `oracle_masked.jsonl` is then the same demonstrations with
             the wrong characters as `loss_spans`, and `oracle_dropped.jsonl` the right ones alone.
         noise_kind: `step`: a character of a step, and the answer after it; `answer`: the answer alone; `swap`: rows
-            have each other's completions.
+            have each other's completions; `left_out`: a step is missing; `systematic`: the same wrong result of a step
+            wherever it occurs.
         seed: of weights and data.
     """
     sizes = dict(zip(SPLITS, (test, development, prompts, demonstrations), strict=True))

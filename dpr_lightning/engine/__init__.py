@@ -7,7 +7,7 @@ from dpr_lightning.engine.forward import (
     sampled_logits,
     state_logits,
 )
-from dpr_lightning.engine.fused_head import Trim
+from dpr_lightning.engine.fused_head import Part
 from dpr_lightning.engine.half_precision import multiplies_bfloat16
 from dpr_lightning.engine.known_decoders import has_adapters, inside_of_adapters
 from dpr_lightning.engine.lockstep import Lockstep
@@ -31,7 +31,7 @@ __all__ = [
     "ActedStates",
     "ActionLogits",
     "Lockstep",
-    "Trim",
+    "Part",
     "acted_logprobs",
     "acted_loss",
     "acted_states",

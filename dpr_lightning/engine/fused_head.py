@@ -13,11 +13,18 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-from dpr_lightning.functional import is_trimmed
 from dpr_lightning.functional._checks import at_least_float32, expect_dimensions, expect_shape
 
-TokenLoss = Callable[[Tensor, slice], Tensor]
-"""From the log-probabilities of some tokens, and which of the N they are, to the sum of their losses."""
+
+class Part(NamedTuple):
+    """Some of the N tokens: ``rows``, which of them; ``best`` [n], max_b log π(b|s) in nats, without gradient."""
+
+    rows: slice
+    best: Tensor
+
+
+TokenLoss = Callable[[Tensor, Part], Tensor]
+"""From the log-probabilities of some tokens [n], and which of the N they are, to the sum of their losses."""
 ActionValues = Callable[[Tensor, slice], Tensor]
 """From log π of *every* token in some states, [n, V], and which of the N they are, to the value of each, [n, V]."""
 # Logits of a block: 64 MiB of float32 on a CPU, whose caches favour small blocks; 512 MiB on a GPU, which a small block
@@ -29,26 +36,12 @@ _STRIP = 1 << 19
 _WITH_VALUES = 4
 
 
-class Trim(NamedTuple):
-    """Tokens that add no loss: those of which :func:`dpr_lightning.functional.is_trimmed`, with these limits, is True.
-
-    ``margin`` in nats; ``sure``: a probability.
-    """
-
-    margin: float
-    sure: float
-
-
 class HeadLoss(NamedTuple):
-    """``loss`` [], which carries the gradient; ``logprob`` and ``entropy`` [N] in nats, which carry none.
-
-    ``trimmed`` [N]: True for tokens that added no loss.
-    """
+    """``loss`` [], which carries the gradient; ``logprob`` and ``entropy`` [N] in nats, which carry none."""
 
     loss: Tensor
     logprob: Tensor
     entropy: Tensor
-    trimmed: Tensor
 
 
 def head_loss(
@@ -57,7 +50,6 @@ def head_loss(
     tokens: Int[Tensor, " N"],
     token_loss: TokenLoss,
     action_values: ActionValues | None = None,
-    trim: Trim | None = None,
 ) -> HeadLoss:
     """Σ f(log π(a_n|s_n)), with log π(a|s) = z[a] − logsumexp(z) and z = W·h, for a loss f of each token.
 
@@ -76,11 +68,11 @@ def head_loss(
         hidden: states before the head, of scored tokens alone.
         weight: of the head.
         tokens: ``tokens[n]`` was sampled in state n.
-        token_loss: f, called with log-probabilities [n] and their slice of the N tokens. It may also use the
-            log-probability without gradient, as clipped and probability-weighted losses do.
+        token_loss: f, called with log-probabilities [n] and which of the N tokens they are. It may also use the
+            log-probability without gradient, as clipped and probability-weighted losses do, and that of the most
+            probable token.
         action_values: q, through which no gradient flows. It may include −β·log π(a), as a penalty of the divergence
             does: the gradient of that has mean 0 under π. Tokens of probability 0 add 0 for any value.
-        trim: leaves tokens out: f gets log-probability 0 for them, and they have no gradient; None: none.
 
     Returns:
         float32 for half-precision states, else of their type. A token whose loss has no gradient adds exactly 0 to all
@@ -96,7 +88,7 @@ def head_loss(
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     with torch.autocast(device, enabled=False):
         compute: Any = _HeadLoss.apply
-        return HeadLoss(*compute(hidden, weight, tokens.long(), token_loss, action_values, trim, rows, dtype))
+        return HeadLoss(*compute(hidden, weight, tokens.long(), token_loss, action_values, rows, dtype))
 
 
 def rows_at_a_time(vocabulary: int, device: torch.device, smaller: int = 1) -> int:
@@ -161,14 +153,13 @@ class _HeadLoss(torch.autograd.Function):
         tokens: Tensor,
         token_loss: TokenLoss,
         action_values: ActionValues | None,
-        trim: Trim | None,
         rows: int,
         dtype: torch.dtype,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         wide = torch.promote_types(dtype, torch.float32)
         matrix = weight.to(dtype)
         logprob = torch.empty(len(tokens), dtype=wide, device=hidden.device)
-        entropy, trimmed = torch.empty_like(logprob), torch.zeros_like(tokens, dtype=torch.bool)
+        entropy = torch.empty_like(logprob)
         loss = logprob.new_zeros(())
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         hidden_grad = torch.empty_like(hidden) if wants_hidden else None
@@ -181,9 +172,9 @@ class _HeadLoss(torch.autograd.Function):
             # Values of every token are themselves products, which are fastest with many rows.
             for within in _strips(product) if action_values is None else [slice(0, len(product))]:
                 part = slice(start + within.start, start + within.stop)
-                strip = _of_strip(product[within], tokens[part], part, token_loss, action_values, trim)
+                strip = _of_strip(product[within], tokens[part], part, token_loss, action_values)
                 loss += strip.loss
-                logprob[part], entropy[part], trimmed[part] = strip.logprob, strip.entropy, strip.trimmed
+                logprob[part], entropy[part] = strip.logprob, strip.entropy
                 if wants_hidden or wants_weight:
                     silent[within] = strip.silent
                     product[within] = strip.change
@@ -196,8 +187,8 @@ class _HeadLoss(torch.autograd.Function):
                 else:
                     weight_grad += product.T @ heard
         ctx.gradients = (hidden_grad, weight_grad)
-        ctx.mark_non_differentiable(logprob, entropy, trimmed)
-        return loss, logprob, entropy, trimmed
+        ctx.mark_non_differentiable(logprob, entropy)
+        return loss, logprob, entropy
 
     @staticmethod
     @once_differentiable
@@ -208,12 +199,12 @@ class _HeadLoss(torch.autograd.Function):
             if gradient is not None:
                 gradient.mul_(scale.to(gradient.dtype))
         ctx.gradients = (None, None)
-        return hidden_grad, weight_grad, None, None, None, None, None, None
+        return hidden_grad, weight_grad, None, None, None, None, None
 
 
 class _Strip(NamedTuple):
     """Results of some rows of logits [n, V]: ``loss`` [], ``logprob`` and ``entropy`` [n], ∂L/∂z as ``change`` [n, V],
-    ``silent`` [n, 1], True for rows whose loss has no gradient, and ``trimmed`` [n].
+    and ``silent`` [n, 1], True for rows whose loss has no gradient.
     """
 
     loss: Tensor
@@ -221,7 +212,6 @@ class _Strip(NamedTuple):
     entropy: Tensor
     change: Tensor
     silent: Tensor
-    trimmed: Tensor
 
 
 def _of_strip(
@@ -230,7 +220,6 @@ def _of_strip(
     part: slice,
     token_loss: TokenLoss,
     action_values: ActionValues | None,
-    trim: Trim | None,
 ) -> _Strip:
     """Results of logits ``product``, which may be overwritten."""
     logits = product.to(torch.promote_types(product.dtype, torch.float32))
@@ -251,9 +240,7 @@ def _of_strip(
     # An impossible action adds nothing: 0·(−∞) would be NaN.
     expected = logits.clamp_(min=torch.finfo(logits.dtype).min).mul_(probability).sum(-1)
     entropy = normaliser.squeeze(-1) - expected
-    trimmed = _trimmed(logprob, (highest - normaliser).squeeze(-1), trim)
-    value, slope = _loss_and_slope(logprob.masked_fill(trimmed, 0.0), part, token_loss)
-    slope = slope.masked_fill(trimmed, 0.0)
+    value, slope = _loss_and_slope(logprob, Part(part, (highest - normaliser).squeeze(-1)), token_loss)
     loss += value
     if advantage is None:
         silent = (slope == 0)[:, None]
@@ -262,17 +249,10 @@ def _of_strip(
         silent = torch.zeros_like(slope, dtype=torch.bool)[:, None]
         change = probability.mul_(-(advantage.add_(slope[:, None])))
     change.scatter_add_(-1, actions, slope[:, None])
-    return _Strip(loss, logprob, entropy, change.masked_fill_(silent, 0.0), silent, trimmed)
+    return _Strip(loss, logprob, entropy, change.masked_fill_(silent, 0.0), silent)
 
 
-def _trimmed(logprob: Tensor, best: Tensor, trim: Trim | None) -> Tensor:
-    """Which tokens are trimmed, [n]; none without ``trim``."""
-    if trim is None:
-        return torch.zeros_like(logprob, dtype=torch.bool)
-    return is_trimmed(logprob.detach(), best.detach(), trim.margin, trim.sure)
-
-
-def _loss_and_slope(logprob: Tensor, part: slice, token_loss: TokenLoss) -> tuple[Tensor, Tensor]:
+def _loss_and_slope(logprob: Tensor, part: Part, token_loss: TokenLoss) -> tuple[Tensor, Tensor]:
     """The loss [] of tokens, and its derivative by each of their log-probabilities [n]."""
     with torch.enable_grad():
         leaf = logprob.detach().requires_grad_()

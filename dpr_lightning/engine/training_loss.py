@@ -6,16 +6,16 @@ import torch
 from torch import Tensor, nn
 
 from dpr_lightning.engine.forward import logits_at
-from dpr_lightning.engine.fused_head import ActionValues, HeadLoss, TokenLoss, Trim, head_loss
+from dpr_lightning.engine.fused_head import ActionValues, HeadLoss, Part, TokenLoss, head_loss
 from dpr_lightning.engine.model_inputs import model_inputs
 from dpr_lightning.engine.output_head import head_does, plain_head, states_at
-from dpr_lightning.functional import action_positions, all_actions_loss, entropy, is_trimmed, token_logprobs
+from dpr_lightning.functional import action_positions, all_actions_loss, entropy, token_logprobs
 
 
 class ActedLoss(NamedTuple):
     """``loss`` [] with its gradient; ``logprob`` and ``entropy`` [B, T], nats, 0 outside ``mask``, without one.
 
-    ``tokens`` and ``mask`` [B, T]: the actions, action-aligned; ``trimmed`` []: how many of them added no loss.
+    ``tokens`` and ``mask`` [B, T]: the actions, action-aligned.
     """
 
     loss: Tensor
@@ -23,7 +23,6 @@ class ActedLoss(NamedTuple):
     entropy: Tensor
     tokens: Tensor
     mask: Tensor
-    trimmed: Tensor
 
 
 def acted_loss(
@@ -34,7 +33,6 @@ def acted_loss(
     action_values: ActionValues | None = None,
     *,
     sampled: bool = False,
-    trim: Trim | None = None,
 ) -> ActedLoss:
     """Sum of a loss over the acted tokens, by :func:`head_loss` where the head is a plain one.
 
@@ -48,13 +46,12 @@ def acted_loss(
         token_loss: of the acted tokens, counted through the rows; see :func:`head_loss`.
         action_values: of every token in the same states, for an objective that is exact over the vocabulary.
         sampled: whether several rows may answer one prompt, which is then read once.
-        trim: leaves tokens out; see :func:`head_loss`.
     """
     position, acted = action_positions(mask)
     actions, state, head = tokens.gather(1, position), position - 1, plain_head(model)
     if head is None:
         logits = logits_at(model, tokens, mask, state, sampled=sampled)
-        result = _loss_of_logits(logits, actions, acted, token_loss, action_values, trim)
+        result = _loss_of_logits(logits, actions, acted, token_loss, action_values)
     else:
         inputs, start = model_inputs(model, tokens, mask, sampled=sampled)
         index = (start.unsqueeze(1) + state)[acted]
@@ -62,7 +59,7 @@ def acted_loss(
 
         def compute(hidden: Tensor) -> Tensor:
             states = states_at(hidden, index)
-            results.append(head_loss(states, head.weight, actions[acted], token_loss, action_values, trim))
+            results.append(head_loss(states, head.weight, actions[acted], token_loss, action_values))
             # Returned as the logits, so that hooks that gather sharded weights run on a layer's output.
             return results[0].loss.view(1, 1, 1)
 
@@ -71,7 +68,7 @@ def acted_loss(
         result = results[0]._replace(loss=loss)
     empty = result.logprob.new_zeros(acted.shape)
     logprob, uncertainty = (empty.masked_scatter(acted, part) for part in (result.logprob, result.entropy))
-    return ActedLoss(result.loss, logprob, uncertainty, actions, acted, result.trimmed.sum())
+    return ActedLoss(result.loss, logprob, uncertainty, actions, acted)
 
 
 def _loss_of_logits(
@@ -80,20 +77,15 @@ def _loss_of_logits(
     acted: Tensor,
     token_loss: TokenLoss,
     action_values: ActionValues | None,
-    trim: Trim | None,
 ) -> HeadLoss:
     """As :func:`head_loss`, by autograd, from the logits [B, T, V] of the acted states."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     logprob = token_logprobs(logits, actions)[acted]
+    logprobs = (logits.detach() if action_values is None else logits)[acted].log_softmax(-1)
     every = slice(0, len(logprob))
-    trimmed = torch.zeros_like(logprob, dtype=torch.bool)
-    if trim is not None:
-        best = logits.detach()[acted].log_softmax(-1).amax(-1)
-        trimmed = is_trimmed(logprob.detach(), best, trim.margin, trim.sure)
-    loss = token_loss(logprob.masked_fill(trimmed, 0.0), every)
+    loss = token_loss(logprob, Part(every, logprobs.detach().amax(-1)))
     if action_values is not None:
-        logprobs = logits[acted].log_softmax(-1)
         values = action_values(logprobs.detach(), every)
         states = torch.ones(1, len(values), dtype=torch.bool, device=values.device)
         loss = loss + all_actions_loss(logprobs.unsqueeze(0), values.unsqueeze(0), states, num_tokens=1.0)
-    return HeadLoss(loss, logprob.detach(), entropy(logits.detach().log_softmax(-1))[acted], trimmed)
+    return HeadLoss(loss, logprob.detach(), entropy(logprobs.detach()))

@@ -12,7 +12,7 @@ from dpr_lightning.functional.baselines import (
     response_baseline,
     whiten,
 )
-from dpr_lightning.functional.imitation import ValueForm, dft_loss, iq_learn_loss, is_trimmed, sft_loss
+from dpr_lightning.functional.imitation import ValueForm, dft_loss, gce_loss, iq_learn_loss, is_trimmed, sft_loss
 from dpr_lightning.functional.importance import truncated_importance
 from dpr_lightning.functional.logprobs import (
     entropy,
@@ -63,6 +63,7 @@ __all__ = [
     "dense_reward_form",
     "dft_loss",
     "entropy",
+    "gce_loss",
     "iq_learn_loss",
     "is_trimmed",
     "kl_divergence",

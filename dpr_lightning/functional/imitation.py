@@ -1,4 +1,4 @@
-"""Losses that learn from demonstrations: SFT, its weighted form DFT, and inverse soft-Q learning."""
+"""Losses that learn from demonstrations: SFT, its weighted form DFT, its bounded form GCE, and IQ-Learn."""
 
 import math
 from typing import Literal, get_args
@@ -72,6 +72,38 @@ def dft_loss(
     return -masked_sum(inside.detach().exp() * weighted, mask) / num_tokens
 
 
+def gce_loss(
+    logprob: Float[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    num_tokens: float | Float[Tensor, ""],
+    weights: Float[Tensor, "B T"] | None = None,
+    *,
+    q: float = 0.7,
+) -> Float[Tensor, ""]:
+    """Generalised cross-entropy per token, which is bounded:  L = Σ w·m·(1 − π(a|s)^q)/q / N.
+
+    Its gradient is that of SFT times π^q, so an improbable token changes the policy little. For q → 0 it is SFT; at
+    q = 1 its gradient is that of :func:`dft_loss`.
+
+    Args:
+        logprob: log π of the demonstrated tokens, nats.
+        mask: True where the demonstrator acted, EOS included.
+        num_tokens: N, tokens (or the sum of their weights) of the whole optimizer step over accumulation and ranks.
+        weights: w of each token; None: 1.
+        q: in (0, 1].
+
+    Raises:
+        ValueError: shapes that differ, N ≤ 0, or another q.
+    Source: Zhang & Sabuncu 2018, arXiv:1805.07836, §3.2, there of labels of examples.
+    """
+    expect_positive("num_tokens", num_tokens)
+    if not 0 < q <= 1:
+        raise ValueError(f"q must be in (0, 1], found {q}.")
+    mask = expect_mask(mask, logprob.shape, "that of logprob")
+    loss = -torch.expm1(q * logprob.masked_fill(~mask, 0.0)) / q
+    return masked_sum(loss if weights is None else weights * loss, mask) / num_tokens
+
+
 MARGIN, SURE = 3.0, 0.5
 """Usual limits of :func:`is_trimmed`."""
 
@@ -81,10 +113,10 @@ def is_trimmed(
 ) -> Bool[Tensor, "*S"]:
     """Where a policy is sure of another token:  log max_b π(b|s) − log π(a|s) ≥ margin and max_b π(b|s) ≥ sure.
 
-    The loss of such tokens is left out of *trimmed* imitation, which learns from the rest. A policy early in training
-    knows the rules that many demonstrations share and not yet single rows, so what contradicts it is often a mistake;
-    as long as it gets no gradient it is not memorised. A right token that the policy is wrong about can come back: once
-    others have taught the policy better, the margin falls below the limit.
+    Such tokens are learnt with a small weight in *trimmed* imitation. A policy early in training knows the rules that
+    many demonstrations share and not yet single rows, so what contradicts it is often a mistake, and with little
+    gradient it is not memorised. A right token that the policy is wrong about comes back: other rows need the same
+    rule, and their small gradients add up, whereas mistakes contradict each other.
 
     Args:
         logprob: log π of the demonstrated tokens, nats.

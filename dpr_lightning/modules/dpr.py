@@ -10,7 +10,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from dpr_lightning.distributed import sum_over_ranks
-from dpr_lightning.engine import acted_loss
+from dpr_lightning.engine import Part, acted_loss
 from dpr_lightning.errors import InputError
 from dpr_lightning.functional import (
     bound_unlikelihood,
@@ -239,11 +239,11 @@ class _Surrogate:
         self._floor, self._clip_range = improbable_floor, clip_range
         self.clipped = torch.zeros((), device=batch.advantage.device)
 
-    def __call__(self, logprob: Tensor, part: slice) -> Tensor:
+    def __call__(self, logprob: Tensor, part: Part) -> Tensor:
         """The sum of these tokens' losses."""
-        advantage = bound_unlikelihood(self._advantage[part], logprob, self._floor)
+        advantage = bound_unlikelihood(self._advantage[part.rows], logprob, self._floor)
         every = torch.ones_like(logprob, dtype=torch.bool).unsqueeze(0)
-        parts = (logprob.unsqueeze(0), self._behaviour[part].unsqueeze(0), advantage.unsqueeze(0))
+        parts = (logprob.unsqueeze(0), self._behaviour[part.rows].unsqueeze(0), advantage.unsqueeze(0))
         loss, share = clipped_surrogate_loss(*parts, every, self._num_tokens, self._clip_range)
         self.clipped = self.clipped + share * len(logprob)
         return loss

@@ -1,7 +1,8 @@
-"""Imitation: supervised fine-tuning, IQ-Learn and DFT are one module with three losses."""
+"""Imitation: supervised fine-tuning, IQ-Learn, DFT and GCE are one module with four losses."""
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -9,11 +10,19 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from dpr_lightning.engine import ActionLogits, Trim, acted_loss, action_logits, scored_actions, state_logits
+from dpr_lightning.engine import ActionLogits, acted_loss, action_logits, scored_actions, state_logits
 from dpr_lightning.errors import InputError
-from dpr_lightning.functional import ValueForm, dft_loss, iq_learn_loss, masked_sum, sft_loss, token_logprobs
-from dpr_lightning.functional.imitation import MARGIN, SURE
+from dpr_lightning.functional import (
+    ValueForm,
+    dft_loss,
+    gce_loss,
+    iq_learn_loss,
+    masked_sum,
+    sft_loss,
+    token_logprobs,
+)
 from dpr_lightning.modules.base import PolicyModule, default_optimizer
+from dpr_lightning.modules.noise_robust import GCESpec, OfTokens, TokenImitation, TrimSpec
 from dpr_lightning.modules.non_finite import NonFinitePolicy
 from dpr_lightning.modules.schedule import ScheduleSpec
 from dpr_lightning.policies import PolicySpec, computes_router_loss, configured_coefficient, router_losses
@@ -40,40 +49,15 @@ class IQLearnSpec:
     chi2_warmup_steps: int = 100
 
 
-@dataclass
-class TrimSpec:
-    """Options of trimmed imitation: tokens of which the policy is sure that they are others are not learnt.
-
-    Early in a run, a policy knows what many demonstrations share and no single row by heart; what contradicts that is
-    often a mistake. See :func:`dpr_lightning.functional.is_trimmed`, and docs/noisy.md for when it pays.
-
-    Args:
-        margin: nats by which the policy prefers its first choice to the demonstrated token, at least.
-        sure: probability of its first choice, at least.
-        after: share of the run from which tokens are trimmed; before, all are learnt.
-    """
-
-    margin: float = MARGIN
-    sure: float = SURE
-    after: float = 0.125
-
-    def __post_init__(self) -> None:
-        """Refuse limits that no run can have."""
-        if not self.margin > 0 or not 0 <= self.sure < 1 or not 0 <= self.after <= 1:
-            raise InputError(
-                f"`trim` has margin {self.margin}, sure {self.sure} and after {self.after}: the margin is in nats and "
-                "above 0, `sure` a probability below 1, and `after` a share of the run."
-            )
-
-
 class SupervisedIRL(PolicyModule):
     """Learns a policy from demonstrations, and with it the reward that explains them.
 
     Args:
         policy: what to train.
-        loss: ``sft`` (negative log-likelihood), ``iq_learn``, or ``dft`` (−sg[π]·log π).
+        loss: ``sft`` (negative log-likelihood), ``iq_learn``, ``dft`` (−sg[π]·log π), or ``gce`` ((1 − π^q)/q).
         iq_learn: options of that loss.
-        trim: leaves tokens out that look wrong while training, for ``sft`` and ``dft``; None: every token is learnt.
+        gce: options of that loss.
+        trim: small weights for tokens that look wrong while training, not for ``iq_learn``; None: all have weight 1.
         optimizer: called with the trainable parameters.
         schedule: of the learning rate.
         seed: of weights initialised at random.
@@ -90,8 +74,9 @@ class SupervisedIRL(PolicyModule):
     def __init__(
         self,
         policy: PolicySpec,
-        loss: Literal["sft", "iq_learn", "dft"] = "sft",
+        loss: Literal["sft", "iq_learn", "dft", "gce"] = "sft",
         iq_learn: IQLearnSpec | None = None,
+        gce: GCESpec | None = None,
         trim: TrimSpec | None = None,
         optimizer: OptimizerCallable = default_optimizer,
         schedule: ScheduleSpec | None = None,
@@ -101,12 +86,13 @@ class SupervisedIRL(PolicyModule):
     ) -> None:
         super().__init__(policy, optimizer, schedule, seed, non_finite)
         self.router_loss_coefficient = router_loss_coefficient
-        if loss not in ("sft", "iq_learn", "dft"):
-            raise InputError(f"There is no imitation loss {loss!r}; losses are sft, iq_learn and dft.")
+        if loss not in ("sft", "iq_learn", "dft", "gce"):
+            raise InputError(f"There is no imitation loss {loss!r}; losses are sft, iq_learn, dft and gce.")
         if trim is not None and loss == "iq_learn":
-            raise InputError("`trim` leaves tokens out of `loss: sft` or `dft`; `iq_learn` takes all of them.")
+            raise InputError("`trim` weights tokens of `loss: sft`, `dft` or `gce`; `iq_learn` takes no weights.")
         self.loss, self.trim = loss, trim
         self.iq_learn = iq_learn if iq_learn is not None else IQLearnSpec()
+        self.gce = gce if gce is not None else GCESpec()
         self.metrics = torch.nn.ModuleDict({"nll": MeanMetric(), "token_accuracy": MeanMetric()})
 
     @property
@@ -159,11 +145,20 @@ class SupervisedIRL(PolicyModule):
             )
         return coefficient
 
-    def _trim(self) -> Trim | None:
+    def _trim(self) -> TrimSpec | None:
         """The limits of this step; None: no token is trimmed, or not yet."""
-        if self.trim is None or self.global_step < self.trim.after * self.schedule.steps(self.trainer):
-            return None
-        return Trim(self.trim.margin, self.trim.sure)
+        return self.trim if self.trim is not None and self._progress >= self.trim.after else None
+
+    def _of_tokens(self) -> OfTokens:
+        """The loss of this step's tokens."""
+        if self.loss == "gce" and self._progress >= self.gce.after:
+            return partial(gce_loss, q=self.gce.q)
+        return dft_loss if self.loss == "dft" else sft_loss
+
+    @property
+    def _progress(self) -> float:
+        """Share of the run's optimizer steps that were taken."""
+        return self.global_step / self.schedule.steps(self.trainer)
 
     def _imitated(self, batch: DemonstrationBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The loss, log-probabilities [B, T] of the demonstrated tokens with their mask, and how many are trimmed."""
@@ -172,16 +167,10 @@ class SupervisedIRL(PolicyModule):
             states = state_logits(self.policy, batch.tokens, batch.mask)
             logprob = token_logprobs(states.logits[:, : states.tokens.shape[1]], states.tokens)
             return self._iq_learn_loss(states, batch), logprob.detach(), states.mask, logprob.new_zeros(())
-        of_tokens = dft_loss if self.loss == "dft" else sft_loss
         weights = None if batch.weights is None else batch.weights[batch.mask]
-
-        def token_loss(logprob: Tensor, part: slice) -> Tensor:
-            every = torch.ones_like(logprob, dtype=torch.bool)
-            weight = None if weights is None else weights[part].unsqueeze(0)
-            return of_tokens(logprob.unsqueeze(0), every.unsqueeze(0), batch.num_tokens, weight)
-
-        scored = acted_loss(self.policy, batch.tokens, batch.mask, token_loss, trim=self._trim())
-        return scored.loss, scored.logprob, scored.mask, scored.trimmed
+        token_loss = TokenImitation(self._of_tokens(), batch.num_tokens, weights, self._trim())
+        scored = acted_loss(self.policy, batch.tokens, batch.mask, token_loss)
+        return scored.loss, scored.logprob, scored.mask, token_loss.trimmed
 
     def _iq_learn_loss(self, scored: ActionLogits, batch: DemonstrationBatch) -> Tensor:
         if batch.weights is not None:

@@ -117,7 +117,7 @@ def dpr(model: Model) -> str:
         model.policy,
         rollouts.tokens,
         rollouts.mask,
-        lambda logprob, part: -(logprob * weight[part]).sum(),
+        lambda logprob, part: -(logprob * weight[part.rows]).sum(),
         sampled=True,
     )
     result.loss.backward()  # type: ignore[no-untyped-call]

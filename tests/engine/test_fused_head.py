@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dpr_lightning import functional as F
 from dpr_lightning.engine import fused_head as head
-from dpr_lightning.engine.fused_head import head_logprobs, head_loss
+from dpr_lightning.engine.fused_head import Part, head_logprobs, head_loss
 from dpr_lightning.live_bytes import LiveBytes
 
 N, D, V = 37, 5, 23
@@ -35,28 +35,28 @@ def inputs(dtype: torch.dtype = torch.float64, rows: int = N) -> tuple[Tensor, T
     return hidden, weight, torch.randint(V, (rows,), generator=generator)
 
 
-def constant(logprob: Tensor, part: slice) -> Tensor:
+def constant(logprob: Tensor, part: Part) -> Tensor:
     weights = torch.linspace(-1.0, 2.0, N, dtype=logprob.dtype)
-    return -(weights[part] * logprob).sum()
+    return -(weights[part.rows] * logprob).sum()
 
 
-def clipped(logprob: Tensor, part: slice) -> Tensor:
+def clipped(logprob: Tensor, part: Part) -> Tensor:
     """The surrogate of DPR, whose weights hang on the log-probability themselves."""
     generator = torch.Generator().manual_seed(1)
-    old, advantage = (torch.randn(N, generator=generator, dtype=logprob.dtype)[part] for _ in range(2))
+    old, advantage = (torch.randn(N, generator=generator, dtype=logprob.dtype)[part.rows] for _ in range(2))
     bounded = F.bound_unlikelihood(advantage, logprob, 0.05)
     acted = torch.ones(1, len(logprob), dtype=torch.bool)
     return F.clipped_surrogate_loss(logprob[None], (old - 3.0)[None], bounded[None], acted, 1.0, 0.2)[0]
 
 
-def weighted_by_itself(logprob: Tensor, part: slice) -> Tensor:
+def weighted_by_itself(logprob: Tensor, part: Part) -> Tensor:
     return F.dft_loss(logprob[None], torch.ones(1, len(logprob), dtype=torch.bool), 7.0)
 
 
 def plain(hidden: Tensor, weight: Tensor, tokens: Tensor, token_loss: Callable[..., Tensor]) -> tuple[Tensor, ...]:
     logprobs = (hidden @ weight.T).log_softmax(-1)
     logprob = logprobs.gather(-1, tokens[:, None]).squeeze(-1)
-    return token_loss(logprob, slice(0, len(tokens))), logprob, F.entropy(logprobs)
+    return token_loss(logprob, Part(slice(0, len(tokens)), logprobs.detach().amax(-1))), logprob, F.entropy(logprobs)
 
 
 @pytest.mark.parametrize("token_loss", [constant, clipped, weighted_by_itself])
@@ -149,8 +149,8 @@ def test_a_row_without_gradient_adds_nothing_even_when_it_is_broken(monkeypatch:
     with torch.no_grad():
         hidden[4] = float("inf")
 
-    def without(logprob: Tensor, part: slice) -> Tensor:
-        saved = torch.arange(N)[part] != 4
+    def without(logprob: Tensor, part: Part) -> Tensor:
+        saved = torch.arange(N)[part.rows] != 4
         return logprob[saved].sum()
 
     head_loss(hidden, weight, tokens, without).loss.backward()  # type: ignore[no-untyped-call]

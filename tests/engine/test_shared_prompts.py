@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dpr_lightning.engine import acted_logprobs, acted_loss, acted_states
+from dpr_lightning.engine import Part, acted_logprobs, acted_loss, acted_states
 from dpr_lightning.engine.shared_prompts import with_shared_prompts
 from tests.tiny import decoder, unknown_decoder, with_adapters
 
@@ -42,8 +42,8 @@ def answers(*, shuffled: bool = True) -> tuple[Tensor, Tensor]:
     return tokens[order], mask[order]
 
 
-def weighted(logprob: Tensor, part: slice) -> Tensor:
-    weights = torch.linspace(-1.0, 2.0, 43, dtype=logprob.dtype)[part]
+def weighted(logprob: Tensor, part: Part) -> Tensor:
+    weights = torch.linspace(-1.0, 2.0, 43, dtype=logprob.dtype)[part.rows]
     return (weights * logprob).sum()
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, PreTrainedModel
 
-from dpr_lightning.engine import Trim, acted_loss, action_logits, model_inputs
+from dpr_lightning.engine import Part, acted_loss, action_logits, model_inputs
 from dpr_lightning.engine import training_loss as module
 from dpr_lightning.functional import all_actions_loss, entropy
 from dpr_lightning.policies import LoraSpec, PolicySpec, build_policy
@@ -20,9 +20,9 @@ SMALL = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 32, "num_hidd
 SMALL |= {"num_attention_heads": 2, "num_key_value_heads": 2}
 
 
-def squares(logprob: Tensor, part: slice) -> Tensor:
+def squares(logprob: Tensor, part: Part) -> Tensor:
     """A loss that is not linear in the log-probability."""
-    weights = torch.linspace(0.5, 2.0, 7, dtype=logprob.dtype)[part]
+    weights = torch.linspace(0.5, 2.0, 7, dtype=logprob.dtype)[part.rows]
     return (weights * logprob.square()).sum()
 
 
@@ -64,7 +64,9 @@ def test_values_of_every_token_go_through_either_way(name: str) -> None:
     logprobs = whole.logits.log_softmax(-1)[whole.mask]
     every = all_actions_loss(logprobs[None], (reward - 0.5 * logprobs)[None], torch.ones(1, 7, dtype=torch.bool), 1.0)
     logprob = logprobs.gather(-1, whole.tokens[whole.mask][:, None]).squeeze(-1)
-    expected = torch.autograd.grad(squares(logprob, slice(0, 7)) + every, list(model.parameters()))
+    expected = torch.autograd.grad(
+        squares(logprob, Part(slice(0, 7), logprobs.amax(-1))) + every, list(model.parameters())
+    )
     result = acted_loss(model, tokens, MASK, squares, lambda logprobs, part: reward[part] - 0.5 * logprobs)
     for ours, theirs in zip(torch.autograd.grad(result.loss, list(model.parameters())), expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-10)
@@ -79,7 +81,7 @@ def test_it_is_the_loss_of_whole_logits(name: str, packed: bool, monkeypatch: py
     logits = action_logits(model, tokens, MASK)
     logprobs = logits.logits.log_softmax(-1)
     logprob = logprobs.gather(-1, logits.tokens.unsqueeze(-1)).squeeze(-1)
-    loss = squares(logprob[logits.mask], slice(0, 7))
+    loss = squares(logprob[logits.mask], Part(slice(0, 7), logprob))
     weights = list(model.parameters())
     expected = torch.autograd.grad(loss, weights)
     with counted() as calls:
@@ -134,23 +136,22 @@ def test_without_gradients_nothing_is_kept() -> None:
 
 
 @pytest.mark.parametrize("name", list(MODELS))
-def test_trimmed_tokens_add_no_loss_and_no_gradient(name: str) -> None:
+def test_a_loss_sees_the_most_probable_token(name: str) -> None:
     model = MODELS[name]()
     tokens = torch.randint(3, 40, MASK.shape, generator=torch.Generator().manual_seed(1))
     whole = action_logits(model, tokens, MASK)
     logprobs = whole.logits.log_softmax(-1)[whole.mask]
     logprob = logprobs.gather(-1, whole.tokens[whole.mask][:, None]).squeeze(-1)
-    margin = logprobs.amax(-1) - logprob
-    trim = Trim(float(margin.median()), float(logprobs.amax(-1).exp().sort().values[1]))
-    trimmed = (margin >= trim.margin) & (logprobs.amax(-1).exp() >= trim.sure)
-    assert 0 < trimmed.sum() < len(trimmed)
-    weights = torch.linspace(0.5, 2.0, 7, dtype=logprob.dtype)
-    expected = (weights * logprob.square())[~trimmed].sum()
+    unsure = logprobs.amax(-1) < logprobs.amax(-1).median()
+    expected = logprob[unsure].square().sum()
     gradients = torch.autograd.grad(expected, list(model.parameters()))
-    result = acted_loss(model, tokens, MASK, squares, trim=trim)
-    assert result.trimmed == trimmed.sum()
+
+    def of_unsure(logprob: Tensor, part: Part) -> Tensor:
+        assert not part.best.requires_grad
+        torch.testing.assert_close(part.best, logprobs.detach().amax(-1)[part.rows])
+        return (unsure[part.rows] * logprob.square()).sum()
+
+    result = acted_loss(model, tokens, MASK, of_unsure)
     torch.testing.assert_close(result.loss, expected)
-    torch.testing.assert_close(result.logprob[result.mask], logprob)  # as the model has it
     for ours, theirs in zip(torch.autograd.grad(result.loss, list(model.parameters())), gradients, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-10)
-    assert acted_loss(model, tokens, MASK, squares).trimmed == 0

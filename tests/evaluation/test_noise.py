@@ -48,11 +48,41 @@ def test_the_answer_follows_a_wrong_step() -> None:
         assert sum(x != y for x, y in zip(answer, "gniwo", strict=True)) == 1
 
 
+@pytest.mark.parametrize(("rows", "right"), [(ADDITION, "10+11:1+2=10,0+1=11>21"), (SPELLING, "o w i n g\ng n i w o")])
+def test_a_step_is_left_out_and_the_answer_stays(rows: list[dict[str, Any]], right: str) -> None:
+    steps = {"1+2=10,", ",0+1=11", "o w i n g\n", "\ng n i w o"}
+    noisy = add_noise(rows, 1.0, "left_out", 0)
+    for before, after in zip(rows, noisy.rows, strict=True):
+        assert after["completion"].endswith(f"\nAnswer: {before['answer']}")
+    first = [add_noise(rows, 1.0, "left_out", seed).rows[0]["completion"] for seed in range(8)]
+    assert {completion.partition("\nAnswer")[0] for completion in first} == {
+        right.replace(part, "") for part in steps if part in right
+    }
+
+
+def test_a_systematic_mistake_is_the_same_in_every_row_that_has_the_fact() -> None:
+    pairs = [(a, b) for a in range(1, 7) for b in (1, 2)] * 2
+    rows = [{"prompt": "", "completion": f"{a}+{b}:{a}+{b}={a + b}>{a + b}\nAnswer: {a + b}"} for a, b in pairs]
+    noisy = add_noise(rows, 0.3, "systematic", seed=1)
+    assert 7 <= len(noisy.wrong) <= 8
+    results: dict[tuple[int, int], set[str]] = {}
+    for index, (pair, row) in enumerate(zip(pairs, noisy.rows, strict=True)):
+        result, _, answer = row["completion"].partition("=")[2].partition(">")
+        assert (result != str(sum(pair))) == (answer != f"{sum(pair)}\nAnswer: {sum(pair)}") == (index in noisy.wrong)
+        results.setdefault(pair, set()).add(result + answer)
+    assert {len(each) for each in results.values()} == {1}
+    letters = add_noise(SPELLING, 0.5, "systematic", seed=1)
+    assert len({row["completion"] for row in letters.rows}) == 1
+    assert letters.wrong == [0, 1, 2, 3]
+
+
 def test_what_cannot_be_is_refused() -> None:
     for share, kind in ((1.5, "step"), (-0.1, "step"), (0.5, "typo")):
         unknown: Any = kind
         with pytest.raises(InputError, match="`noise` is"):
             add_noise(ADDITION, share, unknown, 0)
+    with pytest.raises(InputError, match="no step that can be left out"):
+        add_noise([{"prompt": "a", "completion": "b\nAnswer: c"}], 1.0, "left_out", 0)
     with pytest.raises(InputError, match="last line `Answer: X`"):
         add_noise([{"prompt": "a", "completion": "b"}], 1.0, "answer", 0)
 

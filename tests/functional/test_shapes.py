@@ -38,6 +38,7 @@ EXAMPLES: dict[str, Callable[[], tuple]] = {
     "dense_reward_form": lambda: ("centred", values(B, T, V), values(B, T, V), values(B, T, 1)),
     "dft_loss": lambda: (values(B, T), MASK, 7.0),
     "entropy": lambda: (values(B, T, V), MASK),
+    "gce_loss": lambda: (values(B, T), MASK, 7.0),
     "head_logprobs": lambda: (values(T, V), values(V, V), TOKENS[0]),
     "head_loss": lambda: (values(T, V), values(V, V), TOKENS[0], lambda logprob, _: -logprob.sum()),
     "iq_learn_loss": lambda: (values(B, T, V), TOKENS, MASK, TERMINATED),

@@ -11,10 +11,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from dpr_lightning.data import DemonstrationDataModule
-from dpr_lightning.engine import state_logits
+from dpr_lightning.engine import Part, state_logits
 from dpr_lightning.errors import InputError
-from dpr_lightning.functional import dft_loss, iq_learn_loss, token_logprobs
-from dpr_lightning.modules import IQLearnSpec, ScheduleSpec, SupervisedIRL, TrimSpec
+from dpr_lightning.functional import dft_loss, gce_loss, iq_learn_loss, sft_loss, token_logprobs
+from dpr_lightning.modules import GCESpec, IQLearnSpec, ScheduleSpec, SupervisedIRL, TrimSpec
+from dpr_lightning.modules.noise_robust import TokenImitation
 from dpr_lightning.policies import PolicySpec
 from dpr_lightning.types import DemonstrationBatch
 from tests.modules.conftest import weights
@@ -93,28 +94,87 @@ def test_gradient_of_a_step_is_that_of_the_plain_model(
     torch.testing.assert_close(weights(module), expected, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.25])
 def test_tokens_are_trimmed_from_a_share_of_the_run_on(
-    demonstrations: str, tiny_policy_folder: Path, trainer: Trainers, tmp_path: Path
+    weight: float, demonstrations: str, tiny_policy_folder: Path, trainer: Trainers, tmp_path: Path
 ) -> None:
     metrics = Metrics()
-    module = SupervisedIRL(PolicySpec(source=str(tiny_policy_folder)), trim=TrimSpec(1e-3, 0.0, after=0.5))
+    trim = TrimSpec(1e-3, 0.0, after=0.5, weight=weight)
+    module = SupervisedIRL(PolicySpec(source=str(tiny_policy_folder)), trim=trim)
     data = DemonstrationDataModule(demonstrations, batch_size=2, cache_dir=str(tmp_path), validation=None)
     trainer(max_steps=4, callbacks=[metrics]).fit(module, datamodule=data)
     shares = [step["train/trimmed_share"] for step in metrics.steps]
     assert shares[:2] == [0.0, 0.0]
     assert all(share > 0.5 for share in shares[2:])  # all that are no first choice
     for step in metrics.steps[2:]:
-        assert step["train/loss"] < (1 - step["train/trimmed_share"]) * step["train/nll"]
+        learnt = 1 - (1 - weight) * step["train/trimmed_share"]
+        assert step["train/loss"] < learnt * step["train/nll"]  # trimmed tokens have the higher losses
     assert "train/trimmed_share" in module.train_metrics
 
 
+@pytest.mark.parametrize("of_tokens", [sft_loss, dft_loss, partial(gce_loss, q=0.5)])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("weight", [0.0, 0.03])
+def test_a_trimmed_token_has_a_small_weight(of_tokens: Any, weighted: bool, weight: float) -> None:
+    logprob = torch.tensor([0.9, 0.04, 0.04, 0.3], dtype=torch.float64).log()
+    best = torch.tensor([0.9, 0.95, 0.45, 0.6], dtype=torch.float64).log()
+    weights = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64) if weighted else torch.ones(4)
+    count, trim = torch.tensor(5.0, dtype=torch.float64), TrimSpec(weight=weight)
+    loss = TokenImitation(of_tokens, count, weights if weighted else None, trim)
+    result = loss(leaf := logprob.clone().requires_grad_(), Part(slice(0, 4), best))
+    of_trim = torch.tensor([1.0, weight, 1.0, 1.0])  # of the third, no token has half of the probability
+    every = torch.ones(1, 4, dtype=torch.bool)
+    expected = of_tokens((same := logprob.clone().requires_grad_())[None], every, count, (weights * of_trim)[None])
+    torch.testing.assert_close(result, expected, check_dtype=False)
+    torch.testing.assert_close(torch.autograd.grad(result, leaf), torch.autograd.grad(expected, same))
+    assert loss.trimmed == 1
+
+
+def test_an_impossible_token_that_is_trimmed_adds_nothing() -> None:
+    logprob, best = torch.tensor([-torch.inf, -0.1]), torch.tensor([-0.1, -0.1])
+    result = TokenImitation(sft_loss, torch.tensor(2.0), trim=TrimSpec(weight=0.0))(logprob, Part(slice(0, 2), best))
+    torch.testing.assert_close(result, torch.tensor(0.05))
+
+
+def test_gce_is_between_sft_and_dft() -> None:
+    logprob = torch.tensor([[0.9, 0.2, 1e-6, 0.5]], dtype=torch.float64).log().requires_grad_()
+    mask = torch.tensor([[True, True, True, False]])
+    probability = logprob.detach().exp() * mask
+    torch.testing.assert_close(gce_loss(logprob, mask, 2.0, q=1.0), (1 - probability)[mask].sum() / 2.0)
+    torch.testing.assert_close(gce_loss(logprob, mask, 2.0, q=1e-9), sft_loss(logprob, mask, 2.0), rtol=1e-6, atol=0)
+    for q in (0.3, 1.0):
+        gradient = torch.autograd.grad(gce_loss(logprob, mask, 2.0, q=q), logprob)[0]
+        torch.testing.assert_close(gradient, -(probability**q) * mask / 2.0)
+    dft = torch.autograd.grad(dft_loss(logprob, mask, 2.0), logprob)[0]
+    torch.testing.assert_close(gradient, dft)
+    for q in (0.0, 1.1, float("nan")):
+        with pytest.raises(ValueError, match="q must be in"):
+            gce_loss(logprob, mask, 2.0, q=q)
+
+
+def test_gce_begins_after_a_share_of_the_run(
+    demonstrations: str, tiny_policy_folder: Path, trainer: Trainers, tmp_path: Path
+) -> None:
+    metrics = Metrics()
+    module = SupervisedIRL(PolicySpec(source=str(tiny_policy_folder)), "gce", gce=GCESpec(0.5, after=0.5))
+    data = DemonstrationDataModule(demonstrations, batch_size=2, cache_dir=str(tmp_path), validation=None)
+    trainer(max_steps=4, callbacks=[metrics]).fit(module, datamodule=data)
+    for index, step in enumerate(metrics.steps):
+        assert (step["train/loss"] == pytest.approx(step["train/nll"])) == (index < 2)
+        assert step["train/loss"] < 2.0 or index < 2  # 1/q bounds it
+
+
 @pytest.mark.parametrize(
-    "options", [{"margin": 0.0}, {"margin": float("nan")}, {"sure": 1.0}, {"sure": -0.1}, {"after": 1.5}]
+    "options",
+    [{"margin": 0.0}, {"margin": float("nan")}, {"sure": 1.0}, {"sure": -0.1}, {"after": 1.5}, {"weight": 1.0}],
 )
 def test_impossible_limits_are_refused(options: dict[str, float], tiny_policy_folder: Path) -> None:
+    for impossible in ({"q": 0.0}, {"q": 1.5}, {"after": -0.1}):
+        with pytest.raises(InputError, match="`gce`"):
+            GCESpec(**impossible)
     with pytest.raises(InputError, match="`trim`"):
         TrimSpec(**options)
-    with pytest.raises(InputError, match="`iq_learn` takes all"):
+    with pytest.raises(InputError, match="`iq_learn` takes no"):
         SupervisedIRL(PolicySpec(source=str(tiny_policy_folder)), "iq_learn", trim=TrimSpec())
 
 
@@ -136,5 +196,5 @@ def test_logged_likelihood_is_that_of_the_whole_step(
 
 
 def test_an_unknown_loss_is_refused() -> None:
-    with pytest.raises(InputError, match="sft, iq_learn and dft"):
+    with pytest.raises(InputError, match="sft, iq_learn, dft and gce"):
         SupervisedIRL(PolicySpec(source="x"), "ppo")  # type: ignore[arg-type]
