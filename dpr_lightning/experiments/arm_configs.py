@@ -8,9 +8,9 @@ from pathlib import Path
 
 from dpr_lightning.errors import InputError
 from dpr_lightning.experiments.arm_specs import BASE, CONTINUED, STEPS, ArmSpec
-from dpr_lightning.experiments.flops import flops_of_a_step
-from dpr_lightning.experiments.json_cache import cached, key_of, write_cached
-from dpr_lightning.experiments.preference_pairs import PairSources, pairs_file, pairs_flops
+from dpr_lightning.experiments.online_preference import OnlineRows, online_rows, round_options
+from dpr_lightning.experiments.pair_picks import PairsSpec
+from dpr_lightning.experiments.preference_pairs import PairSources, pairs_flops
 from dpr_lightning.experiments.recipes import (
     Config,
     Recipes,
@@ -25,10 +25,11 @@ from dpr_lightning.experiments.recipes import (
     reward_of,
     write_config,
 )
+from dpr_lightning.experiments.shared_trainings import SharedTrainings, cached_flops_of_a_step
 
 RESERVED = {
     *(BASE, "base", "budget", "cache", "cleaned_rows", "configs", "data", "examples", "flops", "pairs"),
-    *("results", "wandb"),
+    *("results", "scorers", "wandb"),
 }
 """Folders of a seed that no arm may be called by."""
 
@@ -88,10 +89,14 @@ class ArmConfigs:
         """
         config = self.changed(name, arm)
         if not _is_dpr_recipe(arm) and STEPS not in arm.changes and arm.steps_multiple is None:
-            outside = self._outside_flops(arm)
+            outside = self._outside_flops(name, arm)
             left = self.budget - outside
             if left <= 0:
-                source = "`extra_flops`" if arm.pairs is None else "operations in its pairs and `extra_flops`"
+                source = (
+                    "operations in its pairs, scorer and `extra_flops`"
+                    if arm.pairs or arm.online_preference
+                    else "`extra_flops`"
+                )
                 raise InputError(
                     f"Arm {name!r} has {outside:.3g} {source}, and the budget, which is the cost of the DPR recipe, is "
                     f"{self.budget:.3g}: set {STEPS!r} in its `changes`, or raise `dpr_steps`."
@@ -110,7 +115,7 @@ class ArmConfigs:
             return self.budget
         config = self.arm(name, arm)
         flops = self._flops_of_a_step(config) * int(read_config(config)["trainer"]["max_steps"])
-        flops += self._outside_flops(arm)
+        flops += self._outside_flops(name, arm)
         if arm.clean is not None:
             flops += float(json.loads(self.cleaning(name).read_text(encoding="utf-8"))["operations"])
             if arm.clean.by == "refused":
@@ -125,13 +130,18 @@ class ArmConfigs:
         """The file that says how many rows the cleaning of an arm listed, and what that cost."""
         return self.folder / "cleaned_rows" / f"{name}.json"
 
-    def _outside_flops(self, arm: ArmSpec) -> float:
+    def _outside_flops(self, name: str, arm: ArmSpec) -> float:
         """What an arm takes outside its training, its cleaning apart."""
-        return arm.extra_flops + (0.0 if arm.pairs is None else pairs_flops(self._pairs(arm)))
+        flops = arm.extra_flops + (0.0 if arm.pairs is None else pairs_flops(self._pairs(arm.pairs, arm)))
+        return (
+            flops if arm.online_preference is None else flops + self._online(name, arm, self._offline(name, arm)).flops
+        )
 
-    def _pairs(self, arm: ArmSpec) -> Path:
-        """The pairs of an arm, which are made when it is first written."""
-        assert arm.pairs is not None
+    def _pairs(self, spec: PairsSpec, arm: ArmSpec) -> Path:
+        """Pairs of π_SFT's responses for an arm, which are made when it is first written."""
+        return self._shared(arm).pairs(spec)
+
+    def _shared(self, arm: ArmSpec) -> SharedTrainings:
         recipe = read_config(self.dpr())
         names = arm.references or references_of(recipe, self.recipes.dpr)
         sft = str(self.policies / "final")
@@ -144,19 +154,30 @@ class ArmConfigs:
             answers_of(recipe),
             seed=self.seed,
         )
-        return pairs_file(self.folder / "pairs", arm.pairs, sources, self.sft_key)
+        return SharedTrainings(self.folder, self.sft_key, sources)
+
+    def _online(self, name: str, arm: ArmSpec, recipe: Config) -> OnlineRows:
+        """The rows of the last round of an arm with ``online_preference``; made when the arm is first written."""
+        spec, steps = arm.online_preference, recipe["trainer"].get("max_steps")
+        assert spec is not None
+        if spec.rounds > 1 and not (isinstance(steps, int) and steps >= spec.rounds):
+            raise InputError(
+                f"Arm {name!r} has `online_preference.rounds: {spec.rounds}`, and its recipe {steps} steps to divide: "
+                f"set {STEPS!r} in its `changes`."
+            )
+        return online_rows(
+            spec,
+            self._shared(arm),
+            recipe=recipe,
+            head=self._recipe(spec.head, None),
+            offline=None if arm.pairs is None else self._pairs(arm.pairs, arm),
+            verifier=self.recipes.verifier,
+            steps=steps // spec.rounds if spec.rounds > 1 else 0,
+            limit=spec.limit if spec.limit is not None or arm.pairs is None else arm.pairs.limit,
+        )
 
     def _flops_of_a_step(self, config: Path) -> float:
-        """Floating-point operations of one step, counted once for all numbers of steps."""
-        options = read_config(config)
-        options["trainer"].pop("max_steps", None)
-        key = key_of(self.sft_key, json.dumps(options, sort_keys=True))
-        cache = self.folder / "flops" / f"{config.stem}.json"
-        if (counted := cached(cache, key)) is not None:
-            return float(counted["flops_of_a_step"])
-        flops = flops_of_a_step(config)
-        write_cached(cache, key, {"flops_of_a_step": flops})
-        return flops
+        return cached_flops_of_a_step(self.folder, config, self.sft_key)
 
     def changed(self, name: str, arm: ArmSpec) -> Config:
         """The recipe of an arm with its changes, which trains in the arm's folder; its steps are the recipe's.
@@ -164,6 +185,16 @@ class ArmConfigs:
         Raises:
             InputError: its paths, references, changes or steps do not fit.
         """
+        config = self._offline(name, arm)
+        if arm.online_preference is not None:
+            rows = self._online(name, arm, config)
+            if rows.steps:
+                config["trainer"]["max_steps"] -= rows.steps
+            apply_changes(config, round_options(rows.pairs, rows.policy, arm.online_preference.rounds - 1), name)
+        return config
+
+    def _offline(self, name: str, arm: ArmSpec) -> Config:
+        """The recipe of an arm with its changes and the rows that it has from the beginning."""
         assert arm.train is not None
         output = self.folder / name
         recipe = self._recipe(self.recipes.named(arm.train), self.recipes.steps_of(arm.train))
@@ -191,7 +222,7 @@ class ArmConfigs:
                 )
             data["references"] = [str(checkpoint(self.policies, reference)) for reference in arm.references]
         if arm.pairs is not None:
-            config["data"]["init_args"]["train"] = str(self._pairs(arm))
+            config["data"]["init_args"]["train"] = str(self._pairs(arm.pairs, arm))
         apply_changes(config, move_paths(arm.changes, self.recipes.home, str(self.folder)), name)
         source = str(config["model"]["init_args"]["policy"]["source"])
         if self.folder not in Path(source).parents:
@@ -211,6 +242,5 @@ class ArmConfigs:
 
 def _is_dpr_recipe(arm: ArmSpec) -> bool:
     """Whether an arm is the recipe that sets the budget, unchanged."""
-    return arm.train == "dpr" and not (
-        arm.changes or arm.references or arm.extra_flops or arm.steps_multiple or arm.pairs
-    )
+    changed = (arm.changes, arm.references, arm.extra_flops, arm.steps_multiple, arm.pairs, arm.online_preference)
+    return arm.train == "dpr" and not any(changed)

@@ -7,6 +7,7 @@ from typing import Any
 
 from dpr_lightning.errors import InputError
 from dpr_lightning.experiments.cleaned_rows import CleanSpec
+from dpr_lightning.experiments.online_spec import OnlinePreferenceSpec
 from dpr_lightning.experiments.pair_picks import PairsSpec
 from dpr_lightning.paths import ReadPath
 from dpr_lightning.rewards import RewardSpec
@@ -53,6 +54,8 @@ class ArmSpec:
             fraction of the run such as ``'0.25'``.
         pairs: the recipe learns from pairs of π_SFT's own responses to the RL prompts, as ``dpr pairs`` writes them;
             their cost is taken off the arm's budget. The judge ``dense`` is the DPR recipe's reward.
+        online_preference: the recipe learns from pairs of responses of its own policy, ranked by a scorer that is
+            trained on ``pairs``; all that this costs is taken off the arm's budget.
         temperature: of the samples.
         references: checkpoints that ``optimum``, ``best_of``, ``extrapolate`` and the reward of a recipe take; None:
             the recipe's.
@@ -68,6 +71,7 @@ class ArmSpec:
     steps_multiple: float | None = None
     clean: CleanSpec | None = None
     pairs: PairsSpec | None = None
+    online_preference: OnlinePreferenceSpec | None = None
     policy: str = BASE
     temperature: float = 1.0
     references: list[str] | None = None
@@ -95,6 +99,14 @@ class ArmSpec:
             )
         if self.pairs is not None and self.train is None:
             raise InputError("`pairs` are what a recipe learns from: they take `train`, such as toy/dpo.yaml.")
+        if (online := self.online_preference) is not None:
+            if self.train is None:
+                raise InputError(
+                    "`online_preference` is what a recipe learns from: it takes `train`, such as toy/dpo.yaml."
+                )
+            if (self.pairs is None) != (online.by == "oracle"):
+                rule = "ranks by the verifier: leave `pairs` out" if self.pairs else "is trained on `pairs`: add them"
+                raise InputError(f"The scorer of `online_preference` with `by: {online.by}` {rule}.")
         if self.train is not None and self.policy != BASE:
             raise InputError("Training starts from π_SFT: leave `policy` out where there is `train`.")
         if self.optimum is not None and self.best_of is not None:

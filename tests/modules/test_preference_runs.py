@@ -51,6 +51,7 @@ def rebel(runs: Runs) -> dict[str, Any]:
         "init_args": {"policy": {"source": str(runs.inputs / "policy")}, "optimizer": OPTIMIZER, "eta": 0.5},
     }
     del config["data"]["init_args"]["held_out"]
+    config["data"]["init_args"]["scorer"] = {"policy": str(runs.inputs / "reference"), "beta": 0.1}
     return config
 
 
