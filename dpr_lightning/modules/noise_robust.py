@@ -53,7 +53,7 @@ class TrimSpec:
     margin: float = MARGIN
     sure: float = SURE
     after: float = 0.125
-    weight: float = 0.03
+    weight: float = 0.01
 
     def __post_init__(self) -> None:
         """Refuse limits that no run can have."""
