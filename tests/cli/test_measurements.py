@@ -22,7 +22,7 @@ MARKS = {"better": "▲", "no detectable difference": "≈", "worse": "▼"}
         ("addition", "docs/measurements/toy.yaml", [], "dpr"),
         ("spelling", "docs/measurements/toy.yaml", OF_SPELLING, "dpr"),
         ("ahead", "configs/compare/ahead.yaml", [], "dpr"),
-        ("noisy", "configs/compare/noisy.yaml", [], "trimmed"),
+        ("noisy", "docs/measurements/noisy.yaml", [], "trimmed"),
     ],
 )
 def test_kept_seeds_are_pooled(
