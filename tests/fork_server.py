@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -26,6 +27,8 @@ from typing import Any, NamedTuple
 MODULES = ["dpr_lightning.callbacks", "dpr_lightning.data", "dpr_lightning.lightning_cli.dpr_cli"]
 # DeepSpeed imports the latter at its first step, and with it PyTorch's compiler.
 SLOW_MODULES = ["tests.strategies.worker", "deepspeed.runtime.zero.muon.muon_optimizer"]
+CONFIG = Path(__file__).parents[1] / "configs" / "toy" / "sft.yaml"
+"""Whose options the parser reads."""
 
 
 class Task(NamedTuple):
@@ -149,6 +152,7 @@ def _serve(connection: Connection) -> None:
                     imported = True
                     for name in SLOW_MODULES:
                         importlib.import_module(name)
+                    _fill_caches()
                     gc.collect()
                     gc.freeze()
                 process = multiprocessing.get_context("fork").Process(target=_run, args=(task,))
@@ -160,6 +164,17 @@ def _serve(connection: Connection) -> None:
     except BaseException:
         traceback.print_exc(file=sys.__stderr__)
     os._exit(0)
+
+
+def _fill_caches() -> None:
+    """Do what each training would do anew: compile transformers' names of weights, read signatures for the parser."""
+    from dpr_lightning.lightning_cli.dpr_cli import parse_lightning
+    from dpr_lightning.policies.inference_policy import frozen_policy
+    from tests.tiny import write_tiny_policy
+
+    with tempfile.TemporaryDirectory() as folder:
+        frozen_policy(str(write_tiny_policy(Path(folder) / "policy")))
+    parse_lightning(["fit", "--config", str(CONFIG)])
 
 
 def _leave_pytest() -> None:

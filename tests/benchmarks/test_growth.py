@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 from lightning import Callback
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.scoreboard.material import write_material
 from benchmarks.scoreboard.workloads import Shape, Workload
 from dpr_lightning.data import DemonstrationDataModule, RewardDataModule
+from dpr_lightning.experiments.flops import FlopSum
 from dpr_lightning.modules import CreditSpec, DensePathReinforce, SupervisedIRL
 from dpr_lightning.policies import PolicySpec, build_policy
 from dpr_lightning.rewards import RewardSpec
@@ -39,7 +39,7 @@ class SecondStep(Callback):
     """Counts the operations of the second step; in the first a policy is looked at."""
 
     def __init__(self) -> None:
-        self.counter = FlopCounterMode(display=False)
+        self.counter = FlopSum()
         self.batch: Any = None
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -65,7 +65,7 @@ def test_imitation_is_three_forward_passes(folder: Path, tmp_path: Path) -> None
     quiet_trainer(tmp_path, max_steps=2, callbacks=[counted]).fit(SupervisedIRL(policy(folder)), data)
     expected = 3 * forward(SFT.rows, SFT.length, SFT.completion)
     # Nothing reads the state after the last token, which costs a little less in the last layer.
-    assert counted.counter.get_total_flops() == pytest.approx(expected, rel=0.02)
+    assert counted.counter.total == pytest.approx(expected, rel=0.02)
 
 
 PROMPTS = DPR.rows // DPR.samples
@@ -86,7 +86,7 @@ def test_learning_from_rollouts_is_three_forward_passes(folder: Path, tmp_path: 
     width, before = SHAPE.hidden_size, DPR.prompt - 1
     unread = 2 * (2 * width**2 + 3 * width * SHAPE.intermediate_size) + 4 * width * before
     expected = 3 * prefill_shared(acted) - 2 * PROMPTS * before * unread
-    assert counted.counter.get_total_flops() == pytest.approx(expected, rel=0.005)
+    assert counted.counter.total == pytest.approx(expected, rel=0.005)
 
 
 def reinforced(folder: Path, tmp_path: Path) -> SecondStep:
@@ -110,7 +110,7 @@ def reinforced(folder: Path, tmp_path: Path) -> SecondStep:
 
 def test_a_whole_step_of_reinforcement_reads_nothing_twice(folder: Path, tmp_path: Path) -> None:
     """Sampling once, each frozen model once, learning thrice."""
-    with FlopCounterMode(display=False) as counter:
+    with FlopSum() as counter:
         counted = reinforced(folder, tmp_path)
     acted = int(counted.batch.mask.sum())
     steps = 2
@@ -118,7 +118,7 @@ def test_a_whole_step_of_reinforcement_reads_nothing_twice(folder: Path, tmp_pat
     # The last token of an answer is not read again.
     late = DPR.prompt + DPR.completion / 2
     sampled = (acted - DPR.rows) * SHAPE.forward(context=late, scored=1.0) + 2 * PROMPTS * SHAPE.head
-    assert counter.get_total_flops() <= 1.02 * steps * (read + sampled + 5 * prefill_shared(acted))
+    assert counter.total <= 1.02 * steps * (read + sampled + 5 * prefill_shared(acted))
 
 
 def test_decoding_costs_what_is_written(folder: Path) -> None:
@@ -126,15 +126,15 @@ def test_decoding_costs_what_is_written(folder: Path) -> None:
     model, _ = build_policy(policy(folder), trainable=False)
     prompts = [[5, 6, 7, 8]] * 4
     options, stop = SamplingOptions(max_new_tokens=60), list(range(2, 32))
-    with FlopCounterMode(display=False) as counter:
+    with FlopSum() as counter:
         result = sample(model, prompts, options, stop_tokens=stop, pad_token=0, num_samples=16)
     lengths = result.mask.sum(1)
     assert float(lengths.float().mean()) < 0.5 * int(lengths.max())
     context = 4 + float((lengths.double() ** 2).sum() / lengths.sum()) / 2
     expected = int(lengths.sum()) * SHAPE.forward(context=context, scored=1.0)
-    assert counter.get_total_flops() <= 1.02 * expected
+    assert counter.total <= 1.02 * expected
     padded = len(lengths) * int(lengths.max()) * SHAPE.forward(context=context, scored=1.0)
-    assert counter.get_total_flops() < 0.6 * padded
+    assert counter.total < 0.6 * padded
 
 
 def test_twice_the_demonstrations_cost_twice_as_much(tmp_path: Path, folder: Path) -> None:
@@ -145,7 +145,7 @@ def test_twice_the_demonstrations_cost_twice_as_much(tmp_path: Path, folder: Pat
         copied = [{**row, "prompt": f"w{2 + copy} " + row["prompt"]} for copy in range(copies) for row in rows]
         file.write_text("".join(json.dumps(row) + "\n" for row in copied))
         data = DemonstrationDataModule(str(file), batch_size=SFT.rows, cache_dir=str(tmp_path), validation=None)
-        with FlopCounterMode(display=False) as counter:
+        with FlopSum() as counter:
             quiet_trainer(tmp_path, max_epochs=1).fit(SupervisedIRL(policy(folder)), data)
-        costs.append(counter.get_total_flops())
+        costs.append(counter.total)
     assert costs[1] / costs[0] <= 2**1.05

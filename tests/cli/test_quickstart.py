@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM
 
+from dpr_lightning.cli import quickstart_command
 from dpr_lightning.cli.main import main
 from dpr_lightning.cli.quickstart_command import MARKER
+from dpr_lightning.cli.toy_command import toy
 from dpr_lightning.evaluation.statistics import holm
 from dpr_lightning.experiments import background, experiment, flops
 from dpr_lightning.experiments.background import Begin, Work
@@ -37,7 +39,10 @@ def quickstart_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_quickstart(folder: Path) -> None:
     sizes = ["--demonstrations", "64", "--test", "12", "--samples", "2", "--preview_prompts", "4"]
     steps = ["--preview_samples", "4", "--sft_steps", "8", "--dpr_steps", "2"]
-    assert main(["quickstart", "--output", str(folder), *sizes, *steps]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        # Every training validates on the development rows, and reads the prompts of all rollouts.
+        patch.setattr(quickstart_command, "toy", partial(toy, prompts=64, development=12))
+        assert main(["quickstart", "--output", str(folder), *sizes, *steps]) == 0
 
 
 @contextmanager

@@ -27,11 +27,12 @@ def write_inputs(folder: Path) -> Path:
 
 
 def trained(strategy: str, folder: Path, cases: Sequence[str]) -> Path:
-    """Run all cases, once: in one process for the strategy ``one``, on two ranks for any other."""
-    if not (folder / strategy).exists():
-        command = ["tests.strategies.worker", strategy, str(folder), *cases]
+    """Run the cases that have not run yet: in one process for the strategy ``one``, on two ranks for any other."""
+    output = folder / strategy
+    if left := [case for case in cases if not (output / f"{case}.json").exists()]:
+        command = ["tests.strategies.worker", strategy, str(folder), *left]
         run_ranks(command, 1 if strategy == "one" else 2, folder / "logs" / strategy, timeout=600)
-    return folder / strategy
+    return output
 
 
 def steps(run: Path, case: str) -> list[dict[str, Any]]:
