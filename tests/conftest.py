@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,6 +84,14 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.enable()
     if "tests.fork_server" in sys.modules:
         sys.modules["tests.fork_server"].server()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_warning_recorded(warning_message: warnings.WarningMessage) -> None:
+    """Report a library's warning as one of Python's: the process that starts others would import torch to name it."""
+    if _IS_WORKER and warning_message.category.__module__ != "builtins":
+        warning_message.category, text = UserWarning, f"{warning_message.category.__name__}: {warning_message.message}"
+        warning_message.message = UserWarning(text)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
