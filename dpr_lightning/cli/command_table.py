@@ -65,6 +65,7 @@ GROUPS = {
         "toy": _command("a tiny policy and demonstrations with a verifier, to try the configs on", "toy_command"),
         "quickstart": _command("the whole path on a toy, in minutes on a CPU", "quickstart_command"),
         "smollm2": _command("the whole path with SmolLM2-135M and LoRA, 50 minutes on two cores", "smollm2_command"),
+        "gap": _command("is right easier to recognise than to write? Offline against online DPO", "gap_command"),
         "compare": _command("many arms over seeds: what is better than SFT, and how sure are we?", "compare_command"),
     },
 }

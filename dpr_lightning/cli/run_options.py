@@ -71,6 +71,13 @@ OPTIONS: dict[str, Values] = {
         "judge": lambda run: "dense" if run.verifier is None else f"verifier:{run.verifier}",
         "output": lambda run: str(run.folder / "pairs" / "pairs.jsonl"),
     },
+    "gap": {
+        **_SCORED,
+        "policy": lambda run: run.sft,
+        "pairs": lambda run: str(run.folder / "pairs" / "pairs.jsonl"),
+        "test": _held_out,
+        "output": lambda run: str(run.folder / "gap"),
+    },
     "evaluate": {**_SCORED, "policy": lambda run: run.policy, "sft": lambda run: run.sft, "prompts": _held_out},
     "judge": {
         **_ANSWERS,

@@ -37,6 +37,10 @@ PARTS, SUMMARY = ".parts.jsonl", ".json"
 Scores = Callable[[EvaluatedAnswers], Tensor]
 
 
+class NoPairs(InputError):
+    """No prompt has two responses of which one scores higher."""
+
+
 @dataclass
 class PairSources:
     """The models and prompts that pairs are made from.
@@ -131,7 +135,7 @@ def write_pairs(
     }
     if not pairs:
         parts.unlink()
-        raise InputError(
+        raise NoPairs(
             f"No prompt of {prompts.file} gives a pair: of {counted(len(prompts), 'prompt')}, {counts['equal']:,} have "
             f"equal or unusable responses alone, and {counts['ties']:,} responses with equal scores. Take more "
             "`samples`, a higher `temperature`, or another `judge`."

@@ -42,6 +42,15 @@ def _label(kit: Kit, *options: str) -> list[str]:
     return ["pairs", "--policy", kit.workspace.sft, "--prompts", kit.workspace.prompts, "--output", output, *options]
 
 
+def _gap(kit: Kit, rows: list[dict[str, Any]], **options: str) -> list[str]:
+    """`dpr gap` with these pairs."""
+    pairs = write_rows(kit.folder / "pairs.jsonl", rows)
+    command = ["gap", "--policy", kit.workspace.sft, "--pairs", pairs, "--test", kit.workspace.prompts]
+    command += ["--output", str(kit.folder / "gap"), "--seeds", "[1]"]
+    settings = {"verifier": "exact_match"} | options
+    return [*command, *(word for name, value in settings.items() for word in (f"--{name}", value))]
+
+
 def _scored(kit: Kit, scorer: dict[str, Any] | None, **data: Any) -> list[str]:
     """`dpr fit` of DPR on what a scorer says."""
     return kit.dpr(scorer=scorer, **data)
@@ -134,6 +143,17 @@ PAIR_CASES: dict[str, dict[str, Case]] = {
         "π_SFT as its scorer": Case(
             lambda kit: _scored(kit, {"policy": kit.workspace.sft}), ("π_SFT itself", "every score would be 0")
         ),
+    },
+    "Gaps by `dpr gap`": {
+        "a gap of a few prompts": Case(lambda kit: _gap(kit, [PAIR] * 3), ("1 different prompt", "`--held_out`")),
+        "a gap without what the verifier reads": Case(
+            lambda kit: _gap(kit, [PAIR, PAIR | {"prompt": "2 + 2 ="}], verifier="answer"),
+            ("pairs.jsonl:1", "'answer'"),
+        ),
+        "a gap by a recipe of rollouts": Case(
+            lambda kit: _gap(kit, [PAIR], dpo="toy/rebel.yaml"), ("does not learn from a file of pairs", "`--dpo`")
+        ),
+        "the best of one sample": Case(lambda kit: _gap(kit, [PAIR], samples="1"), ("`samples` is 1", "2 or more")),
     },
     "Pairs by `dpr pairs`": {
         "an unknown judge": Case(lambda kit: _label(kit, "--judge", "oracle"), ("judge", "verifier:NAME")),
