@@ -11,7 +11,7 @@ import torch
 
 from dpr_lightning.cli.planted_rows import MISTAKES, Planting, measure_list
 from dpr_lightning.cli.planted_rows import SFT as SFT_OF_COPY
-from dpr_lightning.cli.repeated_training import FOLDS, FOLDS_RECORD, Folds
+from dpr_lightning.cli.repeated_training import FOLDS, Folds
 from dpr_lightning.cli.suspicious_rows import LIST, PAGE, AuditedRows, list_suspects, load_demonstrations
 from dpr_lightning.cli.trained_rows import Audited, SuspicionKind, list_trained, method_of
 from dpr_lightning.data import PromptSet, Rows, last_turn
@@ -22,6 +22,7 @@ from dpr_lightning.evaluation.evaluated_answers import collect_answers
 from dpr_lightning.evaluation.scored_samples import ScoredSamples
 from dpr_lightning.evaluation.suspects import Suspect
 from dpr_lightning.evaluation.verifiers import verifier_named
+from dpr_lightning.experiments.fold_policies import FOLDS_RECORD
 from dpr_lightning.paths import REPORT_MARKS, ReadPath, Writes
 from dpr_lightning.policies import load_tokenizer, special_tokens
 from dpr_lightning.policies.inference_policy import best_device

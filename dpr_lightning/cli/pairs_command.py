@@ -39,6 +39,7 @@ def pairs(
     columns: dict[str, str] | None = None,
     dtype: Dtype = "float32",
     seed: int = 0,
+    folds: ReadPath | None = None,
 ) -> None:
     """Write pairs of responses of a policy to learn preferences from; the same command goes on after an interruption.
 
@@ -62,10 +63,12 @@ def pairs(
         columns: names of columns in the prompt file.
         dtype: of the models' parameters.
         seed: of the responses and picks.
+        folds: folder of `dpr audit --rows train --folds 4`, such as runs/mine/audit/train.folds: each prompt is
+            answered by a policy that did not learn from it, and not by `policy`.
     """
     spec = PairsSpec(judge, pick, samples, label_temperature, temperature, limit)
     sampling = SamplingOptions(max_new_tokens, batch_size=batch_size, stop_strings=stop_strings)
-    sources = PairSources(policy, prompts, sft, references or [], reward, sampling, columns, dtype, seed)
+    sources = PairSources(policy, prompts, sft, references or [], reward, sampling, columns, dtype, seed, folds)
     with progress_bar("prompts paired", None) as advance:
         summary = write_pairs(Path(output), spec, sources, advance)
     console.print(

@@ -1,43 +1,33 @@
 """``dpr clean --how relabel``: new answers to flagged rows, by policies that did not learn from them and a verifier."""
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dpr_lightning.cli.repeated_training import FOLDS, FOLDS_RECORD
+from dpr_lightning.cli.repeated_training import FOLDS
 from dpr_lightning.data import PromptSet, Row, open_rows, to_demonstration, to_prompt
 from dpr_lightning.data.cleaning import FlaggedRow, NewAnswer
 from dpr_lightning.data.ground_truth import check_ground_truth, verifier_scores
 from dpr_lightning.data.held_out import SelectedRows
 from dpr_lightning.data.loss_spans import LossSpan
-from dpr_lightning.data.prompt_identity import prompt_hash
 from dpr_lightning.data.replaced_answers import with_answer
 from dpr_lightning.data.row_types import row_hash, row_key
 from dpr_lightning.errors import InputError
 from dpr_lightning.evaluation.evaluated_answers import collect_answers
 from dpr_lightning.evaluation.verifiers import load_verifier
+from dpr_lightning.experiments.fold_policies import Fold, fold_policies
 from dpr_lightning.policies import load_tokenizer
 from dpr_lightning.policies.inference_policy import frozen_policy
 from dpr_lightning.progress import progress_bar
 from dpr_lightning.rollouts import SamplingOptions
-from dpr_lightning.run_manifest import AUDIT_OF_TRAINED, FINAL, RunManifest
+from dpr_lightning.run_manifest import AUDIT_OF_TRAINED, RunManifest
 
 RIGHT = 1.0
 """Score by the verifier of a right answer."""
 TEMPERATURE = 0.7
 """Of the samples: at 1 more of the accepted ones have a wrong step before a right end (docs/noisy.md)."""
-
-
-class Fold(NamedTuple):
-    """A policy of cross-fitting: its folder, and the hashes of the prompts that it learnt from."""
-
-    policy: Path
-    learnt: frozenset[int]
 
 
 def new_answers(
@@ -131,24 +121,13 @@ def _folds(manifest: RunManifest) -> list[Fold]:
         InputError: there are none.
     """
     folder = (manifest.folder / AUDIT_OF_TRAINED).with_suffix(FOLDS)
-    record = folder / FOLDS_RECORD
-    count = json.loads(record.read_text(encoding="utf-8"))["folds"] if record.is_file() else 0
-    names = [folder / f"fold_{number + 1}" for number in range(count)]
-    if not names or not all((name / "policies" / FINAL).is_dir() for name in names):
+    folds = fold_policies(folder, manifest.columns)
+    if not folds:
         raise InputError(
             f"`--how relabel` samples from policies that did not learn from the row, and {folder} has none. First: dpr "
             f"audit --run {shlex.quote(str(manifest.folder))} --rows train --folds 4"
         )
-    return [
-        Fold(
-            name / "policies" / FINAL,
-            frozenset(
-                prompt_hash(to_demonstration(row, manifest.columns).prompt_text)
-                for row in open_rows(name.with_name(f"{name.name}.jsonl"))
-            ),
-        )
-        for name in names
-    ]
+    return folds
 
 
 def _is_one_answer(row: Row, columns: Mapping[str, str] | None) -> bool:

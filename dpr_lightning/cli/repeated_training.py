@@ -13,6 +13,7 @@ from dpr_lightning.data import Rows, TokenizedDataset
 from dpr_lightning.data.held_out import rows_of
 from dpr_lightning.data.prompt_identity import prompt_folds
 from dpr_lightning.errors import InputError, counted
+from dpr_lightning.experiments.fold_policies import FOLDS_RECORD
 from dpr_lightning.experiments.json_cache import key_of
 from dpr_lightning.experiments.run_folder import train_once
 from dpr_lightning.folders import whole_file
@@ -28,8 +29,6 @@ from dpr_lightning.workflow.repeated_sft import repeated_sft
 
 FOLDS = ".folds"
 """Suffix of the folder of the folds' trainings, beside the file of the audit."""
-FOLDS_RECORD = "folds.json"
-"""File there of the folds that have been trained."""
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,11 @@ from dpr_lightning.errors import InputError, counted
 from dpr_lightning.evaluation.evaluated_answers import EvaluatedAnswers, collect_answers
 from dpr_lightning.evaluation.verifiers import load_verifier
 from dpr_lightning.experiments.flops import FlopSum
+from dpr_lightning.experiments.fold_policies import assign_folds, fold_policies
 from dpr_lightning.experiments.json_cache import key_of
 from dpr_lightning.experiments.pair_picks import PairsSpec, pick_pair
 from dpr_lightning.folders import whole_file
+from dpr_lightning.policies import load_tokenizer
 from dpr_lightning.policies.frozen import check_one_vocabulary
 from dpr_lightning.policies.inference_policy import best_device, frozen_policy
 from dpr_lightning.policies.policy_spec import Dtype
@@ -55,6 +57,8 @@ class PairSources:
         columns: names of columns in the rows.
         dtype: of the models' parameters.
         seed: of the responses and picks.
+        folds: folder of cross-fitted policies: each prompt is answered by one that did not learn from it, and not by
+            ``policy``.
     """
 
     policy: str
@@ -66,6 +70,7 @@ class PairSources:
     columns: dict[str, str] | None = None
     dtype: Dtype = "float32"
     seed: int = 0
+    folds: str | None = None
 
 
 def write_pairs(
@@ -87,7 +92,7 @@ def write_pairs(
     Raises:
         InputError: an option does not fit, a score is not finite, or no prompt gives a pair.
     """
-    policy, tokenizer = frozen_policy(sources.policy, sources.dtype)
+    tokenizer = load_tokenizer(sources.policy)
     prompts = PromptSet.load(sources.prompts, tokenizer, columns=sources.columns, limit=spec.limit)
     judge = _Judge.load(spec.judge, sources, tokenizer)
     rows = {row.location: row for row in SelectedRows(open_rows(sources.prompts), prompts.numbers)}
@@ -99,16 +104,19 @@ def write_pairs(
         sources.sampling.batch_size,
         sources.sampling.stop_strings,
     )
-    prompts_at_once = max(1, options.batch_size // spec.samples)
+    batches = _batches(sources, prompts, max(1, options.batch_size // spec.samples))
+    policy, loaded = None, ""
     parts = output.with_suffix(PARTS)
     finished = _finished_parts(parts, key)
     output.parent.mkdir(parents=True, exist_ok=True)
     with parts.open("w", encoding="utf-8") as stream:
         for part in ({"key": key}, *finished):
             _append(stream, part)
-        for start in range(0, len(prompts), prompts_at_once):
-            indices = range(start, min(start + prompts_at_once, len(prompts)))
-            if start // prompts_at_once >= len(finished):
+        for number, (folder, indices) in enumerate(batches):
+            if number >= len(finished):
+                if loaded != folder:
+                    policy, loaded = frozen_policy(folder, sources.dtype)[0], folder
+                assert policy is not None
                 with FlopSum() as counter:
                     answers = collect_answers(
                         policy,
@@ -130,13 +138,14 @@ def write_pairs(
     for part in finished:
         counts.update(part["counts"])
     pairs = [row for part in finished for row in part["pairs"]]
-    summary: dict[str, Any] = {"pairs": len(pairs), "prompts": len(prompts)} | {
+    answered = sum(len(indices) for _, indices in batches)
+    summary: dict[str, Any] = {"pairs": len(pairs), "prompts": answered} | {
         name: counts[name] for name in ("equal", "ties", "unusable")
     }
     if not pairs:
         parts.unlink()
         raise NoPairs(
-            f"No prompt of {prompts.file} gives a pair: of {counted(len(prompts), 'prompt')}, {counts['equal']:,} have "
+            f"No prompt of {prompts.file} gives a pair: of {counted(answered, 'prompt')}, {counts['equal']:,} have "
             f"equal or unusable responses alone, and {counts['ties']:,} responses with equal scores. Take more "
             "`samples`, a higher `temperature`, or another `judge`."
         )
@@ -147,6 +156,29 @@ def write_pairs(
         file.write(json.dumps(summary, indent=2) + "\n")
     parts.unlink()
     return summary
+
+
+def _batches(sources: PairSources, prompts: PromptSet, at_once: int) -> list[tuple[str, list[int]]]:
+    """Which policy answers which prompts, a few at once.
+
+    Raises:
+        InputError: there are no cross-fitted policies in the folder of ``folds``, or all learnt from every prompt.
+    """
+    if sources.folds is None:
+        groups = {sources.policy: list(range(len(prompts)))}
+    else:
+        folds = fold_policies(Path(sources.folds), sources.columns)
+        groups = assign_folds(folds, prompts.prompt_hashes.tolist())
+        if not any(groups.values()):
+            raise InputError(
+                f"`folds` is {sources.folds!r}, and no policy there answers a prompt that it did not learn from. Name "
+                "the folder that `dpr audit --rows train --folds 4` trained, such as runs/mine/audit/train.folds."
+            )
+    return [
+        (policy, indices[start : start + at_once])
+        for policy, indices in groups.items()
+        for start in range(0, len(indices), at_once)
+    ]
 
 
 def pairs_file(folder: Path, spec: PairsSpec, sources: PairSources, sft_key: str) -> Path:
@@ -294,7 +326,9 @@ def _key(spec: PairsSpec, sources: PairSources, prompts: PromptSet) -> str:
     folder = spec.judge.partition(":")[2] if spec.judge.startswith(("head:", "policy:")) else None
     policies = [policy_hash(each) for each in (*named, folder) if each is not None]
     reward = None if sources.reward is None else asdict(sources.reward)
-    options = [asdict(spec), asdict(sources.sampling), reward, sources.dtype, sources.seed, sources.columns]
+    options: list[Any] = [asdict(spec), asdict(sources.sampling), reward, sources.dtype, sources.seed, sources.columns]
+    if sources.folds is not None:
+        options.append([policy_hash(str(fold.policy)) for fold in fold_policies(Path(sources.folds), sources.columns)])
     return key_of(json.dumps([policies, options, prompts.tokens, prompts.metadata], sort_keys=True, default=str))
 
 

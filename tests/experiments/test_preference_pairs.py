@@ -1,7 +1,9 @@
 """`dpr pairs`: what judges and picks make of samples, that it goes on to the bit, and that its file trains."""
 
 import json
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from dpr_lightning.experiments.preference_pairs import PairSources, write_pairs
 from dpr_lightning.policies import PolicySpec, build_verifier_head
 from dpr_lightning.rollouts import SamplingOptions
 from dpr_lightning.run_manifest import record_stage
-from tests.workspace import Workspace, make_workspace
+from tests.workspace import Workspace, make_workspace, write_rows
 
 
 @pytest.fixture(scope="module")
@@ -176,3 +178,30 @@ def test_where_no_pair_can_be_made(sources: PairSources, workspace: Workspace, t
     for judge, says in (("dense", "`sft` and `references`"), (f"policy:{workspace.sft}", "name `sft`")):
         with pytest.raises(InputError, match=says):
             write_pairs(tmp_path / "pairs.jsonl", PairsSpec(judge), bare)
+
+
+def test_cross_fitted_policies_answer_prompts_that_they_did_not_learn(
+    workspace: Workspace, sources: PairSources, tmp_path: Path
+) -> None:
+    rows = rows_of(Path(workspace.demonstrations))
+    folds = tmp_path / "train.folds"
+    for number, learnt in ((1, rows[4:]), (2, [*rows[:4], *rows[8:]])):
+        fold = folds / f"fold_{number}"
+        shutil.copytree([workspace.sft, workspace.reference][number - 1], fold / "policies" / "final")
+        write_rows(fold.with_name(f"{fold.name}.jsonl"), learnt)
+    (folds / "folds.json").write_text('{"folds": 2}')
+    spec = PairsSpec(VERIFIER, samples=4)
+    crossed = replace(sources, folds=str(folds))
+    summary = write_pairs(tmp_path / "pairs.jsonl", spec, crossed)
+    pairs = rows_of(tmp_path / "pairs.jsonl")
+    # The second half was learnt by both; the first four prompts have the answers of one, the next four of the other.
+    assert summary["prompts"] == 8
+    assert {row["prompt"] for row in pairs} <= {row["prompt"] for row in rows[:8]}
+    for number, part in ((0, rows[:4]), (1, rows[4:8])):
+        alone = replace(sources, policy=[workspace.sft, workspace.reference][number], sft=None)
+        write_pairs(tmp_path / f"alone_{number}.jsonl", spec, alone)
+        prompts = [row["prompt"] for row in part]
+        expected = [row for row in rows_of(tmp_path / f"alone_{number}.jsonl") if row["prompt"] in prompts]
+        assert [row for row in pairs if row["prompt"] in prompts] == expected
+    with pytest.raises(InputError, match="no policy there answers a prompt that it did not learn from"):
+        write_pairs(tmp_path / "none.jsonl", spec, replace(sources, folds=str(tmp_path)))
