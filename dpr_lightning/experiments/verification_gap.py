@@ -264,7 +264,7 @@ def _recipe(name: str, spec: GapSpec, folder: Path, seed: int, train: Path) -> C
         SOURCE: spec.policy,
         TRAIN: str(train),
         "data.init_args.validation": None,
-        "run.wandb": None,
+        "run.wandb": "off",
     }
     if spec.columns:
         changes["data.init_args.columns"] = spec.columns

@@ -74,7 +74,7 @@ def test_one_file_of_pairs(workspace: Workspace, tmp_path: Path, monkeypatch: py
     assert result["gap"] == result["paired"]["online_global - offline"]
     assert set(result["arms"]) == {"sft", "offline", "online_global", "online_local", "online_oracle"}
     # The policies differ in their pairs alone.
-    configs = [yaml.safe_load(path.read_text()) for path in Path("out/seed_1/configs").iterdir()]
+    configs = [yaml.safe_load(path.read_text()) for path in Path("out/seed_1/configs").glob("*.yaml")]
     policies = [config for config in configs if config["model"]["class_path"].endswith("SelfPlay")]
     assert len(policies) == 4
     trained_on = {config["data"]["init_args"].pop("train") for config in policies}

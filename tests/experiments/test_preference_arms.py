@@ -125,7 +125,7 @@ def test_pairs_come_off_the_budget_of_an_arm(configs: ArmConfigs, tmp_path: Path
 def write_recipe(name: str, folder: Path, steps: int) -> str:
     """A packaged recipe with fewer steps, and without runs of W&B."""
     config = yaml.safe_load(recipe_text(name))
-    config["run"] = {"wandb": None, "csv": False, "resume_every_n_steps": None}
+    config["run"] = {"wandb": "off", "csv": False, "resume_every_n_steps": None}
     config["trainer"] |= {"max_steps": steps, "enable_progress_bar": False}
     config["data"]["init_args"]["batch_size"] = 16
     path = folder / Path(name).name
