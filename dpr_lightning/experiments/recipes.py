@@ -90,7 +90,7 @@ def recipe_config(name: str, recipes: Recipes, folder: Path, seed: int, changes:
     for section in ("model", "data"):
         config[section]["init_args"]["seed"] = seed
     run = {"wandb": "offline"} | (config.get("run") or {})  # what is trained has to be saved
-    if run["wandb"] is not None:
+    if run["wandb"] not in (None, False, "off"):
         run["wandb"] = "online" if recipes.online else "offline"
     config["run"] = run
     config.setdefault("trainer", {})
