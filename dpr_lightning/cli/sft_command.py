@@ -70,6 +70,7 @@ def _add_options(parser: OptionParser) -> None:
     parser.add_argument("--epochs", type=float, default=3, help="passes over the demonstrations (default: 3)")
     parser.add_argument("--learning_rate", type=float, help="default: 1e-4 below 1B parameters, 2e-5 above; LoRA: ×10")
     parser.add_argument("--lora", type=int, metavar="RANK", help="train adapters; 0: never (default: from 3B on)")
+    parser.add_argument("--trim", action="store_true", help="hardly learn tokens that look wrong (docs/noisy.md)")
     parser.add_argument("--max_length", type=int, default=1024, help="tokens; longer rows are dropped (default: 1024)")
     parser.add_argument("--batch_size", type=int, default=8, help="demonstrations a step on each device (default: 8)")
     parser.add_argument(
@@ -96,6 +97,7 @@ def _config(options: Namespace, output: str) -> tuple[dict[str, Any], list[str]]
         epochs=options.epochs,
         learning_rate=options.learning_rate,
         lora=options.lora,
+        trim=options.trim,
         max_length=options.max_length,
         batch_size=options.batch_size,
         dtype=options.precision,

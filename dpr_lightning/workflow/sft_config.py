@@ -27,6 +27,7 @@ class SftOptions:
         epochs: passes over the demonstrations.
         learning_rate: None: 1e-4 below 1B parameters and 2e-5 above; adapters ten times that.
         lora: rank of adapters; 0: every parameter; None: adapters from 3B parameters on.
+        trim: whether tokens that look wrong are hardly learnt, with the limits of ``TrimSpec``.
         max_length: tokens of the longest demonstration; longer ones are dropped and counted.
         batch_size: demonstrations an optimizer step on each device.
         dtype: ``auto``: as the weights are saved, where this machine computes in it.
@@ -43,6 +44,7 @@ class SftOptions:
     epochs: float = 3
     learning_rate: float | None = None
     lora: int | None = None
+    trim: bool = False
     max_length: int = 1024
     batch_size: int = 8
     dtype: Dtype = AUTO
@@ -94,6 +96,7 @@ def sft_config(options: SftOptions, model: BaseModel) -> tuple[Config, list[str]
             "init_args": {
                 "policy": policy,
                 "loss": "sft",
+                **({"trim": {}} if options.trim else {}),
                 "optimizer": {
                     "class_path": "torch.optim.AdamW",
                     "init_args": {"lr": rate, "betas": [0.9, 0.95], "weight_decay": 0.0},

@@ -22,7 +22,8 @@ MARKS = {"better": "▲", "no detectable difference": "≈", "worse": "▼"}
         ("addition", "docs/measurements/toy.yaml", [], "dpr"),
         ("spelling", "docs/measurements/toy.yaml", OF_SPELLING, "dpr"),
         ("ahead", "configs/compare/ahead.yaml", [], "dpr"),
-        ("noisy", "docs/measurements/noisy.yaml", [], "trimmed"),
+        ("noisy", "configs/compare/noisy.yaml", [], "trimmed"),
+        ("trim_weight", "configs/compare/trim_weight.yaml", [], "w01"),
     ],
 )
 def test_kept_seeds_are_pooled(
@@ -41,7 +42,7 @@ def test_kept_seeds_are_pooled(
     assert result["paired"][f"{arm} - sft"]["sampled"]["difference"] == pytest.approx(gain)
     if folder == "noisy":  # as docs/noisy.md and the README have it
         entry = result["paired"]["trimmed - sft"]["greedy"]
-        assert [round(entry[key], 3) for key in ("difference", "low", "high")] == [0.188, 0.132, 0.244]
+        assert [round(entry[key], 3) for key in ("difference", "low", "high")] == [0.226, 0.138, 0.314]
         assert entry["verdict"] == "better"
         return
     expect_one_verdict_everywhere(tmp_path, result["paired"], printed)

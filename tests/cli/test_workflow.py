@@ -324,13 +324,15 @@ def test_overlays_and_options_are_in_the_config(user: Path, capsys: pytest.Captu
         "trainer: {max_steps: 7}\n"
     )
     arguments = ["--config", "overlay.yaml", "--config", "recipe:strategy/ddp", "--set", "model.schedule.kind=constant"]
-    arguments += ["--set=model.optimizer.lr=1e-2", "--lora", "4", "--limit", "30", "--write_only"]
+    arguments += ["--set=model.optimizer.lr=1e-2", "--lora", "4", "--limit", "30", "--write_only", "--trim"]
+    arguments += ["--set", "model.trim.after=0.25"]
     assert main(["init", "new", "--model", "base", "--train", "mine.jsonl", *arguments]) == 0
     config = yaml.safe_load(Path("new/sft.yaml").read_text())
     options = config["model"]["init_args"]
     assert options["optimizer"] == {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.01}}
     assert options["schedule"] == {"kind": "constant", "warmup_fraction": 0.06}
     assert options["policy"]["lora"] == {"rank": 4, "alpha": 8.0, "target_modules": "all-linear"}
+    assert options["trim"] == {"after": 0.25}
     assert config["trainer"]["max_steps"] == 7
     assert config["trainer"]["strategy"] == "ddp"
     assert not Path("new/sft").exists()
