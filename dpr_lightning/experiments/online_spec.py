@@ -1,4 +1,4 @@
-"""Which responses of its own policy an arm of online preferences learns from, as data."""
+"""From which responses of its policy an arm of online preferences learns, as data."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args

@@ -23,8 +23,8 @@ Pairs = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 """Prompt, chosen and rejected response of each pair."""
 
 
-def fit(loss: Callable[[Tensor], Tensor], size: int, iterations: int = 300, tolerance: float = 1e-9) -> Tensor:
-    """The parameters [size] of the smallest loss, by L-BFGS from 0."""
+def fit(loss: Callable[[Tensor], Tensor], count: int, iterations: int = 300, tolerance: float = 1e-9) -> Tensor:
+    """The parameters [count] of the smallest loss, by L-BFGS from 0."""
 
     def value_and_gradient(values: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         parameters = torch.from_numpy(values).requires_grad_()
@@ -33,8 +33,8 @@ def fit(loss: Callable[[Tensor], Tensor], size: int, iterations: int = 300, tole
         return value.item(), gradient.numpy()
 
     options = {"maxiter": iterations, "ftol": tolerance, "gtol": 1e-5 if tolerance == 1e-9 else 1e-12}
-    found = minimize(value_and_gradient, np.zeros(size), jac=True, method="L-BFGS-B", options=options)
-    return torch.from_numpy(found.x)
+    result = minimize(value_and_gradient, np.zeros(count), jac=True, method="L-BFGS-B", options=options)
+    return torch.from_numpy(result.x)
 
 
 def preference_loss(chosen: Tensor, rejected: Tensor, beta: float = 1.0) -> Tensor:
@@ -213,14 +213,14 @@ def reward_model(world: World, prompts: Tensor, chosen: Tensor, rejected: Tensor
 
 
 def dpo(world: World, prompts: Tensor, chosen: Tensor, rejected: Tensor, ridge: float = RIDGE) -> Tensor:
-    size = world.steps.shape[-1]
-    start = [world.logprob(torch.zeros(size, dtype=torch.float64), prompts, each) for each in (chosen, rejected)]
+    count = world.steps.shape[-1]
+    start = [world.logprob(torch.zeros(count, dtype=torch.float64), prompts, each) for each in (chosen, rejected)]
 
     def loss(weights: Tensor) -> Tensor:
         ratios = [world.logprob(weights, prompts, each) for each in (chosen, rejected)]
         return preference_loss(ratios[0] - start[0], ratios[1] - start[1], BETA) + ridge * weights @ weights
 
-    return fit(loss, size)
+    return fit(loss, count)
 
 
 def reinforce(world: World, reward: Tensor, ridge: float = RIDGE) -> Tensor:
