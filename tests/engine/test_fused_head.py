@@ -95,7 +95,7 @@ def test_values_of_every_token_are_autograd_on_whole_logits(block: int | None, m
     logprobs = (hidden @ weight.T).log_softmax(-1)
     values = divergence(logprobs, slice(0, N))
     every = F.all_actions_loss(logprobs[None], values[None], torch.ones(1, N, dtype=torch.bool), 1.0)
-    expected = constant(logprobs.gather(-1, tokens[:, None]).squeeze(-1), slice(0, N)) + every
+    expected = constant(logprobs.gather(-1, tokens[:, None]).squeeze(-1), Part(slice(0, N), logprobs.amax(-1))) + every
     expected_grads = torch.autograd.grad(3.0 * expected, (hidden, weight))
     result = head_loss(hidden, weight, tokens, constant, divergence)
     gradients = torch.autograd.grad(3.0 * result.loss, (hidden, weight))
